@@ -1,0 +1,55 @@
+# make demo   the whole job on a few drawn pages        make test    all tests, on the CPU
+# make lint   ruff and mypy                             make clean   forget .venv and the caches
+#
+# Each sets up .venv first where there is none, or where this file or pyproject.toml is newer than it.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+EE_DATA ?= $(abspath $(wildcard ../shared/data/pages))
+# pyproject.toml's own pin, torch==…+cpu: the build without CUDA. Where pip's index has none, PyTorch's own has.
+TORCH := $(shell sed -n 's/^ *"\(torch==.*+cpu.*\)",$$/\1/p' pyproject.toml)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+PIP_INSTALL := .venv/bin/python -m pip install -qq --no-input
+HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: demo test lint clean
+
+demo: .venv/.ready
+	@.venv/bin/ee-export demo
+
+# EE_DATA names a folder of real pages; without one, the tests that need it skip and say so.
+test: .venv/.ready
+	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/pytest
+
+lint: .venv/.ready
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+
+.venv/.ready: pyproject.toml Makefile | .venv/bin/pip
+	@echo "set-up 2/3: PyTorch without CUDA (190 MB to download, once)"
+	@$(PIP_INSTALL) "$(TORCH)" 2>/dev/null || $(PIP_INSTALL) --extra-index-url $(CPU_WHEELS) "$(TORCH)" || \
+	    { echo "make: PyTorch's CPU build could not be installed (pip says why, above); $(CPU_WHEELS)/torch lists the Pythons and machines it is made for" >&2; exit 1; }
+	@echo "set-up 3/3: the other packages (160 MB to download, once)"
+	@$(PIP_INSTALL) --editable '.[export,ocr,dev]'
+	@touch $@
+
+# Debian keeps half of venv in a package of its own: root gets it installed, anyone else is told its name.
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "make: $(PYTHON) is missing or older than 3.11; install Python 3.11 or name one, as in: make PYTHON=python3.11 test" >&2; exit 1; }
+	@if ! $(HAS_VENV) && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "set-up 0/3: Debian's python3-venv"; \
+	    export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes; \
+	    { apt-get -qq update && apt-get -qq -y install python3-venv; } >/dev/null; \
+	fi; true
+	@$(HAS_VENV) || \
+	    { echo "make: $(PYTHON) cannot make a virtual environment; first: sudo apt-get install python3-venv" >&2; exit 1; }
+	@echo "set-up 1/3: virtual environment in .venv"
+	@$(PYTHON) -m venv --clear .venv

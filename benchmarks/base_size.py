@@ -1,0 +1,52 @@
+"""Build a package of LayoutLMv3-base's size with random weights: what `ee-bench run` is shown on in the README.
+
+python benchmarks/base_size.py /tmp/base.ee && ee-bench run /tmp/base.ee
+"""
+
+from pathlib import Path
+
+import click
+import torch
+from rich.progress import Progress
+
+from ee_export.atomic import staged_folder
+from ee_export.build import export, golden_inputs
+from ee_export.encode import Encoder
+from ee_export.model import checkpoint
+from ee_export.model.exits import all_exits
+from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--layers", default=12, show_default=True)
+def main(out: Path, layers: int) -> None:
+    """Write OUT with every exit there is; no operating point but `full`."""
+    torch.manual_seed(0)
+    tokenizer = checkpoint.train_tokenizer(iter([["page"]]), 300)
+    config = EarlyExitLayoutLMv3Config(
+        num_hidden_layers=layers,
+        max_position_embeddings=514,
+        vocab_size=50265,
+        exits=list(all_exits(layers)),
+        id2label={0: "a", 1: "b", 2: "c"},
+        label2id={"a": 0, "b": 1, "c": 2},
+    )
+    model = EarlyExitLayoutLMv3(config).eval()
+    inputs = golden_inputs(model, Encoder(checkpoint.encoding_of(config), tokenizer), None)
+    with Progress() as bars, staged_folder(out, overwrite=True) as staging:
+        tasks = {stage: bars.add_task(stage) for stage in ("export", "prove")}
+        package = export(
+            model,
+            tokenizer.to_str(),
+            inputs,
+            staging,
+            "base",
+            lambda s, done, all_: bars.update(tasks[s], completed=done, total=all_),
+        )
+    worst = max(package.target("cpu-fp32").equality.values())
+    print(f"{out}: {len(config.exit_names())} exits, largest logit difference from eager torch {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""`python -m ee_export.bench.load`: load a package or an uncut graph once, and print time and memory as JSON."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def _memory_mb(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def main() -> None:
+    """Imports are not counted: both variants pay them."""
+    kind, *arguments = sys.argv[1:]
+    import onnxruntime
+
+    from ee_export.runtime import ort as backend
+    from ee_export.runtime.chain import load
+
+    before = _memory_mb("VmRSS:")
+    started = time.perf_counter()
+    if kind == "package":
+        kept = load(arguments[0], arguments[1], "full")
+    else:
+        options = backend.session_options(backend.available_threads())
+        kept = onnxruntime.InferenceSession(arguments[0], options, providers=["CPUExecutionProvider"])
+    taken = time.perf_counter() - started
+    print(
+        json.dumps({"load_s": taken, "rss_mb": _memory_mb("VmRSS:") - before, "peak_mb": _memory_mb("VmHWM:") - before})
+    )
+    del kept
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Measure a package: the chain against the same graphs in one uncut session, exit by exit, and what loading costs."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from ee_export.bench.statistics import Spread, interleave, spread
+from ee_export.encode import Arrays
+from ee_export.manifest import OperatingPoint
+from ee_export.package import Package
+from ee_export.runtime import ort as backend
+from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.costs import machine_name
+from ee_export.runtime.segment import Segment
+from ee_export.segments.join import join
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExitCost:
+    """Leaving at an exit: time, share of the uncut session's, and how many encoder layers it costs beyond the embeddings."""
+
+    exit: str
+    ms: Spread
+    of_uncut: Spread
+    layers: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Everything measured at one text length, batch 1.
+
+    ``uncut``: one session of the same graphs, every exit's logits computed. ``whole``: one session that computes ``final``
+    alone. ``chain``: all segments, every exit asked, no page leaving.
+    """
+
+    tokens: int
+    uncut_ms: Spread
+    whole_ms: Spread
+    chain_ms: Spread
+    chain_of_uncut: Spread
+    chain_of_whole: Spread
+    layer_ms: float | None
+    python_us_per_segment: Spread
+    exits: list[ExitCost]
+
+
+class TimedSegment:
+    """A segment that adds up the time spent inside onnxruntime."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.exit, self.inputs, self.outputs = segment.exit, segment.inputs, segment.outputs
+        self._segment = segment
+        self.spent_s = 0.0
+
+    def run(self, state: dict[str, backend.Tensor]) -> dict[str, backend.Tensor]:
+        started = time.perf_counter()
+        outputs = self._segment.run(state)
+        self.spent_s += time.perf_counter() - started
+        return outputs
+
+
+def measure_latency(
+    package: Package, target: str, tokens: Sequence[int], runs: int, progress: Progress
+) -> list[Latency]:
+    """Interleave the chain, left at every exit in turn, with the uncut session, at each text length."""
+    chain = load_package(package, target)
+    uncut = {"uncut": join(package, target), "whole": join(package, target, ["final"])}
+    sessions = {name: _session(graph.SerializeToString()) for name, graph in uncut.items()}
+    found = []
+    for at, length in enumerate(tokens):
+        progress("latency", at, len(tokens))
+        found.append(_latency(chain, sessions, _inputs(chain, length), runs))
+    progress("latency", len(tokens), len(tokens))
+    return found
+
+
+def measure_loading(package: Package, target: str, runs: int, progress: Progress) -> dict[str, Any]:
+    """Time and memory of loading the package and of loading the whole model as one graph, in fresh processes, in turn."""
+    times: dict[str, list[dict[str, float]]] = {"package": [], "uncut": []}
+    with tempfile.TemporaryDirectory(prefix="ee-bench-") as scratch:
+        uncut = Path(scratch) / "whole.onnx"
+        onnx.save(join(package, target, ["final"]), uncut)
+        commands = {"package": [str(package.path), target], "uncut": [str(uncut)]}
+        for run in range(-1, runs):
+            progress("loading", max(run, 0), runs)
+            for name, arguments in commands.items():
+                script = [sys.executable, "-m", "ee_export.bench.load", name, *arguments]
+                done = subprocess.run(script, capture_output=True, text=True, check=True)
+                if run >= 0:
+                    times[name].append(json.loads(done.stdout))
+    progress("loading", runs, runs)
+    result: dict[str, Any] = {}
+    for key in ("load_s", "rss_mb", "peak_mb"):
+        package_values, uncut_values = (
+            np.array([entry[key] for entry in times[name]]) for name in ("package", "uncut")
+        )
+        result[key] = {
+            "package": asdict(spread(package_values)),
+            "uncut": asdict(spread(uncut_values)),
+            "ratio": asdict(spread(package_values / uncut_values)),
+        }
+    return result
+
+
+def environment() -> dict[str, str]:
+    """Machine and versions, as every result states them."""
+    return {"machine": machine_name(), "numpy": np.__version__, "python": sys.version.split()[0]}
+
+
+def _latency(chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], arrays: Arrays, runs: int) -> Latency:
+    names = chain.exits
+    variants = {name: _forced(chain, name) for name in names}
+    timed = [TimedSegment(segment) for segment in chain.segments]
+    traced = chain.with_point(_leave_at(chain, "final"), timed)
+    outside = np.empty(runs + 2)
+
+    def run_session(session: onnxruntime.InferenceSession) -> Callable[[], float]:
+        outputs = [output.name for output in session.get_outputs()]
+        inputs = [value.name for value in session.get_inputs()]
+
+        def run() -> float:
+            started = time.perf_counter()
+            session.run_with_ort_values(outputs, {name: backend.upload(arrays[name]) for name in inputs})
+            return (time.perf_counter() - started) * 1e3
+
+        return run
+
+    def run_chain(variant: Chain) -> Callable[[], float]:
+        def run() -> float:
+            started = time.perf_counter()
+            variant.predict_encoded(arrays)
+            return (time.perf_counter() - started) * 1e3
+
+        return run
+
+    rounds = iter(range(runs + 2))
+
+    def run_traced() -> float:
+        for segment in timed:
+            segment.spent_s = 0.0
+        started = time.perf_counter()
+        traced.predict_encoded(arrays)
+        total = time.perf_counter() - started
+        outside[next(rounds)] = (total - sum(segment.spent_s for segment in timed)) * 1e6 / len(timed)
+        return total * 1e3
+
+    times = interleave(
+        {
+            **{name: run_session(session) for name, session in sessions.items()},
+            "traced": run_traced,
+            **{name: run_chain(variant) for name, variant in variants.items()},
+        },
+        runs,
+    )
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    depth = {name: int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")}
+    layer = start = None
+    if len(depth) >= 2:
+        first, last = min(depth, key=lambda n: depth[n]), max(depth, key=lambda n: depth[n])
+        layer = (medians[last] - medians[first]) / (depth[last] - depth[first])
+        before = [name for name in names if name not in depth and name != "final"]
+        start = medians[before[-1]] if before and before[-1] == "fusion" else None
+    exits = []
+    for name in names:
+        beyond = (medians[name] - start) / layer if name in depth and start is not None and layer else None
+        exits.append(ExitCost(name, spread(times[name]), spread(times[name] / times["uncut"]), beyond))
+    return Latency(
+        tokens=arrays["input_ids"].shape[1],
+        uncut_ms=spread(times["uncut"]),
+        whole_ms=spread(times["whole"]),
+        chain_ms=spread(times["final"]),
+        chain_of_uncut=spread(times["final"] / times["uncut"]),
+        chain_of_whole=spread(times["final"] / times["whole"]),
+        layer_ms=layer,
+        python_us_per_segment=spread(outside[2:]),
+        exits=exits,
+    )
+
+
+def _forced(chain: Chain, exit_name: str) -> Chain:
+    return chain.with_point(_leave_at(chain, exit_name))
+
+
+def _leave_at(chain: Chain, exit_name: str) -> OperatingPoint:
+    """Leave at one exit whatever its score; every exit before it is asked (1.1: a score that none reaches)."""
+    at = chain.exits.index(exit_name)
+    return OperatingPoint(
+        "max_probability", {name: 0.0 if place == at else 1.1 for place, name in enumerate(chain.exits[:-1])}
+    )
+
+
+def _session(graph: bytes) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(
+        graph, backend.session_options(backend.available_threads()), providers=["CPUExecutionProvider"]
+    )
+
+
+def _inputs(chain: Chain, tokens: int) -> Arrays:
+    rng = np.random.default_rng(tokens)
+    side = chain.encoder.encoding.image_size
+    corners = np.sort(rng.integers(0, 1001, (1, tokens, 2, 2)), axis=2)
+    return {
+        "pixel_values": rng.uniform(-1, 1, (1, 3, side, side)).astype(np.float32),
+        "input_ids": rng.integers(5, 200, (1, tokens)),
+        "bbox": corners.reshape(1, tokens, 4),
+        "attention_mask": np.ones((1, tokens), np.int64),
+    }

@@ -1,0 +1,158 @@
+"""Checkpoint and held-out pages to a package: export, prove equal, measure, calibrate, tune, verify."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ee_export import __version__, fit, golden
+from ee_export.atomic import check_destination, staged_folder
+from ee_export.data import read_dataset
+from ee_export.encode import Arrays, Encoder
+from ee_export.errors import BadData
+from ee_export.manifest import SCHEMA, Manifest, Target
+from ee_export.model import checkpoint
+from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
+from ee_export.page import Ocr, find_images, read_page
+from ee_export.runtime.chain import load_package
+from ee_export.runtime.costs import measure, measure_ocr
+from ee_export.segments import equality, export_segments
+from ee_export.verify import verify_package
+
+TARGET = "cpu-fp32"
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a stage, steps done and steps in all."""
+
+
+def build(
+    checkpoint_folder: Path,
+    data: Path,
+    out: Path,
+    *,
+    golden_folder: Path | None = None,
+    ocr: Ocr | None = None,
+    ocr_ms: float | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress,
+) -> Package:
+    """Build a package in one step; nothing is left of a build that fails.
+
+    Args:
+        checkpoint_folder: what ``ee-export train`` wrote.
+        data: held-out pages in class folders; they are split into parts that calibrate, tune and will certify.
+        out: the package folder.
+        golden_folder: pages to carry as golden inputs; default synthetic ones, so that no page of yours is in it.
+        ocr: reads pages without words, and is measured on a few pages as the cost of asking for text.
+        ocr_ms: that cost, where it should not be measured.
+        seed: of the split.
+        overwrite: replace a package that is there.
+        progress: told of every step.
+
+    Raises:
+        BadCheckpoint, BadData, BadPage: an input cannot be used.
+        NotEqual: an exported graph does not give what the trained model gives.
+        BadRequest: ``out`` exists.
+    """
+    check_destination(out, overwrite=overwrite)
+    model, tokenizer = checkpoint.load(checkpoint_folder)
+    labels = checkpoint.labels_of(model.config)
+    held_out = read_dataset(data, labels)
+    parts, split = fit.held_out(held_out, seed)
+    encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
+    inputs = golden_inputs(model, encoder, golden_folder)
+
+    with staged_folder(out, overwrite=overwrite) as staging:
+        package = export(model, tokenizer.to_str(), inputs, staging, out.name.removesuffix(".ee"), progress)
+        chain = load_package(package)
+        target = package.target(TARGET)
+
+        samples = fit.read_pages(parts["tune"], None)[:12]
+        if ocr_ms is None and ocr is not None:
+            progress("measure", 0, 2)
+            ocr_ms = measure_ocr([replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6]])
+        progress("measure", 1, 2)
+        target = replace(target, costs=measure(chain, samples, ocr_ms))
+        progress("measure", 2, 2)
+
+        seen = {
+            part: fit.observe(chain, parts[part], ocr, lambda done, total, part=part: progress(part, done, total))  # type: ignore[misc]
+            for part in ("calibrate", "tune")
+        }
+        target = fit.calibrated(target, seen["calibrate"])
+        target = fit.tuned(package.manifest, target, seen["tune"], ocr_ms or 0.0)
+        manifest = replace(package.manifest, targets={TARGET: target}, split=split)
+        pages, _ = golden.read(package)
+        (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
+        seal(staging, manifest)
+        progress("verify", 0, 1)
+        verify_package(open_package(staging), TARGET)
+        progress("verify", 1, 1)
+    return open_package(out)
+
+
+def export(
+    model: EarlyExitLayoutLMv3, tokenizer: str, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress
+) -> Package:
+    """Write segments, tokenizer and golden file into an empty folder and prove the segments equal; no policy yet."""
+    exits = model.config.exit_names()
+    specs = export_segments(
+        model, staging, TARGET, lambda exit_name: progress("export", exits.index(exit_name), len(exits))
+    )
+    progress("export", len(exits), len(exits))
+    (staging / TOKENIZER).write_text(tokenizer)
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=name,
+        created_by=f"ee_export {__version__}, torch {torch.__version__}",
+        labels=checkpoint.labels_of(model.config),
+        exits=exits,
+        encoding=checkpoint.encoding_of(model.config),
+        inputs={"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"},
+        model={
+            "type": model.config.model_type,
+            "layers": model.config.num_hidden_layers,
+            "hidden_size": model.config.hidden_size,
+            "heads": {exit_name: asdict(spec) for exit_name, spec in model.config.head_specs().items()},
+        },
+        targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
+        files={},
+    )
+    pages = [golden.GoldenPage(arrays, _reference(model, arrays)) for arrays in inputs]
+    (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
+
+    progress("prove", 0, 1)
+    chain = load_package(seal(staging, manifest))
+    differences = equality.largest_differences(model, chain.logits, equality.cases(model))
+    equality.require(differences, equality.TOLERANCE_FP32)
+    proven = replace(manifest.targets[TARGET], equality={name: float(f"{d:.3g}") for name, d in differences.items()})
+    package = seal(staging, replace(manifest, targets={TARGET: proven}))
+    progress("prove", 1, 1)
+    return package
+
+
+def golden_inputs(model: EarlyExitLayoutLMv3, encoder: Encoder, folder: Path | None) -> list[Arrays]:
+    """Encoded golden pages: those of a folder, else synthetic ones without text, with some, and with all that is read."""
+    config = model.config
+    if folder is None:
+        lengths = (2, config.max_text_tokens // 4, config.max_text_tokens)
+        return golden.synthetic_inputs(config.input_size, lengths, config.vocab_size)
+    found = []
+    for path in find_images(folder):
+        page = read_page(path)
+        if page.words is None:
+            raise BadData(f"{path}: a golden page needs its words in a .json beside it")
+        image = page.decoded()
+        found.append({**encoder.image(image), **encoder.text(*page.text(image))})
+    if not found:
+        raise BadData(f"{folder}: no page images; golden inputs need at least one")
+    return found
+
+
+def _reference(model: EarlyExitLayoutLMv3, arrays: Arrays) -> dict[str, np.ndarray]:
+    logits = model.reference_logits(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+    return {name: values.numpy() for name, values in logits.items()}

@@ -1,0 +1,450 @@
+"""`ee-export`: parse, call, print; nothing else."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ee_export import __version__
+from ee_export.errors import BadRequest, EeError
+from ee_export.ocr import installed, tesseract
+from ee_export.page import Ocr, find_images, read_page
+
+_FOLDER = click.Path(path_type=Path)
+_err = Console(stderr=True, highlight=False)
+_out = Console(highlight=False)
+
+target_option = click.option("--target", default="cpu-fp32", show_default=True, help="Where segments run.")
+point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Of everything that is drawn by chance.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ee-export")
+def cli() -> None:
+    """Cut early-exit document classifiers into segments, package them, and run no more than a page needs."""
+
+
+@cli.command()
+@click.argument("data", type=_FOLDER, nargs=-1, required=True)
+@click.option("--out", type=_FOLDER, required=True, help="The checkpoint folder to write.")
+@click.option("--val", type=_FOLDER, help="Validation pages; default a tenth of DATA, kept apart.")
+@click.option("--recipe", "recipe_path", type=_FOLDER, help="TOML with [model] and [training].")
+@click.option("--init", type=_FOLDER, help="A LayoutLMv3 checkpoint folder to begin from.")
+@click.option("--exits", help="Such as vision,text,encoder.1-4; default the recipe's.")
+@click.option("--epochs", type=click.IntRange(0), help="Instead of the recipe's.")
+@click.option("--vision-epochs", type=click.IntRange(0), help="Instead of the recipe's.")
+@click.option("--batch-size", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
+@click.option("--seed", type=int, help="Instead of the recipe's.")
+@force_option
+@json_option
+def train(
+    data: tuple[Path, ...],
+    out: Path,
+    val: Path | None,
+    recipe_path: Path | None,
+    init: Path | None,
+    exits: str | None,
+    force: bool,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Train exits and trunk on DATA, folders of class folders with JSON words beside the images.
+
+    A run that was killed goes on where it stood when the same command is given again.
+    """
+    from ee_export.data import join, read_dataset, stratified_split
+
+    with export_extra():
+        from ee_export.model import exits as exit_names
+        from ee_export.model import train as training
+
+    recipe = training.read_recipe(recipe_path) if recipe_path else training.Recipe()
+    recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+    if exits is not None:
+        layers = recipe.model.get("num_hidden_layers", 12)
+        names = list(exit_names.parse(exits, layers))
+        heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
+        recipe = replace(recipe, model={**recipe.model, "exits": names, "heads": heads})
+    pages = join([read_dataset(folder) for folder in data])
+    if val is not None:
+        val_pages = read_dataset(val, pages.labels)
+    else:
+        parts = stratified_split(pages, {"train": 0.9, "val": 0.1}, recipe.seed)
+        pages, val_pages = parts["train"], parts["val"]
+    _err.print(f"{len(pages)} pages to train on, {len(val_pages)} to validate, {len(pages.labels)} classes")
+    with progress_bars() as show:
+
+        def progress(done: int, total: int, line: str) -> None:
+            show("train", done, total)
+            if line:
+                _err.print(line)
+
+        training.train(pages, val_pages, out, recipe, init, progress, force)
+    report = json.loads((out / "training.json").read_text())
+    _show(as_json, {"checkpoint": str(out), **report}, _val_table(out, report["val_accuracy"]))
+
+
+@cli.command()
+@click.argument("checkpoint", type=_FOLDER)
+@click.argument("data", type=_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="The package folder to write, usually NAME.ee.")
+@click.option("--golden", type=_FOLDER, help="Pages to carry as golden inputs; default synthetic ones.")
+@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default measured with Tesseract.")
+@target_option
+@seed_option
+@force_option
+@json_option
+def build(
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    golden: Path | None,
+    ocr_ms: float | None,
+    target: str,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build a package from CHECKPOINT; held-out pages in DATA calibrate and tune it."""
+    with export_extra():
+        from ee_export import build as building
+    if target != building.TARGET:
+        raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}")
+    ocr = _engine()
+    if ocr is None and ocr_ms is None:
+        _err.print(
+            "no OCR engine here: asking for text counts as free; pass --ocr-ms to say what it costs", style="yellow"
+        )
+    with progress_bars() as show:
+        package = building.build(
+            checkpoint,
+            data,
+            out,
+            golden_folder=golden,
+            ocr=ocr,
+            ocr_ms=ocr_ms,
+            seed=seed,
+            overwrite=force,
+            progress=show,
+        )
+    _show_package(package, target, None, as_json)
+
+
+@cli.command()
+@click.argument("package", type=_FOLDER)
+@click.argument("data", type=_FOLDER)
+@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default as in the package.")
+@target_option
+@point_option
+@seed_option
+@json_option
+def calibrate(
+    package: Path, data: Path, ocr_ms: float | None, target: str, operating_point: str, seed: int, as_json: bool
+) -> None:
+    """Fit the calibration of every exit anew on a part of DATA, then tune the thresholds on another."""
+    _refit(package, data, ocr_ms, target, operating_point, seed, as_json, recalibrate=True)
+
+
+@cli.command()
+@click.argument("package", type=_FOLDER)
+@click.argument("data", type=_FOLDER)
+@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default as in the package.")
+@target_option
+@point_option
+@seed_option
+@json_option
+def tune(
+    package: Path, data: Path, ocr_ms: float | None, target: str, operating_point: str, seed: int, as_json: bool
+) -> None:
+    """Find thresholds anew on a part of DATA: lowest cost at no loss of accuracy."""
+    _refit(package, data, ocr_ms, target, operating_point, seed, as_json, recalibrate=False)
+
+
+@cli.command()
+@click.argument("package", type=_FOLDER)
+@target_option
+@click.option("--operating-point", help="Only this one; default all.")
+@json_option
+def verify(package: Path, target: str, operating_point: str | None, as_json: bool) -> None:
+    """Hash every file of PACKAGE and replay its golden inputs here."""
+    from ee_export.package import open_package
+    from ee_export.verify import verify_package
+
+    result = verify_package(open_package(package), target, operating_point)
+    table = Table(title=f"{package}: {result.pages} golden pages on {target}", title_justify="left")
+    table.add_column("exit")
+    table.add_column("largest logit difference", justify="right")
+    for name, difference in result.differences.items():
+        table.add_row(name, f"{difference:.1e}")
+    table.caption = f"all within {result.tolerance:.0e}; same exits at {', '.join(result.operating_points)}"
+    _show(as_json, {"package": str(package), **asdict(result)}, table)
+
+
+@cli.command()
+@click.argument("package", type=_FOLDER)
+@target_option
+@click.option("--operating-point", help="Only this one; default all.")
+@json_option
+def inspect(package: Path, target: str, operating_point: str | None, as_json: bool) -> None:
+    """Show what PACKAGE holds: exits, costs, calibration, operating points."""
+    from ee_export.package import open_package
+
+    _show_package(open_package(package), target, operating_point, as_json)
+
+
+@cli.command()
+@click.argument("package", type=_FOLDER)
+@click.argument("paths", type=_FOLDER, nargs=-1, required=True)
+@click.option("--jsonl", is_flag=True, help="One JSON object a page, in input order.")
+@click.option("--deadline-ms", type=click.FloatRange(0), help="Answer every page by then with the exit reached.")
+@click.option("--threads", type=click.IntRange(1), help="Default one a processor.")
+@target_option
+@point_option
+def predict(
+    package: Path,
+    paths: tuple[Path, ...],
+    jsonl: bool,
+    deadline_ms: float | None,
+    threads: int | None,
+    target: str,
+    operating_point: str,
+) -> None:
+    """Classify page images and folders of them.
+
+    A .json beside an image gives its words; otherwise OCR runs if the page needs it and Tesseract is installed.
+    """
+    from ee_export.runtime.chain import load
+
+    chain = load(package, target, operating_point, threads)
+    ocr = _engine()
+    images = [image for path in paths for image in find_images(path)]
+    if not images:
+        raise BadRequest(f"{paths[0]}: no page images in this folder; expected .png, .jpg, .tif, …")
+    table = Table("page", "label", "exit", "score", "OCR", "ms")
+    failed: list[str] = []
+    with progress_bars() as show:
+        for done, path in enumerate(images):
+            try:
+                answer = chain.predict(read_page(path, ocr), deadline_ms=deadline_ms)
+            except EeError as error:
+                failed.append(str(error))
+                row: dict[str, Any] = {"path": str(path), "error": _one_line(error)}
+                table.add_row(str(path), "[red]error[/red]", "", "", "", "")
+            else:
+                found = answer.to_dict()
+                row = {"path": str(path), **{key: found[key] for key in _ROW}}
+                table.add_row(*_cells(path, found))
+            if jsonl:
+                click.echo(json.dumps(row, ensure_ascii=False))
+            elif len(images) > 20:
+                show("predict", done + 1, len(images))
+    if not jsonl:
+        if len(failed) < len(images):
+            _out.print(table)
+        for message in failed:
+            click.echo(f"ee-export: {_one_line(message)}", err=True)
+    if failed:
+        sys.exit(2 if len(failed) == len(images) and not jsonl else 1)
+
+
+@cli.command()
+@click.option("--sample", type=_FOLDER, help="Folder of the shipped sample; default engines/ beside the source.")
+@target_option
+@point_option
+@json_option
+def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) -> None:
+    """Export the shipped checkpoint anew, verify it, and classify a handful of drawn pages."""
+    with export_extra():
+        from ee_export import demo as showing
+    with progress_bars() as show:
+        result = showing.run(sample, target, operating_point, _engine(), show)
+    table = Table(title="Drawn pages", title_justify="left")
+    for heading in ("page", "label", "exit", "text asked for"):
+        table.add_column(heading)
+    table.add_column("latency", justify="right")
+    table.add_column("whole model", justify="right")
+    for entry in result["pages"]:
+        mark = "" if entry["right"] else " [red](wrong)[/red]"
+        asked = result["text_from"] if entry["text_asked"] else "no"
+        table.add_row(
+            entry["page"],
+            entry["label"] + mark,
+            entry["exit"],
+            asked,
+            _ms(entry["latency_ms"]),
+            _ms(entry["whole_model_ms"]),
+        )
+    table.caption = result["summary"]
+    _show(as_json, result, table)
+
+
+def main() -> None:
+    """Entry point: an error is one line on stderr and exit status 2."""
+    run_command(cli, "ee-export")
+
+
+def run_command(command: click.Group, name: str) -> None:
+    """Run a command line; what the user did wrong is one line on stderr and exit status 2."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        command(prog_name=name, standalone_mode=False)
+    except EeError as error:
+        click.echo(f"{name}: {_one_line(error)}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(141)
+
+
+_ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "deadline_hit")
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # unwinds, so that staging folders are removed
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _engine() -> Ocr | None:
+    return tesseract() if installed() else None
+
+
+@contextmanager
+def export_extra() -> Iterator[None]:
+    """Turn a missing optional dependency into an error that says how to install it."""
+    try:
+        yield
+    except ImportError as error:
+        raise EeError(
+            f"this command needs {error.name}: `pip install 'ee_export[export]'` (see the README for CPU torch)"
+        ) from None
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar a stage on stderr, where that is a terminal."""
+    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, disable=not _err.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def _refit(
+    path: Path,
+    data: Path,
+    ocr_ms: float | None,
+    target_name: str,
+    point: str,
+    seed: int,
+    as_json: bool,
+    recalibrate: bool,
+) -> None:
+    from ee_export import fit
+    from ee_export.package import open_package
+
+    with export_extra(), progress_bars() as show:
+        package = fit.refit(
+            open_package(path),
+            target_name,
+            data,
+            point,
+            seed,
+            ocr_ms,
+            _engine(),
+            recalibrate=recalibrate,
+            progress=show,
+        )
+    _show_package(package, target_name, None, as_json)
+
+
+def _show(as_json: bool, value: dict[str, Any], table: Table) -> None:
+    if as_json:
+        click.echo(json.dumps(value, ensure_ascii=False))
+    else:
+        _out.print(table)
+
+
+def _val_table(out: Path, accuracy: dict[str, float]) -> Table:
+    table = Table("exit", "validation accuracy", title=f"{out}", title_justify="left")
+    for name, value in accuracy.items():
+        table.add_row(name, f"{value:.3f}")
+    return table
+
+
+def _cells(path: Path, found: dict[str, Any]) -> tuple[str, ...]:
+    used = "yes" if found["ocr_used"] else "no"
+    return str(path), found["label"], found["exit"], f"{found['score']:.3f}", used, f"{found['latency_ms']:.1f}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.1f} ms"
+
+
+def _show_package(package: Any, target_name: str, point: str | None, as_json: bool) -> None:
+    manifest, target = package.manifest, package.target(target_name)
+    points = {name: found for name, found in target.operating_points.items() if point in (None, name)}
+    if not points:
+        raise BadRequest(f"unknown operating point '{point}': this target has {', '.join(target.operating_points)}")
+    if as_json:
+        click.echo(
+            json.dumps({"package": str(package.path), **asdict(replace(manifest, files={}))}, ensure_ascii=False)
+        )
+        return
+    size = sum(entry.size for entry in manifest.files.values()) / 1e6
+    _out.print(f"{package.path}: {manifest.name}, {len(manifest.labels)} labels, {size:.1f} MB, target {target_name}")
+    _out.print(f"labels: {', '.join(manifest.labels)}")
+    table = Table("exit", "segment ms", "temperature", "differs from torch")
+    for name in points:
+        table.add_column(f"{name}: leaves at")
+    for at, segment in enumerate(target.segments):
+        name = segment.exit
+        calibration = target.calibration.get(name)
+        cost = f"{target.costs.segments_ms[name][-1]:.2f}" if target.costs else "–"
+        row = [
+            name,
+            cost,
+            f"{1 / calibration.scale[0]:.3f}" if calibration else "–",
+            f"{target.equality.get(name, 0):.0e}",
+        ]
+        for found in points.values():
+            threshold = found.thresholds.get(name)
+            rate = found.measured.get(f"exit_rate.{name}", 0.0)
+            bar = "always" if at == len(target.segments) - 1 else "never" if threshold is None else f"≥ {threshold:.4f}"
+            row.append(f"{bar} ({rate:.0%})")
+        table.add_row(*row)
+    _out.print(table)
+    for name, found in points.items():
+        if found.measured:
+            _out.print(
+                f"{name}: accuracy {found.measured['accuracy']:.3f}, mean {found.measured['mean_cost_ms']:.1f} ms a page on the "
+                f"{found.measured['pages']:.0f} pages it was tuned on"
+            )
+    if target.costs:
+        ocr = "not measured" if target.costs.ocr_ms is None else f"{target.costs.ocr_ms:.0f} ms"
+        _out.print(f"costs measured on {target.costs.machine}; {target.costs.tokens[-1]} text tokens; OCR {ocr}")

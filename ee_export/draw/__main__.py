@@ -1,0 +1,29 @@
+"""`python -m ee_export.draw OUT --pages 200`: write a folder of drawn pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ee_export.draw import draw_folder
+from ee_export.errors import EeError
+
+
+@click.command()
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--pages", default=200, show_default=True, help="Pages of each class.")
+@click.option("--seed", default=0, show_default=True, help="Other seeds give other pages.")
+@click.option("--hard-share", default=0.5, show_default=True, help="Share of hard pages, 0 to 1.")
+def main(out: Path, pages: int, seed: int, hard_share: float) -> None:
+    """Draw synthetic pages of every class into OUT/<class>/."""
+    try:
+        count = draw_folder(out, pages, seed, hard_share)
+    except EeError as error:
+        click.echo(f"ee_export.draw: {error}", err=True)
+        raise SystemExit(2) from None
+    click.echo(f"{count} pages in {out}")
+
+
+if __name__ == "__main__":
+    main()

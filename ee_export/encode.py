@@ -1,0 +1,105 @@
+"""Page to arrays, with tokenizers, Pillow and numpy only; training and the runtime both encode here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from ee_export.page import Boxes, Words
+
+TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How a page becomes arrays: the ``encoding`` entry of a manifest.
+
+    ``image_size``: side S of the square the page is resized to, in pixels. ``image_mode``: ``L`` or ``RGB``.
+    ``image_mean``, ``image_std``: normalise channel values in [0, 1]. ``max_text_tokens``: tokens read of a page,
+    ``bos_id`` and ``eos_id`` included.
+    """
+
+    image_size: int
+    image_mode: str
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    max_text_tokens: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+
+class Encoder:
+    """Turns pages into the arrays that segments read. Thread-safe: it keeps no state between calls."""
+
+    def __init__(self, encoding: Encoding, tokenizer: Tokenizer) -> None:
+        self.encoding = encoding
+        self._tokenizer = tokenizer
+        mean = np.asarray(encoding.image_mean, np.float32).reshape(3, 1, 1)
+        std = np.asarray(encoding.image_std, np.float32).reshape(3, 1, 1)
+        levels = np.arange(256, dtype=np.float32) / np.float32(255)
+        self._levels = ((levels[None, :] - mean[:, 0]) / std[:, 0]).astype(np.float32)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The page resized (bilinear) to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``."""
+        size = (self.encoding.image_size, self.encoding.image_size)
+        pixels = np.asarray(_converted(image, self.encoding.image_mode).resize(size, Image.Resampling.BILINEAR))
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def image(self, image: Image.Image) -> Arrays:
+        """``pixel_values`` float32 ``[1, 3, S, S]``: :meth:`pixels` scaled to [0, 1] and normalised."""
+        pixels = self.pixels(image)
+        values = np.stack([self._levels[c][pixels[min(c, len(pixels) - 1)]] for c in range(3)])
+        return {"pixel_values": values[None]}
+
+    def text(self, words: Words, boxes: Boxes) -> Arrays:
+        """``input_ids``, ``attention_mask`` int64 ``[1, T]`` and ``bbox`` int64 ``[1, T, 4]`` of one page.
+
+        Words are cut into byte-level pieces that all carry their word's box; the special tokens at both ends have the
+        box 0, 0, 0, 0. What is beyond ``max_text_tokens`` is not read.
+        """
+        room = self.encoding.max_text_tokens - 2
+        words, boxes = words[:room], boxes[:room]
+        ids: list[int] = [self.encoding.bos_id]
+        where: list[list[int]] = [[0, 0, 0, 0]]
+        if words:
+            pieces = self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+            ids += pieces.ids[:room]
+            where += [boxes[word] for word in pieces.word_ids[:room] if word is not None]
+        ids.append(self.encoding.eos_id)
+        where.append([0, 0, 0, 0])
+        return {
+            "input_ids": np.asarray([ids], np.int64),
+            "bbox": np.asarray([where], np.int64),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+        }
+
+    def collate(self, pages: list[Arrays]) -> Arrays:
+        """Encoded texts of several pages as one batch, padded to the longest of them."""
+        if len(pages) == 1:
+            return pages[0]
+        longest = max(page["input_ids"].shape[1] for page in pages)
+        fill = {"input_ids": self.encoding.pad_id, "bbox": 0, "attention_mask": 0}
+        batch = {}
+        for name, value in fill.items():
+            rows = np.full((len(pages), longest, *pages[0][name].shape[2:]), value, np.int64)
+            for row, page in zip(rows, pages, strict=True):
+                row[: page[name].shape[1]] = page[name][0]
+            batch[name] = rows
+        return batch
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit scans: Pillow would clip rather than scale them
+        values = np.asarray(image, np.float32)
+        scale = 255.0 / 65535.0 if values.max(initial=0) > 255 else 1.0
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:  # paper is white where the page is transparent
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        image = Image.alpha_composite(white, rgba)
+    return image.convert(mode)

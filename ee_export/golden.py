@@ -1,0 +1,109 @@
+"""Golden inputs: a few pages with the logits they must give, so that a package can prove itself anywhere."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ee_export.encode import Arrays
+from ee_export.errors import BadPackage, NotEqual
+from ee_export.manifest import Manifest, Target
+from ee_export.package import GOLDEN, Package
+from ee_export.policy.decide import leave_at, score
+
+INPUTS = ("pixel_values", "input_ids", "bbox", "attention_mask")
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenPage:
+    """Encoded inputs of one page and the trained model's logits ``[1, C]`` per exit."""
+
+    inputs: Arrays
+    logits: dict[str, np.ndarray]
+
+
+def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[Arrays]:
+    """Encoded pages that come from no document: grey blocks and random tokens, one page for each text length."""
+    rng = np.random.default_rng(seed)
+    pages: list[Arrays] = []
+    for tokens in lengths:
+        cells = rng.integers(0, 3, (1, 1, 14, 14)).astype(np.float32) - 1
+        side = -(-image_size // 14)
+        pixels = cells.repeat(side, 2).repeat(side, 3)[:, :, :image_size, :image_size].repeat(3, 1)
+        corners = np.sort(rng.integers(0, 1001, (1, tokens, 2, 2)), axis=2)
+        pages.append(
+            {
+                "pixel_values": np.ascontiguousarray(pixels),
+                "input_ids": rng.integers(5, vocab_size, (1, tokens)),
+                "bbox": corners.reshape(1, tokens, 4),
+                "attention_mask": np.ones((1, tokens), np.int64),
+            }
+        )
+    return pages
+
+
+def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
+    """golden.npz: inputs and logits of every page, and the exit each leaves at per target and operating point."""
+    arrays: Arrays = {}
+    for at, page in enumerate(pages):
+        arrays |= {f"{at}/{name}": value for name, value in page.inputs.items()}
+        arrays |= {f"{at}/{name}.logits": value for name, value in page.logits.items()}
+    for target_name, target in manifest.targets.items():
+        for point in target.operating_points:
+            arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, manifest, target, point)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
+    """The golden pages, and the expected exits by ``target/operating point``.
+
+    Raises:
+        BadPackage: golden.npz is damaged or lacks an entry.
+    """
+    where = package.path / GOLDEN
+    try:
+        with np.load(io.BytesIO(package.read(GOLDEN)), allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        count = len({name.split("/")[0] for name in arrays if name.split("/")[0].isdigit()})
+        pages = [
+            GoldenPage(
+                {name: arrays[f"{at}/{name}"] for name in INPUTS},
+                {name: arrays[f"{at}/{name}.logits"] for name in package.manifest.exits},
+            )
+            for at in range(count)
+        ]
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise BadPackage(f"{where}: damaged ({error}); rebuild the package with `ee-export build`") from None
+    if not pages:
+        raise BadPackage(f"{where}: holds no pages; rebuild the package with `ee-export build`")
+    return pages, {name.removeprefix("exits/"): arrays[name] for name in arrays if name.startswith("exits/")}
+
+
+def expected_exits(pages: Sequence[GoldenPage], manifest: Manifest, target: Target, point_name: str) -> np.ndarray:
+    """Index of the exit where each page leaves, int64 ``[N]``, by its golden logits."""
+    logits = {name: np.concatenate([page.logits[name] for page in pages]) for name in manifest.exits}
+    return exits_of(logits, manifest, target, point_name)
+
+
+def exits_of(logits: dict[str, np.ndarray], manifest: Manifest, target: Target, point_name: str) -> np.ndarray:
+    """Index of the exit where pages with these raw logits ``[N, C]`` per exit leave, int64 ``[N]``."""
+    point = target.operating_points[point_name]
+    classes = len(manifest.labels)
+    scores = []
+    for name in manifest.exits:
+        calibration = target.calibration_of(name, classes)
+        scores.append(score(logits[name], calibration.scale, calibration.bias, point.criterion)[1])
+    return leave_at(np.stack(scores), [point.thresholds[name] for name in manifest.exits[:-1]])
+
+
+def require_same(found: dict[str, float], tolerance: float, where: str) -> None:
+    """Raise NotEqual where an exit's golden logits differ by more than ``tolerance``."""
+    for name, difference in found.items():
+        if not difference <= tolerance:
+            raise NotEqual(
+                f"{where}: exit '{name}': golden logits differ by {difference:.2e}, more than the target's tolerance "
+                f"{tolerance:.0e}; this machine does not give what was built: rebuild the target here with `ee-export build`"
+            )

@@ -1,0 +1,62 @@
+"""What a scanner and an OCR engine might have done to a page: random changes of training pages."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def augment_images(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Turn, scale, shift, brighten, add noise and cover a patch, each page by its own amount.
+
+    Args:
+        pixels: float32 ``[B, 1 or 3, S, S]`` in [0, 1].
+        rng: source of all randomness.
+    """
+    batch, side = len(pixels), pixels.shape[-1]
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32))
+
+    angle, scale, shift = 0.035 * uniform(batch), 1 + 0.06 * uniform(batch, 2), 0.05 * uniform(batch, 2)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    top = torch.stack([cos * scale[:, 0], -sin * scale[:, 1], shift[:, 0]], dim=1)
+    bottom = torch.stack([sin * scale[:, 0], cos * scale[:, 1], shift[:, 1]], dim=1)
+    grid = F.affine_grid(torch.stack([top, bottom], dim=1), list(pixels.shape), align_corners=False)
+    pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    pixels = pixels * (1 + 0.2 * uniform(batch, 1, 1, 1)) + 0.1 * uniform(batch, 1, 1, 1)
+    noise = torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
+    pixels = pixels + 0.05 * uniform(batch, 1, 1, 1).abs() * noise
+    for page in pixels:
+        if rng.random() < 0.5:
+            continue
+        height, width = rng.integers(side // 16, side // 3, 2)
+        y, x = rng.integers(0, side - height), rng.integers(0, side - width)
+        page[:, y : y + height, x : x + width] = float(rng.uniform(0, 1))
+    return pixels
+
+
+def augment_text(
+    ids: np.ndarray, boxes: np.ndarray, room: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drop tokens, or the page's beginning or end, or now and then all of them; shift and stretch the boxes a little.
+
+    Args:
+        ids: int ``[T]`` with the special tokens at both ends.
+        boxes: int ``[T, 4]`` in 0–1000.
+        room: how many tokens are left at most.
+        rng: source of all randomness.
+    """
+    keep = rng.random(len(ids)) >= rng.uniform(0, 0.2)
+    if rng.random() < 0.25 and len(ids) > 8:
+        cut = rng.integers(1, len(ids) - 1)
+        lost = slice(0, cut) if rng.random() < 0.5 else slice(cut, None)
+        keep[lost] = False
+    if rng.random() < 0.01:
+        keep[:] = False
+    keep[np.flatnonzero(keep)[room - 1 :]] = False
+    keep[[0, -1]] = True
+    scale, shift = rng.uniform(0.96, 1.04, 2), rng.uniform(-30, 30, 2)
+    moved = (boxes * np.tile(scale, 2) + np.tile(shift, 2)).clip(0, 1000).astype(boxes.dtype)
+    moved[[0, -1]] = 0
+    return ids[keep], moved[keep]

@@ -1,0 +1,149 @@
+"""Checkpoints: config.json, model.safetensors and tokenizer.json in one folder; never pickle."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from ee_export.encode import Encoding
+from ee_export.errors import BadCheckpoint
+from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
+
+MODEL_TYPE = EarlyExitLayoutLMv3Config.model_type
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def save(folder: Path, model: EarlyExitLayoutLMv3, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+    """Write a checkpoint into an existing folder, weights rounded to ``dtype`` (``float16`` halves the file)."""
+    weights = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
+    }
+    with _quiet():
+        model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def load(folder: Path) -> tuple[EarlyExitLayoutLMv3, Tokenizer]:
+    """An early-exit model in fp32, in evaluation mode, and its tokenizer.
+
+    Raises:
+        BadCheckpoint: the folder lacks one of the three files, one is damaged, or it is no early-exit checkpoint.
+    """
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise BadCheckpoint(f"{folder / name}: missing; expected a checkpoint that `ee-export train` wrote")
+    model_type = _model_type(folder)
+    if model_type != MODEL_TYPE:
+        raise BadCheckpoint(
+            f"{folder / 'config.json'}: model_type is '{model_type}', expected '{MODEL_TYPE}'; a stock LayoutLMv3 has no exits: "
+            "train them with `ee-export train DATA --init FOLDER`"
+        )
+    with _loading(folder), _quiet():
+        model, info = EarlyExitLayoutLMv3.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if info["missing_keys"] or info["unexpected_keys"]:
+        wrong = sorted(info["missing_keys"] or info["unexpected_keys"])[0]
+        kind = "lacks" if info["missing_keys"] else "has an unknown"
+        raise BadCheckpoint(
+            f"{folder / 'model.safetensors'}: {kind} weight {wrong}; config.json belongs to another model"
+        )
+    return model.eval(), tokenizer
+
+
+def load_stock(folder: Path, config_changes: dict[str, Any]) -> tuple[EarlyExitLayoutLMv3, Tokenizer]:
+    """A stock LayoutLMv3 checkpoint (such as ``microsoft/layoutlmv3-base``, downloaded) with untrained exits added.
+
+    Raises:
+        BadCheckpoint: no LayoutLMv3 in safetensors form with its tokenizer is there.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise BadCheckpoint(
+                f"{folder / name}: missing; --init takes a LayoutLMv3 checkpoint folder with safetensors"
+            )
+    if (model_type := _model_type(folder)) not in ("layoutlmv3", MODEL_TYPE):
+        raise BadCheckpoint(f"{folder / 'config.json'}: model_type is '{model_type}', expected 'layoutlmv3'")
+    with _loading(folder), _quiet():
+        config = EarlyExitLayoutLMv3Config.from_pretrained(folder, **config_changes)
+        model = EarlyExitLayoutLMv3.from_pretrained(
+            folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+        if (folder / "tokenizer.json").is_file():
+            return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return model, AutoTokenizer.from_pretrained(folder).backend_tokenizer
+
+
+def train_tokenizer(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer with RoBERTa's special tokens (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((word for words in texts for word in words), trainer)
+    return tokenizer
+
+
+def encoding_of(config: EarlyExitLayoutLMv3Config) -> Encoding:
+    """How pages are encoded for a model of this configuration."""
+    return Encoding(
+        image_size=config.input_size,
+        image_mode=config.image_mode,
+        image_mean=tuple(config.image_mean),
+        image_std=tuple(config.image_std),
+        max_text_tokens=config.max_text_tokens,
+        bos_id=config.bos_token_id,
+        eos_id=config.eos_token_id,
+        pad_id=config.pad_token_id,
+    )
+
+
+def labels_of(config: EarlyExitLayoutLMv3Config) -> tuple[str, ...]:
+    """The class names in logit order."""
+    return tuple(config.id2label[index] for index in range(config.num_labels))
+
+
+def _model_type(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_bytes()).get("model_type"))
+    except (ValueError, AttributeError) as error:
+        raise BadCheckpoint(f"{folder / 'config.json'}: not valid JSON ({error}); copy the checkpoint again") from None
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise BadCheckpoint(f"{folder / 'model.safetensors'}: damaged ({error}); copy the checkpoint again") from None
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadCheckpoint(
+            f"{folder}: cannot be loaded ({reason}); copy the checkpoint again or train it anew"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers reports every load with bars and tables; what matters is checked here and raised."""
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

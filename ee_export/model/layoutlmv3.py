@@ -1,0 +1,174 @@
+"""The early-exit LayoutLMv3 classifier: the stock trunk and classifier, and a head at every exit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import LayoutLMv3Config, LayoutLMv3Model
+from transformers.models.layoutlmv3.modeling_layoutlmv3 import (
+    LayoutLMv3ClassificationHead,
+    LayoutLMv3PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+from ee_export.model import trunk
+from ee_export.model.exits import HeadSpec, head_specs, ordered
+from ee_export.model.heads import PixelRamp, Ramp, masked_mean
+
+
+@strict
+class EarlyExitLayoutLMv3Config(LayoutLMv3Config):
+    """LayoutLMv3's configuration, and which exits the model has.
+
+    ``exits``: names in any order, ``final`` implied. ``heads``: fields of
+    :class:`~ee_export.model.exits.HeadSpec` per exit, where they differ from the default. ``max_text_tokens``: how
+    many tokens of a page are read, the two special ones included. ``image_mode``: ``L`` or ``RGB``, how a page is
+    decoded before it becomes three channels; ``image_mean`` and ``image_std`` normalise values in [0, 1].
+    """
+
+    model_type = "early_exit_layoutlmv3"
+
+    exits: list[str] | tuple[str, ...] | None = None
+    heads: dict[str, Any] | None = None
+    max_text_tokens: int = 512
+    image_mode: str = "RGB"
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def exit_names(self) -> tuple[str, ...]:
+        """Exits in the order a page meets them, ``final`` last."""
+        return ordered(self.exits or (), self.num_hidden_layers)
+
+    def head_specs(self) -> dict[str, HeadSpec]:
+        """Head of every exit but ``final``."""
+        return head_specs(self.exit_names(), self.heads)
+
+
+@dataclass
+class EarlyExitOutput(ModelOutput):
+    """Logits ``[B, C]`` per exit in ``exits``; ``logits`` are those of ``final``."""
+
+    logits: Tensor | None = None
+    exits: dict[str, Tensor] | None = None
+
+
+class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
+    """LayoutLMv3 for document classification with exits.
+
+    ``layoutlmv3.*`` and ``classifier.*`` carry the names of transformers' ``LayoutLMv3ForSequenceClassification``, so a
+    stock checkpoint loads into them; ``exits.*`` are this model's own.
+    """
+
+    config_class = EarlyExitLayoutLMv3Config
+
+    def __init__(self, config: EarlyExitLayoutLMv3Config) -> None:
+        super().__init__(config)
+        self.layoutlmv3 = LayoutLMv3Model(config)
+        self.classifier = LayoutLMv3ClassificationHead(config)
+        self.exits = nn.ModuleDict(
+            {
+                _key(name): PixelRamp(config.input_size, config.num_labels, spec)
+                if spec.reads == "pixels"
+                else Ramp(config.hidden_size, config.num_labels, spec)
+                for name, spec in config.head_specs().items()
+            }
+        )
+        self.post_init()
+
+    def head(self, exit_name: str) -> nn.Module:
+        """The head at an exit; for ``final``, the trunk's classifier."""
+        return self.classifier if exit_name == "final" else self.exits[_key(exit_name)]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        bbox: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor,
+        only: Sequence[str] | None = None,
+    ) -> EarlyExitOutput:
+        """Logits of all exits, or of those in ``only``; nothing deeper than the last one asked is computed.
+
+        Args:
+            input_ids: int64 ``[B, T]``.
+            bbox: int64 ``[B, T, 4]`` in 0–1000.
+            attention_mask: int64 ``[B, T]``, 0 at padding.
+            pixel_values: float32 ``[B, 3, S, S]``.
+            only: exits to compute, default all.
+        """
+        names = self.config.exit_names()
+        wanted = [name for name in names if only is None or name in only]
+        specs = self.config.head_specs()
+        logits: dict[str, Tensor] = {}
+
+        if "vision" in wanted and specs["vision"].reads == "pixels":
+            logits["vision"] = self.head("vision")(pixel_values)
+            if wanted == ["vision"]:
+                return EarlyExitOutput(logits=logits.get("final"), exits=logits)
+        visual = trunk.visual_embeddings(self.layoutlmv3, pixel_values)
+        if "vision" in wanted and specs["vision"].reads == "mean":
+            logits["vision"] = self.head("vision")(visual.mean(1))
+        text = trunk.text_embeddings(self.layoutlmv3, input_ids, bbox)
+        if "text" in wanted:
+            logits["text"] = self.head("text")(masked_mean(text, attention_mask))
+        hidden = trunk.fuse(self.layoutlmv3, text, visual)
+        mask = trunk.full_mask(self.layoutlmv3, attention_mask)
+        if "fusion" in wanted:
+            logits["fusion"] = self.head("fusion")(self._pooled(specs["fusion"], hidden, mask))
+
+        deep = [name for name in wanted if name not in ("vision", "text", "fusion")]
+        if deep:
+            bias = trunk.attention_bias(self.layoutlmv3, bbox, attention_mask)
+            for number, layer in enumerate(self.layoutlmv3.encoder.layer, 1):
+                hidden = trunk.layer_whole(layer, hidden, bias)
+                if f"encoder.{number}" in wanted:
+                    name = f"encoder.{number}"
+                    logits[name] = self.head(name)(self._pooled(specs[name], hidden, mask))
+                if deep[-1] == f"encoder.{number}":
+                    break
+            if "final" in wanted:
+                logits["final"] = self.classifier(hidden[:, 0])
+        return EarlyExitOutput(logits=logits.get("final"), exits=logits)
+
+    @torch.no_grad()
+    def reference_logits(
+        self, input_ids: Tensor, bbox: Tensor, attention_mask: Tensor, pixel_values: Tensor
+    ) -> dict[str, Tensor]:
+        """Logits of every exit by the *unmodified* transformers forward pass, for proofs of equality.
+
+        Nothing of :mod:`ee_export.model.trunk` is used: hidden states come from ``LayoutLMv3Model.forward`` itself, eager.
+        """
+        stock = self.layoutlmv3
+        hidden = stock(
+            input_ids=input_ids,
+            bbox=bbox,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            output_hidden_states=True,
+        )
+        states = (*hidden.hidden_states[: self.config.num_hidden_layers], hidden.last_hidden_state)
+        visual_mask = torch.ones((len(input_ids), stock.visual_bbox.shape[0]), dtype=attention_mask.dtype)
+        mask = torch.cat([attention_mask, visual_mask], dim=1)
+        logits = {}
+        for name, spec in self.config.head_specs().items():
+            head = self.head(name)
+            if spec.reads == "pixels":
+                logits[name] = head(pixel_values)
+            elif name == "vision":
+                logits[name] = head(stock.forward_image(pixel_values).mean(1))
+            elif name == "text":
+                logits[name] = head(masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask))
+            else:
+                depth = 0 if name == "fusion" else int(name.removeprefix("encoder."))
+                logits[name] = head(self._pooled(spec, states[depth], mask))
+        return {**logits, "final": self.classifier(states[-1][:, 0])}
+
+    def _pooled(self, spec: HeadSpec, hidden: Tensor, mask: Tensor) -> Tensor:
+        return hidden[:, 0] if spec.reads == "cls" else masked_mean(hidden, mask)
+
+
+def _key(exit_name: str) -> str:
+    return exit_name.replace(".", "_")

@@ -1,0 +1,104 @@
+"""LayoutLMv3's forward pass in pieces that can be cut apart, over the stock modules and their weights.
+
+Mathematically the stock model: its CogView softmax is an ordinary softmax written for fp16, and everything that is
+added to the scores (1-D and 2-D relative positions, padding) is summed into one ``bias`` once per page.
+L = T + V: T text tokens, then V = 1 + (S / patch)² visual ones.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LayoutLMv3Model
+from transformers.models.layoutlmv3.modeling_layoutlmv3 import LayoutLMv3Encoder, LayoutLMv3Layer
+
+
+def text_embeddings(trunk: LayoutLMv3Model, input_ids: Tensor, bbox: Tensor) -> Tensor:
+    """Text embeddings ``[B, T, H]`` of ``input_ids`` int64 ``[B, T]`` and ``bbox`` int64 ``[B, T, 4]`` in 0–1000."""
+    return trunk.embeddings(input_ids=input_ids, bbox=bbox)
+
+
+def visual_embeddings(trunk: LayoutLMv3Model, pixel_values: Tensor) -> Tensor:
+    """Visual embeddings ``[B, V, H]`` of ``pixel_values [B, 3, S, S]``."""
+    return trunk.forward_image(pixel_values)
+
+
+def fuse(trunk: LayoutLMv3Model, text: Tensor, visual: Tensor) -> Tensor:
+    """Input of the encoder, ``hidden [B, L, H]``."""
+    return trunk.dropout(trunk.LayerNorm(torch.cat([text, visual], dim=1)))
+
+
+def full_mask(trunk: LayoutLMv3Model, attention_mask: Tensor) -> Tensor:
+    """Padding mask over text and visual tokens, ``[B, L]``, from the text's ``[B, T]``; visual tokens are never padding."""
+    visual = attention_mask.new_ones((attention_mask.shape[0], trunk.visual_bbox.shape[0]))
+    return torch.cat([attention_mask, visual], dim=1)
+
+
+def attention_bias(trunk: LayoutLMv3Model, bbox: Tensor, attention_mask: Tensor) -> Tensor:
+    """All that is added to the attention scores, ``[B, h, L, L]``: relative positions over √d, and the padding mask.
+
+    A bias depends on a distance only, so each table holds one row of ``h`` values per distance; rows are gathered
+    and summed as ``[B, L, L, h]`` and transposed once.
+    """
+    config, encoder = trunk.config, trunk.encoder
+    visual_bbox = trunk.visual_bbox
+    rows: Tensor | None = None
+    if config.has_relative_attention_bias:
+        far = max(config.max_position_embeddings, visual_bbox.shape[0])
+        table = _distance_table(encoder, encoder.rel_pos_bias, far, config.rel_pos_bins, config.max_rel_pos)
+        steps = torch.arange(attention_mask.shape[1], device=bbox.device)
+        position = torch.cat([steps, torch.arange(visual_bbox.shape[0], device=bbox.device)])
+        rows = table[position[None, :] - position[:, None] + far].unsqueeze(0)
+    if config.has_spatial_attention_bias:
+        boxes = torch.cat([bbox, visual_bbox.to(bbox).expand(bbox.shape[0], -1, -1)], dim=1)
+        far = config.max_2d_position_embeddings
+        for linear, edge in ((encoder.rel_pos_x_bias, 0), (encoder.rel_pos_y_bias, 3)):
+            table = _distance_table(encoder, linear, far, config.rel_2d_pos_bins, config.max_rel_2d_pos)
+            at = boxes[:, :, edge]
+            term = table[at[:, None, :] - at[:, :, None] + far]
+            rows = term if rows is None else rows + term
+    mask = full_mask(trunk, attention_mask)
+    dtype = rows.dtype if rows is not None else torch.float32
+    padding = (1.0 - mask[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
+    if rows is None:
+        return padding.expand(-1, config.num_attention_heads, mask.shape[1], -1)
+    return rows.permute(0, 3, 1, 2) + padding
+
+
+def _distance_table(encoder: LayoutLMv3Encoder, linear: nn.Linear, far: int, bins: int, max_distance: int) -> Tensor:
+    """Bias of every distance −far … far as ``[2·far + 1, h]``, already divided by √d."""
+    head_size = encoder.config.hidden_size // encoder.config.num_attention_heads
+    distance = torch.arange(-far, far + 1, device=linear.weight.device)
+    bucket = encoder.relative_position_bucket(distance, num_buckets=bins, max_distance=max_distance)
+    return linear.weight.t()[bucket] / math.sqrt(head_size)
+
+
+def layer_answer(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What an answer from the ``[CLS]`` row needs of a layer: ``key`` and ``value [B, h, L, d]``, and that row ``[B, 1, H]``."""
+    key, value = _heads(layer, "key", hidden), _heads(layer, "value", hidden)
+    return key, value, layer_rest(layer, hidden[:, :1], bias[:, :, :1], key, value)
+
+
+def layer_rest(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The rest of a layer once keys and values are known: its output rows for the rows of ``hidden``.
+
+    Given all rows it computes ``[CLS]`` again: one row in L costs less than cutting it out of ``bias``.
+    """
+    query = _heads(layer, "query", hidden)
+    dropout = layer.attention.self.dropout.p if layer.training else 0.0
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    attended = layer.attention.output(context.transpose(1, 2).flatten(2), hidden)
+    return layer.output(layer.intermediate(attended), attended)
+
+
+def layer_whole(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor) -> Tensor:
+    """A layer that no exit cuts: ``hidden [B, L, H]`` before it to ``hidden`` after it."""
+    return layer_rest(layer, hidden, bias, _heads(layer, "key", hidden), _heads(layer, "value", hidden))
+
+
+def _heads(layer: LayoutLMv3Layer, which: str, hidden: Tensor) -> Tensor:
+    attention = layer.attention.self
+    rows = getattr(attention, which)(hidden)
+    split = rows.unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
+    return split.transpose(1, 2).contiguous()

@@ -1,0 +1,184 @@
+"""What the user has: a page image, and its words and boxes now or on demand."""
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ee_export.errors import BadPage, NoText
+
+Words = list[str]
+Boxes = list[list[int]]
+Ocr = Callable[[Image.Image], tuple[Sequence[str], Sequence[Sequence[float]]]]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm"})
+_MAX_PIXELS = 200_000_000
+"""Largest page that is decoded: A0 at 300 dpi has 139 million pixels."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Page:
+    """One page to classify.
+
+    ``image``: a PIL image, the bytes of an image file, or its path; files and bytes are decoded when the page is
+    predicted. ``words`` and ``boxes`` (x0, y0, x1, y1 in 0–1000 of the page's width and height): the page's text where it
+    is known; a page with no words is a normal page, ``words=[]``. ``ocr``: a callable that is given the decoded page and
+    returns words and boxes; it is called only if the page is still undecided when its text is needed. ``name`` stands in
+    error messages.
+
+    Raises:
+        BadPage: words and boxes differ in number, or a box is not four numbers in 0–1000.
+    """
+
+    image: Image.Image | bytes | str | Path
+    words: Sequence[str] | None = None
+    boxes: Sequence[Sequence[float]] | None = None
+    ocr: Ocr | None = None
+    name: str = "page"
+
+    def __post_init__(self) -> None:
+        if self.name == "page" and isinstance(self.image, str | Path):
+            object.__setattr__(self, "name", str(self.image))
+        if (self.words is None) != (self.boxes is None):
+            raise BadPage(f"{self.name}: words and boxes go together; one of them is missing")
+        if self.words is not None and self.boxes is not None:
+            words, boxes = check_text(self.words, self.boxes, self.name)
+            object.__setattr__(self, "words", words)
+            object.__setattr__(self, "boxes", boxes)
+
+    def decoded(self) -> Image.Image:
+        """The page's pixels, upright.
+
+        Raises:
+            BadPage: the file is missing, truncated, too large, or no image.
+        """
+        if isinstance(self.image, Image.Image):
+            return self.image
+        return decode_image(self.image, self.name)
+
+    def text(self, image: Image.Image) -> tuple[Words, Boxes]:
+        """Words and boxes, read with ``ocr`` now where they were not given.
+
+        Raises:
+            NoText: there are neither words nor an OCR engine.
+            BadPage: the OCR engine returned words and boxes that do not fit together.
+        """
+        if self.words is not None:
+            return self.words, self.boxes  # type: ignore[return-value]  # checked and normalised on construction
+        if self.ocr is None:
+            raise NoText(
+                f"{self.name}: the page's text is needed, and there are neither words nor an OCR engine; put words and "
+                "boxes in a .json beside the image, or install tesseract-ocr and `pip install ee_export[ocr]`"
+            )
+        words, boxes = self.ocr(image)
+        return check_text(words, boxes, f"{self.name}: OCR engine")
+
+
+def decode_image(source: bytes | str | Path, name: str) -> Image.Image:
+    """Pixels of an image file or of its bytes, turned upright by its EXIF orientation; the first page of several.
+
+    Raises:
+        BadPage: missing, truncated, more than 200 million pixels, or not an image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if image.width * image.height > _MAX_PIXELS:
+            raise BadPage(_too_large(name, f"{image.width} × {image.height} pixels"))
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise BadPage(f"{name}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise BadPage(f"{name}: a folder, not an image file; name a page image") from None
+    except PermissionError:
+        raise BadPage(f"{name}: not readable by this user; check its permissions") from None
+    except Image.DecompressionBombError as error:
+        raise BadPage(_too_large(name, str(error))) from None
+    except UnidentifiedImageError:
+        raise BadPage(f"{name}: not an image file that Pillow can read; convert it to PNG, JPEG or TIFF") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadPage(f"{name}: the image is truncated or damaged ({error}); copy or scan it again") from None
+
+
+def _too_large(name: str, found: str) -> str:
+    return (
+        f"{name}: the image is too large ({found}; at most {_MAX_PIXELS // 10**6} million pixels); scale it down first"
+    )
+
+
+def check_text(words: Any, boxes: Any, name: str) -> tuple[Words, Boxes]:
+    """Words and integer boxes after checking, words that are blank dropped.
+
+    Raises:
+        BadPage: not as many boxes as words, a word that is no string, or a box that is not x0, y0, x1, y1 with
+            0 ≤ x0 ≤ x1 ≤ 1000 and 0 ≤ y0 ≤ y1 ≤ 1000; names the first bad one.
+    """
+    if isinstance(words, str) or not isinstance(words, Sequence) or not isinstance(boxes, Sequence):
+        raise BadPage(f"{name}: words and boxes must be lists; see the page format in the README")
+    if len(words) != len(boxes):
+        raise BadPage(f"{name}: {len(words)} words but {len(boxes)} boxes; every word needs one box")
+    kept_words: Words = []
+    kept_boxes: Boxes = []
+    for at, (word, box) in enumerate(zip(words, boxes, strict=True)):
+        if not isinstance(word, str):
+            raise BadPage(f"{name}: word {at} is {word!r}, not a string; words are strings")
+        if not _is_box(box):
+            raise BadPage(
+                f"{name}: box {at} is {box!r}; expected x0, y0, x1, y1 with x0 ≤ x1 and y0 ≤ y1, numbers in 0–1000 of the "
+                "page's width and height"
+            )
+        if word.strip():
+            kept_words.append(word)
+            kept_boxes.append([int(edge) for edge in box])
+    return kept_words, kept_boxes
+
+
+def _is_box(box: Any) -> bool:
+    if isinstance(box, str | bytes) or (not isinstance(box, Sequence) and not hasattr(box, "__len__")):
+        return False
+    if len(box) != 4:
+        return False
+    for edge in box:
+        if isinstance(edge, bool) or not hasattr(edge, "__float__") or not 0 <= edge <= 1000:  # NaN fails the range too
+            return False
+    return bool(box[0] <= box[2] and box[1] <= box[3])
+
+
+def read_page(path: Path, ocr: Ocr | None = None) -> Page:
+    """A page from an image file; a ``.json`` of the same name beside it gives its words, else ``ocr`` reads them.
+
+    Raises:
+        BadPage: there is no such file, or the JSON beside it is not ``{"words": […], "boxes": […]}``.
+    """
+    if not path.is_file():
+        raise BadPage(f"{path}: {'a folder, not an image file' if path.is_dir() else 'no such file'}; check the path")
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return Page(path, ocr=ocr, name=str(path))
+    try:
+        found = json.loads(beside.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadPage(f'{beside}: not valid JSON ({error}); expected {{"words": […], "boxes": […]}}') from None
+    if not isinstance(found, dict) or "words" not in found or "boxes" not in found:
+        raise BadPage(
+            f'{beside}: expected {{"words": […], "boxes": […]}}; remove the file to have the page read by OCR'
+        )
+    words, boxes = check_text(found["words"], found["boxes"], str(beside))
+    return Page(path, words=words, boxes=boxes, name=str(path))
+
+
+def find_images(path: Path) -> Iterator[Path]:
+    """The image files under a folder in sorted order, or the file itself."""
+    if not path.is_dir():
+        yield path
+        return
+    for found in sorted(path.rglob("*")):
+        if found.suffix.lower() in IMAGE_SUFFIXES and found.is_file():
+            yield found

@@ -1,0 +1,375 @@
+"""The chain: runs a target's segments in order, decides at every exit, and runs no more than a page needs."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from ee_export.encode import Arrays, Encoder
+from ee_export.errors import BadRequest
+from ee_export.manifest import OperatingPoint, SegmentSpec, Target
+from ee_export.package import TOKENIZER, Package, open_package
+from ee_export.page import Page
+from ee_export.policy.criteria import CRITERIA
+from ee_export.policy.decide import score
+from ee_export.runtime import ort as backend
+from ee_export.runtime.answer import Answer, Step
+from ee_export.runtime.segment import Segment
+
+FULL = "full"
+"""The operating point that never leaves early; every target has it."""
+
+_MAX_BATCH = 16
+
+
+def load(
+    path: str | Path,
+    target: str = "cpu-fp32",
+    operating_point: str = "default",
+    threads: int | None = None,
+) -> "Chain":
+    """Open a package, check its files and make its chain ready.
+
+    Args:
+        path: the package folder.
+        target: one of the package's targets.
+        operating_point: one of the target's operating points; ``full`` never leaves early.
+        threads: size of the one thread pool that all chains of the process share, default one a processor; the first
+            chain (or the host program's own onnxruntime) decides.
+
+    Raises:
+        BadPackage: a file is missing, changed or extra, or the manifest is not understood.
+        BadRequest: there is no such target or operating point.
+    """
+    return load_package(open_package(Path(path)), target, operating_point, threads)
+
+
+def load_package(
+    package: Package, target: str = "cpu-fp32", operating_point: str = FULL, threads: int | None = None
+) -> "Chain":
+    """The chain of an opened package; ``full`` works before anything was calibrated or tuned."""
+    found = package.target(target)
+    point = _operating_point(found, operating_point)
+    pool = threads or backend.available_threads()
+
+    def open_segment(spec: SegmentSpec) -> Segment:
+        package.read(spec.file)
+        return backend.OrtSegment(spec, package.path / spec.file, pool)
+
+    with ThreadPoolExecutor(2) as workers:
+        checked = workers.submit(package.check, target)  # the weights take longest: hash them while sessions are made
+        segments = list(workers.map(open_segment, found.segments))
+        checked.result()
+    encoder = Encoder(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
+    return Chain(package, found, point, segments, encoder)
+
+
+class Chain:
+    """Segments of one target with an operating point. All methods are thread-safe."""
+
+    def __init__(
+        self,
+        package: Package,
+        target: Target,
+        point: OperatingPoint,
+        segments: Sequence[Segment],
+        encoder: Encoder,
+    ) -> None:
+        manifest = package.manifest
+        self.package = package
+        self.target = target
+        self.labels = manifest.labels
+        self.exits = manifest.exits
+        self.operating_point = point
+        self.encoder = encoder
+        self.segments = segments
+        self._plan = _plan(manifest.inputs, target, point, segments, len(manifest.labels))
+        self._first_text = next((i for i, step in enumerate(self._plan) if step.reads_text), len(self._plan))
+        self._ocr_ms = target.costs.ocr_ms if target.costs else None
+
+    def at(self, operating_point: str) -> "Chain":
+        """The same segments, in the same sessions, with another operating point."""
+        return self.with_point(_operating_point(self.target, operating_point))
+
+    def with_point(self, point: OperatingPoint, segments: Sequence[Segment] | None = None) -> "Chain":
+        """The same chain with thresholds that no manifest has, or with other segments in its places."""
+        return Chain(self.package, self.target, point, segments or self.segments, self.encoder)
+
+    def predict(self, page: Page, *, deadline_ms: float | None = None) -> Answer:
+        """Classify one page; see :meth:`predict_batch`."""
+        return self.predict_batch([page], deadline_ms=deadline_ms)[0]
+
+    def predict_batch(self, pages: Sequence[Page], *, deadline_ms: float | None = None) -> list[Answer]:
+        """Classify pages together; answers in their order.
+
+        Pages that leave are removed and the others packed; text is asked of a page (its OCR run) only if it is still
+        undecided when a segment needs text, and pages of like length then go on together.
+
+        Args:
+            pages: the pages.
+            deadline_ms: time from now by which to answer, or ``None``. A segment, or the OCR before it, is not started if
+                by its measured cost it would end later; the page is then answered by the last exit it reached. The first
+                exit is always reached.
+
+        Raises:
+            BadPage, NoText: a page cannot be read or its text is needed and not to be had; names the page.
+        """
+        begin = time.perf_counter()
+        call = _Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
+        images = [page.decoded() for page in pages]
+        records = [_Record() for _ in pages]
+        undecided: list[tuple[_Group, int]] = []
+        for at in range(0, len(pages), _MAX_BATCH):
+            rows = list(range(at, min(at + _MAX_BATCH, len(pages))))
+            pixels = [self.encoder.image(images[row])["pixel_values"] for row in rows]
+            group = _Group(
+                rows, {"pixel_values": backend.upload(pixels[0] if len(rows) == 1 else np.concatenate(pixels))}, 0
+            )
+            self._advance(group, 0, self._first_text, records, call)
+            undecided += [(group, position) for position in range(len(group.rows))]
+        for group in self._with_text(undecided, pages, images, records, call):
+            self._advance(group, self._first_text, len(self._plan), records, call)
+        return [self._answer(record, begin) for record in records]
+
+    def predict_encoded(self, arrays: Arrays, *, deadline_ms: float | None = None) -> Answer:
+        """Classify one page whose inputs are encoded already, its text included; see :meth:`predict_batch`."""
+        begin = time.perf_counter()
+        call = _Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
+        state = {name: backend.upload(array) for name, array in arrays.items()}
+        record = _Record()
+        self._advance(_Group([0], state, arrays["input_ids"].shape[1]), 0, len(self._plan), [record], call)
+        return self._answer(record, begin)
+
+    def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """Raw logits of every exit, float32 ``[B, C]``, for encoded inputs; no page leaves."""
+        return self._run_all(arrays)[0]
+
+    def time_segments(self, arrays: Arrays) -> dict[str, float]:
+        """Milliseconds of every segment for encoded inputs; no page leaves."""
+        return self._run_all(arrays)[1]
+
+    def _run_all(self, arrays: Arrays) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        state = {name: backend.upload(array) for name, array in arrays.items()}
+        logits, times = {}, {}
+        for step in self._plan:
+            started = time.perf_counter()
+            outputs = step.segment.run(state)
+            times[step.segment.exit] = (time.perf_counter() - started) * 1e3
+            logits[step.segment.exit] = backend.host(outputs.pop(step.logits)).copy()
+            state.update(outputs)
+            state = {name: value for name, value in state.items() if name in step.keeps}
+        return logits, times
+
+    def encode(self, pages: Sequence[Page]) -> Arrays:
+        """All inputs of some pages as one batch, their text read whether it is needed or not."""
+        images = [page.decoded() for page in pages]
+        texts = [self.encoder.text(*page.text(image)) for page, image in zip(pages, images, strict=True)]
+        pixels = np.concatenate([self.encoder.image(image)["pixel_values"] for image in images])
+        return {"pixel_values": pixels, **self.encoder.collate(texts)}
+
+    def _advance(self, group: "_Group", first: int, end: int, records: list["_Record"], call: "_Call") -> None:
+        """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""
+        for index in range(first, end):
+            step = self._plan[index]
+            if not group.rows or (step.skippable and call.deadline is None):
+                continue
+            if self._overruns(call, step, group.tokens, len(group.rows)) and all(records[r].exit for r in group.rows):
+                for row in group.rows:
+                    records[row].finish(deadline_hit=True)
+                group.keep([])
+                return
+            started = time.perf_counter()
+            outputs = step.segment.run(group.state)
+            logits = backend.host(outputs.pop(step.logits))
+            probabilities, scores = score(logits, step.scale, step.bias, self.operating_point.criterion)
+            ended = time.perf_counter()
+            leaves = (scores >= step.threshold).tolist()
+            for position, row in enumerate(group.rows):
+                record = records[row]
+                record.saw(step.segment.exit, probabilities[position], float(scores[position]))
+                winner = self.labels[int(probabilities[position].argmax())]
+                taken = (ended - started) * 1e3
+                record.trace.append(
+                    Step(step.segment.exit, len(group.rows), taken, winner, record.score, leaves[position])
+                )
+                if leaves[position]:
+                    record.finish(deadline_hit=False)
+            group.state.update(outputs)
+            group.state = {name: group.state[name] for name in group.state if name in step.keeps}
+            if any(leaves):
+                group.keep([position for position, left in enumerate(leaves) if not left])
+
+    def _with_text(
+        self,
+        undecided: list[tuple["_Group", int]],
+        pages: Sequence[Page],
+        images: list[Image.Image],
+        records: list["_Record"],
+        call: "_Call",
+    ) -> list["_Group"]:
+        """Read the text of pages that are still undecided, and group them by length."""
+        read: list[tuple[Arrays, _Group, int]] = []
+        for group, position in undecided:
+            row = group.rows[position]
+            page, record = pages[row], records[row]
+            if page.words is None and page.ocr is not None:
+                wait = (self._ocr_ms or 0.0) / 1e3
+                if record.exit and call.deadline is not None and time.perf_counter() + wait > call.deadline:
+                    record.finish(deadline_hit=True)
+                    continue
+                started = time.perf_counter()
+                words, boxes = page.text(images[row])
+                taken = (time.perf_counter() - started) * 1e3
+                self._ocr_ms = taken if self._ocr_ms is None else 0.8 * self._ocr_ms + 0.2 * taken
+                record.trace.append(Step("ocr", 1, taken))
+            else:
+                words, boxes = page.text(images[row])
+            read.append((self.encoder.text(words, boxes), group, position))
+
+        read.sort(key=lambda entry: entry[0]["input_ids"].shape[1])
+        batches: list[list[tuple[Arrays, _Group, int]]] = []
+        for entry in read:
+            length = entry[0]["input_ids"].shape[1]
+            if (
+                not batches
+                or len(batches[-1]) == _MAX_BATCH
+                or length > 8 + 1.1 * batches[-1][0][0]["input_ids"].shape[1]
+            ):
+                batches.append([])
+            batches[-1].append(entry)
+        return [self._regroup(batch) for batch in batches]
+
+    def _regroup(self, batch: list[tuple[Arrays, "_Group", int]]) -> "_Group":
+        texts = self.encoder.collate([arrays for arrays, _, _ in batch])
+        state = {name: backend.upload(array) for name, array in texts.items()}
+        for name in batch[0][1].state:
+            if len(batch) == 1 and len(batch[0][1].rows) == 1:
+                state[name] = batch[0][1].state[name]
+            else:
+                state[name] = backend.gather([(group.state[name], [position]) for _, group, position in batch])
+        rows = [group.rows[position] for _, group, position in batch]
+        return _Group(rows, state, texts["input_ids"].shape[1])
+
+    def _overruns(self, call: "_Call", step: "_PlanStep", tokens: int, batch: int) -> bool:
+        if call.deadline is None:
+            return False
+        cost = self.target.costs.segment_ms(step.segment.exit, tokens, batch) if self.target.costs else 0.0
+        return time.perf_counter() + cost / 1e3 > call.deadline
+
+    def _answer(self, record: "_Record", begin: float) -> Answer:
+        assert record.probabilities is not None
+        return Answer(
+            label=self.labels[int(record.probabilities.argmax())],
+            probabilities=dict(zip(self.labels, record.probabilities.tolist(), strict=True)),
+            exit=record.exit,
+            score=record.score,
+            ocr_used=any(step.name == "ocr" for step in record.trace),
+            latency_ms=(record.finished - begin) * 1e3,
+            trace=tuple(record.trace),
+            deadline_hit=record.deadline_hit,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanStep:
+    """A segment with its policy: calibration, threshold, and which state later segments still need."""
+
+    segment: Segment
+    logits: str
+    scale: np.ndarray
+    bias: np.ndarray
+    threshold: float
+    keeps: frozenset[str]
+    reads_text: bool
+    skippable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    begin: float
+    deadline: float | None
+
+
+@dataclass(slots=True)
+class _Group:
+    """Pages that run together: their indices in the call, their state, their padded text length."""
+
+    rows: list[int]
+    state: dict[str, backend.Tensor]
+    tokens: int
+
+    def keep(self, positions: list[int]) -> None:
+        """Pack the pages at ``positions`` and forget the others."""
+        self.rows = [self.rows[position] for position in positions]
+        if positions:
+            self.state = {name: backend.gather([(tensor, positions)]) for name, tensor in self.state.items()}
+        else:
+            self.state = {}
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known of one page so far."""
+
+    exit: str = ""
+    probabilities: np.ndarray | None = None
+    score: float = 0.0
+    finished: float = 0.0
+    deadline_hit: bool = False
+    trace: list[Step] = field(default_factory=list)
+
+    def saw(self, exit_name: str, probabilities: np.ndarray, score: float) -> None:
+        self.exit, self.probabilities, self.score = exit_name, probabilities, score
+
+    def finish(self, *, deadline_hit: bool) -> None:
+        self.finished = time.perf_counter()
+        self.deadline_hit = deadline_hit
+
+
+def _operating_point(target: Target, name: str) -> OperatingPoint:
+    point = target.operating_points.get(name)
+    if point is None and name == FULL:
+        return OperatingPoint("max_probability", {segment.exit: None for segment in target.segments[:-1]})
+    if point is None:
+        known = ", ".join(target.operating_points) or "none: run `ee-export tune`"
+        raise BadRequest(f"unknown operating point '{name}': this target has {known}")
+    if point.criterion not in CRITERIA:
+        raise BadRequest(
+            f"operating point '{name}' uses the criterion '{point.criterion}', which this version does not know "
+            f"({', '.join(CRITERIA)}); `pip install --upgrade ee_export`"
+        )
+    return point
+
+
+def _plan(
+    inputs: dict[str, str],
+    target: Target,
+    point: OperatingPoint,
+    segments: Sequence[Segment],
+    classes: int,
+) -> list[_PlanStep]:
+    plan = []
+    needed: set[str] = set()
+    for segment in reversed(segments):
+        calibration = target.calibration_of(segment.exit, classes)
+        threshold = point.thresholds.get(segment.exit)
+        last = segment is segments[-1]
+        plan.append(
+            _PlanStep(
+                segment=segment,
+                logits=segment.outputs[0].name,
+                scale=np.asarray(calibration.scale, np.float32),
+                bias=np.asarray(calibration.bias, np.float32),
+                threshold=-np.inf if last else np.inf if threshold is None else threshold,
+                keeps=frozenset(needed),
+                reads_text=any(inputs.get(tensor.name) == "text" for tensor in segment.inputs),
+                skippable=not last and threshold is None and len(segment.outputs) == 1,
+            )
+        )
+        needed |= {tensor.name for tensor in segment.inputs}
+    return plan[::-1]

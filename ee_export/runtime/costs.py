@@ -1,0 +1,87 @@
+"""Measure what each segment costs on this machine, alone in a quiet process, at several text lengths."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+
+from ee_export.encode import Arrays
+from ee_export.manifest import Costs
+from ee_export.page import Page
+from ee_export.runtime import ort as backend
+from ee_export.runtime.chain import Chain
+
+RUNS = 7
+
+
+def machine_name() -> str:
+    """Processor, number of processors available to this process, and onnxruntime's version."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as info:
+            model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return f"{model}, {backend.available_threads()} processors, onnxruntime {onnxruntime.__version__}, {os.uname().sysname}"
+
+
+def measure(chain: Chain, pages: Sequence[Page], ocr_ms: float | None, runs: int = RUNS) -> Costs:
+    """Median times over ``runs`` rounds, the text lengths interleaved; encoding is measured on ``pages``."""
+    longest = chain.encoder.encoding.max_text_tokens
+    grid = tuple(sorted({2, longest // 8, longest // 4, longest // 2, longest} - {0, 1}))
+    times: dict[str, dict[int, list[float]]] = {name: {tokens: [] for tokens in grid} for name in chain.exits}
+    for run in range(runs + 1):
+        for tokens in grid:
+            for name, taken in chain.time_segments(_inputs(chain, tokens)).items():
+                if run:  # the first round warms up
+                    times[name][tokens].append(taken)
+    image_ms, text_ms = _encoding_ms(chain, pages)
+    return Costs(
+        machine=machine_name(),
+        runs=runs,
+        tokens=grid,
+        segments_ms={name: tuple(round(statistics.median(found[t]), 4) for t in grid) for name, found in times.items()},
+        encode_image_ms=image_ms,
+        encode_text_ms=text_ms,
+        ocr_ms=ocr_ms,
+    )
+
+
+def measure_ocr(pages: Sequence[Page]) -> float | None:
+    """Median milliseconds of the OCR engine on pages that come with one; ``None`` where none does."""
+    times = []
+    for page in pages:
+        if page.ocr is not None:
+            image = page.decoded()
+            started = time.perf_counter()
+            page.ocr(image)
+            times.append((time.perf_counter() - started) * 1e3)
+    return round(statistics.median(times), 1) if times else None
+
+
+def _inputs(chain: Chain, tokens: int) -> Arrays:
+    side = chain.encoder.encoding.image_size
+    return {
+        "pixel_values": np.zeros((1, 3, side, side), np.float32),
+        "input_ids": np.full((1, tokens), chain.encoder.encoding.bos_id, np.int64),
+        "bbox": np.zeros((1, tokens, 4), np.int64),
+        "attention_mask": np.ones((1, tokens), np.int64),
+    }
+
+
+def _encoding_ms(chain: Chain, pages: Sequence[Page]) -> tuple[float, float]:
+    image_times, text_times = [], []
+    for page in pages:
+        started = time.perf_counter()
+        image = page.decoded()
+        chain.encoder.image(image)
+        image_times.append((time.perf_counter() - started) * 1e3)
+        if page.words is not None:
+            started = time.perf_counter()
+            chain.encoder.text(*page.text(image))
+            text_times.append((time.perf_counter() - started) * 1e3)
+    return round(statistics.median(image_times or [0.0]), 4), round(statistics.median(text_times or [0.0]), 4)

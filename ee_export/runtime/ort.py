@@ -1,0 +1,96 @@
+"""Segments on onnxruntime's CPU provider, all on one global thread pool."""
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnxruntime as ort
+
+from ee_export.errors import BadPackage
+from ee_export.manifest import SegmentSpec, TensorSpec
+
+Tensor: TypeAlias = ort.OrtValue
+
+_log = logging.getLogger("ee_export")
+_pool_lock = threading.Lock()
+_pool: dict[str, bool] = {}
+
+
+class OrtSegment:
+    """One graph in one session. Thread-safe: a run keeps nothing; its outputs belong to the caller."""
+
+    def __init__(self, spec: SegmentSpec, graph: Path, threads: int) -> None:
+        self.exit = spec.exit
+        self.inputs: tuple[TensorSpec, ...] = spec.inputs
+        self.outputs: tuple[TensorSpec, ...] = spec.outputs
+        self._input_names = [tensor.name for tensor in spec.inputs]
+        self._output_names = [tensor.name for tensor in spec.outputs]
+        try:
+            # By path, so that weights are mapped from the file beside the graph instead of copied.
+            self._session = ort.InferenceSession(
+                str(graph), session_options(threads), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
+
+    def run(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named outputs for the named inputs found in ``state``."""
+        feeds = {name: state[name] for name in self._input_names}
+        return dict(zip(self._output_names, self._session.run_with_ort_values(self._output_names, feeds), strict=True))
+
+
+def upload(array: np.ndarray) -> Tensor:
+    """A tensor over a C-contiguous array, without a copy; it keeps the array alive."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def host(tensor: Tensor) -> np.ndarray:
+    """The tensor's values as an array, without a copy; read it before the tensor is dropped."""
+    return tensor.numpy()
+
+
+def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
+    """The chosen rows of one or several tensors, packed into a new one."""
+    if len(rows) == 1:
+        tensor, chosen = rows[0]
+        return upload(tensor.numpy()[list(chosen)])
+    return upload(np.concatenate([tensor.numpy()[list(chosen)] for tensor, chosen in rows]))
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Options of every session: the process's one thread pool, made with ``threads`` threads if there is none yet."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if _one_pool(threads):
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _one_pool(threads: int) -> bool:
+    """Make the process's global pool once; False where the host program's use of onnxruntime rules it out."""
+    with _pool_lock:
+        if "global" not in _pool:
+            _pool["global"] = True
+            try:
+                ort.set_global_thread_pool_sizes(threads, 1)
+            except Exception as error:
+                # The host program made the pool: ours joins it. Anything else means that there is none to join.
+                if "already been created" not in str(error):
+                    _pool["global"] = False
+                    _log.warning(
+                        "no global onnxruntime thread pool (%s); sessions get pools of their own that do not spin",
+                        error,
+                    )
+        return _pool["global"]
+
+
+def available_threads() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

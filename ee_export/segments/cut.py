@@ -1,0 +1,68 @@
+"""Cut a model at its exits: which part of it runs in which segment, and what state passes between them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a model that is never cut: named tensors in, named tensors out."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What runs between two exits: its parts in order, the tensors it asks for, and those it leaves."""
+
+    exit: str
+    parts: tuple[Part, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def logits_name(exit_name: str) -> str:
+    """Name of the tensor that holds an exit's raw logits."""
+    return f"{exit_name}.logits"
+
+
+def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
+    """One segment an exit, in order.
+
+    A part goes into the first segment whose logits need it, directly or not, and into none if no exit does. So what
+    an answer does not read (the rest of a layer behind its ``[CLS]`` row, the patches behind a head that reads pixels)
+    waits for the next segment and is never run for a page that leaves: answer first.
+    """
+    producer = {output: part for part in parts for output in part.outputs}
+    placed: list[Part] = []
+    plans: list[list[Part]] = []
+    for name in exits:
+        needed = _needed(logits_name(name), producer)
+        mine = [part for part in parts if part in needed and part not in placed]
+        placed += mine
+        plans.append(mine)
+
+    segments = []
+    for number, (name, mine) in enumerate(zip(exits, plans, strict=True)):
+        made = [output for part in mine for output in part.outputs]
+        asked = dict.fromkeys(used for part in mine for used in part.inputs if used not in made)
+        later = {used for plan in plans[number + 1 :] for part in plan for used in part.inputs}
+        answer = logits_name(name)
+        outputs = (answer, *(output for output in made if output in later and output != answer))
+        segments.append(Segment(name, tuple(mine), tuple(asked), outputs))
+    return segments
+
+
+def _needed(tensor: str, producer: dict[str, Part]) -> list[Part]:
+    needed: list[Part] = []
+    waiting = [tensor]
+    while waiting:
+        part = producer.get(waiting.pop())
+        if part is not None and part not in needed:
+            needed.append(part)
+            waiting += part.inputs
+    return needed

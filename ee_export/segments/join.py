@@ -1,0 +1,52 @@
+"""Join a target's segments into one uncut graph: what the chain is measured against."""
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import compose
+
+from ee_export.package import Package
+from ee_export.segments.cut import logits_name
+
+
+def join(package: Package, target_name: str, answers: Sequence[str] | None = None) -> onnx.ModelProto:
+    """One graph of all the segments' nodes, from the chain's inputs to the logits of the exits in ``answers``.
+
+    With all exits (the default) it computes what the chain does. With ``final`` alone nothing is left of the earlier
+    exits' heads and of the rows computed for them: it is the whole model, as one would export it without this toolkit.
+    """
+    manifest = package.manifest
+    joined = onnx.ModelProto()
+    inputs: dict[str, onnx.ValueInfoProto] = {}
+    for segment in package.target(target_name).segments:
+        model = onnx.load(package.path / segment.file)
+        own = {tensor.name for tensor in segment.inputs}
+        for value in [value for value in model.graph.input if value.name not in own]:
+            model.graph.input.remove(value)  # a weight that another segment holds too: a constant again
+        compose.add_prefix(model, f"{segment.exit}/", rename_inputs=False, rename_outputs=False, inplace=True)
+        inputs |= {value.name: value for value in model.graph.input if value.name in manifest.inputs}
+        joined.ir_version, joined.graph.name = model.ir_version, manifest.name
+        if not joined.opset_import:
+            joined.opset_import.extend(model.opset_import)
+        joined.graph.node.extend(model.graph.node)
+        joined.graph.initializer.extend(model.graph.initializer)
+        if answers is None or segment.exit in answers:
+            joined.graph.output.extend(value for value in model.graph.output if value.name == logits_name(segment.exit))
+    used = _remove_unused(joined.graph)
+    joined.graph.input.extend(value for name, value in inputs.items() if name in used)
+    return joined
+
+
+def _remove_unused(graph: onnx.GraphProto) -> set[str]:
+    """Drop nodes and weights that no output needs; returns the names of all tensors that are used."""
+    used = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if used & set(node.output):
+            used |= set(node.input)
+            kept.append(node)
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(kept))
+    graph.initializer.extend(weights)
+    return used

@@ -1,0 +1,94 @@
+"""The parts of an early-exit LayoutLMv3, in the order in which a page meets them, and the shapes of its tensors."""
+
+from torch import Tensor, nn
+
+from ee_export.model import trunk
+from ee_export.model.heads import masked_mean
+from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.segments.cut import Part, logits_name
+
+Shape = tuple[str | int, ...]
+
+
+def parts(model: EarlyExitLayoutLMv3) -> list[Part]:
+    """The whole model as parts; an encoder layer whose exit reads ``[CLS]`` is two parts, *answer* and *rest*."""
+    stock = model.layoutlmv3
+    specs = model.config.head_specs()
+    found: list[Part] = []
+    if "vision" in specs and specs["vision"].reads == "pixels":
+        found.append(_head(model, "vision", ("pixel_values",), lambda head, pixels: head(pixels)))
+    found.append(_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
+    if "vision" in specs and specs["vision"].reads == "mean":
+        found.append(_head(model, "vision", ("visual",), lambda head, visual: head(visual.mean(1))))
+    found.append(_part(trunk.text_embeddings, stock, ("input_ids", "bbox"), ("text",)))
+    if "text" in specs:
+        found.append(_head(model, "text", ("text", "attention_mask"), _from_mean))
+    found.append(_part(trunk.fuse, stock, ("text", "visual"), ("hidden.0",)))
+    found.append(_part(trunk.attention_bias, stock, ("bbox", "attention_mask"), ("bias",)))
+    found.append(_part(trunk.full_mask, stock, ("attention_mask",), ("mask",)))
+    if "fusion" in specs:
+        cls = specs["fusion"].reads == "cls"
+        inputs = ("hidden.0",) if cls else ("hidden.0", "mask")
+        found.append(_head(model, "fusion", inputs, _from_first_row if cls else _from_mean))
+
+    for number, layer in enumerate(stock.encoder.layer, 1):
+        name = f"encoder.{number}"
+        before, after = f"hidden.{number - 1}", f"hidden.{number}"
+        asked = [name] if name in specs else []
+        asked += ["final"] if number == len(stock.encoder.layer) else []
+        if any(exit_name == "final" or specs[exit_name].reads == "cls" for exit_name in asked):
+            state = (f"key.{number}", f"value.{number}", f"first.{number}")
+            found.append(_part(trunk.layer_answer, layer, (before, "bias"), state))
+            found.append(_part(trunk.layer_rest, layer, (before, "bias", *state[:2]), (after,)))
+        else:
+            found.append(_part(trunk.layer_whole, layer, (before, "bias"), (after,)))
+        for exit_name in asked:
+            if exit_name == "final" or specs[exit_name].reads == "cls":
+                found.append(_head(model, exit_name, (f"first.{number}",), _from_first_row))
+            else:
+                found.append(_head(model, exit_name, (after, "mask"), _from_mean))
+    return found
+
+
+def shapes(model: EarlyExitLayoutLMv3) -> dict[str, Shape]:
+    """Symbolic shape of every tensor that can pass between segments: B pages, T text tokens, L text and visual tokens."""
+    config = model.config
+    heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    known: dict[str, Shape] = {
+        "pixel_values": ("B", 3, config.input_size, config.input_size),
+        "input_ids": ("B", "T"),
+        "bbox": ("B", "T", 4),
+        "attention_mask": ("B", "T"),
+        "visual": ("B", model.layoutlmv3.visual_bbox.shape[0], config.hidden_size),
+        "text": ("B", "T", config.hidden_size),
+        "bias": ("B", heads, "L", "L"),
+        "mask": ("B", "L"),
+        "hidden.0": ("B", "L", config.hidden_size),
+    }
+    for number in range(1, config.num_hidden_layers + 1):
+        known[f"hidden.{number}"] = ("B", "L", config.hidden_size)
+        known[f"first.{number}"] = ("B", 1, config.hidden_size)
+        known[f"key.{number}"] = known[f"value.{number}"] = ("B", heads, "L", size)
+    for name in config.exit_names():
+        known[logits_name(name)] = ("B", config.num_labels)
+    return known
+
+
+def _part(function, module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Part:
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        result = function(module, *tensors)
+        return result if isinstance(result, tuple) else (result,)
+
+    return Part(inputs, outputs, run)
+
+
+def _head(model: EarlyExitLayoutLMv3, name: str, inputs: tuple[str, ...], read) -> Part:
+    return _part(read, model.head(name), inputs, (logits_name(name),))
+
+
+def _from_first_row(head: nn.Module, rows: Tensor) -> Tensor:
+    return head(rows[:, 0])
+
+
+def _from_mean(head: nn.Module, rows: Tensor, mask: Tensor) -> Tensor:
+    return head(masked_mean(rows, mask))

@@ -1,0 +1,53 @@
+"""One file of weights for all segments of a target: each tensor once, however many graphs hold it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from onnx import external_data_helper, numpy_helper
+
+FILE = "weights.bin"
+_SMALLEST = 1024
+"""Bytes: smaller tensors (shapes, most biases) stay in their graph."""
+_ALIGNMENT = 64
+
+
+def share(graphs: Sequence[onnx.ModelProto], folder: Path) -> None:
+    """Move the weights of graphs that stand in order into ``folder/weights.bin``; the graphs refer to it by offset.
+
+    The answer part of a layer and its rest hold the same weights, in two segments. A runtime packs the constant
+    weights of every graph into a layout of its own, so they would take memory twice; but a weight that a later graph
+    holds too serves here for the ``[CLS]`` row alone, and packing does not pay for one row. It is declared an input with a
+    default value, which a runtime reads where it lies.
+    """
+    places: dict[bytes, tuple[int, int]] = {}
+    held = [{digest for _, digest in _large(graph)} for graph in graphs]
+    with (folder / FILE).open("wb") as file:
+        for at, graph in enumerate(graphs):
+            later: set[bytes] = set().union(*held[at + 1 :])
+            for tensor, digest in _large(graph):
+                raw = tensor.raw_data
+                if digest not in places:
+                    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+                    places[digest] = (file.tell(), len(raw))
+                    file.write(raw)
+                if digest in later:
+                    graph.graph.input.append(
+                        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                    )
+                offset, length = places[digest]
+                external_data_helper.set_external_data(tensor, FILE, offset=offset, length=length)
+                tensor.ClearField("raw_data")
+
+
+def _large(graph: onnx.ModelProto) -> list[tuple[onnx.TensorProto, bytes]]:
+    found = []
+    for tensor in graph.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            continue
+        if not tensor.HasField("raw_data"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+        if len(tensor.raw_data) >= _SMALLEST:
+            found.append((tensor, hashlib.sha256(tensor.raw_data).digest()))
+    return found

@@ -1,0 +1,60 @@
+"""Replay a package's golden inputs on this machine."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ee_export import golden
+from ee_export.errors import BadRequest, NotEqual
+from ee_export.package import Package
+from ee_export.runtime.chain import load_package
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Largest logit difference per exit over the golden pages, and the operating points whose exits were replayed."""
+
+    target: str
+    pages: int
+    tolerance: float
+    differences: dict[str, float]
+    operating_points: tuple[str, ...]
+
+
+def verify_package(package: Package, target_name: str, point_name: str | None = None) -> Verified:
+    """Run the golden inputs through a target: logits within its tolerance, and the same exits at every operating point.
+
+    Args:
+        package: its files are all hashed first.
+        target_name: which target runs.
+        point_name: the operating point whose exits are replayed, default all.
+
+    Raises:
+        BadPackage: a file is missing or changed.
+        NotEqual: logits or exits differ; names the exit or the page.
+    """
+    package.check()
+    target = package.target(target_name)
+    chain = load_package(package, target_name)
+    pages, expected = golden.read(package)
+    found = [chain.logits(page.inputs) for page in pages]
+    differences = {
+        name: max(float(np.abs(mine[name] - page.logits[name]).max()) for mine, page in zip(found, pages, strict=True))
+        for name in chain.exits
+    }
+    golden.require_same(differences, target.tolerance, str(package.path))
+    joined = {name: np.concatenate([mine[name] for mine in found]) for name in chain.exits}
+    points = tuple(target.operating_points) if point_name is None else (point_name,)
+    for point in points:
+        if point not in target.operating_points:
+            known = ", ".join(target.operating_points)
+            raise BadRequest(f"unknown operating point '{point}': target '{target_name}' has {known}")
+        want = expected[f"{target_name}/{point}"]
+        have = golden.exits_of(joined, package.manifest, target, point)
+        if (want != have).any():
+            at = int(np.flatnonzero(want != have)[0])
+            raise NotEqual(
+                f"{package.path}: operating point '{point}': golden page {at} left at {chain.exits[have[at]]}, expected "
+                f"{chain.exits[want[at]]}; rebuild the target on this machine with `ee-export build`"
+            )
+    return Verified(target_name, len(pages), target.tolerance, differences, points)

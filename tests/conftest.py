@@ -1,0 +1,110 @@
+"""Shared parts of the tests: drawn pages, a small trained-shape checkpoint, a package built from it, real pages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ee_export.atomic import staged_folder
+from ee_export.build import build
+from ee_export.draw import draw_folder
+from ee_export.model import checkpoint
+from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
+from ee_export.package import Package
+
+LABELS = ("ad_buy_form", "fara_amendment", "fara_dissemination_report", "fara_short_form", "form", "receipt", "scientific_paper")
+EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
+
+
+def tiny_config(**changes) -> EarlyExitLayoutLMv3Config:
+    """A configuration small enough to export in seconds; encoder.2 pools, the others read ``[CLS]``."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "coordinate_size": 6,
+        "shape_size": 4,
+        "patch_size": 32,
+        "max_position_embeddings": 514,
+        "max_text_tokens": 128,
+        "image_mode": "L",
+        "vocab_size": 400,
+        "exits": EXITS,
+        "heads": {"vision": {"reads": "pixels", "width": 4}, "encoder.2": {"reads": "mean", "layers": 1}},
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {label: index for index, label in enumerate(LABELS)},
+    }
+    return EarlyExitLayoutLMv3Config(**{**sizes, **changes})
+
+
+def random_model(config: EarlyExitLayoutLMv3Config, seed: int = 0) -> EarlyExitLayoutLMv3:
+    """A model with weights large enough that wrong arithmetic shows in the logits."""
+    torch.manual_seed(seed)
+    model = EarlyExitLayoutLMv3(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=0.15)
+    return model
+
+
+@pytest.fixture(scope="session")
+def pages_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn pages in class folders, with their words: 8 a class."""
+    folder = tmp_path_factory.mktemp("pages")
+    draw_folder(folder, 8, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> Path:
+    """An untrained checkpoint of the tiny configuration."""
+    words = (json.loads(path.read_text())["words"] for path in sorted(pages_folder.rglob("*.json")))
+    tokenizer = checkpoint.train_tokenizer(words, 400)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    with staged_folder(folder) as staging:
+        checkpoint.save(staging, random_model(tiny_config(vocab_size=tokenizer.get_vocab_size())), tokenizer, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, pages_folder: Path) -> Package:
+    """A package built from the tiny checkpoint. Tests that change one copy it first."""
+    out = tmp_path_factory.mktemp("package") / "tiny.ee"
+    return build(tiny_checkpoint, pages_folder, out, ocr_ms=500.0, progress=lambda stage, done, total: None)
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The shipped package."""
+    return Path(__file__).resolve().parent.parent / "engines" / "documents.ee"
+
+
+@pytest.fixture(scope="session")
+def real_pages() -> Path:
+    """Real pages in train, val and test (see EE_DATA in the README)."""
+    folder = os.environ.get("EE_DATA")
+    if not folder:
+        pytest.skip("EE_DATA does not name a folder of real pages")
+    return Path(folder)
+
+
+@pytest.fixture
+def page_image() -> Image.Image:
+    """A grey page of noise."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 200), np.uint8))
+
+
+def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    """Run ``ee-export`` in a process of its own, as a user does."""
+    script = "from ee_export.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
+    )

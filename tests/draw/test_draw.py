@@ -1,0 +1,104 @@
+"""Drawn pages: repeatable, well formed, and true to their own words and boxes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ee_export.draw import LABELS, draw_folder, draw_page
+from ee_export.errors import EeError
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("label", LABELS)
+def test_every_label_is_drawn_with_a_box_for_each_word(label: str, hard: bool) -> None:
+    page = draw_page(label, seed=3, hard=hard)
+    assert (page.label, page.hard, page.image.mode, max(page.image.size)) == (label, hard, "L", 800)
+    assert len(page.words) == len(page.boxes) > 20
+    assert all(word and not any(letter.isspace() for letter in word) for word in page.words)
+    for x0, y0, x1, y1 in page.boxes:
+        assert 0 <= x0 <= x1 <= 1000
+        assert 0 <= y0 <= y1 <= 1000
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_same_seed_draws_the_same_page_whatever_was_drawn_before(hard: bool) -> None:
+    first = draw_page("form", seed=5, hard=hard)
+    draw_page("receipt", seed=6)
+    again = draw_page("form", seed=5, hard=hard)
+    assert first.image.tobytes() == again.image.tobytes()
+    assert (first.words, first.boxes) == (again.words, again.boxes)
+
+
+def test_different_seeds_draw_different_pages() -> None:
+    assert draw_page("receipt", seed=1).words != draw_page("receipt", seed=2).words
+    assert draw_page("receipt", seed=1).words != draw_page("receipt", seed=-1).words
+
+
+def test_the_words_do_not_depend_on_the_size_of_the_image() -> None:
+    small, large = draw_page("form", seed=2), draw_page("form", seed=2, long_side=1600)
+    assert (small.words, small.boxes) == (large.words, large.boxes)
+    assert max(large.image.size) == 1600
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_box_on_an_easy_page_covers_dark_pixels(label: str) -> None:
+    page = draw_page(label, seed=4, long_side=1600)
+    grey = np.asarray(page.image)
+    scale = np.array([*page.image.size, *page.image.size]) / 1000
+    pale = 0
+    for box in page.boxes:
+        x0, y0, x1, y1 = (np.array(box) * scale).round().astype(int)
+        pale += grey[y0 : y1 + 1, x0 : x1 + 1].min() > 150
+    assert pale <= 0.02 * len(page.boxes)  # a few are only a comma or a dot
+
+
+def test_boxes_of_a_hard_page_follow_the_turned_page() -> None:
+    page = draw_page("scientific_paper", seed=8, hard=True)
+    width, height = page.image.size
+    grey = np.asarray(page.image).astype(float)
+    inside = np.zeros(grey.shape, bool)
+    for x0, y0, x1, y1 in page.boxes:
+        inside[y0 * height // 1000 : y1 * height // 1000 + 1, x0 * width // 1000 : x1 * width // 1000 + 1] = True
+    assert grey[inside].mean() < grey[~inside].mean() - 15
+
+
+def test_hard_pages_carry_ocr_mistakes_and_easy_pages_do_not() -> None:
+    easy, hard = draw_page("fara_short_form", 7), draw_page("fara_short_form", 7, hard=True)
+    assert "Justice" in easy.words
+    vocabulary = set(easy.words)
+    for seed in range(3):
+        vocabulary |= set(draw_page("fara_short_form", 20 + seed).words)
+    assert sum(word not in vocabulary for word in hard.words) > 5
+
+
+def test_an_unknown_label_is_answered_with_the_valid_ones() -> None:
+    with pytest.raises(EeError, match=r"'memo'.*ad_buy_form.*scientific_paper"):
+        draw_page("memo", seed=0)
+
+
+def test_an_image_size_out_of_range_is_refused() -> None:
+    with pytest.raises(EeError, match="5000"):
+        draw_page("form", seed=0, long_side=5000)
+
+
+def test_a_folder_holds_an_image_and_its_words_for_every_page(tmp_path: Path) -> None:
+    assert draw_folder(tmp_path, pages_per_class=2, seed=1, hard_share=0.5) == 2 * len(LABELS)
+    for label in LABELS:
+        images = sorted((tmp_path / label).glob("*.jpg"))
+        assert len(images) == 2
+        for path in images:
+            with Image.open(path) as image:
+                image.load()
+                assert image.mode == "L"
+            text = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            assert len(text["words"]) == len(text["boxes"]) > 0
+
+
+def test_an_impossible_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EeError, match="share"):
+        draw_folder(tmp_path, pages_per_class=1, seed=0, hard_share=2)
