@@ -13,7 +13,7 @@ from ee_export.manifest import Calibration, Costs, Manifest, OperatingPoint, Spl
 from ee_export.package import GOLDEN, Package, rewrite_package
 from ee_export.page import Ocr, Page, read_page
 from ee_export.policy.calibrate import fit_temperature
-from ee_export.policy.decide import score
+from ee_export.policy.decide import score_pages
 from ee_export.policy.tune import Scored, evaluate, tune
 from ee_export.runtime.chain import FULL, Chain, load_package
 
@@ -85,7 +85,7 @@ def scored(manifest: Manifest, target: Target, pages: Observed, ocr_ms: float) -
     has_text = False
     for segment in target.segments:
         calibration = target.calibration_of(segment.exit, len(manifest.labels))
-        probabilities, found = score(pages.logits[segment.exit], calibration.scale, calibration.bias, CRITERION)
+        probabilities, found = score_pages(pages.logits[segment.exit], calibration.scale, calibration.bias, CRITERION)
         scores.append(found)
         right.append(probabilities.argmax(1) == pages.targets)
         if not has_text and any(manifest.inputs.get(tensor.name) == "text" for tensor in segment.inputs):

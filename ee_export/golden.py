@@ -10,7 +10,7 @@ from ee_export.encode import Arrays
 from ee_export.errors import BadPackage, NotEqual
 from ee_export.manifest import Manifest, Target
 from ee_export.package import GOLDEN, Package
-from ee_export.policy.decide import leave_at, score
+from ee_export.policy.decide import leave_at, score_pages
 
 INPUTS = ("pixel_values", "input_ids", "bbox", "attention_mask")
 
@@ -95,7 +95,7 @@ def exits_of(logits: dict[str, np.ndarray], manifest: Manifest, target: Target, 
     scores = []
     for name in manifest.exits:
         calibration = target.calibration_of(name, classes)
-        scores.append(score(logits[name], calibration.scale, calibration.bias, point.criterion)[1])
+        scores.append(score_pages(logits[name], calibration.scale, calibration.bias, point.criterion)[1])
     return leave_at(np.stack(scores), [point.thresholds[name] for name in manifest.exits[:-1]])
 
 

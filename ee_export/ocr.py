@@ -1,15 +1,19 @@
 """OCR on demand with Tesseract; any callable from an image to words and boxes serves in its place."""
 
+import os
 import shutil
 
 from PIL import Image
 
 from ee_export.errors import EeError
 from ee_export.page import Boxes, Ocr, Words
+from ee_export.runtime.ort import available_threads
 
 
 def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
     """An OCR engine for :class:`~ee_export.Page`: Debian's tesseract-ocr through pytesseract.
+
+    Sets ``OMP_THREAD_LIMIT`` for the process, where it is not set, to the number of processors there are.
 
     Returns:
         A callable that reads a PIL image and returns words and their boxes, x0, y0, x1, y1 in 0–1000 of the image's
@@ -25,6 +29,8 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
         raise EeError("OCR needs pytesseract: `pip install ee_export[ocr]`") from None
     if shutil.which("tesseract") is None:
         raise EeError("OCR needs the tesseract program: `apt-get install tesseract-ocr`")
+    # Tesseract starts four threads whatever the machine has; on two processors it then takes eight times as long.
+    os.environ.setdefault("OMP_THREAD_LIMIT", str(available_threads()))
 
     def read(image: Image.Image) -> tuple[Words, Boxes]:
         if image.mode not in ("L", "RGB"):

@@ -18,7 +18,15 @@ from ee_export.model import checkpoint
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.package import Package
 
-LABELS = ("ad_buy_form", "fara_amendment", "fara_dissemination_report", "fara_short_form", "form", "receipt", "scientific_paper")
+LABELS = (
+    "ad_buy_form",
+    "fara_amendment",
+    "fara_dissemination_report",
+    "fara_short_form",
+    "form",
+    "receipt",
+    "scientific_paper",
+)
 EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
 
 
@@ -70,7 +78,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path
     tokenizer = checkpoint.train_tokenizer(words, 400)
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     with staged_folder(folder) as staging:
-        checkpoint.save(staging, random_model(tiny_config(vocab_size=tokenizer.get_vocab_size())), tokenizer, torch.float32)
+        checkpoint.save(
+            staging, random_model(tiny_config(vocab_size=tokenizer.get_vocab_size())), tokenizer, torch.float32
+        )
     return folder
 
 

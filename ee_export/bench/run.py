@@ -64,7 +64,7 @@ class TimedSegment:
         self._segment = segment
         self.spent_s = 0.0
 
-    def run(self, state: dict[str, backend.Tensor]) -> dict[str, backend.Tensor]:
+    def run(self, state: dict[str, backend.Tensor]) -> Sequence[backend.Tensor]:
         started = time.perf_counter()
         outputs = self._segment.run(state)
         self.spent_s += time.perf_counter() - started

@@ -38,17 +38,18 @@ def evaluate(pages: Scored, thresholds: Sequence[float | None]) -> Outcome:
 
 
 def tune(pages: Scored, margin: float = 0.0) -> list[float | None]:
-    """Thresholds per exit (``None``: never) with the lowest mean cost found at no loss of accuracy.
+    """Thresholds per exit (``None``: never) with the lowest mean cost found at which no page loses its right answer.
 
-    Every candidate stands just above a wrong answer's score or admits every page, so that a threshold between two
-    right answers is never pushed down by chance. ``margin`` then moves each threshold that share of the way from the
-    highest score it refuses to certainty: a held-out page must be more certain than any that was wrong here.
+    That is stricter than equal accuracy: an early answer that happens to be right where ``final`` is wrong does not pay for
+    one that is wrong where ``final`` is right, for on other pages the luck runs out first. Every candidate stands just
+    above the score of such a harmed page; ``margin`` then moves it that share of the way to certainty, so that a new
+    page must be more certain than any that was harmed here. Where an exit harmed none, its least certain answer is
+    taken for one: a few pages are no proof that an exit is never wrong.
 
-    Coordinate descent from every single-exit start; each accepted change lowers the mean cost and keeps the number of
-    right answers at least the full model's. Exact for one exit, a local optimum for several.
+    Coordinate descent from every single-exit start; each accepted change lowers the mean cost. Exact for one exit, a
+    local optimum for several.
     """
     exits = len(pages.scores) - 1
-    needed = pages.right[-1].mean()
     candidates = [_candidates(pages.scores[e], pages.right[e], pages.right[-1], margin) for e in range(exits)]
     best: list[float | None] = [None] * exits
     best_cost = evaluate(pages, best).mean_cost_ms
@@ -63,21 +64,26 @@ def tune(pages: Scored, margin: float = 0.0) -> list[float | None]:
                 for candidate in candidates[e]:
                     trial = [*current[:e], candidate, *current[e + 1 :]]
                     outcome = evaluate(pages, trial)
-                    if outcome.accuracy >= needed and outcome.mean_cost_ms < cost - 1e-9:
+                    if outcome.mean_cost_ms < cost - 1e-9 and not _harms(pages, outcome):
                         current, cost, improved = trial, outcome.mean_cost_ms, True
         if cost < best_cost - 1e-9:
             best, best_cost = current, cost
     return best
 
 
+def _harms(pages: Scored, outcome: Outcome) -> bool:
+    """Whether a page leaves with a wrong answer that ``final`` would have answered rightly."""
+    right = pages.right[outcome.exits, np.arange(len(outcome.exits))]
+    return bool((pages.right[-1] & ~right).any())
+
+
 def _candidates(scores: np.ndarray, right: np.ndarray, final_right: np.ndarray, margin: float) -> list[float | None]:
     """Thresholds worth trying at one exit: never, and just above each answer that is wrong where ``final`` is right."""
     harmful = np.unique(scores[~right & final_right])
+    bars = harmful if len(harmful) else scores.min(keepdims=True)
     found: list[float | None] = [None]
-    for bar in (0.0, *harmful.tolist()):
-        threshold = np.nextafter(np.float32(bar), np.float32(2)) + np.float32(margin) * (
-            np.float32(1) - np.float32(bar)
-        )
+    for bar in bars.tolist():
+        threshold = np.nextafter(bar, 2.0) + margin * (1.0 - bar)
         if threshold <= 1:
             found.append(float(threshold))
     return found

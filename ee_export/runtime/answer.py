@@ -1,11 +1,10 @@
 """What a chain answers for a page."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One thing the chain did for a page: a segment by its exit's name, or ``ocr``.
 
     ``batch``: how many pages shared it. ``label`` and ``score``: what the exit said (``None`` for ``ocr``). ``left``: whether
@@ -40,4 +39,4 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "trace": [step._asdict() for step in self.trace]}

@@ -11,18 +11,15 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.encode import Arrays, Encoder
-from ee_export.errors import BadRequest
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target
 from ee_export.package import TOKENIZER, Package, open_package
 from ee_export.page import Page
-from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import score
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
+from ee_export.runtime.plan import FULL, PlanStep, make_plan
+from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.segment import Segment
-
-FULL = "full"
-"""The operating point that never leaves early; every target has it."""
 
 _MAX_BATCH = 16
 
@@ -54,7 +51,7 @@ def load_package(
 ) -> "Chain":
     """The chain of an opened package; ``full`` works before anything was calibrated or tuned."""
     found = package.target(target)
-    point = _operating_point(found, operating_point)
+    point = find_point(found, operating_point)
     pool = threads or backend.available_threads()
 
     def open_segment(spec: SegmentSpec) -> Segment:
@@ -88,13 +85,13 @@ class Chain:
         self.operating_point = point
         self.encoder = encoder
         self.segments = segments
-        self._plan = _plan(manifest.inputs, target, point, segments, len(manifest.labels))
+        self._plan = make_plan(manifest.inputs, target, point, segments, len(manifest.labels))
         self._first_text = next((i for i, step in enumerate(self._plan) if step.reads_text), len(self._plan))
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
 
     def at(self, operating_point: str) -> "Chain":
         """The same segments, in the same sessions, with another operating point."""
-        return self.with_point(_operating_point(self.target, operating_point))
+        return self.with_point(find_point(self.target, operating_point))
 
     def with_point(self, point: OperatingPoint, segments: Sequence[Segment] | None = None) -> "Chain":
         """The same chain with thresholds that no manifest has, or with other segments in its places."""
@@ -158,11 +155,12 @@ class Chain:
         logits, times = {}, {}
         for step in self._plan:
             started = time.perf_counter()
-            outputs = step.segment.run(state)
-            times[step.segment.exit] = (time.perf_counter() - started) * 1e3
-            logits[step.segment.exit] = backend.host(outputs.pop(step.logits)).copy()
-            state.update(outputs)
-            state = {name: value for name, value in state.items() if name in step.keeps}
+            found, *others = step.segment.run(state)
+            times[step.exit] = (time.perf_counter() - started) * 1e3
+            logits[step.exit] = backend.host(found).copy()
+            state.update(zip(step.state, others, strict=True))
+            for name in step.drops:
+                del state[name]
         return logits, times
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
@@ -174,8 +172,8 @@ class Chain:
 
     def _advance(self, group: "_Group", first: int, end: int, records: list["_Record"], call: "_Call") -> None:
         """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""
-        for index in range(first, end):
-            step = self._plan[index]
+        labels, criterion = self.labels, self.operating_point.criterion
+        for step in self._plan[first:end]:
             if not group.rows or (step.skippable and call.deadline is None):
                 continue
             if self._overruns(call, step, group.tokens, len(group.rows)) and all(records[r].exit for r in group.rows):
@@ -184,25 +182,26 @@ class Chain:
                 group.keep([])
                 return
             started = time.perf_counter()
-            outputs = step.segment.run(group.state)
-            logits = backend.host(outputs.pop(step.logits))
-            probabilities, scores = score(logits, step.scale, step.bias, self.operating_point.criterion)
-            ended = time.perf_counter()
-            leaves = (scores >= step.threshold).tolist()
+            logits, *state = step.segment.run(group.state)
+            rows = backend.host(logits).tolist()
+            taken = (time.perf_counter() - started) * 1e3
+            group.state.update(zip(step.state, state, strict=True))
+            for name in step.drops:
+                del group.state[name]
+            stay = []
             for position, row in enumerate(group.rows):
+                probabilities, reached = score(rows[position], step.scale, step.bias, criterion)
+                leaves = reached >= step.threshold
                 record = records[row]
-                record.saw(step.segment.exit, probabilities[position], float(scores[position]))
-                winner = self.labels[int(probabilities[position].argmax())]
-                taken = (ended - started) * 1e3
-                record.trace.append(
-                    Step(step.segment.exit, len(group.rows), taken, winner, record.score, leaves[position])
-                )
-                if leaves[position]:
+                record.exit, record.probabilities, record.score = step.exit, probabilities, reached
+                winner = labels[probabilities.index(max(probabilities))]
+                record.trace.append(Step(step.exit, len(rows), taken, winner, reached, leaves))
+                if leaves:
                     record.finish(deadline_hit=False)
-            group.state.update(outputs)
-            group.state = {name: group.state[name] for name in group.state if name in step.keeps}
-            if any(leaves):
-                group.keep([position for position, left in enumerate(leaves) if not left])
+                else:
+                    stay.append(position)
+            if len(stay) < len(rows):
+                group.keep(stay)
 
     def _with_text(
         self,
@@ -255,17 +254,16 @@ class Chain:
         rows = [group.rows[position] for _, group, position in batch]
         return _Group(rows, state, texts["input_ids"].shape[1])
 
-    def _overruns(self, call: "_Call", step: "_PlanStep", tokens: int, batch: int) -> bool:
+    def _overruns(self, call: "_Call", step: PlanStep, tokens: int, batch: int) -> bool:
         if call.deadline is None:
             return False
-        cost = self.target.costs.segment_ms(step.segment.exit, tokens, batch) if self.target.costs else 0.0
+        cost = self.target.costs.segment_ms(step.exit, tokens, batch) if self.target.costs else 0.0
         return time.perf_counter() + cost / 1e3 > call.deadline
 
     def _answer(self, record: "_Record", begin: float) -> Answer:
-        assert record.probabilities is not None
         return Answer(
-            label=self.labels[int(record.probabilities.argmax())],
-            probabilities=dict(zip(self.labels, record.probabilities.tolist(), strict=True)),
+            label=self.labels[record.probabilities.index(max(record.probabilities))],
+            probabilities=dict(zip(self.labels, record.probabilities, strict=True)),
             exit=record.exit,
             score=record.score,
             ocr_used=any(step.name == "ocr" for step in record.trace),
@@ -273,20 +271,6 @@ class Chain:
             trace=tuple(record.trace),
             deadline_hit=record.deadline_hit,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _PlanStep:
-    """A segment with its policy: calibration, threshold, and which state later segments still need."""
-
-    segment: Segment
-    logits: str
-    scale: np.ndarray
-    bias: np.ndarray
-    threshold: float
-    keeps: frozenset[str]
-    reads_text: bool
-    skippable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,59 +301,12 @@ class _Record:
     """What is known of one page so far."""
 
     exit: str = ""
-    probabilities: np.ndarray | None = None
+    probabilities: list[float] = field(default_factory=list)
     score: float = 0.0
     finished: float = 0.0
     deadline_hit: bool = False
     trace: list[Step] = field(default_factory=list)
 
-    def saw(self, exit_name: str, probabilities: np.ndarray, score: float) -> None:
-        self.exit, self.probabilities, self.score = exit_name, probabilities, score
-
     def finish(self, *, deadline_hit: bool) -> None:
         self.finished = time.perf_counter()
         self.deadline_hit = deadline_hit
-
-
-def _operating_point(target: Target, name: str) -> OperatingPoint:
-    point = target.operating_points.get(name)
-    if point is None and name == FULL:
-        return OperatingPoint("max_probability", {segment.exit: None for segment in target.segments[:-1]})
-    if point is None:
-        known = ", ".join(target.operating_points) or "none: run `ee-export tune`"
-        raise BadRequest(f"unknown operating point '{name}': this target has {known}")
-    if point.criterion not in CRITERIA:
-        raise BadRequest(
-            f"operating point '{name}' uses the criterion '{point.criterion}', which this version does not know "
-            f"({', '.join(CRITERIA)}); `pip install --upgrade ee_export`"
-        )
-    return point
-
-
-def _plan(
-    inputs: dict[str, str],
-    target: Target,
-    point: OperatingPoint,
-    segments: Sequence[Segment],
-    classes: int,
-) -> list[_PlanStep]:
-    plan = []
-    needed: set[str] = set()
-    for segment in reversed(segments):
-        calibration = target.calibration_of(segment.exit, classes)
-        threshold = point.thresholds.get(segment.exit)
-        last = segment is segments[-1]
-        plan.append(
-            _PlanStep(
-                segment=segment,
-                logits=segment.outputs[0].name,
-                scale=np.asarray(calibration.scale, np.float32),
-                bias=np.asarray(calibration.bias, np.float32),
-                threshold=-np.inf if last else np.inf if threshold is None else threshold,
-                keeps=frozenset(needed),
-                reads_text=any(inputs.get(tensor.name) == "text" for tensor in segment.inputs),
-                skippable=not last and threshold is None and len(segment.outputs) == 1,
-            )
-        )
-        needed |= {tensor.name for tensor in segment.inputs}
-    return plan[::-1]

@@ -37,10 +37,10 @@ class OrtSegment:
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
 
-    def run(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Named outputs for the named inputs found in ``state``."""
+    def run(self, state: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Outputs in order for the named inputs found in ``state``."""
         feeds = {name: state[name] for name in self._input_names}
-        return dict(zip(self._output_names, self._session.run_with_ort_values(self._output_names, feeds), strict=True))
+        return self._session.run_with_ort_values(self._output_names, feeds)
 
 
 def upload(array: np.ndarray) -> Tensor:

@@ -1,5 +1,6 @@
 """The one abstraction of the runtime: a compiled part of a model."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ee_export.manifest import TensorSpec
@@ -13,6 +14,6 @@ class Segment(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def run(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Named outputs for the named inputs found in ``state``; the caller owns them."""
+    def run(self, state: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Outputs in order for the named inputs found in ``state``; the caller owns them."""
         ...

@@ -124,7 +124,13 @@ def test_a_passed_deadline_answers_with_the_first_exit(chain: Chain, pages: list
 def test_a_segment_that_would_overrun_is_not_started(chain: Chain, pages: list[Page]) -> None:
     assert chain.target.costs is not None
     slow = replace(chain.target.costs, segments_ms={**chain.target.costs.segments_ms, "encoder.2": (1e6,) * 5})
-    late = Chain(chain.package, replace(chain.target, costs=slow), chain.at("full").operating_point, chain.segments, chain.encoder)
+    late = Chain(
+        chain.package,
+        replace(chain.target, costs=slow),
+        chain.at("full").operating_point,
+        chain.segments,
+        chain.encoder,
+    )
     answer = late.predict(pages[0], deadline_ms=60_000)
     assert answer.exit == "encoder.1"
     assert answer.deadline_hit

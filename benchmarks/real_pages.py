@@ -1,0 +1,135 @@
+"""The shipped sample on real pages: accuracy and exits with words given, and wall-clock time with OCR run on demand.
+
+    python benchmarks/real_pages.py ../shared/data [--package engines/documents.ee] [--repeats 3]
+
+DATA holds `pages/test/<class>/…` with words, and `fullres/<class>-<id>.jpg` without. In the second part every page is
+answered by the chain and by the whole model, in turn and in an order shuffled with a seed, both from the image file to
+the label; the whole model reads the text of every page with Tesseract first.
+"""
+
+import json
+import platform
+from collections import Counter
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import ee_export
+from ee_export.bench.statistics import spread
+from ee_export.data import read_dataset
+from ee_export.page import Page
+from ee_export.runtime.costs import machine_name
+
+out = Console(highlight=False, markup=False, soft_wrap=True)
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--package", default="engines/documents.ee", show_default=True, type=click.Path(path_type=Path))
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
+def main(data: Path, package: Path, repeats: int, record: Path | None) -> None:
+    """Measure PACKAGE on the real pages in DATA."""
+    chain = ee_export.load(package)
+    whole = chain.at("full")
+    result = {"machine": machine_name(), "python": platform.python_version()}
+    result["words_given"] = words_given(chain, whole, data / "pages" / "test")
+    result["ocr_on_demand"] = ocr_on_demand(chain, whole, data / "fullres", repeats)
+    if record:
+        record.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def words_given(chain: ee_export.Chain, whole: ee_export.Chain, folder: Path) -> dict[str, object]:
+    """Accuracy, exits and model time on labelled pages whose words are known."""
+    test = read_dataset(folder, chain.labels)
+    labels = [test.labels[target] for target in test.targets]
+    pages = [test.page(index) for index in range(len(test))]
+    found, full = [], []
+    for page in track(pages, "words given"):
+        found.append(chain.predict(page))
+        full.append(whole.predict(page))
+    right = sum(answer.label == label for answer, label in zip(found, labels, strict=True))
+    full_right = sum(answer.label == label for answer, label in zip(full, labels, strict=True))
+    exits = Counter(answer.exit for answer in found)
+    before_text = sum(exits[name] for name in chain.exits if name == "vision")
+    times = np.array([answer.latency_ms for answer in found]), np.array([answer.latency_ms for answer in full])
+    out.print(f"{len(pages)} test pages, words given; {machine_name()}")
+    out.print(
+        f"right answers: chain {right} ({right / len(pages):.4f}), whole model {full_right} ({full_right / len(pages):.4f})"
+    )
+    out.print("exits: " + ", ".join(f"{name} {exits[name] / len(pages):.1%}" for name in chain.exits if exits[name]))
+    out.print(f"left before text was asked for: {before_text / len(pages):.1%}")
+    out.print(
+        f"mean {times[0].mean():.2f} ms a page, file to label; whole model {times[1].mean():.2f} ms; ratio {times[0].mean() / times[1].mean():.3f}"
+    )
+    return {
+        "pages": len(pages),
+        "right": right,
+        "whole_right": full_right,
+        "exits": dict(exits),
+        "before_text": before_text / len(pages),
+        "mean_ms": times[0].mean(),
+        "whole_mean_ms": times[1].mean(),
+    }
+
+
+def ocr_on_demand(chain: ee_export.Chain, whole: ee_export.Chain, folder: Path, repeats: int) -> dict[str, object]:
+    """Time from image file to label with a real OCR engine, against the whole model with OCR on every page."""
+    ocr = ee_export.tesseract()
+    paths = sorted(folder.glob("*.jpg"))
+    rng = np.random.default_rng(0)
+    times = {"chain": np.zeros((repeats, len(paths))), "whole": np.zeros((repeats, len(paths)))}
+    answers: dict[str, dict[Path, ee_export.Answer]] = {"chain": {}, "whole": {}}
+    for repeat in track(range(repeats), "OCR on demand"):
+        for at in rng.permutation(len(paths)):
+            for name in rng.permutation(["chain", "whole"]):
+                runner = chain if name == "chain" else whole
+                answer = runner.predict(Page(paths[at], ocr=ocr))
+                times[name][repeat, at] = answer.latency_ms
+                answers[name][paths[at]] = answer
+    table = Table(
+        "page",
+        "chain",
+        "exit",
+        "ms",
+        "whole model",
+        "ms",
+        title=f"{len(paths)} pages at full resolution, {repeats} times each",
+        title_justify="left",
+    )
+    right = dict.fromkeys(answers, 0)
+    for at, path in enumerate(paths):
+        label = path.stem.rsplit("-", 1)[0]
+        for name in answers:
+            right[name] += answers[name][path].label == label
+        first, second = answers["chain"][path], answers["whole"][path]
+        row = [f"{np.median(times[name][:, at]):.1f}" for name in ("chain", "whole")]
+        table.add_row(path.name, first.label, first.exit, row[0], second.label, row[1])
+    out.print(table)
+    means = {name: values.mean(axis=1) for name, values in times.items()}
+    ratio = means["chain"] / means["whole"]
+    asked = sum(answer.ocr_used for answer in answers["chain"].values())
+    out.print(
+        f"right answers: chain {right['chain']}, whole model {right['whole']} of {len(paths)}; OCR run for {asked} pages against {len(paths)}"
+    )
+    out.print(
+        f"mean a page, ms: chain {spread(means['chain'])}, whole model with OCR on every page {spread(means['whole'])}; ratio {spread(ratio)}"
+    )
+    return {
+        "pages": len(paths),
+        "repeats": repeats,
+        "right": right["chain"],
+        "whole_right": right["whole"],
+        "ocr_pages": asked,
+        "mean_ms": means["chain"].mean(),
+        "whole_mean_ms": means["whole"].mean(),
+        "ratio": ratio.tolist(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Training through the command line: it learns, it resumes, it repeats."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import run_command
+
+RECIPE = """
+[model]
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+intermediate_size = 64
+coordinate_size = 6
+shape_size = 4
+patch_size = 32
+input_size = 64
+max_position_embeddings = 514
+max_text_tokens = 64
+image_mode = "L"
+exits = ["vision", "text", "encoder.1"]
+[model.heads.vision]
+reads = "pixels"
+width = 4
+[training]
+vocab_size = 400
+epochs = 4
+vision_epochs = 6
+batch_size = 8
+vision_batch_size = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, recipe: Path, pages_folder: Path) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "model"
+    done = run_command("train", pages_folder, "--out", out, "--recipe", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["val_accuracy"]) == {"vision", "text", "encoder.1", "final"}
+    return out
+
+
+def test_training_learns_more_than_chance(unbroken: Path) -> None:
+    report = json.loads((unbroken / "training.json").read_text())
+    assert report["val_accuracy"]["text"] > 2 / 7
+    assert sorted(path.name for path in unbroken.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "training.json",
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+    tmp_path: Path, recipe: Path, pages_folder: Path, unbroken: Path
+) -> None:
+    out = tmp_path / "model"
+    script = "from ee_export.cli import main; main()"
+    arguments = ["train", pages_folder, "--out", out, "--recipe", recipe]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    environment = {**os.environ, "EE_TRAIN_SAVE_S": "0"}
+    started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    state = tmp_path / "model.partial" / "state.json"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (state.exists() and json.loads(state.read_text())["steps"] > 20):
+        time.sleep(0.05)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert not out.exists()
+    steps = json.loads(state.read_text())["steps"]
+
+    resumed = run_command(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert steps > 20
+    assert "epoch 1/6" not in resumed.stderr, "it began again instead of going on"
+    assert not (tmp_path / "model.partial").exists()
+    expected, found = load_file(unbroken / "model.safetensors"), load_file(out / "model.safetensors")
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=1e-5), name
+
+
+def test_a_partial_run_of_another_recipe_is_refused(tmp_path: Path, recipe: Path, pages_folder: Path) -> None:
+    out = tmp_path / "model"
+    partial = tmp_path / "model.partial"
+    partial.mkdir()
+    (partial / "state.json").write_text(json.dumps({"steps": 3, "identity": {"recipe": "another"}}))
+    done = run_command("train", pages_folder, "--out", out, "--recipe", recipe)
+    assert done.returncode == 2
+    assert "another recipe or other data" in done.stderr
+    assert not out.exists()
