@@ -21,7 +21,7 @@ from ee_export.page import Ocr, find_images, read_page
 
 _FOLDER = click.Path(path_type=Path)
 _err = Console(stderr=True, highlight=False)
-_out = Console(highlight=False)
+_out = Console(highlight=False, markup=False)
 
 target_option = click.option("--target", default="cpu-fp32", show_default=True, help="Where segments run.")
 point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
@@ -94,7 +94,7 @@ def train(
 
         training.train(pages, val_pages, out, recipe, init, progress, force)
     report = json.loads((out / "training.json").read_text())
-    _show(as_json, {"checkpoint": str(out), **report}, _val_table(out, report["val_accuracy"]))
+    _show(as_json, {"checkpoint": str(out), **report}, _val_table(report["val_accuracy"]), f"{out} is ready")
 
 
 @cli.command()
@@ -184,13 +184,13 @@ def verify(package: Path, target: str, operating_point: str | None, as_json: boo
     from ee_export.verify import verify_package
 
     result = verify_package(open_package(package), target, operating_point)
-    table = Table(title=f"{package}: {result.pages} golden pages on {target}", title_justify="left")
+    table = Table()
     table.add_column("exit")
     table.add_column("largest logit difference", justify="right")
     for name, difference in result.differences.items():
         table.add_row(name, f"{difference:.1e}")
-    table.caption = f"all within {result.tolerance:.0e}; same exits at {', '.join(result.operating_points)}"
-    _show(as_json, {"package": str(package), **asdict(result)}, table)
+    said = f"{package}, {target}: {result.pages} golden pages replayed; all within {result.tolerance:.0e}; same exits at {', '.join(result.operating_points)}"
+    _show(as_json, {"package": str(package), **asdict(result)}, table, said)
 
 
 @cli.command()
@@ -234,6 +234,7 @@ def predict(
     if not images:
         raise BadRequest(f"{paths[0]}: no page images in this folder; expected .png, .jpg, .tif, …")
     table = Table("page", "label", "exit", "score", "OCR", "ms")
+    table.columns[0].overflow = "fold"
     failed: list[str] = []
     with progress_bars() as show:
         for done, path in enumerate(images):
@@ -242,7 +243,7 @@ def predict(
             except EeError as error:
                 failed.append(str(error))
                 row: dict[str, Any] = {"path": str(path), "error": _one_line(error)}
-                table.add_row(str(path), "[red]error[/red]", "", "", "", "")
+                table.add_row(str(path), "error", "", "", "", "")
             else:
                 found = answer.to_dict()
                 row = {"path": str(path), **{key: found[key] for key in _ROW}}
@@ -271,13 +272,13 @@ def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) 
         from ee_export import demo as showing
     with progress_bars() as show:
         result = showing.run(sample, target, operating_point, _engine(), show)
-    table = Table(title="Drawn pages", title_justify="left")
-    for heading in ("page", "label", "exit", "text asked for"):
-        table.add_column(heading)
-    table.add_column("latency", justify="right")
-    table.add_column("whole model", justify="right")
+    table = Table()
+    for heading in ("page", "label", "exit", "text asked"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("latency", justify="right", no_wrap=True)
+    table.add_column("whole model", justify="right", no_wrap=True)
     for entry in result["pages"]:
-        mark = "" if entry["right"] else " [red](wrong)[/red]"
+        mark = " ✓" if entry["right"] else " ✗"
         asked = result["text_from"] if entry["text_asked"] else "no"
         table.add_row(
             entry["page"],
@@ -287,8 +288,7 @@ def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) 
             _ms(entry["latency_ms"]),
             _ms(entry["whole_model_ms"]),
         )
-    table.caption = result["summary"]
-    _show(as_json, result, table)
+    _show(as_json, result, table, result["summary"])
 
 
 def main() -> None:
@@ -383,15 +383,16 @@ def _refit(
     _show_package(package, target_name, None, as_json)
 
 
-def _show(as_json: bool, value: dict[str, Any], table: Table) -> None:
+def _show(as_json: bool, value: dict[str, Any], table: Table, said: str = "") -> None:
     if as_json:
         click.echo(json.dumps(value, ensure_ascii=False))
     else:
         _out.print(table)
+        _out.print(said, soft_wrap=True)
 
 
-def _val_table(out: Path, accuracy: dict[str, float]) -> Table:
-    table = Table("exit", "validation accuracy", title=f"{out}", title_justify="left")
+def _val_table(accuracy: dict[str, float]) -> Table:
+    table = Table("exit", "validation accuracy")
     for name, value in accuracy.items():
         table.add_row(name, f"{value:.3f}")
     return table
@@ -418,7 +419,7 @@ def _show_package(package: Any, target_name: str, point: str | None, as_json: bo
         return
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     _out.print(f"{package.path}: {manifest.name}, {len(manifest.labels)} labels, {size:.1f} MB, target {target_name}")
-    _out.print(f"labels: {', '.join(manifest.labels)}")
+    _out.print(f"labels: {', '.join(manifest.labels)}", soft_wrap=True)
     table = Table("exit", "segment ms", "temperature", "differs from torch")
     for name in points:
         table.add_column(f"{name}: leaves at")
@@ -443,8 +444,12 @@ def _show_package(package: Any, target_name: str, point: str | None, as_json: bo
         if found.measured:
             _out.print(
                 f"{name}: accuracy {found.measured['accuracy']:.3f}, mean {found.measured['mean_cost_ms']:.1f} ms a page on the "
-                f"{found.measured['pages']:.0f} pages it was tuned on"
+                f"{found.measured['pages']:.0f} pages it was tuned on",
+                soft_wrap=True,
             )
     if target.costs:
         ocr = "not measured" if target.costs.ocr_ms is None else f"{target.costs.ocr_ms:.0f} ms"
-        _out.print(f"costs measured on {target.costs.machine}; {target.costs.tokens[-1]} text tokens; OCR {ocr}")
+        _out.print(
+            f"costs measured on {target.costs.machine}; {target.costs.tokens[-1]} text tokens; OCR {ocr}",
+            soft_wrap=True,
+        )

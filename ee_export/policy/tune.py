@@ -38,52 +38,42 @@ def evaluate(pages: Scored, thresholds: Sequence[float | None]) -> Outcome:
 
 
 def tune(pages: Scored, margin: float = 0.0) -> list[float | None]:
-    """Thresholds per exit (``None``: never) with the lowest mean cost found at which no page loses its right answer.
+    """Thresholds per exit (``None``: never) at which no page loses its right answer, at the lowest mean cost found.
 
     That is stricter than equal accuracy: an early answer that happens to be right where ``final`` is wrong does not pay for
-    one that is wrong where ``final`` is right, for on other pages the luck runs out first. Every candidate stands just
-    above the score of such a harmed page; ``margin`` then moves it that share of the way to certainty, so that a new
-    page must be more certain than any that was harmed here. Where an exit harmed none, its least certain answer is
-    taken for one: a few pages are no proof that an exit is never wrong.
+    one that is wrong where ``final`` is right, for on other pages the luck runs out first. Each exit's threshold stands
+    above its highest score of a page so harmed, whether that page reaches the exit or not, and ``margin`` moves it that
+    share of the way to certainty: a new page must be more certain than any that was harmed here. Where an exit harmed
+    none, its least certain answer is taken for one: a few pages are no proof that an exit is never wrong.
 
-    Coordinate descent from every single-exit start; each accepted change lowers the mean cost. Exact for one exit, a
-    local optimum for several.
+    What is searched is which exits to ask at all: single exits are added or left out as long as the mean cost falls, from
+    none and from all of them.
     """
-    exits = len(pages.scores) - 1
-    candidates = [_candidates(pages.scores[e], pages.right[e], pages.right[-1], margin) for e in range(exits)]
-    best: list[float | None] = [None] * exits
-    best_cost = evaluate(pages, best).mean_cost_ms
-    for start in range(-1, exits):
-        current: list[float | None] = [None] * exits
-        order = [start, *(e for e in range(exits) if e != start)] if start >= 0 else list(range(exits))
-        cost = evaluate(pages, current).mean_cost_ms
-        improved = True
-        while improved:
-            improved = False
-            for e in order:
-                for candidate in candidates[e]:
-                    trial = [*current[:e], candidate, *current[e + 1 :]]
-                    outcome = evaluate(pages, trial)
-                    if outcome.mean_cost_ms < cost - 1e-9 and not _harms(pages, outcome):
-                        current, cost, improved = trial, outcome.mean_cost_ms, True
-        if cost < best_cost - 1e-9:
-            best, best_cost = current, cost
-    return best
+    safe = [
+        _safe_threshold(pages.scores[e], pages.right[e], pages.right[-1], margin) for e in range(len(pages.scores) - 1)
+    ]
+    never: list[float | None] = [None] * len(safe)
+    return min((_descend(pages, start, safe) for start in (never, list(safe))), key=lambda found: found[1])[0]
 
 
-def _harms(pages: Scored, outcome: Outcome) -> bool:
-    """Whether a page leaves with a wrong answer that ``final`` would have answered rightly."""
-    right = pages.right[outcome.exits, np.arange(len(outcome.exits))]
-    return bool((pages.right[-1] & ~right).any())
+def _descend(
+    pages: Scored, thresholds: list[float | None], safe: list[float | None]
+) -> tuple[list[float | None], float]:
+    cost = evaluate(pages, thresholds).mean_cost_ms
+    improved = True
+    while improved:
+        improved = False
+        for e, threshold in enumerate(safe):
+            trial = [*thresholds[:e], None if thresholds[e] is not None else threshold, *thresholds[e + 1 :]]
+            trial_cost = evaluate(pages, trial).mean_cost_ms
+            if trial_cost < cost - 1e-9:
+                thresholds, cost, improved = trial, trial_cost, True
+    return thresholds, cost
 
 
-def _candidates(scores: np.ndarray, right: np.ndarray, final_right: np.ndarray, margin: float) -> list[float | None]:
-    """Thresholds worth trying at one exit: never, and just above each answer that is wrong where ``final`` is right."""
-    harmful = np.unique(scores[~right & final_right])
-    bars = harmful if len(harmful) else scores.min(keepdims=True)
-    found: list[float | None] = [None]
-    for bar in bars.tolist():
-        threshold = np.nextafter(bar, 2.0) + margin * (1.0 - bar)
-        if threshold <= 1:
-            found.append(float(threshold))
-    return found
+def _safe_threshold(scores: np.ndarray, right: np.ndarray, final_right: np.ndarray, margin: float) -> float | None:
+    """Just above the highest score of an answer that is wrong where ``final`` is right; ``None`` where that is certainty."""
+    harmful = scores[~right & final_right]
+    bar = float(harmful.max() if len(harmful) else scores.min())
+    threshold = float(np.nextafter(bar, 2.0) + margin * (1.0 - bar))
+    return threshold if threshold <= 1 else None
