@@ -76,7 +76,7 @@ def _print_latency(found: Any) -> None:
         "leaves at",
         "ms",
         "of the uncut session",
-        "encoder layers",
+        "layers beyond embeddings",
         title=f"{found.tokens} text tokens",
         title_justify="left",
     )
@@ -86,7 +86,11 @@ def _print_latency(found: Any) -> None:
         layers = "" if entry.layers is None else f"{entry.layers:.2f}"
         table.add_row(entry.exit, str(entry.ms), str(entry.of_uncut), layers)
     _out.print(table)
-    layer = "" if found.layer_ms is None else f"one encoder layer {found.layer_ms:.3f} ms; "
+    layer = (
+        ""
+        if found.layer_ms is None
+        else f"embeddings {found.embeddings_ms} ms, one encoder layer {found.layer_ms:.3f} ms; "
+    )
     _out.print(
         f"no page leaving: {found.chain_of_uncut} of the uncut session, {found.chain_of_whole} of the whole model"
     )

@@ -16,8 +16,6 @@ def _memory_mb(field: str) -> float:
 def main() -> None:
     """Imports are not counted: both variants pay them."""
     kind, *arguments = sys.argv[1:]
-    import onnxruntime
-
     from ee_export.runtime import ort as backend
     from ee_export.runtime.chain import load
 
@@ -26,8 +24,7 @@ def main() -> None:
     if kind == "package":
         kept = load(arguments[0], arguments[1], "full")
     else:
-        options = backend.session_options(backend.available_threads())
-        kept = onnxruntime.InferenceSession(arguments[0], options, providers=["CPUExecutionProvider"])
+        kept = backend.open_session(arguments[0], backend.available_threads())
     taken = time.perf_counter() - started
     print(
         json.dumps({"load_s": taken, "rss_mb": _memory_mb("VmRSS:") - before, "peak_mb": _memory_mb("VmHWM:") - before})

@@ -26,6 +26,8 @@ from ee_export.segments.join import join
 
 Progress = Callable[[str, int, int], None]
 
+WHOLE = "final.logits"
+
 
 @dataclass(frozen=True, slots=True)
 class ExitCost:
@@ -42,7 +44,9 @@ class Latency:
     """Everything measured at one text length, batch 1.
 
     ``uncut``: one session of the same graphs, every exit's logits computed. ``whole``: one session that computes ``final``
-    alone. ``chain``: all segments, every exit asked, no page leaving.
+    alone. ``chain``: all segments, every exit asked, no page leaving. ``embeddings``: one session that computes what the
+    encoder starts from, hidden states and attention bias; ``layer_ms``: what one more encoder layer costs, from the first
+    to the last encoder exit.
     """
 
     tokens: int
@@ -52,6 +56,7 @@ class Latency:
     chain_of_uncut: Spread
     chain_of_whole: Spread
     layer_ms: float | None
+    embeddings_ms: Spread | None
     python_us_per_segment: Spread
     exits: list[ExitCost]
 
@@ -76,8 +81,12 @@ def measure_latency(
 ) -> list[Latency]:
     """Interleave the chain, left at every exit in turn, with the uncut session, at each text length."""
     chain = load_package(package, target)
-    uncut = {"uncut": join(package, target), "whole": join(package, target, ["final"])}
-    sessions = {name: _session(graph.SerializeToString()) for name, graph in uncut.items()}
+    uncut = {"uncut": join(package, target), "whole": join(package, target, [WHOLE])}
+    start = _encoder_start(package, target)
+    if start is not None:
+        uncut["embeddings"] = join(package, target, start)
+    threads = backend.available_threads()
+    sessions = {name: backend.open_session(graph.SerializeToString(), threads) for name, graph in uncut.items()}
     found = []
     for at, length in enumerate(tokens):
         progress("latency", at, len(tokens))
@@ -91,7 +100,7 @@ def measure_loading(package: Package, target: str, runs: int, progress: Progress
     times: dict[str, list[dict[str, float]]] = {"package": [], "uncut": []}
     with tempfile.TemporaryDirectory(prefix="ee-bench-") as scratch:
         uncut = Path(scratch) / "whole.onnx"
-        onnx.save(join(package, target, ["final"]), uncut)
+        onnx.save(join(package, target, [WHOLE]), uncut)
         commands = {"package": [str(package.path), target], "uncut": [str(uncut)]}
         for run in range(-1, runs):
             progress("loading", max(run, 0), runs)
@@ -156,37 +165,42 @@ def _latency(chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], ar
         outside[next(rounds)] = (total - sum(segment.spent_s for segment in timed)) * 1e6 / len(timed)
         return total * 1e3
 
+    # Side by side first, then the other variants: every further one leaves the caches colder for the next.
+    baselines = {name: run_session(session) for name, session in sessions.items()}
+    pair = interleave({"uncut": baselines["uncut"], "final": run_chain(variants["final"])}, runs)
+    whole = interleave({"whole": baselines["whole"], "final": run_chain(variants["final"])}, runs)
     times = interleave(
-        {
-            **{name: run_session(session) for name, session in sessions.items()},
-            "traced": run_traced,
-            **{name: run_chain(variant) for name, variant in variants.items()},
-        },
-        runs,
+        {**baselines, "traced": run_traced, **{name: run_chain(variant) for name, variant in variants.items()}}, runs
     )
     medians = {name: float(np.median(values)) for name, values in times.items()}
     depth = {name: int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")}
-    layer = start = None
-    if len(depth) >= 2:
+    layer = None
+    if len(depth) >= 2 and "embeddings" in times:
         first, last = min(depth, key=lambda n: depth[n]), max(depth, key=lambda n: depth[n])
         layer = (medians[last] - medians[first]) / (depth[last] - depth[first])
-        before = [name for name in names if name not in depth and name != "final"]
-        start = medians[before[-1]] if before and before[-1] == "fusion" else None
     exits = []
     for name in names:
-        beyond = (medians[name] - start) / layer if name in depth and start is not None and layer else None
+        beyond = (medians[name] - medians["embeddings"]) / layer if name in depth and layer else None
         exits.append(ExitCost(name, spread(times[name]), spread(times[name] / times["uncut"]), beyond))
     return Latency(
         tokens=arrays["input_ids"].shape[1],
-        uncut_ms=spread(times["uncut"]),
-        whole_ms=spread(times["whole"]),
-        chain_ms=spread(times["final"]),
-        chain_of_uncut=spread(times["final"] / times["uncut"]),
-        chain_of_whole=spread(times["final"] / times["whole"]),
+        uncut_ms=spread(pair["uncut"]),
+        whole_ms=spread(whole["whole"]),
+        chain_ms=spread(pair["final"]),
+        chain_of_uncut=spread(pair["final"] / pair["uncut"]),
+        chain_of_whole=spread(whole["final"] / whole["whole"]),
         layer_ms=layer,
+        embeddings_ms=spread(times["embeddings"]) if "embeddings" in times else None,
         python_us_per_segment=spread(outside[2:]),
         exits=exits,
     )
+
+
+def _encoder_start(package: Package, target: str) -> list[str] | None:
+    """What the first encoder layer reads, where these tensors pass between segments."""
+    made = {tensor.name for segment in package.target(target).segments for tensor in segment.outputs}
+    start = ["hidden.0", "bias"]
+    return start if made.issuperset(start) else None
 
 
 def _forced(chain: Chain, exit_name: str) -> Chain:
@@ -198,12 +212,6 @@ def _leave_at(chain: Chain, exit_name: str) -> OperatingPoint:
     at = chain.exits.index(exit_name)
     return OperatingPoint(
         "max_probability", {name: 0.0 if place == at else 1.1 for place, name in enumerate(chain.exits[:-1])}
-    )
-
-
-def _session(graph: bytes) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(
-        graph, backend.session_options(backend.available_threads()), providers=["CPUExecutionProvider"]
     )
 
 

@@ -127,7 +127,7 @@ def _loading(folder: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise BadCheckpoint(f"{folder / 'model.safetensors'}: damaged ({error}); copy the checkpoint again") from None
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # tokenizers raises no class of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadCheckpoint(
             f"{folder}: cannot be loaded ({reason}); copy the checkpoint again or train it anew"

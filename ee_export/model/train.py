@@ -1,5 +1,6 @@
 """Train the exits and the trunk together: seeded, resumable after a kill, safetensors only."""
 
+import difflib
 import json
 import os
 import shutil
@@ -80,7 +81,13 @@ def read_recipe(path: Path) -> Recipe:
     training = found.get("training", {})
     if unknown := set(training) - known:
         raise BadRequest(f"{path}: unknown key '{sorted(unknown)[0]}' in [training]; it has {', '.join(sorted(known))}")
-    return Recipe(model=found.get("model", {}), **training)
+    model = found.get("model", {})
+    known = {entry.name for entry in fields(EarlyExitLayoutLMv3Config)}
+    if unknown := set(model) - known:
+        near = difflib.get_close_matches(sorted(unknown)[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; it takes the fields of LayoutLMv3's configuration"
+        raise BadRequest(f"{path}: unknown key '{sorted(unknown)[0]}' in [model]{hint}")
+    return Recipe(model=model, **training)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ def load(
     target: str = "cpu-fp32",
     operating_point: str = "default",
     threads: int | None = None,
+    *,
+    one_pool: bool = True,
 ) -> "Chain":
     """Open a package, check its files and make its chain ready.
 
@@ -38,16 +40,24 @@ def load(
         operating_point: one of the target's operating points; ``full`` never leaves early.
         threads: size of the one thread pool that all chains of the process share, default one a processor; the first
             chain (or the host program's own onnxruntime) decides.
+        one_pool: whether to make that pool. Once a process has it, onnxruntime refuses every session made with default
+            options (it wants ``use_per_session_threads = False``); pass ``False`` where another library makes such sessions.
+            The segments then get threads of their own, which costs a few percent.
 
     Raises:
         BadPackage: a file is missing, changed or extra, or the manifest is not understood.
         BadRequest: there is no such target or operating point.
     """
-    return load_package(open_package(Path(path)), target, operating_point, threads)
+    return load_package(open_package(Path(path)), target, operating_point, threads, one_pool=one_pool)
 
 
 def load_package(
-    package: Package, target: str = "cpu-fp32", operating_point: str = FULL, threads: int | None = None
+    package: Package,
+    target: str = "cpu-fp32",
+    operating_point: str = FULL,
+    threads: int | None = None,
+    *,
+    one_pool: bool = True,
 ) -> "Chain":
     """The chain of an opened package; ``full`` works before anything was calibrated or tuned."""
     found = package.target(target)
@@ -56,7 +66,7 @@ def load_package(
 
     def open_segment(spec: SegmentSpec) -> Segment:
         package.read(spec.file)
-        return backend.OrtSegment(spec, package.path / spec.file, pool)
+        return backend.OrtSegment(spec, package.path / spec.file, pool, one_pool=one_pool)
 
     with ThreadPoolExecutor(2) as workers:
         checked = workers.submit(package.check, target)  # the weights take longest: hash them while sessions are made

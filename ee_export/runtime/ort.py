@@ -23,7 +23,7 @@ _pool: dict[str, bool] = {}
 class OrtSegment:
     """One graph in one session. Thread-safe: a run keeps nothing; its outputs belong to the caller."""
 
-    def __init__(self, spec: SegmentSpec, graph: Path, threads: int) -> None:
+    def __init__(self, spec: SegmentSpec, graph: Path, threads: int, *, one_pool: bool = True) -> None:
         self.exit = spec.exit
         self.inputs: tuple[TensorSpec, ...] = spec.inputs
         self.outputs: tuple[TensorSpec, ...] = spec.outputs
@@ -31,9 +31,7 @@ class OrtSegment:
         self._output_names = [tensor.name for tensor in spec.outputs]
         try:
             # By path, so that weights are mapped from the file beside the graph instead of copied.
-            self._session = ort.InferenceSession(
-                str(graph), session_options(threads), providers=["CPUExecutionProvider"]
-            )
+            self._session = open_session(str(graph), threads, one_pool=one_pool)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
 
@@ -61,16 +59,20 @@ def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
     return upload(np.concatenate([tensor.numpy()[list(chosen)] for tensor, chosen in rows]))
 
 
-def session_options(threads: int) -> ort.SessionOptions:
-    """Options of every session: the process's one thread pool, made with ``threads`` threads if there is none yet."""
+def open_session(graph: str | bytes, threads: int, *, one_pool: bool = True) -> ort.InferenceSession:
+    """A session for a graph's path or bytes, as all of this package are made.
+
+    ``one_pool``: it works on the process's one thread pool, made with ``threads`` threads if there is none yet; else it
+    gets threads of its own, which do not spin between runs.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if _one_pool(threads):
+    if one_pool and _one_pool(threads):
         options.use_per_session_threads = False
     else:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _one_pool(threads: int) -> bool:

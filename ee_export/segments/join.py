@@ -9,11 +9,12 @@ from ee_export.package import Package
 from ee_export.segments.cut import logits_name
 
 
-def join(package: Package, target_name: str, answers: Sequence[str] | None = None) -> onnx.ModelProto:
-    """One graph of all the segments' nodes, from the chain's inputs to the logits of the exits in ``answers``.
+def join(package: Package, target_name: str, outputs: Sequence[str] | None = None) -> onnx.ModelProto:
+    """One graph of all the segments' nodes, from the chain's inputs to the tensors named in ``outputs``.
 
-    With all exits (the default) it computes what the chain does. With ``final`` alone nothing is left of the earlier
-    exits' heads and of the rows computed for them: it is the whole model, as one would export it without this toolkit.
+    With every exit's logits (the default) it computes what the chain does. With ``final.logits`` alone nothing is left of
+    the earlier exits' heads and of the rows computed for them: it is the whole model, as one would export it without
+    this toolkit. Tensors that pass between segments can be asked for too.
     """
     manifest = package.manifest
     joined = onnx.ModelProto()
@@ -30,8 +31,8 @@ def join(package: Package, target_name: str, answers: Sequence[str] | None = Non
             joined.opset_import.extend(model.opset_import)
         joined.graph.node.extend(model.graph.node)
         joined.graph.initializer.extend(model.graph.initializer)
-        if answers is None or segment.exit in answers:
-            joined.graph.output.extend(value for value in model.graph.output if value.name == logits_name(segment.exit))
+        asked = (logits_name(segment.exit),) if outputs is None else outputs
+        joined.graph.output.extend(value for value in model.graph.output if value.name in asked)
     used = _remove_unused(joined.graph)
     joined.graph.input.extend(value for name, value in inputs.items() if name in used)
     return joined
