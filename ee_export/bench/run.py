@@ -21,7 +21,6 @@ from ee_export.package import Package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name
-from ee_export.runtime.segment import Segment
 from ee_export.segments.join import join
 
 Progress = Callable[[str, int, int], None]
@@ -59,21 +58,6 @@ class Latency:
     embeddings_ms: Spread | None
     python_us_per_segment: Spread
     exits: list[ExitCost]
-
-
-class TimedSegment:
-    """A segment that adds up the time spent inside onnxruntime."""
-
-    def __init__(self, segment: Segment) -> None:
-        self.exit, self.inputs, self.outputs = segment.exit, segment.inputs, segment.outputs
-        self._segment = segment
-        self.spent_s = 0.0
-
-    def run(self, state: dict[str, backend.Tensor]) -> Sequence[backend.Tensor]:
-        started = time.perf_counter()
-        outputs = self._segment.run(state)
-        self.spent_s += time.perf_counter() - started
-        return outputs
 
 
 def measure_latency(
@@ -131,9 +115,6 @@ def environment() -> dict[str, str]:
 def _latency(chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], arrays: Arrays, runs: int) -> Latency:
     names = chain.exits
     variants = {name: _forced(chain, name) for name in names}
-    timed = [TimedSegment(segment) for segment in chain.segments]
-    traced = chain.with_point(_leave_at(chain, "final"), timed)
-    outside = np.empty(runs + 2)
 
     def run_session(session: onnxruntime.InferenceSession) -> Callable[[], float]:
         outputs = [output.name for output in session.get_outputs()]
@@ -154,24 +135,21 @@ def _latency(chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], ar
 
         return run
 
-    rounds = iter(range(runs + 2))
+    outside: list[float] = []
 
     def run_traced() -> float:
-        for segment in timed:
-            segment.spent_s = 0.0
         started = time.perf_counter()
-        traced.predict_encoded(arrays)
-        total = time.perf_counter() - started
-        outside[next(rounds)] = (total - sum(segment.spent_s for segment in timed)) * 1e6 / len(timed)
-        return total * 1e3
+        trace = variants["final"].predict_encoded(arrays).trace
+        taken = (time.perf_counter() - started) * 1e3
+        outside.append((taken - sum(step.duration_ms for step in trace)) * 1e3 / len(trace))
+        return taken
 
     # Side by side first, then the other variants: every further one leaves the caches colder for the next.
     baselines = {name: run_session(session) for name, session in sessions.items()}
     pair = interleave({"uncut": baselines["uncut"], "final": run_chain(variants["final"])}, runs)
     whole = interleave({"whole": baselines["whole"], "final": run_chain(variants["final"])}, runs)
-    times = interleave(
-        {**baselines, "traced": run_traced, **{name: run_chain(variant) for name, variant in variants.items()}}, runs
-    )
+    times = interleave({**baselines, **{n: run_chain(variant) for n, variant in variants.items()}}, runs)
+    interleave({"traced": run_traced}, runs)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     depth = {name: int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")}
     layer = None
@@ -191,7 +169,7 @@ def _latency(chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], ar
         chain_of_whole=spread(whole["final"] / whole["whole"]),
         layer_ms=layer,
         embeddings_ms=spread(times["embeddings"]) if "embeddings" in times else None,
-        python_us_per_segment=spread(outside[2:]),
+        python_us_per_segment=spread(np.array(outside)),
         exits=exits,
     )
 

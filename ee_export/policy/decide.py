@@ -1,6 +1,7 @@
 """The decision at an exit: raw logits to calibrated probabilities, a score, and whether the page leaves."""
 
 from collections.abc import Sequence
+from operator import add, mul
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def score(
     Raises:
         BadLogits: a logit is NaN or infinite.
     """
-    probabilities = softmax([value * s + b for value, s, b in zip(logits, scale, bias, strict=True)])
+    probabilities = softmax(list(map(add, map(mul, logits, scale), bias)))
     return probabilities, CRITERIA[criterion](probabilities)
 
 

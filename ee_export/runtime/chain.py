@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -165,12 +166,9 @@ class Chain:
         logits, times = {}, {}
         for step in self._plan:
             started = time.perf_counter()
-            found, *others = step.segment.run(state)
+            logits[step.exit], outputs = step.segment.run(state, step.last)
             times[step.exit] = (time.perf_counter() - started) * 1e3
-            logits[step.exit] = backend.host(found).copy()
-            state.update(zip(step.state, others, strict=True))
-            for name in step.drops:
-                del state[name]
+            state.update(zip(step.state, outputs, strict=True))
         return logits, times
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
@@ -182,35 +180,32 @@ class Chain:
 
     def _advance(self, group: "_Group", first: int, end: int, records: list["_Record"], call: "_Call") -> None:
         """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""
-        labels, criterion = self.labels, self.operating_point.criterion
+        criterion = self.operating_point.criterion
         for step in self._plan[first:end]:
             if not group.rows or (step.skippable and call.deadline is None):
                 continue
-            if self._overruns(call, step, group.tokens, len(group.rows)) and all(records[r].exit for r in group.rows):
+            if self._overruns(call, step, group.tokens, len(group.rows)) and all(
+                records[row].visits for row in group.rows
+            ):
                 for row in group.rows:
                     records[row].finish(deadline_hit=True)
                 group.keep([])
                 return
             started = time.perf_counter()
-            logits, *state = step.segment.run(group.state)
-            rows = backend.host(logits).tolist()
+            logits, outputs = step.segment.run(group.state, step.last)
             taken = (time.perf_counter() - started) * 1e3
-            group.state.update(zip(step.state, state, strict=True))
-            for name in step.drops:
-                del group.state[name]
+            group.state.update(zip(step.state, outputs, strict=True))
             stay = []
-            for position, row in enumerate(group.rows):
-                probabilities, reached = score(rows[position], step.scale, step.bias, criterion)
+            for position, row in enumerate(logits.tolist()):
+                probabilities, reached = score(row, step.scale, step.bias, criterion)
                 leaves = reached >= step.threshold
-                record = records[row]
-                record.exit, record.probabilities, record.score = step.exit, probabilities, reached
-                winner = labels[probabilities.index(max(probabilities))]
-                record.trace.append(Step(step.exit, len(rows), taken, winner, reached, leaves))
+                record = records[group.rows[position]]
+                record.visits.append((step.exit, len(logits), taken, probabilities, reached, leaves))
                 if leaves:
                     record.finish(deadline_hit=False)
                 else:
                     stay.append(position)
-            if len(stay) < len(rows):
+            if len(stay) < len(logits):
                 group.keep(stay)
 
     def _with_text(
@@ -228,14 +223,14 @@ class Chain:
             page, record = pages[row], records[row]
             if page.words is None and page.ocr is not None:
                 wait = (self._ocr_ms or 0.0) / 1e3
-                if record.exit and call.deadline is not None and time.perf_counter() + wait > call.deadline:
+                if record.visits and call.deadline is not None and time.perf_counter() + wait > call.deadline:
                     record.finish(deadline_hit=True)
                     continue
                 started = time.perf_counter()
                 words, boxes = page.text(images[row])
                 taken = (time.perf_counter() - started) * 1e3
                 self._ocr_ms = taken if self._ocr_ms is None else 0.8 * self._ocr_ms + 0.2 * taken
-                record.trace.append(Step("ocr", 1, taken))
+                record.visits.append(("ocr", 1, taken, [], None, False))
             else:
                 words, boxes = page.text(images[row])
             read.append((self.encoder.text(words, boxes), group, position))
@@ -271,16 +266,24 @@ class Chain:
         return time.perf_counter() + cost / 1e3 > call.deadline
 
     def _answer(self, record: "_Record", begin: float) -> Answer:
+        trace = tuple(
+            Step(name, batch, taken, self._label(probabilities) if probabilities else None, reached, left)
+            for name, batch, taken, probabilities, reached, left in record.visits
+        )
+        at, _, _, probabilities, reached, _ = next(visit for visit in reversed(record.visits) if visit[3])
         return Answer(
-            label=self.labels[record.probabilities.index(max(record.probabilities))],
-            probabilities=dict(zip(self.labels, record.probabilities, strict=True)),
-            exit=record.exit,
-            score=record.score,
-            ocr_used=any(step.name == "ocr" for step in record.trace),
+            label=self._label(probabilities),
+            probabilities=dict(zip(self.labels, probabilities, strict=True)),
+            exit=at,
+            score=reached,
+            ocr_used=any(step.name == "ocr" for step in trace),
             latency_ms=(record.finished - begin) * 1e3,
-            trace=tuple(record.trace),
+            trace=trace,
             deadline_hit=record.deadline_hit,
         )
+
+    def _label(self, probabilities: list[float]) -> str:
+        return self.labels[probabilities.index(max(probabilities))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,16 +309,17 @@ class _Group:
             self.state = {}
 
 
+_Visit = tuple[str, int, float, list[float], Any, bool]
+"""What becomes a :class:`Step` once the page is answered: between two segments the caches are cold, and every line costs."""
+
+
 @dataclass(slots=True)
 class _Record:
     """What is known of one page so far."""
 
-    exit: str = ""
-    probabilities: list[float] = field(default_factory=list)
-    score: float = 0.0
+    visits: list[_Visit] = field(default_factory=list)
     finished: float = 0.0
     deadline_hit: bool = False
-    trace: list[Step] = field(default_factory=list)
 
     def finish(self, *, deadline_hit: bool) -> None:
         self.finished = time.perf_counter()

@@ -35,20 +35,18 @@ class OrtSegment:
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
 
-    def run(self, state: dict[str, Tensor]) -> Sequence[Tensor]:
-        """Outputs in order for the named inputs found in ``state``."""
+    def run(self, state: dict[str, Tensor], last: Sequence[str] = ()) -> tuple[np.ndarray, Sequence[Tensor]]:
+        """See :meth:`ee_export.runtime.segment.Segment.run`."""
         feeds = {name: state[name] for name in self._input_names}
-        return self._session.run_with_ort_values(self._output_names, feeds)
+        for name in last:
+            del state[name]
+        logits, *others = self._session.run_with_ort_values(self._output_names, feeds)
+        return logits.numpy(), others
 
 
 def upload(array: np.ndarray) -> Tensor:
     """A tensor over a C-contiguous array, without a copy; it keeps the array alive."""
     return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def host(tensor: Tensor) -> np.ndarray:
-    """The tensor's values as an array, without a copy; read it before the tensor is dropped."""
-    return tensor.numpy()
 
 
 def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:

@@ -18,7 +18,7 @@ _NEVER = float("inf")
 class PlanStep:
     """A segment with its exit's calibration and threshold.
 
-    ``state``: names of its outputs after the logits. ``drops``: state that no later segment needs. ``skippable``: nothing
+    ``state``: names of its outputs after the logits. ``last``: its inputs that no later segment reads. ``skippable``: nothing
     depends on it and no page leaves there, so it need not run.
     """
 
@@ -28,7 +28,7 @@ class PlanStep:
     bias: tuple[float, ...]
     threshold: float
     state: tuple[str, ...]
-    drops: tuple[str, ...]
+    last: tuple[str, ...]
     reads_text: bool
     skippable: bool
 
@@ -81,7 +81,7 @@ def make_plan(
                 bias=calibration.bias,
                 threshold=-_NEVER if last else _NEVER if threshold is None else threshold,
                 state=state,
-                drops=tuple(name for name in (*asked, *state) if name not in needed),
+                last=tuple(name for name in asked if name not in needed),
                 reads_text=any(inputs.get(name) == "text" for name in asked),
                 skippable=not last and threshold is None and not state,
             )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from ee_export.manifest import TensorSpec
 from ee_export.runtime.ort import Tensor
 
@@ -14,6 +16,14 @@ class Segment(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def run(self, state: dict[str, Tensor]) -> Sequence[Tensor]:
-        """Outputs in order for the named inputs found in ``state``; the caller owns them."""
+    def run(self, state: dict[str, Tensor], last: Sequence[str] = ()) -> tuple[np.ndarray, Sequence[Tensor]]:
+        """Run on the inputs found by name in ``state``.
+
+        Args:
+            state: named tensors; those in ``last`` are taken out and freed, for no later segment reads them.
+            last: names in ``state``.
+
+        Returns:
+            Raw logits, float32 ``[B, C]`` on the host, and the other outputs in order; the caller owns them all.
+        """
         ...
