@@ -13,22 +13,23 @@ from ee_export.atomic import staged_folder
 from ee_export.build import export, golden_inputs
 from ee_export.encode import Encoder
 from ee_export.model import checkpoint
-from ee_export.model.exits import all_exits
+from ee_export.model.exits import parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--layers", default=12, show_default=True)
-def main(out: Path, layers: int) -> None:
-    """Write OUT with every exit there is; no operating point but `full`."""
+@click.option("--exits", default="all", show_default=True, help="Such as encoder.6,encoder.9.")
+def main(out: Path, layers: int, exits: str) -> None:
+    """Write OUT, by default with every exit there is; no operating point but `full`."""
     torch.manual_seed(0)
     tokenizer = checkpoint.train_tokenizer(iter([["page"]]), 300)
     config = EarlyExitLayoutLMv3Config(
         num_hidden_layers=layers,
         max_position_embeddings=514,
         vocab_size=50265,
-        exits=list(all_exits(layers)),
+        exits=list(parse(exits, layers)),
         id2label={0: "a", 1: "b", 2: "c"},
         label2id={"a": 0, "b": 1, "c": 2},
     )

@@ -20,8 +20,10 @@ from ee_export.ocr import installed, tesseract
 from ee_export.page import Ocr, find_images, read_page
 
 _FOLDER = click.Path(path_type=Path)
+_WIDE = 120
+"""Columns of a table in a pipe or a file."""
 _err = Console(stderr=True, highlight=False)
-_out = Console(highlight=False, markup=False)
+out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 
 target_option = click.option("--target", default="cpu-fp32", show_default=True, help="Where segments run.")
 point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
@@ -254,7 +256,7 @@ def predict(
                 show("predict", done + 1, len(images))
     if not jsonl:
         if len(failed) < len(images):
-            _out.print(table)
+            out.print(table)
         for message in failed:
             click.echo(f"ee-export: {_one_line(message)}", err=True)
     if failed:
@@ -387,8 +389,8 @@ def _show(as_json: bool, value: dict[str, Any], table: Table, said: str = "") ->
     if as_json:
         click.echo(json.dumps(value, ensure_ascii=False))
     else:
-        _out.print(table)
-        _out.print(said, soft_wrap=True)
+        out.print(table)
+        out.print(said)
 
 
 def _val_table(accuracy: dict[str, float]) -> Table:
@@ -418,8 +420,8 @@ def _show_package(package: Any, target_name: str, point: str | None, as_json: bo
         )
         return
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
-    _out.print(f"{package.path}: {manifest.name}, {len(manifest.labels)} labels, {size:.1f} MB, target {target_name}")
-    _out.print(f"labels: {', '.join(manifest.labels)}", soft_wrap=True)
+    out.print(f"{package.path}: {manifest.name}, {len(manifest.labels)} labels, {size:.1f} MB, target {target_name}")
+    out.print(f"labels: {', '.join(manifest.labels)}")
     table = Table("exit", "segment ms", "temperature", "differs from torch")
     for name in points:
         table.add_column(f"{name}: leaves at")
@@ -439,17 +441,15 @@ def _show_package(package: Any, target_name: str, point: str | None, as_json: bo
             bar = "always" if at == len(target.segments) - 1 else "never" if threshold is None else f"≥ {threshold:.4f}"
             row.append(f"{bar} ({rate:.0%})")
         table.add_row(*row)
-    _out.print(table)
+    out.print(table)
     for name, found in points.items():
         if found.measured:
-            _out.print(
+            out.print(
                 f"{name}: accuracy {found.measured['accuracy']:.3f}, mean {found.measured['mean_cost_ms']:.1f} ms a page on the "
                 f"{found.measured['pages']:.0f} pages it was tuned on",
-                soft_wrap=True,
             )
     if target.costs:
         ocr = "not measured" if target.costs.ocr_ms is None else f"{target.costs.ocr_ms:.0f} ms"
-        _out.print(
+        out.print(
             f"costs measured on {target.costs.machine}; {target.costs.tokens[-1]} text tokens; OCR {ocr}",
-            soft_wrap=True,
         )

@@ -7,13 +7,13 @@ from PIL import Image
 
 from ee_export.errors import EeError
 from ee_export.page import Boxes, Ocr, Words
-from ee_export.runtime.ort import available_threads
 
 
 def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
     """An OCR engine for :class:`~ee_export.Page`: Debian's tesseract-ocr through pytesseract.
 
-    Sets ``OMP_THREAD_LIMIT`` for the process, where it is not set, to the number of processors there are.
+    Sets ``OMP_THREAD_LIMIT`` to 1 for the process, where it is not set: on a machine that does nothing else, a second
+    thread makes Tesseract a tenth faster; on a busy one its threads wait for each other and a page takes a minute.
 
     Returns:
         A callable that reads a PIL image and returns words and their boxes, x0, y0, x1, y1 in 0–1000 of the image's
@@ -29,8 +29,7 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
         raise EeError("OCR needs pytesseract: `pip install ee_export[ocr]`") from None
     if shutil.which("tesseract") is None:
         raise EeError("OCR needs the tesseract program: `apt-get install tesseract-ocr`")
-    # Tesseract starts four threads whatever the machine has; on two processors it then takes eight times as long.
-    os.environ.setdefault("OMP_THREAD_LIMIT", str(available_threads()))
+    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
     def read(image: Image.Image) -> tuple[Words, Boxes]:
         if image.mode not in ("L", "RGB"):

@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from ee_export import __version__
-from ee_export.cli import export_extra, json_option, progress_bars, run_command, target_option
+from ee_export.cli import export_extra, json_option, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest
-
-_out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,7 +56,7 @@ def run(package: Path, tokens: str, runs: int, loads: int, target: str, as_json:
     if as_json:
         click.echo(json.dumps(result))
         return
-    _out.print(f"{package}, {target}; {result['machine']}; {runs} interleaved rounds; median [p10 – p90]")
+    out.print(f"{package}, {target}; {result['machine']}; {runs} interleaved rounds; median [p10 – p90]")
     for found in latencies:
         _print_latency(found)
     if loading:
@@ -85,16 +82,14 @@ def _print_latency(found: Any) -> None:
     for entry in found.exits:
         layers = "" if entry.layers is None else f"{entry.layers:.2f}"
         table.add_row(entry.exit, str(entry.ms), str(entry.of_uncut), layers)
-    _out.print(table)
-    layer = (
-        ""
-        if found.layer_ms is None
-        else f"embeddings {found.embeddings_ms} ms, one encoder layer {found.layer_ms:.3f} ms; "
-    )
-    _out.print(
+    out.print(table)
+    if found.embeddings_ms is not None:
+        cut = "" if found.layer_ms is None else f"{found.layer_ms:.3f} ms cut in two, "
+        out.print(f"embeddings {found.embeddings_ms} ms; one encoder layer {cut}{found.uncut_layer_ms:.3f} ms uncut")
+    out.print(
         f"no page leaving: {found.chain_of_uncut} of the uncut session, {found.chain_of_whole} of the whole model"
     )
-    _out.print(f"{layer}Python outside onnxruntime {found.python_us_per_segment} µs a segment")
+    out.print(f"Python outside onnxruntime: {found.python_us_per_segment} µs a segment")
 
 
 def _print_loading(loading: dict[str, Any], loads: int) -> None:
@@ -109,4 +104,4 @@ def _print_loading(loading: dict[str, Any], loads: int) -> None:
     for key, heading in (("load_s", "seconds"), ("rss_mb", "memory, MB"), ("peak_mb", "peak memory, MB")):
         row = [f"{value['median']:.3f} [{value['p10']:.3f} – {value['p90']:.3f}]" for value in loading[key].values()]
         table.add_row(heading, *row)
-    _out.print(table)
+    out.print(table)

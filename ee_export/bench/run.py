@@ -44,8 +44,9 @@ class Latency:
 
     ``uncut``: one session of the same graphs, every exit's logits computed. ``whole``: one session that computes ``final``
     alone. ``chain``: all segments, every exit asked, no page leaving. ``embeddings``: one session that computes what the
-    encoder starts from, hidden states and attention bias; ``layer_ms``: what one more encoder layer costs, from the first
-    to the last encoder exit.
+    encoder starts from, hidden states and attention bias. ``layer_ms``: what one more encoder layer costs in the chain, from
+    the first to the last encoder exit; ``uncut_layer_ms``: in one session, from the embeddings to the last layer whose
+    hidden states pass between segments. Both are ``None`` where the package has no exits to tell them from.
     """
 
     tokens: int
@@ -55,6 +56,7 @@ class Latency:
     chain_of_uncut: Spread
     chain_of_whole: Spread
     layer_ms: float | None
+    uncut_layer_ms: float | None
     embeddings_ms: Spread | None
     python_us_per_segment: Spread
     exits: list[ExitCost]
@@ -66,15 +68,17 @@ def measure_latency(
     """Interleave the chain, left at every exit in turn, with the uncut session, at each text length."""
     chain = load_package(package, target)
     uncut = {"uncut": join(package, target), "whole": join(package, target, [WHOLE])}
-    start = _encoder_start(package, target)
-    if start is not None:
-        uncut["embeddings"] = join(package, target, start)
+    passed = {tensor.name for segment in package.target(target).segments for tensor in segment.outputs}
+    depth = max((int(name.removeprefix("hidden.")) for name in passed if name.startswith("hidden.")), default=0)
+    if depth and passed >= {"hidden.0", "bias"}:
+        uncut["embeddings"] = join(package, target, ["hidden.0", "bias"])
+        uncut["layers"] = join(package, target, [f"hidden.{depth}"])
     threads = backend.available_threads()
     sessions = {name: backend.open_session(graph.SerializeToString(), threads) for name, graph in uncut.items()}
     found = []
     for at, length in enumerate(tokens):
         progress("latency", at, len(tokens))
-        found.append(_latency(chain, sessions, _inputs(chain, length), runs))
+        found.append(_latency(chain, sessions, depth, _inputs(chain, length), runs))
     progress("latency", len(tokens), len(tokens))
     return found
 
@@ -84,7 +88,8 @@ def measure_loading(package: Package, target: str, runs: int, progress: Progress
     times: dict[str, list[dict[str, float]]] = {"package": [], "uncut": []}
     with tempfile.TemporaryDirectory(prefix="ee-bench-") as scratch:
         uncut = Path(scratch) / "whole.onnx"
-        onnx.save(join(package, target, [WHOLE]), uncut)
+        # Weights in a file beside it, as torch.onnx writes a large model: both are mapped, neither is parsed.
+        onnx.save(join(package, target, [WHOLE]), uncut, save_as_external_data=True, location="whole.data")
         commands = {"package": [str(package.path), target], "uncut": [str(uncut)]}
         for run in range(-1, runs):
             progress("loading", max(run, 0), runs)
@@ -112,7 +117,9 @@ def environment() -> dict[str, str]:
     return {"machine": machine_name(), "numpy": np.__version__, "python": sys.version.split()[0]}
 
 
-def _latency(chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], arrays: Arrays, runs: int) -> Latency:
+def _latency(
+    chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], hidden: int, arrays: Arrays, runs: int
+) -> Latency:
     names = chain.exits
     variants = {name: _forced(chain, name) for name in names}
 
@@ -135,30 +142,30 @@ def _latency(chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], ar
 
         return run
 
-    outside: list[float] = []
-
-    def run_traced() -> float:
+    def python_us() -> float:
         started = time.perf_counter()
         trace = variants["final"].predict_encoded(arrays).trace
-        taken = (time.perf_counter() - started) * 1e3
-        outside.append((taken - sum(step.duration_ms for step in trace)) * 1e3 / len(trace))
-        return taken
+        taken_ms = (time.perf_counter() - started) * 1e3
+        return (taken_ms - sum(step.duration_ms for step in trace)) * 1e3 / len(trace)
 
     # Side by side first, then the other variants: every further one leaves the caches colder for the next.
     baselines = {name: run_session(session) for name, session in sessions.items()}
     pair = interleave({"uncut": baselines["uncut"], "final": run_chain(variants["final"])}, runs)
     whole = interleave({"whole": baselines["whole"], "final": run_chain(variants["final"])}, runs)
     times = interleave({**baselines, **{n: run_chain(variant) for n, variant in variants.items()}}, runs)
-    interleave({"traced": run_traced}, runs)
+    outside = interleave({"python": python_us}, runs)["python"]
     medians = {name: float(np.median(values)) for name, values in times.items()}
     depth = {name: int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")}
-    layer = None
+    layer = uncut_layer = None
+    if "layers" in times:
+        uncut_layer = (medians["layers"] - medians["embeddings"]) / hidden
     if len(depth) >= 2 and "embeddings" in times:
         first, last = min(depth, key=lambda n: depth[n]), max(depth, key=lambda n: depth[n])
         layer = (medians[last] - medians[first]) / (depth[last] - depth[first])
     exits = []
     for name in names:
-        beyond = (medians[name] - medians["embeddings"]) / layer if name in depth and layer else None
+        one = layer or uncut_layer
+        beyond = (medians[name] - medians["embeddings"]) / one if name in depth and one else None
         exits.append(ExitCost(name, spread(times[name]), spread(times[name] / times["uncut"]), beyond))
     return Latency(
         tokens=arrays["input_ids"].shape[1],
@@ -168,17 +175,11 @@ def _latency(chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], ar
         chain_of_uncut=spread(pair["final"] / pair["uncut"]),
         chain_of_whole=spread(whole["final"] / whole["whole"]),
         layer_ms=layer,
+        uncut_layer_ms=uncut_layer,
         embeddings_ms=spread(times["embeddings"]) if "embeddings" in times else None,
-        python_us_per_segment=spread(np.array(outside)),
+        python_us_per_segment=spread(outside),
         exits=exits,
     )
-
-
-def _encoder_start(package: Package, target: str) -> list[str] | None:
-    """What the first encoder layer reads, where these tensors pass between segments."""
-    made = {tensor.name for segment in package.target(target).segments for tensor in segment.outputs}
-    start = ["hidden.0", "bias"]
-    return start if made.issuperset(start) else None
 
 
 def _forced(chain: Chain, exit_name: str) -> Chain:

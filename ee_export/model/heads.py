@@ -35,8 +35,7 @@ class PixelRamp(nn.Module):
     """Class logits straight from ``pixel_values [B, 3, S, S]``: five stride-2 convolutions and a small classifier.
 
     The classifier reads the last feature map cell by cell rather than its average: forms differ in where their
-    boxes and lines stand, and averaging threw that away (validation accuracy 0.80 against 0.98; see
-    ``benchmarks/README.md``).
+    boxes and lines stand, and averaging throws that away (`benchmarks/README.md`).
     """
 
     def __init__(self, image_size: int, num_labels: int, spec: HeadSpec, hidden: int = 128) -> None:

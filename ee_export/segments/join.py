@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import onnx
 from onnx import compose
 
+from ee_export.errors import BadPackage
 from ee_export.package import Package
 from ee_export.segments.cut import logits_name
 
@@ -20,7 +21,12 @@ def join(package: Package, target_name: str, outputs: Sequence[str] | None = Non
     joined = onnx.ModelProto()
     inputs: dict[str, onnx.ValueInfoProto] = {}
     for segment in package.target(target_name).segments:
-        model = onnx.load(package.path / segment.file)
+        try:
+            model = onnx.load(package.path / segment.file)
+        except (onnx.checker.ValidationError, OSError) as error:  # among others: it refuses weights with hard links
+            raise BadPackage(
+                f"{package.path / segment.file}: onnx cannot load it ({error}); copy the package"
+            ) from None
         own = {tensor.name for tensor in segment.inputs}
         for value in [value for value in model.graph.input if value.name not in own]:
             model.graph.input.remove(value)  # a weight that another segment holds too: a constant again

@@ -1,0 +1,90 @@
+"""The commands at work: what they print, and what they leave alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ee_export.bench.cli import cli as bench
+from ee_export.cli import cli
+from ee_export.package import Package
+
+
+def run(*arguments: object, command=cli) -> str:
+    """Standard output of a command that must succeed."""
+    done = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def package(tmp_path: Path, tiny_package: Package) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(tiny_package.path, tmp_path / "copy.ee"))
+
+
+def test_predict_prints_one_object_a_page_in_input_order(package: Path, pages_folder: Path) -> None:
+    rows = [json.loads(line) for line in run("predict", package, pages_folder, "--jsonl").splitlines()]
+    assert [row["path"] for row in rows] == [str(path) for path in sorted(pages_folder.rglob("*.jpg"))]
+    for row in rows:
+        assert set(row) >= {"path", "label", "exit", "score", "probabilities", "ocr_used", "latency_ms"}
+        assert row["probabilities"][row["label"]] == max(row["probabilities"].values())
+
+
+def test_predict_prints_a_table_for_people(package: Path, pages_folder: Path) -> None:
+    out = run("predict", package, next(pages_folder.rglob("*.jpg")), "--operating-point", "full")
+    assert "final" in out
+    assert "drawn-7-0000" in out
+
+
+def test_full_never_leaves_early(package: Path, pages_folder: Path) -> None:
+    out = run("predict", package, pages_folder / "form", "--jsonl", "--operating-point", "full")
+    assert {json.loads(line)["exit"] for line in out.splitlines()} == {"final"}
+
+
+@pytest.mark.parametrize("command", ["calibrate", "tune"])
+def test_calibrating_and_tuning_touch_no_graph(package: Path, pages_folder: Path, command: str) -> None:
+    before = {path.name: path.read_bytes() for path in (package / "cpu-fp32").iterdir()}
+    old = json.loads((package / "manifest.json").read_text())
+    found = json.loads(run(command, package, pages_folder, "--seed", 3, "--operating-point", "other", "--json"))
+    points = found["targets"]["cpu-fp32"]["operating_points"]
+    assert {path.name: path.read_bytes() for path in (package / "cpu-fp32").iterdir()} == before
+    assert found["split"]["seed"] == 3
+    assert set(points) == {"full", "other"} | ({"default"} if command == "tune" else set())
+    same = found["targets"]["cpu-fp32"]["calibration"] == old["targets"]["cpu-fp32"]["calibration"]
+    assert same == (command == "tune")
+    assert json.loads(run("verify", package, "--json"))["operating_points"] == list(points)
+
+
+def test_inspect_shows_exits_costs_and_points(package: Path) -> None:
+    out = run("inspect", package)
+    for word in ("vision", "encoder.3", "full", "default", "OCR 500 ms"):
+        assert word in out
+    assert json.loads(run("inspect", package, "--json"))["exits"][-1] == "final"
+
+
+def test_bench_measures_the_chain_against_the_uncut_session(package: Path) -> None:
+    found = json.loads(run("run", package, "--tokens", "16", "--runs", 3, "--loads", 1, "--json", command=bench))
+    (latency,) = found["latency"]
+    assert [entry["exit"] for entry in latency["exits"]][-1] == "final"
+    for figure in ("chain_of_uncut", "chain_of_whole", "python_us_per_segment"):
+        assert 0 < latency[figure]["p10"] <= latency[figure]["median"] <= latency[figure]["p90"]
+    assert found["loading"]["load_s"]["package"]["median"] > 0
+    assert found["machine"]
+
+
+def test_bench_prints_a_table_for_people(package: Path) -> None:
+    out = run("run", package, "--tokens", "16", "--runs", 3, "--loads", 1, command=bench)
+    for words in ("16 text tokens", "whole model, final only", "layers beyond embeddings", "peak memory, MB"):
+        assert words in out
+
+
+@pytest.mark.slow
+def test_the_demo_exports_the_sample_anew_and_answers_drawn_pages() -> None:
+    found = json.loads(run("demo", "--json"))
+    assert found["largest_difference"] <= 2e-4
+    assert len(found["pages"]) >= 5
+    assert any(not page["text_asked"] for page in found["pages"])
+    assert sum(page["right"] for page in found["pages"]) >= len(found["pages"]) - 1
