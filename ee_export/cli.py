@@ -1,33 +1,22 @@
 """`ee-export`: parse, call, print; nothing else."""
 
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ee_export import __version__
+from ee_export.console import err, export_extra, json_option, one_line, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest, EeError
 from ee_export.ocr import installed, tesseract
 from ee_export.page import Ocr, find_images, read_page
 
 _FOLDER = click.Path(path_type=Path)
-_WIDE = 120
-"""Columns of a table in a pipe or a file."""
-_err = Console(stderr=True, highlight=False)
-out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
-
-target_option = click.option("--target", default="cpu-fp32", show_default=True, help="Where segments run.")
 point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 force_option = click.option("--force", is_flag=True, help="Replace what is there.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Of everything that is drawn by chance.")
 
@@ -86,13 +75,13 @@ def train(
     else:
         parts = stratified_split(pages, {"train": 0.9, "val": 0.1}, recipe.seed)
         pages, val_pages = parts["train"], parts["val"]
-    _err.print(f"{len(pages)} pages to train on, {len(val_pages)} to validate, {len(pages.labels)} classes")
+    err.print(f"{len(pages)} pages to train on, {len(val_pages)} to validate, {len(pages.labels)} classes")
     with progress_bars() as show:
 
         def progress(done: int, total: int, line: str) -> None:
             show("train", done, total)
             if line:
-                _err.print(line)
+                err.print(line)
 
         training.train(pages, val_pages, out, recipe, init, progress, force)
     report = json.loads((out / "training.json").read_text())
@@ -127,7 +116,7 @@ def build(
         raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}")
     ocr = _engine()
     if ocr is None and ocr_ms is None:
-        _err.print(
+        err.print(
             "no OCR engine here: asking for text counts as free; pass --ocr-ms to say what it costs", style="yellow"
         )
     with progress_bars() as show:
@@ -244,7 +233,7 @@ def predict(
                 answer = chain.predict(read_page(path, ocr), deadline_ms=deadline_ms)
             except EeError as error:
                 failed.append(str(error))
-                row: dict[str, Any] = {"path": str(path), "error": _one_line(error)}
+                row: dict[str, Any] = {"path": str(path), "error": one_line(error)}
                 table.add_row(str(path), "error", "", "", "", "")
             else:
                 found = answer.to_dict()
@@ -258,7 +247,7 @@ def predict(
         if len(failed) < len(images):
             out.print(table)
         for message in failed:
-            click.echo(f"ee-export: {_one_line(message)}", err=True)
+            click.echo(f"ee-export: {one_line(message)}", err=True)
     if failed:
         sys.exit(2 if len(failed) == len(images) and not jsonl else 1)
 
@@ -298,63 +287,11 @@ def main() -> None:
     run_command(cli, "ee-export")
 
 
-def run_command(command: click.Group, name: str) -> None:
-    """Run a command line; what the user did wrong is one line on stderr and exit status 2."""
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        command(prog_name=name, standalone_mode=False)
-    except EeError as error:
-        click.echo(f"{name}: {_one_line(error)}", err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-        sys.exit(141)
-
-
 _ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "deadline_hit")
-
-
-def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)  # unwinds, so that staging folders are removed
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
 
 
 def _engine() -> Ocr | None:
     return tesseract() if installed() else None
-
-
-@contextmanager
-def export_extra() -> Iterator[None]:
-    """Turn a missing optional dependency into an error that says how to install it."""
-    try:
-        yield
-    except ImportError as error:
-        raise EeError(
-            f"this command needs {error.name}: `pip install 'ee_export[export]'` (see the README for CPU torch)"
-        ) from None
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar a stage on stderr, where that is a terminal."""
-    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_err, disable=not _err.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield show
 
 
 def _refit(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ee_export.cli import cli, run_command
+from ee_export.cli import cli
+from ee_export.console import run_command
 from ee_export.package import Package
 from tests.conftest import run_command as run_process
 
@@ -233,6 +234,20 @@ def test_unknown_names_list_the_valid_ones(call, package: Path, pages_folder: Pa
     status, _, err = call("train", pages_folder, "--out", tmp_path / "out", "--recipe", recipe)
     one_line(status, err, "unknown key 'hiden_size' in [model]; did you mean hidden_size?")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "x.ee", "page.png", "--deadline-ms", "-1"), "'--deadline-ms'"),
+        (("predict", "x.ee"), "Missing argument 'PATHS...'"),
+        (("predict", "x.ee", "page.png", "--fast"), "No such option"),
+        (("guess",), "No such command 'guess'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_names_its_help(call, arguments: tuple[str, ...], message: str) -> None:
+    status, _, err = call(*arguments)
+    one_line(status, err, message, "--help`")
 
 
 def test_what_exists_is_not_overwritten_without_force(

@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from ee_export import __version__
-from ee_export.cli import export_extra, json_option, out, progress_bars, run_command, target_option
+from ee_export.console import export_extra, json_option, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest
 
 
