@@ -73,7 +73,7 @@ def _print_latency(found: Any) -> None:
         "leaves at",
         "ms",
         "of the uncut session",
-        "layers beyond embeddings",
+        "encoder layers",
         title=f"{found.tokens} text tokens",
         title_justify="left",
     )
@@ -85,9 +85,12 @@ def _print_latency(found: Any) -> None:
     out.print(table)
     if found.embeddings_ms is not None:
         cut = "" if found.layer_ms is None else f"{found.layer_ms:.3f} ms cut in two, "
-        out.print(f"embeddings {found.embeddings_ms} ms; one encoder layer {cut}{found.uncut_layer_ms:.3f} ms uncut")
+        out.print(
+            f"before the encoder {found.embeddings_ms} ms; one encoder layer {cut}{found.uncut_layer_ms:.3f} ms uncut"
+        )
     out.print(
-        f"no page leaving: {found.chain_of_uncut} of the uncut session, {found.chain_of_whole} of the whole model"
+        f"no page leaving: {found.chain_of_uncut} of the uncut session, {found.chain_of_whole} of the whole model; "
+        f"operating point full: {found.full_of_whole} of the whole model"
     )
     out.print(f"Python outside onnxruntime: {found.python_us_per_segment} µs a segment")
 

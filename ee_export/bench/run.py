@@ -21,6 +21,7 @@ from ee_export.package import Package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name
+from ee_export.segments.cut import logits_name
 from ee_export.segments.join import join
 
 Progress = Callable[[str, int, int], None]
@@ -43,8 +44,9 @@ class Latency:
     """Everything measured at one text length, batch 1.
 
     ``uncut``: one session of the same graphs, every exit's logits computed. ``whole``: one session that computes ``final``
-    alone. ``chain``: all segments, every exit asked, no page leaving. ``embeddings``: one session that computes what the
-    encoder starts from, hidden states and attention bias. ``layer_ms``: what one more encoder layer costs in the chain, from
+    alone. ``chain``: all segments, every exit asked, no page leaving; ``full``: the same as the operating point ``full``, which
+    asks none. ``embeddings``: one session that computes what the encoder starts from, hidden states and attention bias,
+    and the exits before it. ``layer_ms``: what one more encoder layer costs in the chain, from
     the first to the last encoder exit; ``uncut_layer_ms``: in one session, from the embeddings to the last layer whose
     hidden states pass between segments. Both are ``None`` where the package has no exits to tell them from.
     """
@@ -55,6 +57,7 @@ class Latency:
     chain_ms: Spread
     chain_of_uncut: Spread
     chain_of_whole: Spread
+    full_of_whole: Spread
     layer_ms: float | None
     uncut_layer_ms: float | None
     embeddings_ms: Spread | None
@@ -71,7 +74,8 @@ def measure_latency(
     passed = {tensor.name for segment in package.target(target).segments for tensor in segment.outputs}
     depth = max((int(name.removeprefix("hidden.")) for name in passed if name.startswith("hidden.")), default=0)
     if depth and passed >= {"hidden.0", "bias"}:
-        uncut["embeddings"] = join(package, target, ["hidden.0", "bias"])
+        before = [logits_name(name) for name in chain.exits if name != "final" and not name.startswith("encoder.")]
+        uncut["embeddings"] = join(package, target, [*before, "hidden.0", "bias"])
         uncut["layers"] = join(package, target, [f"hidden.{depth}"])
     threads = backend.available_threads()
     sessions = {name: backend.open_session(graph.SerializeToString(), threads) for name, graph in uncut.items()}
@@ -129,7 +133,7 @@ def _latency(
 
         def run() -> float:
             started = time.perf_counter()
-            session.run_with_ort_values(outputs, {name: backend.upload(arrays[name]) for name in inputs})
+            session.run(outputs, {name: arrays[name] for name in inputs})
             return (time.perf_counter() - started) * 1e3
 
         return run
@@ -151,7 +155,9 @@ def _latency(
     # Side by side first, then the other variants: every further one leaves the caches colder for the next.
     baselines = {name: run_session(session) for name, session in sessions.items()}
     pair = interleave({"uncut": baselines["uncut"], "final": run_chain(variants["final"])}, runs)
-    whole = interleave({"whole": baselines["whole"], "final": run_chain(variants["final"])}, runs)
+    whole = interleave(
+        {"whole": baselines["whole"], "final": run_chain(variants["final"]), "full": run_chain(chain)}, runs
+    )
     times = interleave({**baselines, **{n: run_chain(variant) for n, variant in variants.items()}}, runs)
     outside = interleave({"python": python_us}, runs)["python"]
     medians = {name: float(np.median(values)) for name, values in times.items()}
@@ -174,6 +180,7 @@ def _latency(
         chain_ms=spread(pair["final"]),
         chain_of_uncut=spread(pair["final"] / pair["uncut"]),
         chain_of_whole=spread(whole["final"] / whole["whole"]),
+        full_of_whole=spread(whole["full"] / whole["whole"]),
         layer_ms=layer,
         uncut_layer_ms=uncut_layer,
         embeddings_ms=spread(times["embeddings"]) if "embeddings" in times else None,

@@ -37,31 +37,26 @@ def augment_images(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def augment_text(
-    ids: np.ndarray, boxes: np.ndarray, room: int, vocab_size: int, rng: np.random.Generator
+    ids: np.ndarray, boxes: np.ndarray, room: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A part of a page's text as another scan might give it, at most ``room`` tokens.
-
-    Every other time it is the beginning, as at inference, else a window anywhere: a few training pages then show far more
-    text. Tokens are dropped and, as OCR misreads them, replaced by chance; now and then the text ends early, or nothing
-    was read at all; boxes are shifted and stretched a little.
+    """Drop tokens, or the page's beginning or end, or now and then all of them; shift and stretch the boxes a little.
 
     Args:
-        ids: int ``[T]``, the whole page with the special tokens at both ends.
+        ids: int ``[T]`` with the special tokens at both ends.
         boxes: int ``[T, 4]`` in 0–1000.
-        room: tokens, the special ones included.
-        vocab_size: ids below 5 are special.
+        room: how many tokens are left at most.
         rng: source of all randomness.
     """
-    start = 1 if rng.random() < 0.5 else int(rng.integers(1, max(2, len(ids) - room // 2)))
-    length = room - 2
-    if rng.random() < 0.25:
-        length = int(rng.integers(1, room))
+    keep = rng.random(len(ids)) >= rng.uniform(0, 0.2)
+    if rng.random() < 0.25 and len(ids) > 8:
+        cut = rng.integers(1, len(ids) - 1)
+        lost = slice(0, cut) if rng.random() < 0.5 else slice(cut, None)
+        keep[lost] = False
     if rng.random() < 0.01:
-        length = 0
-    body = np.arange(start, len(ids) - 1)
-    body = body[rng.random(len(body)) >= rng.uniform(0, 0.2)][: min(length, room - 2)]
-    misread = rng.random(len(body)) < rng.uniform(0, 0.1)
-    words = np.where(misread, rng.integers(5, vocab_size, len(body)), ids[body]).astype(ids.dtype)
+        keep[:] = False
+    keep[np.flatnonzero(keep)[room - 1 :]] = False
+    keep[[0, -1]] = True
     scale, shift = rng.uniform(0.96, 1.04, 2), rng.uniform(-30, 30, 2)
-    moved = (boxes[body] * np.tile(scale, 2) + np.tile(shift, 2)).clip(0, 1000).astype(boxes.dtype)
-    return np.concatenate([ids[:1], words, ids[-1:]]), np.concatenate([boxes[:1], moved, boxes[-1:]])
+    moved = (boxes * np.tile(scale, 2) + np.tile(shift, 2)).clip(0, 1000).astype(boxes.dtype)
+    moved[[0, -1]] = 0
+    return ids[keep], moved[keep]

@@ -135,9 +135,7 @@ class Chain:
         for at in range(0, len(pages), _MAX_BATCH):
             rows = list(range(at, min(at + _MAX_BATCH, len(pages))))
             pixels = [self.encoder.image(images[row])["pixel_values"] for row in rows]
-            group = _Group(
-                rows, {"pixel_values": backend.upload(pixels[0] if len(rows) == 1 else np.concatenate(pixels))}, 0
-            )
+            group = _Group(rows, {"pixel_values": pixels[0] if len(rows) == 1 else np.concatenate(pixels)}, 0)
             self._advance(group, 0, self._first_text, records, call)
             undecided += [(group, position) for position in range(len(group.rows))]
         for group in self._with_text(undecided, pages, images, records, call):
@@ -148,9 +146,8 @@ class Chain:
         """Classify one page whose inputs are encoded already, its text included; see :meth:`predict_batch`."""
         begin = time.perf_counter()
         call = _Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
-        state = {name: backend.upload(array) for name, array in arrays.items()}
         record = _Record()
-        self._advance(_Group([0], state, arrays["input_ids"].shape[1]), 0, len(self._plan), [record], call)
+        self._advance(_Group([0], dict(arrays), arrays["input_ids"].shape[1]), 0, len(self._plan), [record], call)
         return self._answer(record, begin)
 
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -162,7 +159,7 @@ class Chain:
         return self._run_all(arrays)[1]
 
     def _run_all(self, arrays: Arrays) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        state = {name: backend.upload(array) for name, array in arrays.items()}
+        state = dict(arrays)
         logits, times = {}, {}
         for step in self._plan:
             started = time.perf_counter()
@@ -250,7 +247,7 @@ class Chain:
 
     def _regroup(self, batch: list[tuple[Arrays, "_Group", int]]) -> "_Group":
         texts = self.encoder.collate([arrays for arrays, _, _ in batch])
-        state = {name: backend.upload(array) for name, array in texts.items()}
+        state = dict(texts)
         for name in batch[0][1].state:
             if len(batch) == 1 and len(batch[0][1].rows) == 1:
                 state[name] = batch[0][1].state[name]

@@ -11,6 +11,8 @@ FILE = "weights.bin"
 _SMALLEST = 1024
 """Bytes: smaller tensors (shapes, most biases) stay in their graph."""
 _ALIGNMENT = 64
+_WORTH_SHARING = 2**20
+"""Bytes: a smaller weight that two segments hold is packed in both; that is faster, and takes little memory."""
 
 
 def share(graphs: Sequence[onnx.ModelProto], folder: Path) -> None:
@@ -18,8 +20,8 @@ def share(graphs: Sequence[onnx.ModelProto], folder: Path) -> None:
 
     The answer part of a layer and its rest hold the same weights, in two segments. A runtime packs the constant
     weights of every graph into a layout of its own, so they would take memory twice; but a weight that a later graph
-    holds too serves here for the ``[CLS]`` row alone, and packing does not pay for one row. It is declared an input with a
-    default value, which a runtime reads where it lies.
+    holds too serves here for the ``[CLS]`` row alone, and packing a large one does not pay for one row. It is declared an
+    input with a default value, which a runtime reads where it lies.
     """
     places: dict[bytes, tuple[int, int]] = {}
     held = [{digest for _, digest in _large(graph)} for graph in graphs]
@@ -32,7 +34,7 @@ def share(graphs: Sequence[onnx.ModelProto], folder: Path) -> None:
                     file.write(b"\0" * (-file.tell() % _ALIGNMENT))
                     places[digest] = (file.tell(), len(raw))
                     file.write(raw)
-                if digest in later:
+                if digest in later and len(raw) >= _WORTH_SHARING:
                     graph.graph.input.append(
                         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                     )
