@@ -57,7 +57,7 @@ def main(data: Path, epochs: int) -> None:
     )
     print(f"{'variant':24}{'parameters':>12}{'accuracy':>10}{'could leave':>13}{'ms':>8}")
     labels = len(train.labels)
-    for width in (8, 16, 24):
+    for width in (8, 16):
         for kind in ("cells", "averaged"):
             torch.manual_seed(0)
             head: nn.Module = PixelRamp(config.input_size, labels, HeadSpec(reads="pixels", width=width, dropout=0.3))

@@ -17,8 +17,8 @@ Boxes = list[list[int]]
 Ocr = Callable[[Image.Image], tuple[Sequence[str], Sequence[Sequence[float]]]]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm"})
-_MAX_PIXELS = 200_000_000
-"""Largest page that is decoded: A0 at 300 dpi has 139 million pixels."""
+_MAX_PIXELS = 178_000_000
+"""Largest page that is decoded: A0 at 300 dpi has 139 million pixels. Just below what Pillow refuses by itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,14 +83,14 @@ def decode_image(source: bytes | str | Path, name: str) -> Image.Image:
     """Pixels of an image file or of its bytes, turned upright by its EXIF orientation; the first page of several.
 
     Raises:
-        BadPage: missing, truncated, more than 200 million pixels, or not an image.
+        BadPage: missing, truncated, more than 178 million pixels, or not an image.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         if image.width * image.height > _MAX_PIXELS:
-            raise BadPage(_too_large(name, f"{image.width} × {image.height} pixels"))
+            raise Image.DecompressionBombError
         image.load()
         return ImageOps.exif_transpose(image)
     except FileNotFoundError:
@@ -99,18 +99,14 @@ def decode_image(source: bytes | str | Path, name: str) -> Image.Image:
         raise BadPage(f"{name}: a folder, not an image file; name a page image") from None
     except PermissionError:
         raise BadPage(f"{name}: not readable by this user; check its permissions") from None
-    except Image.DecompressionBombError as error:
-        raise BadPage(_too_large(name, str(error))) from None
+    except Image.DecompressionBombError:
+        raise BadPage(
+            f"{name}: the image is too large, more than {_MAX_PIXELS // 10**6} million pixels; scale it down first"
+        ) from None
     except UnidentifiedImageError:
         raise BadPage(f"{name}: not an image file that Pillow can read; convert it to PNG, JPEG or TIFF") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadPage(f"{name}: the image is truncated or damaged ({error}); copy or scan it again") from None
-
-
-def _too_large(name: str, found: str) -> str:
-    return (
-        f"{name}: the image is too large ({found}; at most {_MAX_PIXELS // 10**6} million pixels); scale it down first"
-    )
 
 
 def check_text(words: Any, boxes: Any, name: str) -> tuple[Words, Boxes]:

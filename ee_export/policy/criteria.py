@@ -1,7 +1,7 @@
 """Criteria: one page's class probabilities to one score, larger is more confident, in [0, 1].
 
 Pages are scored one at a time, in plain floats: a page has few classes, and between the large matrix products of two
-segments code is evicted from the caches, so that a dozen small numpy calls cost more than this (`benchmarks/README.md`).
+segments code is evicted from the caches, so that a dozen small numpy calls would cost more than this.
 """
 
 import math
