@@ -15,7 +15,8 @@ from ee_export.page import Ocr, Page
 from ee_export.runtime.chain import FULL, load_package
 from ee_export.verify import verify_package
 
-SEED = 2024
+SEED = 900
+"""Chosen so that one of the pages needs its text; most seeds have none."""
 LONG_SIDE = 1000
 """Pixels: about 90 dpi of an A4 page, the least at which Tesseract reads well."""
 

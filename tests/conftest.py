@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before torch is imported, here and in the processes that tests start: with models this small a second OpenMP thread only
+# waits, and on a busy machine it waits without end.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
