@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ LABELS = (
     "receipt",
     "scientific_paper",
 )
+COMMAND = [sys.executable, "-c", "from ee_export.cli import main; main()"]
+"""`ee-export`, whatever is on the path."""
 EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
 
 
@@ -95,6 +98,12 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
     return build(tiny_checkpoint, pages_folder, out, ocr_ms=500.0, progress=lambda stage, done, total: None)
 
 
+@pytest.fixture
+def package(tmp_path: Path, tiny_package: Package) -> Path:
+    """A copy of the package that a test may change."""
+    return Path(shutil.copytree(tiny_package.path, tmp_path / "copy.ee"))
+
+
 @pytest.fixture(scope="session")
 def sample() -> Path:
     """The shipped package."""
@@ -118,7 +127,4 @@ def page_image() -> Image.Image:
 
 def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
     """Run ``ee-export`` in a process of its own, as a user does."""
-    script = "from ee_export.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
-    )
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)

@@ -4,7 +4,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +12,7 @@ import pytest
 from ee_export.atomic import staged_folder
 from ee_export.errors import BadRequest
 from ee_export.package import open_package
-from tests.conftest import run_command
-
-SCRIPT = "from ee_export.cli import main; main()"
+from tests.conftest import COMMAND, run_command
 
 
 def build_arguments(checkpoint: Path, data: Path, out: Path) -> list[str]:
@@ -24,9 +21,7 @@ def build_arguments(checkpoint: Path, data: Path, out: Path) -> list[str]:
 
 def interrupted_build(arguments: list[str], folder: Path, number: int) -> int:
     """Send a signal to a build as soon as it has begun to write; returns its exit status."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(folder.glob(".out.ee.staging-*")):
         time.sleep(0.02)

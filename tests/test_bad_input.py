@@ -13,7 +13,6 @@ from PIL import Image
 
 from ee_export.cli import cli
 from ee_export.console import run_command
-from ee_export.package import Package
 from tests.conftest import run_command as run_process
 
 
@@ -32,12 +31,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         return status, found.out, found.err
 
     return run
-
-
-@pytest.fixture
-def package(tmp_path: Path, tiny_package: Package) -> Path:
-    """A copy of the package that a test may change."""
-    return Path(shutil.copytree(tiny_package.path, tmp_path / "copy.ee"))
 
 
 def one_line(status: int, err: str, *parts: str) -> None:

@@ -1,7 +1,6 @@
 """The commands at work: what they print, and what they leave alone."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from click.testing import CliRunner
 
 from ee_export.bench.cli import cli as bench
 from ee_export.cli import cli
-from ee_export.package import Package
 
 
 def run(*arguments: object, command=cli) -> str:
@@ -17,12 +15,6 @@ def run(*arguments: object, command=cli) -> str:
     done = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     return done.stdout
-
-
-@pytest.fixture
-def package(tmp_path: Path, tiny_package: Package) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(tiny_package.path, tmp_path / "copy.ee"))
 
 
 def test_predict_prints_one_object_a_page_in_input_order(package: Path, pages_folder: Path) -> None:

@@ -20,12 +20,6 @@ from ee_export.verify import verify_package
 GRAPH = "cpu-fp32/encoder.1.onnx"
 
 
-@pytest.fixture
-def package(tmp_path: Path, tiny_package: Package) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(tiny_package.path, tmp_path / "copy.ee"))
-
-
 def edit(package: Path, change) -> None:
     """Change the manifest's JSON."""
     found = json.loads((package / "manifest.json").read_text())

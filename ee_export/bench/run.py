@@ -26,7 +26,7 @@ from ee_export.segments.join import join
 
 Progress = Callable[[str, int, int], None]
 
-WHOLE = "final.logits"
+WHOLE = [logits_name("final")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def measure_latency(
 ) -> list[Latency]:
     """Interleave the chain, left at every exit in turn, with the uncut session, at each text length."""
     chain = load_package(package, target)
-    uncut = {"uncut": join(package, target), "whole": join(package, target, [WHOLE])}
+    uncut = {"uncut": join(package, target), "whole": join(package, target, WHOLE)}
     passed = {tensor.name for segment in package.target(target).segments for tensor in segment.outputs}
     depth = max((int(name.removeprefix("hidden.")) for name in passed if name.startswith("hidden.")), default=0)
     if depth and passed >= {"hidden.0", "bias"}:
@@ -93,7 +93,7 @@ def measure_loading(package: Package, target: str, runs: int, progress: Progress
     with tempfile.TemporaryDirectory(prefix="ee-bench-") as scratch:
         uncut = Path(scratch) / "whole.onnx"
         # Weights in a file beside it, as torch.onnx writes a large model: both are mapped, neither is parsed.
-        onnx.save(join(package, target, [WHOLE]), uncut, save_as_external_data=True, location="whole.data")
+        onnx.save(join(package, target, WHOLE), uncut, save_as_external_data=True, location="whole.data")
         commands = {"package": [str(package.path), target], "uncut": [str(uncut)]}
         for run in range(-1, runs):
             progress("loading", max(run, 0), runs)
@@ -125,7 +125,7 @@ def _latency(
     chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], hidden: int, arrays: Arrays, runs: int
 ) -> Latency:
     names = chain.exits
-    variants = {name: _forced(chain, name) for name in names}
+    variants = {name: chain.with_point(_leave_at(chain, name)) for name in names}
 
     def run_session(session: onnxruntime.InferenceSession) -> Callable[[], float]:
         outputs = [output.name for output in session.get_outputs()]
@@ -187,10 +187,6 @@ def _latency(
         python_us_per_segment=spread(outside),
         exits=exits,
     )
-
-
-def _forced(chain: Chain, exit_name: str) -> Chain:
-    return chain.with_point(_leave_at(chain, exit_name))
 
 
 def _leave_at(chain: Chain, exit_name: str) -> OperatingPoint:

@@ -104,9 +104,9 @@ class Chain:
         """The same segments, in the same sessions, with another operating point."""
         return self.with_point(find_point(self.target, operating_point))
 
-    def with_point(self, point: OperatingPoint, segments: Sequence[Segment] | None = None) -> "Chain":
-        """The same chain with thresholds that no manifest has, or with other segments in its places."""
-        return Chain(self.package, self.target, point, segments or self.segments, self.encoder)
+    def with_point(self, point: OperatingPoint) -> "Chain":
+        """The same chain with thresholds that no manifest has."""
+        return Chain(self.package, self.target, point, self.segments, self.encoder)
 
     def predict(self, page: Page, *, deadline_ms: float | None = None) -> Answer:
         """Classify one page; see :meth:`predict_batch`."""

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import run_command
+from tests.conftest import COMMAND, run_command
 
 RECIPE = """
 [model]
@@ -74,9 +73,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     tmp_path: Path, recipe: Path, pages_folder: Path, unbroken: Path
 ) -> None:
     out = tmp_path / "model"
-    script = "from ee_export.cli import main; main()"
     arguments = ["train", pages_folder, "--val", pages_folder, "--out", out, "--recipe", recipe]
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = [*COMMAND, *map(str, arguments)]
     environment = {**os.environ, "EE_TRAIN_SAVE_S": "0"}
     started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     state = tmp_path / "model.partial" / "state.json"
