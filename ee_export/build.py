@@ -17,12 +17,15 @@ from ee_export.model import checkpoint
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
 from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
 from ee_export.page import Ocr, find_images, read_page
+from ee_export.policy import certify
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.costs import measure, measure_ocr
 from ee_export.segments import equality, export_segments
 from ee_export.verify import verify_package
 
 TARGET = "cpu-fp32"
+DEFAULT = fit.Wish(epsilon=0.03)
+"""What is asked of the operating point ``default``."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, steps done and steps in all."""
@@ -36,6 +39,7 @@ def build(
     golden_folder: Path | None = None,
     ocr: Ocr | None = None,
     ocr_ms: float | None = None,
+    wish: fit.Wish = DEFAULT,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress,
@@ -49,6 +53,8 @@ def build(
         golden_folder: pages to carry as golden inputs; default synthetic ones, so that no page of yours is in it.
         ocr: reads pages without words, and is measured on a few pages as the cost of asking for text.
         ocr_ms: that cost, where it should not be measured.
+        wish: what is asked of the operating point ``default``; where the pages are too few to certify its ε, it has no
+            certificate.
         seed: of the split.
         overwrite: replace a package that is there.
         progress: told of every step.
@@ -63,6 +69,8 @@ def build(
     labels = checkpoint.labels_of(model.config)
     held_out = read_dataset(data, labels)
     parts, split = fit.held_out(held_out, seed)
+    if wish.epsilon is not None and len(parts["certify"]) < certify.pages_needed(wish.epsilon, wish.delta):
+        wish = replace(wish, epsilon=None)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     inputs = golden_inputs(model, encoder, golden_folder)
 
@@ -81,10 +89,10 @@ def build(
 
         seen = {
             part: fit.observe(chain, parts[part], ocr, lambda done, total, part=part: progress(part, done, total))  # type: ignore[misc]
-            for part in ("calibrate", "tune")
+            for part in parts
         }
         target = fit.calibrated(target, seen["calibrate"])
-        target = fit.tuned(package.manifest, target, seen["tune"], ocr_ms or 0.0)
+        target = fit.tuned(package.manifest, target, seen, ocr_ms or 0.0, wish=wish)
         manifest = replace(package.manifest, targets={TARGET: target}, split=split)
         pages, _ = golden.read(package)
         (staging / GOLDEN).write_bytes(golden.write(pages, manifest))

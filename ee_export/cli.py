@@ -21,6 +21,31 @@ force_option = click.option("--force", is_flag=True, help="Replace what is there
 seed_option = click.option("--seed", default=0, show_default=True, help="Of everything that is drawn by chance.")
 
 
+def refit_options(command: Any) -> Any:
+    """The arguments of both commands that fit a package to pages."""
+    share = click.FloatRange(0, 1, min_open=True, max_open=True)
+    for option in reversed(
+        (
+            click.argument("package", type=_FOLDER),
+            click.argument("data", type=_FOLDER),
+            click.option("--criterion", default="max_probability", show_default=True, help="What decides at an exit."),
+            click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Lowest mean cost at this accuracy."),
+            click.option("--max-cost-ms", type=click.FloatRange(0), help="Highest accuracy at this mean cost a page."),
+            click.option("--epsilon", type=share, help="Certify that at most this share of pages is lost."),
+            click.option("--delta", type=share, default=0.1, show_default=True, help="Chance that it is not so."),
+            click.option(
+                "--risk", default="accuracy_lost", show_default=True, help="Or disagreement: what lost means."
+            ),
+            click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default the package's."),
+            target_option,
+            point_option,
+            seed_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ee-export")
 def cli() -> None:
@@ -34,6 +59,7 @@ def cli() -> None:
 @click.option("--recipe", "recipe_path", type=_FOLDER, help="TOML with [model] and [training].")
 @click.option("--init", type=_FOLDER, help="A LayoutLMv3 checkpoint folder to begin from.")
 @click.option("--exits", help="Such as vision,text,encoder.1-4; default the recipe's.")
+@click.option("--strategy", help="How exits and trunk are trained, such as joint, two_stage, alternating.")
 @click.option("--epochs", type=click.IntRange(0), help="Instead of the recipe's.")
 @click.option("--vision-epochs", type=click.IntRange(0), help="Instead of the recipe's.")
 @click.option("--batch-size", type=click.IntRange(1), help="Instead of the recipe's.")
@@ -135,33 +161,26 @@ def build(
 
 
 @cli.command()
-@click.argument("package", type=_FOLDER)
-@click.argument("data", type=_FOLDER)
-@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default as in the package.")
-@target_option
-@point_option
-@seed_option
+@refit_options
 @json_option
-def calibrate(
-    package: Path, data: Path, ocr_ms: float | None, target: str, operating_point: str, seed: int, as_json: bool
-) -> None:
+def calibrate(as_json: bool, **asked: Any) -> None:
     """Fit the calibration of every exit anew on a part of DATA, then tune the thresholds on another."""
-    _refit(package, data, ocr_ms, target, operating_point, seed, as_json, recalibrate=True)
+    _refit(as_json, recalibrate=True, **asked)
 
 
 @cli.command()
-@click.argument("package", type=_FOLDER)
-@click.argument("data", type=_FOLDER)
-@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default as in the package.")
-@target_option
-@point_option
-@seed_option
+@refit_options
+@click.option("--frontier", is_flag=True, help="Print all the best thresholds on a part of DATA, and change nothing.")
 @json_option
-def tune(
-    package: Path, data: Path, ocr_ms: float | None, target: str, operating_point: str, seed: int, as_json: bool
-) -> None:
-    """Find thresholds anew on a part of DATA: lowest cost at no loss of accuracy."""
-    _refit(package, data, ocr_ms, target, operating_point, seed, as_json, recalibrate=False)
+def tune(frontier: bool, as_json: bool, **asked: Any) -> None:
+    """Find thresholds anew on a part of DATA, and certify them on another.
+
+    Without --min-accuracy or --max-cost-ms: the lowest cost at which no page loses its right answer.
+    """
+    if frontier:
+        _show_frontier(as_json, **asked)
+    else:
+        _refit(as_json, recalibrate=False, **asked)
 
 
 @cli.command()
@@ -237,7 +256,8 @@ def predict(
                 table.add_row(str(path), "error", "", "", "", "")
             else:
                 found = answer.to_dict()
-                row = {"path": str(path), **{key: found[key] for key in _ROW}}
+                scores = {step.name: step.score for step in answer.trace if step.score is not None}
+                row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": scores}
                 table.add_row(*_cells(path, found))
             if jsonl:
                 click.echo(json.dumps(row, ensure_ascii=False))
@@ -250,6 +270,37 @@ def predict(
             click.echo(f"ee-export: {one_line(message)}", err=True)
     if failed:
         sys.exit(2 if len(failed) == len(images) and not jsonl else 1)
+
+
+@cli.command()
+@click.argument("package", type=_FOLDER)
+@click.argument("answers", type=click.File("r"))
+@click.option(
+    "--false-alarm",
+    default=0.01,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Chance of an alarm on pages that are of the same kind.",
+)
+@target_option
+@point_option
+@json_option
+def monitor(package: Path, answers: Any, false_alarm: float, target: str, operating_point: str, as_json: bool) -> None:
+    """Do the pages in ANSWERS (JSON lines of `predict --jsonl`, - for stdin) still look like those PACKAGE was tuned on?
+
+    Exit status 1 is an alarm: a certificate then says nothing of these pages.
+    """
+    from ee_export.monitor import compare_answers, read_answers
+    from ee_export.package import open_package
+
+    opened = open_package(package)
+    found = compare_answers(opened, target, operating_point, read_answers(answers, answers.name), false_alarm)
+    table = Table("compared", "p-value", "alarm below", "")
+    for test in found.tests:
+        table.add_row(test.name, f"{test.p_value:.5f}", f"{test.level:.5f}", "alarm" if test.alarm else "")
+    _show(as_json, {"package": str(package), **asdict(found), "alarm": found.alarm}, table, found.sentence)
+    if found.alarm:
+        sys.exit(1)
 
 
 @cli.command()
@@ -294,32 +345,46 @@ def _engine() -> Ocr | None:
     return tesseract() if installed() else None
 
 
-def _refit(
-    path: Path,
-    data: Path,
-    ocr_ms: float | None,
-    target_name: str,
-    point: str,
-    seed: int,
-    as_json: bool,
-    recalibrate: bool,
-) -> None:
+def _refit(as_json: bool, *, recalibrate: bool, **asked: Any) -> None:
     from ee_export import fit
     from ee_export.package import open_package
 
     with export_extra(), progress_bars() as show:
         package = fit.refit(
-            open_package(path),
-            target_name,
-            data,
-            point,
-            seed,
-            ocr_ms,
+            open_package(asked["package"]),
+            asked["target"],
+            asked["data"],
+            asked["operating_point"],
+            asked["seed"],
+            asked["ocr_ms"],
             _engine(),
+            _wish(asked),
             recalibrate=recalibrate,
             progress=show,
         )
-    _show_package(package, target_name, None, as_json)
+    _show_package(package, asked["target"], None, as_json)
+
+
+def _show_frontier(as_json: bool, **asked: Any) -> None:
+    from ee_export import fit
+    from ee_export.package import open_package
+
+    with export_extra(), progress_bars() as show:
+        package = open_package(asked["package"])
+        points = fit.frontier_of(
+            package, asked["target"], asked["data"], asked["seed"], asked["ocr_ms"], _engine(), _wish(asked), show
+        )
+    table = Table("mean ms", "accuracy", *package.manifest.exits[:-1])
+    for point in points:
+        bars = ("never" if value is None else f"≥ {value:.4f}" for value in point.thresholds)
+        table.add_row(f"{point.mean_cost_ms:.2f}", f"{point.accuracy:.4f}", *bars)
+    _show(as_json, {"package": str(package.path), "frontier": [asdict(point) for point in points]}, table)
+
+
+def _wish(asked: dict[str, Any]) -> Any:
+    from ee_export.fit import Wish
+
+    return Wish(**{name: asked[name] for name in Wish.__dataclass_fields__})
 
 
 def _show(as_json: bool, value: dict[str, Any], table: Table, said: str = "") -> None:
@@ -374,6 +439,8 @@ def _show_package(package: Any, target_name: str, point: str | None, as_json: bo
         ]
         for found in points.values():
             threshold = found.thresholds.get(name)
+            if isinstance(threshold, tuple):
+                threshold = min((value for value in threshold if value is not None), default=None)
             rate = found.measured.get(f"exit_rate.{name}", 0.0)
             bar = "always" if at == len(target.segments) - 1 else "never" if threshold is None else f"≥ {threshold:.4f}"
             row.append(f"{bar} ({rate:.0%})")
@@ -390,3 +457,19 @@ def _show_package(package: Any, target_name: str, point: str | None, as_json: bo
         out.print(
             f"costs measured on {target.costs.machine}; {target.costs.tokens[-1]} text tokens; OCR {ocr}",
         )
+    for name, found in points.items():
+        if found.certificate is not None:
+            out.print(f"{name}: {_certificate(found.certificate)}")
+
+
+def _certificate(proof: Any) -> str:
+    """A certificate as a sentence for somebody who signs it."""
+    lost = {
+        "accuracy_lost": "get a wrong answer where the whole model is right",
+        "disagreement": "get another answer than the whole model gives",
+    }
+    chance = "on average" if proof.delta is None else f"with probability {1 - proof.delta:.0%}"
+    return (
+        f"certified: {chance}, at most {proof.epsilon:.1%} of pages like those tested {lost[proof.risk]}; "
+        f"{proof.losses} of the {proof.pages} tested did, which alone would prove {proof.bound:.1%}"
+    )

@@ -3,6 +3,9 @@
 Each message is one line: the file or field first, what was found, what was expected, and the remedy last.
 """
 
+import difflib
+from collections.abc import Collection
+
 
 class EeError(Exception):
     """Base of every error that this package raises on purpose; the commands print it and exit with status 2."""
@@ -38,3 +41,11 @@ class BadRequest(EeError):
 
 class NotEqual(EeError):
     """An exported segment does not give what the trained model gives."""
+
+
+def require_known(name: str, valid: Collection[str], what: str) -> None:
+    """Raise BadRequest for a name that is not among ``valid``; the message lists them and says which is nearest."""
+    if name not in valid:
+        near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadRequest(f"unknown {what} '{name}': expected one of {', '.join(valid)}{hint}")

@@ -1,6 +1,6 @@
 """Fit a package's calibration and operating points on held-out pages, through the package's own chain."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,18 +8,30 @@ import numpy as np
 
 from ee_export import golden
 from ee_export.data import Dataset, read_dataset, stratified_split
-from ee_export.errors import BadData, BadRequest
-from ee_export.manifest import Calibration, Costs, Manifest, OperatingPoint, Split, Target
+from ee_export.errors import BadData, BadRequest, require_known
+from ee_export.manifest import Calibration, Certificate, Costs, Manifest, OperatingPoint, Seen, Split, Target
 from ee_export.package import GOLDEN, Package, rewrite_package
 from ee_export.page import Ocr, Page, read_page
-from ee_export.policy.calibrate import fit_temperature
+from ee_export.policy import certify
+from ee_export.policy.calibrate import fit_failure_prediction, fit_temperature
+from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import score_pages
-from ee_export.policy.tune import Scored, evaluate, tune
-from ee_export.runtime.chain import FULL, Chain, load_package
+from ee_export.policy.drift import histogram
+from ee_export.policy.tune import Point, Scored, careful, cheapest, evaluate, frontier, most_accurate
+from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.plan import FULL, rules
 
-SHARES = {"calibrate": 0.25, "tune": 0.45, "certify": 0.30}
+SHARES = {"calibrate": 0.20, "tune": 0.35, "certify": 0.45}
 CRITERION = "max_probability"
 MARGIN = 0.5
+
+RISKS: dict[str, Callable[[Scored, np.ndarray], np.ndarray]] = {
+    "accuracy_lost": lambda pages, exits: pages.right[-1] & ~pages.right[exits, np.arange(len(exits))],
+    "disagreement": lambda pages, exits: pages.answers[-1] != pages.answers[exits, np.arange(len(exits))],
+}
+"""Which pages are lost, bool ``[N]``, when they leave at these exits: a right answer of ``final`` made wrong (which bounds the
+accuracy lost from above, for pages made right do not pay for it), or an answer that is not that of ``final`` (which needs no
+labels)."""
 
 Progress = Callable[[int, int], None]
 
@@ -78,45 +90,147 @@ def calibrated(target: Target, pages: Observed) -> Target:
     return replace(target, calibration=calibration, operating_points={})
 
 
-def scored(manifest: Manifest, target: Target, pages: Observed, ocr_ms: float) -> Scored:
-    """Scores, right answers and measured cost of answering at every exit, for the tuner."""
-    scores, right, cost = [], [], []
+def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed) -> dict[str, tuple[float, ...]]:
+    """The weights of a criterion per exit, fitted on ``pages``; none where it has none."""
+    if criterion != "failure_prediction":
+        return {}
+    found = rules(manifest, target, {})
+    logits = [pages.logits[name] for name in manifest.exits]
+    return dict(
+        zip(manifest.exits, fit_failure_prediction(logits, found, pages.tokens.tolist(), pages.targets), strict=True)
+    )
+
+
+def scored(
+    manifest: Manifest,
+    target: Target,
+    pages: Observed,
+    ocr_ms: float,
+    criterion: str = CRITERION,
+    weights: Mapping[str, Sequence[float]] | None = None,
+) -> Scored:
+    """Scores, answers and measured cost of answering at every exit, for the tuner."""
+    logits = [pages.logits[name] for name in manifest.exits]
+    found = rules(manifest, target, weights or {})
+    probabilities, scores = score_pages(logits, found, criterion, pages.tokens.tolist())
+    cost = []
     spent = np.full(len(pages.targets), target.costs.encode_image_ms if target.costs else 0.0)
     has_text = False
-    for segment in target.segments:
-        calibration = target.calibration_of(segment.exit, len(manifest.labels))
-        probabilities, found = score_pages(pages.logits[segment.exit], calibration.scale, calibration.bias, CRITERION)
-        scores.append(found)
-        right.append(probabilities.argmax(1) == pages.targets)
-        if not has_text and any(manifest.inputs.get(tensor.name) == "text" for tensor in segment.inputs):
+    for name, rule in zip(manifest.exits, found, strict=True):
+        if rule.after_text and not has_text:
             has_text = True
             spent = spent + ocr_ms + (target.costs.encode_text_ms if target.costs else 0.0)
-        spent = spent + _segment_ms(target.costs, segment.exit, pages.tokens)
+        spent = spent + _segment_ms(target.costs, name, pages.tokens)
         cost.append(spent)
-    return Scored(np.stack(scores), np.stack(right), np.stack(cost))
+    return Scored(scores, probabilities.argmax(2), pages.targets, np.stack(cost))
 
 
-def tuned(manifest: Manifest, target: Target, pages: Observed, ocr_ms: float, point_name: str = "default") -> Target:
-    """The target with the operating points ``full`` and ``point_name``, tuned on ``pages``."""
-    seen = scored(manifest, target, pages, ocr_ms)
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked of an operating point.
+
+    ``criterion``: what decides. ``min_accuracy``: the lowest mean cost at this accuracy, or ``max_cost_ms``: the highest
+    accuracy at this mean cost; neither: the lowest cost that takes no right answer away. ``risk`` is certified to be at
+    most ``epsilon`` with probability 1 − ``delta``; no ``epsilon``, no certificate.
+    """
+
+    criterion: str = CRITERION
+    min_accuracy: float | None = None
+    max_cost_ms: float | None = None
+    risk: str = "accuracy_lost"
+    epsilon: float | None = None
+    delta: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_known(self.criterion, CRITERIA, "criterion")
+        require_known(self.risk, RISKS, "risk")
+        if self.min_accuracy is not None and self.max_cost_ms is not None:
+            raise BadRequest("--min-accuracy and --max-cost-ms exclude each other; the whole frontier: --frontier")
+
+    def choose(self, pages: Scored) -> list[float | None]:
+        """Thresholds by these pages."""
+        if self.min_accuracy is not None:
+            return list(cheapest(frontier(pages), self.min_accuracy).thresholds)
+        if self.max_cost_ms is not None:
+            return list(most_accurate(frontier(pages), self.max_cost_ms).thresholds)
+        return careful(pages, MARGIN)
+
+
+def tuned(
+    manifest: Manifest,
+    target: Target,
+    parts: Mapping[str, Observed],
+    ocr_ms: float,
+    point_name: str = "default",
+    wish: Wish = Wish(),
+) -> Target:
+    """The target with the operating points ``full`` and ``point_name``.
+
+    Args:
+        manifest: gives exits and labels.
+        target: gives calibration and costs.
+        parts: what was observed of the pages kept apart: ``calibrate`` fits the criterion's weights, ``tune`` the thresholds,
+            ``certify`` the certificate (it is not read where none is asked).
+        ocr_ms: cost of asking for text.
+        point_name: the operating point that is tuned.
+        wish: what is asked of it.
+
+    Raises:
+        BadData: the pages to certify on are too few for the ε asked; names how many are needed.
+        BadRequest: no thresholds give what is wished.
+    """
     names = manifest.exits[:-1]
-    points = {}
-    for point, thresholds in ((FULL, [None] * len(names)), (point_name, tune(seen, MARGIN))):
-        outcome = evaluate(seen, thresholds)
-        share = np.bincount(outcome.exits, minlength=len(manifest.exits)) / len(outcome.exits)
-        measured = {
-            "pages": float(len(pages.targets)),
-            "accuracy": outcome.accuracy,
-            "mean_cost_ms": outcome.mean_cost_ms,
-        }
-        measured |= {f"exit_rate.{name}": float(rate) for name, rate in zip(manifest.exits, share, strict=True)}
-        points[point] = OperatingPoint(
-            CRITERION,
-            dict(zip(names, thresholds, strict=True)),
-            data=pages.digest,
-            measured={key: round(value, 6) for key, value in measured.items()},
-        )
+    weights = weighted(manifest, target, wish.criterion, parts["calibrate"])
+    seen = scored(manifest, target, parts["tune"], ocr_ms, wish.criterion, weights)
+    thresholds = wish.choose(seen)
+    certificate = None
+    if wish.epsilon is not None:
+        held = scored(manifest, target, parts["certify"], ocr_ms, wish.criterion, weights)
+        thresholds, certificate = _certified(thresholds, held, parts["certify"].digest, wish)
+    point = OperatingPoint(wish.criterion, dict(zip(names, thresholds, strict=True)), weights, certificate=certificate)
+    full = OperatingPoint(CRITERION, dict.fromkeys(names))
+    never = scored(manifest, target, parts["tune"], ocr_ms)
+    digest = parts["tune"].digest
+    points = {FULL: _measured(manifest, full, never, digest), point_name: _measured(manifest, point, seen, digest)}
     return replace(target, operating_points=points)
+
+
+def _certified(
+    thresholds: list[float | None], pages: Scored, digest: str, wish: Wish
+) -> tuple[list[float | None], Certificate]:
+    """The boldest thresholds between leaving nowhere and the tuned ones whose risk is proven."""
+    epsilon = wish.epsilon or 0.0
+    certify.require_pages(len(pages.targets), epsilon, wish.delta, "the part of the data that certifies")
+    candidates = certify.towards_never(thresholds)
+    losses = np.stack([RISKS[wish.risk](pages, evaluate(pages, candidate).exits) for candidate in candidates])
+    found = certify.fixed_sequence(losses, epsilon, wish.delta)
+    assert found is not None  # the first candidate loses nothing, and there are pages enough
+    proof = Certificate(
+        "learn_then_test", wish.risk, epsilon, wish.delta, round(found.bound, 6), found.losses, found.pages, digest
+    )
+    return list(candidates[found.candidate]), proof
+
+
+def _measured(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: str) -> OperatingPoint:
+    """The point with what it did on the pages it was tuned on, and what they looked like."""
+    outcome = evaluate(pages, [point.thresholds[name] for name in manifest.exits[:-1]])
+    counts = np.bincount(outcome.exits, minlength=len(manifest.exits))
+    measured = {
+        "pages": float(len(pages.targets)),
+        "accuracy": outcome.accuracy,
+        "mean_cost_ms": outcome.mean_cost_ms,
+    }
+    rates = counts / counts.sum()
+    measured |= {f"exit_rate.{name}": float(rate) for name, rate in zip(manifest.exits, rates, strict=True)}
+    reached = {
+        name: histogram(pages.scores[at][outcome.exits >= at].tolist()) for at, name in enumerate(manifest.exits)
+    }
+    return replace(
+        point,
+        data=digest,
+        measured={key: round(value, 6) for key, value in measured.items()},
+        seen=Seen(dict(zip(manifest.exits, counts.tolist(), strict=True)), reached),
+    )
 
 
 def refit(
@@ -127,6 +241,7 @@ def refit(
     seed: int,
     ocr_ms: float | None,
     ocr: Ocr | None,
+    wish: Wish,
     *,
     recalibrate: bool,
     progress: Callable[[str, int, int], None],
@@ -137,25 +252,60 @@ def refit(
     replaces ``full`` and ``point_name``.
 
     Raises:
-        BadData, BadPage: the pages cannot be used.
-        BadRequest: there is no such target, or ``point_name`` is ``full``.
+        BadData, BadPage: the pages cannot be used, or are too few for the certificate asked.
+        BadRequest: there is no such target, ``point_name`` is ``full``, or no thresholds give what is wished.
     """
-    target = package.target(target_name)
     if point_name == FULL:
         raise BadRequest(f"operating point '{FULL}' never leaves early and is not tuned; name another one")
-    parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
-    chain = load_package(package, target_name)
-    if ocr_ms is None:
-        ocr_ms = (target.costs.ocr_ms if target.costs else None) or 0.0
-    kept = {}
+    target = package.target(target_name)
+    ocr_ms = _ocr_ms(target, ocr_ms)
+    parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
+    kept = target.operating_points
     if recalibrate:
-        seen = observe(chain, parts["calibrate"], ocr, lambda done, total: progress("calibrate", done, total))
-        target = calibrated(target, seen)
-    else:
-        kept = target.operating_points
-    seen = observe(chain, parts["tune"], ocr, lambda done, total: progress("tune", done, total))
-    target = tuned(package.manifest, target, seen, ocr_ms, point_name)
+        target, kept = calibrated(target, parts["calibrate"]), {}
+    target = tuned(package.manifest, target, parts, ocr_ms, point_name, wish)
     return store(package, target_name, replace(target, operating_points={**kept, **target.operating_points}), split)
+
+
+def frontier_of(
+    package: Package,
+    target_name: str,
+    data: Path,
+    seed: int,
+    ocr_ms: float | None,
+    ocr: Ocr | None,
+    wish: Wish,
+    progress: Callable[[str, int, int], None],
+) -> list[Point]:
+    """The frontier of measured cost and accuracy on the part of the pages that tunes; raises as :func:`refit`."""
+    target = package.target(target_name)
+    parts, _ = observe_parts(package, target_name, data, seed, ocr, replace(wish, epsilon=None), progress)
+    weights = weighted(package.manifest, target, wish.criterion, parts["calibrate"])
+    cost = _ocr_ms(target, ocr_ms)
+    return frontier(scored(package.manifest, target, parts["tune"], cost, wish.criterion, weights))
+
+
+def observe_parts(
+    package: Package,
+    target_name: str,
+    data: Path,
+    seed: int,
+    ocr: Ocr | None,
+    wish: Wish,
+    progress: Callable[[str, int, int], None],
+) -> tuple[dict[str, Observed], Split]:
+    """Split held-out pages, and run a target of a package on those parts that the wish needs."""
+    parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
+    if wish.epsilon is None:
+        del parts["certify"]
+    else:
+        certify.require_pages(len(parts["certify"]), wish.epsilon, wish.delta, str(data))
+    chain = load_package(package, target_name)
+    seen = {
+        name: observe(chain, part, ocr, lambda done, total, name=name: progress(name, done, total))  # type: ignore[misc]
+        for name, part in parts.items()
+    }
+    return seen, split
 
 
 def store(package: Package, target_name: str, target: Target, split: Split | None = None) -> Package:
@@ -164,6 +314,10 @@ def store(package: Package, target_name: str, target: Target, split: Split | Non
     manifest = replace(package.manifest, targets=targets, split=split or package.manifest.split)
     pages, _ = golden.read(package)
     return rewrite_package(package, manifest, {GOLDEN: golden.write(pages, manifest)})
+
+
+def _ocr_ms(target: Target, given: float | None) -> float:
+    return given if given is not None else (target.costs.ocr_ms if target.costs else None) or 0.0
 
 
 def _segment_ms(costs: Costs | None, exit_name: str, tokens: Sequence[int] | np.ndarray) -> np.ndarray:

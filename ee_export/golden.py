@@ -11,6 +11,7 @@ from ee_export.errors import BadPackage, NotEqual
 from ee_export.manifest import Manifest, Target
 from ee_export.package import GOLDEN, Package
 from ee_export.policy.decide import leave_at, score_pages
+from ee_export.runtime.plan import rules
 
 INPUTS = ("pixel_values", "input_ids", "bbox", "attention_mask")
 
@@ -84,19 +85,11 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
 
 def expected_exits(pages: Sequence[GoldenPage], manifest: Manifest, target: Target, point_name: str) -> np.ndarray:
     """Index of the exit where each page leaves, int64 ``[N]``, by its golden logits."""
-    logits = {name: np.concatenate([page.logits[name] for page in pages]) for name in manifest.exits}
-    return exits_of(logits, manifest, target, point_name)
-
-
-def exits_of(logits: dict[str, np.ndarray], manifest: Manifest, target: Target, point_name: str) -> np.ndarray:
-    """Index of the exit where pages with these raw logits ``[N, C]`` per exit leave, int64 ``[N]``."""
     point = target.operating_points[point_name]
-    classes = len(manifest.labels)
-    scores = []
-    for name in manifest.exits:
-        calibration = target.calibration_of(name, classes)
-        scores.append(score_pages(logits[name], calibration.scale, calibration.bias, point.criterion)[1])
-    return leave_at(np.stack(scores), [point.thresholds[name] for name in manifest.exits[:-1]])
+    logits = [np.concatenate([page.logits[name] for page in pages]) for name in manifest.exits]
+    tokens = [int(page.inputs["attention_mask"].sum()) for page in pages]
+    probabilities, scores = score_pages(logits, rules(manifest, target, point.weights), point.criterion, tokens)
+    return leave_at(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
 
 
 def require_same(found: dict[str, float], tolerance: float, where: str) -> None:

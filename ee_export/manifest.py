@@ -42,18 +42,53 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """A bound on a risk: on pages like those it was proven on, at most ``epsilon`` of them are lost.
+
+    ``method``: ``learn_then_test`` (true with probability at least 1 − ``delta`` over the draw of the pages) or
+    ``conformal_risk_control`` (true on average over draws; ``delta`` is null). ``risk``: ``disagreement`` (the answer differs
+    from that of ``final``) or ``accuracy_lost`` (it is wrong where that of ``final`` is right). ``losses`` among ``pages``
+    pages of hash ``data``; ``bound``: the smallest epsilon that they would have certified.
+    """
+
+    method: str
+    risk: str
+    epsilon: float
+    delta: float | None
+    bound: float
+    losses: int
+    pages: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the pages of tuning looked like to the chain, for telling later whether new ones still do.
+
+    ``exits``: how many left at each; ``scores``: per exit, a histogram of the scores of the pages that reached it, in bins of
+    equal width over [0, 1].
+    """
+
+    exits: dict[str, int]
+    scores: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class OperatingPoint:
     """A criterion with a threshold per exit; ``null`` never leaves there, and ``final`` has none.
 
-    ``data``: sha256 of the pages it was tuned on, ``measured``: what it did on them; ``certificate``: a finite-sample
-    bound, where one was proven.
+    A threshold may be a list, one per class answered. ``weights``: the criterion's per exit, where it has any. ``data``: sha256
+    of the pages it was tuned on, ``measured``: what it did on them, ``seen``: what they looked like; ``certificate``: a
+    finite-sample bound, where one was proven.
     """
 
     criterion: str
-    thresholds: dict[str, float | None]
+    thresholds: dict[str, float | tuple[float | None, ...] | None]
+    weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
     data: str | None = None
     measured: dict[str, float] = field(default_factory=dict)
-    certificate: dict[str, float] | None = None
+    seen: Seen | None = None
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +222,11 @@ def _check(manifest: Manifest, where: str) -> None:
                 raise BadPackage(
                     f"{at}.operating_points.{point_name}: expected one threshold for each exit before final"
                 )
+            for exit_name, threshold in point.thresholds.items():
+                if isinstance(threshold, tuple) and len(threshold) != classes:
+                    raise BadPackage(
+                        f"{at}.operating_points.{point_name}.thresholds.{exit_name}: expected one number, or {classes}"
+                    )
         if target.costs is not None and set(target.costs.segments_ms) != set(manifest.exits):
             raise BadPackage(f"{at}.costs: expected one list for each exit")
 

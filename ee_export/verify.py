@@ -43,14 +43,14 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
         for name in chain.exits
     }
     golden.require_same(differences, target.tolerance, str(package.path))
-    joined = {name: np.concatenate([mine[name] for mine in found]) for name in chain.exits}
+    replayed = [golden.GoldenPage(page.inputs, mine) for page, mine in zip(pages, found, strict=True)]
     points = tuple(target.operating_points) if point_name is None else (point_name,)
     for point in points:
         if point not in target.operating_points:
             known = ", ".join(target.operating_points)
             raise BadRequest(f"unknown operating point '{point}': target '{target_name}' has {known}")
         want = expected[f"{target_name}/{point}"]
-        have = golden.exits_of(joined, package.manifest, target, point)
+        have = golden.expected_exits(replayed, package.manifest, target, point)
         if (want != have).any():
             at = int(np.flatnonzero(want != have)[0])
             raise NotEqual(

@@ -50,6 +50,75 @@ def test_calibrating_and_tuning_touch_no_graph(package: Path, pages_folder: Path
     assert json.loads(run("verify", package, "--json"))["operating_points"] == list(points)
 
 
+@pytest.mark.parametrize("criterion", ["entropy", "margin", "patience", "failure_prediction"])
+def test_every_criterion_tunes_runs_and_verifies(package: Path, pages_folder: Path, criterion: str) -> None:
+    wish = ("--criterion", criterion, "--max-cost-ms", 400, "--operating-point", criterion)
+    found = json.loads(run("tune", package, pages_folder, *wish, "--json"))
+    point = found["targets"]["cpu-fp32"]["operating_points"][criterion]
+    assert point["criterion"] == criterion
+    assert point["measured"]["mean_cost_ms"] <= 400
+    assert (set(point["weights"]) == set(found["exits"])) == (criterion == "failure_prediction")
+    rows = run("predict", package, pages_folder / "form", "--jsonl", "--operating-point", criterion).splitlines()
+    assert all(0 <= json.loads(row)["score"] <= 1 for row in rows)
+    assert criterion in json.loads(run("verify", package, "--json"))["operating_points"]
+
+
+def test_a_certificate_is_stored_and_said_in_a_sentence(package: Path, pages_folder: Path) -> None:
+    out = run("tune", package, pages_folder, "--epsilon", 0.15, "--risk", "disagreement")
+    assert "certified: with probability 90%, at most 15.0% of pages like those tested get another answer" in out
+    point = json.loads((package / "manifest.json").read_text())["targets"]["cpu-fp32"]["operating_points"]["default"]
+    proof = point["certificate"]
+    split = json.loads((package / "manifest.json").read_text())["split"]
+    assert proof["pages"] == split["pages"]["certify"]
+    assert proof["bound"] <= 0.15
+    assert proof["data"] != point["data"]
+
+
+def test_the_frontier_is_printed_and_changes_nothing(package: Path, pages_folder: Path) -> None:
+    before = (package / "manifest.json").read_bytes()
+    points = json.loads(run("tune", package, pages_folder, "--frontier", "--json"))["frontier"]
+    assert [point["mean_cost_ms"] for point in points] == sorted(point["mean_cost_ms"] for point in points)
+    assert "accuracy" in run("tune", package, pages_folder, "--frontier")
+    assert (package / "manifest.json").read_bytes() == before
+
+
+def test_monitor_is_quiet_about_pages_of_the_same_kind_and_alarms_about_others(
+    package: Path, pages_folder: Path, tmp_path: Path
+) -> None:
+    run("tune", package, pages_folder, "--max-cost-ms", 300)
+    manifest = json.loads((package / "manifest.json").read_text())
+    seen = manifest["targets"]["cpu-fp32"]["operating_points"]["default"]["seen"]
+    rows = []
+    for name, count in seen["exits"].items():  # the pages of tuning, twice: as like as can be
+        rows += [{"exit": name, "scores": {}}] * (2 * count)
+    for name, counts in seen["scores"].items():
+        scores = [(at + 0.5) / len(counts) for at, count in enumerate(counts) for _ in range(2 * count)]
+        reached = [
+            row
+            for row in range(len(rows))
+            if manifest["exits"].index(rows[row]["exit"]) >= manifest["exits"].index(name)
+        ]
+        for row, score in zip(reached, scores, strict=True):
+            rows[row] = {**rows[row], "scores": {**rows[row]["scores"], name: score}}
+    same = tmp_path / "same.jsonl"
+    same.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "no alarm" in run("monitor", package, same)
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"exit": "final", "scores": {"vision": 0.01}}) + "\n")
+    other.write_text(other.read_text() * 60)
+    done = CliRunner().invoke(cli, ["monitor", str(package), str(other)])
+    assert done.exit_code == 1
+    assert "ALARM" in done.stdout
+
+
+def test_monitor_reads_what_predict_prints(package: Path, pages_folder: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "answers.jsonl"
+    lines.write_text(run("predict", package, pages_folder, "--jsonl"))
+    found = json.loads(CliRunner().invoke(cli, ["monitor", str(package), str(lines), "--json"]).stdout)
+    assert found["pages"] == 56
+    assert found["tests"][0]["name"] == "exits"
+
+
 def test_inspect_shows_exits_costs_and_points(package: Path) -> None:
     out = run("inspect", package)
     for word in ("vision", "encoder.3", "full", "default", "OCR 500 ms"):

@@ -1,6 +1,11 @@
-"""Calibration: the per-exit map from raw logits to calibrated ones, and how it is fitted."""
+"""Fit what the manifest keeps of the policy: calibration per exit, and the weights of failure prediction."""
+
+from collections.abc import Sequence
 
 import numpy as np
+
+from ee_export.policy.criteria import Known, features, top
+from ee_export.policy.decide import Rule, calibrated
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -30,3 +35,89 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
     bound = np.log(100.0)
     return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
+
+
+def fit_vector(logits: np.ndarray, targets: np.ndarray, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Vector scaling: scale and bias per class, float64 ``[C]`` each, that minimise the NLL of ``logits * scale + bias``.
+
+    It begins at the fitted temperature and is held there by a quadratic penalty of weight ``strength`` pages, because a class
+    has few pages of its own.
+
+    Args:
+        logits: raw logits, float ``[N, C]``.
+        targets: int ``[N]``.
+        strength: how many pages the temperature alone is worth.
+
+    Reference: Guo et al., "On calibration of modern neural networks", 2017.
+    """
+    from scipy.optimize import minimize
+
+    pages, classes = logits.shape
+    raw = logits.astype(np.float64)
+    start = 1.0 / fit_temperature(logits, targets)
+    wanted = np.full((pages, classes), 1.0 / (pages + classes))
+    wanted[np.arange(pages), targets] = (pages + 1.0) / (pages + classes)
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        scale, bias = np.exp(flat[:classes]), flat[classes:]
+        shifted = raw * scale + bias
+        shifted -= shifted.max(axis=1, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        away = np.concatenate([flat[:classes] - np.log(start), bias])
+        slope = np.exp(log_p) * wanted.sum(axis=1, keepdims=True) - wanted
+        gradient = np.concatenate([(slope * raw).sum(axis=0) * scale, slope.sum(axis=0)])
+        return float(-(wanted * log_p).sum() + strength * away @ away / 2), gradient + strength * away
+
+    found = minimize(loss, np.concatenate([np.full(classes, np.log(start)), np.zeros(classes)]), jac=True).x
+    return np.exp(found[:classes]), found[classes:]
+
+
+def fit_failure_prediction(
+    logits: Sequence[np.ndarray],
+    rules: Sequence[Rule],
+    tokens: Sequence[int],
+    targets: np.ndarray,
+    strength: float = 2.0,
+) -> list[tuple[float, ...]]:
+    """Weights of :func:`~ee_export.policy.criteria.failure_prediction` per exit, the constant last.
+
+    A logistic regression of "this answer is right" by penalised likelihood. The penalty pulls towards the calibrated top
+    probability itself, so that with few wrong pages the criterion is ``max_probability`` and departs from it as they show.
+
+    Args:
+        logits: raw, float ``[N, C]`` per exit, in order.
+        rules: calibration of each exit, and whether the text is known there.
+        tokens: text tokens of each page.
+        targets: int ``[N]``.
+        strength: weight of the penalty.
+
+    Reference: Kubaty et al., arXiv 2508.21495, 2025.
+    """
+    rows: list[list[list[float]]] = [[] for _ in logits]
+    right = np.zeros((len(logits), len(targets)))
+    plain = [values.tolist() for values in logits]
+    for page, count in enumerate(tokens):
+        known = Known()
+        for at, rule in enumerate(rules):
+            known.probabilities.append(calibrated(plain[at][page], rule.scale, rule.bias))
+            known.tokens = int(count) if rule.after_text else 0
+            rows[at].append(features(known))
+            right[at, page] = top(known.probabilities[-1]) == targets[page]
+    return [_logistic(np.array(found), wanted, strength) for found, wanted in zip(rows, right, strict=True)]
+
+
+def _logistic(inputs: np.ndarray, wanted: np.ndarray, strength: float) -> tuple[float, ...]:
+    from scipy.optimize import minimize
+
+    columns = np.column_stack([inputs, np.ones(len(inputs))])
+    prior = np.zeros(columns.shape[1])
+    prior[0] = 4.0  # the first feature is the log-odds of the top probability, over 4
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        total = columns @ weights
+        away = weights - prior
+        value = np.logaddexp(0.0, -total) @ wanted + np.logaddexp(0.0, total) @ (1 - wanted)
+        slope = columns.T @ (1 / (1 + np.exp(-np.clip(total, -500, 500))) - wanted)
+        return float(value + strength * away @ away / 2), slope + strength * away
+
+    return tuple(float(round(value, 6)) for value in minimize(loss, prior, jac=True).x)

@@ -1,44 +1,83 @@
 """The decision at an exit: raw logits to calibrated probabilities, a score, and whether the page leaves."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import add, mul
 
 import numpy as np
 
-from ee_export.policy.criteria import CRITERIA, softmax
+from ee_export.policy.criteria import CRITERIA, Known, softmax
+
+Threshold = float | tuple[float | None, ...] | None
+"""One score for all answers, one per class answered, or ``None``: no page leaves here (or with that class)."""
+
+NEVER = float("inf")
 
 
-def score(
-    logits: Sequence[float], scale: Sequence[float], bias: Sequence[float], criterion: str
-) -> tuple[list[float], float]:
-    """Calibrated probabilities ``[C]`` and the score of one page at one exit.
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one exit's raw logits become a score.
+
+    ``scale``, ``bias``: calibration, ``[C]`` each; calibrated logits are ``logits * scale + bias``. ``weights``: of the criterion,
+    empty where it has none. ``after_text``: whether the page's text has been read here.
+    """
+
+    scale: Sequence[float]
+    bias: Sequence[float]
+    weights: Sequence[float] = ()
+    after_text: bool = True
+
+
+def calibrated(logits: Sequence[float], scale: Sequence[float], bias: Sequence[float]) -> list[float]:
+    """Class probabilities of one page's raw logits ``[C]``; raises BadLogits where one is NaN or infinite."""
+    return softmax(list(map(add, map(mul, logits, scale), bias)))
+
+
+def score_pages(
+    logits: Sequence[np.ndarray], rules: Sequence[Rule], criterion: str, tokens: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated probabilities float64 ``[E, N, C]`` and scores ``[E, N]`` of many pages, as the chain computes them.
 
     Args:
-        logits: raw, ``[C]``.
-        scale, bias: the exit's calibration, ``[C]`` each; calibrated logits are ``logits * scale + bias``.
+        logits: raw, float ``[N, C]`` per exit, in order.
+        rules: one an exit.
         criterion: a name in :data:`~ee_export.policy.criteria.CRITERIA`.
+        tokens: text tokens of each page.
 
     Raises:
         BadLogits: a logit is NaN or infinite.
     """
-    probabilities = softmax(list(map(add, map(mul, logits, scale), bias)))
-    return probabilities, CRITERIA[criterion](probabilities)
+    judge = CRITERIA[criterion]
+    scores = np.zeros((len(logits), len(tokens)))
+    probabilities = np.zeros((*scores.shape, logits[0].shape[1] if len(logits) else 0))
+    rows = [values.tolist() for values in logits]
+    for page, count in enumerate(tokens):
+        known = Known()
+        for at, rule in enumerate(rules):
+            known.probabilities.append(calibrated(rows[at][page], rule.scale, rule.bias))
+            known.tokens = int(count) if rule.after_text else 0
+            probabilities[at, page] = known.probabilities[-1]
+            scores[at, page] = judge(known, rule.weights)
+    return probabilities, scores
 
 
-def score_pages(
-    logits: np.ndarray, scale: Sequence[float], bias: Sequence[float], criterion: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`score` for many pages: float64 probabilities ``[N, C]`` and scores ``[N]`` of raw logits ``[N, C]``."""
-    rows = [score(row, scale, bias, criterion) for row in logits.tolist()]
-    return np.array([probabilities for probabilities, _ in rows]), np.array([found for _, found in rows])
+def limits(threshold: Threshold, classes: int) -> tuple[float, ...]:
+    """A threshold as the lowest score with which a page may leave, per class answered."""
+    per_class = threshold if isinstance(threshold, tuple) else (threshold,) * classes
+    return tuple(NEVER if value is None else value for value in per_class)
 
 
-def leave_at(scores: np.ndarray, thresholds: Sequence[float | None]) -> np.ndarray:
+def leave_at(scores: np.ndarray, thresholds: Sequence[Threshold], answers: np.ndarray) -> np.ndarray:
     """Index of the first exit whose score reaches its threshold, int ``[N]``; the last exit always answers.
 
     Args:
         scores: float64 ``[E, N]``.
-        thresholds: one for each exit but the last; ``None`` never leaves there.
+        thresholds: one for each exit but the last.
+        answers: int ``[E, N]``, the class that each exit answers.
     """
-    limits = np.array([np.inf if t is None else t for t in thresholds] + [-np.inf])
-    return (scores >= limits[:, None]).argmax(axis=0)
+    classes = int(answers.max(initial=0)) + 1
+    leaves = np.ones(scores.shape, bool)
+    for at, threshold in enumerate(thresholds):
+        bar = np.array(limits(threshold, classes))
+        leaves[at] = scores[at] >= bar[answers[at]]
+    return leaves.argmax(axis=0)

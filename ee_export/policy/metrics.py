@@ -1,6 +1,26 @@
-"""Metrics of classification and calibration, by their standard definitions."""
+"""Metrics of classification, confidence and calibration, by their standard definitions."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+
+def accuracy(predicted: np.ndarray, targets: np.ndarray) -> float:
+    """Share of int ``[N]`` predictions that are right."""
+    return float((predicted == targets).mean())
+
+
+def macro_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
+    """Mean over the classes that occur, as label or as answer, of 2·TP / (2·TP + FP + FN)."""
+    classes = np.union1d(predicted, targets)
+    hits = np.array([((predicted == c) & (targets == c)).sum() for c in classes])
+    named = np.array([(predicted == c).sum() + (targets == c).sum() for c in classes])
+    return float((2 * hits / named).mean())
+
+
+def micro_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
+    """F1 over all decisions together; with one label a page it is the accuracy."""
+    return accuracy(predicted, targets)
 
 
 def nll(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -10,9 +30,13 @@ def nll(logits: np.ndarray, targets: np.ndarray) -> float:
     return float((log_total - shifted[np.arange(len(targets)), targets]).mean())
 
 
-def accuracy(predicted: np.ndarray, targets: np.ndarray) -> float:
-    """Share of int ``[N]`` predictions that are right."""
-    return float((predicted == targets).mean())
+def brier(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    """Mean squared distance of float ``[N, C]`` probabilities to the one-hot label, summed over classes; in [0, 2].
+
+    Reference: Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    wanted = np.eye(probabilities.shape[1])[targets]
+    return float(((probabilities - wanted) ** 2).sum(axis=1).mean())
 
 
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
@@ -25,7 +49,60 @@ def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
 
     Reference: Nixon et al., "Measuring calibration in deep learning", 2019.
     """
+    return float(sum(count * abs(hit - said) for count, said, hit in reliability(confidence, right, bins)) / len(right))
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> list[tuple[int, float, float]]:
+    """Pages, mean confidence and accuracy of each of the bins of equal mass: what a reliability diagram draws."""
     order = np.argsort(confidence, kind="stable")
     parts = np.array_split(order, min(bins, len(order)))
-    gaps = [len(part) * abs(float(right[part].mean()) - float(confidence[part].mean())) for part in parts]
-    return float(sum(gaps) / len(order))
+    return [(len(part), float(confidence[part].mean()), float(right[part].mean())) for part in parts]
+
+
+def aurc(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Area under the risk-coverage curve: the error rate among the k most confident pages, averaged over k = 1 … N.
+
+    Pages of equal confidence count as a block with their mean error, so the order in which they come does not matter.
+
+    Reference: Geifman et al., "Bias-reduced uncertainty estimation for deep neural classifiers", 2019.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    wrong = (~right[order]).astype(np.float64)
+    _, block = np.unique(-confidence[order], return_inverse=True)
+    wrong = (np.bincount(block, wrong) / np.bincount(block))[block]
+    return float((np.cumsum(wrong) / np.arange(1, len(wrong) + 1)).mean())
+
+
+def auroc(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Probability that a right answer is more confident than a wrong one, ties counted half; NaN without both kinds."""
+    positives, negatives = int(right.sum()), int((~right).sum())
+    if not positives or not negatives:
+        return float("nan")
+    _, block, size = np.unique(confidence, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(size) - (size - 1) / 2)[block]  # the mean rank of equals, from 1
+    return float((rank[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def mean_depth(exits: np.ndarray, depths: Sequence[float]) -> float:
+    """Mean over pages of the depth of the exit where each left, int ``[N]`` indices into ``depths``."""
+    return float(np.asarray(depths, np.float64)[exits].mean())
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], pages: int, *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of a statistic over pages drawn anew with replacement.
+
+    Args:
+        statistic: of page indices, int ``[N]``.
+        pages: N.
+        level: coverage of the interval.
+        draws: how often pages are drawn.
+        seed: of the draws; the same seed pairs the draws of two statistics.
+
+    Reference: Efron, "Bootstrap methods: another look at the jackknife", 1979.
+    """
+    rng = np.random.default_rng(seed)
+    found = [statistic(rng.integers(0, pages, pages)) for _ in range(draws)]
+    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

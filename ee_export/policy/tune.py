@@ -1,24 +1,32 @@
-"""Find thresholds: the lowest mean cost at which the chain is no less accurate than the full model."""
+"""Find thresholds: on the frontier of measured cost and accuracy, or with no right answer lost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ee_export.policy.decide import leave_at
+from ee_export.errors import BadRequest
+from ee_export.policy.decide import Threshold, leave_at
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What every exit says of N pages, exits in order, ``final`` last.
 
-    ``scores`` float ``[E, N]``; ``right`` bool ``[E, N]``: whether the exit's answer is the label; ``cost_ms`` float
-    ``[E, N]``: measured time to answer the page there, OCR included where it is needed.
+    ``scores`` float ``[E, N]``; ``answers`` int ``[E, N]``: the class each exit answers; ``targets`` int ``[N]``; ``cost_ms``
+    float ``[E, N]``: measured time to answer the page there, OCR included where it is needed.
     """
 
     scores: np.ndarray
-    right: np.ndarray
+    answers: np.ndarray
+    targets: np.ndarray
     cost_ms: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each exit's answer is the label, bool ``[E, N]``."""
+        found: np.ndarray = self.answers == self.targets
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +38,23 @@ class Outcome:
     mean_cost_ms: float
 
 
-def evaluate(pages: Scored, thresholds: Sequence[float | None]) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of the frontier: thresholds per exit but ``final``, and what they give on the pages they were found on."""
+
+    thresholds: tuple[float | None, ...]
+    accuracy: float
+    mean_cost_ms: float
+
+
+def evaluate(pages: Scored, thresholds: Sequence[Threshold]) -> Outcome:
     """Accuracy and mean cost of a set of thresholds."""
-    exits = leave_at(pages.scores, thresholds)
+    exits = leave_at(pages.scores, thresholds, pages.answers)
     at = np.arange(len(exits))
     return Outcome(exits, float(pages.right[exits, at].mean()), float(pages.cost_ms[exits, at].mean()))
 
 
-def tune(pages: Scored, margin: float = 0.0) -> list[float | None]:
+def careful(pages: Scored, margin: float = 0.0) -> list[float | None]:
     """Thresholds per exit (``None``: never) at which no page loses its right answer, at the lowest mean cost found.
 
     That is stricter than equal accuracy: an early answer that happens to be right where ``final`` is wrong does not pay for
@@ -49,11 +66,190 @@ def tune(pages: Scored, margin: float = 0.0) -> list[float | None]:
     What is searched is which exits to ask at all: single exits are added or left out as long as the mean cost falls, from
     none and from all of them.
     """
-    safe = [
-        _safe_threshold(pages.scores[e], pages.right[e], pages.right[-1], margin) for e in range(len(pages.scores) - 1)
-    ]
+    right = pages.right
+    safe = [_safe_threshold(pages.scores[e], right[e], right[-1], margin) for e in range(len(pages.scores) - 1)]
     never: list[float | None] = [None] * len(safe)
     return min((_descend(pages, start, safe) for start in (never, list(safe))), key=lambda found: found[1])[0]
+
+
+def cheapest(points: Sequence[Point], accuracy: float) -> Point:
+    """The point of lowest mean cost with at least this accuracy.
+
+    Raises:
+        BadRequest: no point is so accurate; names the best there is.
+    """
+    good = [point for point in points if point.accuracy >= accuracy - 1e-12]
+    if not good:
+        best = max(points, key=lambda point: point.accuracy)
+        raise BadRequest(
+            f"no thresholds reach accuracy {accuracy:g} on these pages; the best is {best.accuracy:.4f} at {best.mean_cost_ms:.1f} ms"
+        )
+    return min(good, key=lambda point: point.mean_cost_ms)
+
+
+def most_accurate(points: Sequence[Point], cost_ms: float) -> Point:
+    """The most accurate point whose mean cost is at most ``cost_ms``, the cheapest of equals.
+
+    Raises:
+        BadRequest: none is so cheap; names the cheapest.
+    """
+    good = [point for point in points if point.mean_cost_ms <= cost_ms + 1e-12]
+    if not good:
+        least = min(points, key=lambda point: point.mean_cost_ms)
+        raise BadRequest(
+            f"no thresholds cost {cost_ms:g} ms a page or less; the cheapest cost {least.mean_cost_ms:.1f} ms at accuracy {least.accuracy:.4f}"
+        )
+    return max(good, key=lambda point: (point.accuracy, -point.mean_cost_ms))
+
+
+def frontier(pages: Scored) -> list[Point]:
+    """Thresholds that no others found beat in both mean cost and accuracy, cheapest first.
+
+    A Pareto local search. One threshold is moved through all its values at once (the totals of every cut come from one
+    cumulative sum), from every point of the frontier so far, and what is better joins the frontier; when that ends, two
+    thresholds are moved together through all pairs of values (a cumulative sum over a table). With one or two exits before
+    ``final`` that is every combination there is; with more it is a local optimum, within a percent of the true one on
+    cases small enough to be solved exhaustively (`tests/policy/test_tune.py`).
+
+    Reference for the search: Paquete, Chiarandini and Stützle, "Pareto local optimum sets in the biobjective traveling
+    salesman problem", 2004.
+    """
+    return _Search(pages).run()
+
+
+class _Search:
+    """Thresholds as cuts: cut c of an exit lets pages leave whose score is among its c highest distinct values."""
+
+    _MOST_CUTS = 48
+    """Values of a threshold that are tried together with those of the next two; more are thinned out evenly."""
+
+    def __init__(self, pages: Scored) -> None:
+        exits, count = pages.scores.shape
+        self.count = count
+        self.right = pages.right.astype(np.int64)
+        self.cost = pages.cost_ms
+        self.values, rank = [], []
+        for scores in pages.scores[:-1]:
+            values, place = np.unique(-scores, return_inverse=True)
+            self.values.append(-values)
+            rank.append(place.reshape(-1))
+        self.rank = np.stack(rank) if rank else np.zeros((0, count), np.int64)
+        self.best_cost = np.full(count + 1, np.inf)  # by the number of right answers
+        self.best_cuts = np.zeros((count + 1, exits - 1), np.int64)
+        self.at = np.arange(count)
+
+    def run(self) -> list[Point]:
+        exits = len(self.rank)
+        first = self._where(np.zeros(exits, np.int64))[0]
+        self._keep(
+            np.array([self.cost[first, self.at].sum()]), np.array([self.right[first, self.at].sum()]), [0] * exits, {}
+        )
+        self._explore(self._lines)
+        if exits > 1:
+            for k in self._nondominated():
+                self._pairs(self.best_cuts[k].copy())
+            self._explore(self._lines)
+        return self._points()
+
+    def _explore(self, moves: Callable[[np.ndarray], None]) -> None:
+        explored: set[tuple[int, ...]] = set()
+        while True:
+            waiting = [tuple(self.best_cuts[k].tolist()) for k in self._nondominated()]
+            waiting = [cuts for cuts in waiting if cuts not in explored]
+            if not waiting:
+                return
+            for cuts in waiting:
+                explored.add(cuts)
+                moves(np.array(cuts))
+
+    def _where(self, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First exit each page leaves at, int ``[N]``, and whether it would leave at each, bool ``[E, N]``."""
+        leaves = np.ones((len(self.rank) + 1, self.count), bool)
+        leaves[:-1] = self.rank < cuts[:, None]
+        return leaves.argmax(axis=0), leaves
+
+    def _lines(self, cuts: np.ndarray) -> None:
+        _, leaves = self._where(cuts)
+        for e in range(len(cuts)):
+            earlier = leaves[:e].any(axis=0)
+            later = e + 1 + leaves[e + 1 :].argmax(axis=0)
+            fixed = np.where(earlier, leaves[: e + 1].argmax(axis=0), later)
+            here = ~earlier
+            size = len(self.values[e]) + 1
+            curves = []
+            for table in (self.cost, self.right):
+                stays = table[fixed, self.at]
+                gain = np.bincount(self.rank[e][here] + 1, (table[e] - stays)[here], minlength=size)
+                curves.append(stays.sum() + np.cumsum(gain))
+            self._keep(curves[0], np.rint(curves[1]).astype(np.int64), cuts.tolist(), {e: np.arange(size)})
+
+    def _pairs(self, cuts: np.ndarray) -> None:
+        _, leaves = self._where(cuts)
+        for e in range(len(cuts)):
+            for f in range(e + 1, min(e + 3, len(cuts))):
+                self._pair(cuts, leaves, e, f)
+
+    def _pair(self, cuts: np.ndarray, leaves: np.ndarray, e: int, f: int) -> None:
+        """Every pair of cuts at exits e < f, the others as they are."""
+        before, between = leaves[:e].any(axis=0), leaves[e + 1 : f]
+        tried_e, tried_f = (self._thinned(x, int(cuts[x])) for x in (e, f))
+        # the cut of `tried` at which a page begins to leave
+        place_e = np.searchsorted(tried_e, self.rank[e] + 1)
+        place_f = np.searchsorted(tried_f, self.rank[f] + 1)
+        shape = (len(tried_e) + 1, len(tried_f) + 1)
+        caught = between.any(axis=0)
+        middle = e + 1 + between.argmax(axis=0) if f > e + 1 else np.full(self.count, f)
+        after = f + 1 + leaves[f + 1 :].argmax(axis=0)
+        totals = []
+        for table in (self.cost, self.right):
+            leave_e, leave_f = table[e].astype(np.float64), table[f].astype(np.float64)
+            stay = np.where(caught, table[middle, self.at], table[after, self.at]).astype(np.float64)
+            leave_f = np.where(caught, stay, leave_f)
+            fixed = table[leaves[: e + 1].argmax(axis=0), self.at]
+            base = np.where(before, fixed, stay).sum()
+            free = ~before
+            # total(ce, cf) = base + Σ[pe ≤ ce](leave_e − stay) + Σ[pf ≤ cf](leave_f − stay) − Σ[both](leave_f − stay)
+            gain_e = np.bincount(place_e[free], (leave_e - stay)[free], shape[0])[:-1].cumsum()
+            gain_f = np.bincount(place_f[free], (leave_f - stay)[free], shape[1])[:-1].cumsum()
+            flat = place_e[free] * shape[1] + place_f[free]
+            both = np.bincount(flat, (leave_f - stay)[free], shape[0] * shape[1]).reshape(shape)[:-1, :-1]
+            totals.append(base + gain_e[:, None] + gain_f[None, :] - both.cumsum(axis=0).cumsum(axis=1))
+        grid_e, grid_f = np.meshgrid(tried_e, tried_f, indexing="ij")
+        found = {e: grid_e.ravel(), f: grid_f.ravel()}
+        self._keep(totals[0].ravel(), np.rint(totals[1].ravel()).astype(np.int64), cuts.tolist(), found)
+
+    def _thinned(self, e: int, now: int) -> np.ndarray:
+        most = len(self.values[e])
+        if most < self._MOST_CUTS:
+            return np.arange(most + 1)
+        return np.unique(np.append(np.linspace(0, most, self._MOST_CUTS).round().astype(np.int64), now))
+
+    def _keep(self, cost: np.ndarray, right: np.ndarray, cuts: Sequence[int], moved: dict[int, np.ndarray]) -> None:
+        """Remember candidates that are the cheapest with their number of right answers."""
+        better = np.flatnonzero(cost < self.best_cost[right] - 1e-9)
+        if not len(better):
+            return
+        order = better[np.argsort(-cost[better], kind="stable")]  # the cheapest is written last
+        rows = right[order]
+        self.best_cost[rows] = cost[order]
+        values = np.tile(np.asarray(cuts, np.int64), (len(order), 1))
+        for e, tried in moved.items():
+            values[:, e] = tried[order]
+        self.best_cuts[rows] = values
+
+    def _nondominated(self) -> np.ndarray:
+        """Numbers of right answers that no other reaches or exceeds at the same cost or less."""
+        beyond = np.minimum.accumulate(np.append(self.best_cost, np.inf)[::-1])[::-1][1:]
+        return np.flatnonzero(np.isfinite(self.best_cost) & (self.best_cost < beyond))
+
+    def _points(self) -> list[Point]:
+        points = []
+        for k in self._nondominated():
+            thresholds = tuple(
+                None if cut == 0 else float(self.values[e][cut - 1]) for e, cut in enumerate(self.best_cuts[k].tolist())
+            )
+            points.append(Point(thresholds, k / self.count, float(self.best_cost[k]) / self.count))
+        return sorted(points, key=lambda point: point.mean_cost_ms)
 
 
 def _descend(

@@ -15,7 +15,8 @@ from ee_export.encode import Arrays, Encoder
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target
 from ee_export.package import TOKENIZER, Package, open_package
 from ee_export.page import Page
-from ee_export.policy.decide import score
+from ee_export.policy.criteria import CRITERIA, Known
+from ee_export.policy.decide import calibrated
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.plan import FULL, PlanStep, make_plan
@@ -96,7 +97,7 @@ class Chain:
         self.operating_point = point
         self.encoder = encoder
         self.segments = segments
-        self._plan = make_plan(manifest.inputs, target, point, segments, len(manifest.labels))
+        self._plan = make_plan(manifest, target, point, segments)
         self._first_text = next((i for i, step in enumerate(self._plan) if step.reads_text), len(self._plan))
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
 
@@ -146,8 +147,8 @@ class Chain:
         """Classify one page whose inputs are encoded already, its text included; see :meth:`predict_batch`."""
         begin = time.perf_counter()
         call = _Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
-        record = _Record()
-        self._advance(_Group([0], dict(arrays), arrays["input_ids"].shape[1]), 0, len(self._plan), [record], call)
+        record = _Record(tokens=arrays["input_ids"].shape[1])
+        self._advance(_Group([0], dict(arrays), record.tokens), 0, len(self._plan), [record], call)
         return self._answer(record, begin)
 
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -177,7 +178,7 @@ class Chain:
 
     def _advance(self, group: "_Group", first: int, end: int, records: list["_Record"], call: "_Call") -> None:
         """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""
-        criterion = self.operating_point.criterion
+        judge = CRITERIA[self.operating_point.criterion]
         for step in self._plan[first:end]:
             if not group.rows or (step.skippable and call.deadline is None):
                 continue
@@ -194,9 +195,13 @@ class Chain:
             group.state.update(zip(step.state, outputs, strict=True))
             stay = []
             for position, row in enumerate(logits.tolist()):
-                probabilities, reached = score(row, step.scale, step.bias, criterion)
-                leaves = reached >= step.threshold
                 record = records[group.rows[position]]
+                known = record.known
+                probabilities = calibrated(row, step.rule.scale, step.rule.bias)
+                known.probabilities.append(probabilities)
+                known.tokens = record.tokens if step.rule.after_text else 0
+                reached = judge(known, step.rule.weights)
+                leaves = reached >= step.limits[probabilities.index(max(probabilities))]
                 record.visits.append((step.exit, len(logits), taken, probabilities, reached, leaves))
                 if leaves:
                     record.finish(deadline_hit=False)
@@ -230,7 +235,9 @@ class Chain:
                 record.visits.append(("ocr", 1, taken, [], None, False))
             else:
                 words, boxes = page.text(images[row])
-            read.append((self.encoder.text(words, boxes), group, position))
+            arrays = self.encoder.text(words, boxes)
+            record.tokens = arrays["input_ids"].shape[1]
+            read.append((arrays, group, position))
 
         read.sort(key=lambda entry: entry[0]["input_ids"].shape[1])
         batches: list[list[tuple[Arrays, _Group, int]]] = []
@@ -315,6 +322,8 @@ class _Record:
     """What is known of one page so far."""
 
     visits: list[_Visit] = field(default_factory=list)
+    known: Known = field(default_factory=Known)
+    tokens: int = 0
     finished: float = 0.0
     deadline_hit: bool = False
 

@@ -1,32 +1,31 @@
 """What a chain does at each segment: the segment, its exit's policy, and which state it keeps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import OperatingPoint, Target
-from ee_export.policy.criteria import CRITERIA
+from ee_export.manifest import Manifest, OperatingPoint, SegmentSpec, Target
+from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
+from ee_export.policy.decide import NEVER, Rule, limits
 from ee_export.runtime.segment import Segment
 
 FULL = "full"
 """The operating point that never leaves early; every target has it."""
 
-_NEVER = float("inf")
-
 
 @dataclass(frozen=True, slots=True)
 class PlanStep:
-    """A segment with its exit's calibration and threshold.
+    """A segment with its exit's rule and thresholds.
 
-    ``state``: names of its outputs after the logits. ``last``: its inputs that no later segment reads. ``skippable``: nothing
-    depends on it and no page leaves there, so it need not run.
+    ``limits``: lowest score with which a page leaves, per class answered. ``state``: names of its outputs after the logits.
+    ``last``: its inputs that no later segment reads. ``skippable``: nothing depends on it and no page leaves there, so it need
+    not run.
     """
 
     segment: Segment
     exit: str
-    scale: tuple[float, ...]
-    bias: tuple[float, ...]
-    threshold: float
+    rule: Rule
+    limits: tuple[float, ...]
     state: tuple[str, ...]
     last: tuple[str, ...]
     reads_text: bool
@@ -53,38 +52,45 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
     return point
 
 
-def make_plan(
-    inputs: dict[str, str], target: Target, point: OperatingPoint, segments: Sequence[Segment], classes: int
-) -> list[PlanStep]:
-    """The steps of a chain, in order.
+def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[float]]) -> list[Rule]:
+    """How every exit's logits become a score: the target's calibration and an operating point's weights, in exit order."""
+    found = []
+    after_text = False
+    for segment in target.segments:
+        after_text = after_text or _reads_text(manifest, segment)
+        calibration = target.calibration_of(segment.exit, len(manifest.labels))
+        found.append(Rule(calibration.scale, calibration.bias, tuple(weights.get(segment.exit, ())), after_text))
+    return found
 
-    Args:
-        inputs: what each input tensor is made from, ``image`` or ``text``.
-        target: gives the calibration.
-        point: gives the thresholds.
-        segments: in order.
-        classes: number of labels.
-    """
+
+def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segments: Sequence[Segment]) -> list[PlanStep]:
+    """The steps of a chain, in order, for the opened segments of a target."""
     plan: list[PlanStep] = []
     needed: set[str] = set()
-    for segment in reversed(segments):
+    point_never_leaves = all(threshold is None for threshold in point.thresholds.values())
+    for segment, rule in reversed(list(zip(segments, rules(manifest, target, point.weights), strict=True))):
         asked = [tensor.name for tensor in segment.inputs]
         state = tuple(tensor.name for tensor in segment.outputs[1:])
-        calibration = target.calibration_of(segment.exit, classes)
         threshold = point.thresholds.get(segment.exit)
         last = segment is segments[-1]
         plan.append(
             PlanStep(
                 segment=segment,
                 exit=segment.exit,
-                scale=calibration.scale,
-                bias=calibration.bias,
-                threshold=-_NEVER if last else _NEVER if threshold is None else threshold,
+                rule=rule,
+                limits=limits(-NEVER if last else threshold, len(manifest.labels)),
                 state=state,
                 last=tuple(name for name in asked if name not in needed),
-                reads_text=any(inputs.get(name) == "text" for name in asked),
-                skippable=not last and threshold is None and not state,
+                reads_text=_reads_text(manifest, segment),
+                skippable=not last
+                and threshold is None
+                and not state
+                and (point_never_leaves or point.criterion not in ASKS_EXITS_BEFORE),
             )
         )
         needed |= set(asked)
     return plan[::-1]
+
+
+def _reads_text(manifest: Manifest, segment: Segment | SegmentSpec) -> bool:
+    return any(manifest.inputs.get(tensor.name) == "text" for tensor in segment.inputs)

@@ -1,0 +1,142 @@
+"""The tuner's frontier against that of random threshold mixtures, and against the true optimum where it can be found.
+
+    python benchmarks/tuner.py [--package engines/documents.ee --data ../shared/data/pages/val] [--draws 1500000]
+
+Both search the same scores on this machine. Cases: drawn ones of several sizes (scores that tell right answers from wrong ones
+better from exit to exit), and with --package the real pages in DATA. Exhaustive search is over every combination of thresholds.
+"""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
+from ee_export.policy.tune import Point, Scored, evaluate, frontier
+from ee_export.runtime.costs import machine_name
+
+out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
+
+
+@click.command()
+@click.option(
+    "--package", type=click.Path(path_type=Path, exists=True), help="Also the pages in DATA, by this package."
+)
+@click.option("--data", type=click.Path(path_type=Path, exists=True), help="Labelled pages for --package.")
+@click.option("--draws", default=1_500_000, show_default=True, help="Random mixtures.")
+@click.option("--repeats", default=5, show_default=True, help="Timed runs of the tuner; its median counts.")
+@click.option("--small", default=50, show_default=True, help="Small cases that are solved exhaustively.")
+@click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
+def main(package: Path | None, data: Path | None, draws: int, repeats: int, small: int, record: Path | None) -> None:
+    """Compare."""
+    cases = {f"drawn, {pages} pages, {exits} exits": drawn(pages, exits, pages) for pages, exits in SIZES}
+    if package is not None and data is not None:
+        cases = {f"{data}, by {package}": real(package, data), **cases}
+    table = Table(
+        "case", "tuner, s", "random, s", "times as fast", "points", "random's", "beaten anywhere", "cost saved"
+    )
+    rows = []
+    for name, pages in cases.items():
+        rows.append({"case": name, **compare(pages, draws, repeats)})
+        row = rows[-1]
+        table.add_row(
+            name,
+            f"{row['tuner_s']:.3f}",
+            f"{row['random_s']:.1f}",
+            f"{row['random_s'] / row['tuner_s']:.0f}",
+            str(row["points"]),
+            str(row["random_points"]),
+            str(row["random_better"]),
+            f"{row['saved']:.2%} (most {row['saved_most']:.2%})",
+        )
+    gaps = [exhaustive_gap(drawn(10, 4, 1000 + seed)) for seed in range(small)]
+    out.print(f"{machine_name()}; {draws:,} random mixtures; tuner: median of {repeats} runs")
+    out.print(table)
+    out.print(
+        f"{small} cases of 10 pages and 3 exits before final, solved exhaustively: mean cost above the optimum at every "
+        f"accuracy {np.mean(gaps):.3%}, worst {np.max(gaps):.3%}; exactly optimal in {np.mean(np.array(gaps) < 1e-9):.0%}"
+    )
+    if record:
+        found = {"machine": machine_name(), "draws": draws, "cases": rows, "exhaustive_gaps": gaps}
+        record.write_text(json.dumps(found, indent=1) + "\n")
+
+
+SIZES = ((100, 5), (250, 5), (500, 7), (1000, 9))
+
+
+def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> Scored:
+    """Pages that are hard or easy at every exit alike, deeper exits being right more often and costing more."""
+    rng = np.random.default_rng(seed)
+    hard, targets = rng.normal(size=pages), rng.integers(0, classes, pages)
+    scores, answers = [], []
+    for depth in range(exits):
+        sure = 1.5 + 0.35 * depth - 1.2 * hard + 0.7 * rng.normal(size=pages)
+        right = sure + 0.5 * rng.normal(size=pages) > 0
+        answers.append(np.where(right, targets, (targets + 1) % classes))
+        scores.append(1 / (1 + np.exp(-sure)))
+    cost = np.cumsum(rng.uniform(0.5, 3, (exits, 1)) * rng.uniform(0.8, 1.2, (1, pages)), axis=0)
+    return Scored(np.stack(scores), np.stack(answers), targets, cost)
+
+
+def real(package: Path, data: Path) -> Scored:
+    """All pages of a folder as a package's exits see them."""
+    from ee_export import fit
+    from ee_export.data import read_dataset
+    from ee_export.package import open_package
+    from ee_export.runtime.chain import load_package
+
+    opened = open_package(package)
+    target = opened.target("cpu-fp32")
+    pages = read_dataset(data, opened.manifest.labels)
+    seen = fit.observe(load_package(opened), pages, None, lambda done, total: None)
+    return fit.scored(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
+
+
+def compare(pages: Scored, draws: int, repeats: int) -> dict[str, float]:
+    """Times of both, and where either has a point that the other does not reach at its cost."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        ours = frontier(pages)
+        times.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    theirs = random_mixtures(pages, draws)
+    random_s = time.perf_counter() - started
+    heuristic = accuracy_and_calibration(pages)
+    saved = [1 - cheapest(ours, point.accuracy) / point.mean_cost_ms for point in theirs]
+    return {
+        "tuner_s": float(np.median(times)),
+        "random_s": random_s,
+        "points": len(ours),
+        "random_points": len(theirs),
+        "random_better": sum(value < -1e-9 for value in saved),
+        "saved": float(np.mean(saved)),
+        "saved_most": float(np.max(saved)),
+        "heuristic_saved": 1 - cheapest(ours, heuristic.accuracy) / heuristic.mean_cost_ms,
+    }
+
+
+def cheapest(points: list[Point], accuracy: float) -> float:
+    """Lowest mean cost of a frontier at this accuracy; infinite where it is not reached."""
+    return min((point.mean_cost_ms for point in points if point.accuracy >= accuracy - 1e-12), default=float("inf"))
+
+
+def exhaustive_gap(pages: Scored) -> float:
+    """How much dearer the tuner's frontier is than the true one, the mean over its points, as a share."""
+    choices = [[None, *np.unique(scores)] for scores in pages.scores[:-1]]
+    best: dict[float, float] = {}
+    for thresholds in itertools.product(*choices):
+        found = evaluate(pages, thresholds)
+        best[found.accuracy] = min(found.mean_cost_ms, best.get(found.accuracy, np.inf))
+    true = {accuracy: min(cost for other, cost in best.items() if other >= accuracy) for accuracy in best}
+    ours = frontier(pages)
+    return float(np.mean([cheapest(ours, accuracy) / cost - 1 for accuracy, cost in true.items()]))
+
+
+if __name__ == "__main__":
+    main()

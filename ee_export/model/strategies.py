@@ -1,0 +1,261 @@
+"""Training strategies: which parameters move in which phase, and how the exits' losses become one.
+
+Hamed et al. ("Multimodal adaptive inference for document image classification with anytime early exiting", 2024) compare
+several of these for LayoutLMv3; each is described where it is defined, with its own source.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ee_export.errors import require_known
+
+Logits = Mapping[str, Tensor]
+"""Float ``[B, C]`` per exit, in exit order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the losses take from a recipe.
+
+    ``weights``: relative loss weight per exit. ``gamma``: weight of an exit against ``final`` in subgraph losses.
+    ``entropy``: weight of the entropy bonus where a strategy regularises with it. ``temperature``: of the teacher in
+    self-distillation. ``sizes``: parameters on the way to each exit and at it.
+    """
+
+    weights: Mapping[str, float]
+    label_smoothing: float
+    gamma: float
+    entropy: float
+    temperature: float
+    sizes: Mapping[str, int]
+
+
+Loss = Callable[[Logits, Tensor, Settings], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of training.
+
+    ``exits``: whose logits are computed. ``trains``: whether a parameter of this name moves. ``loss``: of these exits'
+    logits. ``only_final_on_odd``: every second step trains ``final`` alone.
+    """
+
+    exits: tuple[str, ...]
+    trains: Callable[[str], bool]
+    loss: Loss
+    only_final_on_odd: bool = False
+
+
+def phases(strategy: str, exits: Sequence[str]) -> list[Phase]:
+    """The phases of a strategy, for exits in order with ``final`` last.
+
+    Raises:
+        BadRequest: there is no such strategy; lists them and says which is nearest.
+    """
+    require_known(strategy, STRATEGIES, "training strategy")
+    return STRATEGIES[strategy](tuple(exits))
+
+
+def head_prefix(exit_name: str) -> str:
+    """What the names of an exit head's own parameters begin with."""
+    return "classifier." if exit_name == "final" else f"exits.{exit_name.replace('.', '_')}."
+
+
+def on_the_way(exit_name: str, parameter: str) -> bool:
+    """Whether a trunk parameter is used on the way to an exit."""
+    if parameter.startswith("layoutlmv3.encoder.layer."):
+        depth = int(parameter.split(".")[3]) + 1
+        return exit_name == "final" or (exit_name.startswith("encoder.") and depth <= int(exit_name[8:]))
+    if not parameter.startswith("layoutlmv3."):
+        return False
+    in_encoder = exit_name == "final" or exit_name.startswith("encoder.")
+    if parameter.startswith("layoutlmv3.encoder."):
+        return in_encoder
+    text = parameter.startswith("layoutlmv3.embeddings.")
+    fusing = parameter.startswith("layoutlmv3.LayerNorm.")
+    if exit_name == "text":
+        return text
+    if exit_name == "vision":
+        return not text and not fusing
+    return True
+
+
+# ---- losses
+
+
+def cross_entropy(values: Tensor, targets: Tensor, settings: Settings) -> Tensor:
+    """Mean cross entropy of one exit's logits, with label smoothing."""
+    return F.cross_entropy(values.float(), targets, label_smoothing=settings.label_smoothing)
+
+
+def weighted_joint(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
+    """Weighted mean of every exit's cross entropy; an exit without a weight counts 1.
+
+    Reference: Teerapittayanon et al., "BranchyNet: Fast inference via early exiting from deep neural networks", 2016.
+    """
+    return _mean({name: cross_entropy(values, targets, settings) for name, values in logits.items()}, settings.weights)
+
+
+def depth_weighted(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
+    """As :func:`weighted_joint`, the k-th exit counting k times as much as the first.
+
+    Reference: Zhou et al., "BERT loses patience: Fast and robust inference with early exit", 2020.
+    """
+    weights = {name: float(at) for at, name in enumerate(logits, 1)}
+    return weighted_joint(logits, targets, replace(settings, weights=weights))
+
+
+def parameter_weighted(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
+    """As :func:`weighted_joint`, each exit weighted by the number of parameters on the way to it and at it.
+
+    Reference: Hamed et al., 2024.
+    """
+    return weighted_joint(
+        logits, targets, replace(settings, weights={name: float(settings.sizes[name]) for name in logits})
+    )
+
+
+def subgraphs(logits: Logits, targets: Tensor, settings: Settings, *, weighted: bool, entropy: bool) -> Tensor:
+    """The mean over exits of γ · (loss of the path to that exit) + (1 − γ) · (loss of ``final``).
+
+    An exit's subgraph is the path that a page takes to it: all that runs before it and its head, and nothing behind, so the
+    gradient of its term stays on that path. ``weighted``: a path counts by its share of the parameters. ``entropy``: an exit's
+    own entropy is subtracted with the weight ``settings.entropy``, so that it does not become certain before it is right.
+
+    References: Hamed et al., 2024; for the entropy term, Pereyra et al., "Regularizing neural networks by penalizing
+    confident output distributions", 2017.
+    """
+    final = cross_entropy(logits["final"], targets, settings)
+    parts = {}
+    for name, values in logits.items():
+        if name == "final" and len(logits) > 1:
+            continue
+        loss = cross_entropy(values, targets, settings)
+        if entropy:
+            loss = loss - settings.entropy * _entropy(values)
+        parts[name] = settings.gamma * loss + (1 - settings.gamma) * final
+    weights = {name: float(settings.sizes[name]) for name in parts} if weighted else settings.weights
+    return _mean(parts, weights)
+
+
+def self_distillation(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
+    """:func:`weighted_joint`, and every exit also learns from what ``final`` says, softened by a temperature.
+
+    The teacher gets no gradient from its pupils.
+
+    Reference: Zhang et al., "Be your own teacher: Improve the performance of convolutional neural networks via self
+    distillation", 2019.
+    """
+    heat = settings.temperature
+    teacher = F.softmax(logits["final"].detach().float() / heat, dim=1)
+    parts = {}
+    for name, values in logits.items():
+        loss = cross_entropy(values, targets, settings)
+        if name != "final":
+            said = F.log_softmax(values.float() / heat, dim=1)
+            loss = (loss + heat * heat * F.kl_div(said, teacher, reduction="batchmean")) / 2
+        parts[name] = loss
+    return _mean(parts, settings.weights)
+
+
+def _entropy(values: Tensor) -> Tensor:
+    said = F.log_softmax(values.float(), dim=1)
+    return -(said.exp() * said).sum(dim=1).mean()
+
+
+def _mean(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    total = sum(weights.get(name, 1.0) for name in parts)
+    scaled = torch.stack([weights.get(name, 1.0) * loss for name, loss in parts.items()])
+    return scaled.sum() / total
+
+
+# ---- strategies
+
+
+def _heads_of(exits: Sequence[str]) -> tuple[str, ...]:
+    return tuple(head_prefix(name) for name in exits)
+
+
+def _one(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
+    """One phase: trunk and all heads move together."""
+
+    def build(exits: tuple[str, ...]) -> list[Phase]:
+        heads = ("layoutlmv3.", *_heads_of(exits))
+        return [Phase(exits, lambda name: name.startswith(heads), loss)]
+
+    return build
+
+
+def _two_stage(exits: tuple[str, ...]) -> list[Phase]:
+    """Train the model without exits, freeze it, and train the exits on it: ``final`` stays what it would be without them.
+
+    Reference: Xin et al., "DeeBERT: Dynamic early exiting for accelerating BERT inference", 2020.
+    """
+    early = exits[:-1]
+    first = Phase(("final",), lambda name: name.startswith(("layoutlmv3.", "classifier.")), weighted_joint)
+    second = Phase(early, lambda name: name.startswith(_heads_of(early)), weighted_joint)
+    return [first, second] if early else [first]
+
+
+def _alternating(exits: tuple[str, ...]) -> list[Phase]:
+    """Even steps train all exits jointly, odd steps ``final`` alone, so that it does not pay for the others.
+
+    Reference: Xin et al., "BERxiT: Early exiting for BERT with better fine-tuning and extension to regression", 2021.
+    """
+    heads = ("layoutlmv3.", *_heads_of(exits))
+    return [Phase(exits, lambda name: name.startswith(heads), weighted_joint, only_final_on_odd=True)]
+
+
+def _layer_wise(exits: tuple[str, ...]) -> list[Phase]:
+    """Exit after exit: each trains its head and what lies between the exit before and it; what lies before is frozen.
+
+    Reference: Belilovsky et al., "Greedy layerwise learning can scale to ImageNet", 2019.
+    """
+    found = []
+    for at, name in enumerate(exits):
+
+        def trains(parameter: str, name: str = name, before: Sequence[str] = exits[:at]) -> bool:
+            mine = parameter.startswith(head_prefix(name)) or on_the_way(name, parameter)
+            return mine and not any(on_the_way(other, parameter) for other in before)
+
+        found.append(Phase((name,), trains, weighted_joint))
+    return found
+
+
+def _two_stage_subgraphs(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
+    """``final`` first, then all exits with it: the trunk moves in both."""
+
+    def build(exits: tuple[str, ...]) -> list[Phase]:
+        first = Phase(("final",), lambda name: name.startswith(("layoutlmv3.", "classifier.")), weighted_joint)
+        return [first, *_one(loss)(exits)]
+
+    return build
+
+
+def _subgraph_loss(*, weighted: bool, entropy: bool) -> Loss:
+    return lambda logits, targets, settings: subgraphs(logits, targets, settings, weighted=weighted, entropy=entropy)
+
+
+STRATEGIES: dict[str, Callable[[tuple[str, ...]], list[Phase]]] = {
+    "joint": _one(weighted_joint),
+    "joint_depth": _one(depth_weighted),
+    "joint_parameters": _one(parameter_weighted),
+    "two_stage": _two_stage,
+    "alternating": _alternating,
+    "layer_wise": _layer_wise,
+    "self_distillation": _one(self_distillation),
+}
+for _name, _weighted, _entropy_too in (
+    ("", False, False),
+    ("_weighted", True, False),
+    ("_entropy", False, True),
+    ("_weighted_entropy", True, True),
+):
+    _loss = _subgraph_loss(weighted=_weighted, entropy=_entropy_too)
+    STRATEGIES[f"one_stage_subgraphs{_name}"] = _one(_loss)
+    STRATEGIES[f"two_stage_subgraphs{_name}"] = _two_stage_subgraphs(_loss)

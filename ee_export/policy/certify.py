@@ -1,0 +1,125 @@
+"""Certificates: thresholds whose risk is bounded with high probability over the draw of the pages, distribution-free.
+
+The pages that certify must be a fair sample of those that come later, and must not have fitted the calibration or chosen
+the candidates. Nothing is assumed of the model, the scores or the kinds of pages.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ee_export.errors import BadData
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """The last candidate that was proven: its index, its losses among ``pages`` and the bound that they give.
+
+    ``bound``: the smallest ε that these losses would have certified alone, at most the ε asked.
+    """
+
+    candidate: int
+    losses: int
+    pages: int
+    bound: float
+
+
+def fixed_sequence(losses: np.ndarray, epsilon: float, delta: float) -> Certified | None:
+    """Learn-then-Test with a fixed sequence: test candidates in order, stop at the first that fails.
+
+    With probability at least 1 − δ over the draw of the pages, the risk of the candidate returned is at most ε: to return
+    one whose risk is higher, the first such in the order, which the data did not choose, must have passed, and that happens
+    with probability at most δ.
+
+    Args:
+        losses: bool ``[K, N]``, whether candidate k loses page n; candidates from the safest to the boldest, in an order
+            that was fixed without these pages.
+        epsilon: the risk allowed, in (0, 1).
+        delta: the probability allowed to be wrong, in (0, 1).
+
+    Returns:
+        The last candidate before the first failure, or ``None`` if the safest already fails.
+
+    References: Angelopoulos et al., "Learn then test: calibrating predictive algorithms to achieve risk control", 2021;
+    Jazbec et al., "Fast yet safe: early-exiting with risk control", NeurIPS 2024.
+    """
+    pages = losses.shape[1]
+    passed = None
+    for at, count in enumerate(losses.sum(axis=1).tolist()):
+        if binomial_tail(count, pages, epsilon) > delta:
+            break
+        passed = Certified(at, count, pages, upper_bound(count, pages, delta))
+    return passed
+
+
+def conformal(losses: np.ndarray, epsilon: float) -> Certified | None:
+    """Conformal risk control: the boldest candidate whose *expected* risk is at most ε, on average over draws of the pages.
+
+    Weaker than :func:`fixed_sequence` (an average instead of a probability 1 − δ) and so bolder: N losses among N pages and
+    one imagined worst page must stay below ε.
+
+    Args:
+        losses: bool ``[K, N]``, candidates from the safest to the boldest. The theorem needs losses that never shrink from
+            one candidate to the next; what is tested is their running maximum, which is at least the loss itself.
+        epsilon: the expected risk allowed, in (0, 1).
+
+    Reference: Angelopoulos et al., "Conformal risk control", ICLR 2024.
+    """
+    pages = losses.shape[1]
+    counts = np.maximum.accumulate(losses, axis=0).sum(axis=1)
+    good = np.flatnonzero((counts + 1) / (pages + 1) <= epsilon)
+    if not len(good):
+        return None
+    at = int(good[-1])
+    return Certified(at, int(losses[at].sum()), pages, float((counts[at] + 1) / (pages + 1)))
+
+
+def binomial_tail(losses: int, pages: int, epsilon: float) -> float:
+    """P(X ≤ losses) for X ~ Binomial(pages, ε): the p-value of "the risk is above ε"; exact."""
+    from scipy.stats import binom  # an extra: a runtime-only installation certifies nothing
+
+    return float(binom.cdf(losses, pages, epsilon))
+
+
+def upper_bound(losses: int, pages: int, delta: float) -> float:
+    """The smallest ε that ``losses`` among ``pages`` certify: Clopper and Pearson's one-sided upper limit, 1934."""
+    from scipy.stats import beta
+
+    return 1.0 if losses >= pages else float(beta.ppf(1 - delta, losses + 1, pages - losses))
+
+
+def pages_needed(epsilon: float, delta: float) -> int:
+    """Fewest pages that can certify ε: as many as it takes when not one of them is lost, log δ / log(1 − ε)."""
+    return math.ceil(math.log(delta) / math.log1p(-epsilon))
+
+
+def require_pages(pages: int, epsilon: float, delta: float, where: str) -> None:
+    """Raises BadData where ``pages`` cannot certify ε whatever they say; tells how many could, and which ε these reach."""
+    if not 0 < epsilon < 1 or not 0 < delta < 1:
+        raise BadData(f"epsilon {epsilon:g} and delta {delta:g}: both must lie between 0 and 1")
+    needed = pages_needed(epsilon, delta)
+    if pages < needed:
+        raise BadData(
+            f"{where}: {pages} pages are too few to certify a risk of {epsilon:g} at delta {delta:g}; at least {needed} are needed, "
+            f"or ask for --epsilon {math.ceil(1000 * upper_bound(0, pages, delta)) / 1000:g}"
+        )
+
+
+def towards_never(thresholds: Sequence[float | None], count: int = 60) -> list[tuple[float | None, ...]]:
+    """Candidates for :func:`fixed_sequence`: from leaving nowhere to ``thresholds``, one parameter for all exits.
+
+    Every threshold moves in log-odds, from twelve above its tuned value down to it, evenly; an exit that is never used stays
+    unused. A certificate so can only make a tuned operating point more careful, never bolder.
+    """
+    found: list[tuple[float | None, ...]] = [(None,) * len(thresholds)]
+    for shift in np.linspace(12, 0, count - 1).tolist():
+        found.append(tuple(None if t is None else t if shift == 0 else _shifted(t, shift) for t in thresholds))
+    return found
+
+
+def _shifted(threshold: float, log_odds: float) -> float:
+    if threshold <= 0:
+        return threshold
+    return threshold / (threshold + (1 - threshold) * math.exp(-log_odds)) if threshold < 1 else threshold

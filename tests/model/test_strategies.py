@@ -1,0 +1,156 @@
+"""Training strategies: which parameters move when, and what each loss is."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ee_export.errors import BadRequest
+from ee_export.model import train as training
+from ee_export.model.strategies import STRATEGIES, Settings, head_prefix, on_the_way, phases
+from tests.conftest import random_model, tiny_config
+
+EXITS = ("text", "encoder.1", "encoder.2", "final")
+SIZES = {"text": 100, "encoder.1": 300, "encoder.2": 400, "final": 600}
+PLAIN = Settings(weights={}, label_smoothing=0.0, gamma=0.5, entropy=0.1, temperature=2.0, sizes=SIZES)
+
+
+@pytest.fixture
+def logits() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(6, 3, requires_grad=True) for name in EXITS}
+
+
+TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def loss_of(strategy: str, logits: dict[str, Tensor], settings: Settings = PLAIN) -> Tensor:
+    return phases(strategy, EXITS)[-1].loss(logits, TARGETS, settings)
+
+
+def ce(values: Tensor) -> float:
+    return float(F.cross_entropy(values.detach(), TARGETS))
+
+
+def test_joint_is_the_weighted_mean(logits: dict[str, Tensor]) -> None:
+    settings = Settings({"final": 3.0}, 0.0, 0.5, 0.1, 2.0, SIZES)
+    wanted = (sum(ce(logits[name]) for name in EXITS[:-1]) + 3 * ce(logits["final"])) / 6
+    assert float(loss_of("joint", logits, settings)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_depth_weights_count_the_exits(logits: dict[str, Tensor]) -> None:
+    wanted = sum(at * ce(logits[name]) for at, name in enumerate(EXITS, 1)) / 10
+    assert float(loss_of("joint_depth", logits)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_parameter_weights_are_the_sizes(logits: dict[str, Tensor]) -> None:
+    wanted = sum(SIZES[name] * ce(logits[name]) for name in EXITS) / sum(SIZES.values())
+    assert float(loss_of("joint_parameters", logits)) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_gamma_weighs_an_exit_against_final(logits: dict[str, Tensor], gamma: float) -> None:
+    settings = Settings({}, 0.0, gamma, 0.1, 2.0, SIZES)
+    early = sum(ce(logits[name]) for name in EXITS[:-1]) / 3
+    wanted = gamma * early + (1 - gamma) * ce(logits["final"])
+    assert float(loss_of("one_stage_subgraphs", logits, settings)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_weighted_subgraphs_count_by_their_parameters(logits: dict[str, Tensor]) -> None:
+    early = sum(SIZES[name] * ce(logits[name]) for name in EXITS[:-1]) / 800
+    wanted = (early + ce(logits["final"])) / 2
+    assert float(loss_of("one_stage_subgraphs_weighted", logits)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_entropy_term_rewards_an_exit_for_not_being_certain(logits: dict[str, Tensor]) -> None:
+    bare, regular = loss_of("one_stage_subgraphs", logits), loss_of("one_stage_subgraphs_entropy", logits)
+    entropies = [float(torch.distributions.Categorical(logits=logits[name]).entropy().mean()) for name in EXITS[:-1]]
+    assert float(bare - regular) == pytest.approx(0.5 * 0.1 * sum(entropies) / 3, rel=1e-4)
+    assert max(entropies) <= math.log(3)
+
+
+def test_the_teacher_of_self_distillation_gets_no_gradient_from_its_pupils(logits: dict[str, Tensor]) -> None:
+    loss_of("self_distillation", logits).backward()
+    mine = logits["final"].grad
+    alone = torch.autograd.grad(F.cross_entropy(logits["final"], TARGETS) / 4, logits["final"])[0]
+    assert mine is not None
+    assert torch.allclose(mine, alone, atol=1e-6)
+
+
+def test_a_pupil_that_says_what_the_teacher_says_has_half_the_loss() -> None:
+    same = {name: torch.tensor([[2.0, 0.0, 0.0]]) for name in ("text", "final")}
+    found = phases("self_distillation", ("text", "final"))[0].loss(same, torch.tensor([0]), PLAIN)
+    one = float(F.cross_entropy(same["text"], torch.tensor([0])))
+    assert float(found) == pytest.approx((one / 2 + one) / 2, rel=1e-5)
+
+
+def test_an_unknown_strategy_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(BadRequest, match=r"unknown training strategy 'two_stages': .*did you mean two_stage\?"):
+        phases("two_stages", EXITS)
+
+
+def test_every_trunk_parameter_is_on_the_way_to_final_and_a_shallower_exit_has_fewer() -> None:
+    names = [name for name, _ in random_model(tiny_config()).named_parameters() if name.startswith("layoutlmv3.")]
+    assert all(on_the_way("final", name) for name in names)
+    counts = [sum(on_the_way(exit, name) for name in names) for exit in ("text", "fusion", "encoder.1", "encoder.2")]
+    assert counts == sorted(set(counts))
+    assert not any(on_the_way("vision", name) and on_the_way("text", name) for name in names)
+
+
+def moved(strategy: str, phase: int) -> set[str]:
+    """Names of the parameters that change in a phase of training on a few pages."""
+    config = tiny_config(exits=list(EXITS[:-1]), heads={}, max_text_tokens=32, input_size=64)
+    model = random_model(config)
+    recipe = training.Recipe(strategy=strategy, epochs=1, batch_size=8, learning_rate=1e-2)
+    count = 16
+    pages = training.EncodedPages(
+        torch.randint(0, 255, (count, 1, 64, 64), dtype=torch.uint8),
+        [
+            (torch.randint(5, 300, (20,)).numpy(), torch.randint(0, 999, (20, 4)).sort()[0].numpy())
+            for _ in range(count)
+        ],
+        torch.arange(count) % 7,
+    )
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    stage = training.stages_of(model, recipe, count)[phase]
+    list(training.run_stage(model, training.optimizer_of(model, stage, recipe), stage, pages, recipe))
+    return {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+
+
+def parts_of(names: set[str]) -> set[str]:
+    """``trunk`` and the exits whose heads are among the names."""
+    found = {"trunk"} if any(name.startswith("layoutlmv3.") for name in names) else set()
+    return found | {exit for exit in EXITS if any(name.startswith(head_prefix(exit)) for name in names)}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "phase", "wanted"),
+    [
+        ("joint", 0, {"trunk", *EXITS}),
+        ("self_distillation", 0, {"trunk", *EXITS}),
+        ("one_stage_subgraphs_weighted_entropy", 0, {"trunk", *EXITS}),
+        ("two_stage", 0, {"trunk", "final"}),
+        ("two_stage", 1, {"text", "encoder.1", "encoder.2"}),
+        ("two_stage_subgraphs", 0, {"trunk", "final"}),
+        ("two_stage_subgraphs", 1, {"trunk", *EXITS}),
+        ("alternating", 0, {"trunk", *EXITS}),
+        ("layer_wise", 0, {"trunk", "text"}),
+        ("layer_wise", 1, {"trunk", "encoder.1"}),
+        ("layer_wise", 3, {"trunk", "final"}),
+    ],
+)
+def test_exactly_the_parameters_of_a_phase_move(strategy: str, phase: int, wanted: set[str]) -> None:
+    assert parts_of(moved(strategy, phase)) == wanted
+
+
+def test_layer_wise_training_leaves_what_lies_before_the_exit_alone() -> None:
+    second = moved("layer_wise", 2)
+    assert {name.split(".")[3] for name in second if ".encoder.layer." in name} == {"1"}
+    assert not any(name.startswith("layoutlmv3.embeddings.") for name in second)
+
+
+def test_every_strategy_has_phases_that_together_train_every_exit() -> None:
+    for name in STRATEGIES:
+        assert {exit for phase in phases(name, EXITS) for exit in phase.exits} == set(EXITS)

@@ -1,0 +1,80 @@
+"""Certificates: what they promise is simulated, with pages whose true risk is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ee_export.errors import BadData
+from ee_export.policy import certify
+
+
+def population(rng: np.random.Generator, pages: int, candidates: int = 60) -> np.ndarray:
+    """Losses ``[K, N]`` of drawn pages. A page is lost by every candidate bolder than its own limit; candidate k's true risk
+    is ``k / K · 0.1``."""
+    limit = rng.random(pages)
+    risk = np.arange(1, candidates + 1) / candidates * 0.1
+    return limit[None, :] < risk[:, None]
+
+
+@pytest.mark.parametrize(("pages", "epsilon", "delta"), [(100, 0.05, 0.1), (200, 0.03, 0.1), (400, 0.05, 0.2)])
+def test_a_certificate_fails_at_most_as_often_as_it_says_and_not_absurdly_less(
+    pages: int, epsilon: float, delta: float
+) -> None:
+    rng = np.random.default_rng(0)
+    draws, failed = 5000, 0
+    for _ in range(draws):
+        found = certify.fixed_sequence(population(rng, pages), epsilon, delta)
+        true_risk = 0.0 if found is None else (found.candidate + 1) / 60 * 0.1
+        failed += true_risk > epsilon + 1e-12
+    noise = 3 * np.sqrt(delta * (1 - delta) / draws)
+    assert delta / 10 < failed / draws <= delta + noise
+
+
+def test_conformal_risk_control_keeps_the_risk_on_average() -> None:
+    rng = np.random.default_rng(1)
+    risks = []
+    for _ in range(4000):
+        found = certify.conformal(population(rng, 100), 0.05)
+        risks.append(0.0 if found is None else (found.candidate + 1) / 60 * 0.1)
+    assert 0.03 < np.mean(risks) <= 0.05 + 3 * np.std(risks) / np.sqrt(len(risks))
+
+
+def test_the_sequence_stops_at_the_first_failure() -> None:
+    losses = np.zeros((3, 100), bool)
+    losses[1, :30] = True  # the second fails; the third, however good, is not reached
+    found = certify.fixed_sequence(losses, 0.05, 0.1)
+    assert found is not None
+    assert (found.candidate, found.losses) == (0, 0)
+
+
+def test_nothing_is_certified_where_even_the_safest_loses() -> None:
+    assert certify.fixed_sequence(np.ones((2, 100), bool), 0.05, 0.1) is None
+    assert certify.conformal(np.ones((2, 100), bool), 0.05) is None
+
+
+@given(st.integers(0, 40), st.integers(60, 500), st.floats(0.01, 0.3))
+def test_the_bound_is_the_epsilon_that_just_passes(losses: int, pages: int, delta: float) -> None:
+    bound = certify.upper_bound(losses, pages, delta)
+    assert certify.binomial_tail(losses, pages, min(1.0, bound * 1.001)) <= delta
+    assert certify.binomial_tail(losses, pages, bound * 0.999) >= delta
+
+
+def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
+    needed = certify.pages_needed(0.03, 0.1)
+    assert needed == 76
+    assert certify.upper_bound(0, needed, 0.1) <= 0.03 < certify.upper_bound(0, needed - 1, 0.1)
+    with pytest.raises(BadData, match=r"63 pages are too few .* at least 76 are needed, or ask for --epsilon 0\.036"):
+        certify.require_pages(63, 0.03, 0.1, "val")
+    with pytest.raises(BadData, match="between 0 and 1"):
+        certify.require_pages(63, 1.5, 0.1, "val")
+
+
+def test_candidates_go_from_nowhere_to_the_tuned_thresholds_and_only_become_bolder() -> None:
+    candidates = certify.towards_never([0.8, None, 0.999])
+    assert candidates[0] == (None, None, None)
+    assert candidates[-1] == (0.8, None, 0.999)
+    first = [bar[0] or 0.0 for bar in candidates[1:]]
+    assert first == sorted(first, reverse=True)
+    assert all(bar[1] is None for bar in candidates)
+    assert max(first) < 1

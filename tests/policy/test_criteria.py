@@ -1,0 +1,129 @@
+"""Criteria and decisions, on logits and probabilities that are written down."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from scipy.stats import entropy as scipy_entropy
+
+from ee_export.errors import BadLogits
+from ee_export.policy.criteria import CRITERIA, Known, failure_prediction, features, softmax
+from ee_export.policy.decide import Rule, calibrated, leave_at, limits, score_pages
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "policy.json").read_text())
+
+
+def test_softmax_equals_scipys() -> None:
+    for logits in np.random.default_rng(0).normal(size=(20, 5)) * 30:
+        assert np.allclose(softmax(logits.tolist()), np.exp(log_softmax(logits)), atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(BadLogits, match="not finite"):
+        softmax([0.0, 1.0, bad])
+
+
+def test_one_class_is_no_classifier() -> None:
+    with pytest.raises(BadLogits, match="at least 2"):
+        softmax([0.0])
+
+
+def test_calibration_is_scale_then_bias() -> None:
+    assert calibrated([2.0, 0.0], [0.5, 0.5], [0.0, 1.0]) == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", sorted(set(CRITERIA) - {"gate", "failure_prediction"}))
+def test_every_criterion_is_larger_the_surer_the_page_and_stays_in_0_to_1(name: str) -> None:
+    unsure, sure = Known([[0.25] * 4, [0.25] * 4]), Known([[0.0, 1.0, 0.0, 0.0]] * 2)
+    low, high = CRITERIA[name](unsure, ()), CRITERIA[name](sure, ())
+    assert 0 <= low <= high <= 1
+    assert name == "patience" or low < high
+
+
+def test_entropy_is_one_minus_the_normalised_entropy() -> None:
+    found = [0.7, 0.2, 0.1]
+    assert CRITERIA["entropy"](Known([found]), ()) == pytest.approx(1 - scipy_entropy(found) / math.log(3))
+
+
+def test_margin_is_the_gap_between_the_two_largest() -> None:
+    assert CRITERIA["margin"](Known([[0.2, 0.7, 0.1]]), ()) == pytest.approx(0.5)
+
+
+def test_patience_counts_exits_in_a_row_that_agree() -> None:
+    a, b = [0.9, 0.1], [0.1, 0.9]
+    scores = [CRITERIA["patience"](Known(seen), ()) for seen in ([a], [a, a], [b, a, a, a], [a, a, b])]
+    assert scores == pytest.approx([0, 1 / 2, 2 / 3, 0])
+
+
+def test_a_gate_is_what_the_gate_says_and_an_exit_without_one_is_refused() -> None:
+    assert CRITERIA["gate"](Known([[0.5, 0.5]], gate=0.8), ()) == 0.8
+    with pytest.raises(BadLogits, match="needs an exit with a gate"):
+        CRITERIA["gate"](Known([[0.5, 0.5]]), ())
+
+
+def test_failure_prediction_sees_what_max_probability_does_not() -> None:
+    """Two pages of equal top probability: the exits before agree about one and not about the other."""
+    weights = [4.0, 0, 0, 3.0, 0, 0, 0, 0, 0.0]
+    agreeing = Known([[0.9, 0.1], [0.8, 0.2]], tokens=10)
+    torn = Known([[0.1, 0.9], [0.8, 0.2]], tokens=10)
+    assert len(features(agreeing)) == 6 + 2
+    assert failure_prediction(agreeing, weights) > failure_prediction(torn, weights)
+
+
+def test_failure_prediction_by_the_log_odds_alone_is_max_probability() -> None:
+    known = Known([[0.85, 0.15]], tokens=3)
+    assert failure_prediction(known, [4.0] + [0.0] * 8) == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize("name", sorted(set(CRITERIA) - {"gate"}))
+def test_many_pages_are_scored_as_one_by_one(name: str) -> None:
+    rng = np.random.default_rng(3)
+    logits = [rng.normal(size=(9, 4)).astype(np.float32) for _ in range(3)]
+    weights = tuple(rng.normal(size=11).tolist()) if name == "failure_prediction" else ()
+    rules = [Rule((0.7, 1.0, 1.3, 2.0), (0.0, 0.1, -0.2, 0.0), weights, after_text=at > 0) for at in range(3)]
+    tokens = list(range(9))
+    probabilities, scores = score_pages(logits, rules, name, tokens)
+    for page in range(9):
+        known = Known()
+        for at, rule in enumerate(rules):
+            known.probabilities.append(calibrated(logits[at][page].tolist(), rule.scale, rule.bias))
+            known.tokens = page if at else 0
+            assert probabilities[at, page].tolist() == known.probabilities[-1]
+            assert scores[at, page] == CRITERIA[name](known, weights)
+
+
+def test_a_page_leaves_at_the_first_exit_whose_score_reaches_its_threshold() -> None:
+    scores = np.array([[0.5, 0.9, 0.1], [0.8, 0.0, 0.2], [0.0, 0.0, 0.0]])
+    answers = np.zeros((3, 3), int)
+    assert leave_at(scores, [0.9, 0.8], answers).tolist() == [1, 0, 2]
+    assert leave_at(scores, [None, 0.8], answers).tolist() == [1, 2, 2]
+    assert leave_at(scores, [0.0, 0.0], answers).tolist() == [0, 0, 0]
+
+
+def test_a_threshold_per_class_is_that_of_the_class_answered() -> None:
+    scores = np.array([[0.7, 0.7, 0.7], [0.0, 0.0, 0.0]])
+    answers = np.array([[0, 1, 2], [0, 0, 0]])
+    assert leave_at(scores, [(0.9, 0.5, None)], answers).tolist() == [1, 0, 1]
+    assert limits((0.9, 0.5, None), 3) == (0.9, 0.5, math.inf)
+    assert limits(0.4, 2) == (0.4, 0.4)
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
+def test_the_vectors_that_every_implementation_of_the_policy_passes(case: dict) -> None:
+    rules = [Rule(exit["scale"], exit["bias"], exit["weights"], exit["after_text"]) for exit in case["exits"]]
+    known = Known()
+    left = None
+    for at, (rule, exit) in enumerate(zip(rules, case["exits"], strict=True)):
+        known.probabilities.append(calibrated(exit["logits"], rule.scale, rule.bias))
+        known.tokens = case["tokens"] if rule.after_text else 0
+        assert known.probabilities[-1] == pytest.approx(exit["probabilities"], abs=1e-9)
+        score = CRITERIA[case["criterion"]](known, rule.weights)
+        assert score == pytest.approx(exit["score"], abs=1e-9)
+        bars = limits(tuple(t) if isinstance(t := exit["threshold"], list) else t, len(exit["logits"]))
+        if left is None and (at == len(rules) - 1 or score >= bars[int(np.argmax(known.probabilities[-1]))]):
+            left = at
+    assert left == case["leaves_at"]

@@ -1,0 +1,121 @@
+"""The tuner: on drawn pages, against every combination where those can be listed."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ee_export.errors import BadRequest
+from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
+from ee_export.policy.tune import Point, Scored, careful, cheapest, evaluate, frontier, most_accurate
+
+
+@st.composite
+def seen(draw) -> Scored:
+    exits, pages = draw(st.integers(2, 4)), draw(st.integers(2, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    cost = np.cumsum(rng.uniform(0.1, 3, (exits, 1)) * np.ones((1, pages)), axis=0)
+    answers = (rng.random((exits, pages)) < 0.3).astype(int)
+    return Scored(rng.random((exits, pages)).round(2), answers, np.zeros(pages, int), cost)
+
+
+def harmed(pages: Scored, thresholds: list[float | None]) -> int:
+    """Pages that leave with a wrong answer where ``final`` is right."""
+    exits = evaluate(pages, thresholds).exits
+    return int((pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]).sum())
+
+
+def everything(pages: Scored) -> list[tuple[float | None, ...]]:
+    return list(itertools.product(*[[None, *np.unique(scores)] for scores in pages.scores[:-1]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seen())
+def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: Scored) -> None:
+    thresholds = careful(pages)
+    full, found = evaluate(pages, [None] * (len(pages.scores) - 1)), evaluate(pages, thresholds)
+    assert harmed(pages, thresholds) == 0
+    assert found.accuracy >= full.accuracy
+    assert found.mean_cost_ms <= full.mean_cost_ms
+
+
+@settings(max_examples=30, deadline=None)
+@given(seen())
+def test_one_exit_is_tuned_as_well_as_by_trying_everything(pages: Scored) -> None:
+    two = Scored(pages.scores[[0, -1]], pages.answers[[0, -1]], pages.targets, pages.cost_ms[[0, -1]])
+    bars = [None, *np.nextafter(two.scores[0], 2.0).tolist()]
+    lowest = min(evaluate(two, [bar]).mean_cost_ms for bar in bars if not harmed(two, [bar]))
+    assert evaluate(two, careful(two)).mean_cost_ms == pytest.approx(lowest)
+
+
+def test_an_exit_that_was_never_wrong_is_not_trusted_with_its_least_certain_page() -> None:
+    scores = np.array([[0.4, 0.7, 0.9], [1, 1, 1]])
+    pages = Scored(scores, np.zeros((2, 3), int), np.zeros(3, int), np.array([[1.0] * 3, [9.0] * 3]))
+    assert evaluate(pages, careful(pages)).exits.tolist() == [1, 0, 0]
+
+
+def test_a_margin_asks_for_more_certainty_than_any_wrong_page_had() -> None:
+    scores = np.array([[0.6, 0.7, 0.9], [1, 1, 1]])
+    answers = np.array([[1, 0, 0], [0, 0, 0]])
+    pages = Scored(scores, answers, np.zeros(3, int), np.array([[1.0] * 3, [9.0] * 3]))
+    (bare,), (wide,) = careful(pages), careful(pages, margin=0.5)
+    assert bare == pytest.approx(0.6, abs=1e-6)
+    assert wide == pytest.approx(0.8, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seen())
+def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_another(pages: Scored) -> None:
+    points = frontier(pages)
+    for point in points:
+        found = evaluate(pages, point.thresholds)
+        assert (found.accuracy, found.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
+    for cheap, dear in itertools.pairwise(points):
+        assert cheap.mean_cost_ms < dear.mean_cost_ms
+        assert cheap.accuracy < dear.accuracy
+
+
+@settings(max_examples=40, deadline=None)
+@given(seen())
+def test_the_frontier_is_within_a_percent_of_trying_everything(pages: Scored) -> None:
+    points = frontier(pages)
+    for thresholds in everything(pages):
+        found = evaluate(pages, thresholds)
+        assert cheapest(points, found.accuracy).mean_cost_ms <= found.mean_cost_ms * 1.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_frontier_is_nowhere_beaten_by_random_mixtures(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sure = rng.normal(size=(5, 80)) + np.linspace(0, 2, 5)[:, None]
+    answers = (sure + rng.normal(size=sure.shape) < 0).astype(int)
+    cost = np.cumsum(rng.uniform(1, 3, (5, 80)), axis=0)
+    pages = Scored(1 / (1 + np.exp(-sure)), answers, np.zeros(80, int), cost)
+    points = frontier(pages)
+    for point in random_mixtures(pages, 20_000, seed):
+        assert cheapest(points, point.accuracy).mean_cost_ms <= point.mean_cost_ms + 1e-9
+    heuristic = accuracy_and_calibration(pages)
+    assert cheapest(points, heuristic.accuracy).mean_cost_ms <= heuristic.mean_cost_ms + 1e-9
+
+
+def test_a_model_without_exits_has_one_point() -> None:
+    pages = Scored(np.ones((1, 4)), np.zeros((1, 4), int), np.array([0, 0, 0, 1]), np.full((1, 4), 5.0))
+    assert frontier(pages) == [Point((), 0.75, 5.0)]
+
+
+POINTS = [Point((0.5,), 0.90, 2.0), Point((0.7,), 0.95, 4.0), Point((None,), 0.97, 9.0)]
+
+
+def test_objectives_pick_from_the_frontier() -> None:
+    assert cheapest(POINTS, 0.93) is POINTS[1]
+    assert most_accurate(POINTS, 8.0) is POINTS[1]
+    assert most_accurate(POINTS, 100.0) is POINTS[2]
+
+
+def test_a_wish_that_no_thresholds_fulfil_is_refused_with_what_there_is() -> None:
+    with pytest.raises(BadRequest, match=r"the best is 0\.9700 at 9\.0 ms"):
+        cheapest(POINTS, 0.99)
+    with pytest.raises(BadRequest, match=r"the cheapest cost 2\.0 ms at accuracy 0\.9000"):
+        most_accurate(POINTS, 1.0)
