@@ -9,11 +9,11 @@ import numpy as np
 from ee_export import golden
 from ee_export.data import Dataset, read_dataset, stratified_split
 from ee_export.errors import BadData, BadRequest, require_known
-from ee_export.manifest import Calibration, Certificate, Costs, Manifest, OperatingPoint, Seen, Split, Target
+from ee_export.manifest import Calibration, Certificate, Costs, Manifest, OperatingPoint, Seen, Split, Target, gate_name
 from ee_export.package import GOLDEN, Package, rewrite_package
 from ee_export.page import Ocr, Page, read_page
 from ee_export.policy import certify
-from ee_export.policy.calibrate import fit_failure_prediction, fit_temperature
+from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import score_pages
 from ee_export.policy.drift import histogram
@@ -38,7 +38,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What every exit of a target says of some labelled pages: raw logits ``[N, C]`` per exit, text tokens, labels."""
+    """What every exit of a target says of some labelled pages.
+
+    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate; ``tokens``: of the text, ``[N]``; ``targets``: labels, ``[N]``.
+    """
 
     logits: dict[str, np.ndarray]
     tokens: np.ndarray
@@ -69,7 +72,7 @@ def read_pages(data: Dataset, ocr: Ocr | None) -> list[Page]:
 def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) -> Observed:
     """Run all exits of a chain on every page."""
     pages = read_pages(data, ocr)
-    logits: dict[str, list[np.ndarray]] = {name: [] for name in chain.exits}
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in chain.package.manifest.answers()}
     tokens = []
     for done, page in enumerate(pages):
         arrays = chain.encode([page])
@@ -82,11 +85,16 @@ def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) ->
 
 
 def calibrated(target: Target, pages: Observed) -> Target:
-    """The target with a temperature for every exit, fitted on ``pages`` by minimising NLL; its tuning is dropped."""
+    """The target with a temperature for every exit, and Platt scaling for every gate, fitted on ``pages``; untuned."""
     calibration = {}
-    for name, logits in pages.logits.items():
+    for segment in target.segments:
+        name, logits = segment.exit, pages.logits[segment.exit]
         scale = 1.0 / fit_temperature(logits, pages.targets)
         calibration[name] = Calibration((scale,) * logits.shape[1], (0.0,) * logits.shape[1])
+        if gate_name(name) in pages.logits:
+            right = (logits * scale).argmax(1) == pages.targets
+            slope, offset = fit_platt(pages.logits[gate_name(name)][:, 0], right)
+            calibration[gate_name(name)] = Calibration((slope,), (offset,))
     return replace(target, calibration=calibration, operating_points={})
 
 
@@ -112,7 +120,12 @@ def scored(
     """Scores, answers and measured cost of answering at every exit, for the tuner."""
     logits = [pages.logits[name] for name in manifest.exits]
     found = rules(manifest, target, weights or {})
-    probabilities, scores = score_pages(logits, found, criterion, pages.tokens.tolist())
+    gates = [pages.logits.get(gate_name(name)) for name in manifest.exits]
+    if criterion == "gate" and (bare := [n for n, g in zip(manifest.exits[:-1], gates, strict=False) if g is None]):
+        raise BadRequest(
+            f"criterion 'gate' needs a gate at every exit, and {', '.join(bare)} have none; train with heads of kind 'gate'"
+        )
+    probabilities, scores = score_pages(logits, found, criterion, pages.tokens.tolist(), gates)
     cost = []
     spent = np.full(len(pages.targets), target.costs.encode_image_ms if target.costs else 0.0)
     has_text = False

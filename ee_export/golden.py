@@ -8,7 +8,7 @@ import numpy as np
 
 from ee_export.encode import Arrays
 from ee_export.errors import BadPackage, NotEqual
-from ee_export.manifest import Manifest, Target
+from ee_export.manifest import Manifest, Target, gate_name
 from ee_export.package import GOLDEN, Package
 from ee_export.policy.decide import leave_at, score_pages
 from ee_export.runtime.plan import rules
@@ -18,7 +18,7 @@ INPUTS = ("pixel_values", "input_ids", "bbox", "attention_mask")
 
 @dataclass(frozen=True, slots=True)
 class GoldenPage:
-    """Encoded inputs of one page and the trained model's logits ``[1, C]`` per exit."""
+    """Encoded inputs of one page and the trained model's logits ``[1, C]`` per exit, and ``[1, 1]`` per gate."""
 
     inputs: Arrays
     logits: dict[str, np.ndarray]
@@ -72,7 +72,7 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
         pages = [
             GoldenPage(
                 {name: arrays[f"{at}/{name}"] for name in INPUTS},
-                {name: arrays[f"{at}/{name}.logits"] for name in package.manifest.exits},
+                {name: arrays[f"{at}/{name}.logits"] for name in package.manifest.answers()},
             )
             for at in range(count)
         ]
@@ -88,7 +88,11 @@ def expected_exits(pages: Sequence[GoldenPage], manifest: Manifest, target: Targ
     point = target.operating_points[point_name]
     logits = [np.concatenate([page.logits[name] for page in pages]) for name in manifest.exits]
     tokens = [int(page.inputs["attention_mask"].sum()) for page in pages]
-    probabilities, scores = score_pages(logits, rules(manifest, target, point.weights), point.criterion, tokens)
+    gates = [
+        np.concatenate([page.logits[gate_name(name)] for page in pages]) if gate_name(name) in pages[0].logits else None
+        for name in manifest.exits
+    ]
+    probabilities, scores = score_pages(logits, rules(manifest, target, point.weights), point.criterion, tokens, gates)
     return leave_at(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
 
 

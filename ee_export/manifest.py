@@ -14,6 +14,11 @@ SCHEMA = 1
 Axis = int | str
 
 
+def gate_name(exit_name: str) -> str:
+    """Name of the go/stop logit of an exit's gate: a tensor of its segment, and the key of its calibration."""
+    return f"{exit_name}.gate"
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A named tensor of a segment; symbolic axes are ``B`` pages, ``T`` text tokens, ``L`` text and visual tokens."""
@@ -25,7 +30,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSpec:
-    """One graph: it ends at ``exit`` and its first output is that exit's raw logits ``[B, C]``."""
+    """One graph: it ends at ``exit``. Its first output is that exit's raw logits ``[B, C]``, its second, where the exit has a
+    gate, the go/stop logit ``[B, 1]``."""
 
     exit: str
     file: str
@@ -169,6 +175,14 @@ class Manifest:
     files: dict[str, FileEntry]
     split: Split | None = None
 
+    def answers(self) -> tuple[str, ...]:
+        """The exits, each followed by the name of its gate where it has one: all that a page's logits are kept by."""
+        gated = {
+            tensor.name for target in self.targets.values() for segment in target.segments for tensor in segment.outputs
+        }
+        pairs = ((name, gate_name(name)) for name in self.exits)
+        return tuple(name for pair in pairs for name in pair if name == pair[0] or name in gated)
+
 
 def to_json(manifest: Manifest) -> bytes:
     """The manifest as indented UTF-8 JSON."""
@@ -213,9 +227,11 @@ def _check(manifest: Manifest, where: str) -> None:
             if segment.file not in manifest.files:
                 raise BadPackage(f"{at}: {segment.file} is not listed in files")
         for exit_name, calibration in target.calibration.items():
-            if exit_name not in manifest.exits or {len(calibration.scale), len(calibration.bias)} != {classes}:
+            size = 1 if exit_name in map(gate_name, manifest.exits) else classes
+            known = size == 1 or exit_name in manifest.exits
+            if not known or {len(calibration.scale), len(calibration.bias)} != {size}:
                 raise BadPackage(
-                    f"{at}.calibration.{exit_name}: expected {classes} numbers each for an exit of the package"
+                    f"{at}.calibration.{exit_name}: expected {size} numbers each for an exit of the package"
                 )
         for point_name, point in target.operating_points.items():
             if set(point.thresholds) != set(manifest.exits[:-1]):

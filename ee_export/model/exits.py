@@ -5,18 +5,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ee_export.errors import BadRequest
+from ee_export.errors import BadRequest, require_known
 
 BEFORE_ENCODER = ("vision", "text", "fusion")
-HEAD_KINDS = ("ramp",)
+HEAD_KINDS = ("ramp", "gate", "final")
 FEATURES = ("cls", "mean", "pixels")
+
+PLACEMENTS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "none": ((), ()),
+    "independent_single": (("vision", "text"), (6,)),
+    "independent_quarter": (("vision", "text"), (1, 4, 8, 10)),
+    "concat_quarter": (("fusion",), (1, 4, 8, 10)),
+    "concat_alternate": (("fusion",), (2, 5, 9, 11)),
+    "all": (BEFORE_ENCODER, tuple(range(1, 13))),
+}
+"""Named placements: exits before the encoder, and after which of twelve layers; scaled to the depth of the trunk.
+
+Reference: Hamed et al., "Multimodal adaptive inference for document image classification with anytime early exiting", 2024.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
     """What stands at an exit.
 
-    ``kind``: ``ramp``, class logits of its own. ``reads``: ``cls`` (the first token's row: such a head can answer
+    ``kind``: ``ramp``, class logits of its own; ``gate``, also a go/stop logit, trained against whether the answer is right;
+    ``final``, the trunk's own classifier applied to this exit's features. ``answer``: where a gate's answer comes from, its own
+    ramp (``own``) or the trunk's classifier (``final``). ``shared``: the gate is one for all exits that say so, which is
+    learning-to-exit. ``reads``: ``cls`` (the first token's row: such a head can answer
     before its layer is finished), ``mean`` (average over all tokens that are not padding) or ``pixels`` (a small
     convolutional trunk of its own, for the ``vision`` exit only). ``layers``: 1 (linear) or 2 (one hidden layer).
     ``width``: channels of the first convolution where the head reads pixels.
@@ -27,12 +43,25 @@ class HeadSpec:
     layers: int = 1
     dropout: float = 0.1
     width: int = 16
+    answer: str = "own"
+    shared: bool = False
+
+    @property
+    def gated(self) -> bool:
+        """Whether the head has a go/stop logit."""
+        return self.kind == "gate"
+
+    @property
+    def by_final(self) -> bool:
+        """Whether the trunk's classifier gives the class logits."""
+        return self.kind == "final" or (self.gated and self.answer == "final")
 
     def __post_init__(self) -> None:
-        if self.kind not in HEAD_KINDS:
-            raise BadRequest(f"unknown head kind '{self.kind}': expected one of {', '.join(HEAD_KINDS)}")
-        if self.reads not in FEATURES:
-            raise BadRequest(f"unknown head feature '{self.reads}': expected one of {', '.join(FEATURES)}")
+        require_known(self.kind, HEAD_KINDS, "head kind")
+        require_known(self.reads, FEATURES, "head feature")
+        require_known(self.answer, ("own", "final"), "answer of a gate")
+        if self.reads == "pixels" and self.kind != "ramp":
+            raise BadRequest(f"a head that reads pixels is a ramp, not a {self.kind}")
         if self.layers not in (1, 2):
             raise BadRequest(f"a head has 1 or 2 layers, not {self.layers}")
 
@@ -62,15 +91,18 @@ def ordered(exits: Iterable[str], layers: int) -> tuple[str, ...]:
 
 
 def parse(text: str, layers: int) -> tuple[str, ...]:
-    """Exits from a comma-separated list such as ``vision,text,encoder.1-4``; ``all`` and ``none`` are allowed.
+    """Exits from a placement's name, or a comma-separated list such as ``vision,text,encoder.1-4``.
 
     Raises:
-        BadRequest: an exit or a range is unknown to a trunk of this depth.
+        BadRequest: an exit, a range or a placement is unknown to a trunk of this depth.
     """
-    if text == "all":
-        return all_exits(layers)
+    if "," not in text and not text.startswith((*BEFORE_ENCODER, "encoder.", "final")):
+        require_known(text, PLACEMENTS, "placement of exits")
+        before, of_twelve = PLACEMENTS[text]
+        depths = range(1, layers + 1) if text == "all" else {max(1, round(k * layers / 12)) for k in of_twelve}
+        return ordered((*before, *(f"encoder.{k}" for k in sorted(depths))), layers)
     names: list[str] = []
-    for item in (part.strip() for part in text.split(",") if part.strip() and text != "none"):
+    for item in (part.strip() for part in text.split(",") if part.strip()):
         span = re.fullmatch(r"encoder\.(\d+)-(\d+)", item)
         names += [f"encoder.{k}" for k in range(int(span[1]), int(span[2]) + 1)] if span else [item]
     return ordered(names, layers)

@@ -31,6 +31,18 @@ class Ramp(nn.Module):
         return self.out_proj(features)
 
 
+class Gate(nn.Module):
+    """A go/stop logit ``[B, 1]`` from pooled features ``[B, H]``, and class logits where they are the head's own.
+
+    The features are cut off from the gate's gradient: learning when to stop does not change what is answered.
+    """
+
+    def __init__(self, hidden_size: int, num_labels: int, spec: HeadSpec) -> None:
+        super().__init__()
+        self.ramp = None if spec.by_final else Ramp(hidden_size, num_labels, spec)
+        self.gate = None if spec.shared else nn.Linear(hidden_size, 1)
+
+
 class PixelRamp(nn.Module):
     """Class logits straight from ``pixel_values [B, 3, S, S]``: five stride-2 convolutions and a small classifier.
 

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from ee_export.model import trunk
 from ee_export.model.exits import HeadSpec, head_specs, ordered
-from ee_export.model.heads import PixelRamp, Ramp, masked_mean
+from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
 
 
 @strict
@@ -49,10 +49,11 @@ class EarlyExitLayoutLMv3Config(LayoutLMv3Config):
 
 @dataclass
 class EarlyExitOutput(ModelOutput):
-    """Logits ``[B, C]`` per exit in ``exits``; ``logits`` are those of ``final``."""
+    """Logits ``[B, C]`` per exit in ``exits``, go/stop logits ``[B, 1]`` in ``gates``; ``logits`` are those of ``final``."""
 
     logits: Tensor | None = None
     exits: dict[str, Tensor] | None = None
+    gates: dict[str, Tensor] | None = None
 
 
 class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
@@ -68,19 +69,30 @@ class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
         super().__init__(config)
         self.layoutlmv3 = LayoutLMv3Model(config)
         self.classifier = LayoutLMv3ClassificationHead(config)
+        specs = config.head_specs()
         self.exits = nn.ModuleDict(
-            {
-                _key(name): PixelRamp(config.input_size, config.num_labels, spec)
-                if spec.reads == "pixels"
-                else Ramp(config.hidden_size, config.num_labels, spec)
-                for name, spec in config.head_specs().items()
-            }
+            {_key(name): _head(config, spec) for name, spec in specs.items() if spec.kind != "final"}
         )
+        shared = any(spec.shared for spec in specs.values())
+        self.shared_gate: nn.Module = nn.Linear(config.hidden_size, 1) if shared else nn.Identity()
         self.post_init()
 
-    def head(self, exit_name: str) -> nn.Module:
-        """The head at an exit; for ``final``, the trunk's classifier."""
-        return self.classifier if exit_name == "final" else self.exits[_key(exit_name)]
+    def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor, ...]:
+        """What an exit says of its features: class logits ``[B, C]`` and, where it has a gate, its go/stop logit ``[B, 1]``.
+
+        Args:
+            exit_name: an exit of this model.
+            features: pooled hidden states ``[B, H]``, or ``pixel_values [B, 3, S, S]`` where its head reads pixels; for a head
+                that uses the trunk's classifier, and for ``final``, they are a row as that classifier takes it.
+        """
+        spec = None if exit_name == "final" else self.config.head_specs()[exit_name]
+        if spec is None or spec.kind == "final":
+            return (self.classifier(features),)
+        head = self.exits[_key(exit_name)]
+        if not isinstance(head, Gate):
+            return (head(features),)
+        logits = self.classifier(features) if head.ramp is None else head.ramp(features)
+        return logits, (self.shared_gate if head.gate is None else head.gate)(features.detach())
 
     def forward(
         self,
@@ -103,21 +115,27 @@ class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
         wanted = [name for name in names if only is None or name in only]
         specs = self.config.head_specs()
         logits: dict[str, Tensor] = {}
+        gates: dict[str, Tensor] = {}
+
+        def say(name: str, features: Tensor) -> None:
+            logits[name], *gate = self.answer(name, features)
+            if gate:
+                (gates[name],) = gate
 
         if "vision" in wanted and specs["vision"].reads == "pixels":
-            logits["vision"] = self.head("vision")(pixel_values)
+            say("vision", pixel_values)
             if wanted == ["vision"]:
-                return EarlyExitOutput(logits=logits.get("final"), exits=logits)
+                return EarlyExitOutput(logits=None, exits=logits, gates=gates)
         visual = trunk.visual_embeddings(self.layoutlmv3, pixel_values)
         if "vision" in wanted and specs["vision"].reads == "mean":
-            logits["vision"] = self.head("vision")(visual.mean(1))
+            say("vision", visual.mean(1))
         text = trunk.text_embeddings(self.layoutlmv3, input_ids, bbox)
         if "text" in wanted:
-            logits["text"] = self.head("text")(masked_mean(text, attention_mask))
+            say("text", masked_mean(text, attention_mask))
         hidden = trunk.fuse(self.layoutlmv3, text, visual)
         mask = trunk.full_mask(self.layoutlmv3, attention_mask)
         if "fusion" in wanted:
-            logits["fusion"] = self.head("fusion")(self._pooled(specs["fusion"], hidden, mask))
+            say("fusion", self._pooled(specs["fusion"], hidden, mask))
 
         deep = [name for name in wanted if name not in ("vision", "text", "fusion")]
         if deep:
@@ -126,20 +144,21 @@ class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
                 hidden = trunk.layer_whole(layer, hidden, bias)
                 if f"encoder.{number}" in wanted:
                     name = f"encoder.{number}"
-                    logits[name] = self.head(name)(self._pooled(specs[name], hidden, mask))
+                    say(name, self._pooled(specs[name], hidden, mask))
                 if deep[-1] == f"encoder.{number}":
                     break
             if "final" in wanted:
-                logits["final"] = self.classifier(hidden[:, 0])
-        return EarlyExitOutput(logits=logits.get("final"), exits=logits)
+                say("final", hidden[:, 0])
+        return EarlyExitOutput(logits=logits.get("final"), exits=logits, gates=gates)
 
     @torch.no_grad()
     def reference_logits(
         self, input_ids: Tensor, bbox: Tensor, attention_mask: Tensor, pixel_values: Tensor
     ) -> dict[str, Tensor]:
-        """Logits of every exit by the *unmodified* transformers forward pass, for proofs of equality.
+        """Logits of every exit, and of its gate as ``<exit>.gate``, by the *unmodified* transformers forward pass.
 
-        Nothing of :mod:`ee_export.model.trunk` is used: hidden states come from ``LayoutLMv3Model.forward`` itself, eager.
+        For proofs of equality: nothing of :mod:`ee_export.model.trunk` is used, hidden states come from
+        ``LayoutLMv3Model.forward`` itself, eager.
         """
         stock = self.layoutlmv3
         hidden = stock(
@@ -152,22 +171,31 @@ class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
         states = (*hidden.hidden_states[: self.config.num_hidden_layers], hidden.last_hidden_state)
         visual_mask = torch.ones((len(input_ids), stock.visual_bbox.shape[0]), dtype=attention_mask.dtype)
         mask = torch.cat([attention_mask, visual_mask], dim=1)
-        logits = {}
-        for name, spec in self.config.head_specs().items():
-            head = self.head(name)
-            if spec.reads == "pixels":
-                logits[name] = head(pixel_values)
+        logits: dict[str, Tensor] = {}
+        for name in self.config.exit_names():
+            spec = self.config.head_specs().get(name)
+            if spec is None:
+                features = states[-1][:, 0]
+            elif spec.reads == "pixels":
+                features = pixel_values
             elif name == "vision":
-                logits[name] = head(stock.forward_image(pixel_values).mean(1))
+                features = stock.forward_image(pixel_values).mean(1)
             elif name == "text":
-                logits[name] = head(masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask))
+                features = masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask)
             else:
                 depth = 0 if name == "fusion" else int(name.removeprefix("encoder."))
-                logits[name] = head(self._pooled(spec, states[depth], mask))
-        return {**logits, "final": self.classifier(states[-1][:, 0])}
+                features = self._pooled(spec, states[depth], mask)
+            logits |= zip((name, f"{name}.gate"), self.answer(name, features), strict=False)
+        return logits
 
     def _pooled(self, spec: HeadSpec, hidden: Tensor, mask: Tensor) -> Tensor:
         return hidden[:, 0] if spec.reads == "cls" else masked_mean(hidden, mask)
+
+
+def _head(config: EarlyExitLayoutLMv3Config, spec: HeadSpec) -> nn.Module:
+    if spec.reads == "pixels":
+        return PixelRamp(config.input_size, config.num_labels, spec)
+    return (Gate if spec.gated else Ramp)(config.hidden_size, config.num_labels, spec)
 
 
 def _key(exit_name: str) -> str:

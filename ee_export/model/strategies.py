@@ -66,6 +66,10 @@ def head_prefix(exit_name: str) -> str:
     return "classifier." if exit_name == "final" else f"exits.{exit_name.replace('.', '_')}."
 
 
+SHARED_GATE = "shared_gate."
+"""What the names of the one gate that exits may share begin with; it trains whenever a head does."""
+
+
 def on_the_way(exit_name: str, parameter: str) -> bool:
     """Whether a trunk parameter is used on the way to an exit."""
     if parameter.startswith("layoutlmv3.encoder.layer."):
@@ -163,6 +167,23 @@ def self_distillation(logits: Logits, targets: Tensor, settings: Settings) -> Te
     return _mean(parts, settings.weights)
 
 
+def gate_loss(gates: Logits, logits: Logits, targets: Tensor) -> Tensor:
+    """Mean over gates of the binary cross entropy of "this exit's answer is right"; nothing flows into what is answered.
+
+    Args:
+        gates: go/stop logits ``[B, 1]`` per exit.
+        logits: class logits ``[B, C]`` per exit.
+        targets: int64 ``[B]``.
+
+    Reference: Xin et al., "BERxiT: Early exiting for BERT with better fine-tuning and extension to regression", 2021.
+    """
+    losses = []
+    for name, values in gates.items():
+        right = (logits[name].argmax(dim=1) == targets).float()
+        losses.append(F.binary_cross_entropy_with_logits(values[:, 0].float(), right))
+    return torch.stack(losses).mean()
+
+
 def _entropy(values: Tensor) -> Tensor:
     said = F.log_softmax(values.float(), dim=1)
     return -(said.exp() * said).sum(dim=1).mean()
@@ -178,7 +199,7 @@ def _mean(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
 
 
 def _heads_of(exits: Sequence[str]) -> tuple[str, ...]:
-    return tuple(head_prefix(name) for name in exits)
+    return (SHARED_GATE, *(head_prefix(name) for name in exits))
 
 
 def _one(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:

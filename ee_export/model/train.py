@@ -25,7 +25,16 @@ from ee_export.errors import BadData, BadRequest, require_known
 from ee_export.model import checkpoint
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
-from ee_export.model.strategies import STRATEGIES, Phase, Settings, head_prefix, on_the_way, phases, weighted_joint
+from ee_export.model.strategies import (
+    STRATEGIES,
+    Phase,
+    Settings,
+    gate_loss,
+    head_prefix,
+    on_the_way,
+    phases,
+    weighted_joint,
+)
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a line about the last epoch (empty between epochs)."""
@@ -240,7 +249,8 @@ def stages_of(model: EarlyExitLayoutLMv3, recipe: Recipe, pages: int) -> list[St
     stages = []
     for salt, (phase, epochs, batch, rate) in enumerate(plan):
         per_epoch = max(1, pages // batch)
-        if phase.exits and epochs:
+        moves = any(phase.trains(name) for name, _ in model.named_parameters())
+        if phase.exits and epochs and moves:
             stages.append(Stage(phase, epochs * per_epoch, per_epoch, batch, rate, salt))
     return stages
 
@@ -300,8 +310,10 @@ def _train_step(
     batch = _batch(model, pages, rows, rng)
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16 and _has_bf16()):
         alone = stage.phase.only_final_on_odd and step % 2
-        logits = model(**batch, only=("final",) if alone else stage.phase.exits).exits
-    loss = (weighted_joint if alone else stage.phase.loss)(logits, pages.targets[rows], settings)
+        said = model(**batch, only=("final",) if alone else stage.phase.exits)
+    loss = (weighted_joint if alone else stage.phase.loss)(said.exits, pages.targets[rows], settings)
+    if said.gates:
+        loss = loss + gate_loss(said.gates, said.exits, pages.targets[rows])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)

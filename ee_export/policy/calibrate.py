@@ -72,6 +72,34 @@ def fit_vector(logits: np.ndarray, targets: np.ndarray, strength: float = 1.0) -
     return np.exp(found[:classes]), found[classes:]
 
 
+def fit_platt(logits: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Platt scaling of a gate: scale and bias that make ``sigmoid(logit * scale + bias)`` the chance of a right answer.
+
+    Args:
+        logits: raw go/stop logits, float ``[N]``.
+        right: bool ``[N]``, whether the exit's answer is right.
+
+    With Platt's own smoothing of the targets, so that pages that are all right do not make every page certain.
+
+    Reference: Platt, "Probabilistic outputs for support vector machines", 1999.
+    """
+    from scipy.optimize import minimize
+
+    hits = int(right.sum())
+    wanted = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
+    columns = np.column_stack([logits.astype(np.float64), np.ones(len(logits))])
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        total = columns @ weights
+        value = np.logaddexp(0.0, -total) @ wanted + np.logaddexp(0.0, total) @ (1 - wanted)
+        away = weights - (1.0, 0.0)  # a hundredth of a page keeps the fit where the pages say nothing
+        slope = columns.T @ (1 / (1 + np.exp(-np.clip(total, -500, 500))) - wanted)
+        return float(value + 0.005 * away @ away), slope + 0.01 * away
+
+    scale, bias = minimize(loss, (1.0, 0.0), jac=True).x
+    return float(scale), float(bias)
+
+
 def fit_failure_prediction(
     logits: Sequence[np.ndarray],
     rules: Sequence[Rule],

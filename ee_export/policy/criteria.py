@@ -91,16 +91,12 @@ def patience(known: Known, weights: Sequence[float] = ()) -> float:
 def gate(known: Known, weights: Sequence[float] = ()) -> float:
     """What the exit's gate says: the calibrated probability that its answer is right.
 
-    A gate of its own per exit, or one shared by all of them, which is learning-to-exit.
+    A gate of its own per exit, or one shared by all of them, which is learning-to-exit. ``final`` has no gate and always
+    answers; its score is its top probability.
 
     Reference: Xin et al., "BERxiT: Early exiting for BERT with better fine-tuning and extension to regression", 2021.
-
-    Raises:
-        BadLogits: the exit has no gate.
     """
-    if known.gate is None:
-        raise BadLogits("the criterion 'gate' needs an exit with a gate, and this one has none; use another criterion")
-    return known.gate
+    return max_probability(known) if known.gate is None else known.gate
 
 
 def failure_prediction(known: Known, weights: Sequence[float]) -> float:

@@ -1,11 +1,13 @@
 """The decision at an exit: raw logits to calibrated probabilities, a score, and whether the page leaves."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import add, mul
 
 import numpy as np
 
+from ee_export.errors import BadLogits
 from ee_export.policy.criteria import CRITERIA, Known, softmax
 
 Threshold = float | tuple[float | None, ...] | None
@@ -19,13 +21,15 @@ class Rule:
     """How one exit's raw logits become a score.
 
     ``scale``, ``bias``: calibration, ``[C]`` each; calibrated logits are ``logits * scale + bias``. ``weights``: of the criterion,
-    empty where it has none. ``after_text``: whether the page's text has been read here.
+    empty where it has none. ``after_text``: whether the page's text has been read here. ``gate``: scale and bias of the gate's
+    logit.
     """
 
     scale: Sequence[float]
     bias: Sequence[float]
     weights: Sequence[float] = ()
     after_text: bool = True
+    gate: tuple[float, float] = (1.0, 0.0)
 
 
 def calibrated(logits: Sequence[float], scale: Sequence[float], bias: Sequence[float]) -> list[float]:
@@ -33,8 +37,24 @@ def calibrated(logits: Sequence[float], scale: Sequence[float], bias: Sequence[f
     return softmax(list(map(add, map(mul, logits, scale), bias)))
 
 
+def go(logit: float, gate: tuple[float, float]) -> float:
+    """Calibrated probability that an exit's answer is right, of its gate's raw logit.
+
+    Raises:
+        BadLogits: the logit is NaN or infinite.
+    """
+    value = logit * gate[0] + gate[1]
+    if not math.isfinite(value):
+        raise BadLogits(f"the gate's logit is {logit}; the model or the page's inputs are damaged")
+    return 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
+
+
 def score_pages(
-    logits: Sequence[np.ndarray], rules: Sequence[Rule], criterion: str, tokens: Sequence[int]
+    logits: Sequence[np.ndarray],
+    rules: Sequence[Rule],
+    criterion: str,
+    tokens: Sequence[int],
+    gates: Sequence[np.ndarray | None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Calibrated probabilities float64 ``[E, N, C]`` and scores ``[E, N]`` of many pages, as the chain computes them.
 
@@ -43,6 +63,7 @@ def score_pages(
         rules: one an exit.
         criterion: a name in :data:`~ee_export.policy.criteria.CRITERIA`.
         tokens: text tokens of each page.
+        gates: raw go/stop logits, float ``[N, 1]`` per exit, or ``None`` where it has no gate.
 
     Raises:
         BadLogits: a logit is NaN or infinite.
@@ -56,6 +77,8 @@ def score_pages(
         for at, rule in enumerate(rules):
             known.probabilities.append(calibrated(rows[at][page], rule.scale, rule.bias))
             known.tokens = int(count) if rule.after_text else 0
+            gate = None if gates is None else gates[at]
+            known.gate = None if gate is None else go(float(gate[page, 0]), rule.gate)
             probabilities[at, page] = known.probabilities[-1]
             scores[at, page] = judge(known, rule.weights)
     return probabilities, scores

@@ -12,11 +12,11 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.encode import Arrays, Encoder
-from ee_export.manifest import OperatingPoint, SegmentSpec, Target
+from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
 from ee_export.page import Page
 from ee_export.policy.criteria import CRITERIA, Known
-from ee_export.policy.decide import calibrated
+from ee_export.policy.decide import calibrated, go
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.plan import FULL, PlanStep, make_plan
@@ -152,7 +152,10 @@ class Chain:
         return self._answer(record, begin)
 
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Raw logits of every exit, float32 ``[B, C]``, for encoded inputs; no page leaves."""
+        """Raw logits of every exit, float32 ``[B, C]``, for encoded inputs; no page leaves.
+
+        Where an exit has a gate, its go/stop logits ``[B, 1]`` are there too, as ``<exit>.gate``.
+        """
         return self._run_all(arrays)[0]
 
     def time_segments(self, arrays: Arrays) -> dict[str, float]:
@@ -166,7 +169,9 @@ class Chain:
             started = time.perf_counter()
             logits[step.exit], outputs = step.segment.run(state, step.last)
             times[step.exit] = (time.perf_counter() - started) * 1e3
-            state.update(zip(step.state, outputs, strict=True))
+            if step.gates:
+                logits[gate_name(step.exit)] = outputs[0]
+            state.update(zip(step.state, outputs[step.gates :], strict=True))
         return logits, times
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
@@ -192,7 +197,7 @@ class Chain:
             started = time.perf_counter()
             logits, outputs = step.segment.run(group.state, step.last)
             taken = (time.perf_counter() - started) * 1e3
-            group.state.update(zip(step.state, outputs, strict=True))
+            group.state.update(zip(step.state, outputs[step.gates :], strict=True))
             stay = []
             for position, row in enumerate(logits.tolist()):
                 record = records[group.rows[position]]
@@ -200,6 +205,7 @@ class Chain:
                 probabilities = calibrated(row, step.rule.scale, step.rule.bias)
                 known.probabilities.append(probabilities)
                 known.tokens = record.tokens if step.rule.after_text else 0
+                known.gate = go(float(outputs[0][position, 0]), step.rule.gate) if step.gates else None
                 reached = judge(known, step.rule.weights)
                 leaves = reached >= step.limits[probabilities.index(max(probabilities))]
                 record.visits.append((step.exit, len(logits), taken, probabilities, reached, leaves))

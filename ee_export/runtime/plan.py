@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import Manifest, OperatingPoint, SegmentSpec, Target
+from ee_export.manifest import Manifest, OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
 from ee_export.policy.decide import NEVER, Rule, limits
 from ee_export.runtime.segment import Segment
@@ -17,7 +17,8 @@ FULL = "full"
 class PlanStep:
     """A segment with its exit's rule and thresholds.
 
-    ``limits``: lowest score with which a page leaves, per class answered. ``state``: names of its outputs after the logits.
+    ``limits``: lowest score with which a page leaves, per class answered. ``gates``: 1 where the output after the logits is a
+    gate's, else 0. ``state``: names of the outputs after these.
     ``last``: its inputs that no later segment reads. ``skippable``: nothing depends on it and no page leaves there, so it need
     not run.
     """
@@ -26,6 +27,7 @@ class PlanStep:
     exit: str
     rule: Rule
     limits: tuple[float, ...]
+    gates: int
     state: tuple[str, ...]
     last: tuple[str, ...]
     reads_text: bool
@@ -59,7 +61,9 @@ def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[flo
     for segment in target.segments:
         after_text = after_text or _reads_text(manifest, segment)
         calibration = target.calibration_of(segment.exit, len(manifest.labels))
-        found.append(Rule(calibration.scale, calibration.bias, tuple(weights.get(segment.exit, ())), after_text))
+        gate = target.calibration_of(gate_name(segment.exit), 1)
+        mine = tuple(weights.get(segment.exit, ()))
+        found.append(Rule(calibration.scale, calibration.bias, mine, after_text, (gate.scale[0], gate.bias[0])))
     return found
 
 
@@ -70,7 +74,8 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segment
     point_never_leaves = all(threshold is None for threshold in point.thresholds.values())
     for segment, rule in reversed(list(zip(segments, rules(manifest, target, point.weights), strict=True))):
         asked = [tensor.name for tensor in segment.inputs]
-        state = tuple(tensor.name for tensor in segment.outputs[1:])
+        gates = int(gate_name(segment.exit) in (tensor.name for tensor in segment.outputs))
+        state = tuple(tensor.name for tensor in segment.outputs[1 + gates :])
         threshold = point.thresholds.get(segment.exit)
         last = segment is segments[-1]
         plan.append(
@@ -79,6 +84,7 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segment
                 exit=segment.exit,
                 rule=rule,
                 limits=limits(-NEVER if last else threshold, len(manifest.labels)),
+                gates=gates,
                 state=state,
                 last=tuple(name for name in asked if name not in needed),
                 reads_text=_reads_text(manifest, segment),

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ee_export.manifest import gate_name
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -51,8 +53,8 @@ def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
         made = [output for part in mine for output in part.outputs]
         asked = dict.fromkeys(used for part in mine for used in part.inputs if used not in made)
         later = {used for plan in plans[number + 1 :] for part in plan for used in part.inputs}
-        answer = logits_name(name)
-        outputs = (answer, *(output for output in made if output in later and output != answer))
+        answer = [output for output in (logits_name(name), gate_name(name)) if output in made]
+        outputs = (*answer, *(output for output in made if output in later and output not in answer))
         segments.append(Segment(name, tuple(mine), tuple(asked), outputs))
     return segments
 

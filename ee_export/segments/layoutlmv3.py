@@ -1,7 +1,10 @@
 """The parts of an early-exit LayoutLMv3, in the order in which a page meets them, and the shapes of its tensors."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
+from ee_export.manifest import gate_name
 from ee_export.model import trunk
 from ee_export.model.heads import masked_mean
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
@@ -16,20 +19,20 @@ def parts(model: EarlyExitLayoutLMv3) -> list[Part]:
     specs = model.config.head_specs()
     found: list[Part] = []
     if "vision" in specs and specs["vision"].reads == "pixels":
-        found.append(_head(model, "vision", ("pixel_values",), lambda head, pixels: head(pixels)))
+        found.append(_head(model, "vision", ("pixel_values",), lambda pixels: pixels))
     found.append(_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
     if "vision" in specs and specs["vision"].reads == "mean":
-        found.append(_head(model, "vision", ("visual",), lambda head, visual: head(visual.mean(1))))
+        found.append(_head(model, "vision", ("visual",), lambda visual: visual.mean(1)))
     found.append(_part(trunk.text_embeddings, stock, ("input_ids", "bbox"), ("text",)))
     if "text" in specs:
-        found.append(_head(model, "text", ("text", "attention_mask"), _from_mean))
+        found.append(_head(model, "text", ("text", "attention_mask"), masked_mean))
     found.append(_part(trunk.fuse, stock, ("text", "visual"), ("hidden.0",)))
     found.append(_part(trunk.attention_bias, stock, ("bbox", "attention_mask"), ("bias",)))
     found.append(_part(trunk.full_mask, stock, ("attention_mask",), ("mask",)))
     if "fusion" in specs:
         cls = specs["fusion"].reads == "cls"
         inputs = ("hidden.0",) if cls else ("hidden.0", "mask")
-        found.append(_head(model, "fusion", inputs, _from_first_row if cls else _from_mean))
+        found.append(_head(model, "fusion", inputs, _first_row if cls else masked_mean))
 
     for number, layer in enumerate(stock.encoder.layer, 1):
         name = f"encoder.{number}"
@@ -44,9 +47,9 @@ def parts(model: EarlyExitLayoutLMv3) -> list[Part]:
             found.append(_part(trunk.layer_whole, layer, (before, "bias"), (after,)))
         for exit_name in asked:
             if exit_name == "final" or specs[exit_name].reads == "cls":
-                found.append(_head(model, exit_name, (f"first.{number}",), _from_first_row))
+                found.append(_head(model, exit_name, (f"first.{number}",), _first_row))
             else:
-                found.append(_head(model, exit_name, (after, "mask"), _from_mean))
+                found.append(_head(model, exit_name, (after, "mask"), masked_mean))
     return found
 
 
@@ -71,6 +74,7 @@ def shapes(model: EarlyExitLayoutLMv3) -> dict[str, Shape]:
         known[f"key.{number}"] = known[f"value.{number}"] = ("B", heads, "L", size)
     for name in config.exit_names():
         known[logits_name(name)] = ("B", config.num_labels)
+        known[gate_name(name)] = ("B", 1)
     return known
 
 
@@ -82,13 +86,12 @@ def _part(function, module: nn.Module, inputs: tuple[str, ...], outputs: tuple[s
     return Part(inputs, outputs, run)
 
 
-def _head(model: EarlyExitLayoutLMv3, name: str, inputs: tuple[str, ...], read) -> Part:
-    return _part(read, model.head(name), inputs, (logits_name(name),))
+def _head(model: EarlyExitLayoutLMv3, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
+    """The head of an exit on the features that ``read`` takes from its inputs."""
+    gated = name != "final" and model.config.head_specs()[name].gated
+    outputs = (logits_name(name), gate_name(name)) if gated else (logits_name(name),)
+    return Part(inputs, outputs, lambda *tensors: model.answer(name, read(*tensors)))
 
 
-def _from_first_row(head: nn.Module, rows: Tensor) -> Tensor:
-    return head(rows[:, 0])
-
-
-def _from_mean(head: nn.Module, rows: Tensor, mask: Tensor) -> Tensor:
-    return head(masked_mean(rows, mask))
+def _first_row(rows: Tensor) -> Tensor:
+    return rows[:, 0]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ee_export.errors import BadRequest
 from ee_export.model import train as training
-from ee_export.model.strategies import STRATEGIES, Settings, head_prefix, on_the_way, phases
+from ee_export.model.exits import parse
+from ee_export.model.strategies import STRATEGIES, Settings, gate_loss, head_prefix, on_the_way, phases
 from tests.conftest import random_model, tiny_config
 
 EXITS = ("text", "encoder.1", "encoder.2", "final")
@@ -30,6 +31,10 @@ def loss_of(strategy: str, logits: dict[str, Tensor], settings: Settings = PLAIN
     return phases(strategy, EXITS)[-1].loss(logits, TARGETS, settings)
 
 
+def value_of(strategy: str, logits: dict[str, Tensor], settings: Settings = PLAIN) -> float:
+    return float(loss_of(strategy, logits, settings).detach())
+
+
 def ce(values: Tensor) -> float:
     return float(F.cross_entropy(values.detach(), TARGETS))
 
@@ -37,17 +42,17 @@ def ce(values: Tensor) -> float:
 def test_joint_is_the_weighted_mean(logits: dict[str, Tensor]) -> None:
     settings = Settings({"final": 3.0}, 0.0, 0.5, 0.1, 2.0, SIZES)
     wanted = (sum(ce(logits[name]) for name in EXITS[:-1]) + 3 * ce(logits["final"])) / 6
-    assert float(loss_of("joint", logits, settings)) == pytest.approx(wanted, rel=1e-5)
+    assert value_of("joint", logits, settings) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_depth_weights_count_the_exits(logits: dict[str, Tensor]) -> None:
     wanted = sum(at * ce(logits[name]) for at, name in enumerate(EXITS, 1)) / 10
-    assert float(loss_of("joint_depth", logits)) == pytest.approx(wanted, rel=1e-5)
+    assert value_of("joint_depth", logits) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_parameter_weights_are_the_sizes(logits: dict[str, Tensor]) -> None:
     wanted = sum(SIZES[name] * ce(logits[name]) for name in EXITS) / sum(SIZES.values())
-    assert float(loss_of("joint_parameters", logits)) == pytest.approx(wanted, rel=1e-5)
+    assert value_of("joint_parameters", logits) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
@@ -55,19 +60,21 @@ def test_gamma_weighs_an_exit_against_final(logits: dict[str, Tensor], gamma: fl
     settings = Settings({}, 0.0, gamma, 0.1, 2.0, SIZES)
     early = sum(ce(logits[name]) for name in EXITS[:-1]) / 3
     wanted = gamma * early + (1 - gamma) * ce(logits["final"])
-    assert float(loss_of("one_stage_subgraphs", logits, settings)) == pytest.approx(wanted, rel=1e-5)
+    assert value_of("one_stage_subgraphs", logits, settings) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_weighted_subgraphs_count_by_their_parameters(logits: dict[str, Tensor]) -> None:
     early = sum(SIZES[name] * ce(logits[name]) for name in EXITS[:-1]) / 800
     wanted = (early + ce(logits["final"])) / 2
-    assert float(loss_of("one_stage_subgraphs_weighted", logits)) == pytest.approx(wanted, rel=1e-5)
+    assert value_of("one_stage_subgraphs_weighted", logits) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_entropy_term_rewards_an_exit_for_not_being_certain(logits: dict[str, Tensor]) -> None:
-    bare, regular = loss_of("one_stage_subgraphs", logits), loss_of("one_stage_subgraphs_entropy", logits)
-    entropies = [float(torch.distributions.Categorical(logits=logits[name]).entropy().mean()) for name in EXITS[:-1]]
-    assert float(bare - regular) == pytest.approx(0.5 * 0.1 * sum(entropies) / 3, rel=1e-4)
+    bare, regular = value_of("one_stage_subgraphs", logits), value_of("one_stage_subgraphs_entropy", logits)
+    entropies = [
+        float(torch.distributions.Categorical(logits=logits[name].detach()).entropy().mean()) for name in EXITS[:-1]
+    ]
+    assert bare - regular == pytest.approx(0.5 * 0.1 * sum(entropies) / 3, rel=1e-4)
     assert max(entropies) <= math.log(3)
 
 
@@ -154,3 +161,59 @@ def test_layer_wise_training_leaves_what_lies_before_the_exit_alone() -> None:
 def test_every_strategy_has_phases_that_together_train_every_exit() -> None:
     for name in STRATEGIES:
         assert {exit for phase in phases(name, EXITS) for exit in phase.exits} == set(EXITS)
+
+
+GATES = {"encoder.1": {"kind": "gate"}, "encoder.2": {"kind": "gate", "answer": "final", "shared": True}}
+
+
+def test_a_gate_learns_whether_its_answer_is_right_and_moves_nothing_else() -> None:
+    model = random_model(tiny_config(exits=["encoder.1", "encoder.2"], heads=GATES))
+    rows = torch.randn(8, 32, requires_grad=True)
+    for name in GATES:
+        logits, gate = model.answer(name, rows)
+        gate_loss({name: gate}, {name: logits}, torch.arange(8) % 7).backward()
+    moved = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert moved == {
+        "exits.encoder_1.gate.weight",
+        "exits.encoder_1.gate.bias",
+        "shared_gate.weight",
+        "shared_gate.bias",
+    }
+    assert rows.grad is None
+
+
+def test_the_gate_loss_is_the_cross_entropy_of_a_right_answer() -> None:
+    logits, gate = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([[3.0], [-1.0]])
+    found = gate_loss({"text": gate}, {"text": logits}, torch.tensor([0, 1]))
+    assert float(found) == pytest.approx((math.log1p(math.exp(-3)) + math.log1p(math.exp(-1))) / 2)
+
+
+def test_a_head_of_kind_final_is_the_trunks_classifier() -> None:
+    model = random_model(tiny_config(exits=["fusion", "encoder.1"], heads={"encoder.1": {"kind": "final"}}))
+    rows = torch.randn(3, 32)
+    assert torch.equal(model.answer("encoder.1", rows)[0], model.classifier(rows))
+    assert not any(name.startswith("exits.encoder_1") for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "wanted"),
+    [
+        ("independent_single", 12, "vision text encoder.6 final"),
+        ("independent_quarter", 12, "vision text encoder.1 encoder.4 encoder.8 encoder.10 final"),
+        ("concat_quarter", 12, "fusion encoder.1 encoder.4 encoder.8 encoder.10 final"),
+        ("concat_alternate", 24, "fusion encoder.4 encoder.10 encoder.18 encoder.22 final"),
+        ("independent_single", 3, "vision text encoder.2 final"),
+        ("all", 2, "vision text fusion encoder.1 encoder.2 final"),
+        ("none", 12, "final"),
+        ("vision,encoder.2-3", 4, "vision encoder.2 encoder.3 final"),
+    ],
+)
+def test_placements_scale_to_the_depth_of_the_trunk(text: str, layers: int, wanted: str) -> None:
+    assert parse(text, layers) == tuple(wanted.split())
+
+
+def test_an_unknown_placement_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(
+        BadRequest, match=r"unknown placement of exits 'concat_quater': .*did you mean concat_quarter\?"
+    ):
+        parse("concat_quater", 12)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
-from ee_export.policy.calibrate import fit_failure_prediction, fit_temperature, fit_vector
+from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Rule, score_pages
 from ee_export.policy.metrics import auroc, nll
@@ -79,3 +80,16 @@ def test_without_a_single_wrong_page_failure_prediction_keeps_the_order_of_max_p
     same_class = np.arange(0, 30, 3)
     assert (np.argsort(scores[0][same_class]) == np.argsort(scores[1][same_class])).all()
     assert set(CRITERIA) > {"failure_prediction", "max_probability"}
+
+
+def test_platt_scaling_equals_scikit_learns_logistic_regression() -> None:
+    rng = np.random.default_rng(7)
+    logits = rng.normal(size=4000) * 2
+    right = rng.random(4000) < 1 / (1 + np.exp(-(1.7 * logits - 0.6)))
+    theirs = LogisticRegression(C=np.inf).fit(logits[:, None], right)
+    assert fit_platt(logits, right) == pytest.approx((theirs.coef_[0, 0], theirs.intercept_[0]), rel=0.02)
+
+
+def test_a_gate_whose_pages_are_all_right_is_not_certain_of_every_page() -> None:
+    scale, bias = fit_platt(np.linspace(-1, 1, 20), np.ones(20, bool))
+    assert 1 / (1 + np.exp(-(bias - scale))) < 0.999

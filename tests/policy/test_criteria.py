@@ -59,10 +59,15 @@ def test_patience_counts_exits_in_a_row_that_agree() -> None:
     assert scores == pytest.approx([0, 1 / 2, 2 / 3, 0])
 
 
-def test_a_gate_is_what_the_gate_says_and_an_exit_without_one_is_refused() -> None:
+def test_a_gate_is_what_the_gate_says_calibrated() -> None:
     assert CRITERIA["gate"](Known([[0.5, 0.5]], gate=0.8), ()) == 0.8
-    with pytest.raises(BadLogits, match="needs an exit with a gate"):
-        CRITERIA["gate"](Known([[0.5, 0.5]]), ())
+    logits, gates = [np.zeros((2, 2)), np.zeros((2, 2))], [np.array([[0.0], [2.0]]), None]
+    rules = [Rule((1.0, 1.0), (0.0, 0.0), gate=(0.5, 1.0)), Rule((1.0, 1.0), (0.0, 0.0))]
+    scores = score_pages(logits, rules, "gate", [1, 1], gates)[1]
+    assert scores[0] == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))])
+    assert scores[1] == pytest.approx([0.5, 0.5])
+    with pytest.raises(BadLogits, match="gate's logit"):
+        score_pages(logits, rules, "gate", [1, 1], [np.full((2, 1), np.nan), None])
 
 
 def test_failure_prediction_sees_what_max_probability_does_not() -> None:
