@@ -162,10 +162,13 @@ def build(
 
 @cli.command()
 @refit_options
+@click.option(
+    "--method", default="temperature", show_default=True, help="Or none, or vector (a scale and bias a class)."
+)
 @json_option
-def calibrate(as_json: bool, **asked: Any) -> None:
+def calibrate(method: str, as_json: bool, **asked: Any) -> None:
     """Fit the calibration of every exit anew on a part of DATA, then tune the thresholds on another."""
-    _refit(as_json, recalibrate=True, **asked)
+    _refit(as_json, method, **asked)
 
 
 @cli.command()
@@ -180,7 +183,7 @@ def tune(frontier: bool, as_json: bool, **asked: Any) -> None:
     if frontier:
         _show_frontier(as_json, **asked)
     else:
-        _refit(as_json, recalibrate=False, **asked)
+        _refit(as_json, None, **asked)
 
 
 @cli.command()
@@ -345,7 +348,7 @@ def _engine() -> Ocr | None:
     return tesseract() if installed() else None
 
 
-def _refit(as_json: bool, *, recalibrate: bool, **asked: Any) -> None:
+def _refit(as_json: bool, method: str | None, **asked: Any) -> None:
     from ee_export import fit
     from ee_export.package import open_package
 
@@ -359,7 +362,7 @@ def _refit(as_json: bool, *, recalibrate: bool, **asked: Any) -> None:
             asked["ocr_ms"],
             _engine(),
             _wish(asked),
-            recalibrate=recalibrate,
+            recalibrate=method,
             progress=show,
         )
     _show_package(package, asked["target"], None, as_json)

@@ -13,7 +13,7 @@ from ee_export.manifest import Calibration, Certificate, Costs, Manifest, Operat
 from ee_export.package import GOLDEN, Package, rewrite_package
 from ee_export.page import Ocr, Page, read_page
 from ee_export.policy import certify
-from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature
+from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import score_pages
 from ee_export.policy.drift import histogram
@@ -84,18 +84,35 @@ def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) ->
     return Observed(joined, np.asarray(tokens), np.asarray(data.targets), data.digest())
 
 
-def calibrated(target: Target, pages: Observed) -> Target:
-    """The target with a temperature for every exit, and Platt scaling for every gate, fitted on ``pages``; untuned."""
+def calibrated(target: Target, pages: Observed, method: str = "temperature") -> Target:
+    """The target with every exit calibrated on ``pages`` by one of :data:`METHODS`, and every gate by Platt scaling; untuned.
+
+    Raises:
+        BadRequest: there is no such method.
+    """
+    require_known(method, METHODS, "calibration method")
     calibration = {}
     for segment in target.segments:
         name, logits = segment.exit, pages.logits[segment.exit]
-        scale = 1.0 / fit_temperature(logits, pages.targets)
-        calibration[name] = Calibration((scale,) * logits.shape[1], (0.0,) * logits.shape[1])
+        scale, bias = METHODS[method](logits, pages.targets)
+        calibration[name] = Calibration(tuple(scale.tolist()), tuple(bias.tolist()))
         if gate_name(name) in pages.logits:
-            right = (logits * scale).argmax(1) == pages.targets
+            right = (logits * scale + bias).argmax(1) == pages.targets
             slope, offset = fit_platt(pages.logits[gate_name(name)][:, 0], right)
             calibration[gate_name(name)] = Calibration((slope,), (offset,))
     return replace(target, calibration=calibration, operating_points={})
+
+
+def _temperature(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(logits.shape[1], 1.0 / fit_temperature(logits, targets)), np.zeros(logits.shape[1])
+
+
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
+    "none": lambda logits, targets: (np.ones(logits.shape[1]), np.zeros(logits.shape[1])),
+    "temperature": _temperature,
+    "vector": fit_vector,
+}
+"""How an exit's raw logits ``[N, C]`` and labels ``[N]`` give the scale and bias of each class, ``[C]`` each."""
 
 
 def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed) -> dict[str, tuple[float, ...]]:
@@ -256,26 +273,28 @@ def refit(
     ocr: Ocr | None,
     wish: Wish,
     *,
-    recalibrate: bool,
+    recalibrate: str | None,
     progress: Callable[[str, int, int], None],
 ) -> Package:
-    """Calibrate (where asked) and tune a target of a package on held-out pages, and write it in one step.
+    """Calibrate (where a method is named) and tune a target of a package on held-out pages, and write it in one step.
 
     Recalibrating replaces every operating point, since thresholds mean nothing under another calibration; tuning alone
     replaces ``full`` and ``point_name``.
 
     Raises:
         BadData, BadPage: the pages cannot be used, or are too few for the certificate asked.
-        BadRequest: there is no such target, ``point_name`` is ``full``, or no thresholds give what is wished.
+        BadRequest: there is no such target or method, ``point_name`` is ``full``, or no thresholds give what is wished.
     """
+    if recalibrate is not None:
+        require_known(recalibrate, METHODS, "calibration method")
     if point_name == FULL:
         raise BadRequest(f"operating point '{FULL}' never leaves early and is not tuned; name another one")
     target = package.target(target_name)
     ocr_ms = _ocr_ms(target, ocr_ms)
     parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
     kept = target.operating_points
-    if recalibrate:
-        target, kept = calibrated(target, parts["calibrate"]), {}
+    if recalibrate is not None:
+        target, kept = calibrated(target, parts["calibrate"], recalibrate), {}
     target = tuned(package.manifest, target, parts, ocr_ms, point_name, wish)
     return store(package, target_name, replace(target, operating_points={**kept, **target.operating_points}), split)
 

@@ -50,6 +50,15 @@ def test_calibrating_and_tuning_touch_no_graph(package: Path, pages_folder: Path
     assert json.loads(run("verify", package, "--json"))["operating_points"] == list(points)
 
 
+@pytest.mark.parametrize("method", ["none", "vector"])
+def test_calibration_methods_are_a_scale_and_a_bias_a_class(package: Path, pages_folder: Path, method: str) -> None:
+    found = json.loads(run("calibrate", package, pages_folder, "--method", method, "--json"))
+    calibration = found["targets"]["cpu-fp32"]["calibration"]["encoder.1"]
+    alike = len(set(calibration["scale"])) == 1 and not any(calibration["bias"])
+    assert alike == (method == "none")
+    assert run("verify", package)
+
+
 @pytest.mark.parametrize("criterion", ["entropy", "margin", "patience", "failure_prediction"])
 def test_every_criterion_tunes_runs_and_verifies(package: Path, pages_folder: Path, criterion: str) -> None:
     wish = ("--criterion", criterion, "--max-cost-ms", 400, "--operating-point", criterion)

@@ -60,7 +60,7 @@ def test_a_page_leaves_by_what_the_gate_says(gated: tuple[Path, Package], pages_
         None,
         None,
         Wish("gate", max_cost_ms=1e9),
-        recalibrate=True,
+        recalibrate="temperature",
         progress=lambda stage, done, total: None,
     )
     target = package.target("cpu-fp32")
@@ -97,7 +97,7 @@ def test_the_gate_criterion_needs_gates(tiny_package: Package, pages_folder: Pat
             None,
             None,
             Wish("gate"),
-            recalibrate=False,
+            recalibrate=None,
             progress=lambda stage, done, total: None,
         )
 

@@ -24,6 +24,7 @@ from ee_export.encode import Encoder
 from ee_export.errors import BadData, BadRequest, require_known
 from ee_export.model import checkpoint
 from ee_export.model.augment import augment_images, augment_text
+from ee_export.model.exits import parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.model.strategies import (
     STRATEGIES,
@@ -84,7 +85,7 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from TOML: ``[model]`` and ``[training]`` tables.
+    """A recipe from TOML: ``[model]`` and ``[training]`` tables; ``exits`` may be a list or a placement's name.
 
     Raises:
         BadRequest: not TOML, or a key that does not exist (the message lists the valid ones).
@@ -102,6 +103,8 @@ def read_recipe(path: Path) -> Recipe:
     if unknown := set(training) - known:
         raise BadRequest(f"{path}: unknown key '{sorted(unknown)[0]}' in [training]; it has {', '.join(sorted(known))}")
     model = found.get("model", {})
+    if isinstance(model.get("exits"), str):
+        model["exits"] = list(parse(model["exits"], model.get("num_hidden_layers", 12))[:-1])
     known = {entry.name for entry in fields(EarlyExitLayoutLMv3Config)}
     if unknown := set(model) - known:
         near = difflib.get_close_matches(sorted(unknown)[0], known, n=1)
