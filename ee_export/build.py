@@ -80,11 +80,13 @@ def build(
         target = package.target(TARGET)
 
         samples = fit.read_pages(parts["tune"], None)[:12]
+        start_ms = 0.0
         if ocr_ms is None and ocr is not None:
             progress("measure", 0, 2)
-            ocr_ms = measure_ocr([replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6]])
+            bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6]]
+            ocr_ms, start_ms = measure_ocr(bare, encoder.encoding.bands)
         progress("measure", 1, 2)
-        target = replace(target, costs=measure(chain, samples, ocr_ms))
+        target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
         progress("measure", 2, 2)
 
         seen = {
@@ -92,7 +94,7 @@ def build(
             for part in parts
         }
         target = fit.calibrated(target, seen["calibrate"])
-        target = fit.tuned(package.manifest, target, seen, ocr_ms or 0.0, wish=wish)
+        target = fit.tuned(package.manifest, target, seen, ocr_ms, wish=wish)
         manifest = replace(package.manifest, targets={TARGET: target}, split=split)
         pages, _ = golden.read(package)
         (staging / GOLDEN).write_bytes(golden.write(pages, manifest))

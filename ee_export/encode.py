@@ -1,5 +1,6 @@
 """Page to arrays, with tokenizers, Pillow and numpy only; training and the runtime both encode here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ class Encoding:
 
     ``image_size``: side S of the square the page is resized to, in pixels. ``image_mode``: ``L`` or ``RGB``.
     ``image_mean``, ``image_std``: normalise channel values in [0, 1]. ``max_text_tokens``: tokens read of a page,
-    ``bos_id`` and ``eos_id`` included.
+    ``bos_id`` and ``eos_id`` included. ``bands``: percentages of the page's height that the exits ``text.<p>`` read to, rising;
+    the words of a page are put in the order of its bands.
     """
 
     image_size: int
@@ -29,6 +31,28 @@ class Encoding:
     bos_id: int
     eos_id: int
     pad_id: int
+    bands: tuple[int, ...] = ()
+
+
+def band_of(exit_name: str) -> int:
+    """Percentage of the page's height whose text an exit reads: p for ``text.<p>``, else 100."""
+    return int(exit_name.removeprefix("text.")) if exit_name.startswith("text.") else 100
+
+
+def within(box: Sequence[float], percent: float) -> bool:
+    """Whether a box has its middle in the top ``percent`` of a page."""
+    return box[1] + box[3] < 20 * percent
+
+
+def tokens_read(text: Arrays | None, percent: int) -> int:
+    """How many tokens of an encoded text ``[1, T]`` an exit knows that reads the top ``percent`` of the page; 0: none."""
+    if text is None or percent == 0:
+        return 0
+    if percent == 100:
+        return text["input_ids"].shape[1]
+    boxes = text["bbox"][0]
+    inside = (boxes[:, 1] + boxes[:, 3] < 20 * percent) & (boxes.sum(1) > 0)
+    return 1 + int(inside[1:].sum())  # the first token stands for the page
 
 
 class Encoder:
@@ -58,9 +82,13 @@ class Encoder:
         """``input_ids``, ``attention_mask`` int64 ``[1, T]`` and ``bbox`` int64 ``[1, T, 4]`` of one page.
 
         Words are cut into byte-level pieces that all carry their word's box; the special tokens at both ends have the
-        box 0, 0, 0, 0. What is beyond ``max_text_tokens`` is not read.
+        box 0, 0, 0, 0. Where the model has bands, the words of the upper ones come first. What is beyond ``max_text_tokens`` is
+        not read.
         """
         room = self.encoding.max_text_tokens - 2
+        if self.encoding.bands:
+            order = sorted(range(len(words)), key=lambda at: self._band(boxes[at]))
+            words, boxes = [words[at] for at in order], [boxes[at] for at in order]
         words, boxes = words[:room], boxes[:room]
         ids: list[int] = [self.encoding.bos_id]
         where: list[list[int]] = [[0, 0, 0, 0]]
@@ -75,6 +103,10 @@ class Encoder:
             "bbox": np.asarray([where], np.int64),
             "attention_mask": np.ones((1, len(ids)), np.int64),
         }
+
+    def _band(self, box: Sequence[float]) -> int:
+        bands = self.encoding.bands
+        return next((at for at, percent in enumerate(bands) if within(box, percent)), len(bands))
 
     def collate(self, pages: list[Arrays]) -> Arrays:
         """Encoded texts of several pages as one batch, padded to the longest of them."""

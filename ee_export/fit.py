@@ -1,6 +1,7 @@
 """Fit a package's calibration and operating points on held-out pages, through the package's own chain."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ee_export import golden
 from ee_export.data import Dataset, read_dataset, stratified_split
+from ee_export.encode import tokens_read
 from ee_export.errors import BadData, BadRequest, require_known
 from ee_export.manifest import Calibration, Certificate, Costs, Manifest, OperatingPoint, Seen, Split, Target, gate_name
 from ee_export.package import GOLDEN, Package, rewrite_package
@@ -17,7 +19,7 @@ from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_te
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import score_pages
 from ee_export.policy.drift import histogram
-from ee_export.policy.tune import Point, Scored, careful, cheapest, evaluate, frontier, most_accurate
+from ee_export.policy.tune import Point, Scored, careful, cheapest, evaluate, frontier, most_accurate, not_beaten
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.plan import FULL, rules
 
@@ -40,11 +42,12 @@ Progress = Callable[[int, int], None]
 class Observed:
     """What every exit of a target says of some labelled pages.
 
-    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate; ``tokens``: of the text, ``[N]``; ``targets``: labels, ``[N]``.
+    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate; ``tokens``: of the text that each exit reads, ``[N]``;
+    ``targets``: labels, ``[N]``.
     """
 
     logits: dict[str, np.ndarray]
-    tokens: np.ndarray
+    tokens: dict[str, np.ndarray]
     targets: np.ndarray
     digest: str
 
@@ -73,15 +76,18 @@ def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) ->
     """Run all exits of a chain on every page."""
     pages = read_pages(data, ocr)
     logits: dict[str, list[np.ndarray]] = {name: [] for name in chain.package.manifest.answers()}
-    tokens = []
+    tokens: dict[str, list[int]] = {name: [] for name in chain.exits}
+    reads = {name: rule.reads for name, rule in zip(chain.exits, chain.rules, strict=True)}
     for done, page in enumerate(pages):
         arrays = chain.encode([page])
-        tokens.append(arrays["input_ids"].shape[1])
+        for name, percent in reads.items():
+            tokens[name].append(tokens_read(arrays, percent))
         for name, values in chain.logits(arrays).items():
             logits[name].append(values)
         progress(done + 1, len(pages))
     joined = {name: np.concatenate(values) for name, values in logits.items()}
-    return Observed(joined, np.asarray(tokens), np.asarray(data.targets), data.digest())
+    counted = {name: np.asarray(values) for name, values in tokens.items()}
+    return Observed(joined, counted, np.asarray(data.targets), data.digest())
 
 
 def calibrated(target: Target, pages: Observed, method: str = "temperature") -> Target:
@@ -122,7 +128,11 @@ def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed
     found = rules(manifest, target, {})
     logits = [pages.logits[name] for name in manifest.exits]
     return dict(
-        zip(manifest.exits, fit_failure_prediction(logits, found, pages.tokens.tolist(), pages.targets), strict=True)
+        zip(
+            manifest.exits,
+            fit_failure_prediction(logits, found, [pages.tokens[name] for name in manifest.exits], pages.targets),
+            strict=True,
+        )
     )
 
 
@@ -130,11 +140,16 @@ def scored(
     manifest: Manifest,
     target: Target,
     pages: Observed,
-    ocr_ms: float,
+    ocr_ms: float | None,
     criterion: str = CRITERION,
     weights: Mapping[str, Sequence[float]] | None = None,
+    bands: Collection[int] = (),
 ) -> Scored:
-    """Scores, answers and measured cost of answering at every exit, for the tuner."""
+    """Scores, answers and measured cost of answering at every exit, for the tuner.
+
+    ``ocr_ms``: cost of reading a whole page, default as measured. ``bands``: which of the exits ``text.<p>`` are asked; at the
+    others no page can leave, and the text is not read in a strip of its own for them.
+    """
     logits = [pages.logits[name] for name in manifest.exits]
     found = rules(manifest, target, weights or {})
     gates = [pages.logits.get(gate_name(name)) for name in manifest.exits]
@@ -142,15 +157,20 @@ def scored(
         raise BadRequest(
             f"criterion 'gate' needs a gate at every exit, and {', '.join(bare)} have none; train with heads of kind 'gate'"
         )
-    probabilities, scores = score_pages(logits, found, criterion, pages.tokens.tolist(), gates)
-    cost = []
-    spent = np.full(len(pages.targets), target.costs.encode_image_ms if target.costs else 0.0)
-    has_text = False
-    for name, rule in zip(manifest.exits, found, strict=True):
-        if rule.after_text and not has_text:
-            has_text = True
-            spent = spent + ocr_ms + (target.costs.encode_text_ms if target.costs else 0.0)
-        spent = spent + _segment_ms(target.costs, name, pages.tokens)
+    tokens = [pages.tokens[name] for name in manifest.exits]
+    probabilities, scores = score_pages(logits, found, criterion, tokens, gates)
+    costs = target.costs
+    spent = np.full(len(pages.targets), costs.encode_image_ms if costs else 0.0)
+    cost, read = [], 0
+    for at, (name, rule) in enumerate(zip(manifest.exits, found, strict=True)):
+        asked = rule.reads in (0, 100, *bands)
+        if not asked:
+            scores[at] = -1.0
+        elif rule.reads > read and costs is not None:
+            spent = spent + costs.strip_ms((rule.reads - read) / 100, ocr_ms) + costs.encode_text_ms
+            read = rule.reads
+        if asked:
+            spent = spent + _segment_ms(costs, name, pages.tokens[name])
         cost.append(spent)
     return Scored(scores, probabilities.argmax(2), pages.targets, np.stack(cost))
 
@@ -190,7 +210,7 @@ def tuned(
     manifest: Manifest,
     target: Target,
     parts: Mapping[str, Observed],
-    ocr_ms: float,
+    ocr_ms: float | None,
     point_name: str = "default",
     wish: Wish = Wish(),
 ) -> Target:
@@ -201,7 +221,7 @@ def tuned(
         target: gives calibration and costs.
         parts: what was observed of the pages kept apart: ``calibrate`` fits the criterion's weights, ``tune`` the thresholds,
             ``certify`` the certificate (it is not read where none is asked).
-        ocr_ms: cost of asking for text.
+        ocr_ms: cost of reading a whole page, default as measured.
         point_name: the operating point that is tuned.
         wish: what is asked of it.
 
@@ -211,11 +231,21 @@ def tuned(
     """
     names = manifest.exits[:-1]
     weights = weighted(manifest, target, wish.criterion, parts["calibrate"])
-    seen = scored(manifest, target, parts["tune"], ocr_ms, wish.criterion, weights)
-    thresholds = wish.choose(seen)
+
+    def judged(part: str, bands: Collection[int]) -> Scored:
+        return scored(manifest, target, parts[part], ocr_ms, wish.criterion, weights, bands)
+
+    chosen = []
+    for bands in band_choices(manifest):
+        seen = judged("tune", bands)
+        bars = [None if (seen.scores[at] < 0).all() else bar for at, bar in enumerate(wish.choose(seen))]
+        outcome = evaluate(seen, bars)
+        worth = outcome.accuracy if wish.max_cost_ms is not None else 0.0
+        chosen.append(((-worth, outcome.mean_cost_ms), bars, seen, bands))
+    _, thresholds, seen, bands = min(chosen, key=lambda found: found[0])
     certificate = None
     if wish.epsilon is not None:
-        held = scored(manifest, target, parts["certify"], ocr_ms, wish.criterion, weights)
+        held = judged("certify", bands)
         thresholds, certificate = _certified(thresholds, held, parts["certify"].digest, wish)
     point = OperatingPoint(wish.criterion, dict(zip(names, thresholds, strict=True)), weights, certificate=certificate)
     full = OperatingPoint(CRITERION, dict.fromkeys(names))
@@ -223,6 +253,13 @@ def tuned(
     digest = parts["tune"].digest
     points = {FULL: _measured(manifest, full, never, digest), point_name: _measured(manifest, point, seen, digest)}
     return replace(target, operating_points=points)
+
+
+def band_choices(manifest: Manifest) -> list[tuple[int, ...]]:
+    """Sets of bands that an operating point may ask for: all subsets, or, of more than five bands, none, each, and all."""
+    bands = manifest.encoding.bands
+    sizes = range(len(bands) + 1) if len(bands) <= 5 else (0, 1, len(bands))
+    return [found for size in sizes for found in itertools.combinations(bands, size)]
 
 
 def _certified(
@@ -290,7 +327,6 @@ def refit(
     if point_name == FULL:
         raise BadRequest(f"operating point '{FULL}' never leaves early and is not tuned; name another one")
     target = package.target(target_name)
-    ocr_ms = _ocr_ms(target, ocr_ms)
     parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
     kept = target.operating_points
     if recalibrate is not None:
@@ -313,8 +349,10 @@ def frontier_of(
     target = package.target(target_name)
     parts, _ = observe_parts(package, target_name, data, seed, ocr, replace(wish, epsilon=None), progress)
     weights = weighted(package.manifest, target, wish.criterion, parts["calibrate"])
-    cost = _ocr_ms(target, ocr_ms)
-    return frontier(scored(package.manifest, target, parts["tune"], cost, wish.criterion, weights))
+    points = []
+    for bands in band_choices(package.manifest):
+        points += frontier(scored(package.manifest, target, parts["tune"], ocr_ms, wish.criterion, weights, bands))
+    return not_beaten(points)
 
 
 def observe_parts(
@@ -346,10 +384,6 @@ def store(package: Package, target_name: str, target: Target, split: Split | Non
     manifest = replace(package.manifest, targets=targets, split=split or package.manifest.split)
     pages, _ = golden.read(package)
     return rewrite_package(package, manifest, {GOLDEN: golden.write(pages, manifest)})
-
-
-def _ocr_ms(target: Target, given: float | None) -> float:
-    return given if given is not None else (target.costs.ocr_ms if target.costs else None) or 0.0
 
 
 def _segment_ms(costs: Costs | None, exit_name: str, tokens: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ee_export.encode import Arrays
+from ee_export.encode import Arrays, tokens_read
 from ee_export.errors import BadPackage, NotEqual
 from ee_export.manifest import Manifest, Target, gate_name
 from ee_export.package import GOLDEN, Package
@@ -87,12 +87,13 @@ def expected_exits(pages: Sequence[GoldenPage], manifest: Manifest, target: Targ
     """Index of the exit where each page leaves, int64 ``[N]``, by its golden logits."""
     point = target.operating_points[point_name]
     logits = [np.concatenate([page.logits[name] for page in pages]) for name in manifest.exits]
-    tokens = [int(page.inputs["attention_mask"].sum()) for page in pages]
+    found = rules(manifest, target, point.weights)
+    tokens = [[tokens_read(page.inputs, rule.reads) for page in pages] for rule in found]
     gates = [
         np.concatenate([page.logits[gate_name(name)] for page in pages]) if gate_name(name) in pages[0].logits else None
         for name in manifest.exits
     ]
-    probabilities, scores = score_pages(logits, rules(manifest, target, point.weights), point.criterion, tokens, gates)
+    probabilities, scores = score_pages(logits, found, point.criterion, tokens, gates)
     return leave_at(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
 
 

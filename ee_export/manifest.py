@@ -99,7 +99,10 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Measured median time of each segment at batch 1, per number of text tokens; ``None``: not measured."""
+    """Measured median time of each segment at batch 1, per number of text tokens; ``None``: not measured.
+
+    ``ocr_ms``: of the OCR engine for a whole page; ``ocr_start_ms``: how much of it a strip costs whatever its height.
+    """
 
     machine: str
     runs: int
@@ -108,6 +111,12 @@ class Costs:
     encode_image_ms: float
     encode_text_ms: float
     ocr_ms: float | None = None
+    ocr_start_ms: float = 0.0
+
+    def strip_ms(self, share: float, ocr_ms: float | None = None) -> float:
+        """Cost of reading a strip of this share of a page's height; ``ocr_ms`` replaces what was measured."""
+        whole = self.ocr_ms if ocr_ms is None else ocr_ms
+        return 0.0 if whole is None else min(self.ocr_start_ms, whole) * (1 - share) + whole * share
 
     def segment_ms(self, exit_name: str, tokens: int, batch: int = 1) -> float:
         """Interpolated cost of a segment for ``batch`` pages of ``tokens`` text tokens."""

@@ -68,7 +68,8 @@ class HeadSpec:
 
 def all_exits(layers: int) -> tuple[str, ...]:
     """Every exit of a trunk with ``layers`` encoder layers, in the order in which a page meets them."""
-    return (*BEFORE_ENCODER, *(f"encoder.{k}" for k in range(1, layers + 1)), "final")
+    bands = (f"text.{percent}" for percent in range(1, 100))
+    return ("vision", *bands, "text", "fusion", *(f"encoder.{k}" for k in range(1, layers + 1)), "final")
 
 
 def ordered(exits: Iterable[str], layers: int) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ def ordered(exits: Iterable[str], layers: int) -> tuple[str, ...]:
     for name in asked:
         if name not in known:
             raise BadRequest(
-                f"unknown exit '{name}': this model has {', '.join(BEFORE_ENCODER)}, "
+                f"unknown exit '{name}': this model has vision, text.1 … text.99, text, fusion, "
                 f"encoder.1 … encoder.{layers}, final"
             )
         if asked.count(name) > 1:
@@ -135,6 +136,6 @@ def head_specs(exits: Sequence[str], heads: dict[str, dict[str, Any]] | None) ->
             raise BadRequest(f"head of exit '{name}': {error}") from None
         if specs[name].reads == "pixels" and name != "vision":
             raise BadRequest(f"head of exit '{name}' reads pixels: only the vision exit can")
-        if specs[name].reads == "cls" and name in ("vision", "text"):
+        if specs[name].reads == "cls" and not (name == "fusion" or name.startswith("encoder.")):
             raise BadRequest(f"head of exit '{name}' reads cls: before the encoder a head reads the mean")
     return specs

@@ -14,6 +14,7 @@ from transformers.models.layoutlmv3.modeling_layoutlmv3 import (
 )
 from transformers.utils import ModelOutput
 
+from ee_export.encode import band_of, within
 from ee_export.model import trunk
 from ee_export.model.exits import HeadSpec, head_specs, ordered
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
@@ -129,6 +130,9 @@ class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
         visual = trunk.visual_embeddings(self.layoutlmv3, pixel_values)
         if "vision" in wanted and specs["vision"].reads == "mean":
             say("vision", visual.mean(1))
+        for name in wanted:
+            if name.startswith("text."):
+                say(name, trunk.band_mean(self.layoutlmv3, band_of(name), input_ids, bbox, attention_mask))
         text = trunk.text_embeddings(self.layoutlmv3, input_ids, bbox)
         if "text" in wanted:
             say("text", masked_mean(text, attention_mask))
@@ -137,7 +141,7 @@ class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
         if "fusion" in wanted:
             say("fusion", self._pooled(specs["fusion"], hidden, mask))
 
-        deep = [name for name in wanted if name not in ("vision", "text", "fusion")]
+        deep = [name for name in wanted if name in ("final",) or name.startswith("encoder.")]
         if deep:
             bias = trunk.attention_bias(self.layoutlmv3, bbox, attention_mask)
             for number, layer in enumerate(self.layoutlmv3.encoder.layer, 1):
@@ -180,6 +184,9 @@ class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
                 features = pixel_values
             elif name == "vision":
                 features = stock.forward_image(pixel_values).mean(1)
+            elif name.startswith("text."):
+                embedded = stock.embeddings(input_ids=input_ids, bbox=bbox)
+                features = masked_mean(embedded, band_mask(bbox, attention_mask, band_of(name)))
             elif name == "text":
                 features = masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask)
             else:
@@ -196,6 +203,16 @@ def _head(config: EarlyExitLayoutLMv3Config, spec: HeadSpec) -> nn.Module:
     if spec.reads == "pixels":
         return PixelRamp(config.input_size, config.num_labels, spec)
     return (Gate if spec.gated else Ramp)(config.hidden_size, config.num_labels, spec)
+
+
+def band_mask(bbox: Tensor, attention_mask: Tensor, percent: int) -> Tensor:
+    """1 for the tokens that ``text.<percent>`` reads, ``[B, T]``, written out page by page for the proof."""
+    mask = torch.zeros_like(attention_mask)
+    for page, boxes in enumerate(bbox.tolist()):
+        for at, box in enumerate(boxes):
+            if at == 0 or (any(box) and within(box, percent)):
+                mask[page, at] = attention_mask[page, at]
+    return mask
 
 
 def _key(exit_name: str) -> str:

@@ -82,7 +82,7 @@ def on_the_way(exit_name: str, parameter: str) -> bool:
         return in_encoder
     text = parameter.startswith("layoutlmv3.embeddings.")
     fusing = parameter.startswith("layoutlmv3.LayerNorm.")
-    if exit_name == "text":
+    if exit_name == "text" or exit_name.startswith("text."):
         return text
     if exit_name == "vision":
         return not text and not fusing

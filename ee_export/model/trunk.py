@@ -29,6 +29,19 @@ def fuse(trunk: LayoutLMv3Model, text: Tensor, visual: Tensor) -> Tensor:
     return trunk.dropout(trunk.LayerNorm(torch.cat([text, visual], dim=1)))
 
 
+def band_mean(trunk: LayoutLMv3Model, percent: int, input_ids: Tensor, bbox: Tensor, attention_mask: Tensor) -> Tensor:
+    """Average ``[B, H]`` of the embeddings of the tokens whose boxes have their middle in the top ``percent`` of the page.
+
+    The first token counts too, so that there is one; the last, which stands where the text ends, does not. So a page whose
+    text was read only that far gives what the whole text gives.
+    """
+    inside = (bbox[:, :, 1] + bbox[:, :, 3] < 20 * percent) & (bbox.sum(-1) > 0)
+    first = torch.arange(input_ids.shape[1], device=bbox.device) == 0
+    weight = (attention_mask * (inside | first).long()).unsqueeze(-1)
+    rows = text_embeddings(trunk, input_ids, bbox)
+    return (rows * weight.to(rows.dtype)).sum(1) / weight.sum(1).to(rows.dtype)
+
+
 def full_mask(trunk: LayoutLMv3Model, attention_mask: Tensor) -> Tensor:
     """Padding mask over text and visual tokens, ``[B, L]``, from the text's ``[B, T]``; visual tokens are never padding."""
     visual = attention_mask.new_ones((attention_mask.shape[0], trunk.visual_bbox.shape[0]))

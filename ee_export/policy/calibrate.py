@@ -103,7 +103,7 @@ def fit_platt(logits: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 def fit_failure_prediction(
     logits: Sequence[np.ndarray],
     rules: Sequence[Rule],
-    tokens: Sequence[int],
+    tokens: Sequence[Sequence[int] | np.ndarray],
     targets: np.ndarray,
     strength: float = 2.0,
 ) -> list[tuple[float, ...]]:
@@ -114,8 +114,8 @@ def fit_failure_prediction(
 
     Args:
         logits: raw, float ``[N, C]`` per exit, in order.
-        rules: calibration of each exit, and whether the text is known there.
-        tokens: text tokens of each page.
+        rules: calibration of each exit.
+        tokens: text tokens that each exit knows of each page, ``[E][N]``.
         targets: int ``[N]``.
         strength: weight of the penalty.
 
@@ -124,11 +124,11 @@ def fit_failure_prediction(
     rows: list[list[list[float]]] = [[] for _ in logits]
     right = np.zeros((len(logits), len(targets)))
     plain = [values.tolist() for values in logits]
-    for page, count in enumerate(tokens):
+    for page in range(len(targets)):
         known = Known()
         for at, rule in enumerate(rules):
             known.probabilities.append(calibrated(plain[at][page], rule.scale, rule.bias))
-            known.tokens = int(count) if rule.after_text else 0
+            known.tokens = int(tokens[at][page])
             rows[at].append(features(known))
             right[at, page] = top(known.probabilities[-1]) == targets[page]
     return [_logistic(np.array(found), wanted, strength) for found, wanted in zip(rows, right, strict=True)]

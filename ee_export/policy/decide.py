@@ -21,14 +21,14 @@ class Rule:
     """How one exit's raw logits become a score.
 
     ``scale``, ``bias``: calibration, ``[C]`` each; calibrated logits are ``logits * scale + bias``. ``weights``: of the criterion,
-    empty where it has none. ``after_text``: whether the page's text has been read here. ``gate``: scale and bias of the gate's
-    logit.
+    empty where it has none. ``reads``: percentage of the page's height whose text the exit reads, 0: none. ``gate``: scale and
+    bias of the gate's logit.
     """
 
     scale: Sequence[float]
     bias: Sequence[float]
     weights: Sequence[float] = ()
-    after_text: bool = True
+    reads: int = 100
     gate: tuple[float, float] = (1.0, 0.0)
 
 
@@ -53,7 +53,7 @@ def score_pages(
     logits: Sequence[np.ndarray],
     rules: Sequence[Rule],
     criterion: str,
-    tokens: Sequence[int],
+    tokens: Sequence[Sequence[int] | np.ndarray],
     gates: Sequence[np.ndarray | None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Calibrated probabilities float64 ``[E, N, C]`` and scores ``[E, N]`` of many pages, as the chain computes them.
@@ -62,21 +62,21 @@ def score_pages(
         logits: raw, float ``[N, C]`` per exit, in order.
         rules: one an exit.
         criterion: a name in :data:`~ee_export.policy.criteria.CRITERIA`.
-        tokens: text tokens of each page.
+        tokens: text tokens that each exit knows of each page, ``[E][N]``.
         gates: raw go/stop logits, float ``[N, 1]`` per exit, or ``None`` where it has no gate.
 
     Raises:
         BadLogits: a logit is NaN or infinite.
     """
     judge = CRITERIA[criterion]
-    scores = np.zeros((len(logits), len(tokens)))
-    probabilities = np.zeros((*scores.shape, logits[0].shape[1] if len(logits) else 0))
+    scores = np.zeros((len(logits), len(logits[0])))
+    probabilities = np.zeros((*scores.shape, logits[0].shape[1]))
     rows = [values.tolist() for values in logits]
-    for page, count in enumerate(tokens):
+    for page in range(scores.shape[1]):
         known = Known()
         for at, rule in enumerate(rules):
             known.probabilities.append(calibrated(rows[at][page], rule.scale, rule.bias))
-            known.tokens = int(count) if rule.after_text else 0
+            known.tokens = int(tokens[at][page])
             gate = None if gates is None else gates[at]
             known.gate = None if gate is None else go(float(gate[page, 0]), rule.gate)
             probabilities[at, page] = known.probabilities[-1]

@@ -102,6 +102,15 @@ def most_accurate(points: Sequence[Point], cost_ms: float) -> Point:
     return max(good, key=lambda point: (point.accuracy, -point.mean_cost_ms))
 
 
+def not_beaten(points: Sequence[Point]) -> list[Point]:
+    """Those points that no other beats in both mean cost and accuracy, cheapest first."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.mean_cost_ms, -point.accuracy)):
+        if not kept or point.accuracy > kept[-1].accuracy:
+            kept.append(point)
+    return kept
+
+
 def frontier(pages: Scored) -> list[Point]:
     """Thresholds that no others found beat in both mean cost and accuracy, cheapest first.
 
@@ -249,7 +258,7 @@ class _Search:
                 None if cut == 0 else float(self.values[e][cut - 1]) for e, cut in enumerate(self.best_cuts[k].tolist())
             )
             points.append(Point(thresholds, k / self.count, float(self.best_cost[k]) / self.count))
-        return sorted(points, key=lambda point: point.mean_cost_ms)
+        return not_beaten(points)
 
 
 def _descend(

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tokenizers import Tokenizer
 
-from ee_export.encode import Arrays, Encoder
+from ee_export.encode import Arrays, Encoder, tokens_read
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
 from ee_export.page import Page
 from ee_export.policy.criteria import CRITERIA, Known
-from ee_export.policy.decide import calibrated, go
+from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
-from ee_export.runtime.plan import FULL, PlanStep, make_plan
+from ee_export.runtime.plan import FULL, PlanStep, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.segment import Segment
+from ee_export.strips import TextReader
 
 _MAX_BATCH = 16
 
@@ -98,8 +98,14 @@ class Chain:
         self.encoder = encoder
         self.segments = segments
         self._plan = make_plan(manifest, target, point, segments)
-        self._first_text = next((i for i, step in enumerate(self._plan) if step.reads_text), len(self._plan))
+        self._runs = runs(self._plan, every_step=False)
+        self._anytime_runs = runs(self._plan, every_step=True)
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
+
+    @property
+    def rules(self) -> list[Rule]:
+        """How every exit's logits become a score, in exit order."""
+        return [step.rule for step in self._plan]
 
     def at(self, operating_point: str) -> "Chain":
         """The same segments, in the same sessions, with another operating point."""
@@ -117,7 +123,8 @@ class Chain:
         """Classify pages together; answers in their order.
 
         Pages that leave are removed and the others packed; text is asked of a page (its OCR run) only if it is still
-        undecided when a segment needs text, and pages of like length then go on together.
+        undecided when a segment needs text, and no further down the page than that segment reads; pages of like length then
+        go on together.
 
         Args:
             pages: the pages.
@@ -131,24 +138,26 @@ class Chain:
         begin = time.perf_counter()
         call = _Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
         images = [page.decoded() for page in pages]
-        records = [_Record() for _ in pages]
-        undecided: list[tuple[_Group, int]] = []
+        records = [_Record(TextReader(page, image)) for page, image in zip(pages, images, strict=True)]
+        (_, first_text, _), *text_runs = self._runs if call.deadline is None else self._anytime_runs
+        groups = []
         for at in range(0, len(pages), _MAX_BATCH):
             rows = list(range(at, min(at + _MAX_BATCH, len(pages))))
             pixels = [self.encoder.image(images[row])["pixel_values"] for row in rows]
-            group = _Group(rows, {"pixel_values": pixels[0] if len(rows) == 1 else np.concatenate(pixels)}, 0)
-            self._advance(group, 0, self._first_text, records, call)
-            undecided += [(group, position) for position in range(len(group.rows))]
-        for group in self._with_text(undecided, pages, images, records, call):
-            self._advance(group, self._first_text, len(self._plan), records, call)
+            groups.append(_Group(rows, {"pixel_values": pixels[0] if len(rows) == 1 else np.concatenate(pixels)}, 0))
+            self._advance(groups[-1], 0, first_text, records, call)
+        for first, end, reads in text_runs:
+            groups = self._with_text(groups, reads, records, call)
+            for group in groups:
+                self._advance(group, first, end, records, call)
         return [self._answer(record, begin) for record in records]
 
     def predict_encoded(self, arrays: Arrays, *, deadline_ms: float | None = None) -> Answer:
         """Classify one page whose inputs are encoded already, its text included; see :meth:`predict_batch`."""
         begin = time.perf_counter()
         call = _Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
-        record = _Record(tokens=arrays["input_ids"].shape[1])
-        self._advance(_Group([0], dict(arrays), record.tokens), 0, len(self._plan), [record], call)
+        record = _Record(text=arrays)
+        self._advance(_Group([0], dict(arrays), arrays["input_ids"].shape[1]), 0, len(self._plan), [record], call)
         return self._answer(record, begin)
 
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -204,7 +213,7 @@ class Chain:
                 known = record.known
                 probabilities = calibrated(row, step.rule.scale, step.rule.bias)
                 known.probabilities.append(probabilities)
-                known.tokens = record.tokens if step.rule.after_text else 0
+                known.tokens = tokens_read(record.text, step.rule.reads)
                 known.gate = go(float(outputs[0][position, 0]), step.rule.gate) if step.gates else None
                 reached = judge(known, step.rule.weights)
                 leaves = reached >= step.limits[probabilities.index(max(probabilities))]
@@ -217,33 +226,16 @@ class Chain:
                 group.keep(stay)
 
     def _with_text(
-        self,
-        undecided: list[tuple["_Group", int]],
-        pages: Sequence[Page],
-        images: list[Image.Image],
-        records: list["_Record"],
-        call: "_Call",
+        self, groups: Sequence["_Group"], percent: int, records: list["_Record"], call: "_Call"
     ) -> list["_Group"]:
-        """Read the text of pages that are still undecided, and group them by length."""
+        """Read the top ``percent`` of the pages that are still undecided, and group them anew by length."""
         read: list[tuple[Arrays, _Group, int]] = []
-        for group, position in undecided:
-            row = group.rows[position]
-            page, record = pages[row], records[row]
-            if page.words is None and page.ocr is not None:
-                wait = (self._ocr_ms or 0.0) / 1e3
-                if record.visits and call.deadline is not None and time.perf_counter() + wait > call.deadline:
-                    record.finish(deadline_hit=True)
-                    continue
-                started = time.perf_counter()
-                words, boxes = page.text(images[row])
-                taken = (time.perf_counter() - started) * 1e3
-                self._ocr_ms = taken if self._ocr_ms is None else 0.8 * self._ocr_ms + 0.2 * taken
-                record.visits.append(("ocr", 1, taken, [], None, False))
-            else:
-                words, boxes = page.text(images[row])
-            arrays = self.encoder.text(words, boxes)
-            record.tokens = arrays["input_ids"].shape[1]
-            read.append((arrays, group, position))
+        for group in groups:
+            for position, row in enumerate(group.rows):
+                record = records[row]
+                if self._read(record, percent, call):
+                    assert record.text is not None
+                    read.append((record.text, group, position))
 
         read.sort(key=lambda entry: entry[0]["input_ids"].shape[1])
         batches: list[list[tuple[Arrays, _Group, int]]] = []
@@ -258,10 +250,33 @@ class Chain:
             batches[-1].append(entry)
         return [self._regroup(batch) for batch in batches]
 
+    def _read(self, record: "_Record", percent: int, call: "_Call") -> bool:
+        """Read a page's text that far; False where the deadline forbids it, and the page is answered."""
+        reader = record.reader
+        assert reader is not None
+        if not reader.runs_ocr:
+            if record.text is None:
+                record.text = self.encoder.text(*reader.read_to(100))
+            return True
+        share = percent / 100 - reader.share
+        wait = (self._ocr_ms or 0.0) / 1e3 * share
+        if record.visits and call.deadline is not None and time.perf_counter() + wait > call.deadline:
+            record.finish(deadline_hit=True)
+            return False
+        started = time.perf_counter()
+        words, boxes = reader.read_to(percent)
+        taken = (time.perf_counter() - started) * 1e3
+        if share > 0:
+            found = taken / share
+            self._ocr_ms = found if self._ocr_ms is None else 0.8 * self._ocr_ms + 0.2 * found
+            record.visits.append(("ocr", 1, taken, [], None, False))
+        record.text = self.encoder.text(words, boxes)
+        return True
+
     def _regroup(self, batch: list[tuple[Arrays, "_Group", int]]) -> "_Group":
         texts = self.encoder.collate([arrays for arrays, _, _ in batch])
         state = dict(texts)
-        for name in batch[0][1].state:
+        for name in batch[0][1].state.keys() - texts.keys():
             if len(batch) == 1 and len(batch[0][1].rows) == 1:
                 state[name] = batch[0][1].state[name]
             else:
@@ -327,9 +342,10 @@ _Visit = tuple[str, int, float, list[float], Any, bool]
 class _Record:
     """What is known of one page so far."""
 
+    reader: TextReader | None = None
     visits: list[_Visit] = field(default_factory=list)
     known: Known = field(default_factory=Known)
-    tokens: int = 0
+    text: Arrays | None = None
     finished: float = 0.0
     deadline_hit: bool = False
 

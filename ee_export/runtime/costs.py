@@ -14,6 +14,7 @@ from ee_export.manifest import Costs
 from ee_export.page import Page
 from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain
+from ee_export.strips import TextReader
 
 RUNS = 7
 
@@ -29,7 +30,9 @@ def machine_name() -> str:
     return f"{model}, {backend.available_threads()} processors, onnxruntime {onnxruntime.__version__}, {os.uname().sysname}"
 
 
-def measure(chain: Chain, pages: Sequence[Page], ocr_ms: float | None, runs: int = RUNS) -> Costs:
+def measure(
+    chain: Chain, pages: Sequence[Page], ocr_ms: float | None, ocr_start_ms: float = 0.0, runs: int = RUNS
+) -> Costs:
     """Median times over ``runs`` rounds, the text lengths interleaved; encoding is measured on ``pages``."""
     longest = chain.encoder.encoding.max_text_tokens
     grid = tuple(sorted({2, longest // 8, longest // 4, longest // 2, longest} - {0, 1}))
@@ -48,19 +51,34 @@ def measure(chain: Chain, pages: Sequence[Page], ocr_ms: float | None, runs: int
         encode_image_ms=image_ms,
         encode_text_ms=text_ms,
         ocr_ms=ocr_ms,
+        ocr_start_ms=ocr_start_ms,
     )
 
 
-def measure_ocr(pages: Sequence[Page]) -> float | None:
-    """Median milliseconds of the OCR engine on pages that come with one; ``None`` where none does."""
-    times = []
+def measure_ocr(pages: Sequence[Page], bands: Sequence[int]) -> tuple[float | None, float]:
+    """Median milliseconds of the OCR engine for a whole page, and what every further strip adds.
+
+    Args:
+        pages: those without an OCR engine are left out; where none has one, the first is ``None``.
+        bands: where a page is cut into strips, percentages of its height.
+    """
+    whole, more = [], []
     for page in pages:
-        if page.ocr is not None:
-            image = page.decoded()
+        if page.ocr is None:
+            continue
+        image = page.decoded()
+        times = []
+        for cuts in ([100], [*bands, 100]):
             started = time.perf_counter()
-            page.ocr(image)
+            reader = TextReader(page, image)
+            for percent in cuts:
+                reader.read_to(percent)
             times.append((time.perf_counter() - started) * 1e3)
-    return round(statistics.median(times), 1) if times else None
+        whole.append(times[0])
+        more.append(max(0.0, times[1] - times[0]) / max(1, len(bands)))
+    if not whole:
+        return None, 0.0
+    return round(statistics.median(whole), 1), round(statistics.median(more), 1) if bands else 0.0
 
 
 def _inputs(chain: Chain, tokens: int) -> Arrays:

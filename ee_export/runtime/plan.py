@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ee_export.encode import band_of
 from ee_export.errors import BadRequest
 from ee_export.manifest import Manifest, OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
@@ -15,7 +16,7 @@ FULL = "full"
 
 @dataclass(frozen=True, slots=True)
 class PlanStep:
-    """A segment with its exit's rule and thresholds.
+    """A segment with its exit's rule and thresholds; ``rule.reads`` says how much of the page's text must be there.
 
     ``limits``: lowest score with which a page leaves, per class answered. ``gates``: 1 where the output after the logits is a
     gate's, else 0. ``state``: names of the outputs after these.
@@ -30,7 +31,6 @@ class PlanStep:
     gates: int
     state: tuple[str, ...]
     last: tuple[str, ...]
-    reads_text: bool
     skippable: bool
 
 
@@ -57,14 +57,27 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
 def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[float]]) -> list[Rule]:
     """How every exit's logits become a score: the target's calibration and an operating point's weights, in exit order."""
     found = []
-    after_text = False
+    reads = 0
     for segment in target.segments:
-        after_text = after_text or _reads_text(manifest, segment)
+        reads = max(reads, _reads(manifest, segment))
         calibration = target.calibration_of(segment.exit, len(manifest.labels))
         gate = target.calibration_of(gate_name(segment.exit), 1)
         mine = tuple(weights.get(segment.exit, ()))
-        found.append(Rule(calibration.scale, calibration.bias, mine, after_text, (gate.scale[0], gate.bias[0])))
+        found.append(Rule(calibration.scale, calibration.bias, mine, reads, (gate.scale[0], gate.bias[0])))
     return found
+
+
+def runs(plan: Sequence[PlanStep], *, every_step: bool) -> list[tuple[int, int, int]]:
+    """Stretches of a plan that run on the same text: first step, end, and the percentage of the page that must be read.
+
+    The first needs no text, and may be empty. ``every_step``: skippable steps run too, and get the text they ask for.
+    """
+    found = [[0, len(plan), 0]]
+    for at, step in enumerate(plan):
+        if step.rule.reads > found[-1][2] and (every_step or not step.skippable):
+            found[-1][1] = at
+            found.append([at, len(plan), step.rule.reads])
+    return [(first, end, reads) for first, end, reads in found]
 
 
 def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segments: Sequence[Segment]) -> list[PlanStep]:
@@ -87,7 +100,6 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segment
                 gates=gates,
                 state=state,
                 last=tuple(name for name in asked if name not in needed),
-                reads_text=_reads_text(manifest, segment),
                 skippable=not last
                 and threshold is None
                 and not state
@@ -98,5 +110,6 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segment
     return plan[::-1]
 
 
-def _reads_text(manifest: Manifest, segment: Segment | SegmentSpec) -> bool:
-    return any(manifest.inputs.get(tensor.name) == "text" for tensor in segment.inputs)
+def _reads(manifest: Manifest, segment: SegmentSpec) -> int:
+    asks = any(manifest.inputs.get(tensor.name) == "text" for tensor in segment.inputs)
+    return band_of(segment.exit) if asks else 0

@@ -1,9 +1,11 @@
 """The parts of an early-exit LayoutLMv3, in the order in which a page meets them, and the shapes of its tensors."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
+from ee_export.encode import band_of
 from ee_export.manifest import gate_name
 from ee_export.model import trunk
 from ee_export.model.heads import masked_mean
@@ -23,6 +25,11 @@ def parts(model: EarlyExitLayoutLMv3) -> list[Part]:
     found.append(_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
     if "vision" in specs and specs["vision"].reads == "mean":
         found.append(_head(model, "vision", ("visual",), lambda visual: visual.mean(1)))
+    for name in specs:
+        if name.startswith("text."):
+            # Embeds by itself: what it read is a part of the text, and what comes next needs all of it.
+            read = partial(trunk.band_mean, stock, band_of(name))
+            found.append(_head(model, name, ("input_ids", "bbox", "attention_mask"), read))
     found.append(_part(trunk.text_embeddings, stock, ("input_ids", "bbox"), ("text",)))
     if "text" in specs:
         found.append(_head(model, "text", ("text", "attention_mask"), masked_mean))

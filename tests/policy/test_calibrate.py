@@ -60,21 +60,21 @@ def torn_pages(pages: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
 def test_failure_prediction_tells_pages_apart_that_are_equally_sure() -> None:
     plain = [Rule((1.0,) * 3, (0.0,) * 3), Rule((1.0,) * 3, (0.0,) * 3)]
     logits, targets = torn_pages(400, 0)
-    weights = fit_failure_prediction(logits, plain, [0] * 400, targets)
+    weights = fit_failure_prediction(logits, plain, [[0] * 400] * 2, targets)
     rules = [Rule(rule.scale, rule.bias, found) for rule, found in zip(plain, weights, strict=True)]
     new, new_targets = torn_pages(400, 1)
     right = new[1].argmax(1) == new_targets
-    judged = score_pages(new, rules, "failure_prediction", [0] * 400)[1][1]
-    bare = score_pages(new, rules, "max_probability", [0] * 400)[1][1]
+    judged = score_pages(new, rules, "failure_prediction", [[0] * 400] * 2)[1][1]
+    bare = score_pages(new, rules, "max_probability", [[0] * 400] * 2)[1][1]
     assert auroc(judged, right) > auroc(bare, right) + 0.2
 
 
 def test_without_a_single_wrong_page_failure_prediction_keeps_the_order_of_max_probability() -> None:
     rng = np.random.default_rng(6)
     logits = [np.eye(3)[np.arange(30) % 3] * rng.uniform(1, 5, (30, 1))]
-    (weights,) = fit_failure_prediction(logits, [Rule((1.0,) * 3, (0.0,) * 3)], [5] * 30, np.arange(30) % 3)
+    (weights,) = fit_failure_prediction(logits, [Rule((1.0,) * 3, (0.0,) * 3)], [[5] * 30], np.arange(30) % 3)
     scores = [
-        score_pages(logits, [Rule((1.0,) * 3, (0.0,) * 3, weights)], name, [5] * 30)[1][0]
+        score_pages(logits, [Rule((1.0,) * 3, (0.0,) * 3, weights)], name, [[5] * 30])[1][0]
         for name in ("failure_prediction", "max_probability")
     ]
     same_class = np.arange(0, 30, 3)

@@ -63,11 +63,11 @@ def test_a_gate_is_what_the_gate_says_calibrated() -> None:
     assert CRITERIA["gate"](Known([[0.5, 0.5]], gate=0.8), ()) == 0.8
     logits, gates = [np.zeros((2, 2)), np.zeros((2, 2))], [np.array([[0.0], [2.0]]), None]
     rules = [Rule((1.0, 1.0), (0.0, 0.0), gate=(0.5, 1.0)), Rule((1.0, 1.0), (0.0, 0.0))]
-    scores = score_pages(logits, rules, "gate", [1, 1], gates)[1]
+    scores = score_pages(logits, rules, "gate", [[1, 1]] * 2, gates)[1]
     assert scores[0] == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))])
     assert scores[1] == pytest.approx([0.5, 0.5])
     with pytest.raises(BadLogits, match="gate's logit"):
-        score_pages(logits, rules, "gate", [1, 1], [np.full((2, 1), np.nan), None])
+        score_pages(logits, rules, "gate", [[1, 1]] * 2, [np.full((2, 1), np.nan), None])
 
 
 def test_failure_prediction_sees_what_max_probability_does_not() -> None:
@@ -89,8 +89,8 @@ def test_many_pages_are_scored_as_one_by_one(name: str) -> None:
     rng = np.random.default_rng(3)
     logits = [rng.normal(size=(9, 4)).astype(np.float32) for _ in range(3)]
     weights = tuple(rng.normal(size=11).tolist()) if name == "failure_prediction" else ()
-    rules = [Rule((0.7, 1.0, 1.3, 2.0), (0.0, 0.1, -0.2, 0.0), weights, after_text=at > 0) for at in range(3)]
-    tokens = list(range(9))
+    rules = [Rule((0.7, 1.0, 1.3, 2.0), (0.0, 0.1, -0.2, 0.0), weights) for _ in range(3)]
+    tokens = [[0] * 9, list(range(9)), list(range(9))]
     probabilities, scores = score_pages(logits, rules, name, tokens)
     for page in range(9):
         known = Known()
@@ -119,12 +119,12 @@ def test_a_threshold_per_class_is_that_of_the_class_answered() -> None:
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
 def test_the_vectors_that_every_implementation_of_the_policy_passes(case: dict) -> None:
-    rules = [Rule(exit["scale"], exit["bias"], exit["weights"], exit["after_text"]) for exit in case["exits"]]
+    rules = [Rule(exit["scale"], exit["bias"], exit["weights"]) for exit in case["exits"]]
     known = Known()
     left = None
     for at, (rule, exit) in enumerate(zip(rules, case["exits"], strict=True)):
         known.probabilities.append(calibrated(exit["logits"], rule.scale, rule.bias))
-        known.tokens = case["tokens"] if rule.after_text else 0
+        known.tokens = case["tokens"] if exit["after_text"] else 0
         assert known.probabilities[-1] == pytest.approx(exit["probabilities"], abs=1e-9)
         score = CRITERIA[case["criterion"]](known, rule.weights)
         assert score == pytest.approx(exit["score"], abs=1e-9)
