@@ -51,13 +51,13 @@ def one_line(error: object) -> str:
 
 
 @contextmanager
-def export_extra() -> Iterator[None]:
+def export_extra(extra: str = "export") -> Iterator[None]:
     """Turn a missing optional dependency into an error that says how to install it."""
     try:
         yield
     except ImportError as error:
         raise EeError(
-            f"this command needs {error.name}: `pip install 'ee_export[export]'` (see the README for CPU torch)"
+            f"this command needs {error.name}: `pip install 'ee_export[{extra}]'` (see the README for CPU torch)"
         ) from None
 
 

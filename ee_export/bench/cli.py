@@ -63,6 +63,53 @@ def run(package: Path, tokens: str, runs: int, loads: int, target: str, as_json:
         _print_loading(loading, loads)
 
 
+@cli.command()
+@click.argument("grid", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    "out_folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where models, logits and results are kept.",
+)
+@json_option
+def pareto(grid: Path, out_folder: Path, as_json: bool) -> None:
+    """Compare placements, heads, strategies, calibrations and criteria on the data of GRID, a TOML file.
+
+    Goes on where it stood when it is given again. Writes results.json and report.html into the folder.
+    """
+    with export_extra("export,report"):
+        from ee_export.bench import pareto as study
+        from ee_export.bench import report
+    wanted = study.read_grid(grid)
+    with progress_bars() as show:
+        result = study.run(wanted, out_folder, show)
+    (out_folder / "results.json").write_text(study.to_json(result, wanted))
+    (out_folder / "report.html").write_text(report.render(result))
+    if as_json:
+        click.echo(study.to_json(result, wanted), nl=False)
+        return
+    table = Table("placement", "head", "strategy", "calibration", "criterion", "accuracy", "mean ms")
+    for model in result["models"]:
+        for policy in model["policies"]:
+            found = policy.get("metrics")
+            figures = (
+                ("–", policy["left_out"])
+                if found is None
+                else (f"{found['accuracy'][0]:.3f}", f"{found['mean_ms'][0]:.2f}")
+            )
+            table.add_row(
+                model["placement"],
+                model["head"],
+                model["strategy"],
+                policy["calibration"],
+                policy["criterion"],
+                *figures,
+            )
+    out.print(table)
+    out.print(f"{out_folder / 'report.html'} and results.json are ready")
+
+
 def main() -> None:
     """Entry point: an error is one line on stderr and exit status 2."""
     run_command(cli, "ee-bench")

@@ -116,9 +116,9 @@ def frontier(pages: Scored) -> list[Point]:
 
     A Pareto local search. One threshold is moved through all its values at once (the totals of every cut come from one
     cumulative sum), from every point of the frontier so far, and what is better joins the frontier; when that ends, two
-    thresholds are moved together through all pairs of values (a cumulative sum over a table). With one or two exits before
-    ``final`` that is every combination there is; with more it is a local optimum, within a percent of the true one on
-    cases small enough to be solved exhaustively (`tests/policy/test_tune.py`).
+    thresholds are moved together (a cumulative sum over a table of pairs of values), and then one again. That is a local
+    optimum, which `benchmarks/tuner.py` compares with the true one; where there are few combinations (two exits before
+    ``final``, 170 pages), all are tried, and it is the true one.
 
     Reference for the search: Paquete, Chiarandini and Stützle, "Pareto local optimum sets in the biobjective traveling
     salesman problem", 2004.
@@ -129,6 +129,8 @@ def frontier(pages: Scored) -> list[Point]:
 class _Search:
     """Thresholds as cuts: cut c of an exit lets pages leave whose score is among its c highest distinct values."""
 
+    _FEW = 30_000
+    """Combinations that are simply all tried."""
     _MOST_CUTS = 48
     """Values of a threshold that are tried together with those of the next two; more are thinned out evenly."""
 
@@ -149,6 +151,9 @@ class _Search:
 
     def run(self) -> list[Point]:
         exits = len(self.rank)
+        if exits and np.prod([len(values) + 1.0 for values in self.values]) <= self._FEW:
+            self._everything()
+            return self._points()
         first = self._where(np.zeros(exits, np.int64))[0]
         self._keep(
             np.array([self.cost[first, self.at].sum()]), np.array([self.right[first, self.at].sum()]), [0] * exits, {}
@@ -159,6 +164,18 @@ class _Search:
                 self._pairs(self.best_cuts[k].copy())
             self._explore(self._lines)
         return self._points()
+
+    def _everything(self) -> None:
+        """Every combination of cuts."""
+        grid = np.indices([len(values) + 1 for values in self.values]).reshape(len(self.values), -1)
+        cost, right = np.zeros(grid.shape[1]), np.zeros(grid.shape[1], np.int64)
+        inside = np.ones((grid.shape[1], self.count), bool)
+        for e in range(len(self.values) + 1):
+            leaves = inside & (self.rank[e] < grid[e][:, None]) if e < len(self.values) else inside
+            cost += leaves @ self.cost[e]
+            right += leaves @ self.right[e]
+            inside = inside & ~leaves
+        self._keep(cost, right, [0] * len(grid), dict(enumerate(grid)))
 
     def _explore(self, moves: Callable[[np.ndarray], None]) -> None:
         explored: set[tuple[int, ...]] = set()

@@ -1,0 +1,347 @@
+"""A grid of models and policies on one data set: accuracy against measured cost, resumable, logits cached.
+
+Models (placement × head × strategy) are trained and built once each; policies (calibration × criterion) are compared on
+their cached logits without running a model again, and the operating point that each chooses is then run for real.
+"""
+
+import io
+import itertools
+import json
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ee_export import fit
+from ee_export.atomic import staged_folder
+from ee_export.bench.run import environment
+from ee_export.build import build
+from ee_export.data import Dataset, join, read_dataset
+from ee_export.encode import Arrays
+from ee_export.errors import BadRequest, require_known
+from ee_export.manifest import Manifest, OperatingPoint, Target
+from ee_export.model import train as training
+from ee_export.model.exits import PLACEMENTS, parse
+from ee_export.model.strategies import STRATEGIES
+from ee_export.package import Package, open_package
+from ee_export.policy import metrics
+from ee_export.policy.criteria import CRITERIA
+from ee_export.policy.decide import Threshold
+from ee_export.policy.tune import Scored, evaluate, frontier
+from ee_export.runtime.chain import Chain, load_package
+
+Progress = Callable[[str, int, int], None]
+
+HEADS: dict[str, dict[str, Any]] = {
+    "ramp": {},
+    "ramp_1": {"layers": 1},
+    "final": {"kind": "final"},
+    "gate": {"kind": "gate"},
+    "gate_final": {"kind": "gate", "answer": "final"},
+    "gate_shared": {"kind": "gate", "shared": True},
+}
+"""What a grid may put at every exit that does not read pixels."""
+
+PARTS = ("calibrate", "tune", "certify", "test")
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What is compared, as a TOML file's ``[data]``, ``[grid]`` and ``[training]`` tables say it.
+
+    ``train``, ``val``, ``test``: folders of class folders, relative to the file. ``recipe``: what all models have in common.
+    ``training``: changes to its ``[training]``. ``ocr_ms``: cost of reading a page's text, 0 where words are given.
+    """
+
+    train: tuple[Path, ...]
+    val: Path
+    test: Path
+    recipe: Path
+    placements: tuple[str, ...] = ("independent_single",)
+    heads: tuple[str, ...] = ("ramp",)
+    strategies: tuple[str, ...] = ("joint",)
+    calibration: tuple[str, ...] = ("none", "temperature")
+    criteria: tuple[str, ...] = ("max_probability",)
+    ocr_ms: float = 0.0
+    training: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.placements:
+            if "," not in name and "." not in name:
+                require_known(name, PLACEMENTS, "placement of exits")
+        for names, valid, what in (
+            (self.heads, HEADS, "head"),
+            (self.strategies, STRATEGIES, "training strategy"),
+            (self.calibration, fit.METHODS, "calibration method"),
+            (self.criteria, CRITERIA, "criterion"),
+        ):
+            for name in names:
+                require_known(name, valid, what)
+
+    def models(self) -> list[tuple[str, str, str]]:
+        """Placement, head and strategy of every model."""
+        return list(itertools.product(self.placements, self.heads, self.strategies))
+
+
+def read_grid(path: Path) -> Grid:
+    """A grid from TOML.
+
+    Raises:
+        BadRequest: not there, not TOML, a key that does not exist, or an unknown name; lists the valid ones.
+    """
+    try:
+        found = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadRequest(f"{path}: no such grid") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path}: not valid TOML ({error})") from None
+    known = [entry.name for entry in fields(Grid)]
+    flat = {**found.get("data", {}), **found.get("grid", {}), "training": found.get("training", {})}
+    for key in (*(set(found) - {"data", "grid", "training"}), *flat):
+        if key not in known:
+            raise BadRequest(f"{path}: unknown key '{key}'; a grid has {', '.join(known)}")
+    for key in ("train", "val", "test", "recipe"):
+        if key not in flat:
+            raise BadRequest(f"{path}: [data] lacks '{key}'")
+    folders = {key: path.parent / flat[key] for key in ("val", "test", "recipe")}
+    trains = [flat["train"]] if isinstance(flat["train"], str) else flat["train"]
+    lists = {key: tuple(value) for key, value in flat.items() if isinstance(value, list) and key != "train"}
+    return Grid(**{**flat, **folders, **lists, "train": tuple(path.parent / name for name in trains)})
+
+
+def run(grid: Grid, out: Path, progress: Progress) -> dict[str, Any]:
+    """Train, build and observe every model that ``out`` does not hold yet, compare all policies, and return the figures.
+
+    What is done stays in ``out``, so that a killed run goes on where it stood.
+    """
+    data = join([read_dataset(folder) for folder in grid.train])
+    val, test = (read_dataset(folder, data.labels) for folder in (grid.val, grid.test))
+    models = grid.models()
+    found = []
+    for at, (placement, head, strategy) in enumerate(models):
+        progress("models", at, len(models))
+        key = "-".join((placement.replace(",", "+"), head, strategy))
+        package, seen = _model(grid, placement, head, strategy, data, val, test, out / key, progress)
+        if package is None:
+            continue
+        found.append(
+            {
+                "placement": placement,
+                "head": head,
+                "strategy": strategy,
+                **_compare(grid, package, seen, test, progress),
+            }
+        )
+    progress("models", len(models), len(models))
+    return {
+        "schema": SCHEMA,
+        **environment(),
+        "pages": {"test": len(test), "val": len(val), "train": len(data)},
+        "models": found,
+    }
+
+
+def _model(
+    grid: Grid,
+    placement: str,
+    head: str,
+    strategy: str,
+    data: Dataset,
+    val: Dataset,
+    test: Dataset,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Package | None, dict[str, fit.Observed]]:
+    """The package of one model and what it says of all pages: from ``folder``, or made and put there."""
+    recipe = training.read_recipe(grid.recipe)
+    layers = recipe.model.get("num_hidden_layers", 12)
+    exits = list(parse(placement, layers)[:-1])
+    given = recipe.model.get("heads", {})
+    heads = {name: given[name] if given.get(name, {}).get("reads") == "pixels" else HEADS[head] for name in exits}
+    recipe = replace(
+        recipe, model={**recipe.model, "exits": exits, "heads": heads}, strategy=strategy, **(grid.training or {})
+    )
+    checkpoint, package_folder, cache = folder / "checkpoint", folder / "model.ee", folder / "logits"
+    if not checkpoint.exists():
+        training.train(
+            data,
+            val,
+            checkpoint,
+            recipe,
+            None,
+            lambda done, total, line: progress(f"train {folder.name}", done, total),
+            False,
+        )
+    if not package_folder.exists():
+        build(checkpoint, grid.val, package_folder, ocr_ms=grid.ocr_ms, progress=lambda stage, done, total: None)
+    package = open_package(package_folder)
+    if not cache.exists():
+        chain = load_package(package)
+        parts, _ = fit.held_out(val, 0)
+        with staged_folder(cache) as staging:
+            for name, pages in {**parts, "test": test}.items():
+                seen = fit.observe(chain, pages, None, lambda done, total, name=name: progress(name, done, total))  # type: ignore[misc]
+                (staging / f"{name}.npz").write_bytes(_pack(seen))
+    return package, {name: _unpack((cache / f"{name}.npz").read_bytes()) for name in PARTS}
+
+
+def _compare(
+    grid: Grid, package: Package, seen: dict[str, fit.Observed], test: Dataset, progress: Progress
+) -> dict[str, Any]:
+    manifest, target = package.manifest, package.target("cpu-fp32")
+    chain = load_package(package)
+    arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
+    policies, reliability = [], {}
+    choices = list(itertools.product(grid.calibration, grid.criteria))
+    for at, (method, criterion) in enumerate(choices):
+        progress("policies", at, len(choices))
+        fitted = fit.calibrated(target, seen["calibrate"], method)
+        if method not in reliability:
+            reliability[method] = _by_exit(manifest, fitted, seen["test"])
+        try:
+            policies.append(_policy(grid, manifest, fitted, criterion, method, chain, seen, arrays))
+        except BadRequest as error:
+            policies.append({"calibration": method, "criterion": criterion, "left_out": str(error)})
+    progress("policies", len(choices), len(choices))
+    return {
+        "exits": manifest.exits,
+        "by_exit": reliability,
+        "policies": policies,
+        "anytime": _anytime(chain, seen["test"], arrays),
+    }
+
+
+def _policy(
+    grid: Grid,
+    manifest: Manifest,
+    target: Target,
+    criterion: str,
+    method: str,
+    chain: Chain,
+    seen: dict[str, fit.Observed],
+    arrays: Sequence[Arrays],
+) -> dict[str, Any]:
+    """One calibration and criterion: its frontier carried over to the test pages, and its default point run for real."""
+    weights = fit.weighted(manifest, target, criterion, seen["calibrate"])
+    bands = manifest.encoding.bands
+
+    def judged(part: str) -> Scored:
+        return fit.scored(manifest, target, seen[part], grid.ocr_ms, criterion, weights, bands)
+
+    tuning, testing = judged("tune"), judged("test")
+    points = []
+    for point in frontier(tuning):
+        found = evaluate(testing, point.thresholds)
+        points.append({"mean_cost_ms": found.mean_cost_ms, "accuracy": found.accuracy})
+    bars: dict[str, Threshold] = dict(zip(manifest.exits, fit.Wish(criterion).choose(tuning), strict=False))
+    operating = OperatingPoint(criterion, bars, weights)
+    running = Chain(chain.package, target, operating, chain.segments, chain.encoder)
+    answers, times = [], []
+    for page in arrays:
+        started = time.perf_counter()
+        answers.append(running.predict_encoded(page))
+        times.append((time.perf_counter() - started) * 1e3)
+    probabilities = np.array([list(answer.probabilities.values()) for answer in answers])
+    exits = np.array([manifest.exits.index(answer.exit) for answer in answers])
+    depths = [float(name.removeprefix("encoder.")) if name.startswith("encoder.") else 0.0 for name in manifest.exits]
+    depths[-1] = float(manifest.model["layers"])
+    return {
+        "calibration": method,
+        "criterion": criterion,
+        "thresholds": bars,
+        "frontier": points,
+        "auroc": {name: metrics.auroc(testing.scores[at], testing.right[at]) for at, name in enumerate(manifest.exits)},
+        "exit_rate": {name: float((exits == at).mean()) for at, name in enumerate(manifest.exits)},
+        "metrics": _with_intervals(probabilities, seen["test"].targets, exits, np.array(depths), np.array(times)),
+    }
+
+
+def _with_intervals(
+    probabilities: np.ndarray, targets: np.ndarray, exits: np.ndarray, depths: np.ndarray, times: np.ndarray
+) -> dict[str, list[float]]:
+    """Each metric with its 95 % bootstrap interval: value, low, high."""
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    right = predicted == targets
+    logs = np.log(np.maximum(probabilities, 1e-12))
+    statistics: dict[str, Callable[[np.ndarray], float]] = {
+        "accuracy": lambda rows: float(right[rows].mean()),
+        "macro_f1": lambda rows: metrics.macro_f1(predicted[rows], targets[rows]),
+        "micro_f1": lambda rows: metrics.micro_f1(predicted[rows], targets[rows]),
+        "nll": lambda rows: metrics.nll(logs[rows], targets[rows]),
+        "brier": lambda rows: metrics.brier(probabilities[rows], targets[rows]),
+        "ece": lambda rows: metrics.ece(confidence[rows], right[rows]),
+        "aurc": lambda rows: metrics.aurc(confidence[rows], right[rows]),
+        "mean_depth": lambda rows: metrics.mean_depth(exits[rows], depths.tolist()),
+        "mean_ms": lambda rows: float(times[rows].mean()),
+        "p50_ms": lambda rows: float(np.percentile(times[rows], 50)),
+        "p90_ms": lambda rows: float(np.percentile(times[rows], 90)),
+        "p99_ms": lambda rows: float(np.percentile(times[rows], 99)),
+    }
+    everything = np.arange(len(targets))
+    return {
+        name: [statistic(everything), *metrics.bootstrap(statistic, len(targets), draws=400)]
+        for name, statistic in statistics.items()
+    }
+
+
+def _by_exit(manifest: Manifest, target: Target, pages: fit.Observed) -> dict[str, Any]:
+    """Accuracy, calibration and reliability of every exit on all pages, under the target's calibration."""
+    seen = fit.scored(manifest, target, pages, 0.0, bands=manifest.encoding.bands)
+    found = {}
+    for at, name in enumerate(manifest.exits):
+        calibration = target.calibration_of(name, len(manifest.labels))
+        logits = pages.logits[name] * np.array(calibration.scale) + np.array(calibration.bias)
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+        right, confidence = seen.right[at], probabilities.max(axis=1)
+        found[name] = {
+            "accuracy": float(right.mean()),
+            "nll": metrics.nll(logits, pages.targets),
+            "brier": metrics.brier(probabilities, pages.targets),
+            "ece": metrics.ece(confidence, right),
+            "aurc": metrics.aurc(confidence, right),
+            "reliability": metrics.reliability(confidence, right),
+        }
+    return found
+
+
+def _anytime(chain: Chain, pages: fit.Observed, arrays: Sequence[Arrays], count: int = 8) -> list[dict[str, float]]:
+    """Accuracy as a function of the deadline, from what the first exit takes to what all of the model takes; measured."""
+    totals = np.array([sum(chain.time_segments(page).values()) for page in arrays[:12]])
+    longest = 1.3 * float(np.median(totals))
+    found = []
+    for deadline in np.geomspace(longest / 40, longest, count).tolist():
+        answers = [chain.predict_encoded(page, deadline_ms=deadline) for page in arrays]
+        right = [
+            chain.labels.index(answer.label) == target for answer, target in zip(answers, pages.targets, strict=True)
+        ]
+        late = [answer.latency_ms > deadline for answer in answers]
+        found.append({"deadline_ms": deadline, "accuracy": float(np.mean(right)), "late": float(np.mean(late))})
+    return found
+
+
+def _pack(seen: fit.Observed) -> bytes:
+    buffer = io.BytesIO()
+    arrays = {f"logits/{name}": values for name, values in seen.logits.items()}
+    arrays |= {f"tokens/{name}": values for name, values in seen.tokens.items()}
+    np.savez_compressed(buffer, allow_pickle=False, targets=seen.targets, digest=np.array(seen.digest), **arrays)
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> fit.Observed:
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        kept = {
+            kind: {name.removeprefix(kind): found[name] for name in found.files if name.startswith(kind)}
+            for kind in ("logits/", "tokens/")
+        }
+        return fit.Observed(kept["logits/"], kept["tokens/"], found["targets"], str(found["digest"]))
+
+
+def to_json(result: dict[str, Any], grid: Grid) -> str:
+    """The figures and the grid they belong to, as JSON."""
+    return json.dumps({**result, "grid": {**asdict(grid)}}, default=str, indent=1, allow_nan=True) + "\n"
