@@ -88,13 +88,14 @@ def real(package: Path, data: Path) -> Scored:
     """All pages of a folder as a package's exits see them."""
     from ee_export import fit
     from ee_export.data import read_dataset
+    from ee_export.observe import observe
     from ee_export.package import open_package
     from ee_export.runtime.chain import load_package
 
     opened = open_package(package)
     target = opened.target("cpu-fp32")
     pages = read_dataset(data, opened.manifest.labels)
-    seen = fit.observe(load_package(opened), pages, None, lambda done, total: None)
+    seen = observe(load_package(opened), pages, None, lambda done, total: None)
     return fit.scored(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
 
 

@@ -24,7 +24,7 @@ from ee_export.model.augment import augment_images
 from ee_export.model.exits import HeadSpec
 from ee_export.model.heads import PixelRamp
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3Config
-from ee_export.model.train import EncodedPages, encode_pages
+from ee_export.model.pages import EncodedPages, encode_pages
 from ee_export.runtime.costs import machine_name
 
 BATCH = 32

@@ -15,6 +15,7 @@ from ee_export.errors import BadData
 from ee_export.manifest import SCHEMA, Manifest, Target
 from ee_export.model import checkpoint
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.observe import held_out, observe, read_pages
 from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
 from ee_export.page import Ocr, find_images, read_page
 from ee_export.policy import certify
@@ -67,8 +68,8 @@ def build(
     check_destination(out, overwrite=overwrite)
     model, tokenizer = checkpoint.load(checkpoint_folder)
     labels = checkpoint.labels_of(model.config)
-    held_out = read_dataset(data, labels)
-    parts, split = fit.held_out(held_out, seed)
+    pages = read_dataset(data, labels)
+    parts, split = held_out(pages, seed)
     if wish.epsilon is not None and len(parts["certify"]) < certify.pages_needed(wish.epsilon, wish.delta):
         wish = replace(wish, epsilon=None)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
@@ -79,7 +80,7 @@ def build(
         chain = load_package(package)
         target = package.target(TARGET)
 
-        samples = fit.read_pages(parts["tune"], None)[:12]
+        samples = read_pages(parts["tune"], None)[:12]
         start_ms = 0.0
         if ocr_ms is None and ocr is not None:
             progress("measure", 0, 2)
@@ -90,7 +91,7 @@ def build(
         progress("measure", 2, 2)
 
         seen = {
-            part: fit.observe(chain, parts[part], ocr, lambda done, total, part=part: progress(part, done, total))  # type: ignore[misc]
+            part: observe(chain, parts[part], ocr, lambda done, total, part=part: progress(part, done, total))  # type: ignore[misc]
             for part in parts
         }
         target = fit.calibrated(target, seen["calibrate"])

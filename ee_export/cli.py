@@ -14,6 +14,7 @@ from ee_export.console import err, export_extra, json_option, one_line, out, pro
 from ee_export.errors import BadRequest, EeError
 from ee_export.ocr import installed, tesseract
 from ee_export.page import Ocr, find_images, read_page
+from ee_export.show import cells, ms, print_package, val_table
 
 _FOLDER = click.Path(path_type=Path)
 point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
@@ -86,9 +87,10 @@ def train(
 
     with export_extra():
         from ee_export.model import exits as exit_names
+        from ee_export.model import recipe as recipes
         from ee_export.model import train as training
 
-    recipe = training.read_recipe(recipe_path) if recipe_path else training.Recipe()
+    recipe = recipes.read_recipe(recipe_path) if recipe_path else recipes.Recipe()
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if exits is not None:
         layers = recipe.model.get("num_hidden_layers", 12)
@@ -111,7 +113,7 @@ def train(
 
         training.train(pages, val_pages, out, recipe, init, progress, force)
     report = json.loads((out / "training.json").read_text())
-    _show(as_json, {"checkpoint": str(out), **report}, _val_table(report["val_accuracy"]), f"{out} is ready")
+    print_result(as_json, {"checkpoint": str(out), **report}, val_table(report["val_accuracy"]), f"{out} is ready")
 
 
 @cli.command()
@@ -157,7 +159,7 @@ def build(
             overwrite=force,
             progress=show,
         )
-    _show_package(package, target, None, as_json)
+    print_package(package, target, None, as_json)
 
 
 @cli.command()
@@ -203,7 +205,7 @@ def verify(package: Path, target: str, operating_point: str | None, as_json: boo
     for name, difference in result.differences.items():
         table.add_row(name, f"{difference:.1e}")
     said = f"{package}, {target}: {result.pages} golden pages replayed; all within {result.tolerance:.0e}; same exits at {', '.join(result.operating_points)}"
-    _show(as_json, {"package": str(package), **asdict(result)}, table, said)
+    print_result(as_json, {"package": str(package), **asdict(result)}, table, said)
 
 
 @cli.command()
@@ -215,7 +217,7 @@ def inspect(package: Path, target: str, operating_point: str | None, as_json: bo
     """Show what PACKAGE holds: exits, costs, calibration, operating points."""
     from ee_export.package import open_package
 
-    _show_package(open_package(package), target, operating_point, as_json)
+    print_package(open_package(package), target, operating_point, as_json)
 
 
 @cli.command()
@@ -261,7 +263,7 @@ def predict(
                 found = answer.to_dict()
                 scores = {step.name: step.score for step in answer.trace if step.score is not None}
                 row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": scores}
-                table.add_row(*_cells(path, found))
+                table.add_row(*cells(path, found))
             if jsonl:
                 click.echo(json.dumps(row, ensure_ascii=False))
             elif len(images) > 20:
@@ -301,7 +303,7 @@ def monitor(package: Path, answers: Any, false_alarm: float, target: str, operat
     table = Table("compared", "p-value", "alarm below", "")
     for test in found.tests:
         table.add_row(test.name, f"{test.p_value:.5f}", f"{test.level:.5f}", "alarm" if test.alarm else "")
-    _show(as_json, {"package": str(package), **asdict(found), "alarm": found.alarm}, table, found.sentence)
+    print_result(as_json, {"package": str(package), **asdict(found), "alarm": found.alarm}, table, found.sentence)
     if found.alarm:
         sys.exit(1)
 
@@ -330,10 +332,10 @@ def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) 
             entry["label"] + mark,
             entry["exit"],
             asked,
-            _ms(entry["latency_ms"]),
-            _ms(entry["whole_model_ms"]),
+            ms(entry["latency_ms"]),
+            ms(entry["whole_model_ms"]),
         )
-    _show(as_json, result, table, result["summary"])
+    print_result(as_json, result, table, result["summary"])
 
 
 def main() -> None:
@@ -365,7 +367,7 @@ def _refit(as_json: bool, method: str | None, **asked: Any) -> None:
             recalibrate=method,
             progress=show,
         )
-    _show_package(package, asked["target"], None, as_json)
+    print_package(package, asked["target"], None, as_json)
 
 
 def _show_frontier(as_json: bool, **asked: Any) -> None:
@@ -381,98 +383,10 @@ def _show_frontier(as_json: bool, **asked: Any) -> None:
     for point in points:
         bars = ("never" if value is None else f"≥ {value:.4f}" for value in point.thresholds)
         table.add_row(f"{point.mean_cost_ms:.2f}", f"{point.accuracy:.4f}", *bars)
-    _show(as_json, {"package": str(package.path), "frontier": [asdict(point) for point in points]}, table)
+    print_result(as_json, {"package": str(package.path), "frontier": [asdict(point) for point in points]}, table)
 
 
 def _wish(asked: dict[str, Any]) -> Any:
     from ee_export.fit import Wish
 
     return Wish(**{name: asked[name] for name in Wish.__dataclass_fields__})
-
-
-def _show(as_json: bool, value: dict[str, Any], table: Table, said: str = "") -> None:
-    if as_json:
-        click.echo(json.dumps(value, ensure_ascii=False))
-    else:
-        out.print(table)
-        out.print(said)
-
-
-def _val_table(accuracy: dict[str, float]) -> Table:
-    table = Table("exit", "validation accuracy")
-    for name, value in accuracy.items():
-        table.add_row(name, f"{value:.3f}")
-    return table
-
-
-def _cells(path: Path, found: dict[str, Any]) -> tuple[str, ...]:
-    used = "yes" if found["ocr_used"] else "no"
-    return str(path), found["label"], found["exit"], f"{found['score']:.3f}", used, f"{found['latency_ms']:.1f}"
-
-
-def _ms(value: float) -> str:
-    return f"{value:,.1f} ms"
-
-
-def _show_package(package: Any, target_name: str, point: str | None, as_json: bool) -> None:
-    manifest, target = package.manifest, package.target(target_name)
-    points = {name: found for name, found in target.operating_points.items() if point in (None, name)}
-    if not points:
-        raise BadRequest(f"unknown operating point '{point}': this target has {', '.join(target.operating_points)}")
-    if as_json:
-        click.echo(
-            json.dumps({"package": str(package.path), **asdict(replace(manifest, files={}))}, ensure_ascii=False)
-        )
-        return
-    size = sum(entry.size for entry in manifest.files.values()) / 1e6
-    out.print(f"{package.path}: {manifest.name}, {len(manifest.labels)} labels, {size:.1f} MB, target {target_name}")
-    out.print(f"labels: {', '.join(manifest.labels)}")
-    table = Table("exit", "segment ms", "temperature", "differs from torch")
-    for name in points:
-        table.add_column(f"{name}: leaves at")
-    for at, segment in enumerate(target.segments):
-        name = segment.exit
-        calibration = target.calibration.get(name)
-        cost = f"{target.costs.segments_ms[name][-1]:.2f}" if target.costs else "–"
-        row = [
-            name,
-            cost,
-            f"{1 / calibration.scale[0]:.3f}" if calibration else "–",
-            f"{target.equality.get(name, 0):.0e}",
-        ]
-        for found in points.values():
-            threshold = found.thresholds.get(name)
-            if isinstance(threshold, tuple):
-                threshold = min((value for value in threshold if value is not None), default=None)
-            rate = found.measured.get(f"exit_rate.{name}", 0.0)
-            bar = "always" if at == len(target.segments) - 1 else "never" if threshold is None else f"≥ {threshold:.4f}"
-            row.append(f"{bar} ({rate:.0%})")
-        table.add_row(*row)
-    out.print(table)
-    for name, found in points.items():
-        if found.measured:
-            out.print(
-                f"{name}: accuracy {found.measured['accuracy']:.3f}, mean {found.measured['mean_cost_ms']:.1f} ms a page on the "
-                f"{found.measured['pages']:.0f} pages it was tuned on",
-            )
-    if target.costs:
-        ocr = "not measured" if target.costs.ocr_ms is None else f"{target.costs.ocr_ms:.0f} ms"
-        out.print(
-            f"costs measured on {target.costs.machine}; {target.costs.tokens[-1]} text tokens; OCR {ocr}",
-        )
-    for name, found in points.items():
-        if found.certificate is not None:
-            out.print(f"{name}: {_certificate(found.certificate)}")
-
-
-def _certificate(proof: Any) -> str:
-    """A certificate as a sentence for somebody who signs it."""
-    lost = {
-        "accuracy_lost": "get a wrong answer where the whole model is right",
-        "disagreement": "get another answer than the whole model gives",
-    }
-    chance = "on average" if proof.delta is None else f"with probability {1 - proof.delta:.0%}"
-    return (
-        f"certified: {chance}, at most {proof.epsilon:.1%} of pages like those tested {lost[proof.risk]}; "
-        f"{proof.losses} of the {proof.pages} tested did, which alone would prove {proof.bound:.1%}"
-    )

@@ -8,22 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from ee_export import golden
-from ee_export.data import Dataset, read_dataset, stratified_split
-from ee_export.encode import tokens_read
-from ee_export.errors import BadData, BadRequest, require_known
+from ee_export.data import read_dataset
+from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import Calibration, Certificate, Costs, Manifest, OperatingPoint, Seen, Split, Target, gate_name
+from ee_export.observe import Observed, held_out, observe
 from ee_export.package import GOLDEN, Package, rewrite_package
-from ee_export.page import Ocr, Page, read_page
+from ee_export.page import Ocr
 from ee_export.policy import certify
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import score_pages
 from ee_export.policy.drift import histogram
 from ee_export.policy.tune import Point, Scored, careful, cheapest, evaluate, frontier, most_accurate, not_beaten
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import load_package
 from ee_export.runtime.plan import FULL, rules
 
-SHARES = {"calibrate": 0.20, "tune": 0.35, "certify": 0.45}
 CRITERION = "max_probability"
 MARGIN = 0.5
 
@@ -34,60 +33,6 @@ RISKS: dict[str, Callable[[Scored, np.ndarray], np.ndarray]] = {
 """Which pages are lost, bool ``[N]``, when they leave at these exits: a right answer of ``final`` made wrong (which bounds the
 accuracy lost from above, for pages made right do not pay for it), or an answer that is not that of ``final`` (which needs no
 labels)."""
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What every exit of a target says of some labelled pages.
-
-    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate; ``tokens``: of the text that each exit reads, ``[N]``;
-    ``targets``: labels, ``[N]``.
-    """
-
-    logits: dict[str, np.ndarray]
-    tokens: dict[str, np.ndarray]
-    targets: np.ndarray
-    digest: str
-
-
-def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]:
-    """Keep pages for calibrating, tuning and certifying apart, by class; returns the parts and the record of it.
-
-    Raises:
-        BadData: a part would be empty.
-    """
-    parts = stratified_split(data, SHARES, seed)
-    for name, part in parts.items():
-        if len(part) < 2:
-            raise BadData(
-                f"{data.root}: too few pages ({len(data)}) to keep some apart to {name}; add pages to every class"
-            )
-    return parts, Split(seed, data.digest(), dict(SHARES), {name: len(part) for name, part in parts.items()})
-
-
-def read_pages(data: Dataset, ocr: Ocr | None) -> list[Page]:
-    """The pages of a data set, with ``ocr`` for those without words."""
-    return [read_page(path, ocr) for path in data.paths]
-
-
-def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) -> Observed:
-    """Run all exits of a chain on every page."""
-    pages = read_pages(data, ocr)
-    logits: dict[str, list[np.ndarray]] = {name: [] for name in chain.package.manifest.answers()}
-    tokens: dict[str, list[int]] = {name: [] for name in chain.exits}
-    reads = {name: rule.reads for name, rule in zip(chain.exits, chain.rules, strict=True)}
-    for done, page in enumerate(pages):
-        arrays = chain.encode([page])
-        for name, percent in reads.items():
-            tokens[name].append(tokens_read(arrays, percent))
-        for name, values in chain.logits(arrays).items():
-            logits[name].append(values)
-        progress(done + 1, len(pages))
-    joined = {name: np.concatenate(values) for name, values in logits.items()}
-    counted = {name: np.asarray(values) for name, values in tokens.items()}
-    return Observed(joined, counted, np.asarray(data.targets), data.digest())
 
 
 def calibrated(target: Target, pages: Observed, method: str = "temperature") -> Target:

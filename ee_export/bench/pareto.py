@@ -26,7 +26,9 @@ from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import Manifest, OperatingPoint, Target
 from ee_export.model import train as training
 from ee_export.model.exits import PLACEMENTS, parse
+from ee_export.model.recipe import read_recipe
 from ee_export.model.strategies import STRATEGIES
+from ee_export.observe import Observed, held_out, observe
 from ee_export.package import Package, open_package
 from ee_export.policy import metrics
 from ee_export.policy.criteria import CRITERIA
@@ -156,9 +158,9 @@ def _model(
     test: Dataset,
     folder: Path,
     progress: Progress,
-) -> tuple[Package | None, dict[str, fit.Observed]]:
+) -> tuple[Package | None, dict[str, Observed]]:
     """The package of one model and what it says of all pages: from ``folder``, or made and put there."""
-    recipe = training.read_recipe(grid.recipe)
+    recipe = read_recipe(grid.recipe)
     layers = recipe.model.get("num_hidden_layers", 12)
     exits = list(parse(placement, layers)[:-1])
     given = recipe.model.get("heads", {})
@@ -182,16 +184,16 @@ def _model(
     package = open_package(package_folder)
     if not cache.exists():
         chain = load_package(package)
-        parts, _ = fit.held_out(val, 0)
+        parts, _ = held_out(val, 0)
         with staged_folder(cache) as staging:
             for name, pages in {**parts, "test": test}.items():
-                seen = fit.observe(chain, pages, None, lambda done, total, name=name: progress(name, done, total))  # type: ignore[misc]
+                seen = observe(chain, pages, None, lambda done, total, name=name: progress(name, done, total))  # type: ignore[misc]
                 (staging / f"{name}.npz").write_bytes(_pack(seen))
     return package, {name: _unpack((cache / f"{name}.npz").read_bytes()) for name in PARTS}
 
 
 def _compare(
-    grid: Grid, package: Package, seen: dict[str, fit.Observed], test: Dataset, progress: Progress
+    grid: Grid, package: Package, seen: dict[str, Observed], test: Dataset, progress: Progress
 ) -> dict[str, Any]:
     manifest, target = package.manifest, package.target("cpu-fp32")
     chain = load_package(package)
@@ -223,7 +225,7 @@ def _policy(
     criterion: str,
     method: str,
     chain: Chain,
-    seen: dict[str, fit.Observed],
+    seen: dict[str, Observed],
     arrays: Sequence[Arrays],
 ) -> dict[str, Any]:
     """One calibration and criterion: its frontier carried over to the test pages, and its default point run for real."""
@@ -289,7 +291,7 @@ def _with_intervals(
     }
 
 
-def _by_exit(manifest: Manifest, target: Target, pages: fit.Observed) -> dict[str, Any]:
+def _by_exit(manifest: Manifest, target: Target, pages: Observed) -> dict[str, Any]:
     """Accuracy, calibration and reliability of every exit on all pages, under the target's calibration."""
     seen = fit.scored(manifest, target, pages, 0.0, bands=manifest.encoding.bands)
     found = {}
@@ -310,7 +312,7 @@ def _by_exit(manifest: Manifest, target: Target, pages: fit.Observed) -> dict[st
     return found
 
 
-def _anytime(chain: Chain, pages: fit.Observed, arrays: Sequence[Arrays], count: int = 8) -> list[dict[str, float]]:
+def _anytime(chain: Chain, pages: Observed, arrays: Sequence[Arrays], count: int = 8) -> list[dict[str, float]]:
     """Accuracy as a function of the deadline, from what the first exit takes to what all of the model takes; measured."""
     totals = np.array([sum(chain.time_segments(page).values()) for page in arrays[:12]])
     longest = 1.3 * float(np.median(totals))
@@ -325,7 +327,7 @@ def _anytime(chain: Chain, pages: fit.Observed, arrays: Sequence[Arrays], count:
     return found
 
 
-def _pack(seen: fit.Observed) -> bytes:
+def _pack(seen: Observed) -> bytes:
     buffer = io.BytesIO()
     arrays = {f"logits/{name}": values for name, values in seen.logits.items()}
     arrays |= {f"tokens/{name}": values for name, values in seen.tokens.items()}
@@ -333,13 +335,13 @@ def _pack(seen: fit.Observed) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(data: bytes) -> fit.Observed:
+def _unpack(data: bytes) -> Observed:
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
         kept = {
             kind: {name.removeprefix(kind): found[name] for name in found.files if name.startswith(kind)}
             for kind in ("logits/", "tokens/")
         }
-        return fit.Observed(kept["logits/"], kept["tokens/"], found["targets"], str(found["digest"]))
+        return Observed(kept["logits/"], kept["tokens/"], found["targets"], str(found["digest"]))
 
 
 def to_json(result: dict[str, Any], grid: Grid) -> str:

@@ -3,9 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,12 +12,13 @@ from ee_export.encode import Arrays, Encoder, tokens_read
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
 from ee_export.page import Page
-from ee_export.policy.criteria import CRITERIA, Known
+from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.plan import FULL, PlanStep, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
+from ee_export.runtime.records import Call, Group, Record
 from ee_export.runtime.segment import Segment
 from ee_export.strips import TextReader
 
@@ -136,15 +135,15 @@ class Chain:
             BadPage, NoText: a page cannot be read or its text is needed and not to be had; names the page.
         """
         begin = time.perf_counter()
-        call = _Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
+        call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
         images = [page.decoded() for page in pages]
-        records = [_Record(TextReader(page, image)) for page, image in zip(pages, images, strict=True)]
+        records = [Record(TextReader(page, image)) for page, image in zip(pages, images, strict=True)]
         (_, first_text, _), *text_runs = self._runs if call.deadline is None else self._anytime_runs
         groups = []
         for at in range(0, len(pages), _MAX_BATCH):
             rows = list(range(at, min(at + _MAX_BATCH, len(pages))))
             pixels = [self.encoder.image(images[row])["pixel_values"] for row in rows]
-            groups.append(_Group(rows, {"pixel_values": pixels[0] if len(rows) == 1 else np.concatenate(pixels)}, 0))
+            groups.append(Group(rows, {"pixel_values": pixels[0] if len(rows) == 1 else np.concatenate(pixels)}, 0))
             self._advance(groups[-1], 0, first_text, records, call)
         for first, end, reads in text_runs:
             groups = self._with_text(groups, reads, records, call)
@@ -155,9 +154,9 @@ class Chain:
     def predict_encoded(self, arrays: Arrays, *, deadline_ms: float | None = None) -> Answer:
         """Classify one page whose inputs are encoded already, its text included; see :meth:`predict_batch`."""
         begin = time.perf_counter()
-        call = _Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
-        record = _Record(text=arrays)
-        self._advance(_Group([0], dict(arrays), arrays["input_ids"].shape[1]), 0, len(self._plan), [record], call)
+        call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
+        record = Record(text=arrays)
+        self._advance(Group([0], dict(arrays), arrays["input_ids"].shape[1]), 0, len(self._plan), [record], call)
         return self._answer(record, begin)
 
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -190,7 +189,7 @@ class Chain:
         pixels = np.concatenate([self.encoder.image(image)["pixel_values"] for image in images])
         return {"pixel_values": pixels, **self.encoder.collate(texts)}
 
-    def _advance(self, group: "_Group", first: int, end: int, records: list["_Record"], call: "_Call") -> None:
+    def _advance(self, group: Group, first: int, end: int, records: list[Record], call: Call) -> None:
         """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""
         judge = CRITERIA[self.operating_point.criterion]
         for step in self._plan[first:end]:
@@ -225,11 +224,9 @@ class Chain:
             if len(stay) < len(logits):
                 group.keep(stay)
 
-    def _with_text(
-        self, groups: Sequence["_Group"], percent: int, records: list["_Record"], call: "_Call"
-    ) -> list["_Group"]:
+    def _with_text(self, groups: Sequence[Group], percent: int, records: list[Record], call: Call) -> list[Group]:
         """Read the top ``percent`` of the pages that are still undecided, and group them anew by length."""
-        read: list[tuple[Arrays, _Group, int]] = []
+        read: list[tuple[Arrays, Group, int]] = []
         for group in groups:
             for position, row in enumerate(group.rows):
                 record = records[row]
@@ -238,7 +235,7 @@ class Chain:
                     read.append((record.text, group, position))
 
         read.sort(key=lambda entry: entry[0]["input_ids"].shape[1])
-        batches: list[list[tuple[Arrays, _Group, int]]] = []
+        batches: list[list[tuple[Arrays, Group, int]]] = []
         for entry in read:
             length = entry[0]["input_ids"].shape[1]
             if (
@@ -250,7 +247,7 @@ class Chain:
             batches[-1].append(entry)
         return [self._regroup(batch) for batch in batches]
 
-    def _read(self, record: "_Record", percent: int, call: "_Call") -> bool:
+    def _read(self, record: Record, percent: int, call: Call) -> bool:
         """Read a page's text that far; False where the deadline forbids it, and the page is answered."""
         reader = record.reader
         assert reader is not None
@@ -273,7 +270,7 @@ class Chain:
         record.text = self.encoder.text(words, boxes)
         return True
 
-    def _regroup(self, batch: list[tuple[Arrays, "_Group", int]]) -> "_Group":
+    def _regroup(self, batch: list[tuple[Arrays, Group, int]]) -> Group:
         texts = self.encoder.collate([arrays for arrays, _, _ in batch])
         state = dict(texts)
         for name in batch[0][1].state.keys() - texts.keys():
@@ -282,15 +279,15 @@ class Chain:
             else:
                 state[name] = backend.gather([(group.state[name], [position]) for _, group, position in batch])
         rows = [group.rows[position] for _, group, position in batch]
-        return _Group(rows, state, texts["input_ids"].shape[1])
+        return Group(rows, state, texts["input_ids"].shape[1])
 
-    def _overruns(self, call: "_Call", step: PlanStep, tokens: int, batch: int) -> bool:
+    def _overruns(self, call: Call, step: PlanStep, tokens: int, batch: int) -> bool:
         if call.deadline is None:
             return False
         cost = self.target.costs.segment_ms(step.exit, tokens, batch) if self.target.costs else 0.0
         return time.perf_counter() + cost / 1e3 > call.deadline
 
-    def _answer(self, record: "_Record", begin: float) -> Answer:
+    def _answer(self, record: Record, begin: float) -> Answer:
         trace = tuple(
             Step(name, batch, taken, self._label(probabilities) if probabilities else None, reached, left)
             for name, batch, taken, probabilities, reached, left in record.visits
@@ -309,46 +306,3 @@ class Chain:
 
     def _label(self, probabilities: list[float]) -> str:
         return self.labels[probabilities.index(max(probabilities))]
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    begin: float
-    deadline: float | None
-
-
-@dataclass(slots=True)
-class _Group:
-    """Pages that run together: their indices in the call, their state, their padded text length."""
-
-    rows: list[int]
-    state: dict[str, backend.Tensor]
-    tokens: int
-
-    def keep(self, positions: list[int]) -> None:
-        """Pack the pages at ``positions`` and forget the others."""
-        self.rows = [self.rows[position] for position in positions]
-        if positions:
-            self.state = {name: backend.gather([(tensor, positions)]) for name, tensor in self.state.items()}
-        else:
-            self.state = {}
-
-
-_Visit = tuple[str, int, float, list[float], Any, bool]
-"""What becomes a :class:`Step` once the page is answered: between two segments the caches are cold, and every line costs."""
-
-
-@dataclass(slots=True)
-class _Record:
-    """What is known of one page so far."""
-
-    reader: TextReader | None = None
-    visits: list[_Visit] = field(default_factory=list)
-    known: Known = field(default_factory=Known)
-    text: Arrays | None = None
-    finished: float = 0.0
-    deadline_hit: bool = False
-
-    def finish(self, *, deadline_hit: bool) -> None:
-        self.finished = time.perf_counter()
-        self.deadline_hit = deadline_hit

@@ -10,6 +10,8 @@ from torch import Tensor
 from ee_export.errors import BadRequest
 from ee_export.model import train as training
 from ee_export.model.exits import parse
+from ee_export.model.pages import EncodedPages
+from ee_export.model.recipe import Recipe
 from ee_export.model.strategies import STRATEGIES, Settings, gate_loss, head_prefix, on_the_way, phases
 from tests.conftest import random_model, tiny_config
 
@@ -110,9 +112,9 @@ def moved(strategy: str, phase: int) -> set[str]:
     """Names of the parameters that change in a phase of training on a few pages."""
     config = tiny_config(exits=list(EXITS[:-1]), heads={}, max_text_tokens=32, input_size=64)
     model = random_model(config)
-    recipe = training.Recipe(strategy=strategy, epochs=1, batch_size=8, learning_rate=1e-2)
+    recipe = Recipe(strategy=strategy, epochs=1, batch_size=8, learning_rate=1e-2)
     count = 16
-    pages = training.EncodedPages(
+    pages = EncodedPages(
         torch.randint(0, 255, (count, 1, 64, 64), dtype=torch.uint8),
         [
             (torch.randint(5, 300, (20,)).numpy(), torch.randint(0, 999, (20, 4)).sort()[0].numpy())

@@ -1,0 +1,67 @@
+"""Pages in memory, and batches of them, augmented where they train."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ee_export.data import Dataset
+from ee_export.encode import Encoder
+from ee_export.errors import BadData
+from ee_export.model.augment import augment_images, augment_text
+from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPages:
+    """A data set in memory: ``pixels`` uint8 ``[N, 1 or 3, S, S]``, token ids and boxes per page, ``targets`` ``[N]``."""
+
+    pixels: Tensor
+    texts: list[tuple[np.ndarray, np.ndarray]]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def encode_pages(data: Dataset, encoder: Encoder) -> EncodedPages:
+    """Decode and encode every page once; raises BadPage naming the first that cannot be read."""
+    pixels, texts = [], []
+    for index in range(len(data)):
+        page = data.page(index)
+        if page.words is None:
+            raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
+        image = page.decoded()
+        pixels.append(torch.from_numpy(encoder.pixels(image).copy()))
+        arrays = encoder.text(*page.text(image))
+        texts.append((arrays["input_ids"][0].astype(np.int32), arrays["bbox"][0].astype(np.int16)))
+    return EncodedPages(torch.stack(pixels), texts, torch.tensor(data.targets))
+
+
+def batch_of(
+    model: EarlyExitLayoutLMv3, pages: EncodedPages, rows: list[int], rng: np.random.Generator | None
+) -> dict[str, Tensor]:
+    """Inputs of some pages, augmented where ``rng`` is given."""
+    config = model.config
+    pixels = pages.pixels[rows].float() / 255
+    if rng is not None:
+        pixels = augment_images(pixels, rng)
+    texts = [pages.texts[row] for row in rows]
+    if rng is not None:
+        room = int(config.max_text_tokens * rng.choice([0.25, 0.5, 1.0]))  # cheaper, and an answer from less text
+        texts = [augment_text(ids, boxes, room, rng) for ids, boxes in texts]
+    longest = max(len(ids) for ids, _ in texts)
+    input_ids = torch.full((len(rows), longest), config.pad_token_id, dtype=torch.int64)
+    bbox = torch.zeros((len(rows), longest, 4), dtype=torch.int64)
+    for row, (ids, boxes) in enumerate(texts):
+        input_ids[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        bbox[row, : len(ids)] = torch.from_numpy(boxes.astype(np.int64))
+    mean = torch.tensor(config.image_mean).view(1, 3, 1, 1)
+    std = torch.tensor(config.image_std).view(1, 3, 1, 1)
+    return {
+        "input_ids": input_ids,
+        "bbox": bbox,
+        "attention_mask": (input_ids != config.pad_token_id).long(),
+        "pixel_values": (pixels.expand(-1, 3, -1, -1) - mean) / std,
+    }

@@ -1,0 +1,70 @@
+"""What every exit of a package says of labelled pages, and how those pages are kept apart."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ee_export.data import Dataset, stratified_split
+from ee_export.encode import tokens_read
+from ee_export.errors import BadData
+from ee_export.manifest import Split
+from ee_export.page import Ocr, Page, read_page
+from ee_export.runtime.chain import Chain
+
+SHARES = {"calibrate": 0.20, "tune": 0.35, "certify": 0.45}
+
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What every exit of a target says of some labelled pages.
+
+    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate; ``tokens``: of the text that each exit reads, ``[N]``;
+    ``targets``: labels, ``[N]``.
+    """
+
+    logits: dict[str, np.ndarray]
+    tokens: dict[str, np.ndarray]
+    targets: np.ndarray
+    digest: str
+
+
+def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]:
+    """Keep pages for calibrating, tuning and certifying apart, by class; returns the parts and the record of it.
+
+    Raises:
+        BadData: a part would be empty.
+    """
+    parts = stratified_split(data, SHARES, seed)
+    for name, part in parts.items():
+        if len(part) < 2:
+            raise BadData(
+                f"{data.root}: too few pages ({len(data)}) to keep some apart to {name}; add pages to every class"
+            )
+    return parts, Split(seed, data.digest(), dict(SHARES), {name: len(part) for name, part in parts.items()})
+
+
+def read_pages(data: Dataset, ocr: Ocr | None) -> list[Page]:
+    """The pages of a data set, with ``ocr`` for those without words."""
+    return [read_page(path, ocr) for path in data.paths]
+
+
+def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) -> Observed:
+    """Run all exits of a chain on every page."""
+    pages = read_pages(data, ocr)
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in chain.package.manifest.answers()}
+    tokens: dict[str, list[int]] = {name: [] for name in chain.exits}
+    reads = {name: rule.reads for name, rule in zip(chain.exits, chain.rules, strict=True)}
+    for done, page in enumerate(pages):
+        arrays = chain.encode([page])
+        for name, percent in reads.items():
+            tokens[name].append(tokens_read(arrays, percent))
+        for name, values in chain.logits(arrays).items():
+            logits[name].append(values)
+        progress(done + 1, len(pages))
+    joined = {name: np.concatenate(values) for name, values in logits.items()}
+    counted = {name: np.asarray(values) for name, values in tokens.items()}
+    return Observed(joined, counted, np.asarray(data.targets), data.digest())
