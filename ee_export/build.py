@@ -68,8 +68,7 @@ def build(
     check_destination(out, overwrite=overwrite)
     model, tokenizer = checkpoint.load(checkpoint_folder)
     labels = checkpoint.labels_of(model.config)
-    pages = read_dataset(data, labels)
-    parts, split = held_out(pages, seed)
+    parts, split = held_out(read_dataset(data, labels), seed)
     if wish.epsilon is not None and len(parts["certify"]) < certify.pages_needed(wish.epsilon, wish.delta):
         wish = replace(wish, epsilon=None)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)

@@ -14,7 +14,7 @@ from ee_export.console import err, export_extra, json_option, one_line, out, pro
 from ee_export.errors import BadRequest, EeError
 from ee_export.ocr import installed, tesseract
 from ee_export.page import Ocr, find_images, read_page
-from ee_export.show import cells, ms, print_package, val_table
+from ee_export.show import cells, ms, print_package, print_result, val_table
 
 _FOLDER = click.Path(path_type=Path)
 point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")

@@ -12,6 +12,8 @@ from ee_export.strips import TextReader
 
 @dataclass(frozen=True, slots=True)
 class Call:
+    """When a call began and by when it must be answered, in seconds of ``time.perf_counter``."""
+
     begin: float
     deadline: float | None
 
