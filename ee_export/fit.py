@@ -16,7 +16,7 @@ from ee_export.package import GOLDEN, Package, rewrite_package
 from ee_export.page import Ocr
 from ee_export.policy import certify
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
-from ee_export.policy.criteria import CRITERIA
+from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
 from ee_export.policy.decide import score_pages
 from ee_export.policy.drift import histogram
 from ee_export.policy.tune import Point, Scored, careful, cheapest, evaluate, frontier, most_accurate, not_beaten
@@ -181,7 +181,7 @@ def tuned(
         return scored(manifest, target, parts[part], ocr_ms, wish.criterion, weights, bands)
 
     chosen = []
-    for bands in band_choices(manifest):
+    for bands in band_choices(manifest, wish.criterion):
         seen = judged("tune", bands)
         bars = [None if (seen.scores[at] < 0).all() else bar for at, bar in enumerate(wish.choose(seen))]
         outcome = evaluate(seen, bars)
@@ -200,9 +200,14 @@ def tuned(
     return replace(target, operating_points=points)
 
 
-def band_choices(manifest: Manifest) -> list[tuple[int, ...]]:
-    """Sets of bands that an operating point may ask for: all subsets, or, of more than five bands, none, each, and all."""
+def band_choices(manifest: Manifest, criterion: str) -> list[tuple[int, ...]]:
+    """Sets of bands that an operating point may ask for: all subsets, or, of more than five bands, none, each, and all.
+
+    A criterion that looks at the exits before asks them all.
+    """
     bands = manifest.encoding.bands
+    if criterion in ASKS_EXITS_BEFORE:
+        return [bands]
     sizes = range(len(bands) + 1) if len(bands) <= 5 else (0, 1, len(bands))
     return [found for size in sizes for found in itertools.combinations(bands, size)]
 
@@ -295,7 +300,7 @@ def frontier_of(
     parts, _ = observe_parts(package, target_name, data, seed, ocr, replace(wish, epsilon=None), progress)
     weights = weighted(package.manifest, target, wish.criterion, parts["calibrate"])
     points = []
-    for bands in band_choices(package.manifest):
+    for bands in band_choices(package.manifest, wish.criterion):
         points += frontier(scored(package.manifest, target, parts["tune"], ocr_ms, wish.criterion, weights, bands))
     return not_beaten(points)
 

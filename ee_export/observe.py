@@ -36,8 +36,13 @@ def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]:
     """Keep pages for calibrating, tuning and certifying apart, by class; returns the parts and the record of it.
 
     Raises:
-        BadData: a part would be empty.
+        BadData: a class has no pages, or a part would be empty.
     """
+    for target, label in enumerate(data.labels):
+        if target not in data.targets:
+            raise BadData(
+                f"{data.root}: no pages of the class '{label}'; calibration, thresholds and certificates need pages of every class"
+            )
     parts = stratified_split(data, SHARES, seed)
     for name, part in parts.items():
         if len(part) < 2:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ee_export.console import out
 from ee_export.errors import BadRequest
+from ee_export.runtime.plan import FULL
 
 
 def print_result(as_json: bool, value: dict[str, Any], table: Table, said: str = "") -> None:
@@ -83,6 +84,10 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
             f"costs measured on {target.costs.machine}; {target.costs.tokens[-1]} text tokens; OCR {ocr}",
         )
     for name, found in points.items():
+        if name != FULL and all(bar is None for bar in found.thresholds.values()):
+            out.print(
+                f"{name}: no page leaves early; no exit can be trusted with that on these pages: train longer, or ask less"
+            )
         if found.certificate is not None:
             out.print(f"{name}: {certificate(found.certificate)}")
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ee_export.cli import cli
 from ee_export.console import run_command
+from tests.conftest import LABELS
 from tests.conftest import run_command as run_process
 
 
@@ -164,11 +165,52 @@ def test_labels_that_the_package_lacks_are_named(call, package: Path, tmp_path: 
     assert (package / "manifest.json").read_bytes() == before
 
 
+def test_a_class_without_held_out_pages_is_named(call, package: Path, pages_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(pages_folder, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "receipt")
+    before = (package / "manifest.json").read_bytes()
+    status, _, err = call("tune", package, tmp_path / "data")
+    one_line(status, err, "no pages of the class 'receipt'")
+    assert (package / "manifest.json").read_bytes() == before
+
+
+def test_too_few_pages_to_certify_say_how_many_are_needed(call, package: Path, pages_folder: Path) -> None:
+    status, _, err = call("tune", package, pages_folder, "--epsilon", "0.01")
+    one_line(status, err, "28 pages are too few", "at least 230 are needed", "--epsilon 0.079")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--criterion", "margn"), "unknown criterion 'margn': expected one of"),
+        (("--risk", "loss"), "unknown risk 'loss': expected one of accuracy_lost, disagreement"),
+        (("--min-accuracy", "0.9", "--max-cost-ms", "3"), "exclude each other"),
+        (("--epsilon", "1.5"), "1.5 is not in the range"),
+        (("--max-cost-ms", "0.001"), "no thresholds cost 0.001 ms a page or less; the cheapest cost"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused(
+    call, package: Path, pages_folder: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    status, _, err = call("tune", package, pages_folder, *arguments)
+    one_line(status, err, words)
+
+
+def test_lines_that_predict_did_not_print_are_named(call, package: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "answers.jsonl"
+    lines.write_text('{"exit": "vision", "scores": {"vision": 0.5}}\nhello\n')
+    status, _, err = call("monitor", package, lines)
+    one_line(status, err, "answers.jsonl:2", "not a row of")
+    lines.write_text('{"exit": "vision", "scores": {"vision": 0.5}}\n')
+    status, _, err = call("monitor", package, lines)
+    one_line(status, err, "1 answered pages are too few to compare; at least 20 are needed")
+
+
 def test_too_few_pages_to_keep_apart_are_counted(call, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for label in ("receipt", "form"):
+    for label in LABELS:
         page(tmp_path / "data" / label, [], [])
     status, _, err = call("build", tiny_checkpoint, tmp_path / "data", "--out", tmp_path / "out.ee")
-    one_line(status, err, "too few pages (2)")
+    one_line(status, err, "too few pages (7)")
     assert not list(tmp_path.glob("*out.ee*"))
 
 
