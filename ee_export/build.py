@@ -12,7 +12,7 @@ from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import read_dataset
 from ee_export.encode import Arrays, Encoder
 from ee_export.errors import BadData
-from ee_export.manifest import SCHEMA, Manifest, Target
+from ee_export.manifest import SCHEMA, Manifest, OperatingPoint, Target
 from ee_export.model import checkpoint
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
 from ee_export.observe import held_out, observe, read_pages
@@ -25,8 +25,8 @@ from ee_export.segments import equality, export_segments
 from ee_export.verify import verify_package
 
 TARGET = "cpu-fp32"
-DEFAULT = fit.Wish(epsilon=0.03)
-"""What is asked of the operating point ``default``."""
+POINTS = {"default": fit.Wish(), "certified": fit.Wish(epsilon=0.03)}
+"""The operating points that a new package has besides ``full``; the second where there are pages enough to prove it."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, steps done and steps in all."""
@@ -38,9 +38,9 @@ def build(
     out: Path,
     *,
     golden_folder: Path | None = None,
+    exits: Sequence[str] | None = None,
     ocr: Ocr | None = None,
     ocr_ms: float | None = None,
-    wish: fit.Wish = DEFAULT,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress,
@@ -52,10 +52,9 @@ def build(
         data: held-out pages in class folders; they are split into parts that calibrate, tune and will certify.
         out: the package folder.
         golden_folder: pages to carry as golden inputs; default synthetic ones, so that no page of yours is in it.
+        exits: which exits of the checkpoint the package has, default all; ``final`` always.
         ocr: reads pages without words, and is measured on a few pages as the cost of asking for text.
         ocr_ms: that cost, where it should not be measured.
-        wish: what is asked of the operating point ``default``; where the pages are too few to certify its ε, it has no
-            certificate.
         seed: of the split.
         overwrite: replace a package that is there.
         progress: told of every step.
@@ -63,14 +62,14 @@ def build(
     Raises:
         BadCheckpoint, BadData, BadPage: an input cannot be used.
         NotEqual: an exported graph does not give what the trained model gives.
-        BadRequest: ``out`` exists.
+        BadRequest: ``out`` exists, or the checkpoint has no such exit.
     """
     check_destination(out, overwrite=overwrite)
     model, tokenizer = checkpoint.load(checkpoint_folder)
+    if exits is not None:
+        model.keep_exits(exits)
     labels = checkpoint.labels_of(model.config)
     parts, split = held_out(read_dataset(data, labels), seed)
-    if wish.epsilon is not None and len(parts["certify"]) < certify.pages_needed(wish.epsilon, wish.delta):
-        wish = replace(wish, epsilon=None)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     inputs = golden_inputs(model, encoder, golden_folder)
 
@@ -94,7 +93,11 @@ def build(
             for part in parts
         }
         target = fit.calibrated(target, seen["calibrate"])
-        target = fit.tuned(package.manifest, target, seen, ocr_ms, wish=wish)
+        points: dict[str, OperatingPoint] = {}
+        for name, wish in POINTS.items():
+            if wish.epsilon is None or len(parts["certify"]) >= certify.pages_needed(wish.epsilon, wish.delta):
+                points |= fit.tuned(package.manifest, target, seen, ocr_ms, name, wish).operating_points
+        target = replace(target, operating_points=points)
         manifest = replace(package.manifest, targets={TARGET: target}, split=split)
         pages, _ = golden.read(package)
         (staging / GOLDEN).write_bytes(golden.write(pages, manifest))

@@ -120,6 +120,7 @@ def train(
 @click.argument("checkpoint", type=_FOLDER)
 @click.argument("data", type=_FOLDER)
 @click.option("--out", type=_FOLDER, required=True, help="The package folder to write, usually NAME.ee.")
+@click.option("--exits", help="Those of CHECKPOINT to have in the package, such as vision,text,encoder.4; default all.")
 @click.option("--golden", type=_FOLDER, help="Pages to carry as golden inputs; default synthetic ones.")
 @click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default measured with Tesseract.")
 @target_option
@@ -130,6 +131,7 @@ def build(
     checkpoint: Path,
     data: Path,
     out: Path,
+    exits: str | None,
     golden: Path | None,
     ocr_ms: float | None,
     target: str,
@@ -153,6 +155,7 @@ def build(
             data,
             out,
             golden_folder=golden,
+            exits=None if exits is None else [name.strip() for name in exits.split(",") if name.strip()],
             ocr=ocr,
             ocr_ms=ocr_ms,
             seed=seed,

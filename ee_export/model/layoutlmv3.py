@@ -15,6 +15,7 @@ from transformers.models.layoutlmv3.modeling_layoutlmv3 import (
 from transformers.utils import ModelOutput
 
 from ee_export.encode import band_of, within
+from ee_export.errors import require_known
 from ee_export.model import trunk
 from ee_export.model.exits import HeadSpec, head_specs, ordered
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
@@ -77,6 +78,20 @@ class EarlyExitLayoutLMv3(LayoutLMv3PreTrainedModel):
         shared = any(spec.shared for spec in specs.values())
         self.shared_gate: nn.Module = nn.Linear(config.hidden_size, 1) if shared else nn.Identity()
         self.post_init()
+
+    def keep_exits(self, exits: Sequence[str]) -> None:
+        """Drop the heads of all other exits; every exit that is asked costs a page a little.
+
+        Raises:
+            BadRequest: one is not an exit of this model; lists those it has.
+        """
+        for name in exits:
+            require_known(name, self.config.exit_names(), "exit of this checkpoint")
+        self.config.exits = [name for name in self.config.exit_names()[:-1] if name in exits]
+        self.config.heads = {name: head for name, head in (self.config.heads or {}).items() if name in exits}
+        for name in list(self.exits):
+            if name not in map(_key, exits):
+                del self.exits[name]
 
     def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor, ...]:
         """What an exit says of its features: class logits ``[B, C]`` and, where it has a gate, its go/stop logit ``[B, 1]``.

@@ -49,7 +49,7 @@ def batch_of(
         pixels = augment_images(pixels, rng)
     texts = [pages.texts[row] for row in rows]
     if rng is not None:
-        room = int(config.max_text_tokens * rng.choice([0.25, 0.5, 1.0]))  # cheaper, and an answer from less text
+        room = int(config.max_text_tokens * rng.choice([0.5, 0.75, 1.0]))  # cheaper, and an answer from less text
         texts = [augment_text(ids, boxes, room, rng) for ids, boxes in texts]
     longest = max(len(ids) for ids, _ in texts)
     input_ids = torch.full((len(rows), longest), config.pad_token_id, dtype=torch.int64)

@@ -155,5 +155,8 @@ CRITERIA: dict[str, Criterion] = {
     "failure_prediction": failure_prediction,
 }
 
+COUNTS_TOKENS = frozenset({"failure_prediction"})
+"""Criteria that look at how much text a page has."""
+
 ASKS_EXITS_BEFORE = frozenset({"patience", "failure_prediction"})
 """Criteria whose score depends on the exits before: they are all asked, whether a page may leave there or not."""

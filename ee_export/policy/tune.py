@@ -255,7 +255,8 @@ class _Search:
         better = np.flatnonzero(cost < self.best_cost[right] - 1e-9)
         if not len(better):
             return
-        order = better[np.argsort(-cost[better], kind="stable")]  # the cheapest is written last
+        better = better[::-1]  # the cheapest is written last, and of equals that which lets the fewest pages go
+        order = better[np.argsort(-cost[better].round(9), kind="stable")]
         rows = right[order]
         self.best_cost[rows] = cost[order]
         values = np.tile(np.asarray(cuts, np.int64), (len(order), 1))

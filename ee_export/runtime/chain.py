@@ -12,7 +12,7 @@ from ee_export.encode import Arrays, Encoder, tokens_read
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
 from ee_export.page import Page
-from ee_export.policy.criteria import CRITERIA
+from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
@@ -97,6 +97,8 @@ class Chain:
         self.encoder = encoder
         self.segments = segments
         self._plan = make_plan(manifest, target, point, segments)
+        self._judge = CRITERIA[point.criterion]
+        self._counts_tokens = point.criterion in COUNTS_TOKENS
         self._runs = runs(self._plan, every_step=False)
         self._anytime_runs = runs(self._plan, every_step=True)
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
@@ -191,16 +193,17 @@ class Chain:
 
     def _advance(self, group: Group, first: int, end: int, records: list[Record], call: Call) -> None:
         """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""
-        judge = CRITERIA[self.operating_point.criterion]
+        # Between two segments the caches are cold, and every line that runs is fetched anew: nothing here that need not be.
+        judge, counts = self._judge, self._counts_tokens
         for step in self._plan[first:end]:
-            if not group.rows or (step.skippable and call.deadline is None):
-                continue
-            if self._overruns(call, step, group.tokens, len(group.rows)) and all(
-                records[row].visits for row in group.rows
-            ):
+            if call.deadline is None:
+                if step.skippable:
+                    continue
+            elif self._overruns(call.deadline, step, group) and all(records[row].visits for row in group.rows):
                 for row in group.rows:
                     records[row].finish(deadline_hit=True)
                 group.keep([])
+            if not group.rows:
                 return
             started = time.perf_counter()
             logits, outputs = step.segment.run(group.state, step.last)
@@ -209,12 +212,13 @@ class Chain:
             stay = []
             for position, row in enumerate(logits.tolist()):
                 record = records[group.rows[position]]
-                known = record.known
-                probabilities = calibrated(row, step.rule.scale, step.rule.bias)
+                known, rule = record.known, step.rule
+                probabilities = calibrated(row, rule.scale, rule.bias)
                 known.probabilities.append(probabilities)
-                known.tokens = tokens_read(record.text, step.rule.reads)
-                known.gate = go(float(outputs[0][position, 0]), step.rule.gate) if step.gates else None
-                reached = judge(known, step.rule.weights)
+                if counts:
+                    known.tokens = tokens_read(record.text, rule.reads)
+                known.gate = go(float(outputs[0][position, 0]), rule.gate) if step.gates else None
+                reached = judge(known, rule.weights)
                 leaves = reached >= step.limits[probabilities.index(max(probabilities))]
                 record.visits.append((step.exit, len(logits), taken, probabilities, reached, leaves))
                 if leaves:
@@ -281,11 +285,10 @@ class Chain:
         rows = [group.rows[position] for _, group, position in batch]
         return Group(rows, state, texts["input_ids"].shape[1])
 
-    def _overruns(self, call: Call, step: PlanStep, tokens: int, batch: int) -> bool:
-        if call.deadline is None:
-            return False
-        cost = self.target.costs.segment_ms(step.exit, tokens, batch) if self.target.costs else 0.0
-        return time.perf_counter() + cost / 1e3 > call.deadline
+    def _overruns(self, deadline: float, step: PlanStep, group: Group) -> bool:
+        costs = self.target.costs
+        cost = costs.segment_ms(step.exit, group.tokens, len(group.rows)) if costs else 0.0
+        return time.perf_counter() + cost / 1e3 > deadline
 
     def _answer(self, record: Record, begin: float) -> Answer:
         trace = tuple(
