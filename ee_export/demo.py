@@ -38,6 +38,7 @@ def run(sample: Path | None, target: str, point: str, ocr: Ocr | None, progress:
     shipped = open_package(folder / "documents.ee")
     pages, _ = golden.read(shipped)
     model, tokenizer = checkpoint.load(folder / "documents.checkpoint")
+    model.keep_exits(shipped.manifest.exits)
     with tempfile.TemporaryDirectory(prefix="ee-demo-") as scratch:
         fresh = export(model, tokenizer.to_str(), [page.inputs for page in pages], Path(scratch), "documents", progress)
         policy = shipped.target(target)

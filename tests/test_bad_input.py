@@ -298,3 +298,12 @@ def test_a_real_process_prints_one_line_and_exits_2() -> None:
     done = run_process("predict", "nowhere.ee", "page.png")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "ee-export: nowhere.ee: no such package folder; build one with `ee-export build`\n"
+
+
+def test_an_exit_that_the_checkpoint_lacks_is_named(
+    call, tiny_checkpoint: Path, pages_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.ee"
+    status, _, err = call("build", tiny_checkpoint, pages_folder, "--exits", "vision,encoder.9", "--out", out)
+    one_line(status, err, "unknown exit of this checkpoint 'encoder.9': expected one of vision, text, fusion")
+    assert not list(tmp_path.glob("*out.ee*"))

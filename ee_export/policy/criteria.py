@@ -8,8 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ee_export.errors import BadLogits
-
 
 @dataclass(slots=True)
 class Known:
@@ -27,22 +25,6 @@ class Known:
 
 Criterion = Callable[[Known, Sequence[float]], float]
 """Given what is known and the exit's weights (empty for a criterion that has none), the score."""
-
-
-def softmax(logits: Sequence[float]) -> list[float]:
-    """Class probabilities of one page's calibrated logits, float ``[C]``.
-
-    Raises:
-        BadLogits: a value is NaN or infinite, or C < 2.
-    """
-    if len(logits) < 2:
-        raise BadLogits(f"logits of {len(logits)} classes; expected at least 2")
-    if not math.isfinite(sum(logits)):
-        raise BadLogits(f"logits are not finite: {list(logits)}; the model or the page's inputs are damaged")
-    highest = max(logits)
-    powers = [math.exp(value - highest) for value in logits]
-    total = sum(powers)
-    return [power / total for power in powers]
 
 
 def max_probability(known: Known, weights: Sequence[float] = ()) -> float:

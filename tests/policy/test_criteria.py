@@ -10,26 +10,27 @@ from scipy.special import log_softmax
 from scipy.stats import entropy as scipy_entropy
 
 from ee_export.errors import BadLogits
-from ee_export.policy.criteria import CRITERIA, Known, failure_prediction, features, softmax
+from ee_export.policy.criteria import CRITERIA, Known, failure_prediction, features
 from ee_export.policy.decide import Rule, calibrated, leave_at, limits, score_pages
 
+ONES, ZEROS = [1.0] * 5, [0.0] * 5
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "policy.json").read_text())
 
 
 def test_softmax_equals_scipys() -> None:
     for logits in np.random.default_rng(0).normal(size=(20, 5)) * 30:
-        assert np.allclose(softmax(logits.tolist()), np.exp(log_softmax(logits)), atol=1e-12)
+        assert np.allclose(calibrated(logits.tolist(), ONES, ZEROS), np.exp(log_softmax(logits)), atol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(BadLogits, match="not finite"):
-        softmax([0.0, 1.0, bad])
+        calibrated([0.0, 1.0, bad], ONES, ZEROS)
 
 
 def test_one_class_is_no_classifier() -> None:
     with pytest.raises(BadLogits, match="at least 2"):
-        softmax([0.0])
+        calibrated([0.0], ONES, ZEROS)
 
 
 def test_calibration_is_scale_then_bias() -> None:
