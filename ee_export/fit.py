@@ -19,7 +19,17 @@ from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_te
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
 from ee_export.policy.decide import score_pages
 from ee_export.policy.drift import histogram
-from ee_export.policy.tune import Point, Scored, careful, cheapest, evaluate, frontier, most_accurate, not_beaten
+from ee_export.policy.tune import (
+    NOT_ASKED,
+    Point,
+    Scored,
+    careful,
+    cheapest,
+    evaluate,
+    frontier,
+    most_accurate,
+    not_beaten,
+)
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.plan import FULL, rules
 
@@ -110,7 +120,7 @@ def scored(
     for at, (name, rule) in enumerate(zip(manifest.exits, found, strict=True)):
         asked = rule.reads in (0, 100, *bands)
         if not asked:
-            scores[at] = -1.0
+            scores[at] = NOT_ASKED
         elif rule.reads > read and costs is not None:
             spent = spent + costs.strip_ms((rule.reads - read) / 100, ocr_ms) + costs.encode_text_ms
             read = rule.reads
@@ -183,7 +193,7 @@ def tuned(
     chosen = []
     for bands in band_choices(manifest, wish.criterion):
         seen = judged("tune", bands)
-        bars = [None if (seen.scores[at] < 0).all() else bar for at, bar in enumerate(wish.choose(seen))]
+        bars = wish.choose(seen)
         outcome = evaluate(seen, bars)
         worth = outcome.accuracy if wish.max_cost_ms is not None else 0.0
         chosen.append(((-worth, outcome.mean_cost_ms), bars, seen, bands))
@@ -239,8 +249,10 @@ def _measured(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: 
     }
     rates = counts / counts.sum()
     measured |= {f"exit_rate.{name}": float(rate) for name, rate in zip(manifest.exits, rates, strict=True)}
+    asked = pages.scores > NOT_ASKED
     reached = {
-        name: histogram(pages.scores[at][outcome.exits >= at].tolist()) for at, name in enumerate(manifest.exits)
+        name: histogram(pages.scores[at][asked[at] & (outcome.exits >= at)].tolist())
+        for at, name in enumerate(manifest.exits)
     }
     return replace(
         point,

@@ -8,12 +8,15 @@ import numpy as np
 from ee_export.errors import BadRequest
 from ee_export.policy.decide import Threshold, leave_at
 
+NOT_ASKED = float("-inf")
+"""The score of an exit that is not asked: it reaches no threshold, and none is found for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What every exit says of N pages, exits in order, ``final`` last.
 
-    ``scores`` float ``[E, N]``; ``answers`` int ``[E, N]``: the class each exit answers; ``targets`` int ``[N]``; ``cost_ms``
+    ``scores`` float ``[E, N]``, :data:`NOT_ASKED` where an exit is not; ``answers`` int ``[E, N]``: the class each exit answers; ``targets`` int ``[N]``; ``cost_ms``
     float ``[E, N]``: measured time to answer the page there, OCR included where it is needed.
     """
 
@@ -141,9 +144,9 @@ class _Search:
         self.cost = pages.cost_ms
         self.values, rank = [], []
         for scores in pages.scores[:-1]:
-            values, place = np.unique(-scores, return_inverse=True)
+            values = np.unique(-scores[scores > NOT_ASKED])
             self.values.append(-values)
-            rank.append(place.reshape(-1))
+            rank.append(np.searchsorted(values, -scores))  # behind every value, and so every cut, where it is not asked
         self.rank = np.stack(rank) if rank else np.zeros((0, count), np.int64)
         self.best_cost = np.full(count + 1, np.inf)  # by the number of right answers
         self.best_cuts = np.zeros((count + 1, exits - 1), np.int64)
@@ -205,7 +208,7 @@ class _Search:
             curves = []
             for table in (self.cost, self.right):
                 stays = table[fixed, self.at]
-                gain = np.bincount(self.rank[e][here] + 1, (table[e] - stays)[here], minlength=size)
+                gain = np.bincount(self.rank[e][here] + 1, (table[e] - stays)[here], minlength=size)[:size]
                 curves.append(stays.sum() + np.cumsum(gain))
             self._keep(curves[0], np.rint(curves[1]).astype(np.int64), cuts.tolist(), {e: np.arange(size)})
 
@@ -296,6 +299,8 @@ def _descend(
 
 def _safe_threshold(scores: np.ndarray, right: np.ndarray, final_right: np.ndarray, margin: float) -> float | None:
     """Just above the highest score of an answer that is wrong where ``final`` is right; ``None`` where that is certainty."""
+    if (scores == NOT_ASKED).all():
+        return None
     harmful = scores[~right & final_right]
     bar = float(harmful.max() if len(harmful) else scores.min())
     threshold = float(np.nextafter(bar, 2.0) + margin * (1.0 - bar))

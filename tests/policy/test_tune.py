@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ee_export.errors import BadRequest
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
-from ee_export.policy.tune import Point, Scored, careful, cheapest, evaluate, frontier, most_accurate
+from ee_export.policy.tune import NOT_ASKED, Point, Scored, careful, cheapest, evaluate, frontier, most_accurate
 
 
 @st.composite
@@ -119,3 +119,36 @@ def test_a_wish_that_no_thresholds_fulfil_is_refused_with_what_there_is() -> Non
         cheapest(POINTS, 0.99)
     with pytest.raises(BadRequest, match=r"the cheapest cost 2\.0 ms at accuracy 0\.9000"):
         most_accurate(POINTS, 1.0)
+
+
+def not_asked(pages: Scored, exit: int) -> Scored:
+    """The same pages with an exit at which none can leave."""
+    scores = pages.scores.copy()
+    scores[exit] = NOT_ASKED
+    return Scored(scores, pages.answers, pages.targets, pages.cost_ms)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seen())
+def test_an_exit_that_is_not_asked_gets_no_threshold_and_changes_no_other_point(pages: Scored) -> None:
+    without = Scored(pages.scores[1:], pages.answers[1:], pages.targets, pages.cost_ms[1:])
+    found = frontier(not_asked(pages, 0))
+    assert {point.thresholds[0] for point in found} == {None}
+    figures = [[(point.accuracy, point.mean_cost_ms) for point in points] for points in (found, frontier(without))]
+    assert np.array(figures[0]) == pytest.approx(np.array(figures[1]))
+    assert careful(not_asked(pages, 0))[0] is None
+
+
+def test_the_local_search_leaves_an_exit_that_is_not_asked_alone() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.normal(size=(6, 60))
+    pages = Scored(
+        1 / (1 + np.exp(-sure)),
+        (sure + rng.normal(size=sure.shape) < 0).astype(int),
+        np.zeros(60, int),
+        np.cumsum(rng.uniform(1, 3, (6, 60)), axis=0),
+    )
+    for point in frontier(not_asked(pages, 2)):
+        assert point.thresholds[2] is None
+        found = evaluate(not_asked(pages, 2), point.thresholds)
+        assert (found.accuracy, found.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
