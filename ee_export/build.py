@@ -15,7 +15,7 @@ from ee_export.errors import BadData
 from ee_export.manifest import SCHEMA, Manifest, OperatingPoint, Target
 from ee_export.model import checkpoint
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
-from ee_export.observe import held_out, observe, read_pages
+from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
 from ee_export.page import Ocr, find_images, read_page
 from ee_export.policy import certify
@@ -49,7 +49,7 @@ def build(
 
     Args:
         checkpoint_folder: what ``ee-export train`` wrote.
-        data: held-out pages in class folders; they are split into parts that calibrate, tune and will certify.
+        data: held-out pages in class folders; they are split into parts that calibrate, tune and certify.
         out: the package folder.
         golden_folder: pages to carry as golden inputs; default synthetic ones, so that no page of yours is in it.
         exits: which exits of the checkpoint the package has, default all; ``final`` always.
@@ -88,10 +88,7 @@ def build(
         target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
         progress("measure", 2, 2)
 
-        seen = {
-            part: observe(chain, parts[part], ocr, lambda done, total, part=part: progress(part, done, total))  # type: ignore[misc]
-            for part in parts
-        }
+        seen = observe_each(chain, parts, ocr, progress)
         target = fit.calibrated(target, seen["calibrate"])
         points: dict[str, OperatingPoint] = {}
         for name, wish in POINTS.items():

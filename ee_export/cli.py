@@ -244,6 +244,7 @@ def predict(
 
     A .json beside an image gives its words; otherwise OCR runs if the page needs it and Tesseract is installed.
     """
+    from ee_export.monitor import seen
     from ee_export.runtime.chain import load
 
     chain = load(package, target, operating_point, threads)
@@ -264,8 +265,7 @@ def predict(
                 table.add_row(str(path), "error", "", "", "", "")
             else:
                 found = answer.to_dict()
-                scores = {step.name: step.score for step in answer.trace if step.score is not None}
-                row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": scores}
+                row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": seen(answer).scores}
                 table.add_row(*cells(path, found))
             if jsonl:
                 click.echo(json.dumps(row, ensure_ascii=False))

@@ -11,7 +11,7 @@ from ee_export import golden
 from ee_export.data import read_dataset
 from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import Calibration, Certificate, Costs, Manifest, OperatingPoint, Seen, Split, Target, gate_name
-from ee_export.observe import Observed, held_out, observe
+from ee_export.observe import Observed, held_out, observe_each
 from ee_export.package import GOLDEN, Package, rewrite_package
 from ee_export.page import Ocr
 from ee_export.policy import certify
@@ -82,13 +82,8 @@ def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed
         return {}
     found = rules(manifest, target, {})
     logits = [pages.logits[name] for name in manifest.exits]
-    return dict(
-        zip(
-            manifest.exits,
-            fit_failure_prediction(logits, found, [pages.tokens[name] for name in manifest.exits], pages.targets),
-            strict=True,
-        )
-    )
+    tokens = [pages.tokens[name] for name in manifest.exits]
+    return dict(zip(manifest.exits, fit_failure_prediction(logits, found, tokens, pages.targets), strict=True))
 
 
 def scored(
@@ -332,12 +327,7 @@ def observe_parts(
         del parts["certify"]
     else:
         certify.require_pages(len(parts["certify"]), wish.epsilon, wish.delta, str(data))
-    chain = load_package(package, target_name)
-    seen = {
-        name: observe(chain, part, ocr, lambda done, total, name=name: progress(name, done, total))  # type: ignore[misc]
-        for name, part in parts.items()
-    }
-    return seen, split
+    return observe_each(load_package(package, target_name), parts, ocr, progress), split
 
 
 def store(package: Package, target_name: str, target: Target, split: Split | None = None) -> Package:

@@ -1,7 +1,8 @@
 """What every exit of a package says of labelled pages, and how those pages are kept apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from ee_export.page import Ocr, Page, read_page
 from ee_export.runtime.chain import Chain
 
 SHARES = {"calibrate": 0.20, "tune": 0.35, "certify": 0.45}
-
 
 Progress = Callable[[int, int], None]
 
@@ -73,3 +73,10 @@ def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) ->
     joined = {name: np.concatenate(values) for name, values in logits.items()}
     counted = {name: np.asarray(values) for name, values in tokens.items()}
     return Observed(joined, counted, np.asarray(data.targets), data.digest())
+
+
+def observe_each(
+    chain: Chain, parts: Mapping[str, Dataset], ocr: Ocr | None, progress: Callable[[str, int, int], None]
+) -> dict[str, Observed]:
+    """:func:`observe` for named parts of the pages; ``progress`` is told the part's name, pages done and pages in all."""
+    return {name: observe(chain, part, ocr, partial(progress, name)) for name, part in parts.items()}

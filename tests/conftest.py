@@ -34,6 +34,20 @@ LABELS = (
 )
 COMMAND = [sys.executable, "-c", "from ee_export.cli import main; main()"]
 """`ee-export`, whatever is on the path."""
+TINY_MODEL = """
+[model]
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+intermediate_size = 64
+coordinate_size = 6
+shape_size = 4
+patch_size = 32
+input_size = 64
+max_position_embeddings = 514
+image_mode = "L"
+"""
+"""The beginning of a recipe, as TOML: a trunk of two small layers; more of `[model]` may follow."""
 EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
 
 

@@ -84,10 +84,11 @@ def pareto(grid: Path, out_folder: Path, as_json: bool) -> None:
     wanted = study.read_grid(grid)
     with progress_bars() as show:
         result = study.run(wanted, out_folder, show)
-    (out_folder / "results.json").write_text(study.to_json(result, wanted))
+    text = study.to_json(result, wanted)
+    (out_folder / "results.json").write_text(text)
     (out_folder / "report.html").write_text(report.render(result))
     if as_json:
-        click.echo(study.to_json(result, wanted), nl=False)
+        click.echo(text, nl=False)
         return
     table = Table("placement", "head", "strategy", "calibration", "criterion", "accuracy", "mean ms")
     for model in result["models"]:

@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,15 +25,16 @@ from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import Manifest, OperatingPoint, Target
 from ee_export.model import train as training
 from ee_export.model.exits import PLACEMENTS, parse
-from ee_export.model.recipe import read_recipe
+from ee_export.model.recipe import read_recipe, read_toml
 from ee_export.model.strategies import STRATEGIES
-from ee_export.observe import Observed, held_out, observe
+from ee_export.observe import Observed, held_out, observe_each
 from ee_export.package import Package, open_package
 from ee_export.policy import metrics
 from ee_export.policy.criteria import CRITERIA
-from ee_export.policy.decide import Threshold
+from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.tune import Scored, evaluate, frontier
 from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.plan import rules
 
 Progress = Callable[[str, int, int], None]
 
@@ -96,12 +96,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         BadRequest: not there, not TOML, a key that does not exist, or an unknown name; lists the valid ones.
     """
-    try:
-        found = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise BadRequest(f"{path}: no such grid") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: not valid TOML ({error})") from None
+    found = read_toml(path, "grid")
     known = [entry.name for entry in fields(Grid)]
     flat = {**found.get("data", {}), **found.get("grid", {}), "training": found.get("training", {})}
     for key in (*(set(found) - {"data", "grid", "training"}), *flat):
@@ -129,8 +124,6 @@ def run(grid: Grid, out: Path, progress: Progress) -> dict[str, Any]:
         progress("models", at, len(models))
         key = "-".join((placement.replace(",", "+"), head, strategy))
         package, seen = _model(grid, placement, head, strategy, data, val, test, out / key, progress)
-        if package is None:
-            continue
         found.append(
             {
                 "placement": placement,
@@ -158,7 +151,7 @@ def _model(
     test: Dataset,
     folder: Path,
     progress: Progress,
-) -> tuple[Package | None, dict[str, Observed]]:
+) -> tuple[Package, dict[str, Observed]]:
     """The package of one model and what it says of all pages: from ``folder``, or made and put there."""
     recipe = read_recipe(grid.recipe)
     layers = recipe.model.get("num_hidden_layers", 12)
@@ -186,8 +179,7 @@ def _model(
         chain = load_package(package)
         parts, _ = held_out(val, 0)
         with staged_folder(cache) as staging:
-            for name, pages in {**parts, "test": test}.items():
-                seen = observe(chain, pages, None, lambda done, total, name=name: progress(name, done, total))  # type: ignore[misc]
+            for name, seen in observe_each(chain, {**parts, "test": test}, None, progress).items():
                 (staging / f"{name}.npz").write_bytes(_pack(seen))
     return package, {name: _unpack((cache / f"{name}.npz").read_bytes()) for name in PARTS}
 
@@ -198,21 +190,19 @@ def _compare(
     manifest, target = package.manifest, package.target("cpu-fp32")
     chain = load_package(package)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
-    policies, reliability = [], {}
+    fitted = {method: fit.calibrated(target, seen["calibrate"], method) for method in grid.calibration}
+    policies = []
     choices = list(itertools.product(grid.calibration, grid.criteria))
     for at, (method, criterion) in enumerate(choices):
         progress("policies", at, len(choices))
-        fitted = fit.calibrated(target, seen["calibrate"], method)
-        if method not in reliability:
-            reliability[method] = _by_exit(manifest, fitted, seen["test"])
         try:
-            policies.append(_policy(grid, manifest, fitted, criterion, method, chain, seen, arrays))
+            policies.append(_policy(grid, manifest, fitted[method], criterion, method, chain, seen, arrays))
         except BadRequest as error:
             policies.append({"calibration": method, "criterion": criterion, "left_out": str(error)})
     progress("policies", len(choices), len(choices))
     return {
         "exits": manifest.exits,
-        "by_exit": reliability,
+        "by_exit": {method: _by_exit(manifest, found, seen["test"]) for method, found in fitted.items()},
         "policies": policies,
         "anytime": _anytime(chain, seen["test"], arrays),
     }
@@ -293,18 +283,17 @@ def _with_intervals(
 
 def _by_exit(manifest: Manifest, target: Target, pages: Observed) -> dict[str, Any]:
     """Accuracy, calibration and reliability of every exit on all pages, under the target's calibration."""
-    seen = fit.scored(manifest, target, pages, 0.0, bands=manifest.encoding.bands)
+    exits, per_exit = manifest.exits, rules(manifest, target, {})
+    probabilities, scores = score_pages(
+        [pages.logits[name] for name in exits], per_exit, "max_probability", [pages.tokens[name] for name in exits]
+    )
     found = {}
-    for at, name in enumerate(manifest.exits):
-        calibration = target.calibration_of(name, len(manifest.labels))
-        logits = pages.logits[name] * np.array(calibration.scale) + np.array(calibration.bias)
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        right, confidence = seen.right[at], probabilities.max(axis=1)
+    for at, (name, rule) in enumerate(zip(exits, per_exit, strict=True)):
+        right, confidence = probabilities[at].argmax(axis=1) == pages.targets, scores[at]
         found[name] = {
             "accuracy": float(right.mean()),
-            "nll": metrics.nll(logits, pages.targets),
-            "brier": metrics.brier(probabilities, pages.targets),
+            "nll": metrics.nll(pages.logits[name] * np.array(rule.scale) + np.array(rule.bias), pages.targets),
+            "brier": metrics.brier(probabilities[at], pages.targets),
             "ece": metrics.ece(confidence, right),
             "aurc": metrics.aurc(confidence, right),
             "reliability": metrics.reliability(confidence, right),

@@ -10,6 +10,7 @@ import numpy as np
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,15 +66,7 @@ def _frontiers(result: dict[str, Any]) -> Figure:
     for at, model in enumerate(result["models"]):
         for number, policy in enumerate(entry for entry in model["policies"] if "metrics" in entry):
             points = np.array([[p["mean_cost_ms"], p["accuracy"]] for p in policy["frontier"]])
-            axes.plot(
-                points[:, 0],
-                points[:, 1],
-                marker=MARKS[number % len(MARKS)],
-                markersize=3,
-                linewidth=1,
-                color=COLOURS[at % len(COLOURS)],
-                label=f"{_name(model)}: {policy['calibration']}, {policy['criterion']}",
-            )
+            _line(axes, points, at, f"{_name(model)}: {policy['calibration']}, {policy['criterion']}", mark=number)
     axes.set(xlabel="mean cost a page, ms", ylabel="accuracy on test pages")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=1, frameon=False)
@@ -112,15 +105,7 @@ def _reliability(model: dict[str, Any]) -> Figure:
         axes.plot([0, 1], [0, 1], "--", color="#888888", linewidth=1)
         for at, (name, found) in enumerate(exits.items()):
             bins = np.array([[said, hit] for _, said, hit in found["reliability"]])
-            axes.plot(
-                bins[:, 0],
-                bins[:, 1],
-                marker=MARKS[at % len(MARKS)],
-                markersize=3,
-                linewidth=1,
-                color=COLOURS[at % len(COLOURS)],
-                label=name,
-            )
+            _line(axes, bins, at, name)
         axes.set(title=method, xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
     every[0][0].set_ylabel("accuracy")
@@ -134,18 +119,26 @@ def _anytime(result: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3.4))
     for at, model in enumerate(result["models"]):
         points = np.array([[p["deadline_ms"], p["accuracy"]] for p in model["anytime"]])
-        axes.plot(
-            points[:, 0],
-            points[:, 1],
-            marker=MARKS[at % len(MARKS)],
-            markersize=4,
-            color=COLOURS[at % len(COLOURS)],
-            label=_name(model),
-        )
+        _line(axes, points, at, _name(model), size=4, width=1.5)
     axes.set(xscale="log", xlabel="deadline, ms (log)", ylabel="accuracy on test pages")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     return figure
+
+
+def _line(
+    axes: Axes, points: np.ndarray, at: int, label: str, mark: int | None = None, size: float = 3, width: float = 1
+) -> None:
+    """A marked line through points ``[N, 2]`` in colour ``at``; its mark too, unless another is named."""
+    axes.plot(
+        points[:, 0],
+        points[:, 1],
+        marker=MARKS[(at if mark is None else mark) % len(MARKS)],
+        markersize=size,
+        linewidth=width,
+        color=COLOURS[at % len(COLOURS)],
+        label=label,
+    )
 
 
 def _svg(figure: Figure) -> str:

@@ -57,18 +57,23 @@ class Recipe:
             raise BadRequest("gamma must lie in 0–1, entropy be 0 or more and distillation_temperature more than 0")
 
 
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file; raises BadRequest where it is not there or not TOML."""
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadRequest(f"{path}: no such {what}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path}: not valid TOML ({error})") from None
+
+
 def read_recipe(path: Path) -> Recipe:
     """A recipe from TOML: ``[model]`` and ``[training]`` tables; ``exits`` may be a list or a placement's name.
 
     Raises:
         BadRequest: not TOML, or a key that does not exist (the message lists the valid ones).
     """
-    try:
-        found = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise BadRequest(f"{path}: no such recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: not valid TOML ({error})") from None
+    found = read_toml(path, "recipe")
     if unknown := set(found) - {"model", "training"}:
         raise BadRequest(f"{path}: unknown table [{sorted(unknown)[0]}]; a recipe has [model] and [training]")
     known = {entry.name for entry in fields(Recipe)} - {"model"}

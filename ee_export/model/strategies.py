@@ -218,9 +218,8 @@ def _two_stage(exits: tuple[str, ...]) -> list[Phase]:
     Reference: Xin et al., "DeeBERT: Dynamic early exiting for accelerating BERT inference", 2020.
     """
     early = exits[:-1]
-    first = Phase(("final",), lambda name: name.startswith(("layoutlmv3.", "classifier.")), weighted_joint)
     second = Phase(early, lambda name: name.startswith(_heads_of(early)), weighted_joint)
-    return [first, second] if early else [first]
+    return [*_one(weighted_joint)(("final",)), *([second] if early else [])]
 
 
 def _alternating(exits: tuple[str, ...]) -> list[Phase]:
@@ -228,8 +227,7 @@ def _alternating(exits: tuple[str, ...]) -> list[Phase]:
 
     Reference: Xin et al., "BERxiT: Early exiting for BERT with better fine-tuning and extension to regression", 2021.
     """
-    heads = ("layoutlmv3.", *_heads_of(exits))
-    return [Phase(exits, lambda name: name.startswith(heads), weighted_joint, only_final_on_odd=True)]
+    return [replace(phase, only_final_on_odd=True) for phase in _one(weighted_joint)(exits)]
 
 
 def _layer_wise(exits: tuple[str, ...]) -> list[Phase]:
@@ -252,8 +250,7 @@ def _two_stage_subgraphs(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]
     """``final`` first, then all exits with it: the trunk moves in both."""
 
     def build(exits: tuple[str, ...]) -> list[Phase]:
-        first = Phase(("final",), lambda name: name.startswith(("layoutlmv3.", "classifier.")), weighted_joint)
-        return [first, *_one(loss)(exits)]
+        return [*_one(weighted_joint)(("final",)), *_one(loss)(exits)]
 
     return build
 

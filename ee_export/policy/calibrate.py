@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ee_export.policy.criteria import Known, features, top
-from ee_export.policy.decide import Rule, calibrated
+from ee_export.policy.criteria import features, top
+from ee_export.policy.decide import Rule, visits
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -23,9 +23,7 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar  # an extra: a runtime-only installation does not fit anything
 
-    pages, classes = logits.shape
-    smoothed = np.full((pages, classes), 1.0 / (pages + classes))
-    smoothed[np.arange(pages), targets] = (pages + 1.0) / (pages + classes)
+    smoothed = _smoothed(targets, logits.shape[1])
 
     def loss(log_t: float) -> float:
         scaled = logits.astype(np.float64) / np.exp(log_t)
@@ -52,11 +50,10 @@ def fit_vector(logits: np.ndarray, targets: np.ndarray, strength: float = 1.0) -
     """
     from scipy.optimize import minimize
 
-    pages, classes = logits.shape
+    classes = logits.shape[1]
     raw = logits.astype(np.float64)
     start = 1.0 / fit_temperature(logits, targets)
-    wanted = np.full((pages, classes), 1.0 / (pages + classes))
-    wanted[np.arange(pages), targets] = (pages + 1.0) / (pages + classes)
+    wanted = _smoothed(targets, classes)
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         scale, bias = np.exp(flat[:classes]), flat[classes:]
@@ -83,20 +80,10 @@ def fit_platt(logits: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 
     Reference: Platt, "Probabilistic outputs for support vector machines", 1999.
     """
-    from scipy.optimize import minimize
-
     hits = int(right.sum())
     wanted = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
-    columns = np.column_stack([logits.astype(np.float64), np.ones(len(logits))])
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        total = columns @ weights
-        value = np.logaddexp(0.0, -total) @ wanted + np.logaddexp(0.0, total) @ (1 - wanted)
-        away = weights - (1.0, 0.0)  # a hundredth of a page keeps the fit where the pages say nothing
-        slope = columns.T @ (1 / (1 + np.exp(-np.clip(total, -500, 500))) - wanted)
-        return float(value + 0.005 * away @ away), slope + 0.01 * away
-
-    scale, bias = minimize(loss, (1.0, 0.0), jac=True).x
+    # A hundredth of a page keeps the fit where the pages say nothing.
+    scale, bias = _logistic(logits.astype(np.float64)[:, None], wanted, np.array([1.0, 0.0]), 0.01)
     return float(scale), float(bias)
 
 
@@ -123,23 +110,33 @@ def fit_failure_prediction(
     """
     rows: list[list[list[float]]] = [[] for _ in logits]
     right = np.zeros((len(logits), len(targets)))
-    plain = [values.tolist() for values in logits]
-    for page in range(len(targets)):
-        known = Known()
-        for at, rule in enumerate(rules):
-            known.probabilities.append(calibrated(plain[at][page], rule.scale, rule.bias))
-            known.tokens = int(tokens[at][page])
-            rows[at].append(features(known))
-            right[at, page] = top(known.probabilities[-1]) == targets[page]
-    return [_logistic(np.array(found), wanted, strength) for found, wanted in zip(rows, right, strict=True)]
+    for at, page, known in visits(logits, rules, tokens):
+        rows[at].append(features(known))
+        right[at, page] = top(known.probabilities[-1]) == targets[page]
+    fitted = []
+    for found, wanted in zip(rows, right, strict=True):
+        prior = np.zeros(len(found[0]) + 1)
+        prior[0] = 4.0  # the first feature is the log-odds of the top probability, over 4
+        fitted.append(tuple(np.round(_logistic(np.array(found), wanted, prior, strength), 6).tolist()))
+    return fitted
 
 
-def _logistic(inputs: np.ndarray, wanted: np.ndarray, strength: float) -> tuple[float, ...]:
+def _smoothed(targets: np.ndarray, classes: int) -> np.ndarray:
+    """Each page's label as N + 1 of N + C, every other class as one; float64 ``[N, C]``."""
+    pages = len(targets)
+    wanted = np.full((pages, classes), 1.0 / (pages + classes))
+    wanted[np.arange(pages), targets] = (pages + 1.0) / (pages + classes)
+    return wanted
+
+
+def _logistic(inputs: np.ndarray, wanted: np.ndarray, prior: np.ndarray, strength: float) -> np.ndarray:
+    """Weights of the columns of ``inputs [N, F]`` and of a constant, float64 ``[F + 1]``, of a penalised logistic regression.
+
+    ``wanted`` float ``[N]``: the chance that each row should get. The penalty pulls towards ``prior`` with weight ``strength``.
+    """
     from scipy.optimize import minimize
 
     columns = np.column_stack([inputs, np.ones(len(inputs))])
-    prior = np.zeros(columns.shape[1])
-    prior[0] = 4.0  # the first feature is the log-odds of the top probability, over 4
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         total = columns @ weights
@@ -148,4 +145,5 @@ def _logistic(inputs: np.ndarray, wanted: np.ndarray, strength: float) -> tuple[
         slope = columns.T @ (1 / (1 + np.exp(-np.clip(total, -500, 500))) - wanted)
         return float(value + strength * away @ away / 2), slope + strength * away
 
-    return tuple(float(round(value, 6)) for value in minimize(loss, prior, jac=True).x)
+    found: np.ndarray = minimize(loss, prior, jac=True).x
+    return found

@@ -1,7 +1,7 @@
 """The decision at an exit: raw logits to calibrated probabilities, a score, and whether the page leaves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,17 +96,28 @@ def score_pages(
     judge = CRITERIA[criterion]
     scores = np.zeros((len(logits), len(logits[0])))
     probabilities = np.zeros((*scores.shape, logits[0].shape[1]))
+    for at, page, known in visits(logits, rules, tokens, gates):
+        probabilities[at, page] = known.probabilities[-1]
+        scores[at, page] = judge(known, rules[at].weights)
+    return probabilities, scores
+
+
+def visits(
+    logits: Sequence[np.ndarray],
+    rules: Sequence[Rule],
+    tokens: Sequence[Sequence[int] | np.ndarray],
+    gates: Sequence[np.ndarray | None] | None = None,
+) -> Iterator[tuple[int, int, Known]]:
+    """Every exit of every page, page by page: the exit's index, the page's, and what is known there (changed by the next)."""
     rows = [values.tolist() for values in logits]
-    for page in range(scores.shape[1]):
+    for page in range(len(logits[0])):
         known = Known()
         for at, rule in enumerate(rules):
             known.probabilities.append(calibrated(rows[at][page], rule.scale, rule.bias))
             known.tokens = int(tokens[at][page])
             gate = None if gates is None else gates[at]
             known.gate = None if gate is None else go(float(gate[page, 0]), rule.gate)
-            probabilities[at, page] = known.probabilities[-1]
-            scores[at, page] = judge(known, rule.weights)
-    return probabilities, scores
+            yield at, page, known
 
 
 def limits(threshold: Threshold, classes: int) -> tuple[float, ...]:

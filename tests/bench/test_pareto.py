@@ -9,20 +9,10 @@ from click.testing import CliRunner
 from ee_export.bench.cli import cli
 from ee_export.bench.pareto import read_grid
 from ee_export.errors import BadRequest
+from tests.conftest import TINY_MODEL
 
-RECIPE = """
-[model]
-hidden_size = 32
-num_hidden_layers = 2
-num_attention_heads = 2
-intermediate_size = 64
-coordinate_size = 6
-shape_size = 4
-patch_size = 32
-input_size = 64
-max_position_embeddings = 514
+RECIPE = f"""{TINY_MODEL}
 max_text_tokens = 32
-image_mode = "L"
 [model.heads.vision]
 reads = "pixels"
 width = 4

@@ -11,21 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import COMMAND, run_command
+from tests.conftest import COMMAND, TINY_MODEL, run_command
 
-RECIPE = """
-[model]
-hidden_size = 32
-num_hidden_layers = 2
-num_attention_heads = 2
-intermediate_size = 64
-coordinate_size = 6
-shape_size = 4
-patch_size = 32
-input_size = 64
-max_position_embeddings = 514
+RECIPE = f"""{TINY_MODEL}
 max_text_tokens = 64
-image_mode = "L"
 exits = ["vision", "text", "encoder.1"]
 [model.heads.vision]
 reads = "pixels"
