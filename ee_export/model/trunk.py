@@ -87,31 +87,43 @@ def _distance_table(encoder: LayoutLMv3Encoder, linear: nn.Linear, far: int, bin
     return linear.weight.t()[bucket] / math.sqrt(head_size)
 
 
-def layer_answer(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What an answer from the ``[CLS]`` row needs of a layer: ``key`` and ``value [B, h, L, d]``, and that row ``[B, 1, H]``."""
-    key, value = _heads(layer, "key", hidden), _heads(layer, "value", hidden)
-    return key, value, layer_rest(layer, hidden[:, :1], bias[:, :, :1], key, value)
+def layer_answer(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor) -> Tensor:
+    """The ``[CLS]`` row ``[B, H]`` after a layer, from ``hidden [B, L, H]`` before it, without keys and values of the others.
 
-
-def layer_rest(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The rest of a layer once keys and values are known: its output rows for the rows of ``hidden``.
-
-    Given all rows it computes ``[CLS]`` again: one row in L costs less than cutting it out of ``bias``.
+    A matrix product may be bracketed as one likes. With one query, q · (X Wk)ᵀ is (q Wkᵀ) · Xᵀ, and p · (X Wv) is (p X) · Wv: a
+    head's query goes through the weights once instead of every token, so that the row costs little more than reading the
+    layer's weights. The bias of the keys adds the same to all scores of a head, which a softmax does not see.
     """
-    query = _heads(layer, "query", hidden)
-    dropout = layer.attention.self.dropout.p if layer.training else 0.0
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    attended = layer.attention.output(context.transpose(1, 2).flatten(2), hidden)
-    return layer.output(layer.intermediate(attended), attended)
+    attention = layer.attention.self
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+    key, value = (projection.weight.view(heads, size, -1) for projection in (attention.key, attention.value))
+    first = hidden[:, 0]
+    asked = attention.query(first).view(-1, heads, 1, size) @ key
+    scores = (hidden @ asked.squeeze(2).transpose(1, 2)).transpose(1, 2) / math.sqrt(size) + bias[:, :, 0]
+    seen = torch.softmax(scores, dim=-1) @ hidden
+    context = (value @ seen.unsqueeze(3)).flatten(1) + attention.value.bias
+    return _after_attention(layer, context, first)
 
 
 def layer_whole(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor) -> Tensor:
-    """A layer that no exit cuts: ``hidden [B, L, H]`` before it to ``hidden`` after it."""
-    return layer_rest(layer, hidden, bias, _heads(layer, "key", hidden), _heads(layer, "value", hidden))
+    """A layer, ``hidden [B, L, H]`` before it to ``hidden`` after it.
 
-
-def _heads(layer: LayoutLMv3Layer, which: str, hidden: Tensor) -> Tensor:
+    Tokens of all pages are one matrix of rows: a product of two matrices exports as one ``Gemm``, its bias included and its
+    weights as they are stored, which the answer part of the same layer shares.
+    """
     attention = layer.attention.self
-    rows = getattr(attention, which)(hidden)
-    split = rows.unflatten(-1, (attention.num_attention_heads, attention.attention_head_size))
-    return split.transpose(1, 2).contiguous()
+    shape = (*hidden.shape[:2], attention.num_attention_heads, attention.attention_head_size)
+    rows = hidden.flatten(0, 1)
+    query, key, value = (
+        projection(rows).view(shape).transpose(1, 2) for projection in (attention.query, attention.key, attention.value)
+    )
+    dropout = attention.dropout.p if layer.training else 0.0
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    # How attention lays out its result differs between tracing and decomposing; a copy of a known layout does not.
+    context = context.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return _after_attention(layer, context.view(rows.shape), rows).view(hidden.shape)
+
+
+def _after_attention(layer: LayoutLMv3Layer, context: Tensor, rows: Tensor) -> Tensor:
+    attended = layer.attention.output(context, rows)
+    return layer.output(layer.intermediate(attended), attended)

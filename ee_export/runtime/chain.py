@@ -12,7 +12,7 @@ from ee_export.encode import Arrays, Encoder, tokens_read
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
 from ee_export.page import Page
-from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA
+from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
@@ -181,7 +181,7 @@ class Chain:
             times[step.exit] = (time.perf_counter() - started) * 1e3
             if step.gates:
                 logits[gate_name(step.exit)] = outputs[0]
-            state.update(zip(step.state, outputs[step.gates :], strict=True))
+            state |= {name: outputs[at] for at, name in step.state}
         return logits, times
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
@@ -208,7 +208,10 @@ class Chain:
             started = time.perf_counter()
             logits, outputs = step.segment.run(group.state, step.last)
             taken = (time.perf_counter() - started) * 1e3
-            group.state.update(zip(step.state, outputs[step.gates :], strict=True))
+            for at, name in step.state:
+                group.state[name] = outputs[at]
+            gates = outputs[0] if step.gates else None
+            del outputs  # else what a later segment takes out of the state would live on here
             stay = []
             for position, row in enumerate(logits.tolist()):
                 record = records[group.rows[position]]
@@ -217,10 +220,11 @@ class Chain:
                 known.probabilities.append(probabilities)
                 if counts:
                     known.tokens = tokens_read(record.text, rule.reads)
-                known.gate = go(float(outputs[0][position, 0]), rule.gate) if step.gates else None
+                known.gate = None if gates is None else go(float(gates[position, 0]), rule.gate)
                 reached = judge(known, rule.weights)
-                leaves = reached >= step.limits[probabilities.index(max(probabilities))]
-                record.visits.append((step.exit, len(logits), taken, probabilities, reached, leaves))
+                answer = top(probabilities)
+                leaves = reached >= step.limits[answer]
+                record.visits.append((step.exit, len(logits), taken, self.labels[answer], reached, leaves))
                 if leaves:
                     record.finish(deadline_hit=False)
                 else:
@@ -270,7 +274,8 @@ class Chain:
         if share > 0:
             found = taken / share
             self._ocr_ms = found if self._ocr_ms is None else 0.8 * self._ocr_ms + 0.2 * found
-            record.visits.append(("ocr", 1, taken, [], None, False))
+            record.ocr_used = True
+            record.visits.append(("ocr", 1, taken, None, None, False))
         record.text = self.encoder.text(words, boxes)
         return True
 
@@ -291,21 +296,16 @@ class Chain:
         return time.perf_counter() + cost / 1e3 > deadline
 
     def _answer(self, record: Record, begin: float) -> Answer:
-        trace = tuple(
-            Step(name, batch, taken, self._label(probabilities) if probabilities else None, reached, left)
-            for name, batch, taken, probabilities, reached, left in record.visits
-        )
-        at, _, _, probabilities, reached, _ = next(visit for visit in reversed(record.visits) if visit[3])
+        trace = tuple(map(Step._make, record.visits))
+        last = trace[-2] if trace[-1].label is None else trace[-1]  # OCR is followed by a segment, or by the deadline
+        assert last.label is not None and last.score is not None
         return Answer(
-            label=self._label(probabilities),
-            probabilities=dict(zip(self.labels, probabilities, strict=True)),
-            exit=at,
-            score=reached,
-            ocr_used=any(step.name == "ocr" for step in trace),
+            label=last.label,
+            probabilities=dict(zip(self.labels, record.known.probabilities[-1], strict=True)),
+            exit=last.name,
+            score=last.score,
+            ocr_used=record.ocr_used,
             latency_ms=(record.finished - begin) * 1e3,
             trace=trace,
             deadline_hit=record.deadline_hit,
         )
-
-    def _label(self, probabilities: list[float]) -> str:
-        return self.labels[probabilities.index(max(probabilities))]

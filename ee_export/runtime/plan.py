@@ -19,7 +19,7 @@ class PlanStep:
     """A segment with its exit's rule and thresholds; ``rule.reads`` says how much of the page's text must be there.
 
     ``limits``: lowest score with which a page leaves, per class answered. ``gates``: 1 where the output after the logits is a
-    gate's, else 0. ``state``: names of the outputs after these.
+    gate's, else 0. ``state``: the others that later segments read, by their place among the outputs after the logits.
     ``last``: its inputs that no later segment reads. ``skippable``: nothing depends on it and no page leaves there, so it need
     not run.
     """
@@ -29,7 +29,7 @@ class PlanStep:
     rule: Rule
     limits: tuple[float, ...]
     gates: int
-    state: tuple[str, ...]
+    state: tuple[tuple[int, str], ...]
     last: tuple[str, ...]
     skippable: bool
 
@@ -88,7 +88,7 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segment
     for segment, rule in reversed(list(zip(segments, rules(manifest, target, point.weights), strict=True))):
         asked = [tensor.name for tensor in segment.inputs]
         gates = int(gate_name(segment.exit) in (tensor.name for tensor in segment.outputs))
-        state = tuple(tensor.name for tensor in segment.outputs[1 + gates :])
+        state = tuple((at, tensor.name) for at, tensor in enumerate(segment.outputs[1 + gates :], gates))
         threshold = point.thresholds.get(segment.exit)
         last = segment is segments[-1]
         plan.append(

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from ee_export.encode import Arrays
 from ee_export.policy.criteria import Known
@@ -35,7 +34,7 @@ class Group:
             self.state = {}
 
 
-Visit = tuple[str, int, float, list[float], Any, bool]
+Visit = tuple[str, int, float, str | None, float | None, bool]
 """What becomes a :class:`Step` once the page is answered: between two segments the caches are cold, and every line costs."""
 
 
@@ -47,6 +46,7 @@ class Record:
     visits: list[Visit] = field(default_factory=list)
     known: Known = field(default_factory=Known)
     text: Arrays | None = None
+    ocr_used: bool = False
     finished: float = 0.0
     deadline_hit: bool = False
 

@@ -16,7 +16,7 @@ Shape = tuple[str | int, ...]
 
 
 def parts(model: EarlyExitLayoutLMv3) -> list[Part]:
-    """The whole model as parts; an encoder layer whose exit reads ``[CLS]`` is two parts, *answer* and *rest*."""
+    """The whole model as parts; an encoder layer whose exit reads ``[CLS]`` is there twice, as that row's answer and whole."""
     stock = model.layoutlmv3
     specs = model.config.head_specs()
     found: list[Part] = []
@@ -47,14 +47,11 @@ def parts(model: EarlyExitLayoutLMv3) -> list[Part]:
         asked = [name] if name in specs else []
         asked += ["final"] if number == len(stock.encoder.layer) else []
         if any(exit_name == "final" or specs[exit_name].reads == "cls" for exit_name in asked):
-            state = (f"key.{number}", f"value.{number}", f"first.{number}")
-            found.append(_part(trunk.layer_answer, layer, (before, "bias"), state))
-            found.append(_part(trunk.layer_rest, layer, (before, "bias", *state[:2]), (after,)))
-        else:
-            found.append(_part(trunk.layer_whole, layer, (before, "bias"), (after,)))
+            found.append(_part(trunk.layer_answer, layer, (before, "bias"), (f"first.{number}",)))
+        found.append(_part(trunk.layer_whole, layer, (before, "bias"), (after,)))
         for exit_name in asked:
             if exit_name == "final" or specs[exit_name].reads == "cls":
-                found.append(_head(model, exit_name, (f"first.{number}",), _first_row))
+                found.append(_head(model, exit_name, (f"first.{number}",), lambda first: first))
             else:
                 found.append(_head(model, exit_name, (after, "mask"), masked_mean))
     return found
@@ -63,7 +60,6 @@ def parts(model: EarlyExitLayoutLMv3) -> list[Part]:
 def shapes(model: EarlyExitLayoutLMv3) -> dict[str, Shape]:
     """Symbolic shape of every tensor that can pass between segments: B pages, T text tokens, L text and visual tokens."""
     config = model.config
-    heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     known: dict[str, Shape] = {
         "pixel_values": ("B", 3, config.input_size, config.input_size),
         "input_ids": ("B", "T"),
@@ -71,14 +67,13 @@ def shapes(model: EarlyExitLayoutLMv3) -> dict[str, Shape]:
         "attention_mask": ("B", "T"),
         "visual": ("B", model.layoutlmv3.visual_bbox.shape[0], config.hidden_size),
         "text": ("B", "T", config.hidden_size),
-        "bias": ("B", heads, "L", "L"),
+        "bias": ("B", config.num_attention_heads, "L", "L"),
         "mask": ("B", "L"),
         "hidden.0": ("B", "L", config.hidden_size),
     }
     for number in range(1, config.num_hidden_layers + 1):
         known[f"hidden.{number}"] = ("B", "L", config.hidden_size)
-        known[f"first.{number}"] = ("B", 1, config.hidden_size)
-        known[f"key.{number}"] = known[f"value.{number}"] = ("B", heads, "L", size)
+        known[f"first.{number}"] = ("B", config.hidden_size)
     for name in config.exit_names():
         known[logits_name(name)] = ("B", config.num_labels)
         known[gate_name(name)] = ("B", 1)
