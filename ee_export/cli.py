@@ -145,10 +145,6 @@ def build(
     if target != building.TARGET:
         raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}")
     ocr = _engine()
-    if ocr is None and ocr_ms is None:
-        err.print(
-            "no OCR engine here: asking for text counts as free; pass --ocr-ms to say what it costs", style="yellow"
-        )
     with progress_bars() as show:
         package = building.build(
             checkpoint,
@@ -163,6 +159,11 @@ def build(
             progress=show,
         )
     print_package(package, target, None, as_json)
+    if ocr is None and ocr_ms is None:
+        err.print(
+            "asking for text counted as free, for there is no OCR engine here: say with --ocr-ms what it costs",
+            style="yellow",
+        )
 
 
 @cli.command()
