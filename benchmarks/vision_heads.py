@@ -51,7 +51,7 @@ def main(data: Path, epochs: int) -> None:
     train, val = read_dataset(data / "train"), read_dataset(data / "val")
     config = EarlyExitLayoutLMv3Config(image_mode="L", max_text_tokens=2)
     encoder = Encoder(checkpoint.encoding_of(config), checkpoint.train_tokenizer(iter([["page"]]), 300))
-    pages, held_out = encode_pages(train, encoder), encode_pages(val, encoder)
+    pages, held_out = (encode_pages(part, encoder, reads_text=False) for part in (train, val))
     print(
         f"{len(pages)} pages, {epochs} epochs, judged on {len(held_out)}; {machine_name()}, torch {torch.__version__}"
     )

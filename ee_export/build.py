@@ -14,7 +14,7 @@ from ee_export.encode import Arrays, Encoder
 from ee_export.errors import BadData
 from ee_export.manifest import SCHEMA, Manifest, OperatingPoint, Target
 from ee_export.model import checkpoint
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
 from ee_export.page import Ocr, find_images, read_page
@@ -80,7 +80,7 @@ def build(
 
         samples = read_pages(parts["tune"], None)[:12]
         start_ms = 0.0
-        if ocr_ms is None and ocr is not None:
+        if ocr_ms is None and ocr is not None and model.reads_text():
             progress("measure", 0, 2)
             bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6]]
             ocr_ms, start_ms = measure_ocr(bare, encoder.encoding.bands)
@@ -106,7 +106,7 @@ def build(
 
 
 def export(
-    model: EarlyExitLayoutLMv3, tokenizer: str, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress
+    model: EarlyExitModel, tokenizer: str, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress
 ) -> Package:
     """Write segments, tokenizer and golden file into an empty folder and prove the segments equal; no policy yet."""
     exits = model.config.exit_names()
@@ -122,7 +122,7 @@ def export(
         labels=checkpoint.labels_of(model.config),
         exits=exits,
         encoding=checkpoint.encoding_of(model.config),
-        inputs={"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"},
+        inputs=model.INPUTS,
         model={
             "type": model.config.model_type,
             "layers": model.config.num_hidden_layers,
@@ -145,7 +145,7 @@ def export(
     return package
 
 
-def golden_inputs(model: EarlyExitLayoutLMv3, encoder: Encoder, folder: Path | None) -> list[Arrays]:
+def golden_inputs(model: EarlyExitModel, encoder: Encoder, folder: Path | None) -> list[Arrays]:
     """Encoded golden pages: those of a folder, else synthetic ones without text, with some, and with all that is read."""
     config = model.config
     if folder is None:
@@ -154,15 +154,16 @@ def golden_inputs(model: EarlyExitLayoutLMv3, encoder: Encoder, folder: Path | N
     found = []
     for path in find_images(folder):
         page = read_page(path)
-        if page.words is None:
+        if page.words is None and model.reads_text():
             raise BadData(f"{path}: a golden page needs its words in a .json beside it")
         image = page.decoded()
-        found.append({**encoder.image(image), **encoder.text(*page.text(image))})
+        text = page.text(image) if model.reads_text() else ([], [])
+        found.append({**encoder.image(image), **encoder.text(*text)})
     if not found:
         raise BadData(f"{folder}: no page images; golden inputs need at least one")
     return found
 
 
-def _reference(model: EarlyExitLayoutLMv3, arrays: Arrays) -> dict[str, np.ndarray]:
+def _reference(model: EarlyExitModel, arrays: Arrays) -> dict[str, np.ndarray]:
     logits = model.reference_logits(**{name: torch.from_numpy(value) for name, value in arrays.items()})
     return {name: values.numpy() for name, values in logits.items()}

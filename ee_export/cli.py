@@ -159,7 +159,7 @@ def build(
             progress=show,
         )
     print_package(package, target, None, as_json)
-    if ocr is None and ocr_ms is None:
+    if ocr is None and ocr_ms is None and "text" in package.manifest.inputs.values():
         err.print(
             "asking for text counted as free, for there is no OCR engine here: say with --ocr-ms what it costs",
             style="yellow",

@@ -14,6 +14,11 @@ SCHEMA = 1
 Axis = int | str
 
 
+def logits_name(exit_name: str) -> str:
+    """Name of the tensor that holds an exit's raw logits."""
+    return f"{exit_name}.logits"
+
+
 def gate_name(exit_name: str) -> str:
     """Name of the go/stop logit of an exit's gate: a tensor of its segment, and the key of its calibration."""
     return f"{exit_name}.gate"

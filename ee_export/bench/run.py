@@ -16,12 +16,11 @@ import onnxruntime
 
 from ee_export.bench.statistics import Spread, interleave, spread
 from ee_export.encode import Arrays
-from ee_export.manifest import OperatingPoint
+from ee_export.manifest import OperatingPoint, logits_name
 from ee_export.package import Package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name
-from ee_export.segments.cut import logits_name
 from ee_export.segments.join import join
 
 Progress = Callable[[str, int, int], None]

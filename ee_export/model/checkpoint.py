@@ -14,13 +14,13 @@ from transformers.utils import logging
 
 from ee_export.encode import Encoding, band_of
 from ee_export.errors import BadCheckpoint
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
+from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.families import FAMILIES, PREFIX
 
-MODEL_TYPE = EarlyExitLayoutLMv3Config.model_type
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
-def save(folder: Path, model: EarlyExitLayoutLMv3, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+def save(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
     """Write a checkpoint into an existing folder, weights rounded to ``dtype`` (``float16`` halves the file)."""
     weights = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
@@ -30,7 +30,7 @@ def save(folder: Path, model: EarlyExitLayoutLMv3, tokenizer: Tokenizer, dtype: 
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def load(folder: Path) -> tuple[EarlyExitLayoutLMv3, Tokenizer]:
+def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
     """An early-exit model in fp32, in evaluation mode, and its tokenizer.
 
     Raises:
@@ -40,13 +40,15 @@ def load(folder: Path) -> tuple[EarlyExitLayoutLMv3, Tokenizer]:
         if not (folder / name).is_file():
             raise BadCheckpoint(f"{folder / name}: missing; expected a checkpoint that `ee-export train` wrote")
     model_type = _model_type(folder)
-    if model_type != MODEL_TYPE:
+    family = FAMILIES.get(model_type.removeprefix(PREFIX)) if model_type.startswith(PREFIX) else None
+    if family is None:
+        expected = ", ".join(PREFIX + name for name in FAMILIES)
         raise BadCheckpoint(
-            f"{folder / 'config.json'}: model_type is '{model_type}', expected '{MODEL_TYPE}'; a stock LayoutLMv3 has no exits: "
+            f"{folder / 'config.json'}: model_type is '{model_type}', expected one of {expected}; a stock model has no exits: "
             "train them with `ee-export train DATA --init FOLDER`"
         )
     with _loading(folder), _quiet():
-        model, info = EarlyExitLayoutLMv3.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, info = family.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     if info["missing_keys"] or info["unexpected_keys"]:
         wrong = sorted(info["missing_keys"] or info["unexpected_keys"])[0]
@@ -57,26 +59,28 @@ def load(folder: Path) -> tuple[EarlyExitLayoutLMv3, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def load_stock(folder: Path, config_changes: dict[str, Any]) -> tuple[EarlyExitLayoutLMv3, Tokenizer]:
-    """A stock LayoutLMv3 checkpoint (such as ``microsoft/layoutlmv3-base``, downloaded) with untrained exits added.
+def load_stock(folder: Path, config_changes: dict[str, Any]) -> tuple[EarlyExitModel, Tokenizer]:
+    """A stock checkpoint (such as ``microsoft/layoutlmv3-base``, downloaded) with untrained exits added.
 
     Raises:
-        BadCheckpoint: no LayoutLMv3 in safetensors form with its tokenizer is there.
+        BadCheckpoint: no such model in safetensors form, with its tokenizer where it reads text, is there.
     """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise BadCheckpoint(
-                f"{folder / name}: missing; --init takes a LayoutLMv3 checkpoint folder with safetensors"
-            )
-    if (model_type := _model_type(folder)) not in ("layoutlmv3", MODEL_TYPE):
-        raise BadCheckpoint(f"{folder / 'config.json'}: model_type is '{model_type}', expected 'layoutlmv3'")
-    with _loading(folder), _quiet():
-        config = EarlyExitLayoutLMv3Config.from_pretrained(folder, **config_changes)
-        model = EarlyExitLayoutLMv3.from_pretrained(
-            folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+            raise BadCheckpoint(f"{folder / name}: missing; --init takes a checkpoint folder with safetensors")
+    model_type = _model_type(folder)
+    family = FAMILIES.get(model_type.removeprefix(PREFIX))
+    if family is None:
+        raise BadCheckpoint(
+            f"{folder / 'config.json'}: model_type is '{model_type}', expected one of {', '.join(FAMILIES)}"
         )
+    with _loading(folder), _quiet():
+        config = family.config_class.from_pretrained(folder, **config_changes)
+        model = family.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
         if (folder / "tokenizer.json").is_file():
             return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if not family.reads_text():
+            return model, train_tokenizer(iter([]), 0)
         return model, AutoTokenizer.from_pretrained(folder).backend_tokenizer
 
 
@@ -95,7 +99,7 @@ def train_tokenizer(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encoding_of(config: EarlyExitLayoutLMv3Config) -> Encoding:
+def encoding_of(config: Any) -> Encoding:
     """How pages are encoded for a model of this configuration."""
     return Encoding(
         image_size=config.input_size,
@@ -110,7 +114,7 @@ def encoding_of(config: EarlyExitLayoutLMv3Config) -> Encoding:
     )
 
 
-def labels_of(config: EarlyExitLayoutLMv3Config) -> tuple[str, ...]:
+def labels_of(config: Any) -> tuple[str, ...]:
     """The class names in logit order."""
     return tuple(config.id2label[index] for index in range(config.num_labels))
 

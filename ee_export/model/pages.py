@@ -10,7 +10,7 @@ from ee_export.data import Dataset
 from ee_export.encode import Encoder
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.model.early_exit import EarlyExitModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +25,22 @@ class EncodedPages:
         return len(self.targets)
 
 
-def encode_pages(data: Dataset, encoder: Encoder) -> EncodedPages:
+def encode_pages(data: Dataset, encoder: Encoder, *, reads_text: bool) -> EncodedPages:
     """Decode and encode every page once; raises BadPage naming the first that cannot be read."""
     pixels, texts = [], []
     for index in range(len(data)):
         page = data.page(index)
-        if page.words is None:
+        if page.words is None and reads_text:
             raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
         image = page.decoded()
         pixels.append(torch.from_numpy(encoder.pixels(image).copy()))
-        arrays = encoder.text(*page.text(image))
+        arrays = encoder.text(*(page.text(image) if reads_text else ([], [])))
         texts.append((arrays["input_ids"][0].astype(np.int32), arrays["bbox"][0].astype(np.int16)))
     return EncodedPages(torch.stack(pixels), texts, torch.tensor(data.targets))
 
 
 def batch_of(
-    model: EarlyExitLayoutLMv3, pages: EncodedPages, rows: list[int], rng: np.random.Generator | None
+    model: EarlyExitModel, pages: EncodedPages, rows: list[int], rng: np.random.Generator | None
 ) -> dict[str, Tensor]:
     """Inputs of some pages, augmented where ``rng`` is given."""
     config = model.config

@@ -8,7 +8,7 @@ from typing import Any
 
 from ee_export.errors import BadRequest, require_known
 from ee_export.model.exits import parse
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3Config
+from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import (
     STRATEGIES,
 )
@@ -18,7 +18,7 @@ from ee_export.model.strategies import (
 class Recipe:
     """Everything that decides a training run besides its data.
 
-    ``model``: fields of the configuration (sizes, exits, heads). ``epochs`` trains trunk and exits; a vision exit that
+    ``trunk``: a name in :data:`~ee_export.model.families.FAMILIES`. ``model``: fields of the configuration (sizes, exits, heads). ``epochs`` trains trunk and exits; a vision exit that
     reads pixels shares no weight with them, so its loss separates and it is trained by ``vision_epochs`` of its own.
     ``strategy``: a name in :data:`~ee_export.model.strategies.STRATEGIES`; ``exit_epochs``: epochs of each of its phases after the
     first, default ``epochs``. ``weights``, ``gamma``, ``entropy``, ``distillation_temperature``: see
@@ -26,6 +26,7 @@ class Recipe:
     times as long as in float32, which they use instead. ``save_dtype``: ``float32`` or ``float16``, how weights are stored.
     """
 
+    trunk: str = "layoutlmv3"
     model: dict[str, Any] = field(default_factory=dict)
     vocab_size: int = 8000
     epochs: int = 12
@@ -48,6 +49,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_known(self.trunk, FAMILIES, "trunk")
         if self.save_dtype not in ("float32", "float16"):
             raise BadRequest(f"save_dtype is '{self.save_dtype}': expected float32 or float16")
         if min(self.epochs, self.vision_epochs) < 0 or min(self.batch_size, self.vision_batch_size) < 1:
@@ -83,9 +85,11 @@ def read_recipe(path: Path) -> Recipe:
     model = found.get("model", {})
     if isinstance(model.get("exits"), str):
         model["exits"] = list(parse(model["exits"], model.get("num_hidden_layers", 12))[:-1])
-    known = {entry.name for entry in fields(EarlyExitLayoutLMv3Config)}
+    trunk = training.get("trunk", "layoutlmv3")
+    require_known(trunk, FAMILIES, "trunk")
+    known = {entry.name for entry in fields(FAMILIES[trunk].config_class)}
     if unknown := set(model) - known:
         near = difflib.get_close_matches(sorted(unknown)[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; it takes the fields of LayoutLMv3's configuration"
+        hint = f"; did you mean {near[0]}?" if near else "; it takes the fields of the trunk's configuration"
         raise BadRequest(f"{path}: unknown key '{sorted(unknown)[0]}' in [model]{hint}")
     return Recipe(model=model, **training)

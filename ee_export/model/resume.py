@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ee_export.atomic import staged_folder
 from ee_export.errors import BadRequest
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.model.early_exit import EarlyExitModel
 
 
 class Saved:
@@ -27,7 +27,7 @@ class Saved:
         self._every_s = float(os.environ.get("EE_TRAIN_SAVE_S", every_s))
         self._last = time.monotonic()
 
-    def restore(self, model: EarlyExitLayoutLMv3, optimizers: list[torch.optim.AdamW]) -> int:
+    def restore(self, model: EarlyExitModel, optimizers: list[torch.optim.AdamW]) -> int:
         """Steps already done; raises BadRequest where the partial run is another one's or damaged."""
         if not self.folder.exists():
             return 0
@@ -49,7 +49,7 @@ class Saved:
                     optimizer.state[weight] = found
         return int(state["steps"])
 
-    def save_sometimes(self, steps: int, model: EarlyExitLayoutLMv3, optimizers: list[torch.optim.AdamW]) -> None:
+    def save_sometimes(self, steps: int, model: EarlyExitModel, optimizers: list[torch.optim.AdamW]) -> None:
         """Write the state if the last time is a minute ago (``EE_TRAIN_SAVE_S`` seconds)."""
         if time.monotonic() - self._last < self._every_s:
             return

@@ -4,6 +4,7 @@ Hamed et al. ("Multimodal adaptive inference for document image classification w
 several of these for LayoutLMv3; each is described where it is defined, with its own source.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -61,6 +62,10 @@ def phases(strategy: str, exits: Sequence[str]) -> list[Phase]:
     return STRATEGIES[strategy](tuple(exits))
 
 
+TRUNKS = ("layoutlmv3.", "vit.")
+"""What the names of a trunk's parameters begin with."""
+
+
 def head_prefix(exit_name: str) -> str:
     """What the names of an exit head's own parameters begin with."""
     return "classifier." if exit_name == "final" else f"exits.{exit_name.replace('.', '_')}."
@@ -72,12 +77,13 @@ SHARED_GATE = "shared_gate."
 
 def on_the_way(exit_name: str, parameter: str) -> bool:
     """Whether a trunk parameter is used on the way to an exit."""
-    if parameter.startswith("layoutlmv3.encoder.layer."):
-        depth = int(parameter.split(".")[3]) + 1
-        return exit_name == "final" or (exit_name.startswith("encoder.") and depth <= int(exit_name[8:]))
-    if not parameter.startswith("layoutlmv3."):
+    if not parameter.startswith(TRUNKS):
         return False
     in_encoder = exit_name == "final" or exit_name.startswith("encoder.")
+    if layer := re.search(r"\.layers?\.(\d+)\.", parameter):
+        return exit_name == "final" or (in_encoder and int(layer[1]) < int(exit_name.removeprefix("encoder.")))
+    if parameter.startswith("vit.layernorm."):
+        return exit_name == "final"
     if parameter.startswith("layoutlmv3.encoder."):
         return in_encoder
     text = parameter.startswith("layoutlmv3.embeddings.")
@@ -206,7 +212,7 @@ def _one(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
     """One phase: trunk and all heads move together."""
 
     def build(exits: tuple[str, ...]) -> list[Phase]:
-        heads = ("layoutlmv3.", *_heads_of(exits))
+        heads = (*TRUNKS, *_heads_of(exits))
         return [Phase(exits, lambda name: name.startswith(heads), loss)]
 
     return build

@@ -15,7 +15,8 @@ from ee_export.data import Dataset
 from ee_export.encode import Encoder
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
+from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.families import FAMILIES
 from ee_export.model.pages import EncodedPages, batch_of, encode_pages
 from ee_export.model.recipe import Recipe
 from ee_export.model.resume import Saved
@@ -49,8 +50,8 @@ def train(
     torch.manual_seed(recipe.seed)
     model, tokenizer = _new_model(data, recipe, init)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
-    pages = encode_pages(data, encoder)
-    val_pages = encode_pages(val, encoder)
+    pages = encode_pages(data, encoder, reads_text=model.reads_text())
+    val_pages = encode_pages(val, encoder, reads_text=model.reads_text())
 
     stages = stages_of(model, recipe, len(pages))
     saved = Saved(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
@@ -81,14 +82,14 @@ def train(
     return out
 
 
-def optimizer_of(model: EarlyExitLayoutLMv3, stage: "Stage", recipe: Recipe) -> torch.optim.AdamW:
+def optimizer_of(model: EarlyExitModel, stage: "Stage", recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over the parameters that a stage trains."""
     weights = [weight for name, weight in model.named_parameters() if stage.phase.trains(name)]
     return torch.optim.AdamW(weights, lr=stage.learning_rate, weight_decay=recipe.weight_decay)
 
 
 def run_stage(
-    model: EarlyExitLayoutLMv3,
+    model: EarlyExitModel,
     optimizer: torch.optim.AdamW,
     stage: "Stage",
     pages: EncodedPages,
@@ -105,7 +106,7 @@ def run_stage(
 
 
 @torch.no_grad()
-def accuracy(model: EarlyExitLayoutLMv3, pages: EncodedPages, exits: tuple[str, ...]) -> dict[str, float]:
+def accuracy(model: EarlyExitModel, pages: EncodedPages, exits: tuple[str, ...]) -> dict[str, float]:
     """Share of right answers per exit."""
     model.eval()
     right = dict.fromkeys(exits, 0)
@@ -131,7 +132,7 @@ class Stage:
     salt: int
 
 
-def stages_of(model: EarlyExitLayoutLMv3, recipe: Recipe, pages: int) -> list[Stage]:
+def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
     """What a recipe does, in order: a vision exit that reads pixels by itself, then the phases of the strategy."""
     specs = model.config.head_specs()
     apart = tuple(name for name, spec in specs.items() if spec.reads == "pixels")
@@ -152,7 +153,7 @@ def stages_of(model: EarlyExitLayoutLMv3, recipe: Recipe, pages: int) -> list[St
     return stages
 
 
-def _settings(model: EarlyExitLayoutLMv3, recipe: Recipe) -> Settings:
+def _settings(model: EarlyExitModel, recipe: Recipe) -> Settings:
     sizes = {
         name: sum(
             weight.numel()
@@ -166,7 +167,7 @@ def _settings(model: EarlyExitLayoutLMv3, recipe: Recipe) -> Settings:
     )
 
 
-def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyExitLayoutLMv3, Tokenizer]:
+def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
     labels = {
         "id2label": dict(enumerate(data.labels)),
         "label2id": {label: index for index, label in enumerate(data.labels)},
@@ -174,18 +175,19 @@ def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyE
     }
     if init is not None:
         return checkpoint.load_stock(init, {**recipe.model, **labels})
-    words = (data.page(index).words for index in range(len(data)))
+    family = FAMILIES[recipe.trunk]
+    words = (data.page(index).words for index in range(len(data) if family.reads_text() else 0))
     tokenizer = checkpoint.train_tokenizer((list(found) for found in words if found), recipe.vocab_size)
     sizes = {**recipe.model, "vocab_size": tokenizer.get_vocab_size()}
     try:
-        config = EarlyExitLayoutLMv3Config(**sizes, id2label=labels["id2label"], label2id=labels["label2id"])
+        config = family.config_class(**sizes, id2label=labels["id2label"], label2id=labels["label2id"])
     except (TypeError, ValueError) as error:
         raise BadRequest(f"[model] of the recipe: {str(error).strip().splitlines()[0]}") from None
-    return EarlyExitLayoutLMv3(config), tokenizer
+    return family(config), tokenizer
 
 
 def _train_step(
-    model: EarlyExitLayoutLMv3,
+    model: EarlyExitModel,
     optimizer: torch.optim.Optimizer,
     stage: Stage,
     pages: EncodedPages,

@@ -8,10 +8,11 @@ L = T + V: T text tokens, then V = 1 + (S / patch)² visual ones.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LayoutLMv3Model
 from transformers.models.layoutlmv3.modeling_layoutlmv3 import LayoutLMv3Encoder, LayoutLMv3Layer
+
+from ee_export.model.attention import attend, attend_first
 
 
 def text_embeddings(trunk: LayoutLMv3Model, input_ids: Tensor, bbox: Tensor) -> Tensor:
@@ -88,40 +89,21 @@ def _distance_table(encoder: LayoutLMv3Encoder, linear: nn.Linear, far: int, bin
 
 
 def layer_answer(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor) -> Tensor:
-    """The ``[CLS]`` row ``[B, H]`` after a layer, from ``hidden [B, L, H]`` before it, without keys and values of the others.
-
-    A matrix product may be bracketed as one likes. With one query, q · (X Wk)ᵀ is (q Wkᵀ) · Xᵀ, and p · (X Wv) is (p X) · Wv: a
-    head's query goes through the weights once instead of every token, so that the row costs little more than reading the
-    layer's weights. The bias of the keys adds the same to all scores of a head, which a softmax does not see.
-    """
-    attention = layer.attention.self
-    heads, size = attention.num_attention_heads, attention.attention_head_size
-    key, value = (projection.weight.view(heads, size, -1) for projection in (attention.key, attention.value))
-    first = hidden[:, 0]
-    asked = attention.query(first).view(-1, heads, 1, size) @ key
-    scores = (hidden @ asked.squeeze(2).transpose(1, 2)).transpose(1, 2) / math.sqrt(size) + bias[:, :, 0]
-    seen = torch.softmax(scores, dim=-1) @ hidden
-    context = (value @ seen.unsqueeze(3)).flatten(1) + attention.value.bias
-    return _after_attention(layer, context, first)
+    """The ``[CLS]`` row ``[B, H]`` after a layer, from ``hidden [B, L, H]`` before it."""
+    context = attend_first(_projections(layer), layer.attention.self.num_attention_heads, hidden, bias)
+    return _after_attention(layer, context, hidden[:, 0])
 
 
 def layer_whole(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor) -> Tensor:
-    """A layer, ``hidden [B, L, H]`` before it to ``hidden`` after it.
-
-    Tokens of all pages are one matrix of rows: a product of two matrices exports as one ``Gemm``, its bias included and its
-    weights as they are stored, which the answer part of the same layer shares.
-    """
+    """A layer, ``hidden [B, L, H]`` before it to ``hidden`` after it."""
     attention = layer.attention.self
-    shape = (*hidden.shape[:2], attention.num_attention_heads, attention.attention_head_size)
-    rows = hidden.flatten(0, 1)
-    query, key, value = (
-        projection(rows).view(shape).transpose(1, 2) for projection in (attention.query, attention.key, attention.value)
-    )
     dropout = attention.dropout.p if layer.training else 0.0
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    # How attention lays out its result differs between tracing and decomposing; a copy of a known layout does not.
-    context = context.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-    return _after_attention(layer, context.view(rows.shape), rows).view(hidden.shape)
+    context = attend(_projections(layer), attention.num_attention_heads, hidden, bias, dropout)
+    return _after_attention(layer, context, hidden.flatten(0, 1)).view(hidden.shape)
+
+
+def _projections(layer: LayoutLMv3Layer) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    return layer.attention.self.query, layer.attention.self.key, layer.attention.self.value
 
 
 def _after_attention(layer: LayoutLMv3Layer, context: Tensor, rows: Tensor) -> Tensor:

@@ -185,9 +185,13 @@ class Chain:
         return logits, times
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
-        """All inputs of some pages as one batch, their text read whether it is needed or not."""
+        """All inputs of some pages as one batch, their text read, if the model reads any, whether it is needed or not."""
         images = [page.decoded() for page in pages]
-        texts = [self.encoder.text(*page.text(image)) for page, image in zip(pages, images, strict=True)]
+        asks = "text" in self.package.manifest.inputs.values()
+        texts = [
+            self.encoder.text(*(page.text(image) if asks else ([], [])))
+            for page, image in zip(pages, images, strict=True)
+        ]
         pixels = np.concatenate([self.encoder.image(image)["pixel_values"] for image in images])
         return {"pixel_values": pixels, **self.encoder.collate(texts)}
 

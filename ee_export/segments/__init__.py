@@ -4,18 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ee_export.manifest import SegmentSpec, TensorSpec
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
-from ee_export.segments import layoutlmv3, weights
+from ee_export.model.early_exit import EarlyExitModel
+from ee_export.segments import weights
 from ee_export.segments.cut import cut
 from ee_export.segments.export import dtype_name, export_segment
 
 
 def export_segments(
-    model: EarlyExitLayoutLMv3, folder: Path, target: str, progress: Callable[[str], None]
+    model: EarlyExitModel, folder: Path, target: str, progress: Callable[[str], None]
 ) -> tuple[SegmentSpec, ...]:
     """Write every segment to ``folder/target/<exit>.onnx`` and their weights beside them; returns their manifest entries."""
-    shapes = layoutlmv3.shapes(model)
-    segments = cut(layoutlmv3.parts(model), model.config.exit_names())
+    shapes = model.shapes()
+    segments = cut(model.parts(answer_first=True), model.config.exit_names())
     graphs = []
     for segment in segments:
         progress(segment.exit)

@@ -1,20 +1,10 @@
 """Cut a model at its exits: which part of it runs in which segment, and what state passes between them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ee_export.manifest import gate_name
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a model that is never cut: named tensors in, named tensors out."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    run: Callable[..., tuple[Tensor, ...]]
+from ee_export.manifest import gate_name, logits_name
+from ee_export.model.early_exit import Part, needed_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +17,6 @@ class Segment:
     outputs: tuple[str, ...]
 
 
-def logits_name(exit_name: str) -> str:
-    """Name of the tensor that holds an exit's raw logits."""
-    return f"{exit_name}.logits"
-
-
 def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
     """One segment an exit, in order.
 
@@ -39,11 +24,10 @@ def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
     an answer does not read (the rest of a layer behind its ``[CLS]`` row, the patches behind a head that reads pixels)
     waits for the next segment and is never run for a page that leaves: answer first.
     """
-    producer = {output: part for part in parts for output in part.outputs}
     placed: list[Part] = []
     plans: list[list[Part]] = []
     for name in exits:
-        needed = _needed(logits_name(name), producer)
+        needed = needed_for([logits_name(name)], parts)
         mine = [part for part in parts if part in needed and part not in placed]
         placed += mine
         plans.append(mine)
@@ -57,14 +41,3 @@ def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
         outputs = (*answer, *(output for output in made if output in later and output not in answer))
         segments.append(Segment(name, tuple(mine), tuple(asked), outputs))
     return segments
-
-
-def _needed(tensor: str, producer: dict[str, Part]) -> list[Part]:
-    needed: list[Part] = []
-    waiting = [tensor]
-    while waiting:
-        part = producer.get(waiting.pop())
-        if part is not None and part not in needed:
-            needed.append(part)
-            waiting += part.inputs
-    return needed

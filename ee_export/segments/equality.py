@@ -7,14 +7,14 @@ import torch
 
 from ee_export.encode import Arrays
 from ee_export.errors import NotEqual
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.model.early_exit import EarlyExitModel
 
 Run = Callable[[Arrays], dict[str, np.ndarray]]
 
 TOLERANCE_FP32 = 2e-4
 
 
-def cases(model: EarlyExitLayoutLMv3, seed: int = 0) -> list[Arrays]:
+def cases(model: EarlyExitModel, seed: int = 0) -> list[Arrays]:
     """Inputs that span what a chain meets: batch 1–5, 1 to the longest text, padding, pages without text."""
     config = model.config
     longest = config.max_position_embeddings - config.pad_token_id - 1
@@ -23,7 +23,7 @@ def cases(model: EarlyExitLayoutLMv3, seed: int = 0) -> list[Arrays]:
     return [_case(model, rng, batch, tokens) for batch, tokens in sizes]
 
 
-def largest_differences(model: EarlyExitLayoutLMv3, run: Run, inputs: list[Arrays]) -> dict[str, float]:
+def largest_differences(model: EarlyExitModel, run: Run, inputs: list[Arrays]) -> dict[str, float]:
     """Largest absolute logit difference per exit and gate between ``run`` and the unmodified model, over all inputs."""
     worst: dict[str, float] = {}
     for arrays in inputs:
@@ -45,7 +45,7 @@ def require(differences: dict[str, float], tolerance: float) -> None:
             )
 
 
-def _case(model: EarlyExitLayoutLMv3, rng: np.random.Generator, batch: int, tokens: int) -> Arrays:
+def _case(model: EarlyExitModel, rng: np.random.Generator, batch: int, tokens: int) -> Arrays:
     config = model.config
     lengths = np.full(batch, tokens)
     if batch > 1:

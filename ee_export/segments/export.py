@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ee_export.errors import NotEqual
+from ee_export.model.early_exit import Shape
 from ee_export.segments.cut import Segment
-from ee_export.segments.layoutlmv3 import Shape
 
 OPSET = 23
 _INTEGERS = frozenset({"input_ids", "bbox", "attention_mask", "mask"})
@@ -38,7 +38,8 @@ def export_segment(segment: Segment, model: nn.Module, shapes: dict[str, Shape])
     Raises:
         NotEqual: the graph is not well formed, or a tensor in it has no type.
     """
-    sizes = {"B": 2, "T": 9, "L": 9 + _visual_tokens(shapes)}
+    visual = shapes.get("visual", (0, 0))[1]
+    sizes = {"B": 2, "T": 9, "L": 9 + int(visual)}
     example = tuple(
         _example(name, [sizes[n] if isinstance(n, str) else n for n in shapes[name]]) for name in segment.inputs
     )
@@ -87,10 +88,6 @@ def check_graph(graph: onnx.ModelProto, name: str) -> None:
 def dtype_name(tensor: str) -> str:
     """Element type of a tensor that passes between segments, by its numpy name."""
     return "int64" if tensor in _INTEGERS else "float32"
-
-
-def _visual_tokens(shapes: dict[str, Shape]) -> int:
-    return int(shapes["visual"][1])
 
 
 def _example(name: str, shape: list[int]) -> Tensor:

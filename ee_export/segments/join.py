@@ -6,8 +6,8 @@ import onnx
 from onnx import compose
 
 from ee_export.errors import BadPackage
+from ee_export.manifest import logits_name
 from ee_export.package import Package
-from ee_export.segments.cut import logits_name
 
 
 def join(package: Package, target_name: str, outputs: Sequence[str] | None = None) -> onnx.ModelProto:

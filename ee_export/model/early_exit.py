@@ -1,0 +1,223 @@
+"""What every early-exit model has, whatever its trunk: a head at each exit, and a forward pass in parts that can be cut apart."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ee_export.errors import BadRequest, require_known
+from ee_export.manifest import gate_name, logits_name
+from ee_export.model.exits import HeadSpec, head_specs, ordered
+from ee_export.model.heads import Gate, PixelRamp, Ramp
+
+Shape = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a model that is never cut: named tensors in, named tensors out."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass
+class EarlyExitOutput(ModelOutput):
+    """Logits ``[B, C]`` per exit in ``exits``, go/stop logits ``[B, 1]`` in ``gates``; ``logits`` are those of ``final``."""
+
+    logits: Tensor | None = None
+    exits: dict[str, Tensor] | None = None
+    gates: dict[str, Tensor] | None = None
+
+
+class EarlyExitConfig:
+    """What a configuration with exits can say of them; the fields stand in the configuration of each trunk.
+
+    ``exits``: names in any order, ``final`` implied. ``heads``: fields of :class:`~ee_export.model.exits.HeadSpec` per exit,
+    where they differ from the default. ``BEFORE_ENCODER``: which exits the trunk can have before its encoder.
+    """
+
+    BEFORE_ENCODER: ClassVar[tuple[str, ...]]
+    exits: list[str] | tuple[str, ...] | None
+    heads: dict[str, Any] | None
+    num_hidden_layers: int
+
+    def exit_names(self) -> tuple[str, ...]:
+        """Exits in the order a page meets them, ``final`` last.
+
+        Raises:
+            BadRequest: one is not an exit of such a trunk.
+        """
+        names = ordered(self.exits or (), self.num_hidden_layers)
+        for name in names:
+            if not name.startswith(("encoder.", "final")) and name.split(".")[0] not in self.BEFORE_ENCODER:
+                raise BadRequest(
+                    f"exit '{name}': this trunk has {', '.join(self.BEFORE_ENCODER)}, encoder.1 … "
+                    f"encoder.{self.num_hidden_layers}, final"
+                )
+        return names
+
+    def head_specs(self) -> dict[str, HeadSpec]:
+        """Head of every exit but ``final``."""
+        return head_specs(self.exit_names(), self.heads)
+
+
+class EarlyExitModel(PreTrainedModel):
+    """A trunk with a head at every exit; mixed into the ``PreTrainedModel`` of each kind of trunk.
+
+    Such a class has a stock ``classifier``, and gives its forward pass as :meth:`parts`. ``exits.*`` hold the weights of the
+    heads. ``INPUTS``: the input tensors, and what each is made from, ``image`` or ``text``.
+    """
+
+    INPUTS: ClassVar[dict[str, str]]
+    config_class: ClassVar[Any]
+    classifier: nn.Module
+
+    @classmethod
+    def reads_text(cls) -> bool:
+        """Whether such a model reads anything of a page's text."""
+        return "text" in cls.INPUTS.values()
+
+    def add_heads(self, image_size: int) -> None:
+        """Make the head of every exit."""
+        config = self.config
+        specs = config.head_specs()
+        self.exits = nn.ModuleDict(
+            {_key(name): _head(config, spec, image_size) for name, spec in specs.items() if spec.kind != "final"}
+        )
+        shared = any(spec.shared for spec in specs.values())
+        self.shared_gate: nn.Module = nn.Linear(config.hidden_size, 1) if shared else nn.Identity()
+
+    def keep_exits(self, exits: Sequence[str]) -> None:
+        """Drop the heads of all other exits; every exit that is asked costs a page a little.
+
+        Raises:
+            BadRequest: one is not an exit of this model; lists those it has.
+        """
+        for name in exits:
+            require_known(name, self.config.exit_names(), "exit of this checkpoint")
+        self.config.exits = [name for name in self.config.exit_names()[:-1] if name in exits]
+        self.config.heads = {name: head for name, head in (self.config.heads or {}).items() if name in exits}
+        for name in list(self.exits):
+            if name not in map(_key, exits):
+                del self.exits[name]
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Class logits ``[B, C]`` of the trunk's own classifier, of a row ``[B, H]`` as the last layer gives it."""
+        logits: Tensor = self.classifier(features)
+        return logits
+
+    def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor, ...]:
+        """What an exit says of its features: class logits ``[B, C]`` and, where it has a gate, its go/stop logit ``[B, 1]``.
+
+        Args:
+            exit_name: an exit of this model.
+            features: pooled hidden states ``[B, H]``, or ``pixel_values [B, 3, S, S]`` where its head reads pixels; for a head
+                that uses the trunk's classifier, and for ``final``, they are a row as that classifier takes it.
+        """
+        spec = None if exit_name == "final" else self.config.head_specs()[exit_name]
+        if spec is None or spec.kind == "final":
+            return (self.classify(features),)
+        head = self.exits[_key(exit_name)]
+        if not isinstance(head, Gate):
+            return (head(features),)
+        logits = self.classify(features) if head.ramp is None else head.ramp(features)
+        return logits, (self.shared_gate if head.gate is None else head.gate)(features.detach())
+
+    def parts(self, *, answer_first: bool) -> list[Part]:
+        """The whole model as parts, in the order in which a page meets them.
+
+        ``answer_first``: a layer whose exit reads ``[CLS]`` is there twice, as that row's answer and whole; else its exit reads
+        the row of the whole layer, as training does, which goes on anyway.
+        """
+        raise NotImplementedError
+
+    def shapes(self) -> dict[str, Shape]:
+        """Symbolic shape of every tensor that can pass between segments: B pages, T text tokens, L tokens in all."""
+        raise NotImplementedError
+
+    def features(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """What the head of every exit reads, from the hidden states of the *unmodified* transformers forward pass."""
+        raise NotImplementedError
+
+    def forward(self, only: Sequence[str] | None = None, **inputs: Tensor) -> EarlyExitOutput:
+        """Logits of all exits, or of those in ``only``; nothing that they do not need is computed.
+
+        Args:
+            only: exits to compute, default all.
+            inputs: tensors named as in ``INPUTS``; others are passed over.
+        """
+        asked = [name for name in self.config.exit_names() if only is None or name in only]
+        parts = self.parts(answer_first=False)
+        needed = needed_for([logits_name(name) for name in asked], parts)
+        state = dict(inputs)
+        for part in parts:
+            if part in needed:
+                state.update(zip(part.outputs, part.run(*(state[name] for name in part.inputs)), strict=True))
+        return EarlyExitOutput(
+            logits=state.get(logits_name("final")),
+            exits={name: state[logits_name(name)] for name in asked},
+            gates={name: state[gate_name(name)] for name in asked if gate_name(name) in state},
+        )
+
+    @torch.no_grad()
+    def reference_logits(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Logits of every exit, and of its gate as ``<exit>.gate``, by the *unmodified* transformers forward pass.
+
+        For proofs of equality: no part is used, hidden states come from transformers' own model, eager.
+        """
+        logits: dict[str, Tensor] = {}
+        for name, rows in self.features(**inputs).items():
+            logits |= zip((name, gate_name(name)), self.answer(name, rows), strict=False)
+        return logits
+
+    def head_part(self, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
+        """The head of an exit on the features that ``read`` takes from its inputs."""
+        gated = name != "final" and self.config.head_specs()[name].gated
+        outputs = (logits_name(name), gate_name(name)) if gated else (logits_name(name),)
+        return Part(inputs, outputs, lambda *tensors: self.answer(name, read(*tensors)))
+
+
+def trunk_part(
+    function: Callable[..., Any], module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> Part:
+    """``function`` of a module of the trunk and the named tensors."""
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        result = function(module, *tensors)
+        return result if isinstance(result, tuple) else (result,)
+
+    return Part(inputs, outputs, run)
+
+
+def needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:
+    """The parts that some tensors need, directly or not."""
+    producer = {output: part for part in parts for output in part.outputs}
+    needed: list[Part] = []
+    waiting = list(tensors)
+    while waiting:
+        part = producer.get(waiting.pop())
+        if part is not None and part not in needed:
+            needed.append(part)
+            waiting += part.inputs
+    return needed
+
+
+def first_row(rows: Tensor) -> Tensor:
+    """The ``[CLS]`` row ``[B, H]`` of hidden states ``[B, L, H]``."""
+    return rows[:, 0]
+
+
+def _head(config: Any, spec: HeadSpec, image_size: int) -> nn.Module:
+    if spec.reads == "pixels":
+        return PixelRamp(image_size, config.num_labels, spec)
+    return (Gate if spec.gated else Ramp)(config.hidden_size, config.num_labels, spec)
+
+
+def _key(exit_name: str) -> str:
+    return exit_name.replace(".", "_")
