@@ -23,7 +23,7 @@ from ee_export.model import checkpoint
 from ee_export.model.augment import augment_images
 from ee_export.model.exits import HeadSpec
 from ee_export.model.heads import PixelRamp
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3Config
+from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.model.pages import EncodedPages, encode_pages
 from ee_export.runtime.costs import machine_name
 
@@ -51,7 +51,7 @@ def main(data: Path, epochs: int) -> None:
     train, val = read_dataset(data / "train"), read_dataset(data / "val")
     config = EarlyExitLayoutLMv3Config(image_mode="L", max_text_tokens=2)
     encoder = Encoder(checkpoint.encoding_of(config), checkpoint.train_tokenizer(iter([["page"]]), 300))
-    pages, held_out = (encode_pages(part, encoder, reads_text=False) for part in (train, val))
+    pages, held_out = (encode_pages(part, encoder, EarlyExitLayoutLMv3) for part in (train, val))
     print(
         f"{len(pages)} pages, {epochs} epochs, judged on {len(held_out)}; {machine_name()}, torch {torch.__version__}"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ee_export import __version__, fit, golden
 from ee_export.atomic import check_destination, staged_folder
@@ -17,7 +18,7 @@ from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
-from ee_export.page import Ocr, find_images, read_page
+from ee_export.page import Ocr, find_pages, read_page
 from ee_export.policy import certify
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.costs import measure, measure_ocr
@@ -80,9 +81,9 @@ def build(
 
         samples = read_pages(parts["tune"], None)[:12]
         start_ms = 0.0
-        if ocr_ms is None and ocr is not None and model.reads_text():
+        if ocr_ms is None and ocr is not None and model.reads("text"):
             progress("measure", 0, 2)
-            bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6]]
+            bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6] if page.image is not None]
             ocr_ms, start_ms = measure_ocr(bare, encoder.encoding.bands)
         progress("measure", 1, 2)
         target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
@@ -152,12 +153,12 @@ def golden_inputs(model: EarlyExitModel, encoder: Encoder, folder: Path | None) 
         lengths = (2, config.max_text_tokens // 4, config.max_text_tokens)
         return golden.synthetic_inputs(config.input_size, lengths, config.vocab_size)
     found = []
-    for path in find_images(folder):
+    for path in find_pages(folder, words_alone=not model.reads("image")):
         page = read_page(path)
-        if page.words is None and model.reads_text():
+        if page.words is None and model.reads("text"):
             raise BadData(f"{path}: a golden page needs its words in a .json beside it")
-        image = page.decoded()
-        text = page.text(image) if model.reads_text() else ([], [])
+        image = page.decoded() if model.reads("image") else Image.new("L", (1, 1))
+        text = page.text(image) if model.reads("text") else ([], [])
         found.append({**encoder.image(image), **encoder.text(*text)})
     if not found:
         raise BadData(f"{folder}: no page images; golden inputs need at least one")

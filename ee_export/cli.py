@@ -13,7 +13,7 @@ from ee_export import __version__
 from ee_export.console import err, export_extra, json_option, one_line, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest, EeError
 from ee_export.ocr import installed, tesseract
-from ee_export.page import Ocr, find_images, read_page
+from ee_export.page import Ocr, find_pages, read_page
 from ee_export.show import cells, ms, print_package, print_result, val_table
 
 _FOLDER = click.Path(path_type=Path)
@@ -243,14 +243,16 @@ def predict(
 ) -> None:
     """Classify page images and folders of them.
 
-    A .json beside an image gives its words; otherwise OCR runs if the page needs it and Tesseract is installed.
+    A .json beside an image gives its words; otherwise OCR runs if the page needs it and Tesseract is installed. A model that
+    reads words alone takes .json files too.
     """
     from ee_export.monitor import seen
     from ee_export.runtime.chain import load
 
     chain = load(package, target, operating_point, threads)
     ocr = _engine()
-    images = [image for path in paths for image in find_images(path)]
+    words_alone = "image" not in chain.package.manifest.inputs.values()
+    images = [image for path in paths for image in find_pages(path, words_alone=words_alone)]
     if not images:
         raise BadRequest(f"{paths[0]}: no page images in this folder; expected .png, .jpg, .tif, …")
     table = Table("page", "label", "exit", "score", "OCR", "ms")

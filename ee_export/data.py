@@ -1,11 +1,11 @@
-"""Labelled pages on disk: a folder of class folders, each page's words in a JSON beside its image."""
+"""Labelled pages on disk: a folder of class folders, each page's words in a JSON beside its image, or words alone."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ee_export.errors import BadData
-from ee_export.page import IMAGE_SUFFIXES, Page, read_page
+from ee_export.page import Page, page_files, read_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None) -> Dataset:
     """List the pages of a folder of class folders.
 
     Args:
-        root: its sub-folders are the classes; image files directly in them are the pages.
+        root: its sub-folders are the classes; image files directly in them are the pages, or ``.json`` files where there are no images.
         labels: the labels a model or package has; the folder may lack some of them but not add to them.
 
     Raises:
@@ -66,7 +66,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None) -> Dataset:
     paths: list[Path] = []
     targets: list[int] = []
     for folder in folders:
-        pages = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        pages = page_files(folder.iterdir(), words_alone=True)
         if not pages:
             raise BadData(f"{folder}: the class is empty; add page images to it or remove the folder")
         paths += pages

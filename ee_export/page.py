@@ -1,9 +1,9 @@
-"""What the user has: a page image, and its words and boxes now or on demand."""
+"""What the user has: a page image, and its words and boxes now or on demand; or words alone."""
 
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ class Page:
     predicted. ``words`` and ``boxes`` (x0, y0, x1, y1 in 0–1000 of the page's width and height): the page's text where it
     is known; a page with no words is a normal page, ``words=[]``. ``ocr``: a callable that is given the decoded page and
     returns words and boxes; it is called only if the page is still undecided when its text is needed. ``name`` stands in
-    error messages.
+    error messages. A page for a model that reads words alone needs neither image nor boxes.
 
     Raises:
-        BadPage: words and boxes differ in number, or a box is not four numbers in 0–1000.
+        BadPage: words and boxes differ in number, a box is not four numbers in 0–1000, or there are neither image nor words.
     """
 
-    image: Image.Image | bytes | str | Path
+    image: Image.Image | bytes | str | Path | None = None
     words: Sequence[str] | None = None
     boxes: Sequence[Sequence[float]] | None = None
     ocr: Ocr | None = None
@@ -44,6 +44,12 @@ class Page:
     def __post_init__(self) -> None:
         if self.name == "page" and isinstance(self.image, str | Path):
             object.__setattr__(self, "name", str(self.image))
+        if self.image is None and self.words is None:
+            raise BadPage(f"{self.name}: neither an image nor words; a page has one of them at least")
+        if self.image is None and self.words is not None and self.boxes is None:
+            words, _ = check_text(self.words, [(0, 0, 0, 0)] * len(self.words), self.name)
+            object.__setattr__(self, "words", words)
+            return
         if (self.words is None) != (self.boxes is None):
             raise BadPage(f"{self.name}: words and boxes go together; one of them is missing")
         if self.words is not None and self.boxes is not None:
@@ -55,27 +61,29 @@ class Page:
         """The page's pixels, upright.
 
         Raises:
-            BadPage: the file is missing, truncated, too large, or no image.
+            BadPage: there is no image, or its file is missing, truncated, too large, or none.
         """
+        if self.image is None:
+            raise BadPage(f"{self.name}: words alone, and the model reads the page's image; give it one")
         if isinstance(self.image, Image.Image):
             return self.image
         return decode_image(self.image, self.name)
 
-    def text(self, image: Image.Image) -> tuple[Words, Boxes]:
-        """Words and boxes, read with ``ocr`` now where they were not given.
+    def text(self, image: Image.Image | None) -> tuple[Words, Boxes]:
+        """Words and boxes, read with ``ocr`` now where they were not given; all boxes 0 where nobody knows them.
 
         Raises:
             NoText: there are neither words nor an OCR engine.
             BadPage: the OCR engine returned words and boxes that do not fit together.
         """
-        if self.words is not None:
-            return self.words, self.boxes  # type: ignore[return-value]  # checked and normalised on construction
+        if self.words is not None:  # checked and normalised on construction
+            return list(self.words), [[0, 0, 0, 0]] * len(self.words) if self.boxes is None else self.boxes  # type: ignore[return-value]
         if self.ocr is None:
             raise NoText(
                 f"{self.name}: the page's text is needed, and there are neither words nor an OCR engine; put words and "
                 "boxes in a .json beside the image, or install tesseract-ocr and `pip install ee_export[ocr]`"
             )
-        words, boxes = self.ocr(image)
+        words, boxes = self.ocr(self.decoded() if image is None else image)
         return check_text(words, boxes, f"{self.name}: OCR engine")
 
 
@@ -150,11 +158,14 @@ def _is_box(box: Any) -> bool:
 def read_page(path: Path, ocr: Ocr | None = None) -> Page:
     """A page from an image file; a ``.json`` of the same name beside it gives its words, else ``ocr`` reads them.
 
+    A ``.json`` by itself is a page of words, ``{"words": […]}``, for models that read nothing else.
+
     Raises:
-        BadPage: there is no such file, or the JSON beside it is not ``{"words": […], "boxes": […]}``.
+        BadPage: there is no such file, or the JSON is not ``{"words": […], "boxes": […]}``.
     """
     if not path.is_file():
         raise BadPage(f"{path}: {'a folder, not an image file' if path.is_dir() else 'no such file'}; check the path")
+    alone = path.suffix.lower() == ".json"
     beside = path.with_suffix(".json")
     if not beside.is_file():
         return Page(path, ocr=ocr, name=str(path))
@@ -162,19 +173,31 @@ def read_page(path: Path, ocr: Ocr | None = None) -> Page:
         found = json.loads(beside.read_bytes())
     except (ValueError, RecursionError) as error:
         raise BadPage(f'{beside}: not valid JSON ({error}); expected {{"words": […], "boxes": […]}}') from None
+    if alone and isinstance(found, dict) and isinstance(found.get("words"), list) and "boxes" not in found:
+        return Page(words=found["words"], name=str(path))
     if not isinstance(found, dict) or "words" not in found or "boxes" not in found:
         raise BadPage(
             f'{beside}: expected {{"words": […], "boxes": […]}}; remove the file to have the page read by OCR'
         )
     words, boxes = check_text(found["words"], found["boxes"], str(beside))
-    return Page(path, words=words, boxes=boxes, name=str(path))
+    return Page(None if alone else path, words=words, boxes=boxes, name=str(path))
 
 
-def find_images(path: Path) -> Iterator[Path]:
-    """The image files under a folder in sorted order, or the file itself."""
-    if not path.is_dir():
-        yield path
-        return
-    for found in sorted(path.rglob("*")):
-        if found.suffix.lower() in IMAGE_SUFFIXES and found.is_file():
-            yield found
+def find_pages(path: Path, *, words_alone: bool) -> list[Path]:
+    """The pages under a folder in sorted order, as :func:`page_files`; or the file itself."""
+    return page_files(path.rglob("*"), words_alone=words_alone) if path.is_dir() else [path]
+
+
+def page_files(files: Iterable[Path], *, words_alone: bool) -> list[Path]:
+    """The pages among some files, sorted: the images, or where there is none and that will do, the ``.json`` files."""
+    there = sorted(file for file in files if file.is_file())
+    images = [file for file in there if file.suffix.lower() in IMAGE_SUFFIXES]
+    return images or [file for file in there if words_alone and file.suffix.lower() == ".json"]
+
+
+def require_known_boxes(page: Page, inputs: Mapping[str, str]) -> None:
+    """Raise BadPage where a model with such inputs reads where words stand, and the page does not say it."""
+    if "bbox" in inputs and page.words is not None and page.boxes is None:
+        raise BadPage(
+            f"{page.name}: words without boxes, and the model reads where they stand; give boxes, or an OCR engine"
+        )

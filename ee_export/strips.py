@@ -16,13 +16,18 @@ _OVERLAP = 0.015
 class TextReader:
     """The text of one page, as far as it was read. Not thread-safe: it belongs to one call."""
 
-    def __init__(self, page: Page, image: Image.Image) -> None:
+    def __init__(self, page: Page, image: Image.Image | None) -> None:
         self._page = page
-        self._image = image
+        self._decoded = image
         self._end = 0
         self._clean = True
         self._words: Words = []
         self._boxes: Boxes = []
+
+    @property
+    def _image(self) -> Image.Image:
+        assert self._decoded is not None, "a page without an image has words"
+        return self._decoded
 
     @property
     def runs_ocr(self) -> bool:
@@ -46,7 +51,7 @@ class TextReader:
             BadPage: the OCR engine returned words and boxes that do not fit together.
         """
         if self._page.words is not None or self._page.ocr is None:
-            return self._page.text(self._image)
+            return self._page.text(self._decoded)
         height = self._image.height
         if self._end * 100 < percent * height:
             end, clean = (height, True) if percent >= 100 else find_gap(self._image, percent / 100)

@@ -79,7 +79,7 @@ def load_stock(folder: Path, config_changes: dict[str, Any]) -> tuple[EarlyExitM
         model = family.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
         if (folder / "tokenizer.json").is_file():
             return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
-        if not family.reads_text():
+        if not family.reads("text"):
             return model, train_tokenizer(iter([]), 0)
         return model, AutoTokenizer.from_pretrained(folder).backend_tokenizer
 

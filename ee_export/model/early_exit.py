@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import gate_name, logits_name
 from ee_export.model.exits import HeadSpec, head_specs, ordered
-from ee_export.model.heads import Gate, PixelRamp, Ramp
+from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
 
 Shape = tuple[str | int, ...]
 
@@ -55,7 +55,8 @@ class EarlyExitConfig:
         """
         names = ordered(self.exits or (), self.num_hidden_layers)
         for name in names:
-            if not name.startswith(("encoder.", "final")) and name.split(".")[0] not in self.BEFORE_ENCODER:
+            kind = "text.<p>" if name.startswith("text.") else name
+            if not name.startswith(("encoder.", "final")) and kind not in self.BEFORE_ENCODER:
                 raise BadRequest(
                     f"exit '{name}': this trunk has {', '.join(self.BEFORE_ENCODER)}, encoder.1 … "
                     f"encoder.{self.num_hidden_layers}, final"
@@ -79,9 +80,9 @@ class EarlyExitModel(PreTrainedModel):
     classifier: nn.Module
 
     @classmethod
-    def reads_text(cls) -> bool:
-        """Whether such a model reads anything of a page's text."""
-        return "text" in cls.INPUTS.values()
+    def reads(cls, source: str) -> bool:
+        """Whether such a model reads anything of a page's ``image`` or of its ``text``."""
+        return source in cls.INPUTS.values()
 
     def add_heads(self, image_size: int) -> None:
         """Make the head of every exit."""
@@ -176,6 +177,45 @@ class EarlyExitModel(PreTrainedModel):
             logits |= zip((name, gate_name(name)), self.answer(name, rows), strict=False)
         return logits
 
+    def encoder_parts(
+        self,
+        layers: Iterable[nn.Module],
+        answer: Callable[..., Tensor],
+        whole: Callable[..., Tensor],
+        *,
+        beside: tuple[str, ...] = (),
+        mask: str | None = None,
+        answer_first: bool,
+    ) -> list[Part]:
+        """Layers in order, from ``hidden.0`` to ``hidden.n``, with the exits among them and ``final`` at the end.
+
+        Args:
+            layers: the stock layers.
+            answer: a layer, ``hidden [B, L, H]`` and what is beside it to the first row ``[B, H]`` after it.
+            whole: the same to ``hidden`` after it.
+            beside: names of the tensors that every layer reads besides ``hidden``.
+            mask: name of the padding mask ``[B, L]``; ``None`` where nothing is padded.
+            answer_first: see :meth:`parts`.
+        """
+        specs = self.config.head_specs()
+        found: list[Part] = []
+        stock = list(layers)
+        for number, layer in enumerate(stock, 1):
+            before, after, first = f"hidden.{number - 1}", f"hidden.{number}", f"first.{number}"
+            asked = [name for name in (f"encoder.{number}",) if name in specs]
+            asked += ["final"] if number == len(stock) else []
+            by_row = [name for name in asked if name == "final" or specs[name].reads == "cls"]
+            if by_row and answer_first:
+                found.append(trunk_part(answer, layer, (before, *beside), (first,)))
+            found.append(trunk_part(whole, layer, (before, *beside), (after,)))
+            for name in asked:
+                if name in by_row:
+                    inputs = (first,) if answer_first else (after,)
+                    found.append(self.head_part(name, inputs, _same if answer_first else first_row))
+                else:
+                    found.append(self.head_part(name, (after,) if mask is None else (after, mask), mean_row))
+        return found
+
     def head_part(self, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
         """The head of an exit on the features that ``read`` takes from its inputs."""
         gated = name != "final" and self.config.head_specs()[name].gated
@@ -211,6 +251,15 @@ def needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:
 def first_row(rows: Tensor) -> Tensor:
     """The ``[CLS]`` row ``[B, H]`` of hidden states ``[B, L, H]``."""
     return rows[:, 0]
+
+
+def mean_row(rows: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The average ``[B, H]`` of hidden states ``[B, L, H]``, over those where ``mask [B, L]`` is not zero."""
+    return rows.mean(1) if mask is None else masked_mean(rows, mask)
+
+
+def _same(rows: Tensor) -> Tensor:
+    return rows
 
 
 def _head(config: Any, spec: HeadSpec, image_size: int) -> nn.Module:

@@ -2,9 +2,14 @@
 
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.model.roberta import EarlyExitRoberta
 from ee_export.model.vit import EarlyExitViT
 
-FAMILIES: dict[str, type[EarlyExitModel]] = {"layoutlmv3": EarlyExitLayoutLMv3, "vit": EarlyExitViT}
+FAMILIES: dict[str, type[EarlyExitModel]] = {
+    "layoutlmv3": EarlyExitLayoutLMv3,
+    "roberta": EarlyExitRoberta,
+    "vit": EarlyExitViT,
+}
 """By the ``model_type`` of the stock model; with exits it is ``early_exit_<model_type>``."""
 
 PREFIX = "early_exit_"

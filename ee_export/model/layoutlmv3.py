@@ -31,7 +31,7 @@ class EarlyExitLayoutLMv3Config(EarlyExitConfig, LayoutLMv3Config):
     """
 
     model_type = "early_exit_layoutlmv3"
-    BEFORE_ENCODER = ("vision", "text", "fusion")
+    BEFORE_ENCODER = ("vision", "text.<p>", "text", "fusion")
 
     exits: list[str] | tuple[str, ...] | None = None
     heads: dict[str, Any] | None = None
@@ -85,23 +85,14 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
             inputs = ("hidden.0",) if cls else ("hidden.0", "mask")
             found.append(self.head_part("fusion", inputs, first_row if cls else masked_mean))
 
-        for number, layer in enumerate(stock.encoder.layer, 1):
-            name = f"encoder.{number}"
-            before, after = f"hidden.{number - 1}", f"hidden.{number}"
-            asked = [name] if name in specs else []
-            asked += ["final"] if number == len(stock.encoder.layer) else []
-            by_row = [name for name in asked if name == "final" or specs[name].reads == "cls"]
-            if by_row and answer_first:
-                found.append(trunk_part(trunk.layer_answer, layer, (before, "bias"), (f"first.{number}",)))
-            found.append(trunk_part(trunk.layer_whole, layer, (before, "bias"), (after,)))
-            for exit_name in asked:
-                if exit_name in by_row and answer_first:
-                    found.append(self.head_part(exit_name, (f"first.{number}",), lambda first: first))
-                elif exit_name in by_row:
-                    found.append(self.head_part(exit_name, (after,), first_row))
-                else:
-                    found.append(self.head_part(exit_name, (after, "mask"), masked_mean))
-        return found
+        return found + self.encoder_parts(
+            stock.encoder.layer,
+            trunk.layer_answer,
+            trunk.layer_whole,
+            beside=("bias",),
+            mask="mask",
+            answer_first=answer_first,
+        )
 
     def shapes(self) -> dict[str, Shape]:
         """See :meth:`EarlyExitModel.shapes`; L counts text and visual tokens."""

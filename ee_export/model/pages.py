@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ee_export.data import Dataset
@@ -11,6 +12,7 @@ from ee_export.encode import Encoder
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.page import require_known_boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +27,17 @@ class EncodedPages:
         return len(self.targets)
 
 
-def encode_pages(data: Dataset, encoder: Encoder, *, reads_text: bool) -> EncodedPages:
-    """Decode and encode every page once; raises BadPage naming the first that cannot be read."""
+def encode_pages(data: Dataset, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel) -> EncodedPages:
+    """Decode and encode what ``model`` reads of every page, once; raises BadPage naming the first that cannot be read."""
     pixels, texts = [], []
     for index in range(len(data)):
         page = data.page(index)
-        if page.words is None and reads_text:
+        if page.words is None and model.reads("text"):
             raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
-        image = page.decoded()
+        require_known_boxes(page, model.INPUTS)
+        image = page.decoded() if model.reads("image") else Image.new("L", (1, 1))
         pixels.append(torch.from_numpy(encoder.pixels(image).copy()))
-        arrays = encoder.text(*(page.text(image) if reads_text else ([], [])))
+        arrays = encoder.text(*(page.text(image) if model.reads("text") else ([], [])))
         texts.append((arrays["input_ids"][0].astype(np.int32), arrays["bbox"][0].astype(np.int16)))
     return EncodedPages(torch.stack(pixels), texts, torch.tensor(data.targets))
 
@@ -45,7 +48,7 @@ def batch_of(
     """Inputs of some pages, augmented where ``rng`` is given."""
     config = model.config
     pixels = pages.pixels[rows].float() / 255
-    if rng is not None:
+    if rng is not None and model.reads("image"):
         pixels = augment_images(pixels, rng)
     texts = [pages.texts[row] for row in rows]
     if rng is not None:

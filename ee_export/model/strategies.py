@@ -62,7 +62,7 @@ def phases(strategy: str, exits: Sequence[str]) -> list[Phase]:
     return STRATEGIES[strategy](tuple(exits))
 
 
-TRUNKS = ("layoutlmv3.", "vit.")
+TRUNKS = ("layoutlmv3.", "roberta.", "vit.")
 """What the names of a trunk's parameters begin with."""
 
 

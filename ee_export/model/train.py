@@ -50,8 +50,8 @@ def train(
     torch.manual_seed(recipe.seed)
     model, tokenizer = _new_model(data, recipe, init)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
-    pages = encode_pages(data, encoder, reads_text=model.reads_text())
-    val_pages = encode_pages(val, encoder, reads_text=model.reads_text())
+    pages = encode_pages(data, encoder, model)
+    val_pages = encode_pages(val, encoder, model)
 
     stages = stages_of(model, recipe, len(pages))
     saved = Saved(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
@@ -176,7 +176,7 @@ def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyE
     if init is not None:
         return checkpoint.load_stock(init, {**recipe.model, **labels})
     family = FAMILIES[recipe.trunk]
-    words = (data.page(index).words for index in range(len(data) if family.reads_text() else 0))
+    words = (data.page(index).words for index in range(len(data) if family.reads("text") else 0))
     tokenizer = checkpoint.train_tokenizer((list(found) for found in words if found), recipe.vocab_size)
     sizes = {**recipe.model, "vocab_size": tokenizer.get_vocab_size()}
     try:

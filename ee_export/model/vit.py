@@ -9,7 +9,7 @@ from transformers.models.vit.modeling_vit import ViTLayer, ViTPreTrainedModel
 
 from ee_export.manifest import gate_name, logits_name
 from ee_export.model.attention import attend, attend_first
-from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, first_row, trunk_part
+from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, mean_row, trunk_part
 
 
 @strict
@@ -71,21 +71,8 @@ class EarlyExitViT(EarlyExitModel, ViTPreTrainedModel):
             found.append(self.head_part("vision", ("pixel_values",), lambda pixels: pixels))
         found.append(trunk_part(_embeddings, self.vit, ("pixel_values",), ("hidden.0",)))
         if "vision" in specs and specs["vision"].reads == "mean":
-            found.append(self.head_part("vision", ("hidden.0",), _mean))
-        for number, layer in enumerate(self.vit.layers, 1):
-            before, after = f"hidden.{number - 1}", f"hidden.{number}"
-            asked = [name for name in (f"encoder.{number}",) if name in specs]
-            asked += ["final"] if number == len(self.vit.layers) else []
-            by_row = [name for name in asked if name == "final" or specs[name].reads == "cls"]
-            if by_row and answer_first:
-                found.append(trunk_part(_layer_answer, layer, (before,), (f"first.{number}",)))
-            found.append(trunk_part(_layer_whole, layer, (before,), (after,)))
-            for name in asked:
-                if name in by_row and answer_first:
-                    found.append(self.head_part(name, (f"first.{number}",), lambda first: first))
-                else:
-                    found.append(self.head_part(name, (after,), first_row if name in by_row else _mean))
-        return found
+            found.append(self.head_part("vision", ("hidden.0",), mean_row))
+        return found + self.encoder_parts(self.vit.layers, _layer_answer, _layer_whole, answer_first=answer_first)
 
     def shapes(self) -> dict[str, Shape]:
         """See :meth:`EarlyExitModel.shapes`; all pages have the same number of tokens."""
@@ -118,10 +105,6 @@ class EarlyExitViT(EarlyExitModel, ViTPreTrainedModel):
 
 def _embeddings(vit: ViTModel, pixel_values: Tensor) -> Tensor:
     return vit.embeddings(pixel_values)
-
-
-def _mean(hidden: Tensor) -> Tensor:
-    return hidden.mean(1)
 
 
 def _layer_answer(layer: ViTLayer, hidden: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.encode import Arrays, Encoder, tokens_read
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
-from ee_export.page import Page
+from ee_export.page import Page, require_known_boxes
 from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
@@ -101,6 +102,7 @@ class Chain:
         self._counts_tokens = point.criterion in COUNTS_TOKENS
         self._runs = runs(self._plan, every_step=False)
         self._anytime_runs = runs(self._plan, every_step=True)
+        self._reads_image = "image" in manifest.inputs.values()
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
 
     @property
@@ -138,14 +140,13 @@ class Chain:
         """
         begin = time.perf_counter()
         call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
-        images = [page.decoded() for page in pages]
+        images = [self._image(page) for page in pages]
         records = [Record(TextReader(page, image)) for page, image in zip(pages, images, strict=True)]
         (_, first_text, _), *text_runs = self._runs if call.deadline is None else self._anytime_runs
         groups = []
         for at in range(0, len(pages), _MAX_BATCH):
             rows = list(range(at, min(at + _MAX_BATCH, len(pages))))
-            pixels = [self.encoder.image(images[row])["pixel_values"] for row in rows]
-            groups.append(Group(rows, {"pixel_values": pixels[0] if len(rows) == 1 else np.concatenate(pixels)}, 0))
+            groups.append(Group(rows, self._pixels([images[row] for row in rows]), 0))
             self._advance(groups[-1], 0, first_text, records, call)
         for first, end, reads in text_runs:
             groups = self._with_text(groups, reads, records, call)
@@ -186,14 +187,24 @@ class Chain:
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
         """All inputs of some pages as one batch, their text read, if the model reads any, whether it is needed or not."""
-        images = [page.decoded() for page in pages]
+        images = [self._image(page) for page in pages]
         asks = "text" in self.package.manifest.inputs.values()
         texts = [
             self.encoder.text(*(page.text(image) if asks else ([], [])))
             for page, image in zip(pages, images, strict=True)
         ]
-        pixels = np.concatenate([self.encoder.image(image)["pixel_values"] for image in images])
-        return {"pixel_values": pixels, **self.encoder.collate(texts)}
+        return {**self._pixels(images), **self.encoder.collate(texts)}
+
+    def _image(self, page: Page) -> Image.Image | None:
+        """The page's pixels, where the model or its OCR engine may read them."""
+        require_known_boxes(page, self.package.manifest.inputs)
+        return page.decoded() if self._reads_image or page.words is None else None
+
+    def _pixels(self, images: Sequence[Image.Image | None]) -> Arrays:
+        if not self._reads_image:
+            return {}
+        pixels = [self.encoder.image(image)["pixel_values"] for image in images if image is not None]
+        return {"pixel_values": pixels[0] if len(pixels) == 1 else np.concatenate(pixels)}
 
     def _advance(self, group: Group, first: int, end: int, records: list[Record], call: Call) -> None:
         """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""

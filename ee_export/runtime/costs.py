@@ -94,10 +94,12 @@ def _inputs(chain: Chain, tokens: int) -> Arrays:
 def _encoding_ms(chain: Chain, pages: Sequence[Page]) -> tuple[float, float]:
     image_times, text_times = [], []
     for page in pages:
-        started = time.perf_counter()
-        image = page.decoded()
-        chain.encoder.image(image)
-        image_times.append((time.perf_counter() - started) * 1e3)
+        image = None
+        if "image" in chain.package.manifest.inputs.values():
+            started = time.perf_counter()
+            image = page.decoded()
+            chain.encoder.image(image)
+            image_times.append((time.perf_counter() - started) * 1e3)
         if page.words is not None:
             started = time.perf_counter()
             chain.encoder.text(*page.text(image))
