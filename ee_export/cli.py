@@ -58,7 +58,7 @@ def cli() -> None:
 @click.option("--out", type=_FOLDER, required=True, help="The checkpoint folder to write.")
 @click.option("--val", type=_FOLDER, help="Validation pages; default a tenth of DATA, kept apart.")
 @click.option("--recipe", "recipe_path", type=_FOLDER, help="TOML with [model] and [training].")
-@click.option("--init", type=_FOLDER, help="A LayoutLMv3 checkpoint folder to begin from.")
+@click.option("--init", type=_FOLDER, help="A stock checkpoint folder to begin from.")
 @click.option("--exits", help="Such as vision,text,encoder.1-4; default the recipe's.")
 @click.option("--strategy", help="How exits and trunk are trained, such as joint, two_stage, alternating.")
 @click.option("--epochs", type=click.IntRange(0), help="Instead of the recipe's.")

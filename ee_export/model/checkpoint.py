@@ -59,8 +59,10 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def load_stock(folder: Path, config_changes: dict[str, Any]) -> tuple[EarlyExitModel, Tokenizer]:
-    """A stock checkpoint (such as ``microsoft/layoutlmv3-base``, downloaded) with untrained exits added.
+def load_stock(
+    folder: Path, config_changes: dict[str, Any], trunk: str = "layoutlmv3"
+) -> tuple[EarlyExitModel, Tokenizer]:
+    """A stock checkpoint of a trunk (such as ``microsoft/layoutlmv3-base``, downloaded) with untrained exits added.
 
     Raises:
         BadCheckpoint: no such model in safetensors form, with its tokenizer where it reads text, is there.
@@ -69,11 +71,12 @@ def load_stock(folder: Path, config_changes: dict[str, Any]) -> tuple[EarlyExitM
         if not (folder / name).is_file():
             raise BadCheckpoint(f"{folder / name}: missing; --init takes a checkpoint folder with safetensors")
     model_type = _model_type(folder)
-    family = FAMILIES.get(model_type.removeprefix(PREFIX))
-    if family is None:
+    if model_type.removeprefix(PREFIX) != trunk:
         raise BadCheckpoint(
-            f"{folder / 'config.json'}: model_type is '{model_type}', expected one of {', '.join(FAMILIES)}"
+            f"{folder / 'config.json'}: model_type is '{model_type}', expected '{trunk}', the recipe's trunk; "
+            f"known trunks are {', '.join(FAMILIES)}"
         )
+    family = FAMILIES[trunk]
     with _loading(folder), _quiet():
         config = family.config_class.from_pretrained(folder, **config_changes)
         model = family.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)

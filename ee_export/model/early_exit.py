@@ -142,6 +142,18 @@ class EarlyExitModel(PreTrainedModel):
         """Symbolic shape of every tensor that can pass between segments: B pages, T text tokens, L tokens in all."""
         raise NotImplementedError
 
+    def state_shapes(self, tokens: str | int) -> dict[str, Shape]:
+        """Of :meth:`shapes`, those that any trunk of ``tokens`` tokens a page has: of rows, logits and gates."""
+        config = self.config
+        known: dict[str, Shape] = {}
+        for number in range(config.num_hidden_layers + 1):
+            known[f"hidden.{number}"] = ("B", tokens, config.hidden_size)
+            known[f"first.{number}"] = ("B", config.hidden_size)
+        for name in config.exit_names():
+            known[logits_name(name)] = ("B", config.num_labels)
+            known[gate_name(name)] = ("B", 1)
+        return known
+
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """What the head of every exit reads, from the hidden states of the *unmodified* transformers forward pass."""
         raise NotImplementedError

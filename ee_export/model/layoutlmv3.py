@@ -13,7 +13,6 @@ from transformers.models.layoutlmv3.modeling_layoutlmv3 import (
 )
 
 from ee_export.encode import band_of, within
-from ee_export.manifest import gate_name, logits_name
 from ee_export.model import trunk
 from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, first_row, trunk_part
 from ee_export.model.exits import HeadSpec
@@ -106,15 +105,8 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
             "text": ("B", "T", config.hidden_size),
             "bias": ("B", config.num_attention_heads, "L", "L"),
             "mask": ("B", "L"),
-            "hidden.0": ("B", "L", config.hidden_size),
         }
-        for number in range(1, config.num_hidden_layers + 1):
-            known[f"hidden.{number}"] = ("B", "L", config.hidden_size)
-            known[f"first.{number}"] = ("B", config.hidden_size)
-        for name in config.exit_names():
-            known[logits_name(name)] = ("B", config.num_labels)
-            known[gate_name(name)] = ("B", 1)
-        return known
+        return known | self.state_shapes("L")
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`."""

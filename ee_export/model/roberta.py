@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaClassificationHead, RobertaPreTrainedModel
 
-from ee_export.manifest import gate_name, logits_name
 from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, mean_row, trunk_part
 from ee_export.model.heads import masked_mean
 from ee_export.model.trunk import layer_answer, layer_whole
@@ -72,15 +71,8 @@ class EarlyExitRoberta(EarlyExitModel, RobertaPreTrainedModel):
 
     def shapes(self) -> dict[str, Shape]:
         """See :meth:`EarlyExitModel.shapes`; all tokens are text, so L is T."""
-        config = self.config
-        known: dict[str, Shape] = {"input_ids": ("B", "T"), "attention_mask": ("B", "T"), "bias": ("B", 1, "T", "T")}
-        for number in range(config.num_hidden_layers + 1):
-            known[f"hidden.{number}"] = ("B", "T", config.hidden_size)
-            known[f"first.{number}"] = ("B", config.hidden_size)
-        for name in config.exit_names():
-            known[logits_name(name)] = ("B", config.num_labels)
-            known[gate_name(name)] = ("B", 1)
-        return known
+        inputs: dict[str, Shape] = {"input_ids": ("B", "T"), "attention_mask": ("B", "T")}
+        return {**inputs, "bias": ("B", 1, "T", "T"), **self.state_shapes("T")}
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`."""

@@ -174,7 +174,7 @@ def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyE
         "num_labels": len(data.labels),
     }
     if init is not None:
-        return checkpoint.load_stock(init, {**recipe.model, **labels})
+        return checkpoint.load_stock(init, {**recipe.model, **labels}, recipe.trunk)
     family = FAMILIES[recipe.trunk]
     words = (data.page(index).words for index in range(len(data) if family.reads("text") else 0))
     tokenizer = checkpoint.train_tokenizer((list(found) for found in words if found), recipe.vocab_size)

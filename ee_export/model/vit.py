@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 from transformers.models.vit.modeling_vit import ViTLayer, ViTPreTrainedModel
 
-from ee_export.manifest import gate_name, logits_name
 from ee_export.model.attention import attend, attend_first
 from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, mean_row, trunk_part
 
@@ -76,16 +75,9 @@ class EarlyExitViT(EarlyExitModel, ViTPreTrainedModel):
 
     def shapes(self) -> dict[str, Shape]:
         """See :meth:`EarlyExitModel.shapes`; all pages have the same number of tokens."""
-        config = self.config
+        side = self.config.input_size
         tokens = self.vit.embeddings.position_embeddings.shape[1]
-        known: dict[str, Shape] = {"pixel_values": ("B", 3, config.image_size, config.image_size)}
-        for number in range(config.num_hidden_layers + 1):
-            known[f"hidden.{number}"] = ("B", tokens, config.hidden_size)
-            known[f"first.{number}"] = ("B", config.hidden_size)
-        for name in config.exit_names():
-            known[logits_name(name)] = ("B", config.num_labels)
-            known[gate_name(name)] = ("B", 1)
-        return known
+        return {"pixel_values": ("B", 3, side, side), **self.state_shapes(tokens)}
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`."""

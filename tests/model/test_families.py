@@ -18,7 +18,8 @@ from transformers import (
 import ee_export
 from ee_export.build import build
 from ee_export.data import read_dataset
-from ee_export.errors import BadPage, BadRequest
+from ee_export.errors import BadCheckpoint, BadPage, BadRequest
+from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.recipe import Recipe
 from ee_export.model.roberta import EarlyExitRoberta, EarlyExitRobertaConfig
@@ -72,6 +73,22 @@ def test_final_equals_the_stock_classifier_with_the_same_weights(kind: str) -> N
     assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
     assert torch.allclose(model.reference_logits(**inputs)["final"], expected, atol=1e-5)
     assert expected.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["vit", "roberta"])
+@torch.no_grad()
+def test_a_stock_checkpoint_loads_and_one_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
+    if kind == "vit":
+        stock = ViTForImageClassification(ViTConfig(**SIZES, patch_size=32)).eval()
+    else:
+        stock = RobertaForSequenceClassification(RobertaConfig(**SIZES, vocab_size=300)).eval()
+        checkpoint.train_tokenizer(iter([["word"]]), 300).save(str(tmp_path / "tokenizer.json"))
+    stock.save_pretrained(tmp_path)
+    model, _ = checkpoint.load_stock(tmp_path, {"exits": ["encoder.1"]}, kind)
+    inputs = inputs_of(kind)
+    assert torch.allclose(model.eval()(**inputs).logits, stock(**inputs).logits, atol=1e-5)
+    with pytest.raises(BadCheckpoint, match=f"model_type is '{kind}', expected 'layoutlmv3'"):
+        checkpoint.load_stock(tmp_path, {"exits": ["encoder.1"]})
 
 
 @pytest.mark.parametrize("kind", ["vit", "roberta"])
