@@ -35,7 +35,7 @@ def main(package: Path | None, data: Path | None, draws: int, repeats: int, smal
     """Compare."""
     cases = {f"drawn, {pages} pages, {exits} exits": drawn(pages, exits, pages) for pages, exits in SIZES}
     if package is not None and data is not None:
-        cases = {f"{data}, by {package}": real(package, data), **cases}
+        cases = {f"{data.name} by {package.name}": real(package, data), **cases}
     table = Table(
         "case", "tuner, s", "random, s", "times as fast", "points", "random's", "beaten anywhere", "cost saved"
     )
@@ -53,7 +53,7 @@ def main(package: Path | None, data: Path | None, draws: int, repeats: int, smal
             str(row["random_better"]),
             f"{row['saved']:.2%} (most {row['saved_most']:.2%})",
         )
-    gaps = [exhaustive_gap(drawn(SMALL, 4, 1000 + seed)) for seed in range(small)]
+    gaps = [round(exhaustive_gap(drawn(SMALL, 4, 1000 + seed)), 9) + 0.0 for seed in range(small)]
     out.print(f"{machine_name()}; {draws:,} random mixtures; tuner: median of {repeats} runs")
     out.print(table)
     out.print(

@@ -157,10 +157,7 @@ class _Search:
         if exits and np.prod([len(values) + 1.0 for values in self.values]) <= self._FEW:
             self._everything()
             return self._points()
-        first = self._where(np.zeros(exits, np.int64))[0]
-        self._keep(
-            np.array([self.cost[first, self.at].sum()]), np.array([self.right[first, self.at].sum()]), [0] * exits, {}
-        )
+        self._keep(np.array([self.cost[-1].sum()]), np.array([self.right[-1].sum()]), [0] * exits, {})
         self._explore(self._lines)
         if exits > 1:
             for k in self._nondominated():
@@ -191,58 +188,59 @@ class _Search:
                 explored.add(cuts)
                 moves(np.array(cuts))
 
-    def _where(self, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First exit each page leaves at, int ``[N]``, and whether it would leave at each, bool ``[E, N]``."""
-        leaves = np.ones((len(self.rank) + 1, self.count), bool)
-        leaves[:-1] = self.rank < cuts[:, None]
-        return leaves.argmax(axis=0), leaves
+    def _next(self, cuts: np.ndarray) -> np.ndarray:
+        """Where a page leaves that has come to exit e: itself or the first after it with a cut that lets it go, int ``[E, N]``."""
+        found = np.full((len(self.rank) + 1, self.count), len(self.rank))
+        for e in range(len(self.rank) - 1, -1, -1):
+            found[e] = np.where(self.rank[e] < cuts[e], e, found[e + 1])
+        return found
 
     def _lines(self, cuts: np.ndarray) -> None:
-        _, leaves = self._where(cuts)
+        """Every cut at one exit, the others as they are, for each exit."""
+        leaves_at = self._next(cuts)
+        spent = [table[leaves_at[0], self.at] for table in (self.cost, self.right)]
         for e in range(len(cuts)):
-            earlier = leaves[:e].any(axis=0)
-            later = e + 1 + leaves[e + 1 :].argmax(axis=0)
-            fixed = np.where(earlier, leaves[: e + 1].argmax(axis=0), later)
-            here = ~earlier
-            size = len(self.values[e]) + 1
+            here = np.flatnonzero(leaves_at[0] >= e)
+            gone = leaves_at[0] < e
+            later = leaves_at[e + 1, here]
+            place, size = self.rank[e, here] + 1, len(self.values[e]) + 1
             curves = []
-            for table in (self.cost, self.right):
-                stays = table[fixed, self.at]
-                gain = np.bincount(self.rank[e][here] + 1, (table[e] - stays)[here], minlength=size)[:size]
-                curves.append(stays.sum() + np.cumsum(gain))
+            for table, now in zip((self.cost, self.right), spent, strict=True):
+                stays = table[later, here]
+                gain = np.bincount(place, table[e, here] - stays, minlength=size)[:size]
+                curves.append(now[gone].sum() + stays.sum() + np.cumsum(gain))
             self._keep(curves[0], np.rint(curves[1]).astype(np.int64), cuts.tolist(), {e: np.arange(size)})
 
     def _pairs(self, cuts: np.ndarray) -> None:
-        _, leaves = self._where(cuts)
+        leaves_at = self._next(cuts)
         for e in range(len(cuts)):
             for f in range(e + 1, min(e + 3, len(cuts))):
-                self._pair(cuts, leaves, e, f)
+                self._pair(cuts, leaves_at, e, f)
 
-    def _pair(self, cuts: np.ndarray, leaves: np.ndarray, e: int, f: int) -> None:
+    def _pair(self, cuts: np.ndarray, leaves_at: np.ndarray, e: int, f: int) -> None:
         """Every pair of cuts at exits e < f, the others as they are."""
-        before, between = leaves[:e].any(axis=0), leaves[e + 1 : f]
+        here = np.flatnonzero(leaves_at[0] >= e)
+        gone = np.flatnonzero(leaves_at[0] < e)
         tried_e, tried_f = (self._thinned(x, int(cuts[x])) for x in (e, f))
         # the cut of `tried` at which a page begins to leave
-        place_e = np.searchsorted(tried_e, self.rank[e] + 1)
-        place_f = np.searchsorted(tried_f, self.rank[f] + 1)
+        place_e = np.searchsorted(tried_e, self.rank[e, here] + 1)
+        place_f = np.searchsorted(tried_f, self.rank[f, here] + 1)
         shape = (len(tried_e) + 1, len(tried_f) + 1)
-        caught = between.any(axis=0)
-        middle = e + 1 + between.argmax(axis=0) if f > e + 1 else np.full(self.count, f)
-        after = f + 1 + leaves[f + 1 :].argmax(axis=0)
+        flat = place_e * shape[1] + place_f
+        between = leaves_at[e + 1, here]
+        caught = between < f
+        stays_at = np.where(caught, between, leaves_at[f + 1, here])
         totals = []
         for table in (self.cost, self.right):
-            leave_e, leave_f = table[e].astype(np.float64), table[f].astype(np.float64)
-            stay = np.where(caught, table[middle, self.at], table[after, self.at]).astype(np.float64)
-            leave_f = np.where(caught, stay, leave_f)
-            fixed = table[leaves[: e + 1].argmax(axis=0), self.at]
-            base = np.where(before, fixed, stay).sum()
-            free = ~before
-            # total(ce, cf) = base + Σ[pe ≤ ce](leave_e − stay) + Σ[pf ≤ cf](leave_f − stay) − Σ[both](leave_f − stay)
-            gain_e = np.bincount(place_e[free], (leave_e - stay)[free], shape[0])[:-1].cumsum()
-            gain_f = np.bincount(place_f[free], (leave_f - stay)[free], shape[1])[:-1].cumsum()
-            flat = place_e[free] * shape[1] + place_f[free]
-            both = np.bincount(flat, (leave_f - stay)[free], shape[0] * shape[1]).reshape(shape)[:-1, :-1]
-            totals.append(base + gain_e[:, None] + gain_f[None, :] - both.cumsum(axis=0).cumsum(axis=1))
+            stay = table[stays_at, here]
+            gain_e = table[e, here] - stay
+            gain_f = np.where(caught, 0, table[f, here] - stay)
+            # total(ce, cf) = base + Σ[pe ≤ ce] gain_e + Σ[pf ≤ cf] gain_f − Σ[both] gain_f
+            base = table[leaves_at[0, gone], gone].sum() + stay.sum()
+            by_e = np.bincount(place_e, gain_e, shape[0])[:-1].cumsum()
+            by_f = np.bincount(place_f, gain_f, shape[1])[:-1].cumsum()
+            both = np.bincount(flat, gain_f, shape[0] * shape[1]).reshape(shape)[:-1, :-1]
+            totals.append(base + by_e[:, None] + by_f[None, :] - both.cumsum(axis=0).cumsum(axis=1))
         grid_e, grid_f = np.meshgrid(tried_e, tried_f, indexing="ij")
         found = {e: grid_e.ravel(), f: grid_f.ravel()}
         self._keep(totals[0].ravel(), np.rint(totals[1].ravel()).astype(np.int64), cuts.tolist(), found)
