@@ -198,52 +198,68 @@ class _Search:
     def _lines(self, cuts: np.ndarray) -> None:
         """Every cut at one exit, the others as they are, for each exit."""
         leaves_at = self._next(cuts)
-        spent = [table[leaves_at[0], self.at] for table in (self.cost, self.right)]
+        spent = self._spent_before(leaves_at[0])
         for e in range(len(cuts)):
             here = np.flatnonzero(leaves_at[0] >= e)
-            gone = leaves_at[0] < e
             later = leaves_at[e + 1, here]
             place, size = self.rank[e, here] + 1, len(self.values[e]) + 1
             curves = []
-            for table, now in zip((self.cost, self.right), spent, strict=True):
+            for table, before in zip((self.cost, self.right), spent, strict=True):
                 stays = table[later, here]
                 gain = np.bincount(place, table[e, here] - stays, minlength=size)[:size]
-                curves.append(now[gone].sum() + stays.sum() + np.cumsum(gain))
+                curves.append(before[e] + stays.sum() + np.cumsum(gain))
             self._keep(curves[0], np.rint(curves[1]).astype(np.int64), cuts.tolist(), {e: np.arange(size)})
 
-    def _pairs(self, cuts: np.ndarray) -> None:
-        leaves_at = self._next(cuts)
-        for e in range(len(cuts)):
-            for f in range(e + 1, min(e + 3, len(cuts))):
-                self._pair(cuts, leaves_at, e, f)
+    def _spent_before(self, leaves_at: np.ndarray) -> list[np.ndarray]:
+        """Cost, and right answers, of the pages that leave before each exit, ``[E]`` each."""
+        exits = len(self.cost)
+        by_exit = [np.bincount(leaves_at, table[leaves_at, self.at], exits) for table in (self.cost, self.right)]
+        return [np.append(0.0, found[:-1]).cumsum() for found in by_exit]
 
-    def _pair(self, cuts: np.ndarray, leaves_at: np.ndarray, e: int, f: int) -> None:
-        """Every pair of cuts at exits e < f, the others as they are."""
-        here = np.flatnonzero(leaves_at[0] >= e)
-        gone = np.flatnonzero(leaves_at[0] < e)
-        tried_e, tried_f = (self._thinned(x, int(cuts[x])) for x in (e, f))
+    def _pairs(self, cuts: np.ndarray) -> None:
+        """Every pair of cuts at two exits near each other, the others as they are."""
+        leaves_at = self._next(cuts)
+        spent = self._spent_before(leaves_at[0])
+        tried = [self._thinned(e, cut) for e, cut in enumerate(cuts.tolist())]
         # the cut of `tried` at which a page begins to leave
-        place_e = np.searchsorted(tried_e, self.rank[e, here] + 1)
-        place_f = np.searchsorted(tried_f, self.rank[f, here] + 1)
-        shape = (len(tried_e) + 1, len(tried_f) + 1)
+        places = [np.searchsorted(found, rank + 1) for found, rank in zip(tried, self.rank, strict=True)]
+        for e in range(len(cuts)):
+            here = np.flatnonzero(leaves_at[0] >= e)
+            for f in range(e + 1, min(e + 3, len(cuts))):
+                base = [before[e] for before in spent]
+                cost, right = self._pair(leaves_at, here, (e, f), (places[e][here], places[f][here]), tried, base)
+                grid_e, grid_f = np.meshgrid(tried[e], tried[f], indexing="ij")
+                found = {e: grid_e.ravel(), f: grid_f.ravel()}
+                self._keep(cost.ravel(), np.rint(right.ravel()).astype(np.int64), cuts.tolist(), found)
+
+    def _pair(
+        self,
+        leaves_at: np.ndarray,
+        here: np.ndarray,
+        exits: tuple[int, int],
+        places: tuple[np.ndarray, np.ndarray],
+        tried: Sequence[np.ndarray],
+        spent: Sequence[float],
+    ) -> list[np.ndarray]:
+        """Cost and right answers of all pages for every pair of cuts at exits e < f."""
+        (e, f), (place_e, place_f) = exits, places
+        shape = (len(tried[e]) + 1, len(tried[f]) + 1)
         flat = place_e * shape[1] + place_f
         between = leaves_at[e + 1, here]
         caught = between < f
         stays_at = np.where(caught, between, leaves_at[f + 1, here])
         totals = []
-        for table in (self.cost, self.right):
+        for table, before in zip((self.cost, self.right), spent, strict=True):
             stay = table[stays_at, here]
             gain_e = table[e, here] - stay
             gain_f = np.where(caught, 0, table[f, here] - stay)
             # total(ce, cf) = base + Σ[pe ≤ ce] gain_e + Σ[pf ≤ cf] gain_f − Σ[both] gain_f
-            base = table[leaves_at[0, gone], gone].sum() + stay.sum()
+            base = before + stay.sum()
             by_e = np.bincount(place_e, gain_e, shape[0])[:-1].cumsum()
             by_f = np.bincount(place_f, gain_f, shape[1])[:-1].cumsum()
             both = np.bincount(flat, gain_f, shape[0] * shape[1]).reshape(shape)[:-1, :-1]
             totals.append(base + by_e[:, None] + by_f[None, :] - both.cumsum(axis=0).cumsum(axis=1))
-        grid_e, grid_f = np.meshgrid(tried_e, tried_f, indexing="ij")
-        found = {e: grid_e.ravel(), f: grid_f.ravel()}
-        self._keep(totals[0].ravel(), np.rint(totals[1].ravel()).astype(np.int64), cuts.tolist(), found)
+        return totals
 
     def _thinned(self, e: int, now: int) -> np.ndarray:
         most = len(self.values[e])
