@@ -159,7 +159,7 @@ def build(
             progress=show,
         )
     print_package(package, target, None, as_json)
-    if ocr is None and ocr_ms is None and "text" in package.manifest.inputs.values():
+    if ocr is None and ocr_ms is None and package.manifest.reads("text"):
         err.print(
             "asking for text counted as free, for there is no OCR engine here: say with --ocr-ms what it costs",
             style="yellow",
@@ -251,7 +251,7 @@ def predict(
 
     chain = load(package, target, operating_point, threads)
     ocr = _engine()
-    words_alone = "image" not in chain.package.manifest.inputs.values()
+    words_alone = not chain.package.manifest.reads("image")
     images = [image for path in paths for image in find_pages(path, words_alone=words_alone)]
     if not images:
         raise BadRequest(f"{paths[0]}: no page images in this folder; expected .png, .jpg, .tif, …")

@@ -189,6 +189,10 @@ class Manifest:
     files: dict[str, FileEntry]
     split: Split | None = None
 
+    def reads(self, source: str) -> bool:
+        """Whether the model reads anything of a page's ``image`` or of its ``text``."""
+        return source in self.inputs.values()
+
     def answers(self) -> tuple[str, ...]:
         """The exits, each followed by the name of its gate where it has one: all that a page's logits are kept by."""
         gated = {

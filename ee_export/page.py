@@ -77,7 +77,8 @@ class Page:
             BadPage: the OCR engine returned words and boxes that do not fit together.
         """
         if self.words is not None:  # checked and normalised on construction
-            return list(self.words), [[0, 0, 0, 0]] * len(self.words) if self.boxes is None else self.boxes  # type: ignore[return-value]
+            boxes = [[0, 0, 0, 0]] * len(self.words) if self.boxes is None else self.boxes
+            return self.words, boxes  # type: ignore[return-value]
         if self.ocr is None:
             raise NoText(
                 f"{self.name}: the page's text is needed, and there are neither words nor an OCR engine; put words and "
@@ -193,6 +194,19 @@ def page_files(files: Iterable[Path], *, words_alone: bool) -> list[Path]:
     there = sorted(file for file in files if file.is_file())
     images = [file for file in there if file.suffix.lower() in IMAGE_SUFFIXES]
     return images or [file for file in there if words_alone and file.suffix.lower() == ".json"]
+
+
+def contents(page: Page, inputs: Mapping[str, str]) -> tuple[Image.Image, Words, Boxes]:
+    """What a model with such inputs reads of a page, all of it now: of an image that it does not read, one pixel; of text, none.
+
+    Raises:
+        BadPage, NoText: it is not there or cannot be read.
+    """
+    require_known_boxes(page, inputs)
+    sources = inputs.values()
+    image = page.decoded() if "image" in sources else None
+    words, boxes = page.text(image) if "text" in sources else ([], [])
+    return image or Image.new("L", (1, 1)), words, boxes
 
 
 def require_known_boxes(page: Page, inputs: Mapping[str, str]) -> None:

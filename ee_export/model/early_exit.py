@@ -223,7 +223,7 @@ class EarlyExitModel(PreTrainedModel):
             for name in asked:
                 if name in by_row:
                     inputs = (first,) if answer_first else (after,)
-                    found.append(self.head_part(name, inputs, _same if answer_first else first_row))
+                    found.append(self.head_part(name, inputs, same if answer_first else first_row))
                 else:
                     found.append(self.head_part(name, (after,) if mask is None else (after, mask), mean_row))
         return found
@@ -270,7 +270,13 @@ def mean_row(rows: Tensor, mask: Tensor | None = None) -> Tensor:
     return rows.mean(1) if mask is None else masked_mean(rows, mask)
 
 
-def _same(rows: Tensor) -> Tensor:
+def pooled(spec: HeadSpec | None, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What a head inside the encoder reads of ``hidden [B, L, H]``, ``[B, H]``; ``None`` stands for ``final``."""
+    return first_row(hidden) if spec is None or spec.reads == "cls" else mean_row(hidden, mask)
+
+
+def same(rows: Tensor) -> Tensor:
+    """What is read as it is."""
     return rows
 
 

@@ -14,8 +14,17 @@ from transformers.models.layoutlmv3.modeling_layoutlmv3 import (
 
 from ee_export.encode import band_of, within
 from ee_export.model import trunk
-from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, first_row, trunk_part
-from ee_export.model.exits import HeadSpec
+from ee_export.model.early_exit import (
+    EarlyExitConfig,
+    EarlyExitModel,
+    Part,
+    Shape,
+    first_row,
+    mean_row,
+    pooled,
+    same,
+    trunk_part,
+)
 from ee_export.model.heads import masked_mean
 
 
@@ -64,10 +73,10 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
         specs = self.config.head_specs()
         found: list[Part] = []
         if "vision" in specs and specs["vision"].reads == "pixels":
-            found.append(self.head_part("vision", ("pixel_values",), lambda pixels: pixels))
+            found.append(self.head_part("vision", ("pixel_values",), same))
         found.append(trunk_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
         if "vision" in specs and specs["vision"].reads == "mean":
-            found.append(self.head_part("vision", ("visual",), lambda visual: visual.mean(1)))
+            found.append(self.head_part("vision", ("visual",), mean_row))
         for name in specs:
             if name.startswith("text."):
                 # Embeds by itself: what it read is a part of the text, and what comes next needs all of it.
@@ -128,7 +137,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
         for name in self.config.exit_names():
             spec = self.config.head_specs().get(name)
             if spec is None:
-                found[name] = states[-1][:, 0]
+                found[name] = pooled(spec, states[-1])
             elif spec.reads == "pixels":
                 found[name] = pixel_values
             elif name == "vision":
@@ -140,11 +149,8 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
                 found[name] = masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask)
             else:
                 depth = 0 if name == "fusion" else int(name.removeprefix("encoder."))
-                found[name] = self._pooled(spec, states[depth], mask)
+                found[name] = pooled(spec, states[depth], mask)
         return found
-
-    def _pooled(self, spec: HeadSpec, hidden: Tensor, mask: Tensor) -> Tensor:
-        return hidden[:, 0] if spec.reads == "cls" else masked_mean(hidden, mask)
 
 
 def band_mask(bbox: Tensor, attention_mask: Tensor, percent: int) -> Tensor:

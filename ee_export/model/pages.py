@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ee_export.data import Dataset
@@ -12,7 +11,7 @@ from ee_export.encode import Encoder
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.page import require_known_boxes
+from ee_export.page import contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +33,9 @@ def encode_pages(data: Dataset, encoder: Encoder, model: type[EarlyExitModel] | 
         page = data.page(index)
         if page.words is None and model.reads("text"):
             raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
-        require_known_boxes(page, model.INPUTS)
-        image = page.decoded() if model.reads("image") else Image.new("L", (1, 1))
+        image, words, boxes = contents(page, model.INPUTS)
         pixels.append(torch.from_numpy(encoder.pixels(image).copy()))
-        arrays = encoder.text(*(page.text(image) if model.reads("text") else ([], [])))
+        arrays = encoder.text(words, boxes)
         texts.append((arrays["input_ids"][0].astype(np.int32), arrays["bbox"][0].astype(np.int16)))
     return EncodedPages(torch.stack(pixels), texts, torch.tensor(data.targets))
 

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from ee_export.model.strategies import (
 class Recipe:
     """Everything that decides a training run besides its data.
 
-    ``trunk``: a name in :data:`~ee_export.model.families.FAMILIES`. ``model``: fields of the configuration (sizes, exits, heads). ``epochs`` trains trunk and exits; a vision exit that
-    reads pixels shares no weight with them, so its loss separates and it is trained by ``vision_epochs`` of its own.
+    ``trunk``: a name in :data:`~ee_export.model.families.FAMILIES`. ``model``: fields of its configuration (sizes, exits,
+    heads). ``epochs`` trains trunk and exits; a vision exit that reads pixels shares no weight with them, so its loss
+    separates and it is trained by ``vision_epochs`` of its own.
     ``strategy``: a name in :data:`~ee_export.model.strategies.STRATEGIES`; ``exit_epochs``: epochs of each of its phases after the
     first, default ``epochs``. ``weights``, ``gamma``, ``entropy``, ``distillation_temperature``: see
     :class:`~ee_export.model.strategies.Settings`. ``bf16``: compute in bfloat16 where the processor can; others would take ten
@@ -82,14 +83,13 @@ def read_recipe(path: Path) -> Recipe:
     training = found.get("training", {})
     if unknown := set(training) - known:
         raise BadRequest(f"{path}: unknown key '{sorted(unknown)[0]}' in [training]; it has {', '.join(sorted(known))}")
+    recipe = Recipe(**training)
     model = found.get("model", {})
     if isinstance(model.get("exits"), str):
         model["exits"] = list(parse(model["exits"], model.get("num_hidden_layers", 12))[:-1])
-    trunk = training.get("trunk", "layoutlmv3")
-    require_known(trunk, FAMILIES, "trunk")
-    known = {entry.name for entry in fields(FAMILIES[trunk].config_class)}
+    known = {entry.name for entry in fields(FAMILIES[recipe.trunk].config_class)}
     if unknown := set(model) - known:
         near = difflib.get_close_matches(sorted(unknown)[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; it takes the fields of the trunk's configuration"
         raise BadRequest(f"{path}: unknown key '{sorted(unknown)[0]}' in [model]{hint}")
-    return Recipe(model=model, **training)
+    return replace(recipe, model=model)

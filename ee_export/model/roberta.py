@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaClassificationHead, RobertaPreTrainedModel
 
-from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, mean_row, trunk_part
+from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, pooled, trunk_part
 from ee_export.model.heads import masked_mean
 from ee_export.model.trunk import layer_answer, layer_whole
 
@@ -82,8 +82,7 @@ class EarlyExitRoberta(EarlyExitModel, RobertaPreTrainedModel):
         for name in self.config.exit_names():
             spec = self.config.head_specs().get(name)
             depth = self.config.num_hidden_layers if spec is None else int(name.partition(".")[2] or 0)
-            by_mean = spec is not None and spec.reads == "mean"
-            found[name] = mean_row(states[depth], mask) if by_mean else states[depth][:, 0]
+            found[name] = pooled(spec, states[depth], mask)
         return found
 
 

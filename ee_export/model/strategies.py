@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ee_export.errors import require_known
+from ee_export.model.families import FAMILIES
 
 Logits = Mapping[str, Tensor]
 """Float ``[B, C]`` per exit, in exit order."""
@@ -62,7 +63,7 @@ def phases(strategy: str, exits: Sequence[str]) -> list[Phase]:
     return STRATEGIES[strategy](tuple(exits))
 
 
-TRUNKS = ("layoutlmv3.", "roberta.", "vit.")
+TRUNKS = tuple(f"{name}." for name in FAMILIES)
 """What the names of a trunk's parameters begin with."""
 
 

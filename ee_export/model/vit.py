@@ -8,7 +8,7 @@ from transformers import ViTConfig, ViTModel
 from transformers.models.vit.modeling_vit import ViTLayer, ViTPreTrainedModel
 
 from ee_export.model.attention import attend, attend_first
-from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, mean_row, trunk_part
+from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, mean_row, pooled, same, trunk_part
 
 
 @strict
@@ -67,7 +67,7 @@ class EarlyExitViT(EarlyExitModel, ViTPreTrainedModel):
         specs = self.config.head_specs()
         found: list[Part] = []
         if "vision" in specs and specs["vision"].reads == "pixels":
-            found.append(self.head_part("vision", ("pixel_values",), lambda pixels: pixels))
+            found.append(self.head_part("vision", ("pixel_values",), same))
         found.append(trunk_part(_embeddings, self.vit, ("pixel_values",), ("hidden.0",)))
         if "vision" in specs and specs["vision"].reads == "mean":
             found.append(self.head_part("vision", ("hidden.0",), mean_row))
@@ -86,12 +86,8 @@ class EarlyExitViT(EarlyExitModel, ViTPreTrainedModel):
         for name in self.config.exit_names():
             spec = self.config.head_specs().get(name)
             depth = self.config.num_hidden_layers if spec is None else int(name.partition(".")[2] or 0)
-            if spec is not None and spec.reads == "pixels":
-                found[name] = inputs["pixel_values"]
-            else:
-                found[name] = (
-                    states[depth].mean(1) if spec is not None and spec.reads == "mean" else states[depth][:, 0]
-                )
+            by_pixels = spec is not None and spec.reads == "pixels"
+            found[name] = inputs["pixel_values"] if by_pixels else pooled(spec, states[depth])
         return found
 
 

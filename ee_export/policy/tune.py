@@ -225,8 +225,8 @@ class _Search:
         places = [np.searchsorted(found, rank + 1) for found, rank in zip(tried, self.rank, strict=True)]
         for e in range(len(cuts)):
             here = np.flatnonzero(leaves_at[0] >= e)
+            base = [before[e] for before in spent]
             for f in range(e + 1, min(e + 3, len(cuts))):
-                base = [before[e] for before in spent]
                 cost, right = self._pair(leaves_at, here, (e, f), (places[e][here], places[f][here]), tried, base)
                 grid_e, grid_f = np.meshgrid(tried[e], tried[f], indexing="ij")
                 found = {e: grid_e.ravel(), f: grid_f.ravel()}

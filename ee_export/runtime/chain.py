@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from ee_export.encode import Arrays, Encoder, tokens_read
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
-from ee_export.page import Page, require_known_boxes
+from ee_export.page import Page, contents, require_known_boxes
 from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
@@ -102,7 +102,7 @@ class Chain:
         self._counts_tokens = point.criterion in COUNTS_TOKENS
         self._runs = runs(self._plan, every_step=False)
         self._anytime_runs = runs(self._plan, every_step=True)
-        self._reads_image = "image" in manifest.inputs.values()
+        self._reads_image = manifest.reads("image")
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
 
     @property
@@ -187,13 +187,9 @@ class Chain:
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
         """All inputs of some pages as one batch, their text read, if the model reads any, whether it is needed or not."""
-        images = [self._image(page) for page in pages]
-        asks = "text" in self.package.manifest.inputs.values()
-        texts = [
-            self.encoder.text(*(page.text(image) if asks else ([], [])))
-            for page, image in zip(pages, images, strict=True)
-        ]
-        return {**self._pixels(images), **self.encoder.collate(texts)}
+        read = [contents(page, self.package.manifest.inputs) for page in pages]
+        texts = [self.encoder.text(words, boxes) for _, words, boxes in read]
+        return {**self._pixels([image for image, _, _ in read]), **self.encoder.collate(texts)}
 
     def _image(self, page: Page) -> Image.Image | None:
         """The page's pixels, where the model or its OCR engine may read them."""

@@ -95,7 +95,7 @@ def _encoding_ms(chain: Chain, pages: Sequence[Page]) -> tuple[float, float]:
     image_times, text_times = [], []
     for page in pages:
         image = None
-        if "image" in chain.package.manifest.inputs.values():
+        if chain.package.manifest.reads("image"):
             started = time.perf_counter()
             image = page.decoded()
             chain.encoder.image(image)

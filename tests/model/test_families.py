@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
     ViTConfig,
@@ -27,7 +28,8 @@ from ee_export.model.strategies import phases
 from ee_export.model.train import train
 from ee_export.model.vit import EarlyExitViT, EarlyExitViTConfig
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "num_labels": 5}
+TINY = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES = {**TINY, "num_hidden_layers": 3, "num_labels": 5}
 HEADS = {"encoder.2": {"reads": "mean"}}
 
 
@@ -49,6 +51,13 @@ def model_of(kind: str, **changes: object) -> EarlyExitModel:
     return model
 
 
+def stock_of(kind: str) -> PreTrainedModel:
+    """transformers' own classifier of the same sizes, with its own random weights."""
+    if kind == "vit":
+        return ViTForImageClassification(ViTConfig(**SIZES, patch_size=32)).eval()
+    return RobertaForSequenceClassification(RobertaConfig(**SIZES, vocab_size=300)).eval()
+
+
 def inputs_of(kind: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     if kind == "vit":
@@ -64,12 +73,9 @@ def inputs_of(kind: str) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_final_equals_the_stock_classifier_with_the_same_weights(kind: str) -> None:
     model, inputs = model_of(kind), inputs_of(kind)
-    if kind == "vit":
-        stock = ViTForImageClassification(ViTConfig(**SIZES, patch_size=32))
-    else:
-        stock = RobertaForSequenceClassification(RobertaConfig(**SIZES, vocab_size=300))
+    stock = stock_of(kind)
     assert not stock.load_state_dict(model.state_dict(), strict=False).missing_keys
-    expected = stock.eval()(**inputs).logits
+    expected = stock(**inputs).logits
     assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
     assert torch.allclose(model.reference_logits(**inputs)["final"], expected, atol=1e-5)
     assert expected.std() > 0.01
@@ -78,10 +84,8 @@ def test_final_equals_the_stock_classifier_with_the_same_weights(kind: str) -> N
 @pytest.mark.parametrize("kind", ["vit", "roberta"])
 @torch.no_grad()
 def test_a_stock_checkpoint_loads_and_one_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
-    if kind == "vit":
-        stock = ViTForImageClassification(ViTConfig(**SIZES, patch_size=32)).eval()
-    else:
-        stock = RobertaForSequenceClassification(RobertaConfig(**SIZES, vocab_size=300)).eval()
+    stock = stock_of(kind)
+    if kind == "roberta":
         checkpoint.train_tokenizer(iter([["word"]]), 300).save(str(tmp_path / "tokenizer.json"))
     stock.save_pretrained(tmp_path)
     model, _ = checkpoint.load_stock(tmp_path, {"exits": ["encoder.1"]}, kind)
@@ -144,10 +148,8 @@ RECIPES = {
     "roberta": Recipe(
         trunk="roberta",
         model={
-            "hidden_size": 32,
+            **TINY,
             "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
             "max_position_embeddings": 66,
             "max_text_tokens": 64,
             "exits": ["text", "encoder.1"],
@@ -159,10 +161,8 @@ RECIPES = {
     "vit": Recipe(
         trunk="vit",
         model={
-            "hidden_size": 32,
+            **TINY,
             "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
             "image_size": 64,
             "exits": ["vision", "encoder.1"],
         },
