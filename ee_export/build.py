@@ -12,7 +12,7 @@ from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import read_dataset
 from ee_export.encode import Arrays, Encoder
 from ee_export.errors import BadData
-from ee_export.manifest import SCHEMA, Manifest, OperatingPoint, Target
+from ee_export.manifest import SCHEMA, Manifest, Target
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
@@ -25,8 +25,9 @@ from ee_export.segments import equality, export_segments
 from ee_export.verify import verify_package
 
 TARGET = "cpu-fp32"
-POINTS = {"default": fit.Wish(), "certified": fit.Wish(epsilon=0.03)}
-"""The operating points that a new package has besides ``full``; the second where there are pages enough to prove it."""
+POINT = "default"
+CERTIFIED = fit.Wish(epsilon=0.03)
+"""What a new package's operating point is asked, where there are pages enough to prove it; else to lose none of those there are."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, steps done and steps in all."""
@@ -90,11 +91,8 @@ def build(
 
         seen = observe_each(chain, parts, ocr, progress)
         target = fit.calibrated(target, seen["calibrate"])
-        points: dict[str, OperatingPoint] = {}
-        for name, wish in POINTS.items():
-            if wish.epsilon is None or len(parts["certify"]) >= certify.pages_needed(wish.epsilon, wish.delta):
-                points |= fit.tuned(package.manifest, target, seen, ocr_ms, name, wish).operating_points
-        target = replace(target, operating_points=points)
+        enough = len(parts["certify"]) >= certify.pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
+        target = fit.tuned(package.manifest, target, seen, ocr_ms, POINT, CERTIFIED if enough else fit.Wish())
         manifest = replace(package.manifest, targets={TARGET: target}, split=split)
         pages, _ = golden.read(package)
         (staging / GOLDEN).write_bytes(golden.write(pages, manifest))

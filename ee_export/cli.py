@@ -32,7 +32,15 @@ def refit_options(command: Any) -> Any:
             click.option("--criterion", default="max_probability", show_default=True, help="What decides at an exit."),
             click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Lowest mean cost at this accuracy."),
             click.option("--max-cost-ms", type=click.FloatRange(0), help="Highest accuracy at this mean cost a page."),
-            click.option("--epsilon", type=share, help="Certify that at most this share of pages is lost."),
+            click.option(
+                "--thresholds",
+                default="per_exit",
+                show_default=True,
+                help="Or one for all exits, or per_class, where no accuracy, cost or risk is named.",
+            ),
+            click.option(
+                "--epsilon", type=share, help="Lowest mean cost at which, certified, at most this share of pages is lost."
+            ),
             click.option("--delta", type=share, default=0.1, show_default=True, help="Chance that it is not so."),
             click.option(
                 "--risk", default="accuracy_lost", show_default=True, help="Or disagreement: what lost means."
@@ -58,8 +66,9 @@ def cli() -> None:
 @click.option("--out", type=_FOLDER, required=True, help="The checkpoint folder to write.")
 @click.option("--val", type=_FOLDER, help="Validation pages; default a tenth of DATA, kept apart.")
 @click.option("--recipe", "recipe_path", type=_FOLDER, help="TOML with [model] and [training].")
-@click.option("--init", type=_FOLDER, help="A stock checkpoint folder to begin from.")
+@click.option("--init", type=_FOLDER, help="A checkpoint folder to begin from, stock or trained here.")
 @click.option("--exits", help="Such as vision,text,encoder.1-4; default the recipe's.")
+@click.option("--add", help="Exits to add to the checkpoint of --init; all its other weights stay as they are.")
 @click.option("--strategy", help="How exits and trunk are trained, such as joint, two_stage, alternating.")
 @click.option("--epochs", type=click.IntRange(0), help="Instead of the recipe's.")
 @click.option("--vision-epochs", type=click.IntRange(0), help="Instead of the recipe's.")
@@ -75,6 +84,7 @@ def train(
     recipe_path: Path | None,
     init: Path | None,
     exits: str | None,
+    add: str | None,
     force: bool,
     as_json: bool,
     **changes: Any,
@@ -97,6 +107,8 @@ def train(
         names = list(exit_names.parse(exits, layers))
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
         recipe = replace(recipe, model={**recipe.model, "exits": names, "heads": heads})
+    if add is not None:
+        recipe = replace(recipe, add=tuple(name.strip() for name in add.split(",")))
     pages = join([read_dataset(folder) for folder in data])
     if val is not None:
         val_pages = read_dataset(val, pages.labels)
@@ -184,7 +196,7 @@ def calibrate(method: str, as_json: bool, **asked: Any) -> None:
 def tune(frontier: bool, as_json: bool, **asked: Any) -> None:
     """Find thresholds anew on a part of DATA, and certify them on another.
 
-    Without --min-accuracy or --max-cost-ms: the lowest cost at which no page loses its right answer.
+    Without --min-accuracy, --max-cost-ms or --epsilon: the lowest cost at which no page loses its right answer.
     """
     if frontier:
         _show_frontier(as_json, **asked)

@@ -17,9 +17,10 @@ from ee_export.page import Ocr
 from ee_export.policy import certify
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
-from ee_export.policy.decide import score_pages
+from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.drift import histogram
 from ee_export.policy.tune import (
+    KINDS,
     NOT_ASKED,
     Point,
     Scored,
@@ -29,6 +30,7 @@ from ee_export.policy.tune import (
     frontier,
     most_accurate,
     not_beaten,
+    worth_asking,
 )
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.plan import FULL, rules
@@ -129,9 +131,10 @@ def scored(
 class Wish:
     """What is asked of an operating point.
 
-    ``criterion``: what decides. ``min_accuracy``: the lowest mean cost at this accuracy, or ``max_cost_ms``: the highest
-    accuracy at this mean cost; neither: the lowest cost that takes no right answer away. ``risk`` is certified to be at
-    most ``epsilon`` with probability 1 − ``delta``; no ``epsilon``, no certificate.
+    ``criterion``: what decides. ``min_accuracy``: the lowest mean cost at this accuracy; ``max_cost_ms``: the highest accuracy
+    at this mean cost; ``epsilon``: the lowest cost at which ``risk`` is at most that with probability 1 − ``delta``; none of
+    them: the lowest cost that takes no right answer away, with ``thresholds`` of one of the kinds that
+    :func:`~ee_export.policy.tune.careful` knows.
     """
 
     criterion: str = CRITERION
@@ -140,20 +143,24 @@ class Wish:
     risk: str = "accuracy_lost"
     epsilon: float | None = None
     delta: float = 0.1
+    thresholds: str = "per_exit"
 
     def __post_init__(self) -> None:
         require_known(self.criterion, CRITERIA, "criterion")
         require_known(self.risk, RISKS, "risk")
-        if self.min_accuracy is not None and self.max_cost_ms is not None:
-            raise BadRequest("--min-accuracy and --max-cost-ms exclude each other; the whole frontier: --frontier")
+        require_known(self.thresholds, KINDS, "kind of thresholds")
+        if sum(wish is not None for wish in (self.min_accuracy, self.max_cost_ms, self.epsilon)) > 1:
+            raise BadRequest(
+                "--min-accuracy, --max-cost-ms and --epsilon exclude each other; the whole frontier: --frontier"
+            )
 
-    def choose(self, pages: Scored) -> list[float | None]:
-        """Thresholds by these pages."""
+    def choose(self, pages: Scored) -> list[Threshold]:
+        """Thresholds by these pages, where nothing is to be certified."""
         if self.min_accuracy is not None:
             return list(cheapest(frontier(pages), self.min_accuracy).thresholds)
         if self.max_cost_ms is not None:
             return list(most_accurate(frontier(pages), self.max_cost_ms).thresholds)
-        return careful(pages, MARGIN)
+        return careful(pages, MARGIN, self.thresholds)
 
 
 def tuned(
@@ -169,8 +176,8 @@ def tuned(
     Args:
         manifest: gives exits and labels.
         target: gives calibration and costs.
-        parts: what was observed of the pages kept apart: ``calibrate`` fits the criterion's weights, ``tune`` the thresholds,
-            ``certify`` the certificate (it is not read where none is asked).
+        parts: what was observed of the pages kept apart: ``calibrate`` fits the criterion's weights, ``tune`` the thresholds;
+            ``certify`` helps with them where no certificate is asked, and ``calibrate`` where one is.
         ocr_ms: cost of reading a whole page, default as measured.
         point_name: the operating point that is tuned.
         wish: what is asked of it.
@@ -179,33 +186,68 @@ def tuned(
         BadData: the pages to certify on are too few for the ε asked; names how many are needed.
         BadRequest: no thresholds give what is wished.
     """
-    names = manifest.exits[:-1]
     weights = weighted(manifest, target, wish.criterion, parts["calibrate"])
+    both = parts["tune"] + parts["certify"]
 
-    def judged(part: str, bands: Collection[int]) -> Scored:
-        return scored(manifest, target, parts[part], ocr_ms, wish.criterion, weights, bands)
+    def judged(pages: Observed, bands: Collection[int]) -> Scored:
+        return scored(manifest, target, pages, ocr_ms, wish.criterion, weights, bands)
 
-    chosen = []
-    for bands in band_choices(manifest, wish.criterion):
-        seen = judged("tune", bands)
-        bars = wish.choose(seen)
-        outcome = evaluate(seen, bars)
-        worth = outcome.accuracy if wish.max_cost_ms is not None else 0.0
-        chosen.append(((-worth, outcome.mean_cost_ms), bars, seen, bands))
-    _, thresholds, seen, bands = min(chosen, key=lambda found: found[0])
-    certificate = None
-    if wish.epsilon is not None:
-        held = judged("certify", bands)
-        thresholds, certificate = _certified(thresholds, held, parts["certify"].digest, wish)
-    point = OperatingPoint(wish.criterion, dict(zip(names, thresholds, strict=True)), weights, certificate=certificate)
-    full = OperatingPoint(CRITERION, dict.fromkeys(names))
-    never = scored(manifest, target, parts["tune"], ocr_ms)
-    digest = parts["tune"].digest
-    points = {FULL: _measured(manifest, full, never, digest), point_name: _measured(manifest, point, seen, digest)}
+    choices = band_choices(manifest, wish.criterion)
+    if wish.epsilon is None:
+        thresholds, bands = _chosen({bands: judged(both, bands) for bands in choices}, wish)
+        certificate = None
+    else:
+        rest = parts["calibrate"] + parts["tune"]
+        tuning = {bands: judged(rest, bands) for bands in choices}
+        held = parts["certify"]
+        thresholds, bands, certificate = _certified(tuning, lambda bands: judged(held, bands), held.digest, wish)
+    bars = dict(zip(manifest.exits, thresholds, strict=False))
+    point = OperatingPoint(wish.criterion, bars, weights, certificate=certificate)
+    full = OperatingPoint(CRITERION, dict.fromkeys(manifest.exits[:-1]))
+    points = {
+        FULL: _measured(manifest, full, scored(manifest, target, both, ocr_ms), both.digest),
+        point_name: _measured(manifest, point, judged(both, bands), both.digest),
+    }
     return replace(target, operating_points=points)
 
 
-def band_choices(manifest: Manifest, criterion: str) -> list[tuple[int, ...]]:
+Bands = tuple[int, ...]
+
+
+def _chosen(tuning: Mapping[Bands, Scored], wish: Wish) -> tuple[list[Threshold], Bands]:
+    """The best thresholds by what the exits say where some bands are asked, and those bands."""
+    found = []
+    for bands, seen in tuning.items():
+        bars = wish.choose(seen)
+        outcome = evaluate(seen, bars)
+        worth = outcome.accuracy if wish.max_cost_ms is not None else 0.0
+        found.append(((-worth, outcome.mean_cost_ms), bars, bands))
+    _, bars, bands = min(found, key=lambda one: one[0])
+    return bars, bands
+
+
+def _certified(
+    tuning: Mapping[Bands, Scored], certifying: Callable[[Bands], Scored], digest: str, wish: Wish
+) -> tuple[list[Threshold], Bands, Certificate]:
+    """The boldest thresholds whose risk is proven, the bands that they ask, and the proof.
+
+    The candidates end where the pages that tune lose more than ε: what is not so on these need not be tried on those.
+    """
+    epsilon = wish.epsilon or 0.0
+    lost = RISKS[wish.risk]
+    options = [(bands, *worth_asking(seen, lost, epsilon)) for bands, seen in tuning.items()]
+    bands, candidates, _ = min(options, key=lambda option: option[2])
+    pages = certifying(bands)
+    certify.require_pages(len(pages.targets), epsilon, wish.delta, "the part of the data that certifies")
+    losses = np.stack([lost(pages, evaluate(pages, candidate).exits) for candidate in candidates])
+    found = certify.fixed_sequence(losses, epsilon, wish.delta)
+    assert found is not None  # the first candidate loses nothing, and there are pages enough
+    bound = round(found.bound, 6)
+    proof = Certificate("learn_then_test", wish.risk, epsilon, wish.delta, bound, found.losses, found.pages, digest)
+    return list(candidates[found.candidate]), bands, proof
+
+
+def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
     """Sets of bands that an operating point may ask for: all subsets, or, of more than five bands, none, each, and all.
 
     A criterion that looks at the exits before asks them all.
@@ -215,22 +257,6 @@ def band_choices(manifest: Manifest, criterion: str) -> list[tuple[int, ...]]:
         return [bands]
     sizes = range(len(bands) + 1) if len(bands) <= 5 else (0, 1, len(bands))
     return [found for size in sizes for found in itertools.combinations(bands, size)]
-
-
-def _certified(
-    thresholds: list[float | None], pages: Scored, digest: str, wish: Wish
-) -> tuple[list[float | None], Certificate]:
-    """The boldest thresholds between leaving nowhere and the tuned ones whose risk is proven."""
-    epsilon = wish.epsilon or 0.0
-    certify.require_pages(len(pages.targets), epsilon, wish.delta, "the part of the data that certifies")
-    candidates = certify.towards_never(thresholds)
-    losses = np.stack([RISKS[wish.risk](pages, evaluate(pages, candidate).exits) for candidate in candidates])
-    found = certify.fixed_sequence(losses, epsilon, wish.delta)
-    assert found is not None  # the first candidate loses nothing, and there are pages enough
-    proof = Certificate(
-        "learn_then_test", wish.risk, epsilon, wish.delta, round(found.bound, 6), found.losses, found.pages, digest
-    )
-    return list(candidates[found.candidate]), proof
 
 
 def _measured(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: str) -> OperatingPoint:
@@ -302,13 +328,14 @@ def frontier_of(
     wish: Wish,
     progress: Callable[[str, int, int], None],
 ) -> list[Point]:
-    """The frontier of measured cost and accuracy on the part of the pages that tunes; raises as :func:`refit`."""
+    """The frontier of measured cost and accuracy on the pages that do not calibrate; raises as :func:`refit`."""
     target = package.target(target_name)
     parts, _ = observe_parts(package, target_name, data, seed, ocr, replace(wish, epsilon=None), progress)
     weights = weighted(package.manifest, target, wish.criterion, parts["calibrate"])
+    pages = parts["tune"] + parts["certify"]
     points = []
     for bands in band_choices(package.manifest, wish.criterion):
-        points += frontier(scored(package.manifest, target, parts["tune"], ocr_ms, wish.criterion, weights, bands))
+        points += frontier(scored(package.manifest, target, pages, ocr_ms, wish.criterion, weights, bands))
     return not_beaten(points)
 
 
@@ -321,11 +348,9 @@ def observe_parts(
     wish: Wish,
     progress: Callable[[str, int, int], None],
 ) -> tuple[dict[str, Observed], Split]:
-    """Split held-out pages, and run a target of a package on those parts that the wish needs."""
+    """Split held-out pages, and run a target of a package on them; too few to certify are refused before."""
     parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
-    if wish.epsilon is None:
-        del parts["certify"]
-    else:
+    if wish.epsilon is not None:
         certify.require_pages(len(parts["certify"]), wish.epsilon, wish.delta, str(data))
     return observe_each(load_package(package, target_name), parts, ocr, progress), split
 

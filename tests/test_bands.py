@@ -211,11 +211,12 @@ def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
     parts, _ = fit.observe_parts(
         package, "cpu-fp32", pages_folder, 0, None, fit.Wish(), lambda stage, done, total: None
     )
-    seen = parts["tune"]
-    for name in ("text.25", "final"):  # both exits know every label, the others nothing
-        seen.logits[name][:] = 10 * np.eye(7)[seen.targets]
-    for name in ("vision", "text.60", "text", "encoder.2"):
-        seen.logits[name][:] = 0
+    for seen in parts.values():
+        for name in ("text.25", "final"):  # both exits know every label, the others nothing
+            seen.logits[name][:] = 10 * np.eye(7)[seen.targets]
+        for name in ("vision", "text.60", "text", "encoder.2"):
+            seen.logits[name][:] = 0
+    seen = parts["tune"] + parts["certify"]
     found = fit.tuned(package.manifest, target, parts, 1000.0, "default", fit.Wish(min_accuracy=1.0))
     point = found.operating_points["default"]
     assert {name for name, bar in point.thresholds.items() if bar is not None} == {"text.25"}

@@ -34,6 +34,7 @@ from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.tune import Scored, evaluate, frontier
 from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.costs import measure
 from ee_export.runtime.plan import rules
 
 Progress = Callable[[str, int, int], None]
@@ -57,7 +58,8 @@ class Grid:
     """What is compared, as a TOML file's ``[data]``, ``[grid]`` and ``[training]`` tables say it.
 
     ``train``, ``val``, ``test``: folders of class folders, relative to the file. ``recipe``: what all models have in common.
-    ``training``: changes to its ``[training]``. ``ocr_ms``: cost of reading a page's text, 0 where words are given.
+    ``init``: a checkpoint that all begin from. ``training``: changes to the recipe's ``[training]``. ``ocr_ms``: cost of
+    reading a page's text, 0 where words are given.
     """
 
     train: tuple[Path, ...]
@@ -70,6 +72,7 @@ class Grid:
     calibration: tuple[str, ...] = ("none", "temperature")
     criteria: tuple[str, ...] = ("max_probability",)
     ocr_ms: float = 0.0
+    init: Path | None = None
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -105,7 +108,7 @@ def read_grid(path: Path) -> Grid:
     for key in ("train", "val", "test", "recipe"):
         if key not in flat:
             raise BadRequest(f"{path}: [data] lacks '{key}'")
-    folders = {key: path.parent / flat[key] for key in ("val", "test", "recipe")}
+    folders = {key: path.parent / flat[key] for key in ("val", "test", "recipe", "init") if key in flat}
     trains = [flat["train"]] if isinstance(flat["train"], str) else flat["train"]
     lists = {key: tuple(value) for key, value in flat.items() if isinstance(value, list) and key != "train"}
     return Grid(**{**flat, **folders, **lists, "train": tuple(path.parent / name for name in trains)})
@@ -119,20 +122,18 @@ def run(grid: Grid, out: Path, progress: Progress) -> dict[str, Any]:
     data = join([read_dataset(folder) for folder in grid.train])
     val, test = (read_dataset(folder, data.labels) for folder in (grid.val, grid.test))
     models = grid.models()
-    found = []
-    for at, (placement, head, strategy) in enumerate(models):
+    made = []
+    for at, model in enumerate(models):
         progress("models", at, len(models))
-        key = "-".join((placement.replace(",", "+"), head, strategy))
-        package, seen = _model(grid, placement, head, strategy, data, val, test, out / key, progress)
-        found.append(
-            {
-                "placement": placement,
-                "head": head,
-                "strategy": strategy,
-                **_compare(grid, package, seen, test, progress),
-            }
-        )
+        folder = out / "-".join((model[0].replace(",", "+"), *model[1:]))
+        made.append(_model(grid, model, data, val, test, folder, progress))
     progress("models", len(models), len(models))
+    found = []
+    for at, (model, (package, seen)) in enumerate(zip(models, made, strict=True)):
+        progress("compared", at, len(models))
+        names = dict(zip(("placement", "head", "strategy"), model, strict=True))
+        found.append({**names, **_compare(grid, package, seen, val, test, progress)})
+    progress("compared", len(models), len(models))
     return {
         "schema": SCHEMA,
         **environment(),
@@ -143,9 +144,7 @@ def run(grid: Grid, out: Path, progress: Progress) -> dict[str, Any]:
 
 def _model(
     grid: Grid,
-    placement: str,
-    head: str,
-    strategy: str,
+    model: tuple[str, str, str],
     data: Dataset,
     val: Dataset,
     test: Dataset,
@@ -153,6 +152,7 @@ def _model(
     progress: Progress,
 ) -> tuple[Package, dict[str, Observed]]:
     """The package of one model and what it says of all pages: from ``folder``, or made and put there."""
+    placement, head, strategy = model
     recipe = read_recipe(grid.recipe)
     layers = recipe.model.get("num_hidden_layers", 12)
     exits = list(parse(placement, layers)[:-1])
@@ -168,7 +168,7 @@ def _model(
             val,
             checkpoint,
             recipe,
-            None,
+            grid.init,
             lambda done, total, line: progress(f"train {folder.name}", done, total),
             False,
         )
@@ -185,10 +185,12 @@ def _model(
 
 
 def _compare(
-    grid: Grid, package: Package, seen: dict[str, Observed], test: Dataset, progress: Progress
+    grid: Grid, package: Package, seen: dict[str, Observed], val: Dataset, test: Dataset, progress: Progress
 ) -> dict[str, Any]:
-    manifest, target = package.manifest, package.target("cpu-fp32")
-    chain = load_package(package)
+    """What one model does under every policy; costs are measured anew, for its package may have been made beside others."""
+    manifest, chain = package.manifest, load_package(package)
+    costs = measure(chain, [val.page(index) for index in range(min(12, len(val)))], grid.ocr_ms)
+    target = replace(package.target("cpu-fp32"), costs=costs)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
     fitted = {method: fit.calibrated(target, seen["calibrate"], method) for method in grid.calibration}
     policies = []

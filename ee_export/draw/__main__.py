@@ -1,4 +1,4 @@
-"""`python -m ee_export.draw OUT --pages 200`: write a folder of drawn pages."""
+"""`python -m ee_export.draw OUT --set documents --pages 200`: write a folder of drawn pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ee_export.draw import draw_folder
+from ee_export.draw import SETS, draw_folder
 from ee_export.errors import EeError
 
 
@@ -15,10 +15,14 @@ from ee_export.errors import EeError
 @click.option("--pages", default=200, show_default=True, help="Pages of each class.")
 @click.option("--seed", default=0, show_default=True, help="Other seeds give other pages.")
 @click.option("--hard-share", default=0.5, show_default=True, help="Share of hard pages, 0 to 1.")
-def main(out: Path, pages: int, seed: int, hard_share: float) -> None:
-    """Draw synthetic pages of every class into OUT/<class>/."""
+@click.option("--set", "collection", default="documents", show_default=True, help=f"One of {', '.join(SETS)}.")
+@click.option(
+    "--label-noise", default=0.0, show_default=True, help="Share of pages in a wrong folder, listed in a file."
+)
+def main(out: Path, pages: int, seed: int, hard_share: float, collection: str, label_noise: float) -> None:
+    """Draw synthetic pages of every class of a set into OUT/<class>/."""
     try:
-        count = draw_folder(out, pages, seed, hard_share)
+        count = draw_folder(out, pages, seed, hard_share, collection, label_noise)
     except EeError as error:
         click.echo(f"ee_export.draw: {error}", err=True)
         raise SystemExit(2) from None

@@ -25,6 +25,7 @@ class Recipe:
     first, default ``epochs``. ``weights``, ``gamma``, ``entropy``, ``distillation_temperature``: see
     :class:`~ee_export.model.strategies.Settings`. ``bf16``: compute in bfloat16 where the processor can; others would take ten
     times as long as in float32, which they use instead. ``save_dtype``: ``float32`` or ``float16``, how weights are stored.
+    ``add``: exits that the checkpoint to begin from lacks; their heads alone are trained, and all other weights stay as they are.
     """
 
     trunk: str = "layoutlmv3"
@@ -48,6 +49,7 @@ class Recipe:
     bf16: bool = False
     save_dtype: str = "float32"
     seed: int = 0
+    add: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_known(self.trunk, FAMILIES, "trunk")

@@ -209,6 +209,12 @@ def _heads_of(exits: Sequence[str]) -> tuple[str, ...]:
     return (SHARED_GATE, *(head_prefix(name) for name in exits))
 
 
+def heads_alone(exits: Sequence[str]) -> Phase:
+    """Only the heads of these exits move."""
+    heads = _heads_of(exits)
+    return Phase(tuple(exits), lambda name: name.startswith(heads), weighted_joint)
+
+
 def _one(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
     """One phase: trunk and all heads move together."""
 
@@ -225,8 +231,7 @@ def _two_stage(exits: tuple[str, ...]) -> list[Phase]:
     Reference: Xin et al., "DeeBERT: Dynamic early exiting for accelerating BERT inference", 2020.
     """
     early = exits[:-1]
-    second = Phase(early, lambda name: name.startswith(_heads_of(early)), weighted_joint)
-    return [*_one(weighted_joint)(("final",)), *([second] if early else [])]
+    return [*_one(weighted_joint)(("final",)), *([heads_alone(early)] if early else [])]
 
 
 def _alternating(exits: tuple[str, ...]) -> list[Phase]:

@@ -16,7 +16,8 @@ from ee_export.encode import Encoder
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.families import FAMILIES
+from ee_export.model.exits import ordered
+from ee_export.model.families import FAMILIES, PREFIX
 from ee_export.model.pages import EncodedPages, batch_of, encode_pages
 from ee_export.model.recipe import Recipe
 from ee_export.model.resume import Saved
@@ -25,10 +26,13 @@ from ee_export.model.strategies import (
     Settings,
     gate_loss,
     head_prefix,
+    heads_alone,
     on_the_way,
     phases,
     weighted_joint,
 )
+
+REPORT = "training.json"
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a line about the last epoch (empty between epochs)."""
@@ -77,7 +81,9 @@ def train(
     with staged_folder(out, overwrite=force) as staging:
         checkpoint.save(staging, model, tokenizer, dtype)
         report = {"recipe": asdict(recipe), "pages": len(data), "val_pages": len(val), "val_accuracy": result}
-        (staging / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+        if recipe.add and init is not None and (init / REPORT).is_file():
+            report["began_from"] = json.loads((init / REPORT).read_text())
+        (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     saved.remove()
     return out
 
@@ -133,15 +139,18 @@ class Stage:
 
 
 def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
-    """What a recipe does, in order: a vision exit that reads pixels by itself, then the phases of the strategy."""
+    """What a recipe does, in order: a vision exit that reads pixels by itself, then the phases of the strategy.
+
+    Where exits are added to a trained model, their heads are all that is trained.
+    """
     specs = model.config.head_specs()
-    apart = tuple(name for name, spec in specs.items() if spec.reads == "pixels")
-    joint = tuple(name for name in model.config.exit_names() if name not in apart)
-    heads = tuple(head_prefix(name) for name in apart)
-    pixels = Phase(apart, lambda name: name.startswith(heads), weighted_joint)
+    moving = recipe.add or model.config.exit_names()
+    apart = tuple(name for name in moving if name in specs and specs[name].reads == "pixels")
+    joint = tuple(name for name in model.config.exit_names() if name in moving and name not in apart)
+    pixels = heads_alone(apart)
     vision = (recipe.vision_epochs, recipe.vision_batch_size, recipe.vision_learning_rate)
     plan = [(pixels, *vision)]
-    for at, phase in enumerate(phases(recipe.strategy, joint)):
+    for at, phase in enumerate([heads_alone(joint)] if recipe.add else phases(recipe.strategy, joint)):
         epochs = recipe.epochs if at == 0 or recipe.exit_epochs is None else recipe.exit_epochs
         plan.append((phase, epochs, recipe.batch_size, recipe.learning_rate))
     stages = []
@@ -173,6 +182,8 @@ def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyE
         "label2id": {label: index for index, label in enumerate(data.labels)},
         "num_labels": len(data.labels),
     }
+    if recipe.add:
+        return _with_added(data, recipe, init)
     if init is not None:
         return checkpoint.load_stock(init, {**recipe.model, **labels}, recipe.trunk)
     family = FAMILIES[recipe.trunk]
@@ -184,6 +195,22 @@ def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyE
     except (TypeError, ValueError) as error:
         raise BadRequest(f"[model] of the recipe: {str(error).strip().splitlines()[0]}") from None
     return family(config), tokenizer
+
+
+def _with_added(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
+    """The model of a checkpoint with untrained heads at the exits that are added."""
+    if init is None:
+        raise BadRequest("exits are added to a trained checkpoint; name it with --init")
+    trained, _ = checkpoint.load(init)
+    has, labels = trained.config.exit_names(), checkpoint.labels_of(trained.config)
+    if again := [name for name in recipe.add if name in has]:
+        raise BadRequest(f"{init}: has the exit '{again[0]}' already; it has {', '.join(has)}")
+    if labels != data.labels:
+        raise BadRequest(f"{init}: its labels are {', '.join(labels)}, those of the data {', '.join(data.labels)}")
+    given = recipe.model.get("heads") or {}
+    heads = {**(trained.config.heads or {}), **{name: given[name] for name in recipe.add if name in given}}
+    exits = list(ordered((*has, *recipe.add), trained.config.num_hidden_layers))
+    return checkpoint.load_stock(init, {"exits": exits, "heads": heads}, trained.config.model_type.removeprefix(PREFIX))
 
 
 def _train_step(

@@ -107,19 +107,18 @@ def require_pages(pages: int, epsilon: float, delta: float, where: str) -> None:
         )
 
 
-def towards_never(thresholds: Sequence[float | None], count: int = 60) -> list[tuple[float | None, ...]]:
-    """Candidates for :func:`fixed_sequence`: from leaving nowhere to ``thresholds``, one parameter for all exits.
+NEVER = float("inf")
 
-    Every threshold moves in log-odds, from twelve above its tuned value down to it, evenly; an exit that is never used stays
-    unused. A certificate so can only make a tuned operating point more careful, never bolder.
+
+def one_threshold(floors: Sequence[float], count: int = 500) -> list[tuple[float | None, ...]]:
+    """Candidates for :func:`fixed_sequence`: one threshold for all exits, from leaving nowhere down to 1/4, evenly in log-odds.
+
+    The scores of every exit are calibrated, so one threshold allows each about the same chance of being wrong. Where that
+    does not hold, for an exit meets the pages that others left undecided, ``floors`` keep it from becoming bolder than that;
+    :data:`NEVER` keeps all pages from leaving there.
     """
-    found: list[tuple[float | None, ...]] = [(None,) * len(thresholds)]
-    for shift in np.linspace(12, 0, count - 1).tolist():
-        found.append(tuple(None if t is None else t if shift == 0 else _shifted(t, shift) for t in thresholds))
+    found: list[tuple[float | None, ...]] = [(None,) * len(floors)]
+    for log_odds in np.linspace(8, -1.1, count - 1).tolist():
+        bar = 1 / (1 + math.exp(-log_odds))
+        found.append(tuple(None if floor == NEVER else max(bar, floor) for floor in floors))
     return found
-
-
-def _shifted(threshold: float, log_odds: float) -> float:
-    if threshold <= 0:
-        return threshold
-    return threshold / (threshold + (1 - threshold) * math.exp(-log_odds)) if threshold < 1 else threshold

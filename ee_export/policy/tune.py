@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from ee_export.errors import BadRequest
+from ee_export.errors import BadRequest, require_known
+from ee_export.policy.certify import NEVER, one_threshold
 from ee_export.policy.decide import Threshold, leave_at
+
+T = TypeVar("T")
 
 NOT_ASKED = float("-inf")
 """The score of an exit that is not asked: it reaches no threshold, and none is found for it."""
@@ -57,8 +61,8 @@ def evaluate(pages: Scored, thresholds: Sequence[Threshold]) -> Outcome:
     return Outcome(exits, float(pages.right[exits, at].mean()), float(pages.cost_ms[exits, at].mean()))
 
 
-def careful(pages: Scored, margin: float = 0.0) -> list[float | None]:
-    """Thresholds per exit (``None``: never) at which no page loses its right answer, at the lowest mean cost found.
+def careful(pages: Scored, margin: float = 0.0, kind: str = "per_exit") -> list[Threshold]:
+    """Thresholds (``None``: never) at which no page loses its right answer, at the lowest mean cost found.
 
     That is stricter than equal accuracy: an early answer that happens to be right where ``final`` is wrong does not pay for
     one that is wrong where ``final`` is right, for on other pages the luck runs out first. Each exit's threshold stands
@@ -67,12 +71,71 @@ def careful(pages: Scored, margin: float = 0.0) -> list[float | None]:
     none, its least certain answer is taken for one: a few pages are no proof that an exit is never wrong.
 
     What is searched is which exits to ask at all: single exits are added or left out as long as the mean cost falls, from
-    none and from all of them.
+    none and from all of them. ``kind``: one of :data:`KINDS`.
+
+    Raises:
+        BadRequest: there is no such kind of thresholds.
     """
+    require_known(kind, KINDS, "kind of thresholds")
     right = pages.right
-    safe = [_safe_threshold(pages.scores[e], right[e], right[-1], margin) for e in range(len(pages.scores) - 1)]
-    never: list[float | None] = [None] * len(safe)
-    return min((_descend(pages, start, safe) for start in (never, list(safe))), key=lambda found: found[1])[0]
+    exits = range(len(pages.scores) - 1)
+
+    def safe(e: int, among: np.ndarray) -> float | None:
+        return _safe_threshold(pages.scores[e, among], right[e, among], right[-1, among], margin)
+
+    everywhere = np.ones(len(pages.targets), bool)
+    bars: list[Threshold] = [safe(e, everywhere) for e in exits]
+    if kind == "per_class":
+        classes = range(int(max(pages.answers.max(), pages.targets.max())) + 1)
+        bars = [tuple(safe(e, pages.answers[e] == c) for c in classes) for e in exits]
+
+    def thresholds(asked: Sequence[Threshold]) -> list[Threshold]:
+        if kind != "one":
+            return list(asked)
+        highest = max((bar for bar in asked if isinstance(bar, float)), default=None)
+        return [None if bar is None else highest for bar in asked]
+
+    options = [[None] if bar is None else [None, bar] for bar in bars]
+    return thresholds(_least(options, lambda asked: evaluate(pages, thresholds(asked)).mean_cost_ms))
+
+
+KINDS = ("one", "per_exit", "per_class")
+"""What has a threshold of its own: all exits together, each exit, or each class that an exit answers."""
+
+
+def worth_asking(
+    pages: Scored, lost: Callable[[Scored, np.ndarray], np.ndarray], most: float
+) -> tuple[list[tuple[float | None, ...]], float]:
+    """Candidates for a certificate, from the safest to the boldest, and what the last of them cost.
+
+    One threshold for all exits that are asked, down to where more than a share ``most`` of these pages is lost; an exit may
+    have a floor above its highest score of a page that it harms. Asked are the exits, and set are the floors, that cost least.
+    How bold a candidate other pages will prove is not known yet: counted is the mean of the boldest that lose none of these
+    pages, half of ``most``, and ``most``.
+
+    Args:
+        pages: those that tune; none of them may certify.
+        lost: which pages are lost, bool ``[N]``, when they leave at exits int ``[N]``.
+        most: share of the pages.
+    """
+
+    def tried(floors: Sequence[float], count: int) -> tuple[list[tuple[float | None, ...]], float]:
+        kept, costs = [], dict.fromkeys((0.0, most / 2, most), 0.0)
+        for candidate in one_threshold(floors, count):
+            outcome = evaluate(pages, candidate)
+            share = lost(pages, outcome.exits).mean()
+            if share > most:
+                break
+            kept.append(candidate)
+            costs |= {level: outcome.mean_cost_ms for level in costs if share <= level}
+        return kept, sum(costs.values()) / len(costs)
+
+    options = []
+    for e, scores in enumerate(pages.scores[:-1]):
+        harmed = scores[lost(pages, np.full(len(pages.targets), e))]
+        floor = float(np.nextafter(harmed.max(), 2.0)) if len(harmed) else 0.0
+        options.append([NEVER] if (scores == NOT_ASKED).all() else [NEVER, 0.0, *([floor] if 0 < floor <= 1 else [])])
+    return tried(_least(options, lambda floors: tried(floors, 100)[1]), 500)
 
 
 def cheapest(points: Sequence[Point], accuracy: float) -> Point:
@@ -296,24 +359,26 @@ class _Search:
         return not_beaten(points)
 
 
-def _descend(
-    pages: Scored, thresholds: list[float | None], safe: list[float | None]
-) -> tuple[list[float | None], float]:
-    cost = evaluate(pages, thresholds).mean_cost_ms
-    improved = True
-    while improved:
-        improved = False
-        for e, threshold in enumerate(safe):
-            trial = [*thresholds[:e], None if thresholds[e] is not None else threshold, *thresholds[e + 1 :]]
-            trial_cost = evaluate(pages, trial).mean_cost_ms
-            if trial_cost < cost - 1e-9:
-                thresholds, cost, improved = trial, trial_cost, True
-    return thresholds, cost
+def _least(options: Sequence[Sequence[T]], cost: Callable[[Sequence[T]], float]) -> list[T]:
+    """One option an exit, of the lowest cost that is found by changing single ones, from the first and from the last of each."""
+    best: tuple[float, list[T]] = (float("inf"), [])
+    for end in (0, -1):
+        chosen = [found[end] for found in options]
+        least, improved = cost(chosen), True
+        while improved:
+            improved = False
+            for e, found in enumerate(options):
+                for option in found:
+                    trial = [*chosen[:e], option, *chosen[e + 1 :]]
+                    if option != chosen[e] and (now := cost(trial)) < least - 1e-9:
+                        chosen, least, improved = trial, now, True
+        best = min(best, (least, chosen), key=lambda found: found[0])
+    return best[1]
 
 
 def _safe_threshold(scores: np.ndarray, right: np.ndarray, final_right: np.ndarray, margin: float) -> float | None:
     """Just above the highest score of an answer that is wrong where ``final`` is right; ``None`` where that is certainty."""
-    if (scores == NOT_ASKED).all():
+    if (scores == NOT_ASKED).all():  # or no page at all
         return None
     harmful = scores[~right & final_right]
     bar = float(harmful.max() if len(harmful) else scores.min())

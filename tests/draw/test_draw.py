@@ -77,8 +77,8 @@ def test_hard_pages_carry_ocr_mistakes_and_easy_pages_do_not() -> None:
 
 
 def test_an_unknown_label_is_answered_with_the_valid_ones() -> None:
-    with pytest.raises(EeError, match=r"'memo'.*ad_buy_form.*scientific_paper"):
-        draw_page("memo", seed=0)
+    with pytest.raises(EeError, match=r"'recepit'.*ad_buy_form.*scientific_paper.*quotation.*memo.*mean receipt"):
+        draw_page("recepit", seed=0)
 
 
 def test_an_image_size_out_of_range_is_refused() -> None:

@@ -70,11 +70,13 @@ def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
         certify.require_pages(63, 1.5, 0.1, "val")
 
 
-def test_candidates_go_from_nowhere_to_the_tuned_thresholds_and_only_become_bolder() -> None:
-    candidates = certify.towards_never([0.8, None, 0.999])
+def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_below_its_floor() -> None:
+    candidates = certify.one_threshold([0.0, certify.NEVER, 0.5])
     assert candidates[0] == (None, None, None)
-    assert candidates[-1] == (0.8, None, 0.999)
-    first = [bar[0] or 0.0 for bar in candidates[1:]]
-    assert first == sorted(first, reverse=True)
+    bars = [bar[0] for bar in candidates[1:] if bar[0] is not None]
+    assert len(bars) == len(candidates) - 1
+    assert bars == sorted(bars, reverse=True)
+    assert bars[0] > 0.999
+    assert bars[-1] < 0.3
     assert all(bar[1] is None for bar in candidates)
-    assert max(first) < 1
+    assert all(bar[2] == max(bar[0] or 0, 0.5) for bar in candidates[1:])

@@ -1,6 +1,7 @@
 """The tuner: on drawn pages, against every combination where those can be listed."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +10,19 @@ from hypothesis import strategies as st
 
 from ee_export.errors import BadRequest
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
-from ee_export.policy.tune import NOT_ASKED, Point, Scored, careful, cheapest, evaluate, frontier, most_accurate
+from ee_export.policy.decide import Threshold
+from ee_export.policy.tune import (
+    KINDS,
+    NOT_ASKED,
+    Point,
+    Scored,
+    careful,
+    cheapest,
+    evaluate,
+    frontier,
+    most_accurate,
+    worth_asking,
+)
 
 
 @st.composite
@@ -21,10 +34,15 @@ def seen(draw) -> Scored:
     return Scored(rng.random((exits, pages)).round(2), answers, np.zeros(pages, int), cost)
 
 
-def harmed(pages: Scored, thresholds: list[float | None]) -> int:
+def lost(pages: Scored, exits: np.ndarray) -> np.ndarray:
     """Pages that leave with a wrong answer where ``final`` is right."""
-    exits = evaluate(pages, thresholds).exits
-    return int((pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]).sum())
+    found: np.ndarray = pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]
+    return found
+
+
+def harmed(pages: Scored, thresholds: Sequence[Threshold]) -> int:
+    """How many are lost."""
+    return int(lost(pages, evaluate(pages, thresholds).exits).sum())
 
 
 def everything(pages: Scored) -> list[tuple[float | None, ...]]:
@@ -32,9 +50,9 @@ def everything(pages: Scored) -> list[tuple[float | None, ...]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seen())
-def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: Scored) -> None:
-    thresholds = careful(pages)
+@given(seen(), st.sampled_from(KINDS))
+def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: Scored, kind: str) -> None:
+    thresholds = careful(pages, kind=kind)
     full, found = evaluate(pages, [None] * (len(pages.scores) - 1)), evaluate(pages, thresholds)
     assert harmed(pages, thresholds) == 0
     assert found.accuracy >= full.accuracy
@@ -63,6 +81,33 @@ def test_a_margin_asks_for_more_certainty_than_any_wrong_page_had() -> None:
     (bare,), (wide,) = careful(pages), careful(pages, margin=0.5)
     assert bare == pytest.approx(0.6, abs=1e-6)
     assert wide == pytest.approx(0.8, abs=1e-6)
+
+
+def test_a_class_that_is_never_mistaken_may_leave_earlier_than_one_that_is() -> None:
+    scores = np.array([[0.5, 0.9, 0.9, 0.95], [1, 1, 1, 1]])
+    answers = np.array([[0, 0, 1, 1], [0, 0, 0, 1]])
+    pages = Scored(scores, answers, np.array([0, 0, 0, 1]), np.array([[1.0] * 4, [9.0] * 4]))
+    assert evaluate(pages, careful(pages)).exits.tolist() == [1, 1, 1, 0]
+    assert evaluate(pages, careful(pages, kind="per_class")).exits.tolist() == [1, 0, 1, 0]
+    with pytest.raises(BadRequest, match="unknown kind of thresholds 'per_clas': .*did you mean per_class"):
+        careful(pages, kind="per_clas")
+
+
+@settings(max_examples=40, deadline=None)
+@given(seen(), st.sampled_from([0.0, 0.2]))
+def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_lost(
+    pages: Scored, most: float
+) -> None:
+    candidates, cost = worth_asking(pages, lost, most)
+    assert set(candidates[0]) == {None}
+    for candidate in candidates:
+        assert harmed(pages, candidate) <= most * len(pages.targets)
+    for careful_one, bold in itertools.pairwise(candidates):
+        for higher, bar in zip(careful_one, bold, strict=True):
+            assert (higher or 2.0) >= (bar or 2.0)
+    never = evaluate(pages, candidates[0]).mean_cost_ms
+    costs = [evaluate(pages, candidate).mean_cost_ms for candidate in candidates]
+    assert min(costs) - 1e-9 <= cost <= never + 1e-9
 
 
 @settings(max_examples=60, deadline=None)
