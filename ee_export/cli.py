@@ -39,7 +39,9 @@ def refit_options(command: Any) -> Any:
                 help="Or one for all exits, or per_class, where no accuracy, cost or risk is named.",
             ),
             click.option(
-                "--epsilon", type=share, help="Lowest mean cost at which, certified, at most this share of pages is lost."
+                "--epsilon",
+                type=share,
+                help="Lowest mean cost at which, certified, at most this share of pages is lost.",
             ),
             click.option("--delta", type=share, default=0.1, show_default=True, help="Chance that it is not so."),
             click.option(

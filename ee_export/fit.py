@@ -235,7 +235,7 @@ def _certified(
     """
     epsilon = wish.epsilon or 0.0
     lost = RISKS[wish.risk]
-    options = [(bands, *worth_asking(seen, lost, epsilon)) for bands, seen in tuning.items()]
+    options = [(bands, *worth_asking(seen, lost, epsilon, MARGIN)) for bands, seen in tuning.items()]
     bands, candidates, _ = min(options, key=lambda option: option[2])
     pages = certifying(bands)
     certify.require_pages(len(pages.targets), epsilon, wish.delta, "the part of the data that certifies")

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from ee_export.model.strategies import STRATEGIES
 from ee_export.observe import Observed, held_out, observe_each
 from ee_export.package import Package, open_package
 from ee_export.policy import metrics
+from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
-from ee_export.policy.tune import Scored, evaluate, frontier
+from ee_export.policy.tune import KINDS, Point, Scored, cheapest, evaluate, frontier
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure
 from ee_export.runtime.plan import rules
@@ -49,8 +51,14 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 """What a grid may put at every exit that does not read pixels."""
 
+BASELINES: dict[str, Callable[[Scored], Point]] = {
+    "random_mixtures": lambda pages: cheapest(random_mixtures(pages, 100_000), float(pages.right[-1].mean())),
+    "accuracy_and_calibration": accuracy_and_calibration,
+}
+"""Thresholds as the reference finds them: the cheapest of many random ones that are as accurate as ``final``, and a heuristic."""
+
 PARTS = ("calibrate", "tune", "certify", "test")
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,7 @@ class Grid:
     strategies: tuple[str, ...] = ("joint",)
     calibration: tuple[str, ...] = ("none", "temperature")
     criteria: tuple[str, ...] = ("max_probability",)
+    thresholds: tuple[str, ...] = ("per_exit",)
     ocr_ms: float = 0.0
     init: Path | None = None
     training: dict[str, Any] | None = None
@@ -84,6 +93,7 @@ class Grid:
             (self.strategies, STRATEGIES, "training strategy"),
             (self.calibration, fit.METHODS, "calibration method"),
             (self.criteria, CRITERIA, "criterion"),
+            (self.thresholds, (*KINDS, *BASELINES), "kind of thresholds"),
         ):
             for name in names:
                 require_known(name, valid, what)
@@ -134,12 +144,13 @@ def run(grid: Grid, out: Path, progress: Progress) -> dict[str, Any]:
         names = dict(zip(("placement", "head", "strategy"), model, strict=True))
         found.append({**names, **_compare(grid, package, seen, val, test, progress)})
     progress("compared", len(models), len(models))
-    return {
+    result = {
         "schema": SCHEMA,
         **environment(),
         "pages": {"test": len(test), "val": len(val), "train": len(data)},
         "models": found,
     }
+    return {**result, "gains": gains(result)}
 
 
 def _model(
@@ -193,66 +204,140 @@ def _compare(
     target = replace(package.target("cpu-fp32"), costs=costs)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
     fitted = {method: fit.calibrated(target, seen["calibrate"], method) for method in grid.calibration}
+    judge = _Judge(grid, manifest, target, chain, seen, arrays)
     policies = []
-    choices = list(itertools.product(grid.calibration, grid.criteria))
-    for at, (method, criterion) in enumerate(choices):
+    choices = list(itertools.product(grid.calibration, grid.criteria, grid.thresholds))
+    for at, (method, criterion, kind) in enumerate(choices):
         progress("policies", at, len(choices))
+        named = {"calibration": method, "criterion": criterion, "thresholds": kind}
         try:
-            policies.append(_policy(grid, manifest, fitted[method], criterion, method, chain, seen, arrays))
+            policies.append({**named, **judge.policy(fitted[method], criterion, kind)})
         except BadRequest as error:
-            policies.append({"calibration": method, "criterion": criterion, "left_out": str(error)})
+            policies.append({**named, "left_out": str(error)})
     progress("policies", len(choices), len(choices))
     return {
         "exits": manifest.exits,
         "by_exit": {method: _by_exit(manifest, found, seen["test"]) for method, found in fitted.items()},
+        "auroc": {method: judge.auroc(found, grid.criteria) for method, found in fitted.items()},
+        "whole": judge.run(target, OperatingPoint("max_probability", dict.fromkeys(manifest.exits[:-1]))),
         "policies": policies,
         "anytime": _anytime(chain, seen["test"], arrays),
     }
 
 
-def _policy(
-    grid: Grid,
-    manifest: Manifest,
-    target: Target,
-    criterion: str,
-    method: str,
-    chain: Chain,
-    seen: dict[str, Observed],
-    arrays: Sequence[Arrays],
-) -> dict[str, Any]:
-    """One calibration and criterion: its frontier carried over to the test pages, and its default point run for real."""
-    weights = fit.weighted(manifest, target, criterion, seen["calibrate"])
-    bands = manifest.encoding.bands
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """A model and its pages, under one policy after another."""
 
-    def judged(part: str) -> Scored:
-        return fit.scored(manifest, target, seen[part], grid.ocr_ms, criterion, weights, bands)
+    grid: Grid
+    manifest: Manifest
+    target: Target
+    chain: Chain
+    seen: dict[str, Observed]
+    arrays: Sequence[Arrays]
 
-    tuning, testing = judged("tune"), judged("test")
-    points = []
-    for point in frontier(tuning):
-        found = evaluate(testing, point.thresholds)
-        points.append({"mean_cost_ms": found.mean_cost_ms, "accuracy": found.accuracy})
-    bars: dict[str, Threshold] = dict(zip(manifest.exits, fit.Wish(criterion).choose(tuning), strict=False))
-    operating = OperatingPoint(criterion, bars, weights)
-    running = Chain(chain.package, target, operating, chain.segments, chain.encoder)
-    answers, times = [], []
-    for page in arrays:
-        started = time.perf_counter()
-        answers.append(running.predict_encoded(page))
-        times.append((time.perf_counter() - started) * 1e3)
-    probabilities = np.array([list(answer.probabilities.values()) for answer in answers])
-    exits = np.array([manifest.exits.index(answer.exit) for answer in answers])
-    depths = [float(name.removeprefix("encoder.")) if name.startswith("encoder.") else 0.0 for name in manifest.exits]
-    depths[-1] = float(manifest.model["layers"])
-    return {
-        "calibration": method,
-        "criterion": criterion,
-        "thresholds": bars,
-        "frontier": points,
-        "auroc": {name: metrics.auroc(testing.scores[at], testing.right[at]) for at, name in enumerate(manifest.exits)},
-        "exit_rate": {name: float((exits == at).mean()) for at, name in enumerate(manifest.exits)},
-        "metrics": _with_intervals(probabilities, seen["test"].targets, exits, np.array(depths), np.array(times)),
-    }
+    def policy(self, target: Target, criterion: str, kind: str) -> dict[str, Any]:
+        """The frontier of a calibration and criterion carried over to the test pages, and one operating point run for real."""
+        weights, tuning, testing = self._scored(target, criterion)
+        points = []
+        for point in frontier(tuning):
+            found = evaluate(testing, point.thresholds)
+            points.append({"mean_cost_ms": found.mean_cost_ms, "accuracy": found.accuracy})
+        chosen: Sequence[Threshold]
+        if kind in BASELINES:
+            chosen = BASELINES[kind](tuning).thresholds
+        else:
+            chosen = fit.Wish(criterion, thresholds=kind).choose(tuning)
+        bars = dict(zip(self.manifest.exits, chosen, strict=False))
+        return {"bars": bars, "frontier": points, **self.run(target, OperatingPoint(criterion, bars, weights))}
+
+    def auroc(self, target: Target, criteria: Sequence[str]) -> dict[str, dict[str, float]]:
+        """How well each criterion's score tells right answers from wrong ones at each exit, on the test pages."""
+        found = {}
+        for criterion in criteria:
+            try:
+                _, _, testing = self._scored(target, criterion)
+            except BadRequest:  # a criterion that this model cannot serve
+                continue
+            found[criterion] = {
+                name: metrics.auroc(testing.scores[at], testing.right[at])
+                for at, name in enumerate(self.manifest.exits)
+            }
+        return found
+
+    def run(self, target: Target, point: OperatingPoint) -> dict[str, Any]:
+        """What the chain does with every test page at an operating point, timed."""
+        exits = self.manifest.exits
+        running = Chain(self.chain.package, target, point, self.chain.segments, self.chain.encoder)
+        answers, times = [], []
+        for page in self.arrays:
+            started = time.perf_counter()
+            answers.append(running.predict_encoded(page))
+            times.append((time.perf_counter() - started) * 1e3)
+        probabilities = np.array([list(answer.probabilities.values()) for answer in answers])
+        left = np.array([exits.index(answer.exit) for answer in answers])
+        depths = [float(name.removeprefix("encoder.")) if name.startswith("encoder.") else 0.0 for name in exits]
+        depths[-1] = float(self.manifest.model["layers"])
+        targets = self.seen["test"].targets
+        return {
+            "exit_rate": {name: float((left == at).mean()) for at, name in enumerate(exits)},
+            "metrics": _with_intervals(probabilities, targets, left, np.array(depths), np.array(times)),
+            "pages": {
+                "right": (probabilities.argmax(1) == targets).astype(int).tolist(),
+                "ms": np.round(times, 4).tolist(),
+            },
+        }
+
+    def _scored(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], Scored, Scored]:
+        """A criterion's weights, and what it says of the pages that tune and of those that test."""
+        weights = fit.weighted(self.manifest, target, criterion, self.seen["calibrate"])
+        bands = self.manifest.encoding.bands
+
+        def judged(pages: Observed) -> Scored:
+            return fit.scored(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
+
+        return weights, judged(self.seen["tune"] + self.seen["certify"]), judged(self.seen["test"])
+
+
+def gains(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each choice brings at the operating point: paired differences on the same test pages, mean and 95 % interval.
+
+    Calibration, criterion and thresholds are compared with the first of each in the grid, all else the same; models with the
+    first model, under the first policy.
+    """
+    found = []
+
+    def compare(kind: str, name: str, one: dict[str, Any], base: dict[str, Any]) -> None:
+        entry: dict[str, Any] = {"choice": kind, "of": name}
+        for key, values in one["pages"].items():
+            difference = np.array(values, float) - np.array(base["pages"][key], float)
+            low, high = metrics.bootstrap(partial(_mean, difference), len(difference), draws=2000)
+            entry[key] = [float(difference.mean()), low, high]
+        found.append(entry)
+
+    keys = ("calibration", "criterion", "thresholds")
+    firsts = {key: result["models"][0]["policies"][0][key] for key in keys}
+    ran = [[policy for policy in model["policies"] if "pages" in policy] for model in result["models"]]
+    for model, policies in zip(result["models"], ran, strict=True):
+        name = model_name(model)
+        for key in keys:
+            others = [policy for policy in policies if policy[key] != firsts[key]]
+            for one in (policy for policy in others if all(policy[k] == firsts[k] for k in keys if k != key)):
+                compare(key, f"{one[key]} against {firsts[key]}: {name}", one, policies[0])
+    for model, policies in zip(result["models"][1:], ran[1:], strict=True):
+        if policies and ran[0]:
+            against = f"{model_name(model)} against {model_name(result['models'][0])}"
+            compare("model", against, policies[0], ran[0][0])
+    return found
+
+
+def _mean(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(values[rows].mean())
+
+
+def model_name(model: dict[str, Any]) -> str:
+    """Placement, head and strategy."""
+    return f"{model['placement']}, {model['head']}, {model['strategy']}"
 
 
 def _with_intervals(

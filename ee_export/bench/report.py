@@ -1,149 +1,355 @@
-"""One self-contained HTML page of a study's figures: tables and plots, readable on a phone, nothing from the network."""
+"""One self-contained HTML page of a study's figures: what they say, tables and plots; readable on a phone, no network."""
 
 import io
+import itertools
+import re
+import textwrap
+from collections.abc import Callable, Iterable
 from importlib import resources
 from typing import Any
 
 import jinja2
 import matplotlib
 import numpy as np
-
-matplotlib.use("svg")
-from matplotlib import pyplot as plt
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind people tell apart; every series also has a mark or hatch of its own."""
-MARKS = "osD^vPX"
-HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
+from ee_export.policy.metrics import bootstrap
+
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+"""Okabe and Ito's palette, which colour-blind people tell apart; every series also has a mark of its own."""
+SERIES = tuple(zip((BLUE, GREEN, PURPLE, ORANGE, SKY, "#000000"), "os^vPX", strict=True))
+OTHERS = "#c9cfd6"
+WIDTH_IN, FONT_PT = 5.0, 9.5
+"""Of every plot: narrow, so that its letters are still 8 px high on a phone."""
+
+COST, ACCURACY = "mean ms a page", "accuracy on test pages"
+
+Entry = dict[str, Any]
+
+NEVER: Entry = {"calibration": "–", "criterion": "–", "thresholds": "never leaving early", "frontier": [], "bars": {}}
+"""What names a run of the whole model as if it were a policy."""
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: Entry) -> str:
     """The HTML page of :func:`ee_export.bench.pareto.run`'s figures."""
-    rows = [
-        {**policy, **{key: model[key] for key in ("placement", "head", "strategy")}}
-        for model in result["models"]
-        for policy in model["policies"]
-        if "metrics" in policy
-    ]
-    rows.sort(key=lambda row: (-row["metrics"]["accuracy"][0], row["metrics"]["mean_ms"][0]))
-    with plt.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}):
-        plots = [
-            (
-                "Accuracy against measured cost",
-                "Each line: the tuner's frontier, found on pages kept apart and carried over "
-                "to the test pages. Up and left is better.",
-                _svg(_frontiers(result)),
-            ),
-            (
-                "Where pages leave",
-                "Share of test pages that leave at each exit, at the operating point that loses no right "
-                "answer in tuning.",
-                _svg(_exits(rows)),
-            ),
-            (
-                "Reliability before and after calibration",
-                "Of the first model: confidence against accuracy in bins of "
-                "equal mass. On the dashed line, the confidence is what it says.",
-                _svg(_reliability(result["models"][0])),
-            ),
-            ("Anytime", "Accuracy when every page must be answered by a deadline, measured.", _svg(_anytime(result))),
-        ]
-    template = resources.files("ee_export.bench").joinpath("report.html.j2").read_text()
+    models = _models(result["models"])
+    picks = _picks(models)
+    chosen = picks["unshown"]["model"]
+    choices = _choices(result["gains"], models)
+    exits = sorted({name for model in models for name in model["exits"]}, key=_depth)
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "ee",
+            "font.size": FONT_PT,
+            "axes.titlesize": FONT_PT,
+            "figure.labelsize": FONT_PT,
+        }
+    ):
+        plots = {
+            "frontiers": _svg("frontiers", _frontiers(models)),
+            "policies": _svg("policies", _policies(chosen)),
+            "reliability": _svg("reliability", _reliability(chosen)),
+            "anytime": _svg("anytime", _anytime(models)),
+        }
+    return _template().render(
+        result=result,
+        models=models,
+        picks=picks,
+        chosen=chosen,
+        against_whole=[(policy, _paired(policy, chosen["whole"])) for policy in sorted(chosen["ran"], key=_ms)],
+        left_out=_left_out(models),
+        exits=exits,
+        colours=dict(zip(exits, _ramp(len(exits)), strict=True)),
+        choices=choices,
+        slow=sum(_ms(policy) > 1.1 * _ms(model["whole"]) for model in models for policy in model["ran"]),
+        auroc=_auroc(models, exits),
+        plots=plots,
+    )
+
+
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(template).render(result=result, rows=rows, plots=plots)
+    environment.filters.update(wrap=_wrap, signed=signed)
+    environment.globals.update(verdict=verdict, span=span, shade=_shade, by_method=_by_method, brought=_brought)
+    return environment.from_string(resources.files("ee_export.bench").joinpath("report.html.j2").read_text())
 
 
-def _name(model: dict[str, Any]) -> str:
-    return f"{model['placement']}, {model['head']}, {model['strategy']}"
+def _wrap(name: str) -> Markup:
+    """A name that may break after its underscores."""
+    return Markup(escape(name).replace("_", Markup("_<wbr>")))
 
 
-def _frontiers(result: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(figsize=(7, 4.2))
-    for at, model in enumerate(result["models"]):
-        for number, policy in enumerate(entry for entry in model["policies"] if "metrics" in entry):
-            points = np.array([[p["mean_cost_ms"], p["accuracy"]] for p in policy["frontier"]])
-            _line(axes, points, at, f"{_name(model)}: {policy['calibration']}, {policy['criterion']}", mark=number)
-    axes.set(xlabel="mean cost a page, ms", ylabel="accuracy on test pages")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=1, frameon=False)
+def verdict(interval: list[float]) -> int:
+    """1 or −1 where a difference's interval ``[mean, low, high]`` lies above or below zero, else 0: nothing shown."""
+    _, low, high = interval
+    return int(low > 0) - int(high < 0)
+
+
+def signed(value: float, digits: int, factor: float = 1) -> str:
+    """A difference with its sign, none for what rounds to zero."""
+    rounded = round(value * factor, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
+def span(intervals: Iterable[list[float]]) -> tuple[float, float]:
+    """The lowest and the highest end of intervals and zero: what a row of interval marks is drawn on."""
+    ends = [0.0, *(end for interval in intervals for end in interval)]
+    return min(ends), max(max(ends), min(ends) + 1e-9)
+
+
+def _models(found: list[Entry]) -> list[Entry]:
+    """Each model with its name, number and the policies that it could run; without any, it never leaves early."""
+    keys = ("placement", "head", "strategy")
+    differ = [key for key in keys if len({model[key] for model in found}) > 1] or ["placement"]
+    models = []
+    for number, model in enumerate(found, 1):
+        ran = [policy for policy in model["policies"] if "metrics" in policy] or [{**NEVER, **model["whole"]}]
+        name, full = (", ".join(model[key] for key in of) for of in (differ, keys))
+        models.append({**model, "number": number, "name": name, "full": full, "ran": ran, "first": ran[0]})
+    return models
+
+
+def _picks(models: list[Entry]) -> Entry:
+    """The most accurate whole model, and the cheapest policies of any model that hold against it on the same pages.
+
+    ``even`` is right at least as often; ``unshown``: that it is right less often cannot be shown with 95 % confidence.
+    """
+    best = min(models, key=lambda model: (-sum(model["whole"]["pages"]["right"]), _ms(model["whole"])))
+    whole = best["whole"]
+    tried = [(model, policy) for model in models for policy in model["ran"]] + [(best, {**NEVER, **whole})]
+    tried.sort(key=lambda each: _ms(each[1]))
+
+    def first(holds: Callable[[Entry], bool]) -> Entry:
+        model, policy = next(each for each in tried if holds(each[1]))
+        return {"model": model, "policy": policy, "right": _paired(policy, whole)}
+
+    return {
+        "best": best,
+        "tried": len(tried) - 1,
+        "even": first(lambda policy: sum(policy["pages"]["right"]) >= sum(whole["pages"]["right"])),
+        "unshown": first(lambda policy: verdict(_paired(policy, whole)) >= 0),
+    }
+
+
+def _ms(run: Entry) -> float:
+    return float(run["metrics"]["mean_ms"][0])
+
+
+def _paired(one: Entry, base: Entry) -> list[float]:
+    """How much more often one run is right than another on the same pages: mean, and 95 % interval."""
+    difference = np.array(one["pages"]["right"], float) - np.array(base["pages"]["right"], float)
+    low, high = bootstrap(lambda rows: float(difference[rows].mean()), len(difference))
+    return [float(difference.mean()), low, high]
+
+
+def _left_out(models: list[Entry]) -> dict[str, list[int]]:
+    """Why policies were left out: the reason, and the numbers of their models."""
+    found: dict[str, list[int]] = {}
+    for model in models:
+        for policy in model["policies"]:
+            if "left_out" in policy and model["number"] not in found.setdefault(policy["left_out"], []):
+                found[policy["left_out"]].append(model["number"])
+    return found
+
+
+def _choices(gains: list[Entry], models: list[Entry]) -> list[Entry]:
+    """Paired differences by what is compared: what differs, and the models where it was tried."""
+    by_name = {model["full"]: model for model in models}
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for gain in gains:
+        if gain["choice"] == "model":
+            full, base = gain["of"].split(" against ")
+            what = f"against {by_name[base]['name']}"
+        else:
+            what, full = gain["of"].split(": ")
+        groups.setdefault((gain["choice"], what), []).append({**gain, "model": by_name[full]})
+    return [{"choice": choice, "what": what, "entries": found} for (choice, what), found in groups.items()]
+
+
+def _brought(choice: Entry) -> str:
+    """In words: what one comparison shows, and in how many models."""
+    right = _moved(choice, "right", {1: "right more often", -1: "right less often"}, 1, 100)
+    ms = _moved(choice, "ms", {-1: "faster", 1: "slower"}, 1, 1)
+    return f"{', '.join(right) or 'no difference in accuracy'}; {', '.join(ms) or 'none in time'}"
+
+
+def _moved(choice: Entry, key: str, words: dict[int, str], digits: int, factor: float) -> list[str]:
+    found = []
+    for sign, word in words.items():
+        hits = [entry for entry in choice["entries"] if verdict(entry[key]) == sign]
+        if not hits:
+            continue
+        means = [entry[key][0] for entry in hits]
+        extent = " to ".join(dict.fromkeys(signed(mean, digits, factor) for mean in (min(means), max(means))))
+        numbers = ", ".join(str(entry["model"]["number"]) for entry in hits)
+        where = f": {numbers}" if choice["choice"] == "model" else f" in {len(hits)} of {len(choice['entries'])}"
+        found.append(f"{word}{where} ({extent} {'points' if key == 'right' else 'ms'})")
+    return found
+
+
+def _auroc(models: list[Entry], exits: list[str]) -> list[tuple[str, str, list[float | None]]]:
+    """Criterion, calibration and AUROC at each exit: mean over the models where it is defined."""
+    of_models = [model["auroc"] for model in models]
+    methods = dict.fromkeys(method for auroc in of_models for method in auroc)
+    criteria = dict.fromkeys(criterion for auroc in of_models for found in auroc.values() for criterion in found)
+    table = []
+    for criterion, method in itertools.product(criteria, methods):
+        means: list[float | None] = []
+        for name in exits:
+            found = [auroc.get(method, {}).get(criterion, {}).get(name, np.nan) for auroc in of_models]
+            defined = [value for value in found if not np.isnan(value)]
+            means.append(float(np.mean(defined)) if defined else None)
+        table.append((criterion, method, means))
+    return table
+
+
+def _by_method(model: Entry, exit_name: str, key: str) -> list[float]:
+    """A figure of one exit under each calibration."""
+    return [found[exit_name][key] for found in model["by_exit"].values()]
+
+
+def _depth(name: str) -> tuple[int, int]:
+    early = ("vision", "text", "fusion")
+    if name in early:
+        return early.index(name), 0
+    return (len(early), int(name.removeprefix("encoder."))) if name.startswith("encoder.") else (len(early) + 1, 0)
+
+
+def _ramp(count: int) -> list[tuple[str, str]]:
+    """Colours from light (early) to dark (late), each with that of letters on it: told apart without hue."""
+    colours = matplotlib.colormaps["cividis"](np.linspace(1, 0, count))[:, :3]
+    lightness = colours @ (0.299, 0.587, 0.114)
+    pairs = zip(colours, lightness, strict=True)
+    return [(matplotlib.colors.to_hex(colour), "#000" if light > 0.5 else "#fff") for colour, light in pairs]
+
+
+def _shade(auroc: float) -> str:
+    """Background of a heat table's cell: white where a score tells nothing (0.5), blue where it tells all."""
+    return f"rgba(0, 114, 178, {max(0.0, auroc - 0.5):.2f})"
+
+
+def _panels(titles: list[str], x: str, y: str, height: float = 1.7, columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """One small plot a title, all on the same axes, ``x`` and ``y`` by name."""
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(WIDTH_IN, 0.8 + height * rows), layout="constrained")
+    every = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    for axes in every[len(titles) :]:
+        axes.set_axis_off()
+    for axes in every[max(0, len(titles) - columns) : len(titles)]:
+        axes.tick_params(labelbottom=True)
+    for axes, title in zip(every, titles, strict=False):
+        axes.set_title(textwrap.fill(title.replace("_", "_ "), 62 // columns).replace("_ ", "_"))
+        axes.grid(color="#e8ebee")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(x)
+    figure.supylabel(y)
+    return figure, every[: len(titles)]
+
+
+def _legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def _titles(models: list[Entry]) -> list[str]:
+    return [f"{model['number']} {model['name']}" for model in models]
+
+
+def _frontiers(models: list[Entry]) -> Figure:
+    """Each model's frontier and operating point before those of all others."""
+    figure, every = _panels(_titles(models), COST, ACCURACY, 2.0)
+    for axes, model in zip(every, models, strict=True):
+        for other in models:
+            axes.plot(*_frontier(other), color=OTHERS, linewidth=0.8)
+        axes.plot(*_frontier(model), color=BLUE, linewidth=1.5, label="frontier")
+        _point(axes, model["first"], "o", BLUE, "operating point")
+        _point(axes, model["whole"], "D", VERMILLION, "never leaving early")
+        axes.set_xlim(left=0)
+    _legend(figure, every[0], 3)
     return figure
 
 
-def _exits(rows: list[dict[str, Any]]) -> Figure:
-    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.34 * len(rows)))
-    names = list(dict.fromkeys(name for row in rows for name in row["exit_rate"]))
-    labels = [f"{_name(row)}\n{row['calibration']}, {row['criterion']}" for row in rows]
-    left = np.zeros(len(rows))
-    for at, name in enumerate(names):
-        share = np.array([row["exit_rate"].get(name, 0.0) for row in rows])
-        axes.barh(
-            range(len(rows)),
-            share,
-            left=left,
-            color=COLOURS[at % len(COLOURS)],
-            hatch=HATCHES[at % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0.5,
-            label=name,
-        )
-        left += share
-    axes.set_yticks(range(len(rows)), labels, fontsize=6)
-    axes.invert_yaxis()
-    axes.set(xlabel="share of pages", xlim=(0, 1))
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=min(5, len(names)), frameon=False)
-    return figure
+def _frontier(model: Entry) -> tuple[list[float], list[float]]:
+    points = model["first"]["frontier"]
+    return [point["mean_cost_ms"] for point in points], [point["accuracy"] for point in points]
 
 
-def _reliability(model: dict[str, Any]) -> Figure:
-    methods = model["by_exit"]
-    figure, every = plt.subplots(1, len(methods), figsize=(7, 3.4), sharey=True, squeeze=False)
-    for axes, (method, exits) in zip(every[0], methods.items(), strict=True):
-        axes.plot([0, 1], [0, 1], "--", color="#888888", linewidth=1)
-        for at, (name, found) in enumerate(exits.items()):
-            bins = np.array([[said, hit] for _, said, hit in found["reliability"]])
-            _line(axes, bins, at, name)
-        axes.set(title=method, xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
-    every[0][0].set_ylabel("accuracy")
-    handles, names = every[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=8, loc="lower center", ncol=min(5, len(names)), frameon=False)
-    figure.subplots_adjust(bottom=0.28)
-    return figure
+def _point(axes: Axes, run: Entry, mark: str, colour: str, label: str) -> None:
+    """A run's accuracy and time, with their intervals."""
+    (y, *ends_y), (x, *ends_x) = run["metrics"]["accuracy"], run["metrics"]["mean_ms"]
+    axes.plot(ends_x, [y, y], color=colour, linewidth=0.8)
+    axes.plot([x, x], ends_y, color=colour, linewidth=0.8)
+    axes.plot(x, y, mark, color=colour, markersize=5, markeredgecolor="white", label=label, linestyle="none")
 
 
-def _anytime(result: dict[str, Any]) -> Figure:
-    figure, axes = plt.subplots(figsize=(7, 3.4))
-    for at, model in enumerate(result["models"]):
-        points = np.array([[p["deadline_ms"], p["accuracy"]] for p in model["anytime"]])
-        _line(axes, points, at, _name(model), size=4, width=1.5)
-    axes.set(xscale="log", xlabel="deadline, ms (log)", ylabel="accuracy on test pages")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
-    return figure
-
-
-def _line(
-    axes: Axes, points: np.ndarray, at: int, label: str, mark: int | None = None, size: float = 3, width: float = 1
-) -> None:
-    """A marked line through points ``[N, 2]`` in colour ``at``; its mark too, unless another is named."""
-    axes.plot(
-        points[:, 0],
-        points[:, 1],
-        marker=MARKS[(at if mark is None else mark) % len(MARKS)],
-        markersize=size,
-        linewidth=width,
-        color=COLOURS[at % len(COLOURS)],
-        label=label,
+def _policies(model: Entry) -> Figure:
+    """One model's policies, a panel for each kind of thresholds; the first calibration's marks are hollow."""
+    criteria, kinds, calibrations = (
+        list(dict.fromkeys(policy[key] for policy in model["ran"]))
+        for key in ("criterion", "thresholds", "calibration")
     )
+    figure, every = _panels(kinds, COST, ACCURACY)
+    for axes, kind in zip(every, kinds, strict=True):
+        for policy in model["ran"]:
+            (y, *_), (x, *_) = policy["metrics"]["accuracy"], policy["metrics"]["mean_ms"]
+            colour, mark = SERIES[criteria.index(policy["criterion"]) % len(SERIES)]
+            if policy["thresholds"] != kind:
+                axes.plot(x, y, mark, color=OTHERS, markersize=3)
+                continue
+            face = "white" if policy["calibration"] == calibrations[0] and len(calibrations) > 1 else colour
+            axes.plot(x, y, mark, color=colour, markerfacecolor=face, markersize=5)
+        _point(axes, model["whole"], "D", VERMILLION, "never leaving early")
+        axes.set_xlim(left=0)
+    for at, criterion in enumerate(criteria):
+        colour, mark = SERIES[at % len(SERIES)]
+        every[0].plot([], [], mark, color=colour, label=criterion, linestyle="none")
+    _legend(figure, every[0])
+    return figure
 
 
-def _svg(figure: Figure) -> str:
+def _reliability(model: Entry) -> Figure:
+    """Confidence against accuracy at each exit of one model, before and after calibration."""
+    figure, every = _panels(model["exits"], "confidence", "accuracy", 1.45, columns=3)
+    for axes, exit_name in zip(every, model["exits"], strict=True):
+        axes.plot([0, 1], [0, 1], "--", color="#8b949e", linewidth=0.8)
+        for (method, found), (colour, mark) in zip(
+            model["by_exit"].items(), ((VERMILLION, "D"), *SERIES), strict=False
+        ):
+            bins = np.array([[said, hit] for _, said, hit in found[exit_name]["reliability"]])
+            axes.plot(*bins.T, marker=mark, color=colour, markersize=2.5, linewidth=0.9, label=method)
+        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    _legend(figure, every[0], 3)
+    return figure
+
+
+def _anytime(models: list[Entry]) -> Figure:
+    """Accuracy and share of late answers against the deadline, each model before all others."""
+    figure, every = _panels(_titles(models), "deadline, ms (log)", "share of test pages")
+    for axes, model in zip(every, models, strict=True):
+        for other in models:
+            axes.plot(*_curve(other, "accuracy"), color=OTHERS, linewidth=0.8)
+        axes.axhline(model["whole"]["metrics"]["accuracy"][0], color="#8b949e", linestyle=":", label="without deadline")
+        axes.plot(*_curve(model, "accuracy"), "o-", color=BLUE, markersize=4, label="accuracy")
+        axes.plot(*_curve(model, "late"), "s--", color=VERMILLION, markersize=3, linewidth=1, label="late answers")
+        axes.set(xscale="log", ylim=(-0.03, 1.03))
+        axes.xaxis.set_major_formatter("{x:g}")
+    _legend(figure, every[0], 3)
+    return figure
+
+
+def _curve(model: Entry, key: str) -> tuple[list[float], list[float]]:
+    return [point["deadline_ms"] for point in model["anytime"]], [point[key] for point in model["anytime"]]
+
+
+def _svg(name: str, figure: Figure) -> str:
+    """The figure as SVG whose ids begin with its name: several on one page must not share them."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])

@@ -107,18 +107,19 @@ def require_pages(pages: int, epsilon: float, delta: float, where: str) -> None:
         )
 
 
-NEVER = float("inf")
+Limits = tuple[float, float]
+NEVER: Limits = (math.inf, math.inf)
 
 
-def one_threshold(floors: Sequence[float], count: int = 500) -> list[tuple[float | None, ...]]:
+def one_threshold(limits: Sequence[Limits], count: int = 500) -> list[tuple[float | None, ...]]:
     """Candidates for :func:`fixed_sequence`: one threshold for all exits, from leaving nowhere down to 1/4, evenly in log-odds.
 
-    The scores of every exit are calibrated, so one threshold allows each about the same chance of being wrong. Where that
-    does not hold, for an exit meets the pages that others left undecided, ``floors`` keep it from becoming bolder than that;
-    :data:`NEVER` keeps all pages from leaving there.
+    The scores of every exit are calibrated, so one threshold allows each about the same chance of being wrong. That does not
+    hold for an exit which meets only pages that others left undecided, so each has its lowest and highest threshold, which
+    the common one does not move beyond; :data:`NEVER` keeps all pages from leaving there.
     """
-    found: list[tuple[float | None, ...]] = [(None,) * len(floors)]
+    found: list[tuple[float | None, ...]] = [(None,) * len(limits)]
     for log_odds in np.linspace(8, -1.1, count - 1).tolist():
         bar = 1 / (1 + math.exp(-log_odds))
-        found.append(tuple(None if floor == NEVER else max(bar, floor) for floor in floors))
+        found.append(tuple(None if low == math.inf else min(max(bar, low), high) for low, high in limits))
     return found

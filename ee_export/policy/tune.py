@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.policy.certify import NEVER, one_threshold
+from ee_export.policy.certify import NEVER, Limits, one_threshold
 from ee_export.policy.decide import Threshold, leave_at
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def careful(pages: Scored, margin: float = 0.0, kind: str = "per_exit") -> list[
     exits = range(len(pages.scores) - 1)
 
     def safe(e: int, among: np.ndarray) -> float | None:
-        return _safe_threshold(pages.scores[e, among], right[e, among], right[-1, among], margin)
+        return _above(pages.scores[e, among], (right[-1] & ~right[e])[among], margin)
 
     everywhere = np.ones(len(pages.targets), bool)
     bars: list[Threshold] = [safe(e, everywhere) for e in exits]
@@ -104,12 +104,12 @@ KINDS = ("one", "per_exit", "per_class")
 
 
 def worth_asking(
-    pages: Scored, lost: Callable[[Scored, np.ndarray], np.ndarray], most: float
+    pages: Scored, lost: Callable[[Scored, np.ndarray], np.ndarray], most: float, margin: float
 ) -> tuple[list[tuple[float | None, ...]], float]:
     """Candidates for a certificate, from the safest to the boldest, and what the last of them cost.
 
     One threshold for all exits that are asked, down to where more than a share ``most`` of these pages is lost; an exit may
-    have a floor above its highest score of a page that it harms. Asked are the exits, and set are the floors, that cost least.
+    be kept above its highest score of a page that it harms, or have a threshold that does not move. Chosen is what costs least.
     How bold a candidate other pages will prove is not known yet: counted is the mean of the boldest that lose none of these
     pages, half of ``most``, and ``most``.
 
@@ -117,11 +117,12 @@ def worth_asking(
         pages: those that tune; none of them may certify.
         lost: which pages are lost, bool ``[N]``, when they leave at exits int ``[N]``.
         most: share of the pages.
+        margin: how far a threshold that does not move is from the pages that the exit harms, as in :func:`careful`.
     """
 
-    def tried(floors: Sequence[float], count: int) -> tuple[list[tuple[float | None, ...]], float]:
+    def tried(limits: Sequence[Limits], count: int) -> tuple[list[tuple[float | None, ...]], float]:
         kept, costs = [], dict.fromkeys((0.0, most / 2, most), 0.0)
-        for candidate in one_threshold(floors, count):
+        for candidate in one_threshold(limits, count):
             outcome = evaluate(pages, candidate)
             share = lost(pages, outcome.exits).mean()
             if share > most:
@@ -130,12 +131,15 @@ def worth_asking(
             costs |= {level: outcome.mean_cost_ms for level in costs if share <= level}
         return kept, sum(costs.values()) / len(costs)
 
-    options = []
+    options: list[list[Limits]] = []
     for e, scores in enumerate(pages.scores[:-1]):
-        harmed = scores[lost(pages, np.full(len(pages.targets), e))]
-        floor = float(np.nextafter(harmed.max(), 2.0)) if len(harmed) else 0.0
-        options.append([NEVER] if (scores == NOT_ASKED).all() else [NEVER, 0.0, *([floor] if 0 < floor <= 1 else [])])
-    return tried(_least(options, lambda floors: tried(floors, 100)[1]), 500)
+        threshold = _above(scores, lost(pages, np.full(len(pages.targets), e)), margin)
+        options.append([NEVER])
+        if threshold is not None:
+            options[-1] += [(threshold, threshold), (threshold, 1.0)]
+        if (scores > NOT_ASKED).any():
+            options[-1].append((0.0, 1.0))
+    return tried(_least(options, lambda limits: tried(limits, 60)[1]), 500)
 
 
 def cheapest(points: Sequence[Point], accuracy: float) -> Point:
@@ -376,11 +380,10 @@ def _least(options: Sequence[Sequence[T]], cost: Callable[[Sequence[T]], float])
     return best[1]
 
 
-def _safe_threshold(scores: np.ndarray, right: np.ndarray, final_right: np.ndarray, margin: float) -> float | None:
-    """Just above the highest score of an answer that is wrong where ``final`` is right; ``None`` where that is certainty."""
+def _above(scores: np.ndarray, harmed: np.ndarray, margin: float) -> float | None:
+    """Just above the highest score of a page that is harmed, bool ``[N]``; ``None`` where that is certainty."""
     if (scores == NOT_ASKED).all():  # or no page at all
         return None
-    harmful = scores[~right & final_right]
-    bar = float(harmful.max() if len(harmful) else scores.min())
+    bar = float(scores[harmed].max() if harmed.any() else scores.min())
     threshold = float(np.nextafter(bar, 2.0) + margin * (1.0 - bar))
     return threshold if threshold <= 1 else None

@@ -70,8 +70,8 @@ def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
         certify.require_pages(63, 1.5, 0.1, "val")
 
 
-def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_below_its_floor() -> None:
-    candidates = certify.one_threshold([0.0, certify.NEVER, 0.5])
+def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_beyond_its_limits() -> None:
+    candidates = certify.one_threshold([(0.0, 1.0), certify.NEVER, (0.5, 0.9)])
     assert candidates[0] == (None, None, None)
     bars = [bar[0] for bar in candidates[1:] if bar[0] is not None]
     assert len(bars) == len(candidates) - 1
@@ -79,4 +79,4 @@ def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_below
     assert bars[0] > 0.999
     assert bars[-1] < 0.3
     assert all(bar[1] is None for bar in candidates)
-    assert all(bar[2] == max(bar[0] or 0, 0.5) for bar in candidates[1:])
+    assert all(bar[2] == min(max(bar[0] or 0, 0.5), 0.9) for bar in candidates[1:])

@@ -89,16 +89,14 @@ def test_a_class_that_is_never_mistaken_may_leave_earlier_than_one_that_is() -> 
     pages = Scored(scores, answers, np.array([0, 0, 0, 1]), np.array([[1.0] * 4, [9.0] * 4]))
     assert evaluate(pages, careful(pages)).exits.tolist() == [1, 1, 1, 0]
     assert evaluate(pages, careful(pages, kind="per_class")).exits.tolist() == [1, 0, 1, 0]
-    with pytest.raises(BadRequest, match="unknown kind of thresholds 'per_clas': .*did you mean per_class"):
+    with pytest.raises(BadRequest, match=r"unknown kind of thresholds 'per_clas': .*did you mean per_class"):
         careful(pages, kind="per_clas")
 
 
 @settings(max_examples=40, deadline=None)
 @given(seen(), st.sampled_from([0.0, 0.2]))
-def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_lost(
-    pages: Scored, most: float
-) -> None:
-    candidates, cost = worth_asking(pages, lost, most)
+def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_lost(pages: Scored, most: float) -> None:
+    candidates, cost = worth_asking(pages, lost, most, 0.5)
     assert set(candidates[0]) == {None}
     for candidate in candidates:
         assert harmed(pages, candidate) <= most * len(pages.targets)

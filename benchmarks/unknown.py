@@ -1,0 +1,97 @@
+"""Pages of kinds that the model never saw: where they leave, how they score, and when the drift guard notices.
+
+    python -m ee_export.draw build/unknown --set unknown --pages 40 --seed 5
+    python benchmarks/unknown.py ../shared/data/pages/test build/unknown
+
+Every kind is answered with its words given. Then unknown pages are mixed into the known ones, shares and draws seeded, and the
+guard compares each mixture with what the operating point saw when it was tuned.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import ee_export
+from ee_export.data import read_dataset
+from ee_export.monitor import Seen, compare_answers, seen
+from ee_export.runtime.answer import Answer
+
+out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.5)
+SIZES = (50, 100, 150)
+FALSE_ALARM = 0.01
+
+
+@click.command()
+@click.argument("known", type=click.Path(path_type=Path, exists=True))
+@click.argument("unknown", type=click.Path(path_type=Path, exists=True))
+@click.option("--package", default="engines/documents.ee", show_default=True, type=click.Path(path_type=Path))
+@click.option("--draws", default=50, show_default=True, help="Mixtures drawn of each share and size.")
+@click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
+def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | None) -> None:
+    """Mix pages of UNKNOWN kinds, in folders a kind, with labelled KNOWN pages."""
+    chain = ee_export.load(package)
+    strange = {folder.name: answers(chain, folder) for folder in sorted(unknown.iterdir()) if folder.is_dir()}
+    data = read_dataset(known, chain.labels)
+    usual = [chain.predict(data.page(index)) for index in track(range(len(data)), "known")]
+    kinds = {"known": usual, **strange}
+    table = Table("pages of", "pages", "leave at", "mean score", "most answered")
+    result: dict[str, object] = {}
+    for kind, found in kinds.items():
+        rate = {name: sum(one.exit == name for one in found) / len(found) for name in chain.exits}
+        label, count = Counter(one.label for one in found).most_common(1)[0]
+        score = float(np.mean([one.score for one in found]))
+        result[kind] = {"pages": len(found), "exit_rate": rate, "mean_score": score, "label": [label, count]}
+        leave = ", ".join(f"{name} {share:.0%}" for name, share in rate.items() if share)
+        table.add_row(kind, str(len(found)), leave, f"{score:.2f}", f"{label} ({count / len(found):.0%})")
+    out.print(table)
+
+    rng = np.random.default_rng(0)
+    alarms = Table("unknown pages", *(f"alarm, of {size} pages" for size in SIZES))
+    others = [seen(one) for found in strange.values() for one in found]
+    mine = [seen(one) for one in usual]
+    rates: dict[str, dict[int, float]] = {}
+    for share in track(SHARES, "mixtures"):
+        rates[f"{share:g}"] = {size: alarm_rate(chain, mine, others, share, size, draws, rng) for size in SIZES}
+    for name, found in rates.items():
+        alarms.add_row(f"{float(name):.0%}", *(f"{rate:.0%}" for rate in found.values()))
+    out.print(alarms)
+    out.print(f"{draws} mixtures each, false-alarm rate {FALSE_ALARM:g}")
+    if record:
+        record.write_text(json.dumps({"kinds": result, "alarm_rate": rates, "draws": draws}, indent=1) + "\n")
+
+
+def answers(chain: ee_export.Chain, folder: Path) -> list[Answer]:
+    """What the chain says of the pages of one folder."""
+    data = read_dataset(folder.parent)
+    rows = [index for index, path in enumerate(data.paths) if path.parent == folder]
+    return [chain.predict(data.page(index)) for index in track(rows, folder.name)]
+
+
+def alarm_rate(
+    chain: ee_export.Chain,
+    usual: list[Seen],
+    strange: list[Seen],
+    share: float,
+    size: int,
+    draws: int,
+    rng: np.random.Generator,
+) -> float:
+    """How often the guard alarms on mixtures drawn without replacement (with it, pages would vary more than new ones do)."""
+    alarms = 0
+    for _ in range(draws):
+        count = round(share * size)
+        pages = [strange[at] for at in rng.permutation(len(strange))[:count]]
+        pages += [usual[at] for at in rng.permutation(len(usual))[: size - count]]
+        alarms += compare_answers(chain.package, "cpu-fp32", "default", pages, FALSE_ALARM).alarm
+    return alarms / draws
+
+
+if __name__ == "__main__":
+    main()
