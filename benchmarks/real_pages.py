@@ -2,9 +2,10 @@
 
     python benchmarks/real_pages.py ../shared/data [--package engines/documents.ee] [--repeats 3]
 
-DATA holds `pages/test/<class>/…` with words, and `fullres/<class>-<id>.jpg` without. In the second part every page is
-answered by the chain and by the whole model, in turn and in an order shuffled with a seed, both from the image file to
-the label; the whole model reads the text of every page with Tesseract first.
+DATA holds `pages/test/<class>/…` with words, and `fullres/<class>-<id>.jpg` without. In the second and third part every page, of
+`fullres` and of the test images with their words withheld, is answered by the chain and by the whole model, in turn and in an
+order shuffled with a seed, both from the image file to the label; the whole model reads the text of every page with Tesseract
+first.
 """
 
 import json
@@ -38,7 +39,12 @@ def main(data: Path, package: Path, repeats: int, record: Path | None) -> None:
     whole = chain.at("full")
     result = {"machine": machine_name(), "python": platform.python_version()}
     result["words_given"] = words_given(chain, whole, data / "pages" / "test")
-    result["ocr_on_demand"] = ocr_on_demand(chain, whole, data / "fullres", repeats)
+    paths = sorted((data / "fullres").glob("*.jpg"))
+    labels = [path.stem.rsplit("-", 1)[0] for path in paths]
+    result["ocr_on_demand"] = ocr_on_demand(chain, whole, paths, labels, "at full resolution", repeats)
+    test = read_dataset(data / "pages" / "test", chain.labels)
+    labels = [test.labels[target] for target in test.targets]
+    result["test_by_ocr"] = ocr_on_demand(chain, whole, list(test.paths), labels, "of test, words withheld", 1)
     if record:
         record.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -77,10 +83,11 @@ def words_given(chain: ee_export.Chain, whole: ee_export.Chain, folder: Path) ->
     }
 
 
-def ocr_on_demand(chain: ee_export.Chain, whole: ee_export.Chain, folder: Path, repeats: int) -> dict[str, object]:
+def ocr_on_demand(
+    chain: ee_export.Chain, whole: ee_export.Chain, paths: list[Path], labels: list[str], which: str, repeats: int
+) -> dict[str, object]:
     """Time from image file to label with a real OCR engine, against the whole model with OCR on every page."""
     ocr = ee_export.tesseract()
-    paths = sorted(folder.glob("*.jpg"))
     rng = np.random.default_rng(0)
     times = {"chain": np.zeros((repeats, len(paths))), "whole": np.zeros((repeats, len(paths)))}
     answers: dict[str, dict[Path, ee_export.Answer]] = {"chain": {}, "whole": {}}
@@ -98,18 +105,22 @@ def ocr_on_demand(chain: ee_export.Chain, whole: ee_export.Chain, folder: Path, 
         "ms",
         "whole model",
         "ms",
-        title=f"{len(paths)} pages at full resolution, {repeats} times each",
+        title=f"{len(paths)} pages {which}, {repeats} times each",
         title_justify="left",
     )
     right = dict.fromkeys(answers, 0)
-    for at, path in enumerate(paths):
-        label = path.stem.rsplit("-", 1)[0]
+    for at, (path, label) in enumerate(zip(paths, labels, strict=True)):
         for name in answers:
             right[name] += answers[name][path].label == label
         first, second = answers["chain"][path], answers["whole"][path]
         row = [f"{np.median(times[name][:, at]):.1f}" for name in ("chain", "whole")]
         table.add_row(path.name, first.label, first.exit, row[0], second.label, row[1])
-    out.print(table)
+    if len(paths) < 50:
+        out.print(table)
+    left = Counter(answer.exit for answer in answers["chain"].values())
+    out.print(
+        f"{len(paths)} pages {which}: " + ", ".join(f"{name} {left[name] / len(paths):.1%}" for name in chain.exits)
+    )
     means = {name: values.mean(axis=1) for name, values in times.items()}
     ratio = means["chain"] / means["whole"]
     asked = sum(answer.ocr_used for answer in answers["chain"].values())

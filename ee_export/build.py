@@ -91,7 +91,7 @@ def build(
 
         seen = observe_each(chain, parts, ocr, progress)
         target = fit.calibrated(target, seen["calibrate"])
-        enough = len(parts["certify"]) >= certify.pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
+        enough = len(parts["certify"]) >= _needed()
         target = fit.tuned(package.manifest, target, seen, ocr_ms, POINT, CERTIFIED if enough else fit.Wish())
         manifest = replace(package.manifest, targets={TARGET: target}, split=split)
         pages, _ = golden.read(package)
@@ -101,6 +101,21 @@ def build(
         verify_package(open_package(staging), TARGET)
         progress("verify", 1, 1)
     return open_package(out)
+
+
+def uncertified(package: Package) -> str:
+    """Why a new package's operating point is not certified; empty where it is."""
+    split = package.manifest.split
+    if split is None or package.target(TARGET).operating_points[POINT].certificate is not None:
+        return ""
+    return (
+        f"operating point '{POINT}' is not certified: {split.pages['certify']} pages were kept apart for that, and a risk of "
+        f"{CERTIFIED.epsilon:g} takes {_needed()}; it loses no right answer on the pages that tuned it"
+    )
+
+
+def _needed() -> int:
+    return certify.pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
 
 
 def export(

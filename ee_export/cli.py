@@ -110,7 +110,7 @@ def train(
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
         recipe = replace(recipe, model={**recipe.model, "exits": names, "heads": heads})
     if add is not None:
-        recipe = replace(recipe, add=tuple(name.strip() for name in add.split(",")))
+        recipe = replace(recipe, add=[name.strip() for name in add.split(",") if name.strip()])
     pages = join([read_dataset(folder) for folder in data])
     if val is not None:
         val_pages = read_dataset(val, pages.labels)
@@ -173,6 +173,8 @@ def build(
             progress=show,
         )
     print_package(package, target, None, as_json)
+    if remark := building.uncertified(package):
+        err.print(remark, style="yellow")
     if ocr is None and ocr_ms is None and package.manifest.reads("text"):
         err.print(
             "asking for text counted as free, for there is no OCR engine here: say with --ocr-ms what it costs",

@@ -176,7 +176,7 @@ def test_a_class_without_held_out_pages_is_named(call, package: Path, pages_fold
 
 def test_too_few_pages_to_certify_say_how_many_are_needed(call, package: Path, pages_folder: Path) -> None:
     status, _, err = call("tune", package, pages_folder, "--epsilon", "0.01")
-    one_line(status, err, "28 pages are too few", "at least 230 are needed", "--epsilon 0.079")
+    one_line(status, err, "36 pages are too few", "at least 230 are needed", "--epsilon 0.062")
 
 
 @pytest.mark.parametrize(
@@ -185,6 +185,11 @@ def test_too_few_pages_to_certify_say_how_many_are_needed(call, package: Path, p
         (("--criterion", "margn"), "unknown criterion 'margn': expected one of"),
         (("--risk", "loss"), "unknown risk 'loss': expected one of accuracy_lost, disagreement"),
         (("--min-accuracy", "0.9", "--max-cost-ms", "3"), "exclude each other"),
+        (("--min-accuracy", "0.9", "--epsilon", "0.1"), "exclude each other"),
+        (
+            ("--thresholds", "per_clas"),
+            "unknown kind of thresholds 'per_clas': expected one of one, per_exit, per_class",
+        ),
         (("--epsilon", "1.5"), "1.5 is not in the range"),
         (("--max-cost-ms", "0.001"), "no thresholds cost 0.001 ms a page or less; the cheapest cost"),
     ],

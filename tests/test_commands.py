@@ -1,13 +1,16 @@
 """The commands at work: what they print, and what they leave alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ee_export.bench.cli import cli as bench
+from ee_export.build import uncertified
 from ee_export.cli import cli
+from ee_export.package import Package
 
 
 def run(*arguments: object, command=cli) -> str:
@@ -81,6 +84,24 @@ def test_a_certificate_is_stored_and_said_in_a_sentence(package: Path, pages_fol
     assert proof["pages"] == split["pages"]["certify"]
     assert proof["bound"] <= 0.15
     assert proof["data"] != point["data"]
+
+
+def test_a_package_from_too_few_pages_says_that_its_operating_point_is_not_certified(tiny_package: Package) -> None:
+    kept = tiny_package.manifest.split
+    assert kept is not None
+    assert kept.pages["certify"] < 76
+    assert tiny_package.target("cpu-fp32").operating_points["default"].certificate is None
+    remark = f"{kept.pages['certify']} pages were kept apart for that, and a risk of 0.03 takes 76"
+    assert remark in uncertified(tiny_package)
+
+
+def test_classes_may_have_thresholds_of_their_own(sample: Path, real_pages: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(sample, tmp_path / "copy.ee")
+    found = json.loads(run("tune", copy, real_pages / "val", "--thresholds", "per_class", "--json"))
+    bars = found["targets"]["cpu-fp32"]["operating_points"]["default"]["thresholds"]
+    assert isinstance(bars["vision"], list)
+    assert len(set(bars["vision"])) > 2
+    assert "default" in json.loads(run("verify", copy, "--json"))["operating_points"]
 
 
 def test_the_frontier_is_printed_and_changes_nothing(package: Path, pages_folder: Path) -> None:

@@ -35,6 +35,7 @@ from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.tune import KINDS, Point, Scored, cheapest, evaluate, frontier
+from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure
 from ee_export.runtime.plan import rules
@@ -204,22 +205,29 @@ def _compare(
     target = replace(package.target("cpu-fp32"), costs=costs)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
     fitted = {method: fit.calibrated(target, seen["calibrate"], method) for method in grid.calibration}
-    judge = _Judge(grid, manifest, target, chain, seen, arrays)
-    policies = []
+    judge = _Judge(grid, manifest, chain, seen, arrays)
+    never = OperatingPoint("max_probability", dict.fromkeys(manifest.exits[:-1]))
+    named: list[dict[str, Any]] = []
+    points = [(target, never)]
     choices = list(itertools.product(grid.calibration, grid.criteria, grid.thresholds))
     for at, (method, criterion, kind) in enumerate(choices):
         progress("policies", at, len(choices))
-        named = {"calibration": method, "criterion": criterion, "thresholds": kind}
+        policy = {"calibration": method, "criterion": criterion, "thresholds": kind}
         try:
-            policies.append({**named, **judge.policy(fitted[method], criterion, kind)})
+            point, found = judge.policy(fitted[method], criterion, kind)
+            points.append((fitted[method], point))
+            named.append({**policy, "bars": point.thresholds, "frontier": found})
         except BadRequest as error:
-            policies.append({**named, "left_out": str(error)})
+            named.append({**policy, "left_out": str(error)})
+    whole, *ran = judge.run(points)
+    left = iter(ran)
+    policies = [policy if "left_out" in policy else {**policy, **next(left)} for policy in named]
     progress("policies", len(choices), len(choices))
     return {
         "exits": manifest.exits,
         "by_exit": {method: _by_exit(manifest, found, seen["test"]) for method, found in fitted.items()},
         "auroc": {method: judge.auroc(found, grid.criteria) for method, found in fitted.items()},
-        "whole": judge.run(target, OperatingPoint("max_probability", dict.fromkeys(manifest.exits[:-1]))),
+        "whole": whole,
         "policies": policies,
         "anytime": _anytime(chain, seen["test"], arrays),
     }
@@ -231,13 +239,12 @@ class _Judge:
 
     grid: Grid
     manifest: Manifest
-    target: Target
     chain: Chain
     seen: dict[str, Observed]
     arrays: Sequence[Arrays]
 
-    def policy(self, target: Target, criterion: str, kind: str) -> dict[str, Any]:
-        """The frontier of a calibration and criterion carried over to the test pages, and one operating point run for real."""
+    def policy(self, target: Target, criterion: str, kind: str) -> tuple[OperatingPoint, list[dict[str, float]]]:
+        """An operating point under a calibration and criterion, and the frontier carried over to the test pages."""
         weights, tuning, testing = self._scored(target, criterion)
         points = []
         for point in frontier(tuning):
@@ -248,8 +255,7 @@ class _Judge:
             chosen = BASELINES[kind](tuning).thresholds
         else:
             chosen = fit.Wish(criterion, thresholds=kind).choose(tuning)
-        bars = dict(zip(self.manifest.exits, chosen, strict=False))
-        return {"bars": bars, "frontier": points, **self.run(target, OperatingPoint(criterion, bars, weights))}
+        return OperatingPoint(criterion, dict(zip(self.manifest.exits, chosen, strict=False)), weights), points
 
     def auroc(self, target: Target, criteria: Sequence[str]) -> dict[str, dict[str, float]]:
         """How well each criterion's score tells right answers from wrong ones at each exit, on the test pages."""
@@ -265,23 +271,28 @@ class _Judge:
             }
         return found
 
-    def run(self, target: Target, point: OperatingPoint) -> dict[str, Any]:
-        """What the chain does with every test page at an operating point, timed."""
-        exits = self.manifest.exits
-        running = Chain(self.chain.package, target, point, self.chain.segments, self.chain.encoder)
-        answers, times = [], []
+    def run(self, points: Sequence[tuple[Target, OperatingPoint]]) -> list[dict[str, Any]]:
+        """What the chain does with every test page at each operating point, timed; page by page, in an order drawn anew."""
+        chain, rng = self.chain, np.random.default_rng(0)
+        chains = [Chain(chain.package, target, point, chain.segments, chain.encoder) for target, point in points]
+        answers: list[list[Answer]] = [[] for _ in chains]
+        times: list[list[float]] = [[] for _ in chains]
         for page in self.arrays:
-            started = time.perf_counter()
-            answers.append(running.predict_encoded(page))
-            times.append((time.perf_counter() - started) * 1e3)
+            for at in rng.permutation(len(chains)):
+                started = time.perf_counter()
+                answers[at].append(chains[at].predict_encoded(page))
+                times[at].append((time.perf_counter() - started) * 1e3)
+        return [self._figures(found, np.array(taken)) for found, taken in zip(answers, times, strict=True)]
+
+    def _figures(self, answers: Sequence[Answer], times: np.ndarray) -> dict[str, Any]:
+        exits, targets = self.manifest.exits, self.seen["test"].targets
         probabilities = np.array([list(answer.probabilities.values()) for answer in answers])
         left = np.array([exits.index(answer.exit) for answer in answers])
         depths = [float(name.removeprefix("encoder.")) if name.startswith("encoder.") else 0.0 for name in exits]
         depths[-1] = float(self.manifest.model["layers"])
-        targets = self.seen["test"].targets
         return {
             "exit_rate": {name: float((left == at).mean()) for at, name in enumerate(exits)},
-            "metrics": _with_intervals(probabilities, targets, left, np.array(depths), np.array(times)),
+            "metrics": _with_intervals(probabilities, targets, left, np.array(depths), times),
             "pages": {
                 "right": (probabilities.argmax(1) == targets).astype(int).tolist(),
                 "ms": np.round(times, 4).tolist(),

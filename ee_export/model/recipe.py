@@ -49,7 +49,7 @@ class Recipe:
     bf16: bool = False
     save_dtype: str = "float32"
     seed: int = 0
-    add: tuple[str, ...] = ()
+    add: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require_known(self.trunk, FAMILIES, "trunk")

@@ -144,7 +144,7 @@ def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
     Where exits are added to a trained model, their heads are all that is trained.
     """
     specs = model.config.head_specs()
-    moving = recipe.add or model.config.exit_names()
+    moving = tuple(recipe.add) or model.config.exit_names()
     apart = tuple(name for name in moving if name in specs and specs[name].reads == "pixels")
     joint = tuple(name for name in model.config.exit_names() if name in moving and name not in apart)
     pixels = heads_alone(apart)

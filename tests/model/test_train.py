@@ -85,6 +85,36 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
         assert torch.equal(found[name], value), name
 
 
+def test_an_exit_added_to_a_trained_model_changes_no_other_weight(
+    unbroken: Path, recipe: Path, pages_folder: Path, tmp_path: Path
+) -> None:
+    def add(name: str, *more: object) -> subprocess.CompletedProcess[str]:
+        asked = ("--out", tmp_path / "more", "--recipe", recipe, "--add", name, *more)
+        return run_command("train", pages_folder, "--val", pages_folder, *asked)
+
+    done = add("text.40", "--init", unbroken)
+    assert done.returncode == 0, done.stderr
+    before = load_file(unbroken / "model.safetensors")
+    after = load_file(tmp_path / "more" / "model.safetensors")
+    assert {name for name in after if name not in before} == {
+        name for name in after if name.startswith("exits.text_40.")
+    }
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    report = json.loads((tmp_path / "more" / "training.json").read_text())
+    assert report["val_accuracy"]["text.40"] > 2 / 7
+    assert report["began_from"]["recipe"]["epochs"] == 10
+    assert (unbroken / "tokenizer.json").read_bytes() == (tmp_path / "more" / "tokenizer.json").read_bytes()
+
+    for name, more, message in (
+        ("text", ("--init", unbroken, "--force"), "has the exit 'text' already; it has vision, text, encoder.1, final"),
+        ("text.40", ("--force",), "exits are added to a trained checkpoint; name it with --init"),
+        ("encoder.9", ("--init", unbroken, "--force"), "unknown exit 'encoder.9'"),
+    ):
+        refused = add(name, *more)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+
+
 def test_a_partial_run_of_another_recipe_is_refused(tmp_path: Path, recipe: Path, pages_folder: Path) -> None:
     out = tmp_path / "model"
     partial = tmp_path / "model.partial"
