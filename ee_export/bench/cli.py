@@ -72,8 +72,11 @@ def run(package: Path, tokens: str, runs: int, loads: int, target: str, as_json:
     required=True,
     help="Where models, logits and results are kept.",
 )
+@click.option(
+    "--record", type=click.Path(path_type=Path), help="Also write the figures, less those of single pages, here."
+)
 @json_option
-def pareto(grid: Path, out_folder: Path, as_json: bool) -> None:
+def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> None:
     """Compare placements, heads, strategies, calibrations and criteria on the data of GRID, a TOML file.
 
     Goes on where it stood when it is given again. Writes results.json and report.html into the folder.
@@ -87,6 +90,8 @@ def pareto(grid: Path, out_folder: Path, as_json: bool) -> None:
     text = study.to_json(result, wanted)
     (out_folder / "results.json").write_text(text)
     (out_folder / "report.html").write_text(report.render(result))
+    if record is not None:
+        record.write_text(study.to_json(study.without_pages(result), wanted))
     if as_json:
         click.echo(text, nl=False)
         return

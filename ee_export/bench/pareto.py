@@ -434,3 +434,17 @@ def _unpack(data: bytes) -> Observed:
 def to_json(result: dict[str, Any], grid: Grid) -> str:
     """The figures and the grid they belong to, as JSON."""
     return json.dumps({**result, "grid": {**asdict(grid)}}, default=str, indent=1, allow_nan=True) + "\n"
+
+
+def without_pages(value: Any) -> Any:
+    """The figures without what stands there once a page or a bin: what a repository keeps of a study."""
+    if isinstance(value, dict):
+        long = ("right", "ms", "reliability", "frontier")
+        return {
+            key: without_pages(one)
+            for key, one in value.items()
+            if not (key in long and isinstance(one, list) and len(one) > 3)
+        }
+    if isinstance(value, list):
+        return [without_pages(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
