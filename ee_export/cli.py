@@ -29,7 +29,7 @@ def refit_options(command: Any) -> Any:
         (
             click.argument("package", type=_FOLDER),
             click.argument("data", type=_FOLDER),
-            click.option("--criterion", default="max_probability", show_default=True, help="What decides at an exit."),
+            click.option("--criterion", default="margin", show_default=True, help="What decides at an exit."),
             click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Lowest mean cost at this accuracy."),
             click.option("--max-cost-ms", type=click.FloatRange(0), help="Highest accuracy at this mean cost a page."),
             click.option(

@@ -35,7 +35,7 @@ from ee_export.policy.tune import (
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.plan import FULL, rules
 
-CRITERION = "max_probability"
+CRITERION = "margin"
 MARGIN = 0.5
 
 RISKS: dict[str, Callable[[Scored, np.ndarray], np.ndarray]] = {

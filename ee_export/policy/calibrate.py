@@ -15,7 +15,7 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
         logits: raw logits, float ``[N, C]``.
         targets: int ``[N]``.
 
-    Each page's label counts as N + 1 of N + C and every other class as one: with few pages, all of them right, the
+    Each page's label counts as N + 1 of N + 2 and the other classes share the rest: with few pages, all of them right, the
     plain likelihood has no maximum, and a temperature near zero would call every page certain.
 
     References: Guo et al., "On calibration of modern neural networks", 2017; for the smoothed targets, Platt,
@@ -122,10 +122,10 @@ def fit_failure_prediction(
 
 
 def _smoothed(targets: np.ndarray, classes: int) -> np.ndarray:
-    """Each page's label as N + 1 of N + C, every other class as one; float64 ``[N, C]``."""
+    """Each page's label as N + 1 of N + 2, the rest shared by the other classes; float64 ``[N, C]``."""
     pages = len(targets)
-    wanted = np.full((pages, classes), 1.0 / (pages + classes))
-    wanted[np.arange(pages), targets] = (pages + 1.0) / (pages + classes)
+    wanted = np.full((pages, classes), 1.0 / (pages + 2) / (classes - 1))
+    wanted[np.arange(pages), targets] = (pages + 1.0) / (pages + 2)
     return wanted
 
 

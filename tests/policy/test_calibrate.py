@@ -21,8 +21,18 @@ def test_the_fitted_temperature_is_the_one_that_made_the_labels(true_temperature
 
 def test_a_few_pages_that_are_all_right_do_not_make_every_page_certain() -> None:
     logits = np.eye(3, dtype=np.float32)[np.arange(30) % 3] * 5
-    # 31 of 33 for the label, 1 of 33 for the others: 5 / T = log 31
-    assert fit_temperature(logits, np.arange(30) % 3) == pytest.approx(5 / np.log(31), rel=1e-3)
+    # 31 of 32 for the label, half a 32nd for each of the others: 5 / T = log 62
+    assert fit_temperature(logits, np.arange(30) % 3) == pytest.approx(5 / np.log(62), rel=1e-3)
+
+
+def test_a_temperature_from_few_pages_is_on_average_the_true_one() -> None:
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(200):
+        logits = rng.normal(size=(30, 10)) * 2
+        targets = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+        found.append(fit_temperature(logits, targets))
+    assert np.median(found) == pytest.approx(1.0, abs=0.15)
 
 
 def test_vector_scaling_finds_a_scale_and_a_bias_per_class() -> None:
