@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 import ee_export
-from ee_export.data import read_dataset
+from ee_export.data import Dataset, read_dataset
 from ee_export.monitor import Seen, compare_answers, seen
 from ee_export.runtime.answer import Answer
 
@@ -37,9 +37,11 @@ FALSE_ALARM = 0.01
 def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | None) -> None:
     """Mix pages of UNKNOWN kinds, in folders a kind, with labelled KNOWN pages."""
     chain = ee_export.load(package)
-    strange = {folder.name: answers(chain, folder) for folder in sorted(unknown.iterdir()) if folder.is_dir()}
-    data = read_dataset(known, chain.labels)
-    usual = [chain.predict(data.page(index)) for index in track(range(len(data)), "known")]
+    others = read_dataset(unknown)
+    strange: dict[str, list[Answer]] = {label: [] for label in others.labels}
+    for target, answer in zip(others.targets, answers(chain, others, "unknown"), strict=True):
+        strange[others.labels[target]].append(answer)
+    usual = answers(chain, read_dataset(known, chain.labels), "known")
     kinds = {"known": usual, **strange}
     table = Table("pages of", "pages", "leave at", "mean score", "most answered")
     result: dict[str, object] = {}
@@ -54,11 +56,11 @@ def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | N
 
     rng = np.random.default_rng(0)
     alarms = Table("unknown pages", *(f"alarm, of {size} pages" for size in SIZES))
-    others = [seen(one) for found in strange.values() for one in found]
+    foreign = [seen(one) for found in strange.values() for one in found]
     mine = [seen(one) for one in usual]
     rates: dict[str, dict[int, float]] = {}
     for share in track(SHARES, "mixtures"):
-        rates[f"{share:g}"] = {size: alarm_rate(chain, mine, others, share, size, draws, rng) for size in SIZES}
+        rates[f"{share:g}"] = {size: alarm_rate(chain, mine, foreign, share, size, draws, rng) for size in SIZES}
     for name, found in rates.items():
         alarms.add_row(f"{float(name):.0%}", *(f"{rate:.0%}" for rate in found.values()))
     out.print(alarms)
@@ -67,11 +69,9 @@ def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | N
         record.write_text(json.dumps({"kinds": result, "alarm_rate": rates, "draws": draws}, indent=1) + "\n")
 
 
-def answers(chain: ee_export.Chain, folder: Path) -> list[Answer]:
-    """What the chain says of the pages of one folder."""
-    data = read_dataset(folder.parent)
-    rows = [index for index, path in enumerate(data.paths) if path.parent == folder]
-    return [chain.predict(data.page(index)) for index in track(rows, folder.name)]
+def answers(chain: ee_export.Chain, data: Dataset, what: str) -> list[Answer]:
+    """What the chain says of every page."""
+    return [chain.predict(data.page(index)) for index in track(range(len(data)), what)]
 
 
 def alarm_rate(

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from ee_export.policy.tune import KINDS, Point, Scored, cheapest, evaluate, fron
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import FULL, operating_point, rules
 
 Progress = Callable[[str, int, int], None]
 
@@ -206,9 +205,8 @@ def _compare(
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
     fitted = {method: fit.calibrated(target, seen["calibrate"], method) for method in grid.calibration}
     judge = _Judge(grid, manifest, chain, seen, arrays)
-    never = OperatingPoint("max_probability", dict.fromkeys(manifest.exits[:-1]))
     named: list[dict[str, Any]] = []
-    points = [(target, never)]
+    points = [(target, operating_point(target, FULL))]
     choices = list(itertools.product(grid.calibration, grid.criteria, grid.thresholds))
     for at, (method, criterion, kind) in enumerate(choices):
         progress("policies", at, len(choices))
@@ -321,9 +319,7 @@ def gains(result: dict[str, Any]) -> list[dict[str, Any]]:
     def compare(kind: str, name: str, one: dict[str, Any], base: dict[str, Any]) -> None:
         entry: dict[str, Any] = {"choice": kind, "of": name}
         for key, values in one["pages"].items():
-            difference = np.array(values, float) - np.array(base["pages"][key], float)
-            low, high = metrics.bootstrap(partial(_mean, difference), len(difference), draws=2000)
-            entry[key] = [float(difference.mean()), low, high]
+            entry[key] = metrics.paired(values, base["pages"][key], draws=2000)
         found.append(entry)
 
     keys = ("calibration", "criterion", "thresholds")
@@ -340,10 +336,6 @@ def gains(result: dict[str, Any]) -> list[dict[str, Any]]:
             against = f"{model_name(model)} against {model_name(result['models'][0])}"
             compare("model", against, policies[0], ran[0][0])
     return found
-
-
-def _mean(values: np.ndarray, rows: np.ndarray) -> float:
-    return float(values[rows].mean())
 
 
 def model_name(model: dict[str, Any]) -> str:

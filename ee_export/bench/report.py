@@ -15,7 +15,8 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ee_export.policy.metrics import bootstrap
+from ee_export.model.exits import ordered
+from ee_export.policy.metrics import paired
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 """Okabe and Ito's palette, which colour-blind people tell apart; every series also has a mark of its own."""
@@ -38,7 +39,9 @@ def render(result: Entry) -> str:
     picks = _picks(models)
     chosen = picks["unshown"]["model"]
     choices = _choices(result["gains"], models)
-    exits = sorted({name for model in models for name in model["exits"]}, key=_depth)
+    names = {name for model in models for name in model["exits"]}
+    layers = max((int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")), default=0)
+    exits = list(ordered(names, layers))
     with matplotlib.rc_context(
         {
             "svg.fonttype": "none",
@@ -142,9 +145,7 @@ def _ms(run: Entry) -> float:
 
 def _paired(one: Entry, base: Entry) -> list[float]:
     """How much more often one run is right than another on the same pages: mean, and 95 % interval."""
-    difference = np.array(one["pages"]["right"], float) - np.array(base["pages"]["right"], float)
-    low, high = bootstrap(lambda rows: float(difference[rows].mean()), len(difference))
-    return [float(difference.mean()), low, high]
+    return paired(one["pages"]["right"], base["pages"]["right"])
 
 
 def _left_out(models: list[Entry]) -> dict[str, list[int]]:
@@ -211,13 +212,6 @@ def _auroc(models: list[Entry], exits: list[str]) -> list[tuple[str, str, list[f
 def _by_method(model: Entry, exit_name: str, key: str) -> list[float]:
     """A figure of one exit under each calibration."""
     return [found[exit_name][key] for found in model["by_exit"].values()]
-
-
-def _depth(name: str) -> tuple[int, int]:
-    early = ("vision", "text", "fusion")
-    if name in early:
-        return early.index(name), 0
-    return (len(early), int(name.removeprefix("encoder."))) if name.startswith("encoder.") else (len(early) + 1, 0)
 
 
 def _ramp(count: int) -> list[tuple[str, str]]:

@@ -88,6 +88,13 @@ def mean_depth(exits: np.ndarray, depths: Sequence[float]) -> float:
     return float(np.asarray(depths, np.float64)[exits].mean())
 
 
+def paired(one: Sequence[float], base: Sequence[float], draws: int = 1000) -> list[float]:
+    """Mean difference of two values of the same pages, ``[N]`` each, and its 95 % bootstrap interval: mean, low, high."""
+    difference = np.asarray(one, float) - np.asarray(base, float)
+    low, high = bootstrap(lambda rows: float(difference[rows].mean()), len(difference), draws=draws)
+    return [float(difference.mean()), low, high]
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray], float], pages: int, *, level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:

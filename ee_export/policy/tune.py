@@ -83,11 +83,13 @@ def careful(pages: Scored, margin: float = 0.0, kind: str = "per_exit") -> list[
     def safe(e: int, among: np.ndarray) -> float | None:
         return _above(pages.scores[e, among], (right[-1] & ~right[e])[among], margin)
 
-    everywhere = np.ones(len(pages.targets), bool)
-    bars: list[Threshold] = [safe(e, everywhere) for e in exits]
+    bars: list[Threshold]
     if kind == "per_class":
         classes = range(int(max(pages.answers.max(), pages.targets.max())) + 1)
         bars = [tuple(safe(e, pages.answers[e] == c) for c in classes) for e in exits]
+    else:
+        everywhere = np.ones(len(pages.targets), bool)
+        bars = [safe(e, everywhere) for e in exits]
 
     def thresholds(asked: Sequence[Threshold]) -> list[Threshold]:
         if kind != "one":
