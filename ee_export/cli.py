@@ -45,6 +45,9 @@ def refit_options(command: Any) -> Any:
             ),
             click.option("--delta", type=share, default=0.1, show_default=True, help="Chance that it is not so."),
             click.option(
+                "--on-average", is_flag=True, help="Certify the mean over draws of pages instead: less careful."
+            ),
+            click.option(
                 "--risk", default="accuracy_lost", show_default=True, help="Or disagreement: what lost means."
             ),
             click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default the package's."),
@@ -411,4 +414,8 @@ def _show_frontier(as_json: bool, **asked: Any) -> None:
 def _wish(asked: dict[str, Any]) -> Any:
     from ee_export.fit import Wish
 
+    if asked["on_average"]:
+        if asked["epsilon"] is None:
+            raise BadRequest("--on-average says what --epsilon certifies; name a share of pages with --epsilon")
+        asked["delta"] = None
     return Wish(**{name: asked[name] for name in Wish.__dataclass_fields__})

@@ -132,8 +132,8 @@ class Wish:
     """What is asked of an operating point.
 
     ``criterion``: what decides. ``min_accuracy``: the lowest mean cost at this accuracy; ``max_cost_ms``: the highest accuracy
-    at this mean cost; ``epsilon``: the lowest cost at which ``risk`` is at most that with probability 1 − ``delta``; none of
-    them: the lowest cost that takes no right answer away, with ``thresholds`` of one of the kinds that
+    at this mean cost; ``epsilon``: the lowest cost at which ``risk`` is at most that, with probability 1 − ``delta`` or, where
+    that is ``None``, on average over draws of the pages that certify; none of them: the lowest cost that takes no right answer away, with ``thresholds`` of one of the kinds that
     :func:`~ee_export.policy.tune.careful` knows.
     """
 
@@ -142,7 +142,7 @@ class Wish:
     max_cost_ms: float | None = None
     risk: str = "accuracy_lost"
     epsilon: float | None = None
-    delta: float = 0.1
+    delta: float | None = 0.1
     thresholds: str = "per_exit"
 
     def __post_init__(self) -> None:
@@ -240,10 +240,13 @@ def _certified(
     pages = certifying(bands)
     certify.require_pages(len(pages.targets), epsilon, wish.delta, "the part of the data that certifies")
     losses = np.stack([lost(pages, evaluate(pages, candidate).exits) for candidate in candidates])
-    found = certify.fixed_sequence(losses, epsilon, wish.delta)
+    if wish.delta is None:
+        method, found = "conformal_risk_control", certify.conformal(losses, epsilon)
+    else:
+        method, found = "learn_then_test", certify.fixed_sequence(losses, epsilon, wish.delta)
     assert found is not None  # the first candidate loses nothing, and there are pages enough
     bound = round(found.bound, 6)
-    proof = Certificate("learn_then_test", wish.risk, epsilon, wish.delta, bound, found.losses, found.pages, digest)
+    proof = Certificate(method, wish.risk, epsilon, wish.delta, bound, found.losses, found.pages, digest)
     return list(candidates[found.candidate]), bands, proof
 
 

@@ -177,11 +177,14 @@ def test_a_class_without_held_out_pages_is_named(call, package: Path, pages_fold
 def test_too_few_pages_to_certify_say_how_many_are_needed(call, package: Path, pages_folder: Path) -> None:
     status, _, err = call("tune", package, pages_folder, "--epsilon", "0.01")
     one_line(status, err, "35 pages are too few", "at least 230 are needed", "--epsilon 0.064")
+    status, _, err = call("tune", package, pages_folder, "--epsilon", "0.01", "--on-average")
+    one_line(status, err, "35 pages are too few", "on average; at least 99 are needed", "--epsilon 0.028")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--on-average",), "name a share of pages with --epsilon"),
         (("--criterion", "margn"), "unknown criterion 'margn': expected one of"),
         (("--risk", "loss"), "unknown risk 'loss': expected one of accuracy_lost, disagreement"),
         (("--min-accuracy", "0.9", "--max-cost-ms", "3"), "exclude each other"),

@@ -86,6 +86,17 @@ def test_a_certificate_is_stored_and_said_in_a_sentence(package: Path, pages_fol
     assert proof["data"] != point["data"]
 
 
+def test_a_certificate_on_average_takes_fewer_pages(package: Path, pages_folder: Path) -> None:
+    pages = json.loads((package / "manifest.json").read_text())["split"]["pages"]["certify"]
+    epsilon = 1.01 / (pages + 1)  # the least that a mean can certify; with probability 90 % twice that is refused
+    out = run("tune", package, pages_folder, "--epsilon", epsilon, "--on-average")
+    assert "certified: on average, at most" in out
+    point = json.loads((package / "manifest.json").read_text())["targets"]["cpu-fp32"]["operating_points"]["default"]
+    proof = point["certificate"]
+    assert (proof["method"], proof["delta"], proof["losses"]) == ("conformal_risk_control", None, 0)
+    assert proof["bound"] == pytest.approx(1 / (pages + 1), abs=1e-6)
+
+
 def test_a_package_from_too_few_pages_says_that_its_operating_point_is_not_certified(tiny_package: Package) -> None:
     kept = tiny_package.manifest.split
     assert kept is not None

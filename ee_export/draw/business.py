@@ -95,7 +95,7 @@ def letterhead(sheet: Sheet, source: Source, body: Style, left: float, right: fl
 
 def _paper(source: Source, hard: bool, label: str) -> Sheet:
     sheet, body, left, right = stationery(source)
-    text = say.wording(source, label)
+    text = say.wording(source, label, crowded=source.chance(0.5))
     heading = body.but(size=body.size * source.between(1.2, 2.2), bold=source.pick((0.4, 0.8)))
     place = source.pick(("corner", "above", "above", "below", "below", "details"))
     y = _opened(sheet, source, body, heading, left, right, text.title, place)

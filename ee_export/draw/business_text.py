@@ -1,7 +1,8 @@
-"""The wording of drawn business papers: every page names all four kinds of paper, each as often as the others.
+"""The wording of drawn business papers: what a page is stands in its title or in one sentence only.
 
-What a page is stands in its title or in one sentence only. All other sentences are drawn from the same lists whatever
-the class, so neither a noun's count nor the words around it tell the class; where the noun stands does.
+All other sentences are drawn from the same lists whatever the class. A plain page names at most one other kind of paper,
+so its words nearly tell the class. A crowded one names all four kinds, each as often as the others, so that neither a
+noun's count nor the words around it tell anything; where the noun stands does.
 """
 
 from __future__ import annotations
@@ -103,15 +104,15 @@ class Wording:
     terms: str
 
 
-def wording(source: Source, label: str) -> Wording:
-    """The text of one of the four papers: each noun stands on the page once, twice or three times, all four alike."""
+def wording(source: Source, label: str, crowded: bool) -> Wording:
+    """The text of one of the four papers; on a crowded one each noun stands once, twice or three times, all four alike."""
     titled = source.chance(0.7)
     letters = source.pick(_LETTERS[:3] if titled else _LETTERS)  # the nouns beside the title look like it
     said = {name: letters(noun) for name, noun in NOUNS.items()}
-    others = source.some([said[name] for name in NOUNS if name != label], 3)
+    others = source.some([said[name] for name in NOUNS if name != label], 3 if crowded else source.whole(0, 1))
     templates = list(source.some(_ASIDES, 3))
-    subject = _filled(source, source.pick(_SUBJECTS), others.pop()) if source.chance(0.4) else ""
-    corner = _filled(source, source.pick(_CORNERS), others.pop()) if source.chance(0.3) else ""
+    subject = _filled(source, source.pick(_SUBJECTS), others.pop()) if others and source.chance(0.4) else ""
+    corner = _filled(source, source.pick(_CORNERS), others.pop()) if others and source.chance(0.3) else ""
     sentences = [_filled(source, templates.pop(), noun) for noun in others]
     sentences.append(_filled(source, source.pick(_OPENINGS if titled else _ROLES), said[label]))
     sentences += [_filled(source, filler) for filler in source.some(_FILLERS, source.whole(0, 2))]
@@ -121,8 +122,8 @@ def wording(source: Source, label: str) -> Wording:
         subject,
         corner,
         tuple(source.some(sentences, len(sentences))),
-        tuple(source.some(references, 4)) if source.chance(0.6) else (),
-        terms(source) if source.chance(0.6) else "",
+        tuple(source.some(references, 4)) if crowded and source.chance(0.6) else (),
+        terms(source) if crowded and source.chance(0.6) else "",
     )
 
 

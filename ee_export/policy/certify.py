@@ -90,20 +90,25 @@ def upper_bound(losses: int, pages: int, delta: float) -> float:
     return 1.0 if losses >= pages else float(beta.ppf(1 - delta, losses + 1, pages - losses))
 
 
-def pages_needed(epsilon: float, delta: float) -> int:
-    """Fewest pages that can certify ε: as many as it takes when not one of them is lost, log δ / log(1 − ε)."""
-    return math.ceil(math.log(delta) / math.log1p(-epsilon))
+def pages_needed(epsilon: float, delta: float | None) -> int:
+    """Fewest pages that can certify ε: as many as it takes when not one of them is lost.
+
+    That is log δ / log(1 − ε), or, on average over draws (``delta`` is ``None``), 1 / ε − 1.
+    """
+    return math.ceil(1 / epsilon - 1 if delta is None else math.log(delta) / math.log1p(-epsilon))
 
 
-def require_pages(pages: int, epsilon: float, delta: float, where: str) -> None:
+def require_pages(pages: int, epsilon: float, delta: float | None, where: str) -> None:
     """Raises BadData where ``pages`` cannot certify ε whatever they say; tells how many could, and which ε these reach."""
-    if not 0 < epsilon < 1 or not 0 < delta < 1:
-        raise BadData(f"epsilon {epsilon:g} and delta {delta:g}: both must lie between 0 and 1")
+    if not all(0 < share < 1 for share in (epsilon, delta) if share is not None):
+        raise BadData(f"epsilon {epsilon} and delta {delta}: both must lie between 0 and 1")
     needed = pages_needed(epsilon, delta)
     if pages < needed:
+        reached = 1 / (pages + 1) if delta is None else upper_bound(0, pages, delta)
+        how = "on average" if delta is None else f"at delta {delta:g}"
         raise BadData(
-            f"{where}: {pages} pages are too few to certify a risk of {epsilon:g} at delta {delta:g}; at least {needed} are needed, "
-            f"or ask for --epsilon {math.ceil(1000 * upper_bound(0, pages, delta)) / 1000:g}"
+            f"{where}: {pages} pages are too few to certify a risk of {epsilon:g} {how}; at least {needed} are needed, "
+            f"or ask for --epsilon {math.ceil(1000 * reached) / 1000:g}"
         )
 
 

@@ -30,7 +30,12 @@ def pages() -> dict[str, list[DrawnPage]]:
 
 
 def texts(label: str, count: int = 150) -> list[Wording]:
-    return [wording(Source(label, seed, False), label) for seed in range(count)]
+    return [wording(Source(label, seed, False), label, crowded=True) for seed in range(count)]
+
+
+def named(page: DrawnPage) -> list[str]:
+    words = " ".join(page.words).lower()
+    return [noun for noun in NOUNS.values() if noun.split()[0] in words]
 
 
 def test_a_label_belongs_to_one_set_and_the_first_set_is_the_seven_classes() -> None:
@@ -53,9 +58,15 @@ def test_every_new_label_draws_a_repeatable_page_with_a_box_for_each_word(label:
     assert (page.words, page.boxes) == (again.words, again.boxes)
 
 
-def test_every_paper_names_all_four_kinds_equally_often_in_the_same_letters(pages: dict[str, list[DrawnPage]]) -> None:
+def test_a_paper_names_one_other_kind_at_most_or_all_four_equally_often_in_the_same_letters(
+    pages: dict[str, list[DrawnPage]],
+) -> None:
+    assert {len(named(page)) for label in PAPERS for page in pages[label]} == {1, 2, 4}
     for label in PAPERS:
+        assert all(NOUNS[label] in named(page) for page in pages[label])
         for page in pages[label]:
+            if len(named(page)) < 4:
+                continue
             seen = Counter(page.words)
             for letters in (str.upper, str.capitalize, str.lower):
                 counts = {seen[letters(noun.split()[0])] for noun in NOUNS.values()}
@@ -75,10 +86,11 @@ def test_what_a_paper_is_stands_in_its_title_or_in_one_sentence() -> None:
             assert text.title == "" or said == [NOUNS[label]]
 
 
-def test_the_same_draws_give_the_same_bag_of_words_whatever_the_paper() -> None:
+def test_the_same_draws_give_the_same_bag_of_words_whatever_the_crowded_paper() -> None:
     for seed in range(6):
         sheets = [layout(Source("any", seed, False), False) for layout in (invoice, credit_note, reminder, quotation)]
-        assert all(Counter(sheet.words) == Counter(sheets[0].words) for sheet in sheets)
+        crowded = all(noun.split()[0] in " ".join(sheets[0].words).lower() for noun in NOUNS.values())
+        assert all(Counter(sheet.words) == Counter(sheets[0].words) for sheet in sheets) == crowded
         assert all((sheet.width, sheet.height) == (sheets[0].width, sheets[0].height) for sheet in sheets)
 
 
