@@ -17,7 +17,7 @@ from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
-from ee_export.page import Ocr, contents, find_pages, read_page
+from ee_export.page import Ocr, find_pages, read_page
 from ee_export.policy import certify
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.costs import measure, measure_ocr
@@ -169,7 +169,7 @@ def golden_inputs(model: EarlyExitModel, encoder: Encoder, folder: Path | None) 
         page = read_page(path)
         if page.words is None and model.reads("text"):
             raise BadData(f"{path}: a golden page needs its words in a .json beside it")
-        image, words, boxes = contents(page, model.INPUTS)
+        image, words, boxes = encoder.contents(page, model.INPUTS)
         found.append({**encoder.image(image), **encoder.text(words, boxes)})
     if not found:
         raise BadData(f"{folder}: no page images; golden inputs need at least one")

@@ -69,6 +69,16 @@ class Page:
             return self.image
         return decode_image(self.image, self.name)
 
+    def reduced(self, side: int, mode: str) -> tuple[Image.Image, bool]:
+        """The page's pixels, upright, for a reader that scales them to ``side`` anyway, and whether these are all of them.
+
+        A JPEG file is decoded at 1/2, 1/4 or 1/8 of its scale where both sides keep at least ``side`` pixels, and in mode ``L``
+        without its colours: libjpeg then leaves out most of the inverse transform. Raises as :meth:`decoded`.
+        """
+        if self.image is None or isinstance(self.image, Image.Image):
+            return self.decoded(), True
+        return _decode(self.image, self.name, (mode, (side, side)))
+
     def text(self, image: Image.Image | None) -> tuple[Words, Boxes]:
         """Words and boxes, read with ``ocr`` now where they were not given; all boxes 0 where nobody knows them.
 
@@ -94,14 +104,23 @@ def decode_image(source: bytes | str | Path, name: str) -> Image.Image:
     Raises:
         BadPage: missing, truncated, more than 178 million pixels, or not an image.
     """
+    return _decode(source, name, None)[0]
+
+
+def _decode(
+    source: bytes | str | Path, name: str, draft: tuple[str, tuple[int, int]] | None
+) -> tuple[Image.Image, bool]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         if image.width * image.height > _MAX_PIXELS:
             raise Image.DecompressionBombError
+        stored = image.mode, image.size
+        if draft is not None:
+            image.draft(*draft)
         image.load()
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image), (image.mode, image.size) == stored
     except FileNotFoundError:
         raise BadPage(f"{name}: no such file; check the path") from None
     except IsADirectoryError:
@@ -194,19 +213,6 @@ def page_files(files: Iterable[Path], *, words_alone: bool) -> list[Path]:
     there = sorted(file for file in files if file.is_file())
     images = [file for file in there if file.suffix.lower() in IMAGE_SUFFIXES]
     return images or [file for file in there if words_alone and file.suffix.lower() == ".json"]
-
-
-def contents(page: Page, inputs: Mapping[str, str]) -> tuple[Image.Image, Words, Boxes]:
-    """What a model with such inputs reads of a page, all of it now: of an image that it does not read, one pixel; of text, none.
-
-    Raises:
-        BadPage, NoText: it is not there or cannot be read.
-    """
-    require_known_boxes(page, inputs)
-    sources = inputs.values()
-    image = page.decoded() if "image" in sources else None
-    words, boxes = page.text(image) if "text" in sources else ([], [])
-    return image or Image.new("L", (1, 1)), words, boxes
 
 
 def require_known_boxes(page: Page, inputs: Mapping[str, str]) -> None:

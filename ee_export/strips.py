@@ -14,7 +14,10 @@ _OVERLAP = 0.015
 
 
 class TextReader:
-    """The text of one page, as far as it was read. Not thread-safe: it belongs to one call."""
+    """The text of one page, as far as it was read. Not thread-safe: it belongs to one call.
+
+    ``image``: the page's, where somebody decoded it at its full scale already.
+    """
 
     def __init__(self, page: Page, image: Image.Image | None) -> None:
         self._page = page
@@ -26,7 +29,8 @@ class TextReader:
 
     @property
     def _image(self) -> Image.Image:
-        assert self._decoded is not None, "a page without an image has words"
+        if self._decoded is None:
+            self._decoded = self._page.decoded()
         return self._decoded
 
     @property

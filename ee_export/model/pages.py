@@ -11,7 +11,6 @@ from ee_export.encode import Encoder
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.page import contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ def encode_pages(data: Dataset, encoder: Encoder, model: type[EarlyExitModel] | 
         page = data.page(index)
         if page.words is None and model.reads("text"):
             raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
-        image, words, boxes = contents(page, model.INPUTS)
+        image, words, boxes = encoder.contents(page, model.INPUTS)
         pixels.append(torch.from_numpy(encoder.pixels(image).copy()))
         arrays = encoder.text(words, boxes)
         texts.append((arrays["input_ids"][0].astype(np.int32), arrays["bbox"][0].astype(np.int16)))
@@ -41,15 +40,20 @@ def encode_pages(data: Dataset, encoder: Encoder, model: type[EarlyExitModel] | 
 
 
 def batch_of(
-    model: EarlyExitModel, pages: EncodedPages, rows: list[int], rng: np.random.Generator | None
+    model: EarlyExitModel,
+    pages: EncodedPages,
+    rows: list[int],
+    rng: np.random.Generator | None,
+    *,
+    text_dropout: bool = True,
 ) -> dict[str, Tensor]:
-    """Inputs of some pages, augmented where ``rng`` is given."""
+    """Inputs of some pages, augmented where ``rng`` is given, their texts only with ``text_dropout``."""
     config = model.config
     pixels = pages.pixels[rows].float() / 255
     if rng is not None and model.reads("image"):
         pixels = augment_images(pixels, rng)
     texts = [pages.texts[row] for row in rows]
-    if rng is not None:
+    if rng is not None and text_dropout:
         room = int(config.max_text_tokens * rng.choice([0.5, 0.75, 1.0]))  # cheaper, and an answer from less text
         texts = [augment_text(ids, boxes, room, rng) for ids, boxes in texts]
     longest = max(len(ids) for ids, _ in texts)

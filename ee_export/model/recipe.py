@@ -25,7 +25,8 @@ class Recipe:
     first, default ``epochs``. ``weights``, ``gamma``, ``entropy``, ``distillation_temperature``: see
     :class:`~ee_export.model.strategies.Settings`. ``bf16``: compute in bfloat16 where the processor can; others would take ten
     times as long as in float32, which they use instead. ``save_dtype``: ``float32`` or ``float16``, how weights are stored.
-    ``add``: exits that the checkpoint to begin from lacks; their heads alone are trained, and all other weights stay as they are.
+    ``text_dropout``: whether a page's text is now and then cut short or loses tokens while it trains, as OCR engines lose words;
+    not where a single word decides. ``add``: exits that the checkpoint to begin from lacks; their heads alone are trained, and all other weights stay as they are.
     """
 
     trunk: str = "layoutlmv3"
@@ -49,6 +50,7 @@ class Recipe:
     bf16: bool = False
     save_dtype: str = "float32"
     seed: int = 0
+    text_dropout: bool = True
     add: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -233,7 +233,7 @@ def _train_step(
     model.train()
     for group in optimizer.param_groups:
         group["lr"] = stage.learning_rate * _schedule(step / stage.steps, recipe.warmup)
-    batch = batch_of(model, pages, rows, rng)
+    batch = batch_of(model, pages, rows, rng, text_dropout=recipe.text_dropout)
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16 and _has_bf16()):
         alone = stage.phase.only_final_on_odd and step % 2
         said = model(**batch, only=("final",) if alone else stage.phase.exits)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from ee_export.encode import Arrays, Encoder, tokens_read
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
-from ee_export.page import Page, contents, require_known_boxes
+from ee_export.page import Page, require_known_boxes
 from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
@@ -141,12 +141,15 @@ class Chain:
         begin = time.perf_counter()
         call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
         images = [self._image(page) for page in pages]
-        records = [Record(TextReader(page, image)) for page, image in zip(pages, images, strict=True)]
+        records = [
+            Record(TextReader(page, image if whole else None))
+            for page, (image, whole) in zip(pages, images, strict=True)
+        ]
         (_, first_text, _), *text_runs = self._runs if call.deadline is None else self._anytime_runs
         groups = []
         for at in range(0, len(pages), _MAX_BATCH):
             rows = list(range(at, min(at + _MAX_BATCH, len(pages))))
-            groups.append(Group(rows, self._pixels([images[row] for row in rows]), 0))
+            groups.append(Group(rows, self._pixels([images[row][0] for row in rows]), 0))
             self._advance(groups[-1], 0, first_text, records, call)
         for first, end, reads in text_runs:
             groups = self._with_text(groups, reads, records, call)
@@ -187,14 +190,14 @@ class Chain:
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
         """All inputs of some pages as one batch, their text read, if the model reads any, whether it is needed or not."""
-        read = [contents(page, self.package.manifest.inputs) for page in pages]
+        read = [self.encoder.contents(page, self.package.manifest.inputs) for page in pages]
         texts = [self.encoder.text(words, boxes) for _, words, boxes in read]
         return {**self._pixels([image for image, _, _ in read]), **self.encoder.collate(texts)}
 
-    def _image(self, page: Page) -> Image.Image | None:
-        """The page's pixels, where the model or its OCR engine may read them."""
+    def _image(self, page: Page) -> tuple[Image.Image | None, bool]:
+        """The page's image, where the model reads it, and whether that is the whole of it, as an OCR engine wants it."""
         require_known_boxes(page, self.package.manifest.inputs)
-        return page.decoded() if self._reads_image or page.words is None else None
+        return self.encoder.open(page) if self._reads_image else (None, False)
 
     def _pixels(self, images: Sequence[Image.Image | None]) -> Arrays:
         if not self._reads_image:

@@ -94,14 +94,13 @@ def _inputs(chain: Chain, tokens: int) -> Arrays:
 def _encoding_ms(chain: Chain, pages: Sequence[Page]) -> tuple[float, float]:
     image_times, text_times = [], []
     for page in pages:
-        image = None
         if chain.package.manifest.reads("image"):
             started = time.perf_counter()
-            image = page.decoded()
+            image, _ = chain.encoder.open(page)
             chain.encoder.image(image)
             image_times.append((time.perf_counter() - started) * 1e3)
         if page.words is not None:
             started = time.perf_counter()
-            chain.encoder.text(*page.text(image))
+            chain.encoder.text(*page.text(None))
             text_times.append((time.perf_counter() - started) * 1e3)
     return round(statistics.median(image_times or [0.0]), 4), round(statistics.median(text_times or [0.0]), 4)

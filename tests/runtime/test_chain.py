@@ -1,5 +1,6 @@
 """The chain, through its public interface, on a small package."""
 
+import io
 import subprocess
 import sys
 import time
@@ -193,6 +194,43 @@ def test_pages_of_every_image_mode_are_read(chain: Chain, mode: str, page_image:
     answer = leaving(chain, vision=0.0).predict(Page(image))
     if mode not in ("1", "P", "CMYK"):  # those lose grey levels
         assert answer.probabilities == pytest.approx(grey.probabilities, abs=0.05)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_large_jpeg_file_is_decoded_small_and_its_ocr_engine_is_given_all_of_it(
+    chain: Chain, mode: str, page_image: Image.Image
+) -> None:
+    side, seen = chain.encoder.encoding.image_size, []
+    image = page_image.convert(mode).resize((11 * side, 9 * side))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter, so that width and height change places
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, exif=exif)
+
+    def ocr(given: Image.Image) -> tuple[list[str], list[list[int]]]:
+        seen.append((given.mode, given.size))
+        return ["word"], [[0, 0, 10, 10]]
+
+    page = Page(buffer.getvalue(), ocr=ocr)
+    small, whole = chain.encoder.open(page)
+    assert not whole
+    assert side <= min(small.size) < 2 * side
+    turned = Image.open(io.BytesIO(buffer.getvalue())).transpose(Image.Transpose.ROTATE_270)
+    near, exact = (chain.encoder.pixels(found).astype(int) for found in (small, turned))
+    assert np.abs(near - exact).mean() < 8  # of noise, which suffers most; unlike images differ by 50
+    leaving(chain).predict(page)
+    assert seen == [(mode, (9 * side, 11 * side))]
+
+
+def test_other_image_files_are_decoded_once_for_pixels_and_text(
+    chain: Chain, page_image: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page_image.save(tmp_path / "page.png")
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda *given, **named: opened.append(given) or real(*given, **named))
+    leaving(chain).predict(Page(tmp_path / "page.png", ocr=lambda image: ([], [])))
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("order", ["host first", "host last"])
