@@ -100,7 +100,7 @@ class Encoder:
     def text(self, words: Words, boxes: Boxes) -> Arrays:
         """``input_ids``, ``attention_mask`` int64 ``[1, T]`` and ``bbox`` int64 ``[1, T, 4]`` of one page.
 
-        Words are cut into byte-level pieces that all carry their word's box; the special tokens at both ends have the
+        Words are cut into the tokenizer's pieces, which all carry their word's box; the special tokens at both ends have the
         box 0, 0, 0, 0. Where the model has bands, the words of the upper ones come first. What is beyond ``max_text_tokens`` is
         not read.
         """

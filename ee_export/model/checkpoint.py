@@ -13,11 +13,14 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from ee_export.encode import Encoding, band_of
-from ee_export.errors import BadCheckpoint
+from ee_export.errors import BadCheckpoint, BadRequest
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+ENDS = {"bos_token_id": ("[CLS]", "<s>"), "eos_token_id": ("[SEP]", "</s>"), "pad_token_id": ("[PAD]", "<pad>")}
+"""What begins, ends and fills a text: the fields of a configuration, and what BERT's and RoBERTa's tokenizers call it."""
 
 
 def save(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
@@ -79,12 +82,27 @@ def load_stock(
     family = FAMILIES[trunk]
     with _loading(folder), _quiet():
         config = family.config_class.from_pretrained(folder, **config_changes)
+        tokenizer = _stock_tokenizer(folder, family)
+        for name, value in special_ids(tokenizer).items():
+            if getattr(config, name) is None:  # a BERT's configuration leaves them to its tokenizer
+                setattr(config, name, value)
         model = family.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
-        if (folder / "tokenizer.json").is_file():
-            return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
-        if not family.reads("text"):
-            return model, train_tokenizer(iter([]), 0)
-        return model, AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    for name, tokens in ENDS.items():
+        if getattr(config, name) is None:
+            raise BadCheckpoint(
+                f"{folder / 'config.json'}: has no {name}, and the tokenizer neither {' nor '.join(tokens)}; set {name} to the "
+                "id of the tokenizer's own"
+            )
+    return model, tokenizer
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the tokens that begin, end and fill a text, by their fields in a configuration; without those it does not have."""
+    found = {}
+    for name, tokens in ENDS.items():
+        if ids := [known for token in tokens if (known := tokenizer.token_to_id(token)) is not None]:
+            found[name] = ids[0]
+    return found
 
 
 def train_tokenizer(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
@@ -103,7 +121,16 @@ def train_tokenizer(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
 
 
 def encoding_of(config: Any) -> Encoding:
-    """How pages are encoded for a model of this configuration."""
+    """How pages are encoded for a model of this configuration.
+
+    Raises:
+        BadRequest: more tokens are to be read than the trunk has positions for.
+    """
+    if config.max_text_tokens > config.longest_text:
+        raise BadRequest(
+            f"max_text_tokens is {config.max_text_tokens}, and the trunk has positions for {config.longest_text}; set "
+            f"max_text_tokens = {config.longest_text} in [model] of the recipe"
+        )
     return Encoding(
         image_size=config.input_size,
         image_mode=config.image_mode,
@@ -122,6 +149,21 @@ def labels_of(config: Any) -> tuple[str, ...]:
     return tuple(config.id2label[index] for index in range(config.num_labels))
 
 
+def _stock_tokenizer(folder: Path, family: type[EarlyExitModel]) -> Tokenizer:
+    """The tokenizer of a stock checkpoint, made to take a page word by word and whole."""
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    elif not family.reads("text"):
+        return train_tokenizer(iter([]), 0)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        tokenizer.pre_tokenizer.add_prefix_space = True  # else a word reads as the end of the one before it
+    return tokenizer
+
+
 def _model_type(folder: Path) -> str:
     try:
         return str(json.loads((folder / "config.json").read_bytes()).get("model_type"))
@@ -136,7 +178,7 @@ def _loading(folder: Path) -> Iterator[None]:
     except SafetensorError as error:
         raise BadCheckpoint(f"{folder / 'model.safetensors'}: damaged ({error}); copy the checkpoint again") from None
     except Exception as error:  # tokenizers raises no class of its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
         raise BadCheckpoint(
             f"{folder}: cannot be loaded ({reason}); copy the checkpoint again or train it anew"
         ) from None

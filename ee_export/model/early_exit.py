@@ -46,6 +46,13 @@ class EarlyExitConfig:
     exits: list[str] | tuple[str, ...] | None
     heads: dict[str, Any] | None
     num_hidden_layers: int
+    max_position_embeddings: int
+    pad_token_id: int | None
+
+    @property
+    def longest_text(self) -> int:
+        """How many tokens of text the trunk has positions for; LayoutLMv3 and RoBERTa count them from behind ``pad_token_id``."""
+        return self.max_position_embeddings - (self.pad_token_id or 0) - 1
 
     def exit_names(self) -> tuple[str, ...]:
         """Exits in the order a page meets them, ``final`` last.
@@ -66,6 +73,12 @@ class EarlyExitConfig:
     def head_specs(self) -> dict[str, HeadSpec]:
         """Head of every exit but ``final``."""
         return head_specs(self.exit_names(), self.heads)
+
+    def depth(self, exit_name: str) -> int:
+        """How many layers are behind an exit: k for ``encoder.k``, all for ``final``, else 0."""
+        if exit_name == "final":
+            return self.num_hidden_layers
+        return int(exit_name.removeprefix("encoder.")) if exit_name.startswith("encoder.") else 0
 
 
 class EarlyExitModel(PreTrainedModel):
@@ -129,6 +142,25 @@ class EarlyExitModel(PreTrainedModel):
             return (head(features),)
         logits = self.classify(features) if head.ramp is None else head.ramp(features)
         return logits, (self.shared_gate if head.gate is None else head.gate)(features.detach())
+
+    @property
+    def final_feature(self) -> str:
+        """What the trunk's own classifier takes of the last layer: the first token's row (``cls``), or the ``mean``."""
+        return "cls"
+
+    @staticmethod
+    def mean(rows: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The average ``[B, H]`` of hidden states ``[B, L, H]``, over those where ``mask [B, L]`` is not zero."""
+        return rows.mean(1) if mask is None else masked_mean(rows, mask)
+
+    def feature(self, exit_name: str) -> str:
+        """What the head of an exit reads: one of :data:`~ee_export.model.exits.FEATURES`."""
+        reads: str = self.final_feature if exit_name == "final" else self.config.head_specs()[exit_name].reads
+        return reads
+
+    def pooled(self, exit_name: str, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the head of an exit reads of ``hidden [B, L, H]``, ``[B, H]``."""
+        return first_row(hidden) if self.feature(exit_name) == "cls" else self.mean(hidden, mask)
 
     def parts(self, *, answer_first: bool) -> list[Part]:
         """The whole model as parts, in the order in which a page meets them.
@@ -201,6 +233,8 @@ class EarlyExitModel(PreTrainedModel):
     ) -> list[Part]:
         """Layers in order, from ``hidden.0`` to ``hidden.n``, with the exits among them and ``final`` at the end.
 
+        What reads a mean, be it ``final``, comes behind its whole layer.
+
         Args:
             layers: the stock layers.
             answer: a layer, ``hidden [B, L, H]`` and what is beside it to the first row ``[B, H]`` after it.
@@ -216,7 +250,7 @@ class EarlyExitModel(PreTrainedModel):
             before, after, first = f"hidden.{number - 1}", f"hidden.{number}", f"first.{number}"
             asked = [name for name in (f"encoder.{number}",) if name in specs]
             asked += ["final"] if number == len(stock) else []
-            by_row = [name for name in asked if name == "final" or specs[name].reads == "cls"]
+            by_row = [name for name in asked if self.feature(name) == "cls"]
             if by_row and answer_first:
                 found.append(trunk_part(answer, layer, (before, *beside), (first,)))
             found.append(trunk_part(whole, layer, (before, *beside), (after,)))
@@ -225,8 +259,16 @@ class EarlyExitModel(PreTrainedModel):
                     inputs = (first,) if answer_first else (after,)
                     found.append(self.head_part(name, inputs, same if answer_first else first_row))
                 else:
-                    found.append(self.head_part(name, (after,) if mask is None else (after, mask), mean_row))
+                    found.append(self.head_part(name, (after,) if mask is None else (after, mask), self.mean))
         return found
+
+    def vision_parts(self, embeddings: Part) -> list[Part]:
+        """The part that embeds ``pixel_values`` as rows, and the vision exit: before it where its head reads pixels, else behind."""
+        if "vision" not in self.config.head_specs():
+            return [embeddings]
+        if self.feature("vision") == "pixels":
+            return [self.head_part("vision", ("pixel_values",), same), embeddings]
+        return [embeddings, self.head_part("vision", embeddings.outputs, self.mean)]
 
     def head_part(self, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
         """The head of an exit on the features that ``read`` takes from its inputs."""
@@ -263,16 +305,6 @@ def needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:
 def first_row(rows: Tensor) -> Tensor:
     """The ``[CLS]`` row ``[B, H]`` of hidden states ``[B, L, H]``."""
     return rows[:, 0]
-
-
-def mean_row(rows: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The average ``[B, H]`` of hidden states ``[B, L, H]``, over those where ``mask [B, L]`` is not zero."""
-    return rows.mean(1) if mask is None else masked_mean(rows, mask)
-
-
-def pooled(spec: HeadSpec | None, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What a head inside the encoder reads of ``hidden [B, L, H]``, ``[B, H]``; ``None`` stands for ``final``."""
-    return first_row(hidden) if spec is None or spec.reads == "cls" else mean_row(hidden, mask)
 
 
 def same(rows: Tensor) -> Tensor:

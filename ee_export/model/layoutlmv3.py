@@ -20,9 +20,6 @@ from ee_export.model.early_exit import (
     Part,
     Shape,
     first_row,
-    mean_row,
-    pooled,
-    same,
     trunk_part,
 )
 from ee_export.model.heads import masked_mean
@@ -71,12 +68,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
         """See :meth:`EarlyExitModel.parts`."""
         stock = self.layoutlmv3
         specs = self.config.head_specs()
-        found: list[Part] = []
-        if "vision" in specs and specs["vision"].reads == "pixels":
-            found.append(self.head_part("vision", ("pixel_values",), same))
-        found.append(trunk_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
-        if "vision" in specs and specs["vision"].reads == "mean":
-            found.append(self.head_part("vision", ("visual",), mean_row))
+        found = self.vision_parts(trunk_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
         for name in specs:
             if name.startswith("text."):
                 # Embeds by itself: what it read is a part of the text, and what comes next needs all of it.
@@ -135,10 +127,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
         mask = torch.cat([attention_mask, visual_mask], dim=1)
         found: dict[str, Tensor] = {}
         for name in self.config.exit_names():
-            spec = self.config.head_specs().get(name)
-            if spec is None:
-                found[name] = pooled(spec, states[-1])
-            elif spec.reads == "pixels":
+            if self.feature(name) == "pixels":
                 found[name] = pixel_values
             elif name == "vision":
                 found[name] = stock.forward_image(pixel_values).mean(1)
@@ -148,8 +137,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
             elif name == "text":
                 found[name] = masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask)
             else:
-                depth = 0 if name == "fusion" else int(name.removeprefix("encoder."))
-                found[name] = pooled(spec, states[depth], mask)
+                found[name] = self.pooled(name, states[self.config.depth(name)], mask)
         return found
 
 

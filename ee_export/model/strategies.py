@@ -83,11 +83,11 @@ def on_the_way(exit_name: str, parameter: str) -> bool:
     in_encoder = exit_name == "final" or exit_name.startswith("encoder.")
     if layer := re.search(r"\.layers?\.(\d+)\.", parameter):
         return exit_name == "final" or (in_encoder and int(layer[1]) < int(exit_name.removeprefix("encoder.")))
-    if parameter.startswith("vit.layernorm."):
+    if parameter.split(".")[1] in ("layernorm", "pooler"):
         return exit_name == "final"
-    if parameter.startswith("layoutlmv3.encoder."):
+    if parameter.startswith(("layoutlmv3.encoder.", "beit.shared_position_bias.")):
         return in_encoder
-    text = parameter.startswith("layoutlmv3.embeddings.")
+    text = parameter.startswith(("layoutlmv3.embeddings.", "bert.embeddings.", "roberta.embeddings."))
     fusing = parameter.startswith("layoutlmv3.LayerNorm.")
     if exit_name == "text" or exit_name.startswith("text."):
         return text

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 
 from ee_export.atomic import check_destination, staged_folder
@@ -189,11 +190,11 @@ def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyE
     family = FAMILIES[recipe.trunk]
     words = (data.page(index).words for index in range(len(data) if family.reads("text") else 0))
     tokenizer = checkpoint.train_tokenizer((list(found) for found in words if found), recipe.vocab_size)
-    sizes = {**recipe.model, "vocab_size": tokenizer.get_vocab_size()}
+    sizes = {**recipe.model, "vocab_size": tokenizer.get_vocab_size(), **checkpoint.special_ids(tokenizer)}
     try:
         config = family.config_class(**sizes, id2label=labels["id2label"], label2id=labels["label2id"])
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"[model] of the recipe: {str(error).strip().splitlines()[0]}") from None
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise BadRequest(f"[model] of the recipe: {' '.join(str(error).split())}") from None
     return family(config), tokenizer
 
 

@@ -17,7 +17,7 @@ TOLERANCE_FP32 = 2e-4
 def cases(model: EarlyExitModel, seed: int = 0) -> list[Arrays]:
     """Inputs that span what a chain meets: batch 1–5, 1 to the longest text, padding, pages without text."""
     config = model.config
-    longest = config.max_position_embeddings - config.pad_token_id - 1
+    longest = config.longest_text
     rng = np.random.default_rng(seed)
     sizes = [(1, 1), (1, 2), (2, 17), (3, 64), (4, min(128, longest)), (5, 33), (1, longest), (2, longest)]
     return [_case(model, rng, batch, tokens) for batch, tokens in sizes]

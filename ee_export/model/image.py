@@ -1,0 +1,71 @@
+"""What trunks for pages known by their image alone have in common: patches, and nothing that is padded."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import BeitModel, ViTModel
+
+from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, trunk_part
+
+
+@dataclass(kw_only=True)
+class ImageConfig(EarlyExitConfig):
+    """What a configuration says of a trunk that reads an image, besides what the stock one says; see :class:`EarlyExitConfig`.
+
+    ``image_mode``: ``L`` or ``RGB``, how a page is decoded before it becomes three channels; ``image_mean`` and ``image_std``
+    normalise values in [0, 1].
+    """
+
+    BEFORE_ENCODER = ("vision",)
+
+    exits: list[str] | tuple[str, ...] | None = None
+    heads: dict[str, Any] | None = None
+    image_size: int = 224  # a stock one may be a pair too; this one is not
+    image_mode: str = "RGB"
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    # Every page is encoded in the same way; of its text, such a trunk is given the two special tokens and reads neither.
+    max_text_tokens: int = 2
+    max_position_embeddings: int = 4
+    vocab_size: int = 261
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square that a page is resized to, in pixels."""
+        return self.image_size
+
+
+class EarlyExitImage(EarlyExitModel):
+    """The forward pass of a trunk that reads an image, but for its layers.
+
+    The stock trunk stands under the name that transformers gives it, which is ``base_model`` too.
+    """
+
+    INPUTS: ClassVar = {"pixel_values": "image"}
+
+    def patch_parts(self) -> list[Part]:
+        """All parts before the encoder: the embeddings of the patches, and the vision exit."""
+        return self.vision_parts(trunk_part(_embeddings, self.base_model, ("pixel_values",), ("hidden.0",)))
+
+    def shapes(self) -> dict[str, Shape]:
+        """See :meth:`EarlyExitModel.shapes`; all pages have the same number of tokens."""
+        side = self.config.input_size
+        tokens = 1 + self.base_model.embeddings.patch_embeddings.num_patches
+        return {"pixel_values": ("B", 3, side, side), **self.state_shapes(tokens)}
+
+    def features(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """See :meth:`EarlyExitModel.features`."""
+        pixels = inputs["pixel_values"]
+        states = self.base_model(pixels, output_hidden_states=True).hidden_states
+        return {
+            name: pixels if self.feature(name) == "pixels" else self.pooled(name, states[self.config.depth(name)])
+            for name in self.config.exit_names()
+        }
+
+
+def _embeddings(stock: BeitModel | ViTModel, pixel_values: Tensor) -> Tensor:
+    return stock.embeddings(pixel_values)
