@@ -228,7 +228,12 @@ def test_other_image_files_are_decoded_once_for_pixels_and_text(
     page_image.save(tmp_path / "page.png")
     opened = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda *given, **named: opened.append(given) or real(*given, **named))
+
+    def counting(source: Path) -> Image.Image:
+        opened.append(source)
+        return real(source)
+
+    monkeypatch.setattr(Image, "open", counting)
     leaving(chain).predict(Page(tmp_path / "page.png", ocr=lambda image: ([], [])))
     assert len(opened) == 1
 
