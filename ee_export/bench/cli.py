@@ -1,6 +1,7 @@
 """`ee-bench`: parse, call, print; nothing else."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,88 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
     out.print(f"{out_folder / 'report.html'} and results.json are ready")
 
 
+@cli.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--peers", default="onnxruntime,nested_if", show_default=True, help="Or openvino, transformers, torch_compile."
+)
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="What PACKAGE was built from, for the peers of torch."
+)
+@click.option("--ocr", is_flag=True, help="Withhold the words: Tesseract reads every page, or what the chain asks for.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Over all pages, at most.")
+@click.option("--threads", type=click.IntRange(1), help="Of every contender; default one a processor.")
+@click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
+@click.option("--seed", default=0, show_default=True, help="Of the order of pages and contenders.")
+@click.option("--record", type=click.Path(path_type=Path), help="Also write the result to this JSON file.")
+@target_option
+@json_option
+def compare(
+    package: Path,
+    data: Path,
+    peers: str,
+    checkpoint: Path | None,
+    ocr: bool,
+    rounds: int,
+    threads: int | None,
+    operating_point: str,
+    seed: int,
+    record: Path | None,
+    target: str,
+    as_json: bool,
+) -> None:
+    """PACKAGE against the whole model by other means, on the labelled pages in DATA: from a page's bytes to its label.
+
+    Every contender is a process of its own with the same weights, encoder and threads; each page goes to all of them, in random
+    order. Exit status 2 where one cannot run.
+    """
+    from ee_export.data import read_dataset
+    from ee_export.package import open_package
+    from ee_export.runtime.ort import available_threads
+
+    with export_extra():
+        from ee_export.bench import compare as comparing
+    opened = open_package(package)
+    opened.target(target)
+    subject = comparing.Subject(
+        str(package),
+        target,
+        operating_point,
+        None if checkpoint is None else str(checkpoint),
+        threads or available_threads(),
+    )
+    names = [name.strip() for name in peers.split(",") if name.strip()]
+    plan = comparing.Plan(rounds=rounds, seed=seed, ocr=ocr)
+    with progress_bars() as show:
+        result = comparing.compare(subject, names, read_dataset(data, opened.manifest.labels), plan, show)
+    if record is not None:
+        record.write_text(json.dumps(result, indent=1) + "\n")
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    _print_comparison(result)
+
+
+@cli.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@json_option
+def diff(before: Path, after: Path, as_json: bool) -> None:
+    """What got slower or faster between two results that `compare --record` wrote. Exit status 1: something got slower."""
+    with export_extra():
+        from ee_export.bench import compare as comparing
+    found = comparing.difference(comparing.read(before), comparing.read(after))
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        for name, (ratio, low, high) in found.items():
+            verdict = "slower" if low > 1 else "faster" if high < 1 else "no difference shown"
+            out.print(f"{name}: {ratio:.3f} of the time [{low:.3f} – {high:.3f}], {verdict}")
+    if any(low > 1 for _, low, _ in found.values()):
+        raise SystemExit(1)
+
+
 def main() -> None:
     """Entry point: an error is one line on stderr and exit status 2."""
     run_command(cli, "ee-bench")
@@ -146,6 +229,37 @@ def _print_latency(found: Any) -> None:
         f"operating point full: {found.full_of_whole} of the whole model"
     )
     out.print(f"Python outside onnxruntime: {found.python_us_per_segment} µs a segment")
+
+
+def _print_comparison(result: dict[str, Any]) -> None:
+    subject, plan = result["subject"], result["plan"]
+    out.print(
+        f"{subject['package']}, {subject['target']}, {subject['operating_point']}; {result['machine']}; {result['pages']} pages, "
+        f"{'OCR by Tesseract' if plan['ocr'] else 'words given'}, {result['rounds']} rounds, {subject['threads']} threads each"
+    )
+    table = Table(
+        "", "right", "mean ms", "of the chain", "p50", "p90", "p99", "load s", "memory, peak MB", "on disk MB"
+    )
+    for name, found in result["contenders"].items():
+        cells = [_interval(found["mean_ms"]), _interval(found["of_chain"])]
+        cells += ["too few" if found[p] is None else f"{found[p][0]:.2f}" for p in ("p50_ms", "p90_ms", "p99_ms")]
+        memory = f"{found['rss_mb']:.0f}, {found['peak_mb']:.0f}"
+        table.add_row(name, str(found["right"]), *cells, f"{found['load_s']:.2f}", memory, f"{found['size_mb']:.1f}")
+    out.print(table)
+    for name, found in result["contenders"].items():
+        stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in found["stages_ms"].items())
+        out.print(f"{name}, ms a page: {stages}")
+    exits = ", ".join(f"{name} {share:.1%}" for name, share in result["contenders"]["chain"]["exits"].items())
+    out.print(f"the chain's pages left at: {exits}")
+    if result["load_average"] > 0.5:
+        out.print(
+            f"the machine was busy before this began (load {result['load_average']:.1f}): do not quote these times"
+        )
+
+
+def _interval(found: Sequence[float]) -> str:
+    middle, low, high = found
+    return f"{middle:.2f} [{low:.2f} – {high:.2f}]"
 
 
 def _print_loading(loading: dict[str, Any], loads: int) -> None:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 
-def _memory_mb(field: str) -> float:
+def memory_mb(field: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
@@ -19,7 +19,7 @@ def main() -> None:
     from ee_export.runtime import ort as backend
     from ee_export.runtime.chain import load
 
-    before = _memory_mb("VmRSS:")
+    before = memory_mb("VmRSS:")
     started = time.perf_counter()
     if kind == "package":
         kept = load(arguments[0], arguments[1], "full")
@@ -27,7 +27,7 @@ def main() -> None:
         kept = backend.open_session(arguments[0], backend.available_threads())
     taken = time.perf_counter() - started
     print(
-        json.dumps({"load_s": taken, "rss_mb": _memory_mb("VmRSS:") - before, "peak_mb": _memory_mb("VmHWM:") - before})
+        json.dumps({"load_s": taken, "rss_mb": memory_mb("VmRSS:") - before, "peak_mb": memory_mb("VmHWM:") - before})
     )
     del kept
 

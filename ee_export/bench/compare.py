@@ -1,0 +1,220 @@
+"""A chain against what a user would run instead: every contender in a process of its own, page by page in random order."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ee_export.bench.peers import PEERS, Subject
+from ee_export.bench.run import Progress, environment
+from ee_export.bench.worker import CHAIN
+from ee_export.data import Dataset
+from ee_export.errors import BadRequest, require_known
+
+SCHEMA = 1
+WARM_UP = 5
+"""Pages that every contender answers before any counts."""
+_TAIL = 10
+"""A percentile is quoted where at least so many samples lie beyond it."""
+
+Interval = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How it is measured: rounds over all pages at most, the half width of the ratios' intervals at which to stop, the seed."""
+
+    rounds: int = 3
+    tight: float = 0.02
+    seed: int = 0
+    ocr: bool = False
+
+
+class Contender:
+    """A worker process; :meth:`ask` sends it a page and waits."""
+
+    def __init__(self, name: str, subject: Subject) -> None:
+        self.name = name
+        command = [sys.executable, "-m", "ee_export.bench.worker", name, json.dumps(asdict(subject))]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.ready = self._read()
+        if "error" in self.ready:
+            self.close()
+            raise BadRequest(f"{name}: {self.ready['error']}; leave it out with --peers, or install what it needs")
+
+    def ask(self, path: str, *, ocr: bool) -> dict[str, Any]:
+        """What the worker says of a page."""
+        self._write(json.dumps({"path": path, "ocr": ocr}))
+        return self._read()
+
+    def end(self) -> dict[str, Any]:
+        """What memory the worker took; it ends."""
+        self._write("")
+        found = self._read()
+        self.close()
+        return found
+
+    def close(self) -> None:
+        """End the process whatever it does."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._process.communicate()[1].strip().splitlines()
+            raise BadRequest(f"{self.name}: its process ended ({said[-1] if said else 'it said nothing'})")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Measure; returns the result that docs/bench.md describes.
+
+    Raises:
+        BadRequest: there is no such peer, what it needs is not installed, or it failed.
+    """
+    for peer in peers:
+        require_known(peer, PEERS, "peer")
+    busy = os.getloadavg()[0]
+    contenders: list[Contender] = []
+    try:
+        for at, name in enumerate((CHAIN, *peers)):
+            progress("load", at, len(peers) + 1)
+            contenders.append(Contender(name, subject))
+        progress("load", len(contenders), len(contenders))
+        times, answers = _measure(contenders, data, plan, progress)
+        memory = {contender.name: contender.end() for contender in contenders}
+    finally:
+        for contender in contenders:
+            contender.close()
+    medians = {name: np.median(found, axis=0) for name, found in times.items()}
+    return {
+        "schema": SCHEMA,
+        **environment(),
+        "cores": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "load_average": busy,
+        "subject": asdict(subject),
+        "plan": asdict(plan),
+        "data": data.digest(),
+        "pages": len(data),
+        "rounds": len(times[CHAIN]),
+        "contenders": {
+            contender.name: {
+                **contender.ready,
+                **memory[contender.name],
+                **_figures(times[contender.name], answers[contender.name], data),
+                "of_chain": _ratio(medians[contender.name], medians[CHAIN]),
+                "pages_ms": np.round(medians[contender.name], 4).tolist(),
+            }
+            for contender in contenders
+        },
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result that was written to a file; raises BadRequest where it is none."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if found["schema"] != SCHEMA or CHAIN not in found["contenders"]:
+            raise ValueError("another schema")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadRequest(f"{path}: not a result of `ee-bench compare --record` ({error})") from None
+    return found
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Interval]:
+    """Time after over time before of every contender in both results, with a 95 % interval; paired by page.
+
+    Raises:
+        BadRequest: the two were not measured on the same pages.
+    """
+    if before["data"] != after["data"] or before["plan"]["ocr"] != after["plan"]["ocr"]:
+        raise BadRequest(
+            "the two results are of different pages, or one with OCR and one without; compare like with like"
+        )
+    both = [name for name in before["contenders"] if name in after["contenders"]]
+    times = [{name: np.array(side["contenders"][name]["pages_ms"]) for name in both} for side in (before, after)]
+    return {name: _ratio(times[1][name], times[0][name]) for name in both}
+
+
+def _measure(
+    contenders: Sequence[Contender], data: Dataset, plan: Plan, progress: Progress
+) -> tuple[dict[str, np.ndarray], dict[str, list[dict[str, Any]]]]:
+    """Milliseconds ``[rounds, N]`` and last answers ``[N]`` per contender."""
+    rng = np.random.default_rng(plan.seed)
+    paths = [str(path) for path in data.paths]
+    for path in paths[:WARM_UP]:
+        for contender in contenders:
+            contender.ask(path, ocr=plan.ocr)
+    rounds: list[dict[str, np.ndarray]] = []
+    answers: dict[str, list[dict[str, Any]]] = {one.name: [{}] * len(paths) for one in contenders}
+    for done in range(plan.rounds):
+        taken = {one.name: np.empty(len(paths)) for one in contenders}
+        for count, at in enumerate(rng.permutation(len(paths))):
+            progress("measure", done * len(paths) + count, plan.rounds * len(paths))
+            for which in rng.permutation(len(contenders)):
+                found = contenders[which].ask(paths[at], ocr=plan.ocr)
+                taken[contenders[which].name][at] = found["ms"]
+                answers[contenders[which].name][at] = found
+        rounds.append(taken)
+        times = {one.name: np.stack([each[one.name] for each in rounds]) for one in contenders}
+        medians = {name: np.median(found, axis=0) for name, found in times.items()}
+        ratios = [_ratio(medians[one.name], medians[CHAIN]) for one in contenders[1:]]
+        if done and all(high - low <= 2 * plan.tight * middle for middle, low, high in ratios):
+            break
+    progress("measure", 1, 1)
+    return times, answers
+
+
+def _figures(times: np.ndarray, answers: Sequence[dict[str, Any]], data: Dataset) -> dict[str, Any]:
+    wanted = [data.labels[target] for target in data.targets]
+    medians = np.median(times, axis=0)
+    found: dict[str, Any] = {
+        "right": sum(answer["label"] == label for answer, label in zip(answers, wanted, strict=True)),
+        "mean_ms": _bootstrap(medians, lambda drawn: drawn.mean(axis=-1)),
+    }
+    for percent in (50, 90, 99):
+        enough = times.size * (100 - percent) / 100 >= _TAIL
+        at = partial(np.percentile, q=percent, axis=-1)
+        found[f"p{percent}_ms"] = _bootstrap(times.ravel(), at) if enough else None
+    stages: Counter[str] = Counter()
+    for answer in answers:
+        stages.update(answer["stages_ms"])
+    found["stages_ms"] = {name: total / len(answers) for name, total in stages.items()}
+    exits = Counter(answer["exit"] for answer in answers if "exit" in answer)
+    found["exits"] = {name: count / len(answers) for name, count in exits.items()}
+    return found
+
+
+def _bootstrap(values: np.ndarray, figure: Callable[[np.ndarray], np.ndarray], draws: int = 1000) -> Interval:
+    """A figure of float ``[N]``, computed along the last axis, and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    drawn = figure(values[rng.integers(0, len(values), (draws, len(values)))])
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(figure(values)), float(low), float(high)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray, draws: int = 2000) -> Interval:
+    """Mean of ``above`` over mean of ``below``, float ``[N]`` each, the pages drawn anew together for the 95 % interval."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, len(above), (draws, len(above)))
+    low, high = np.percentile(above[rows].mean(axis=1) / below[rows].mean(axis=1), [2.5, 97.5])
+    return float(above.mean() / below.mean()), float(low), float(high)

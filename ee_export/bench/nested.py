@@ -1,0 +1,101 @@
+"""Early exits inside one ONNX graph: a chain's segments in nested ``If`` nodes, as one would build it without a runtime."""
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, compose, helper
+
+from ee_export.errors import BadRequest
+from ee_export.manifest import OperatingPoint, logits_name
+from ee_export.package import Package
+from ee_export.runtime.plan import operating_point
+
+_ANSWER = "answer"
+
+
+def nested_if(package: Package, target_name: str, point_name: str) -> onnx.ModelProto:
+    """One graph from the inputs of one page, its text included, to the logits ``[1, C]`` of the exit where it leaves.
+
+    Raises:
+        BadRequest: the operating point's criterion is none that a few nodes compute (``max_probability``, ``margin``), or it has
+            thresholds per class.
+    """
+    target = package.target(target_name)
+    point = operating_point(target, point_name)
+    if point.criterion not in _SCORES or any(isinstance(bar, tuple) for bar in point.thresholds.values()):
+        raise BadRequest(
+            f"operating point '{point_name}' decides by '{point.criterion}': nested Ifs are built for {' and '.join(_SCORES)} "
+            "with one threshold an exit"
+        )
+    joined = onnx.ModelProto()
+    inputs: dict[str, onnx.ValueInfoProto] = {}
+    bodies: list[tuple[str, list[NodeProto]]] = []
+    for segment in target.segments:
+        leaves = segment.exit == "final" or point.thresholds[segment.exit] is not None
+        if not leaves and not any(tensor.name != logits_name(segment.exit) for tensor in segment.outputs):
+            continue
+        model = onnx.load(package.path / segment.file)
+        own = {tensor.name for tensor in segment.inputs}
+        for value in [value for value in model.graph.input if value.name not in own]:
+            model.graph.input.remove(value)
+        compose.add_prefix(model, f"{segment.exit}/", rename_inputs=False, rename_outputs=False, inplace=True)
+        inputs |= {value.name: value for value in model.graph.input if value.name in package.manifest.inputs}
+        joined.ir_version, joined.graph.name = model.ir_version, package.manifest.name
+        if not joined.opset_import:
+            joined.opset_import.extend(model.opset_import)
+        joined.graph.initializer.extend(model.graph.initializer)
+        bodies.append((segment.exit, list(model.graph.node)))
+    classes = len(package.manifest.labels)
+    for exit_name, _ in bodies[:-1]:
+        calibration = target.calibration_of(exit_name, classes)
+        for what, values in (("scale", calibration.scale), ("bias", calibration.bias)):
+            joined.graph.initializer.append(
+                helper.make_tensor(f"{exit_name}/{what}", TensorProto.FLOAT, [classes], values)
+            )
+    joined.graph.initializer.append(helper.make_tensor("two", TensorProto.INT64, [1], [2]))
+    joined.graph.node.extend(_nested(bodies, point, classes))
+    joined.graph.input.extend(inputs.values())
+    joined.graph.output.append(
+        helper.make_tensor_value_info(f"{bodies[0][0]}/{_ANSWER}", TensorProto.FLOAT, [1, classes])
+    )
+    return joined
+
+
+def _nested(bodies: Sequence[tuple[str, list[NodeProto]]], point: OperatingPoint, classes: int) -> list[NodeProto]:
+    """The nodes of the first body, and an ``If`` around those of all others."""
+    (name, nodes), *rest = bodies
+    answer = f"{name}/{_ANSWER}"
+    if not rest:
+        return [*nodes, helper.make_node("Identity", [logits_name(name)], [answer])]
+    bar = point.thresholds[name]
+    assert not isinstance(bar, tuple)  # refused before
+    if bar is None:
+        inner = _nested(rest, point, classes)
+        return [*nodes, *inner, helper.make_node("Identity", [f"{rest[0][0]}/{_ANSWER}"], [answer])]
+    stay = _branch(f"{name}/stay", _nested(rest, point, classes), f"{rest[0][0]}/{_ANSWER}", classes)
+    kept = f"{name}/kept"
+    leave = _branch(f"{name}/leave", [helper.make_node("Identity", [logits_name(name)], [kept])], kept, classes)
+    threshold = helper.make_tensor("value", TensorProto.FLOAT, [], [bar])
+    return [
+        *nodes,
+        helper.make_node("Mul", [logits_name(name), f"{name}/scale"], [f"{name}/scaled"]),
+        helper.make_node("Add", [f"{name}/scaled", f"{name}/bias"], [f"{name}/calibrated"]),
+        helper.make_node("Softmax", [f"{name}/calibrated"], [f"{name}/probabilities"], axis=1),
+        helper.make_node("TopK", [f"{name}/probabilities", "two"], [f"{name}/best", f"{name}/classes"], axis=1),
+        helper.make_node("Split", [f"{name}/best"], [f"{name}/first", f"{name}/second"], axis=1, num_outputs=2),
+        *_SCORES[point.criterion](name),
+        helper.make_node("Squeeze", [f"{name}/score"], [f"{name}/confidence"]),
+        helper.make_node("Constant", [], [f"{name}/threshold"], value=threshold),
+        helper.make_node("GreaterOrEqual", [f"{name}/confidence", f"{name}/threshold"], [f"{name}/leaves"]),
+        helper.make_node("If", [f"{name}/leaves"], [answer], then_branch=leave, else_branch=stay),
+    ]
+
+
+_SCORES = {
+    "max_probability": lambda name: [helper.make_node("Identity", [f"{name}/first"], [f"{name}/score"])],
+    "margin": lambda name: [helper.make_node("Sub", [f"{name}/first", f"{name}/second"], [f"{name}/score"])],
+}
+
+
+def _branch(name: str, nodes: Sequence[NodeProto], output: str, classes: int) -> GraphProto:
+    return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, classes])])

@@ -1,0 +1,116 @@
+"""What a user would run instead: the whole model by other means, from encoded inputs to an answer, on the same weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ee_export.bench.nested import nested_if
+from ee_export.encode import Arrays
+from ee_export.errors import BadRequest
+from ee_export.manifest import logits_name
+from ee_export.package import Package, open_package
+from ee_export.runtime import ort as backend
+from ee_export.segments.join import join
+
+Run = Callable[[Arrays], np.ndarray]
+"""From encoded inputs of one page to logits, float32 ``[1, C]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is compared: a target of a package, the checkpoint it was built from (torch's peers need it), and threads."""
+
+    package: str
+    target: str
+    operating_point: str
+    checkpoint: str | None
+    threads: int
+
+    def opened(self) -> Package:
+        return open_package(Path(self.package))
+
+
+def _onnxruntime(subject: Subject) -> tuple[Run, int]:
+    """The whole model as one graph, as one would export it without this toolkit."""
+    graph = join(subject.opened(), subject.target, [logits_name("final")]).SerializeToString()
+    return _session(graph, subject.threads), len(graph)
+
+
+def _nested_if(subject: Subject) -> tuple[Run, int]:
+    """Early exits inside one graph, by nested ``If`` nodes with the same thresholds."""
+    graph = nested_if(subject.opened(), subject.target, subject.operating_point).SerializeToString()
+    return _session(graph, subject.threads), len(graph)
+
+
+def _openvino(subject: Subject) -> tuple[Run, int]:
+    """The whole model's graph in OpenVINO, tuned for latency by its own hint; in bfloat16 where the processor has it."""
+    import openvino
+
+    graph = join(subject.opened(), subject.target, [logits_name("final")]).SerializeToString()
+    core = openvino.Core()
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads}
+    compiled = core.compile_model(core.read_model(graph), "CPU", options)
+    names = [port.get_any_name() for port in compiled.inputs]
+    output = compiled.output(0)
+    return lambda arrays: compiled({name: arrays[name] for name in names})[output], len(graph)
+
+
+def _transformers(subject: Subject) -> tuple[Run, int]:
+    """The stock model of transformers in eager mode."""
+    return _torch(subject, compiled=False)
+
+
+def _torch_compile(subject: Subject) -> tuple[Run, int]:
+    """The stock model of transformers by ``torch.compile``, for any text length."""
+    return _torch(subject, compiled=True)
+
+
+PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
+    "onnxruntime": _onnxruntime,
+    "nested_if": _nested_if,
+    "openvino": _openvino,
+    "transformers": _transformers,
+    "torch_compile": _torch_compile,
+}
+"""By name: makes the peer ready, and says how many bytes it is on disk."""
+
+
+def _session(graph: bytes, threads: int) -> Run:
+    session = backend.open_session(graph, threads)
+    names = [value.name for value in session.get_inputs()]
+    return lambda arrays: np.asarray(session.run(None, {name: arrays[name] for name in names})[0])
+
+
+def _torch(subject: Subject, *, compiled: bool) -> tuple[Run, int]:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    from ee_export.model import checkpoint
+    from ee_export.model.families import PREFIX
+
+    if subject.checkpoint is None:
+        raise BadRequest(
+            "the peers of torch run the checkpoint that the package was built from; name it with --checkpoint"
+        )
+    folder = Path(subject.checkpoint)
+    trained, _ = checkpoint.load(folder)
+    kind = AutoModelForSequenceClassification if trained.reads("text") else AutoModelForImageClassification
+    own = {"exits", "heads", "model_type", "architectures"}
+    settings = {name: value for name, value in trained.config.to_dict().items() if name not in own}
+    config = AutoConfig.for_model(trained.config.model_type.removeprefix(PREFIX), **settings)
+    model = kind.from_config(config)
+    stock = model.state_dict().keys()
+    model.load_state_dict({name: value for name, value in trained.state_dict().items() if name in stock})
+    model.eval()
+    torch.set_num_threads(subject.threads)
+    forward = torch.compile(model, dynamic=True) if compiled else model
+    names = list(trained.INPUTS)
+
+    def run(arrays: Arrays) -> np.ndarray:
+        with torch.inference_mode():
+            logits: np.ndarray = forward(**{name: torch.from_numpy(arrays[name]) for name in names}).logits.numpy()
+        return logits
+
+    return run, (folder / "model.safetensors").stat().st_size

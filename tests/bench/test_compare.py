@@ -1,0 +1,105 @@
+"""`ee-bench compare` and `diff`: the same pages to every contender, and what is said of their times."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ee_export.bench.cli import cli
+from ee_export.bench.compare import difference
+from ee_export.bench.nested import nested_if
+from ee_export.bench.peers import PEERS, Subject
+from ee_export.data import read_dataset
+from ee_export.errors import BadRequest
+from ee_export.package import Package, open_package
+from ee_export.runtime import ort as backend
+from ee_export.runtime.chain import load_package
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("compare") / "result.json"
+    peers = "onnxruntime,nested_if,transformers"
+    arguments = [tiny_package.path, pages_folder, "--peers", peers, "--checkpoint", tiny_checkpoint, "--rounds", 2]
+    done = CliRunner().invoke(cli, [str(each) for each in ("compare", *arguments, "--record", path)])
+    assert done.exit_code == 0, done.output
+    assert "the chain's pages left at" in done.stdout
+    return path
+
+
+def test_every_contender_answers_every_page_as_what_it_stands_for(
+    recorded: Path, tiny_package: Package, pages_folder: Path
+) -> None:
+    found = json.loads(recorded.read_text())["contenders"]
+    data = read_dataset(pages_folder, tiny_package.manifest.labels)
+    wanted = [data.labels[target] for target in data.targets]
+    for names, point in ((("onnxruntime", "transformers"), "full"), (("chain", "nested_if"), "default")):
+        chain = load_package(tiny_package, operating_point=point)
+        right = sum(chain.predict(data.page(at)).label == label for at, label in enumerate(wanted))
+        assert {found[name]["right"] for name in names} == {right}
+    assert sum(found["chain"]["exits"].values()) == pytest.approx(1)
+    for contender in found.values():
+        middle, low, high = contender["mean_ms"]
+        assert 0 < low <= middle <= high
+        assert contender["p99_ms"] is None, "a hundredth of some hundred samples says nothing"
+        assert sum(contender["stages_ms"].values()) == pytest.approx(np.mean(contender["pages_ms"]), rel=0.5)
+        assert min(contender["load_s"], contender["size_mb"], contender["peak_mb"]) > 0
+
+
+def test_nested_ifs_leave_where_the_chain_leaves(sample: Path, pages_folder: Path) -> None:
+    package = open_package(sample)
+    chain = load_package(package, operating_point="default")
+    session = backend.open_session(nested_if(package, "cpu-fp32", "default").SerializeToString(), 1)
+    names = [value.name for value in session.get_inputs()]
+    data = read_dataset(pages_folder)
+    exits = set()
+    for at in range(len(data)):
+        arrays = chain.encode([data.page(at)])
+        answer = chain.predict_encoded(arrays)
+        exits.add(answer.exit)
+        (logits,) = session.run(None, {name: arrays[name] for name in names})
+        assert logits == pytest.approx(chain.logits(arrays)[answer.exit], abs=1e-4)
+    assert len(exits) > 1
+
+
+def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded: Path, tmp_path: Path) -> None:
+    same = CliRunner().invoke(cli, ["diff", str(recorded), str(recorded)])
+    assert (same.exit_code, same.stdout.count("no difference shown")) == (0, 4)
+    slower = json.loads(recorded.read_text())
+    chain = slower["contenders"]["chain"]
+    chain["pages_ms"] = [1.1 * ms for ms in chain["pages_ms"]]
+    (tmp_path / "slower.json").write_text(json.dumps(slower))
+    told = CliRunner().invoke(cli, ["diff", str(recorded), str(tmp_path / "slower.json")])
+    assert told.exit_code == 1
+    assert "chain: 1.100 of the time [1.100 – 1.100], slower" in told.stdout
+    slower["data"] = "other pages"
+    with pytest.raises(BadRequest, match="different pages"):
+        difference(json.loads(recorded.read_text()), slower)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--peers", "openvin"], "unknown peer 'openvin'.*openvino"),
+        (["--peers", "transformers"], "name it with --checkpoint"),
+        (["--operating-point", "fast"], "unknown operating point 'fast'"),
+    ],
+)
+def test_a_contender_that_cannot_run_is_named(
+    tiny_package: Package, pages_folder: Path, options: list[str], message: str
+) -> None:
+    arguments = [str(tiny_package.path), str(pages_folder), *options]
+    done = CliRunner().invoke(cli, ["compare", *arguments])
+    assert isinstance(done.exception, BadRequest)
+    with pytest.raises(BadRequest, match=message):
+        raise done.exception
+
+
+def test_openvino_gives_the_whole_model_s_logits(tiny_package: Package, pages_folder: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[peers]'")
+    chain = load_package(tiny_package)
+    arrays = chain.encode([read_dataset(pages_folder).page(0)])
+    run, _ = PEERS["openvino"](Subject(str(tiny_package.path), "cpu-fp32", "default", None, 1))
+    assert run(arrays) == pytest.approx(chain.logits(arrays)["final"], abs=0.02)  # bfloat16 where the processor has it
