@@ -9,6 +9,7 @@ better from exit to exit), and with --package the real pages in DATA. Exhaustive
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -31,7 +32,16 @@ out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
 @click.option("--repeats", default=5, show_default=True, help="Timed runs of the tuner; its median counts.")
 @click.option("--small", default=50, show_default=True, help="Small cases that are solved exhaustively.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
-def main(package: Path | None, data: Path | None, draws: int, repeats: int, small: int, record: Path | None) -> None:
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw the frontiers into this SVG file.")
+def main(
+    package: Path | None,
+    data: Path | None,
+    draws: int,
+    repeats: int,
+    small: int,
+    record: Path | None,
+    plot: Path | None,
+) -> None:
     """Compare."""
     cases = {f"drawn, {pages} pages, {exits} exits": drawn(pages, exits, pages) for pages, exits in SIZES}
     if package is not None and data is not None:
@@ -39,9 +49,11 @@ def main(package: Path | None, data: Path | None, draws: int, repeats: int, smal
     table = Table(
         "case", "tuner, s", "random, s", "times as fast", "points", "random's", "beaten anywhere", "cost saved"
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
+    frontiers = {}
     for name, pages in cases.items():
-        rows.append({"case": name, **compare(pages, draws, repeats)})
+        figures, frontiers[name] = compare(pages, draws, repeats)
+        rows.append({"case": name, **figures})
         row = rows[-1]
         table.add_row(
             name,
@@ -64,6 +76,8 @@ def main(package: Path | None, data: Path | None, draws: int, repeats: int, smal
     if record:
         found = {"machine": machine_name(), "draws": draws, "cases": rows, "exhaustive_gaps": gaps}
         record.write_text(json.dumps(found, indent=1) + "\n")
+    if plot:
+        draw(frontiers, rows, plot)
 
 
 SIZES = ((100, 5), (250, 5), (500, 7), (1000, 9))
@@ -100,8 +114,8 @@ def real(package: Path, data: Path) -> Scored:
     return fit.scored(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
 
 
-def compare(pages: Scored, draws: int, repeats: int) -> dict[str, float]:
-    """Times of both, and where either has a point that the other does not reach at its cost."""
+def compare(pages: Scored, draws: int, repeats: int) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:
+    """Times of both, and where either has a point that the other does not reach at its cost; and what all three found."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -112,7 +126,7 @@ def compare(pages: Scored, draws: int, repeats: int) -> dict[str, float]:
     random_s = time.perf_counter() - started
     heuristic = accuracy_and_calibration(pages)
     saved = [1 - cheapest(ours, point.accuracy) / point.mean_cost_ms for point in theirs]
-    return {
+    figures = {
         "tuner_s": float(np.median(times)),
         "random_s": random_s,
         "points": len(ours),
@@ -122,6 +136,30 @@ def compare(pages: Scored, draws: int, repeats: int) -> dict[str, float]:
         "saved_most": float(np.max(saved)),
         "heuristic_saved": 1 - cheapest(ours, heuristic.accuracy) / heuristic.mean_cost_ms,
     }
+    return figures, (ours, theirs, heuristic)
+
+
+def draw(frontiers: dict[str, tuple[list[Point], list[Point], Point]], rows: list[dict[str, Any]], path: Path) -> None:
+    """A panel a case: accuracy that is reached at each mean cost."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6 * -(-len(rows) // 2)), layout="constrained")
+    for panel, row in zip(figure.subplots(-(-len(rows) // 2), 2, squeeze=False).flat, rows, strict=False):
+        ours, theirs, heuristic = frontiers[row["case"]]
+        looks = (("random mixtures", theirs, "#d55e00", "--", 2.5), ("the tuner", ours, "#0072b2", "-", 1.2))
+        for label, points, color, line, width in looks:
+            cost, right = zip(*sorted((point.mean_cost_ms, point.accuracy) for point in points), strict=True)
+            panel.step(cost, right, where="post", color=color, linestyle=line, linewidth=width, label=label)
+        panel.plot(heuristic.mean_cost_ms, heuristic.accuracy, "s", color="#000000", label="accuracy and calibration")
+        times = f"{row['tuner_s']:.3f} s against {row['random_s']:.1f} s"
+        panel.set_title(f"{row['case']}: {times}", fontsize=9)
+        panel.set_xlabel("mean cost, ms", fontsize=8)
+        panel.set_ylabel("accuracy", fontsize=8)
+        panel.tick_params(labelsize=8)
+    for empty in figure.axes[len(rows) :]:
+        empty.set_axis_off()
+    figure.axes[0].legend(fontsize=8, loc="lower right")
+    figure.savefig(path)
 
 
 def cheapest(points: list[Point], accuracy: float) -> float:

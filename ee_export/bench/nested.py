@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, compose, helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from ee_export.errors import BadRequest
 from ee_export.manifest import OperatingPoint, logits_name
 from ee_export.package import Package
 from ee_export.runtime.plan import operating_point
+from ee_export.segments.join import prefixed
 
 _ANSWER = "answer"
 
@@ -34,11 +35,7 @@ def nested_if(package: Package, target_name: str, point_name: str) -> onnx.Model
         leaves = segment.exit == "final" or point.thresholds[segment.exit] is not None
         if not leaves and not any(tensor.name != logits_name(segment.exit) for tensor in segment.outputs):
             continue
-        model = onnx.load(package.path / segment.file)
-        own = {tensor.name for tensor in segment.inputs}
-        for value in [value for value in model.graph.input if value.name not in own]:
-            model.graph.input.remove(value)
-        compose.add_prefix(model, f"{segment.exit}/", rename_inputs=False, rename_outputs=False, inplace=True)
+        model = prefixed(package, segment)
         inputs |= {value.name: value for value in model.graph.input if value.name in package.manifest.inputs}
         joined.ir_version, joined.graph.name = model.ir_version, package.manifest.name
         if not joined.opset_import:

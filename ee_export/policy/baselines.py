@@ -16,7 +16,8 @@ def random_mixtures(pages: Scored, draws: int = 1_500_000, seed: int = 0, batch:
     """
     rng = np.random.default_rng(seed)
     exits, count = pages.scores.shape
-    percentiles = np.percentile(pages.scores[:-1], np.arange(101), axis=1)  # [101, E - 1]
+    with np.errstate(invalid="ignore"):  # of an exit that is not asked they are NaN, which no score reaches
+        percentiles = np.percentile(pages.scores[:-1], np.arange(101), axis=1)  # [101, E - 1]
     right = pages.right
     best: dict[int, tuple[float, tuple[float, ...]]] = {}
     for begin in range(0, draws, batch):

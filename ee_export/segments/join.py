@@ -6,7 +6,7 @@ import onnx
 from onnx import compose
 
 from ee_export.errors import BadPackage
-from ee_export.manifest import logits_name
+from ee_export.manifest import SegmentSpec, logits_name
 from ee_export.package import Package
 
 
@@ -21,16 +21,7 @@ def join(package: Package, target_name: str, outputs: Sequence[str] | None = Non
     joined = onnx.ModelProto()
     inputs: dict[str, onnx.ValueInfoProto] = {}
     for segment in package.target(target_name).segments:
-        try:
-            model = onnx.load(package.path / segment.file)
-        except (onnx.checker.ValidationError, OSError) as error:  # among others: it refuses weights with hard links
-            raise BadPackage(
-                f"{package.path / segment.file}: onnx cannot load it ({error}); copy the package"
-            ) from None
-        own = {tensor.name for tensor in segment.inputs}
-        for value in [value for value in model.graph.input if value.name not in own]:
-            model.graph.input.remove(value)  # a weight that another segment holds too: a constant again
-        compose.add_prefix(model, f"{segment.exit}/", rename_inputs=False, rename_outputs=False, inplace=True)
+        model = prefixed(package, segment)
         inputs |= {value.name: value for value in model.graph.input if value.name in manifest.inputs}
         joined.ir_version, joined.graph.name = model.ir_version, manifest.name
         if not joined.opset_import:
@@ -42,6 +33,23 @@ def join(package: Package, target_name: str, outputs: Sequence[str] | None = Non
     used = _remove_unused(joined.graph)
     joined.graph.input.extend(value for name, value in inputs.items() if name in used)
     return joined
+
+
+def prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
+    """A segment's graph, its weights constants and all inner names begun with its exit's, so that graphs can be joined.
+
+    Raises:
+        BadPackage: onnx cannot load it.
+    """
+    try:
+        model = onnx.load(package.path / segment.file)
+    except (onnx.checker.ValidationError, OSError) as error:  # among others: it refuses weights with hard links
+        raise BadPackage(f"{package.path / segment.file}: onnx cannot load it ({error}); copy the package") from None
+    own = {tensor.name for tensor in segment.inputs}
+    for value in [value for value in model.graph.input if value.name not in own]:
+        model.graph.input.remove(value)  # a weight that another segment holds too: a constant again
+    compose.add_prefix(model, f"{segment.exit}/", rename_inputs=False, rename_outputs=False, inplace=True)
+    return model
 
 
 def _remove_unused(graph: onnx.GraphProto) -> set[str]:
