@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -44,8 +45,10 @@ class Contender:
     def __init__(self, name: str, subject: Subject) -> None:
         self.name = name
         command = [sys.executable, "-m", "ee_export.bench.worker", name, json.dumps(asdict(subject))]
+        # Not a pipe: whoever warns a lot would fill it and stop.
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
         self.ready = self._read()
         if "error" in self.ready:
@@ -68,6 +71,7 @@ class Contender:
         """End the process whatever it does."""
         self._process.kill()
         self._process.communicate()
+        self._said.close()
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -78,8 +82,11 @@ class Contender:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            said = self._process.communicate()[1].strip().splitlines()
-            raise BadRequest(f"{self.name}: its process ended ({said[-1] if said else 'it said nothing'})")
+            self._process.wait()
+            self._said.seek(0)
+            last = self._said.read().strip().splitlines()[-1:] or ["it said nothing"]
+            self.close()
+            raise BadRequest(f"{self.name}: its process ended ({last[0]})")
         found: dict[str, Any] = json.loads(line)
         return found
 

@@ -97,6 +97,17 @@ def test_a_contender_that_cannot_run_is_named(
         raise done.exception
 
 
+def test_a_contender_that_fails_on_a_page_says_why(tiny_package: Package, tmp_path: Path) -> None:
+    for label in tiny_package.manifest.labels:
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "page.jpg").write_bytes(b"no image")
+        (tmp_path / label / "page.json").write_text('{"words": [], "boxes": []}')
+    done = CliRunner().invoke(cli, ["compare", str(tiny_package.path), str(tmp_path), "--peers", "onnxruntime"])
+    assert isinstance(done.exception, BadRequest)
+    assert "chain: its process ended" in str(done.exception)
+    assert "page.jpg: not an image file" in str(done.exception)
+
+
 def test_openvino_gives_the_whole_model_s_logits(tiny_package: Package, pages_folder: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[peers]'")
     chain = load_package(tiny_package)
