@@ -133,8 +133,8 @@ class Wish:
 
     ``criterion``: what decides. ``min_accuracy``: the lowest mean cost at this accuracy; ``max_cost_ms``: the highest accuracy
     at this mean cost; ``epsilon``: the lowest cost at which ``risk`` is at most that, with probability 1 − ``delta`` or, where
-    that is ``None``, on average over draws of the pages that certify; none of them: the lowest cost that takes no right answer away, with ``thresholds`` of one of the kinds that
-    :func:`~ee_export.policy.tune.careful` knows.
+    that is ``None``, on average over draws of the pages that certify; none of them: the lowest cost that takes no right
+    answer away, with ``thresholds`` of one of the kinds that :func:`~ee_export.policy.tune.careful` knows.
     """
 
     criterion: str = CRITERION

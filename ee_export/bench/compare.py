@@ -19,6 +19,7 @@ from ee_export.bench.run import Progress, environment
 from ee_export.bench.worker import CHAIN
 from ee_export.data import Dataset
 from ee_export.errors import BadRequest, require_known
+from ee_export.policy.metrics import bootstrap
 
 SCHEMA = 1
 WARM_UP = 5
@@ -111,7 +112,7 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
     finally:
         for contender in contenders:
             contender.close()
-    medians = {name: np.median(found, axis=0) for name, found in times.items()}
+    medians = _medians(times)
     return {
         "schema": SCHEMA,
         **environment(),
@@ -127,7 +128,7 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
             contender.name: {
                 **contender.ready,
                 **memory[contender.name],
-                **_figures(times[contender.name], answers[contender.name], data),
+                **_figures(times[contender.name], medians[contender.name], answers[contender.name], data),
                 "of_chain": _ratio(medians[contender.name], medians[CHAIN]),
                 "pages_ms": np.round(medians[contender.name], 4).tolist(),
             }
@@ -171,19 +172,17 @@ def _measure(
     for path in paths[:WARM_UP]:
         for contender in contenders:
             contender.ask(path, ocr=plan.ocr)
-    rounds: list[dict[str, np.ndarray]] = []
+    times = {one.name: np.empty((0, len(paths))) for one in contenders}
     answers: dict[str, list[dict[str, Any]]] = {one.name: [{}] * len(paths) for one in contenders}
     for done in range(plan.rounds):
-        taken = {one.name: np.empty(len(paths)) for one in contenders}
+        times = {name: np.vstack([found, np.empty(len(paths))]) for name, found in times.items()}
         for count, at in enumerate(rng.permutation(len(paths))):
             progress("measure", done * len(paths) + count, plan.rounds * len(paths))
             for which in rng.permutation(len(contenders)):
                 found = contenders[which].ask(paths[at], ocr=plan.ocr)
-                taken[contenders[which].name][at] = found["ms"]
+                times[contenders[which].name][done, at] = found["ms"]
                 answers[contenders[which].name][at] = found
-        rounds.append(taken)
-        times = {one.name: np.stack([each[one.name] for each in rounds]) for one in contenders}
-        medians = {name: np.median(found, axis=0) for name, found in times.items()}
+        medians = _medians(times)
         ratios = [_ratio(medians[one.name], medians[CHAIN]) for one in contenders[1:]]
         if done and all(high - low <= 2 * plan.tight * middle for middle, low, high in ratios):
             break
@@ -191,17 +190,24 @@ def _measure(
     return times, answers
 
 
-def _figures(times: np.ndarray, answers: Sequence[dict[str, Any]], data: Dataset) -> dict[str, Any]:
+def _medians(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Milliseconds ``[N]`` per contender: of each page, the median over rounds."""
+    return {name: np.median(found, axis=0) for name, found in times.items()}
+
+
+def _figures(
+    times: np.ndarray, medians: np.ndarray, answers: Sequence[dict[str, Any]], data: Dataset
+) -> dict[str, Any]:
     wanted = [data.labels[target] for target in data.targets]
-    medians = np.median(times, axis=0)
     found: dict[str, Any] = {
         "right": sum(answer["label"] == label for answer, label in zip(answers, wanted, strict=True)),
-        "mean_ms": _bootstrap(medians, lambda drawn: drawn.mean(axis=-1)),
+        "mean_ms": _interval(lambda rows: medians[rows].mean(), len(medians)),
     }
+    samples = times.ravel()
     for percent in (50, 90, 99):
-        enough = times.size * (100 - percent) / 100 >= _TAIL
-        at = partial(np.percentile, q=percent, axis=-1)
-        found[f"p{percent}_ms"] = _bootstrap(times.ravel(), at) if enough else None
+        enough = samples.size * (100 - percent) / 100 >= _TAIL
+        at = partial(_percentile, samples, percent)
+        found[f"p{percent}_ms"] = _interval(at, samples.size) if enough else None
     stages: Counter[str] = Counter()
     for answer in answers:
         stages.update(answer["stages_ms"])
@@ -211,17 +217,15 @@ def _figures(times: np.ndarray, answers: Sequence[dict[str, Any]], data: Dataset
     return found
 
 
-def _bootstrap(values: np.ndarray, figure: Callable[[np.ndarray], np.ndarray], draws: int = 1000) -> Interval:
-    """A figure of float ``[N]``, computed along the last axis, and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    drawn = figure(values[rng.integers(0, len(values), (draws, len(values)))])
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(figure(values)), float(low), float(high)
+def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> np.ndarray:
+    return np.percentile(samples[rows], percent)
 
 
-def _ratio(above: np.ndarray, below: np.ndarray, draws: int = 2000) -> Interval:
-    """Mean of ``above`` over mean of ``below``, float ``[N]`` each, the pages drawn anew together for the 95 % interval."""
-    rng = np.random.default_rng(0)
-    rows = rng.integers(0, len(above), (draws, len(above)))
-    low, high = np.percentile(above[rows].mean(axis=1) / below[rows].mean(axis=1), [2.5, 97.5])
-    return float(above.mean() / below.mean()), float(low), float(high)
+def _interval(figure: Callable[[np.ndarray], np.ndarray], pages: int) -> Interval:
+    """A figure of rows ``[N]``, and its 95 % bootstrap interval."""
+    return float(figure(np.arange(pages))), *bootstrap(lambda rows: float(figure(rows)), pages)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> Interval:
+    """Mean of ``above`` over mean of ``below``, float ``[N]`` each; for the interval the pages are drawn anew together."""
+    return _interval(lambda rows: above[rows].mean() / below[rows].mean(), len(above))

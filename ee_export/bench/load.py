@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def memory_mb(field: str) -> float:
+    """Memory of this process, such as its ``VmRSS:`` (now) or ``VmHWM:`` (at most)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024

@@ -9,7 +9,7 @@ from ee_export.errors import BadRequest
 from ee_export.manifest import OperatingPoint, logits_name
 from ee_export.package import Package
 from ee_export.runtime.plan import operating_point
-from ee_export.segments.join import prefixed
+from ee_export.segments.join import gathered
 
 _ANSWER = "answer"
 
@@ -28,20 +28,13 @@ def nested_if(package: Package, target_name: str, point_name: str) -> onnx.Model
             f"operating point '{point_name}' decides by '{point.criterion}': nested Ifs are built for {' and '.join(_SCORES)} "
             "with one threshold an exit"
         )
-    joined = onnx.ModelProto()
-    inputs: dict[str, onnx.ValueInfoProto] = {}
-    bodies: list[tuple[str, list[NodeProto]]] = []
-    for segment in target.segments:
-        leaves = segment.exit == "final" or point.thresholds[segment.exit] is not None
-        if not leaves and not any(tensor.name != logits_name(segment.exit) for tensor in segment.outputs):
-            continue
-        model = prefixed(package, segment)
-        inputs |= {value.name: value for value in model.graph.input if value.name in package.manifest.inputs}
-        joined.ir_version, joined.graph.name = model.ir_version, package.manifest.name
-        if not joined.opset_import:
-            joined.opset_import.extend(model.opset_import)
-        joined.graph.initializer.extend(model.graph.initializer)
-        bodies.append((segment.exit, list(model.graph.node)))
+    segments = [
+        segment
+        for segment in target.segments
+        if point.thresholds.get(segment.exit, 0.0) is not None or len(segment.outputs) > 1  # else nothing depends on it
+    ]
+    joined, graphs = gathered(package, segments)
+    bodies = [(segment.exit, list(graph.node)) for segment, graph in zip(segments, graphs, strict=True)]
     classes = len(package.manifest.labels)
     for exit_name, _ in bodies[:-1]:
         calibration = target.calibration_of(exit_name, classes)
@@ -51,7 +44,6 @@ def nested_if(package: Package, target_name: str, point_name: str) -> onnx.Model
             )
     joined.graph.initializer.append(helper.make_tensor("two", TensorProto.INT64, [1], [2]))
     joined.graph.node.extend(_nested(bodies, point, classes))
-    joined.graph.input.extend(inputs.values())
     joined.graph.output.append(
         helper.make_tensor_value_info(f"{bodies[0][0]}/{_ANSWER}", TensorProto.FLOAT, [1, classes])
     )

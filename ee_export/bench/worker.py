@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,10 @@ def main() -> None:
 
 def _given(path: Path, *, ocr: bool) -> Page:
     """The bytes of a page, and its words, or an engine that reads them: what a service has when its clock starts."""
-    known = read_page(path)
-    data = path.read_bytes() if known.image is not None else None
-    if ocr:
-        return Page(data, ocr=tesseract(), name=str(path))
-    return Page(data, known.words, known.boxes, name=str(path))
+    page = read_page(path)
+    if page.image is not None:
+        page = replace(page, image=path.read_bytes())
+    return replace(page, words=None, boxes=None, ocr=tesseract()) if ocr else page
 
 
 def _chain(subject: Subject) -> tuple[Answer, int]:

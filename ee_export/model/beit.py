@@ -13,7 +13,7 @@ from transformers.models.beit.modeling_beit import BeitLayer, BeitPreTrainedMode
 
 from ee_export.model.attention import attend, attend_first
 from ee_export.model.early_exit import Part
-from ee_export.model.image import EarlyExitImage, ImageConfig
+from ee_export.model.image import EarlyExitImage, ImageConfig, projections
 
 
 @strict
@@ -70,14 +70,14 @@ class EarlyExitBeit(EarlyExitImage, BeitPreTrainedModel):
 
 def _layer_answer(shared: BeitRelativePositionBias | None, index: Tensor, layer: BeitLayer, hidden: Tensor) -> Tensor:
     heads, bias = layer.attention.num_attention_heads, _position_bias(shared, index, layer)
-    context = attend_first(_projections(layer), heads, layer.layernorm_before(hidden), bias)
+    context = attend_first(projections(layer), heads, layer.layernorm_before(hidden), bias)
     return _after_attention(layer, context, hidden[:, 0])
 
 
 def _layer_whole(shared: BeitRelativePositionBias | None, index: Tensor, layer: BeitLayer, hidden: Tensor) -> Tensor:
     heads, bias = layer.attention.num_attention_heads, _position_bias(shared, index, layer)
     dropout = layer.attention.attention_dropout if layer.training else 0.0
-    context = attend(_projections(layer), heads, layer.layernorm_before(hidden), bias, dropout)
+    context = attend(projections(layer), heads, layer.layernorm_before(hidden), bias, dropout)
     return _after_attention(layer, context, hidden)
 
 
@@ -91,10 +91,6 @@ def _position_bias(shared: BeitRelativePositionBias | None, index: Tensor, layer
         return None
     table = reduce(torch.add, (bias.relative_position_bias_table for bias in biases))
     return table[index].permute(2, 0, 1).unsqueeze(0)
-
-
-def _projections(layer: BeitLayer) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    return layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj
 
 
 def _after_attention(layer: BeitLayer, context: Tensor, rows: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BeitModel, ViTModel
+from transformers.models.beit.modeling_beit import BeitLayer
+from transformers.models.vit.modeling_vit import ViTLayer
 
 from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, trunk_part
 
@@ -65,6 +67,11 @@ class EarlyExitImage(EarlyExitModel):
             name: pixels if self.feature(name) == "pixels" else self.pooled(name, states[self.config.depth(name)])
             for name in self.config.exit_names()
         }
+
+
+def projections(layer: BeitLayer | ViTLayer) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """Query, key and value of a layer."""
+    return layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj
 
 
 def _embeddings(stock: BeitModel | ViTModel, pixel_values: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ class Recipe:
     :class:`~ee_export.model.strategies.Settings`. ``bf16``: compute in bfloat16 where the processor can; others would take ten
     times as long as in float32, which they use instead. ``save_dtype``: ``float32`` or ``float16``, how weights are stored.
     ``text_dropout``: whether a page's text is now and then cut short or loses tokens while it trains, as OCR engines lose words;
-    not where a single word decides. ``add``: exits that the checkpoint to begin from lacks; their heads alone are trained, and all other weights stay as they are.
+    not where a single word decides. ``add``: exits that the checkpoint to begin from lacks; their heads alone are trained, and
+    all other weights stay as they are.
     """
 
     trunk: str = "layoutlmv3"

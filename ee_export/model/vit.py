@@ -7,7 +7,7 @@ from transformers.models.vit.modeling_vit import ViTLayer, ViTPreTrainedModel
 
 from ee_export.model.attention import attend, attend_first
 from ee_export.model.early_exit import Part
-from ee_export.model.image import EarlyExitImage, ImageConfig
+from ee_export.model.image import EarlyExitImage, ImageConfig, projections
 
 
 @strict
@@ -46,19 +46,15 @@ class EarlyExitViT(EarlyExitImage, ViTPreTrainedModel):
 
 def _layer_answer(layer: ViTLayer, hidden: Tensor) -> Tensor:
     attention = layer.attention
-    context = attend_first(_projections(layer), attention.num_attention_heads, layer.layernorm_before(hidden), None)
+    context = attend_first(projections(layer), attention.num_attention_heads, layer.layernorm_before(hidden), None)
     return _after_attention(layer, context, hidden[:, 0])
 
 
 def _layer_whole(layer: ViTLayer, hidden: Tensor) -> Tensor:
     attention = layer.attention
     dropout = attention.attention_dropout if layer.training else 0.0
-    context = attend(_projections(layer), attention.num_attention_heads, layer.layernorm_before(hidden), None, dropout)
+    context = attend(projections(layer), attention.num_attention_heads, layer.layernorm_before(hidden), None, dropout)
     return _after_attention(layer, context, hidden.flatten(0, 1)).view(hidden.shape)
-
-
-def _projections(layer: ViTLayer) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    return layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj
 
 
 def _after_attention(layer: ViTLayer, context: Tensor, rows: Tensor) -> Tensor:

@@ -17,30 +17,40 @@ def join(package: Package, target_name: str, outputs: Sequence[str] | None = Non
     the earlier exits' heads and of the rows computed for them: it is the whole model, as one would export it without
     this toolkit. Tensors that pass between segments can be asked for too.
     """
-    manifest = package.manifest
-    joined = onnx.ModelProto()
-    inputs: dict[str, onnx.ValueInfoProto] = {}
-    for segment in package.target(target_name).segments:
-        model = prefixed(package, segment)
-        inputs |= {value.name: value for value in model.graph.input if value.name in manifest.inputs}
-        joined.ir_version, joined.graph.name = model.ir_version, manifest.name
-        if not joined.opset_import:
-            joined.opset_import.extend(model.opset_import)
-        joined.graph.node.extend(model.graph.node)
-        joined.graph.initializer.extend(model.graph.initializer)
+    segments = package.target(target_name).segments
+    joined, graphs = gathered(package, segments)
+    for segment, graph in zip(segments, graphs, strict=True):
+        joined.graph.node.extend(graph.node)
         asked = (logits_name(segment.exit),) if outputs is None else outputs
-        joined.graph.output.extend(value for value in model.graph.output if value.name in asked)
-    used = _remove_unused(joined.graph)
-    joined.graph.input.extend(value for name, value in inputs.items() if name in used)
+        joined.graph.output.extend(value for value in graph.output if value.name in asked)
+    _remove_unused(joined.graph)
     return joined
 
 
-def prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
-    """A segment's graph, its weights constants and all inner names begun with its exit's, so that graphs can be joined.
+def gathered(package: Package, segments: Sequence[SegmentSpec]) -> tuple[onnx.ModelProto, list[onnx.GraphProto]]:
+    """A graph with the weights and inputs of some segments and no nodes, and their graphs without weights, whose nodes fit into it.
 
     Raises:
-        BadPackage: onnx cannot load it.
+        BadPackage: onnx cannot load one.
     """
+    joined, graphs = onnx.ModelProto(), []
+    joined.graph.name = package.manifest.name
+    inputs: dict[str, onnx.ValueInfoProto] = {}
+    for segment in segments:
+        model = _prefixed(package, segment)
+        joined.ir_version = model.ir_version
+        if not joined.opset_import:
+            joined.opset_import.extend(model.opset_import)
+        inputs |= {value.name: value for value in model.graph.input if value.name in package.manifest.inputs}
+        joined.graph.initializer.extend(model.graph.initializer)
+        del model.graph.initializer[:]  # else all weights would be in memory twice
+        graphs.append(model.graph)
+    joined.graph.input.extend(inputs.values())
+    return joined, graphs
+
+
+def _prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
+    """A segment's graph, its weights constants and all inner names begun with its exit's, so that graphs can be joined."""
     try:
         model = onnx.load(package.path / segment.file)
     except (onnx.checker.ValidationError, OSError) as error:  # among others: it refuses weights with hard links
@@ -52,8 +62,8 @@ def prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
     return model
 
 
-def _remove_unused(graph: onnx.GraphProto) -> set[str]:
-    """Drop nodes and weights that no output needs; returns the names of all tensors that are used."""
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Drop nodes, weights and inputs that no output needs."""
     used = {output.name for output in graph.output}
     kept = []
     for node in reversed(graph.node):
@@ -61,7 +71,8 @@ def _remove_unused(graph: onnx.GraphProto) -> set[str]:
             used |= set(node.input)
             kept.append(node)
     weights = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.node[:], graph.initializer[:]
+    inputs = [value for value in graph.input if value.name in used]
+    del graph.node[:], graph.initializer[:], graph.input[:]
     graph.node.extend(reversed(kept))
     graph.initializer.extend(weights)
-    return used
+    graph.input.extend(inputs)
