@@ -8,6 +8,7 @@ L = T + V: T text tokens, then V = 1 + (S / patch)² visual ones.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LayoutLMv3Model
 from transformers.models.layoutlmv3.modeling_layoutlmv3 import LayoutLMv3Encoder, LayoutLMv3Layer
@@ -53,7 +54,8 @@ def attention_bias(trunk: LayoutLMv3Model, bbox: Tensor, attention_mask: Tensor)
     """All that is added to the attention scores, ``[B, h, L, L]``: relative positions over √d, and the padding mask.
 
     A bias depends on a distance only, so each table holds one row of ``h`` values per distance; rows are gathered
-    and summed as ``[B, L, L, h]`` and transposed once.
+    and summed as ``[B, L, L, h]`` and transposed once. They are looked up as embeddings are: that exports as ``Gather``, which
+    onnxruntime runs three times as fast as the ``GatherND`` of an index.
     """
     config, encoder = trunk.config, trunk.encoder
     visual_bbox = trunk.visual_bbox
@@ -63,14 +65,14 @@ def attention_bias(trunk: LayoutLMv3Model, bbox: Tensor, attention_mask: Tensor)
         table = _distance_table(encoder, encoder.rel_pos_bias, far, config.rel_pos_bins, config.max_rel_pos)
         steps = torch.arange(attention_mask.shape[1], device=bbox.device)
         position = torch.cat([steps, torch.arange(visual_bbox.shape[0], device=bbox.device)])
-        rows = table[position[None, :] - position[:, None] + far].unsqueeze(0)
+        rows = F.embedding(position[None, :] - position[:, None] + far, table).unsqueeze(0)
     if config.has_spatial_attention_bias:
         boxes = torch.cat([bbox, visual_bbox.to(bbox).expand(bbox.shape[0], -1, -1)], dim=1)
         far = config.max_2d_position_embeddings
         for linear, edge in ((encoder.rel_pos_x_bias, 0), (encoder.rel_pos_y_bias, 3)):
             table = _distance_table(encoder, linear, far, config.rel_2d_pos_bins, config.max_rel_2d_pos)
             at = boxes[:, :, edge]
-            term = table[at[:, None, :] - at[:, :, None] + far]
+            term = F.embedding(at[:, None, :] - at[:, :, None] + far, table)
             rows = term if rows is None else rows + term
     mask = full_mask(trunk, attention_mask)
     dtype = rows.dtype if rows is not None else torch.float32
