@@ -18,16 +18,12 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
 from ee_export.page import Ocr, find_pages, read_page
-from ee_export.policy import certify
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.costs import measure, measure_ocr
 from ee_export.segments import equality, export_segments
-from ee_export.verify import verify_package
+from ee_export.verify import seal_verified
 
 TARGET = "cpu-fp32"
-POINT = "default"
-CERTIFIED = fit.Wish(epsilon=0.03)
-"""What a new package's operating point is asked, where there are pages enough to prove it; else to lose none of those there are."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, steps done and steps in all."""
@@ -90,32 +86,12 @@ def build(
         progress("measure", 2, 2)
 
         seen = observe_each(chain, parts, ocr, progress)
-        target = fit.calibrated(target, seen["calibrate"])
-        enough = len(parts["certify"]) >= _needed()
-        target = fit.tuned(package.manifest, target, seen, ocr_ms, POINT, CERTIFIED if enough else fit.Wish())
-        manifest = replace(package.manifest, targets={TARGET: target}, split=split)
+        target = fit.first(package.manifest, target, seen)
         pages, _ = golden.read(package)
-        (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
-        seal(staging, manifest)
-        progress("verify", 0, 1)
-        verify_package(open_package(staging), TARGET)
-        progress("verify", 1, 1)
+        seal_verified(
+            staging, replace(package.manifest, targets={TARGET: target}, split=split), pages, TARGET, progress
+        )
     return open_package(out)
-
-
-def uncertified(package: Package) -> str:
-    """Why a new package's operating point is not certified; empty where it is."""
-    split = package.manifest.split
-    if split is None or package.target(TARGET).operating_points[POINT].certificate is not None:
-        return ""
-    return (
-        f"operating point '{POINT}' is not certified: {split.pages['certify']} pages were kept apart for that, and a risk of "
-        f"{CERTIFIED.epsilon:g} takes {_needed()}; it loses no right answer on the pages that tuned it"
-    )
-
-
-def _needed() -> int:
-    return certify.pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
 
 
 def export(

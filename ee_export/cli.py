@@ -159,8 +159,9 @@ def build(
     """Build a package from CHECKPOINT; held-out pages in DATA calibrate and tune it."""
     with export_extra():
         from ee_export import build as building
+        from ee_export.fit import uncertified
     if target != building.TARGET:
-        raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}")
+        raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}; others: ee-export compile")
     ocr = _engine()
     with progress_bars() as show:
         package = building.build(
@@ -176,13 +177,44 @@ def build(
             progress=show,
         )
     print_package(package, target, None, as_json)
-    if remark := building.uncertified(package):
+    if remark := uncertified(package, target):
         err.print(remark, style="yellow")
     if ocr is None and ocr_ms is None and package.manifest.reads("text"):
         err.print(
             "asking for text counted as free, for there is no OCR engine here: say with --ocr-ms what it costs",
             style="yellow",
         )
+
+
+@cli.command()
+@click.argument("package", type=_FOLDER)
+@click.argument("data", type=_FOLDER)
+@click.option("--target", default="cpu-int8", show_default=True, help="What to compile for.")
+@click.option("--quantization", default="dynamic", show_default=True, help="Or static: ranges as on a part of DATA.")
+@seed_option
+@force_option
+@json_option
+def compile(package: Path, data: Path, target: str, quantization: str, seed: int, force: bool, as_json: bool) -> None:
+    """Give PACKAGE another target, with a calibration and operating points of its own by held-out pages in DATA."""
+    from ee_export.fit import uncertified
+    from ee_export.package import open_package
+
+    with export_extra(), progress_bars() as show:
+        from ee_export.compile import compile_target
+
+        found = compile_target(
+            open_package(package),
+            target,
+            data,
+            kind=quantization,
+            ocr=_engine(),
+            seed=seed,
+            overwrite=force,
+            progress=show,
+        )
+    print_package(found, target, None, as_json)
+    if remark := uncertified(found, target):
+        err.print(remark, style="yellow")
 
 
 @cli.command()

@@ -163,12 +163,49 @@ class Wish:
         return careful(pages, MARGIN, self.thresholds)
 
 
+def decisions(
+    manifest: Manifest, target: Target, point: OperatingPoint, pages: Observed
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where an operating point leaves and what it answers there: indices of exits and of labels, int64 ``[N]`` each."""
+    seen = scored(manifest, target, pages, None, point.criterion, point.weights, manifest.encoding.bands)
+    exits = evaluate(seen, [point.thresholds[name] for name in manifest.exits[:-1]]).exits
+    return exits, seen.answers[exits, np.arange(len(exits))]
+
+
+POINT = "default"
+CERTIFIED = Wish(epsilon=0.03)
+"""What a new target's operating point is asked, where there are pages enough to prove it; else to lose none of those there are."""
+
+
+def pages_needed() -> int:
+    """How many pages must be kept apart to certify a new target's operating point."""
+    return certify.pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
+
+
+def uncertified(package: Package, target_name: str) -> str:
+    """Why a new target's operating point is not certified; empty where it is."""
+    split = package.manifest.split
+    if split is None or package.target(target_name).operating_points[POINT].certificate is not None:
+        return ""
+    return (
+        f"operating point '{POINT}' is not certified: {split.pages['certify']} pages were kept apart for that, and a risk "
+        f"of {CERTIFIED.epsilon:g} takes {pages_needed()}; it loses no right answer on the pages that tuned it"
+    )
+
+
+def first(manifest: Manifest, target: Target, parts: Mapping[str, Observed]) -> Target:
+    """A new target calibrated, and tuned to the operating point that every package begins with; see :func:`tuned`."""
+    target = calibrated(target, parts["calibrate"])
+    enough = len(parts["certify"].targets) >= pages_needed()
+    return tuned(manifest, target, parts, None, POINT, CERTIFIED if enough else Wish())
+
+
 def tuned(
     manifest: Manifest,
     target: Target,
     parts: Mapping[str, Observed],
     ocr_ms: float | None,
-    point_name: str = "default",
+    point_name: str = POINT,
     wish: Wish = Wish(),
 ) -> Target:
     """The target with the operating points ``full`` and ``point_name``.

@@ -1,8 +1,8 @@
 """Golden inputs: a few pages with the logits they must give, so that a package can prove itself anywhere."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,10 +18,18 @@ INPUTS = ("pixel_values", "input_ids", "bbox", "attention_mask")
 
 @dataclass(frozen=True, slots=True)
 class GoldenPage:
-    """Encoded inputs of one page and the trained model's logits ``[1, C]`` per exit, and ``[1, 1]`` per gate."""
+    """Encoded inputs of one page, and the logits that it must give: ``[1, C]`` per exit and ``[1, 1]`` per gate.
+
+    ``logits``: the trained model's; ``own``: of the targets, by name, that compute in other numbers than it.
+    """
 
     inputs: Arrays
     logits: dict[str, np.ndarray]
+    own: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def of(self, target_name: str) -> dict[str, np.ndarray]:
+        """The logits that a target must give."""
+        return self.own.get(target_name, self.logits)
 
 
 def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[Arrays]:
@@ -50,9 +58,12 @@ def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
     for at, page in enumerate(pages):
         arrays |= {f"{at}/{name}": value for name, value in page.inputs.items()}
         arrays |= {f"{at}/{name}.logits": value for name, value in page.logits.items()}
+        for target_name, own in page.own.items():
+            arrays |= {f"{at}/{target_name}/{name}.logits": value for name, value in own.items()}
     for target_name, target in manifest.targets.items():
+        said = [page.of(target_name) for page in pages]
         for point in target.operating_points:
-            arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, manifest, target, point)
+            arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, said, manifest, target, point)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
@@ -69,10 +80,16 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
         with np.load(io.BytesIO(package.read(GOLDEN)), allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
         count = len({name.split("/")[0] for name in arrays if name.split("/")[0].isdigit()})
+        names = package.manifest.answers()
         pages = [
             GoldenPage(
                 {name: arrays[f"{at}/{name}"] for name in INPUTS},
-                {name: arrays[f"{at}/{name}.logits"] for name in package.manifest.answers()},
+                {name: arrays[f"{at}/{name}.logits"] for name in names},
+                {
+                    target: {name: arrays[f"{at}/{target}/{name}.logits"] for name in names}
+                    for target in package.manifest.targets
+                    if f"{at}/{target}/{names[-1]}.logits" in arrays
+                },
             )
             for at in range(count)
         ]
@@ -83,14 +100,20 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
     return pages, {name.removeprefix("exits/"): arrays[name] for name in arrays if name.startswith("exits/")}
 
 
-def expected_exits(pages: Sequence[GoldenPage], manifest: Manifest, target: Target, point_name: str) -> np.ndarray:
-    """Index of the exit where each page leaves, int64 ``[N]``, by its golden logits."""
+def expected_exits(
+    pages: Sequence[GoldenPage],
+    said: Sequence[Mapping[str, np.ndarray]],
+    manifest: Manifest,
+    target: Target,
+    point_name: str,
+) -> np.ndarray:
+    """Index of the exit where each page leaves, int64 ``[N]``, by the logits that were ``said`` of it."""
     point = target.operating_points[point_name]
-    logits = [np.concatenate([page.logits[name] for page in pages]) for name in manifest.exits]
+    logits = [np.concatenate([one[name] for one in said]) for name in manifest.exits]
     found = rules(manifest, target, point.weights)
     tokens = [[tokens_read(page.inputs, rule.reads) for page in pages] for rule in found]
     gates = [
-        np.concatenate([page.logits[gate_name(name)] for page in pages]) if gate_name(name) in pages[0].logits else None
+        np.concatenate([one[gate_name(name)] for one in said]) if gate_name(name) in said[0] else None
         for name in manifest.exits
     ]
     probabilities, scores = score_pages(logits, found, point.criterion, tokens, gates)
@@ -103,5 +126,5 @@ def require_same(found: dict[str, float], tolerance: float, where: str) -> None:
         if not difference <= tolerance:
             raise NotEqual(
                 f"{where}: exit '{name}': golden logits differ by {difference:.2e}, more than the target's tolerance "
-                f"{tolerance:.0e}; this machine does not give what was built: rebuild the target here with `ee-export build`"
+                f"{tolerance:.0e}; this machine does not give what was built: rebuild the target here with `ee-export build` or `compile`"
             )

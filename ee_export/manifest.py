@@ -138,8 +138,9 @@ class Costs:
 class Target:
     """Segments compiled for one kind of device, with numbers of their own.
 
-    ``tolerance``: largest allowed difference from the golden logits. ``equality``: largest difference from the trained
-    model, per exit, found when the target was built.
+    ``tolerance``: largest allowed difference from the golden logits, the target's own where it has any. ``equality``: largest
+    difference from the trained model, per exit, found when the target was built. ``compiled``: how it was made from another
+    target, and what on.
     """
 
     backend: str
@@ -149,6 +150,7 @@ class Target:
     costs: Costs | None = None
     calibration: dict[str, Calibration] = field(default_factory=dict)
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
+    compiled: dict[str, str] = field(default_factory=dict)
 
     def calibration_of(self, exit_name: str, classes: int) -> Calibration:
         """An exit's calibration; the identity where none was fitted."""

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -125,17 +125,21 @@ def rewrite_package(package: Package, manifest: Manifest, changed: dict[str, byt
     """Replace a package by one with another manifest and some other files, in one step; the rest is linked, not copied."""
 
     def fill(staging: Path) -> None:
-        for name in package.manifest.files:
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            if name in changed:
-                (staging / name).write_bytes(changed[name])
-                continue
-            try:
-                os.link(package.path / name, staging / name)
-            except OSError:
-                shutil.copy2(package.path / name, staging / name)
+        link_files(package, [name for name in package.manifest.files if name not in changed], staging)
+        for name, data in changed.items():
+            (staging / name).write_bytes(data)
 
     return write_package(package.path.resolve(), manifest, fill, overwrite=True)
+
+
+def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
+    """Give a folder some files of a package, linked where that can be."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(package.path / name, folder / name)
+        except OSError:
+            shutil.copy2(package.path / name, folder / name)
 
 
 def _list_files(folder: Path) -> dict[str, int]:

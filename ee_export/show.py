@@ -78,6 +78,9 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
                 f"{name}: accuracy {found.measured['accuracy']:.3f}, mean {found.measured['mean_cost_ms']:.1f} ms a page on the "
                 f"{found.measured['pages']:.0f} pages kept apart for it",
             )
+    if target.compiled:
+        made = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in target.compiled.items())
+        out.print(f"compiled: {made}")
     if target.costs:
         ocr = "not measured" if target.costs.ocr_ms is None else f"{target.costs.ocr_ms:.0f} ms"
         out.print(

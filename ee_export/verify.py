@@ -1,13 +1,31 @@
 """Replay a package's golden inputs on this machine."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ee_export import golden
 from ee_export.errors import BadRequest, NotEqual
-from ee_export.package import Package
+from ee_export.manifest import Manifest
+from ee_export.package import GOLDEN, Package, open_package, seal
 from ee_export.runtime.chain import load_package
+
+
+def seal_verified(
+    staging: Path,
+    manifest: Manifest,
+    pages: Sequence[golden.GoldenPage],
+    target_name: str,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Give a package in a staging folder its golden file and its manifest, and verify one of its targets."""
+    (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
+    seal(staging, manifest)
+    progress("verify", 0, 1)
+    verify_package(open_package(staging), target_name)
+    progress("verify", 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +57,24 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
     pages, expected = golden.read(package)
     found = [chain.logits(page.inputs) for page in pages]
     differences = {
-        name: max(float(np.abs(mine[name] - page.logits[name]).max()) for mine, page in zip(found, pages, strict=True))
+        name: max(
+            float(np.abs(mine[name] - page.of(target_name)[name]).max())
+            for mine, page in zip(found, pages, strict=True)
+        )
         for name in package.manifest.answers()
     }
     golden.require_same(differences, target.tolerance, str(package.path))
-    replayed = [golden.GoldenPage(page.inputs, mine) for page, mine in zip(pages, found, strict=True)]
     points = tuple(target.operating_points) if point_name is None else (point_name,)
     for point in points:
         if point not in target.operating_points:
             known = ", ".join(target.operating_points)
             raise BadRequest(f"unknown operating point '{point}': target '{target_name}' has {known}")
         want = expected[f"{target_name}/{point}"]
-        have = golden.expected_exits(replayed, package.manifest, target, point)
+        have = golden.expected_exits(pages, found, package.manifest, target, point)
         if (want != have).any():
             at = int(np.flatnonzero(want != have)[0])
             raise NotEqual(
                 f"{package.path}: operating point '{point}': golden page {at} left at {chain.exits[have[at]]}, expected "
-                f"{chain.exits[want[at]]}; rebuild the target on this machine with `ee-export build`"
+                f"{chain.exits[want[at]]}; rebuild the target on this machine with `ee-export build` or `compile`"
             )
     return Verified(target_name, len(pages), target.tolerance, differences, points)

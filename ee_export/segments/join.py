@@ -49,8 +49,12 @@ def gathered(package: Package, segments: Sequence[SegmentSpec]) -> tuple[onnx.Mo
     return joined, graphs
 
 
-def _prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
-    """A segment's graph, its weights constants and all inner names begun with its exit's, so that graphs can be joined."""
+def load(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
+    """A segment's graph with all its weights in it, as constants.
+
+    Raises:
+        BadPackage: onnx cannot load it.
+    """
     try:
         model = onnx.load(package.path / segment.file)
     except (onnx.checker.ValidationError, OSError) as error:  # among others: it refuses weights with hard links
@@ -58,6 +62,12 @@ def _prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
     own = {tensor.name for tensor in segment.inputs}
     for value in [value for value in model.graph.input if value.name not in own]:
         model.graph.input.remove(value)  # a weight that another segment holds too: a constant again
+    return model
+
+
+def _prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
+    """A segment's graph, all inner names begun with its exit's, so that graphs can be joined."""
+    model = load(package, segment)
     compose.add_prefix(model, f"{segment.exit}/", rename_inputs=False, rename_outputs=False, inplace=True)
     return model
 

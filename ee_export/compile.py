@@ -1,0 +1,207 @@
+"""A package's segments for another target, with a calibration and operating points of its own; no torch."""
+
+import multiprocessing
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial, reduce
+from operator import add
+from pathlib import Path
+
+import numpy as np
+
+from ee_export import fit, golden
+from ee_export.atomic import staged_folder
+from ee_export.data import Dataset, read_dataset
+from ee_export.encode import Arrays
+from ee_export.errors import BadRequest, require_known
+from ee_export.manifest import Manifest, Target
+from ee_export.observe import Observed, held_out, observe_each, read_pages
+from ee_export.package import GOLDEN, Package, link_files, open_package
+from ee_export.page import Ocr
+from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.costs import machine_name, measure
+from ee_export.runtime.ort import OrtSegment, available_threads
+from ee_export.runtime.plan import FULL, operating_point
+from ee_export.segments.quantize import KINDS, quantize_segments
+from ee_export.verify import seal_verified
+
+SOURCE = "cpu-fp32"
+TARGETS = ("cpu-int8",)
+LOSS = 0.005
+"""Largest share of the right answers of an exit that quantizing may cost; segments that cost more stay float."""
+_SAMPLES = 32
+"""Pages that give static activations their range, at most."""
+_FLOOR = 1e-3
+"""Of the tolerance: what float sums in another order may change."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def compile_target(
+    package: Package,
+    target_name: str,
+    data: Path,
+    *,
+    kind: str = "dynamic",
+    ocr: Ocr | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress,
+) -> Package:
+    """Give a package another target, in one step; all that was there stays as it was.
+
+    The target is compared with ``cpu-fp32`` on the held-out pages, exit by exit: where it loses more than 0.5 points of accuracy,
+    the segment that costs most is left float, until it does not. Its golden logits are its own, and its tolerance is how far
+    quantizing moved them from the trained model's.
+
+    Args:
+        package: has the target ``cpu-fp32``.
+        target_name: one of :data:`TARGETS`.
+        data: held-out pages in class folders; they are split as for a new package.
+        kind: of quantization, one of :data:`~ee_export.segments.quantize.KINDS`.
+        ocr: reads pages without words.
+        seed: of the split.
+        overwrite: replace the target where the package has it.
+        progress: told of every step.
+
+    Raises:
+        BadRequest: there is no such target or kind, or the package has the target already.
+        BadData, BadPage: the pages cannot be used.
+    """
+    require_known(target_name, TARGETS, "target to compile for")
+    require_known(kind, KINDS, "kind of quantization")
+    if target_name in package.manifest.targets and not overwrite:
+        raise BadRequest(f"{package.path}: has the target '{target_name}'; pass --force to replace it")
+    source = package.target(SOURCE)
+    package.check(SOURCE)
+    parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
+    before = load_package(package, SOURCE)
+    samples = [before.encode([page]) for page in read_pages(parts["calibrate"], ocr)[:_SAMPLES]]
+    wanted = observe_each(before, parts, ocr, partial(_named, progress, SOURCE))
+    with staged_folder(package.path.resolve(), overwrite=True) as staging:
+        kept: list[str] = []
+        while True:
+            progress("quantize", 0, 1)
+            target = _quantized(package, staging / target_name, kind, samples, kept)
+            chain = _chain(before, target_name, target, staging)
+            progress("quantize", 1, 1)
+            seen = observe_each(chain, parts, ocr, progress)
+            losing = _losing(wanted, seen, kept)
+            if losing is None:
+                break
+            kept.append(_most_harmful(before, chain, parts, losing, kept, ocr, progress))
+
+        ocr_ms, start_ms = (source.costs.ocr_ms, source.costs.ocr_start_ms) if source.costs else (None, 0.0)
+        target = replace(target, costs=measure(chain, read_pages(parts["tune"], None)[:12], ocr_ms, start_ms))
+        target = fit.first(package.manifest, target, seen)
+        target = _compared(package.manifest, source, target, wanted, seen)
+        # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
+        others = [name for name in package.manifest.files if not name.startswith(f"{target_name}/") and name != GOLDEN]
+        link_files(package, others, staging)
+        pages = [
+            replace(page, own={**page.own, target_name: chain.logits(page.inputs)}) for page in golden.read(package)[0]
+        ]
+        target = replace(target, equality=_differences(pages, target_name))
+        target = replace(target, tolerance=max(_FLOOR, *target.equality.values()))
+        manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target}, split=split)
+        seal_verified(staging, manifest, pages, target_name, progress)
+    return open_package(package.path)
+
+
+def _quantized(package: Package, folder: Path, kind: str, samples: Sequence[Arrays], kept: Sequence[str]) -> Target:
+    """A target of quantized segments in ``folder``, neither measured nor calibrated."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    reduced = not _multiplies_bytes()
+    # In a process of its own: where there is a global thread pool, onnxruntime's calibration cannot open its sessions.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+        asked = (package.path, SOURCE, folder, kind, samples if kind == "static" else (), tuple(kept), reduced)
+        specs = worker.submit(quantize_segments, *asked).result()
+    compiled = {"from": SOURCE, "quantization": kind, "weight_bits": "7" if reduced else "8", "machine": machine_name()}
+    if kept:
+        compiled["float"] = ", ".join(kept)
+    return Target("onnxruntime", 0.0, {}, specs, compiled=compiled)
+
+
+def _multiplies_bytes() -> bool:
+    """Whether this processor adds up products of 8-bit numbers without overflow: VNNI or AMX, or no x86 at all."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def _named(progress: Progress, what: str, part: str, done: int, total: int) -> None:
+    progress(f"{what}: {part}", done, total)
+
+
+def _chain(before: Chain, name: str, target: Target, folder: Path) -> Chain:
+    """The chain of a target whose segments are not in a package yet."""
+    manifest = before.package.manifest
+    package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
+    threads = available_threads()
+    segments = [OrtSegment(spec, folder / spec.file, threads) for spec in target.segments]
+    return Chain(package, target, operating_point(target, FULL), segments, before.encoder)
+
+
+def _losing(before: Mapping[str, Observed], after: Mapping[str, Observed], kept: Sequence[str]) -> str | None:
+    """The first exit whose accuracy fell by more than :data:`LOSS` and that some quantized segment can be blamed for."""
+    was, now = (reduce(add, parts.values()) for parts in (before, after))
+    for at, name in enumerate(exits := [*after["tune"].tokens]):
+        if _accuracy(was, name) - _accuracy(now, name) > LOSS and set(exits[: at + 1]) - set(kept):
+            return name
+    return None
+
+
+def _accuracy(pages: Observed, exit_name: str) -> float:
+    return float((pages.logits[exit_name].argmax(1) == pages.targets).mean())
+
+
+def _most_harmful(
+    before: Chain,
+    after: Chain,
+    parts: Mapping[str, Dataset],
+    losing: str,
+    kept: Sequence[str],
+    ocr: Ocr | None,
+    progress: Progress,
+) -> str:
+    """The exit whose segment, quantized alone, takes the most accuracy from the exit ``losing``."""
+    found: dict[str, float] = {}
+    for at, name in enumerate(before.exits[: before.exits.index(losing) + 1]):
+        if name in kept:
+            continue
+        segments = [*before.segments[:at], after.segments[at], *before.segments[at + 1 :]]
+        alone = Chain(before.package, before.target, before.operating_point, segments, before.encoder)
+        seen = observe_each(alone, parts, ocr, partial(_named, progress, f"{name} alone"))
+        found[name] = _accuracy(reduce(add, seen.values()), losing)
+    return min(found, key=found.__getitem__)
+
+
+def _compared(
+    manifest: Manifest, source: Target, target: Target, wanted: Mapping[str, Observed], seen: Mapping[str, Observed]
+) -> Target:
+    """The target; its operating points say of how many pages they decide otherwise than those of ``source`` do."""
+    points = {}
+    for name, point in target.operating_points.items():
+        if name in source.operating_points:
+            was = fit.decisions(manifest, source, source.operating_points[name], wanted["tune"] + wanted["certify"])
+            now = fit.decisions(manifest, target, point, seen["tune"] + seen["certify"])
+            unlike = {
+                f"{what}_unlike.{SOURCE}": float((one != other).sum())
+                for what, one, other in zip(("exits", "answers"), was, now, strict=True)
+            }
+            point = replace(point, measured={**point.measured, **unlike})
+        points[name] = point
+    return replace(target, operating_points=points)
+
+
+def _differences(pages: Sequence[golden.GoldenPage], target_name: str) -> dict[str, float]:
+    """Largest difference from the trained model's logits, per exit and gate."""
+    return {
+        name: float(f"{max(np.abs(page.of(target_name)[name] - page.logits[name]).max() for page in pages):.3g}")
+        for name in pages[0].logits
+    }
