@@ -47,7 +47,7 @@ def test_products_are_of_integers_and_weights_take_a_byte(compiled: Package) -> 
         name: sum(entry.size for file, entry in compiled.manifest.files.items() if file == f"{name}/weights.bin")
         for name in compiled.manifest.targets
     }
-    assert sizes["cpu-int8"] < 0.45 * sizes["cpu-fp32"], "the tiny model's norms and biases are a large part of it"
+    assert sizes["cpu-int8"] < 0.5 * sizes["cpu-fp32"], "the tiny model's norms and biases are a large part of it"
     nodes = [
         node.op_type
         for segment in compiled.target("cpu-int8").segments
