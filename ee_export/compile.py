@@ -1,4 +1,4 @@
-"""A package's segments for another target, with a calibration and operating points of its own; no torch."""
+"""A package's segments for another target, with a calibration and operating points of its own."""
 
 import multiprocessing
 import platform

@@ -1,4 +1,4 @@
-"""Segments in 8-bit integers, by onnxruntime's own quantization tools; no torch."""
+"""Segments in 8-bit integers, by onnxruntime's own quantization tools."""
 
 import logging
 import tempfile
