@@ -84,13 +84,13 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
     """
     with export_extra("export,report"):
         from ee_export.bench import pareto as study
-        from ee_export.bench import report
+        from ee_export.bench import pareto_report
     wanted = study.read_grid(grid)
     with progress_bars() as show:
         result = study.run(wanted, out_folder, show)
     text = study.to_json(result, wanted)
     (out_folder / "results.json").write_text(text)
-    (out_folder / "report.html").write_text(report.render(result))
+    (out_folder / "report.html").write_text(pareto_report.render(result))
     if record is not None:
         record.write_text(study.to_json(study.without_pages(result), wanted))
     if as_json:
