@@ -232,6 +232,8 @@ def _print_latency(found: Any) -> None:
 
 
 def _print_comparison(result: dict[str, Any]) -> None:
+    from ee_export.bench.stages import in_order
+
     subject, plan = result["subject"], result["plan"]
     out.print(
         f"{subject['package']}, {subject['target']}, {subject['operating_point']}; {result['machine']}; {result['pages']} pages, "
@@ -247,7 +249,7 @@ def _print_comparison(result: dict[str, Any]) -> None:
         table.add_row(name, str(found["right"]), *cells, f"{found['load_s']:.2f}", memory, f"{found['size_mb']:.1f}")
     out.print(table)
     for name, found in result["contenders"].items():
-        stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in found["stages_ms"].items())
+        stages = ", ".join(f"{stage} {found['stages_ms'][stage]:.2f}" for stage in in_order(found["stages_ms"]))
         out.print(f"{name}, ms a page: {stages}")
     exits = ", ".join(f"{name} {share:.1%}" for name, share in result["contenders"]["chain"]["exits"].items())
     out.print(f"the chain's pages left at: {exits}")

@@ -4,6 +4,7 @@ import io
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import jinja2
 import matplotlib
@@ -20,14 +21,6 @@ SERIES = tuple(zip((BLUE, GREEN, PURPLE, ORANGE, SKY, "#000000"), "os^vPX", stri
 OTHERS = "#c9cfd6"
 WIDTH_IN, FONT_PT = 5.0, 9.5
 """Of every plot: narrow, so that its letters are still 8 px high on a phone."""
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ee",
-    "font.size": FONT_PT,
-    "axes.titlesize": FONT_PT,
-    "figure.labelsize": FONT_PT,
-}
-"""What to draw under: ``with matplotlib.rc_context(STYLE)``."""
 
 
 def environment() -> jinja2.Environment:
@@ -59,6 +52,19 @@ def exit_colours(exits: Iterable[str]) -> dict[str, tuple[str, str]]:
         name: (matplotlib.colors.to_hex(colour), "#000" if light > 0.5 else "#fff")
         for name, colour, light in zip(every, colours, lightness, strict=True)
     }
+
+
+def drawing() -> AbstractContextManager[None]:
+    """Within it, figures have the reports' letters."""
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "ee",
+            "font.size": FONT_PT,
+            "axes.titlesize": FONT_PT,
+            "figure.labelsize": FONT_PT,
+        }
+    )
 
 
 def panels(titles: list[str], x: str, y: str, height: float = 1.7, columns: int = 2) -> tuple[Figure, list[Axes]]:

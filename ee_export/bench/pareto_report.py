@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,8 +12,8 @@ from ee_export.bench.look import (
     BLUE,
     OTHERS,
     SERIES,
-    STYLE,
     VERMILLION,
+    drawing,
     environment,
     exit_colours,
     legend,
@@ -40,7 +39,7 @@ def render(result: Entry) -> str:
     choices = _choices(result["gains"], models)
     colours = exit_colours(name for model in models for name in model["exits"])
     exits = list(colours)
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         plots = {
             "frontiers": svg("frontiers", _frontiers(models)),
             "policies": svg("policies", _policies(chosen)),
