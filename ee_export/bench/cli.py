@@ -132,6 +132,7 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
 @click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of pages and contenders.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the result to this JSON file.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write the HTML report to this file.")
 @target_option
 @json_option
 def compare(
@@ -145,6 +146,7 @@ def compare(
     operating_point: str,
     seed: int,
     record: Path | None,
+    report: Path | None,
     target: str,
     as_json: bool,
 ) -> None:
@@ -159,6 +161,9 @@ def compare(
 
     with export_extra():
         from ee_export.bench import compare as comparing
+    if report is not None:
+        with export_extra("report"):
+            from ee_export.bench import compare_report  # before anything is measured: it may not be installed
     opened = open_package(package)
     opened.target(target)
     subject = comparing.Subject(
@@ -174,10 +179,24 @@ def compare(
         result = comparing.compare(subject, names, read_dataset(data, opened.manifest.labels), plan, show)
     if record is not None:
         record.write_text(json.dumps(result, indent=1) + "\n")
+    if report is not None:
+        report.write_text(compare_report.render(result))
     if as_json:
         click.echo(json.dumps(result))
         return
     _print_comparison(result)
+
+
+@cli.command()
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option("--out", "out_file", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+def report(result: Path, out_file: Path) -> None:
+    """The HTML report of RESULT, which `compare --record` wrote: one page that needs no network."""
+    with export_extra("export,report"):
+        from ee_export.bench import compare as comparing
+        from ee_export.bench import compare_report
+    out_file.write_text(compare_report.render(comparing.read(result)))
+    out.print(f"{out_file} is ready")
 
 
 @cli.command()
