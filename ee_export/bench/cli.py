@@ -178,9 +178,9 @@ def compare(
     with progress_bars() as show:
         result = comparing.compare(subject, names, read_dataset(data, opened.manifest.labels), plan, show)
     if record is not None:
-        record.write_text(json.dumps(result, indent=1) + "\n")
+        _write(record, json.dumps(result, indent=1) + "\n")
     if report is not None:
-        report.write_text(compare_report.render(result))
+        _write(report, compare_report.render(result))
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -195,7 +195,7 @@ def report(result: Path, out_file: Path) -> None:
     with export_extra("export,report"):
         from ee_export.bench import compare as comparing
         from ee_export.bench import compare_report
-    out_file.write_text(compare_report.render(comparing.read(result)))
+    _write(out_file, compare_report.render(comparing.read(result)))
     out.print(f"{out_file} is ready")
 
 
@@ -221,6 +221,14 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 def main() -> None:
     """Entry point: an error is one line on stderr and exit status 2."""
     run_command(cli, "ee-bench")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise BadRequest(f"{path}: cannot be written ({error.strerror}); name another place") from None
 
 
 def _print_latency(found: Any) -> None:

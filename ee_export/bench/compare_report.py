@@ -114,6 +114,7 @@ def _latencies(contenders: dict[str, Entry]) -> Figure:
     for (name, (colour, _)), dash in zip(_series(contenders).items(), _DASHES * len(contenders), strict=False):
         width = 2.2 if name == CHAIN else 1.3
         axes.ecdf(contenders[name]["pages_ms"], label=name, color=colour, linestyle=dash, linewidth=width)
+    axes.set_ylim(0, 1.02)
     times = [ms for found in contenders.values() for ms in found["pages_ms"]]
     _log_ms(axes, min(times), max(times))
     legend(figure, axes, 3)
@@ -124,7 +125,7 @@ def _accuracies(contenders: dict[str, Entry]) -> Figure:
     """Accuracy against mean time, both with their intervals."""
     figure, (axes,) = panels([""], "mean ms a page (log)", "accuracy", 2.6)
     for name, (colour, mark) in _series(contenders).items():
-        point(axes, contenders[name]["mean_ms"], contenders[name]["accuracy"], mark, colour, name)
+        point(axes, contenders[name]["mean_ms"], contenders[name]["accuracy"], mark, colour, name, 7)
     ends = [end for found in contenders.values() for end in found["mean_ms"]]
     _log_ms(axes, min(ends), max(ends))
     legend(figure, axes, 3)
@@ -150,18 +151,22 @@ def _waterfall(chain: Entry) -> Figure:
     for row, stage in enumerate(stages):
         ms = chain["stages_ms"][stage]
         axes.barh(row, ms, left=begin, color=colours[MODEL if is_segment(stage) else stage], height=0.7)
-        _at_the_right(axes, row, f"{_short(ms)}  {ms / total:>4.0%}")
+        _at_the_right(axes, row, _short(ms), _percent(ms / total))
         begin += ms
         axes.plot([begin, begin], [row - 0.35, row + 1.35], color="#8b949e", linewidth=0.6)
     axes.barh(len(stages), total, color="#59636e", height=0.7)
-    _at_the_right(axes, len(stages), f"{_short(total)}  100%")
+    _at_the_right(axes, len(stages), _short(total), _percent(1))
     axes.set_xlim(0, total)
     return figure
 
 
 def _labelled(stage: str, exits: dict[str, float]) -> str:
     share = reached(stage, exits)
-    return stage if share > 0.9995 else f"{stage} ({share:.1%})" if share < 0.1 else f"{stage} ({share:.0%})"
+    return stage if share > 0.9995 else f"{stage} ({_percent(share, 1 if share < 0.1 else 0)})"
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def _stacks(contenders: dict[str, Entry], kinds: list[str]) -> Figure:
@@ -193,8 +198,17 @@ def _bars(rows: list[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _at_the_right(axes: Axes, row: int, words: str) -> None:
-    axes.text(1.02, row, words, transform=axes.get_yaxis_transform(), va="center")
+def _at_the_right(axes: Axes, row: int, *columns: str) -> None:
+    for at, words in enumerate(columns):
+        axes.annotate(
+            words,
+            (1, row),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(36 + 34 * at, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+        )
 
 
 def _colours(kinds: Any) -> dict[str, str]:

@@ -92,11 +92,13 @@ def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 
-def point(axes: Axes, x: Sequence[float], y: Sequence[float], mark: str, colour: str, label: str) -> None:
+def point(
+    axes: Axes, x: Sequence[float], y: Sequence[float], mark: str, colour: str, label: str, size: float = 5
+) -> None:
     """A mark at two figures, each a value with the ends of its interval."""
     axes.plot(x[1:], [y[0], y[0]], color=colour, linewidth=0.8)
     axes.plot([x[0], x[0]], y[1:], color=colour, linewidth=0.8)
-    axes.plot(x[0], y[0], mark, color=colour, markersize=5, markeredgecolor="white", label=label, linestyle="none")
+    axes.plot(x[0], y[0], mark, color=colour, markersize=size, markeredgecolor="white", label=label, linestyle="none")
 
 
 def svg(name: str, figure: Figure) -> str:
