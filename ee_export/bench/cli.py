@@ -259,6 +259,7 @@ def _print_latency(found: Any) -> None:
 
 
 def _print_comparison(result: dict[str, Any]) -> None:
+    from ee_export.bench.compare import BUSY
     from ee_export.bench.stages import in_order
 
     subject, plan = result["subject"], result["plan"]
@@ -280,7 +281,7 @@ def _print_comparison(result: dict[str, Any]) -> None:
         out.print(f"{name}, ms a page: {stages}")
     exits = ", ".join(f"{name} {share:.1%}" for name, share in result["contenders"]["chain"]["exits"].items())
     out.print(f"the chain's pages left at: {exits}")
-    if result["load_average"] > 0.5:
+    if result["load_average"] > BUSY:
         out.print(
             f"the machine was busy before this began (load {result['load_average']:.1f}): do not quote these times"
         )

@@ -25,6 +25,8 @@ from ee_export.policy.metrics import bootstrap
 SCHEMA = 1
 WARM_UP = 5
 """Pages that every contender answers before any counts."""
+BUSY = 0.5
+"""Load average before it began above which times are not to be quoted."""
 _TAIL = 10
 """A percentile is quoted where at least so many samples lie beyond it."""
 

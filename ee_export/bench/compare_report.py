@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ee_export.bench.compare import BUSY
 from ee_export.bench.look import (
     BLUE,
     GREEN,
@@ -28,8 +29,6 @@ from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST, in_order, is_
 from ee_export.bench.worker import CHAIN
 from ee_export.policy.certify import upper_bound
 
-BUSY = 0.5
-"""Load average before it began from which on times are not to be quoted."""
 _OWN = {READ: SKY, ENCODE: BLUE, OCR: ORANGE, MODEL: GREEN, REST: "#8b949e"}
 _OLDER = (PURPLE, VERMILLION, "#000000")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
