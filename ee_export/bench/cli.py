@@ -84,13 +84,13 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
     """
     with export_extra("export,report"):
         from ee_export.bench import pareto as study
-        from ee_export.bench import report
+        from ee_export.bench import pareto_report
     wanted = study.read_grid(grid)
     with progress_bars() as show:
         result = study.run(wanted, out_folder, show)
     text = study.to_json(result, wanted)
     (out_folder / "results.json").write_text(text)
-    (out_folder / "report.html").write_text(report.render(result))
+    (out_folder / "report.html").write_text(pareto_report.render(result))
     if record is not None:
         record.write_text(study.to_json(study.without_pages(result), wanted))
     if as_json:
@@ -132,6 +132,7 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
 @click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of pages and contenders.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the result to this JSON file.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write the HTML report to this file.")
 @target_option
 @json_option
 def compare(
@@ -145,6 +146,7 @@ def compare(
     operating_point: str,
     seed: int,
     record: Path | None,
+    report: Path | None,
     target: str,
     as_json: bool,
 ) -> None:
@@ -159,6 +161,9 @@ def compare(
 
     with export_extra():
         from ee_export.bench import compare as comparing
+    if report is not None:
+        with export_extra("report"):
+            from ee_export.bench import compare_report  # before anything is measured: it may not be installed
     opened = open_package(package)
     opened.target(target)
     subject = comparing.Subject(
@@ -173,11 +178,25 @@ def compare(
     with progress_bars() as show:
         result = comparing.compare(subject, names, read_dataset(data, opened.manifest.labels), plan, show)
     if record is not None:
-        record.write_text(json.dumps(result, indent=1) + "\n")
+        _write(record, json.dumps(result, indent=1) + "\n")
+    if report is not None:
+        _write(report, compare_report.render(result))
     if as_json:
         click.echo(json.dumps(result))
         return
     _print_comparison(result)
+
+
+@cli.command()
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option("--out", "out_file", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+def report(result: Path, out_file: Path) -> None:
+    """The HTML report of RESULT, which `compare --record` wrote: one page that needs no network."""
+    with export_extra("export,report"):
+        from ee_export.bench import compare as comparing
+        from ee_export.bench import compare_report
+    _write(out_file, compare_report.render(comparing.read(result)))
+    out.print(f"{out_file} is ready")
 
 
 @cli.command()
@@ -202,6 +221,14 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 def main() -> None:
     """Entry point: an error is one line on stderr and exit status 2."""
     run_command(cli, "ee-bench")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise BadRequest(f"{path}: cannot be written ({error.strerror}); name another place") from None
 
 
 def _print_latency(found: Any) -> None:
@@ -232,6 +259,9 @@ def _print_latency(found: Any) -> None:
 
 
 def _print_comparison(result: dict[str, Any]) -> None:
+    from ee_export.bench.compare import BUSY
+    from ee_export.bench.stages import in_order
+
     subject, plan = result["subject"], result["plan"]
     out.print(
         f"{subject['package']}, {subject['target']}, {subject['operating_point']}; {result['machine']}; {result['pages']} pages, "
@@ -247,11 +277,11 @@ def _print_comparison(result: dict[str, Any]) -> None:
         table.add_row(name, str(found["right"]), *cells, f"{found['load_s']:.2f}", memory, f"{found['size_mb']:.1f}")
     out.print(table)
     for name, found in result["contenders"].items():
-        stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in found["stages_ms"].items())
+        stages = ", ".join(f"{stage} {found['stages_ms'][stage]:.2f}" for stage in in_order(found["stages_ms"]))
         out.print(f"{name}, ms a page: {stages}")
     exits = ", ".join(f"{name} {share:.1%}" for name, share in result["contenders"]["chain"]["exits"].items())
     out.print(f"the chain's pages left at: {exits}")
-    if result["load_average"] > 0.5:
+    if result["load_average"] > BUSY:
         out.print(
             f"the machine was busy before this began (load {result['load_average']:.1f}): do not quote these times"
         )

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import numpy as np
 
 from ee_export.bench.peers import PEERS, Subject
 from ee_export.bench.run import Progress, environment
+from ee_export.bench.stages import in_order
 from ee_export.bench.worker import CHAIN
 from ee_export.data import Dataset
 from ee_export.errors import BadRequest, require_known
@@ -24,10 +25,33 @@ from ee_export.policy.metrics import bootstrap
 SCHEMA = 1
 WARM_UP = 5
 """Pages that every contender answers before any counts."""
+BUSY = 0.5
+"""Load average before it began above which times are not to be quoted."""
 _TAIL = 10
 """A percentile is quoted where at least so many samples lie beyond it."""
 
+FIELDS = frozenset(
+    [
+        "right",
+        "mean_ms",
+        "of_chain",
+        "p50_ms",
+        "p90_ms",
+        "p99_ms",
+        "stages_ms",
+        "exits",
+        "pages_ms",
+        "load_s",
+        "size_mb",
+        "rss_mb",
+        "peak_mb",
+    ]
+)
+"""What a result says of every contender."""
+
 Interval = tuple[float, float, float]
+Answer = dict[str, Any]
+"""What a worker says of a page: ``label``, ``ms``, ``stages_ms``, and the chain's ``exit``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +167,10 @@ def read(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_bytes())
         if found["schema"] != SCHEMA or CHAIN not in found["contenders"]:
             raise ValueError("another schema")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for name, contender in found["contenders"].items():
+            if lacking := FIELDS - contender.keys():
+                raise ValueError(f"{name} lacks {', '.join(sorted(lacking))}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRequest(f"{path}: not a result of `ee-bench compare --record` ({error})") from None
     return found
 
@@ -165,23 +192,25 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Inter
 
 def _measure(
     contenders: Sequence[Contender], data: Dataset, plan: Plan, progress: Progress
-) -> tuple[dict[str, np.ndarray], dict[str, list[dict[str, Any]]]]:
-    """Milliseconds ``[rounds, N]`` and last answers ``[N]`` per contender."""
+) -> tuple[dict[str, np.ndarray], dict[str, list[list[Answer]]]]:
+    """Milliseconds ``[rounds, N]`` per contender, and its answers round by round, each in the order of the pages."""
     rng = np.random.default_rng(plan.seed)
     paths = [str(path) for path in data.paths]
     for path in paths[:WARM_UP]:
         for contender in contenders:
             contender.ask(path, ocr=plan.ocr)
     times = {one.name: np.empty((0, len(paths))) for one in contenders}
-    answers: dict[str, list[dict[str, Any]]] = {one.name: [{}] * len(paths) for one in contenders}
+    answers: dict[str, list[list[Answer]]] = {one.name: [] for one in contenders}
     for done in range(plan.rounds):
         times = {name: np.vstack([found, np.empty(len(paths))]) for name, found in times.items()}
+        for of_rounds in answers.values():
+            of_rounds.append([{}] * len(paths))
         for count, at in enumerate(rng.permutation(len(paths))):
             progress("measure", done * len(paths) + count, plan.rounds * len(paths))
             for which in rng.permutation(len(contenders)):
                 found = contenders[which].ask(paths[at], ocr=plan.ocr)
                 times[contenders[which].name][done, at] = found["ms"]
-                answers[contenders[which].name][at] = found
+                answers[contenders[which].name][done][at] = found
         medians = _medians(times)
         ratios = [_ratio(medians[one.name], medians[CHAIN]) for one in contenders[1:]]
         if done and all(high - low <= 2 * plan.tight * middle for middle, low, high in ratios):
@@ -196,11 +225,12 @@ def _medians(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _figures(
-    times: np.ndarray, medians: np.ndarray, answers: Sequence[dict[str, Any]], data: Dataset
+    times: np.ndarray, medians: np.ndarray, answers: Sequence[Sequence[Answer]], data: Dataset
 ) -> dict[str, Any]:
     wanted = [data.labels[target] for target in data.targets]
+    last = answers[-1]
     found: dict[str, Any] = {
-        "right": sum(answer["label"] == label for answer, label in zip(answers, wanted, strict=True)),
+        "right": sum(answer["label"] == label for answer, label in zip(last, wanted, strict=True)),
         "mean_ms": _interval(lambda rows: medians[rows].mean(), len(medians)),
     }
     samples = times.ravel()
@@ -208,13 +238,25 @@ def _figures(
         enough = samples.size * (100 - percent) / 100 >= _TAIL
         at = partial(_percentile, samples, percent)
         found[f"p{percent}_ms"] = _interval(at, samples.size) if enough else None
-    stages: Counter[str] = Counter()
-    for answer in answers:
-        stages.update(answer["stages_ms"])
-    found["stages_ms"] = {name: total / len(answers) for name, total in stages.items()}
-    exits = Counter(answer["exit"] for answer in answers if "exit" in answer)
-    found["exits"] = {name: count / len(answers) for name, count in exits.items()}
+    found["stages_ms"] = _stages(times, answers)
+    exits = Counter(answer["exit"] for answer in last if "exit" in answer)
+    found["exits"] = {name: count / len(last) for name, count in exits.items()}
     return found
+
+
+def _stages(times: np.ndarray, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """Milliseconds of each stage, mean over all pages; they add up to the mean of the pages' medians.
+
+    A page counts with the round in which it took its median time, where rounds are even with the two in the middle.
+    """
+    rounds, pages = times.shape
+    order = times.argsort(axis=0)
+    totals: defaultdict[str, float] = defaultdict(float)
+    for middle in ((rounds - 1) // 2, rounds // 2):
+        for at, chosen in enumerate(order[middle]):
+            for name, ms in answers[chosen][at]["stages_ms"].items():
+                totals[name] += ms / (2 * pages)
+    return {name: totals[name] for name in in_order(totals)}
 
 
 def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> np.ndarray:

@@ -75,6 +75,8 @@ PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
     "torch_compile": _torch_compile,
 }
 """By name: makes the peer ready, and says how many bytes it is on disk."""
+LEAVE_EARLY = frozenset({"nested_if"})
+"""The peers that have exits too; all others run the whole model on every page."""
 
 
 def _session(graph: bytes, threads: int) -> Run:

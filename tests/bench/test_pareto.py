@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from ee_export.bench.cli import cli
 from ee_export.bench.pareto import read_grid
-from ee_export.bench.report import render
+from ee_export.bench.pareto_report import render
 from ee_export.errors import BadRequest
 from tests.conftest import TINY_MODEL
 

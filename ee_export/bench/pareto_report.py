@@ -1,29 +1,27 @@
 """One self-contained HTML page of a study's figures: what they say, tables and plots; readable on a phone, no network."""
 
-import io
 import itertools
-import re
-import textwrap
 from collections.abc import Callable, Iterable
-from importlib import resources
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
-from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ee_export.model.exits import ordered
+from ee_export.bench.look import (
+    BLUE,
+    OTHERS,
+    SERIES,
+    VERMILLION,
+    drawing,
+    environment,
+    exit_colours,
+    legend,
+    panels,
+    point,
+    svg,
+)
 from ee_export.policy.metrics import paired
-
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-"""Okabe and Ito's palette, which colour-blind people tell apart; every series also has a mark of its own."""
-SERIES = tuple(zip((BLUE, GREEN, PURPLE, ORANGE, SKY, "#000000"), "os^vPX", strict=True))
-OTHERS = "#c9cfd6"
-WIDTH_IN, FONT_PT = 5.0, 9.5
-"""Of every plot: narrow, so that its letters are still 8 px high on a phone."""
 
 COST, ACCURACY = "mean ms a page", "accuracy on test pages"
 
@@ -39,25 +37,19 @@ def render(result: Entry) -> str:
     picks = _picks(models)
     chosen = picks["unshown"]["model"]
     choices = _choices(result["gains"], models)
-    names = {name for model in models for name in model["exits"]}
-    layers = max((int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")), default=0)
-    exits = list(ordered(names, layers))
-    with matplotlib.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "ee",
-            "font.size": FONT_PT,
-            "axes.titlesize": FONT_PT,
-            "figure.labelsize": FONT_PT,
-        }
-    ):
+    colours = exit_colours(name for model in models for name in model["exits"])
+    exits = list(colours)
+    with drawing():
         plots = {
-            "frontiers": _svg("frontiers", _frontiers(models)),
-            "policies": _svg("policies", _policies(chosen)),
-            "reliability": _svg("reliability", _reliability(chosen)),
-            "anytime": _svg("anytime", _anytime(models)),
+            "frontiers": svg("frontiers", _frontiers(models)),
+            "policies": svg("policies", _policies(chosen)),
+            "reliability": svg("reliability", _reliability(chosen)),
+            "anytime": svg("anytime", _anytime(models)),
         }
-    return _template().render(
+    templates = environment()
+    templates.filters["signed"] = signed
+    templates.globals.update(verdict=verdict, span=span, shade=_shade, by_method=_by_method, brought=_brought)
+    return templates.get_template("pareto_report.html.j2").render(
         result=result,
         models=models,
         picks=picks,
@@ -65,26 +57,12 @@ def render(result: Entry) -> str:
         against_whole=[(policy, _paired(policy, chosen["whole"])) for policy in sorted(chosen["ran"], key=_ms)],
         left_out=_left_out(models),
         exits=exits,
-        colours=dict(zip(exits, _ramp(len(exits)), strict=True)),
+        colours=colours,
         choices=choices,
         slow=sum(_ms(policy) > 1.1 * _ms(model["whole"]) for model in models for policy in model["ran"]),
         auroc=_auroc(models, exits),
         plots=plots,
     )
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(wrap=_wrap, signed=signed)
-    environment.globals.update(verdict=verdict, span=span, shade=_shade, by_method=_by_method, brought=_brought)
-    return environment.from_string(resources.files("ee_export.bench").joinpath("report.html.j2").read_text())
-
-
-def _wrap(name: str) -> Markup:
-    """A name that may break after its underscores."""
-    return Markup(escape(name).replace("_", Markup("_<wbr>")))
 
 
 def verdict(interval: list[float]) -> int:
@@ -214,41 +192,9 @@ def _by_method(model: Entry, exit_name: str, key: str) -> list[float]:
     return [found[exit_name][key] for found in model["by_exit"].values()]
 
 
-def _ramp(count: int) -> list[tuple[str, str]]:
-    """Colours from light (early) to dark (late), each with that of letters on it: told apart without hue."""
-    colours = matplotlib.colormaps["cividis"](np.linspace(1, 0, count))[:, :3]
-    lightness = colours @ (0.299, 0.587, 0.114)
-    pairs = zip(colours, lightness, strict=True)
-    return [(matplotlib.colors.to_hex(colour), "#000" if light > 0.5 else "#fff") for colour, light in pairs]
-
-
 def _shade(auroc: float) -> str:
     """Background of a heat table's cell: white where a score tells nothing (0.5), blue where it tells all."""
     return f"rgba(0, 114, 178, {max(0.0, auroc - 0.5):.2f})"
-
-
-def _panels(titles: list[str], x: str, y: str, height: float = 1.7, columns: int = 2) -> tuple[Figure, list[Axes]]:
-    """One small plot a title, all on the same axes, ``x`` and ``y`` by name."""
-    columns = min(columns, len(titles))
-    rows = -(-len(titles) // columns)
-    figure = Figure(figsize=(WIDTH_IN, 0.8 + height * rows), layout="constrained")
-    every = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
-    for axes in every[len(titles) :]:
-        axes.set_axis_off()
-    for axes in every[max(0, len(titles) - columns) : len(titles)]:
-        axes.tick_params(labelbottom=True)
-    for axes, title in zip(every, titles, strict=False):
-        axes.set_title(textwrap.fill(title.replace("_", "_ "), 62 // columns).replace("_ ", "_"))
-        axes.grid(color="#e8ebee")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(x)
-    figure.supylabel(y)
-    return figure, every[: len(titles)]
-
-
-def _legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def _titles(models: list[Entry]) -> list[str]:
@@ -257,15 +203,15 @@ def _titles(models: list[Entry]) -> list[str]:
 
 def _frontiers(models: list[Entry]) -> Figure:
     """Each model's frontier and operating point before those of all others."""
-    figure, every = _panels(_titles(models), COST, ACCURACY, 2.0)
+    figure, every = panels(_titles(models), COST, ACCURACY, 2.0)
     for axes, model in zip(every, models, strict=True):
         for other in models:
             axes.plot(*_frontier(other), color=OTHERS, linewidth=0.8)
         axes.plot(*_frontier(model), color=BLUE, linewidth=1.5, label="frontier")
-        _point(axes, model["first"], "o", BLUE, "operating point")
-        _point(axes, model["whole"], "D", VERMILLION, "never leaving early")
+        _run(axes, model["first"], "o", BLUE, "operating point")
+        _run(axes, model["whole"], "D", VERMILLION, "never leaving early")
         axes.set_xlim(left=0)
-    _legend(figure, every[0], 3)
+    legend(figure, every[0], 3)
     return figure
 
 
@@ -274,12 +220,9 @@ def _frontier(model: Entry) -> tuple[list[float], list[float]]:
     return [point["mean_cost_ms"] for point in points], [point["accuracy"] for point in points]
 
 
-def _point(axes: Axes, run: Entry, mark: str, colour: str, label: str) -> None:
+def _run(axes: Axes, run: Entry, mark: str, colour: str, label: str) -> None:
     """A run's accuracy and time, with their intervals."""
-    (y, *ends_y), (x, *ends_x) = run["metrics"]["accuracy"], run["metrics"]["mean_ms"]
-    axes.plot(ends_x, [y, y], color=colour, linewidth=0.8)
-    axes.plot([x, x], ends_y, color=colour, linewidth=0.8)
-    axes.plot(x, y, mark, color=colour, markersize=5, markeredgecolor="white", label=label, linestyle="none")
+    point(axes, run["metrics"]["mean_ms"], run["metrics"]["accuracy"], mark, colour, label)
 
 
 def _policies(model: Entry) -> Figure:
@@ -288,7 +231,7 @@ def _policies(model: Entry) -> Figure:
         list(dict.fromkeys(policy[key] for policy in model["ran"]))
         for key in ("criterion", "thresholds", "calibration")
     )
-    figure, every = _panels(kinds, COST, ACCURACY)
+    figure, every = panels(kinds, COST, ACCURACY)
     for axes, kind in zip(every, kinds, strict=True):
         for policy in model["ran"]:
             (y, *_), (x, *_) = policy["metrics"]["accuracy"], policy["metrics"]["mean_ms"]
@@ -298,18 +241,18 @@ def _policies(model: Entry) -> Figure:
                 continue
             face = "white" if policy["calibration"] == calibrations[0] and len(calibrations) > 1 else colour
             axes.plot(x, y, mark, color=colour, markerfacecolor=face, markersize=5)
-        _point(axes, model["whole"], "D", VERMILLION, "never leaving early")
+        _run(axes, model["whole"], "D", VERMILLION, "never leaving early")
         axes.set_xlim(left=0)
     for at, criterion in enumerate(criteria):
         colour, mark = SERIES[at % len(SERIES)]
         every[0].plot([], [], mark, color=colour, label=criterion, linestyle="none")
-    _legend(figure, every[0])
+    legend(figure, every[0])
     return figure
 
 
 def _reliability(model: Entry) -> Figure:
     """Confidence against accuracy at each exit of one model, before and after calibration."""
-    figure, every = _panels(model["exits"], "confidence", "accuracy", 1.45, columns=3)
+    figure, every = panels(model["exits"], "confidence", "accuracy", 1.45, columns=3)
     for axes, exit_name in zip(every, model["exits"], strict=True):
         axes.plot([0, 1], [0, 1], "--", color="#8b949e", linewidth=0.8)
         for (method, found), (colour, mark) in zip(
@@ -318,13 +261,13 @@ def _reliability(model: Entry) -> Figure:
             bins = np.array([[said, hit] for _, said, hit in found[exit_name]["reliability"]])
             axes.plot(*bins.T, marker=mark, color=colour, markersize=2.5, linewidth=0.9, label=method)
         axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-    _legend(figure, every[0], 3)
+    legend(figure, every[0], 3)
     return figure
 
 
 def _anytime(models: list[Entry]) -> Figure:
     """Accuracy and share of late answers against the deadline, each model before all others."""
-    figure, every = _panels(_titles(models), "deadline, ms (log)", "share of test pages")
+    figure, every = panels(_titles(models), "deadline, ms (log)", "share of test pages")
     for axes, model in zip(every, models, strict=True):
         for other in models:
             axes.plot(*_curve(other, "accuracy"), color=OTHERS, linewidth=0.8)
@@ -333,17 +276,9 @@ def _anytime(models: list[Entry]) -> Figure:
         axes.plot(*_curve(model, "late"), "s--", color=VERMILLION, markersize=3, linewidth=1, label="late answers")
         axes.set(xscale="log", ylim=(-0.03, 1.03))
         axes.xaxis.set_major_formatter("{x:g}")
-    _legend(figure, every[0], 3)
+    legend(figure, every[0], 3)
     return figure
 
 
 def _curve(model: Entry, key: str) -> tuple[list[float], list[float]]:
     return [point["deadline_ms"] for point in model["anytime"]], [point[key] for point in model["anytime"]]
-
-
-def _svg(name: str, figure: Figure) -> str:
-    """The figure as SVG whose ids begin with its name: several on one page must not share them."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])

@@ -1,0 +1,109 @@
+"""What the HTML reports share: templates, colours and plots, for a page that needs no network and is readable on a phone."""
+
+import io
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+
+import jinja2
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ee_export.model.exits import ordered
+
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+"""Okabe and Ito's palette, which colour-blind people tell apart; every series also has a mark of its own."""
+SERIES = tuple(zip((BLUE, GREEN, PURPLE, ORANGE, SKY, "#000000"), "os^vPX", strict=True))
+OTHERS = "#c9cfd6"
+WIDTH_IN, FONT_PT = 5.0, 9.5
+"""Of every plot: narrow, so that its letters are still 8 px high on a phone."""
+
+
+def environment() -> jinja2.Environment:
+    """Where a report's template is found, beside the two that all extend and import."""
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("ee_export.bench", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    found.filters["wrap"] = _wrap
+    return found
+
+
+def _wrap(name: str) -> Markup:
+    """A name that may break after its underscores."""
+    return Markup(escape(name).replace("_", Markup("_<wbr>")))
+
+
+def exit_colours(exits: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Exits in order, each with its colour and that of letters on it: from light (early) to dark, told apart without hue."""
+    names = set(exits)
+    layers = max((int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")), default=0)
+    every = ordered(names, layers)
+    colours = matplotlib.colormaps["cividis"](np.linspace(1, 0, len(every)))[:, :3]
+    lightness = colours @ (0.299, 0.587, 0.114)
+    return {
+        name: (matplotlib.colors.to_hex(colour), "#000" if light > 0.5 else "#fff")
+        for name, colour, light in zip(every, colours, lightness, strict=True)
+    }
+
+
+def drawing() -> AbstractContextManager[None]:
+    """Within it, figures have the reports' letters."""
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "ee",
+            "font.size": FONT_PT,
+            "axes.titlesize": FONT_PT,
+            "figure.labelsize": FONT_PT,
+        }
+    )
+
+
+def panels(titles: list[str], x: str, y: str, height: float = 1.7, columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """One small plot a title, all on the same axes, ``x`` and ``y`` by name."""
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(WIDTH_IN, 0.8 + height * rows), layout="constrained")
+    every = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    for axes in every[len(titles) :]:
+        axes.set_axis_off()
+    for axes in every[max(0, len(titles) - columns) : len(titles)]:
+        axes.tick_params(labelbottom=True)
+    for axes, title in zip(every, titles, strict=False):
+        axes.set_title(textwrap.fill(title.replace("_", "_ "), 62 // columns).replace("_ ", "_"))
+        axes.grid(color="#e8ebee")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(x)
+    figure.supylabel(y)
+    return figure, every[: len(titles)]
+
+
+def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """What the series are called, above all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def point(
+    axes: Axes, x: Sequence[float], y: Sequence[float], mark: str, colour: str, label: str, size: float = 5
+) -> None:
+    """A mark at two figures, each a value with the ends of its interval."""
+    axes.plot(x[1:], [y[0], y[0]], color=colour, linewidth=0.8)
+    axes.plot([x[0], x[0]], y[1:], color=colour, linewidth=0.8)
+    axes.plot(x[0], y[0], mark, color=colour, markersize=size, markeredgecolor="white", label=label, linestyle="none")
+
+
+def svg(name: str, figure: Figure) -> str:
+    """The figure as SVG whose ids begin with its name: several on one page must not share them."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])

@@ -1,0 +1,125 @@
+"""`ee-bench report`: the page of a recorded comparison says what its figures say, and needs nothing else."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ee_export.bench.cli import cli
+from ee_export.bench.stages import in_order, reached
+from ee_export.errors import BadRequest
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+RECORDED = ("compare_test.json", "compare_test_ocr.json")
+
+
+def rendered(result: Path, out: Path) -> str:
+    done = CliRunner().invoke(cli, ["report", str(result), "--out", str(out)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return out.read_text()
+
+
+@pytest.fixture(scope="module", params=RECORDED)
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """A result of this repository and its report."""
+    path = RESULTS / request.param
+    return json.loads(path.read_text()), rendered(path, tmp_path_factory.mktemp("report") / "report.html")
+
+
+def text_of(page: str) -> str:
+    """The words of a page outside its plots, on one line."""
+    plain = re.sub(r"<wbr>|<style>.*?</style>|<figure.*?</figure>", "", page, flags=re.DOTALL)
+    return re.sub(r"<[^>]+>|\s+", " ", plain).replace("  ", " ")
+
+
+def test_the_report_holds_every_contender_and_its_numbers(recorded: tuple[dict[str, Any], str]) -> None:
+    result, page = recorded
+    rows = page.split('class="contenders"')[1].split("</table>")[0].split("<tr")[2:]
+    for (name, found), row in zip(result["contenders"].items(), rows, strict=True):
+        words = text_of("<tr" + row).replace("_ ", "_")
+        assert f" {name} {found['right']}, {100 * found['right'] / result['pages']:.1f} % " in words
+        assert f" {found['load_s']:.2f} {found['rss_mb']:.0f} {found['peak_mb']:.0f} {found['size_mb']:.1f} " in words
+        assert "too few" in words, "p99 of some hundred pages"
+        for figure in (found["mean_ms"], found["p50_ms"], found["p90_ms"]):
+            assert re.search(rf" {figure[0]:.3g}\d* \[", words), figure
+    assert result["machine"] in text_of(page)
+    assert result["data"] in page
+
+
+def test_the_report_begins_with_what_was_found(recorded: tuple[dict[str, Any], str]) -> None:
+    result, page = recorded
+    said = text_of(page.split("What it says")[1].split("</section>")[0])
+    contenders = result["contenders"]
+    peers = [name for name in contenders if name not in ("chain", "nested_if")]
+    fastest = min(peers, key=lambda name: contenders[name]["mean_ms"][0])
+    assert f"The chain takes {contenders['chain']['mean_ms'][0]:.3g}" in said
+    assert f"The fastest way to run the whole model, {fastest}, takes {contenders[fastest]['of_chain'][0]:.3g}" in said
+    assert str(contenders["chain"]["right"]) in said
+    assert "the machine was busy" in said, "both were recorded under load"
+
+
+def test_the_report_is_one_file_that_needs_no_network(recorded: tuple[dict[str, Any], str]) -> None:
+    page = recorded[1]
+    assert 'name="viewport"' in page
+    for outside in ("<script", "<link", "src=", "@import", "url(http"):
+        assert outside not in page
+    assert set(re.findall(r'https?://[^"\s]+', page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)), "plots on one page share ids"
+    assert page.count("<figure") == 4
+
+
+def test_a_result_whose_stages_are_of_another_round_says_so(recorded: tuple[dict[str, Any], str]) -> None:
+    result, page = recorded
+    assert ("An older version measured this" in page) == (result["rounds"] > 1)
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda result: result["contenders"]["chain"].pop(key)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda result: result.update(schema=2), "another schema"),
+        (lambda result: result["contenders"].pop("chain"), "another schema"),
+        (lambda result: result.pop("schema"), "schema"),
+        (without("stages_ms"), "chain lacks stages_ms"),
+    ],
+)
+def test_a_file_that_is_no_such_result_is_refused(
+    tmp_path: Path, spoil: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    result = json.loads((RESULTS / RECORDED[0]).read_text())
+    spoil(result)
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    done = CliRunner().invoke(cli, ["report", str(path), "--out", str(tmp_path / "report.html")])
+    assert isinstance(done.exception, BadRequest)
+    with pytest.raises(BadRequest, match=rf"result.json: not a result of `ee-bench compare --record` .*{message}"):
+        raise done.exception
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "report.html"
+    done = CliRunner().invoke(cli, ["report", str(RESULTS / RECORDED[0]), "--out", str(target)])
+    assert isinstance(done.exception, BadRequest)
+    assert f"{target}: cannot be written" in str(done.exception)
+
+
+def test_stages_come_as_a_page_goes_through_them_and_fewer_pages_reach_the_later_ones() -> None:
+    found = ["encoder.10", "final", "text", "policy and rest", "ocr", "encode", "text.40", "vision", "encoder.9"]
+    ordered = ["encode", "vision", "ocr", "text.40", "text", "encoder.9", "encoder.10", "final", "policy and rest"]
+    assert in_order([*found, "what an older version said"]) == ["what an older version said", *ordered]
+    exits = {"vision": 0.5, "text.40": 0.25, "final": 0.25}
+    shares = {stage: reached(stage, exits) for stage in ordered}
+    assert [shares[stage] for stage in ("encode", "vision", "ocr", "text.40", "text", "encoder.9", "final")] == [
+        *(1, 1, 0.5, 0.5, 0.25, 0.25, 0.25)
+    ]
+    assert shares["policy and rest"] == 1
