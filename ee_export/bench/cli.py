@@ -121,7 +121,10 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
 @click.argument("package", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "--peers", default="onnxruntime,nested_if", show_default=True, help="Or openvino, transformers, torch_compile."
+    "--peers",
+    default="onnxruntime,nested_if",
+    show_default=True,
+    help="Or openvino, openvino_f32, transformers, torch_compile; of another target, as chain@cpu-int8; made to leave, as chain:encoder.1.",
 )
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="What PACKAGE was built from, for the peers of torch."
@@ -267,11 +270,10 @@ def _print_comparison(result: dict[str, Any]) -> None:
         f"{subject['package']}, {subject['target']}, {subject['operating_point']}; {result['machine']}; {result['pages']} pages, "
         f"{'OCR by Tesseract' if plan['ocr'] else 'words given'}, {result['rounds']} rounds, {subject['threads']} threads each"
     )
-    table = Table(
-        "", "right", "mean ms", "of the chain", "p50", "p90", "p99", "load s", "memory, peak MB", "on disk MB"
-    )
+    headings = ("mean ms", f"of {result['fastest'] or 'the chain'}", "p50", "p90", "p99", "load s")
+    table = Table("", "right", *headings, "memory, peak MB", "on disk MB")
     for name, found in result["contenders"].items():
-        cells = [_interval(found["mean_ms"]), _interval(found["of_chain"])]
+        cells = [_interval(found["mean_ms"]), _interval(found["of_fastest"] or found["of_chain"], 3)]
         cells += ["too few" if found[p] is None else f"{found[p][0]:.2f}" for p in ("p50_ms", "p90_ms", "p99_ms")]
         memory = f"{found['rss_mb']:.0f}, {found['peak_mb']:.0f}"
         table.add_row(name, str(found["right"]), *cells, f"{found['load_s']:.2f}", memory, f"{found['size_mb']:.1f}")
@@ -287,9 +289,9 @@ def _print_comparison(result: dict[str, Any]) -> None:
         )
 
 
-def _interval(found: Sequence[float]) -> str:
+def _interval(found: Sequence[float], digits: int = 2) -> str:
     middle, low, high = found
-    return f"{middle:.2f} [{low:.2f} – {high:.2f}]"
+    return f"{middle:.{digits}f} [{low:.{digits}f} – {high:.{digits}f}]"
 
 
 def _print_loading(loading: dict[str, Any], loads: int) -> None:

@@ -6,18 +6,17 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ee_export.bench.peers import PEERS, Subject
+from ee_export.bench.peers import CHAIN, Subject, entry
 from ee_export.bench.run import Progress, environment
 from ee_export.bench.stages import in_order
-from ee_export.bench.worker import CHAIN
 from ee_export.data import Dataset
 from ee_export.errors import BadRequest, require_known
 from ee_export.policy.metrics import bootstrap
@@ -64,12 +63,12 @@ class Plan:
     ocr: bool = False
 
 
-class Contender:
-    """A worker process; :meth:`ask` sends it a page and waits."""
+class Worker:
+    """A process that answers pages; :meth:`ask` sends it one and waits."""
 
     def __init__(self, name: str, subject: Subject) -> None:
         self.name = name
-        command = [sys.executable, "-m", "ee_export.bench.worker", name, json.dumps(asdict(subject))]
+        command = [sys.executable, "-m", "ee_export.bench.worker", entry(name).kind, json.dumps(asdict(subject))]
         # Not a pipe: whoever warns a lot would fill it and stop.
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -80,9 +79,9 @@ class Contender:
             self.close()
             raise BadRequest(f"{name}: {self.ready['error']}; leave it out with --peers, or install what it needs")
 
-    def ask(self, path: str, *, ocr: bool) -> dict[str, Any]:
-        """What the worker says of a page."""
-        self._write(json.dumps({"path": path, "ocr": ocr}))
+    def ask(self, path: str, exit_name: str | None, *, ocr: bool) -> dict[str, Any]:
+        """What the worker says of a page, which leaves at an exit where one is named."""
+        self._write(json.dumps({"path": path, "exit": exit_name, "ocr": ocr}))
         return self._read()
 
     def end(self) -> dict[str, Any]:
@@ -117,26 +116,37 @@ class Contender:
 
 
 def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Measure; returns the result that docs/bench.md describes.
+    """Measure the chain and ``peers``, names of :class:`~ee_export.bench.peers.Entry`; returns the result that docs/bench.md describes.
+
+    Chains of one target that differ in where pages leave share a process.
 
     Raises:
-        BadRequest: there is no such peer, what it needs is not installed, or it failed.
+        BadRequest: there is no such peer, target or exit, what it needs is not installed, or it failed.
     """
-    for peer in peers:
-        require_known(peer, PEERS, "peer")
+    package = subject.opened()
+    names = list(dict.fromkeys((CHAIN, *peers)))
+    for found in map(entry, names):
+        package.target(found.target or subject.target)
+        require_known(found.exit or "final", package.manifest.exits, "exit")
     busy = os.getloadavg()[0]
-    contenders: list[Contender] = []
+    workers: dict[tuple[str, str], Worker] = {}
+    contenders: dict[str, Worker] = {}
     try:
-        for at, name in enumerate((CHAIN, *peers)):
-            progress("load", at, len(peers) + 1)
-            contenders.append(Contender(name, subject))
-        progress("load", len(contenders), len(contenders))
+        for at, name in enumerate(names):
+            progress("load", at, len(names))
+            kind, target = entry(name).kind, entry(name).target or subject.target
+            if (kind, target) not in workers:
+                workers[kind, target] = Worker(name, replace(subject, target=target))
+            contenders[name] = workers[kind, target]
+        progress("load", len(names), len(names))
         times, answers = _measure(contenders, data, plan, progress)
-        memory = {contender.name: contender.end() for contender in contenders}
+        memory = {which: worker.end() for which, worker in workers.items()}
     finally:
-        for contender in contenders:
-            contender.close()
+        for worker in workers.values():
+            worker.close()
     medians = _medians(times)
+    whole = [name for name in names if entry(name).whole]
+    fastest = min(whole, key=lambda name: medians[name].mean(), default=None)
     return {
         "schema": SCHEMA,
         **environment(),
@@ -148,15 +158,17 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
         "data": data.digest(),
         "pages": len(data),
         "rounds": len(times[CHAIN]),
+        "fastest": fastest,
         "contenders": {
-            contender.name: {
-                **contender.ready,
-                **memory[contender.name],
-                **_figures(times[contender.name], medians[contender.name], answers[contender.name], data),
-                "of_chain": _ratio(medians[contender.name], medians[CHAIN]),
-                "pages_ms": np.round(medians[contender.name], 4).tolist(),
+            name: {
+                **worker.ready,
+                **memory[entry(name).kind, entry(name).target or subject.target],
+                **_figures(times[name], medians[name], answers[name], data),
+                "of_chain": _ratio(medians[name], medians[CHAIN]),
+                "of_fastest": None if fastest is None else _ratio(medians[name], medians[fastest]),
+                "pages_ms": np.round(medians[name], 4).tolist(),
             }
-            for contender in contenders
+            for name, worker in contenders.items()
         },
     }
 
@@ -191,28 +203,33 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Inter
 
 
 def _measure(
-    contenders: Sequence[Contender], data: Dataset, plan: Plan, progress: Progress
+    contenders: Mapping[str, Worker], data: Dataset, plan: Plan, progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, list[list[Answer]]]]:
     """Milliseconds ``[rounds, N]`` per contender, and its answers round by round, each in the order of the pages."""
     rng = np.random.default_rng(plan.seed)
     paths = [str(path) for path in data.paths]
+    names = list(contenders)
+
+    def ask(name: str, path: str) -> Answer:
+        return contenders[name].ask(path, entry(name).exit, ocr=plan.ocr)
+
     for path in paths[:WARM_UP]:
-        for contender in contenders:
-            contender.ask(path, ocr=plan.ocr)
-    times = {one.name: np.empty((0, len(paths))) for one in contenders}
-    answers: dict[str, list[list[Answer]]] = {one.name: [] for one in contenders}
+        for name in names:
+            ask(name, path)
+    times = {name: np.empty((0, len(paths))) for name in names}
+    answers: dict[str, list[list[Answer]]] = {name: [] for name in names}
     for done in range(plan.rounds):
         times = {name: np.vstack([found, np.empty(len(paths))]) for name, found in times.items()}
         for of_rounds in answers.values():
             of_rounds.append([{}] * len(paths))
         for count, at in enumerate(rng.permutation(len(paths))):
             progress("measure", done * len(paths) + count, plan.rounds * len(paths))
-            for which in rng.permutation(len(contenders)):
-                found = contenders[which].ask(paths[at], ocr=plan.ocr)
-                times[contenders[which].name][done, at] = found["ms"]
-                answers[contenders[which].name][done][at] = found
+            for which in rng.permutation(len(names)):
+                found = ask(names[which], paths[at])
+                times[names[which]][done, at] = found["ms"]
+                answers[names[which]][done][at] = found
         medians = _medians(times)
-        ratios = [_ratio(medians[one.name], medians[CHAIN]) for one in contenders[1:]]
+        ratios = [_ratio(medians[name], medians[CHAIN]) for name in names[1:]]
         if done and all(high - low <= 2 * plan.tight * middle for middle, low, high in ratios):
             break
     progress("measure", 1, 1)

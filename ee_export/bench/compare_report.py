@@ -24,9 +24,8 @@ from ee_export.bench.look import (
     point,
     svg,
 )
-from ee_export.bench.peers import LEAVE_EARLY, PEERS
+from ee_export.bench.peers import CHAIN, PEERS, entry
 from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST, in_order, is_segment, reached
-from ee_export.bench.worker import CHAIN
 from ee_export.policy.certify import upper_bound
 
 _OWN = {READ: SKY, ENCODE: BLUE, OCR: ORANGE, MODEL: GREEN, REST: "#8b949e"}
@@ -44,7 +43,7 @@ def render(result: Entry) -> str:
     }
     chain = contenders[CHAIN]
     kinds = in_order({kind for found in contenders.values() for kind in found["by_kind"]})
-    whole = [name for name in contenders if name != CHAIN and name not in LEAVE_EARLY]
+    whole = [name for name in contenders if entry(name).whole]
     colours = exit_colours(chain["exits"])
     with drawing():
         plots = {
@@ -61,8 +60,8 @@ def render(result: Entry) -> str:
         contenders=contenders,
         chain=chain,
         fastest=min(whole, key=lambda name: contenders[name]["mean_ms"][0], default=None),
-        early=[name for name in contenders if name in LEAVE_EARLY],
-        told={name: (make.__doc__ or "").replace("``", "") for name, make in PEERS.items()},
+        early=[name for name in contenders if name != CHAIN and not entry(name).whole],
+        told={name: _told(name) for name in contenders if name != CHAIN},
         longest=max(chain["stages_ms"], key=chain["stages_ms"].get),
         reached=reached,
         kinds=kinds,
@@ -86,6 +85,14 @@ def _by_kind(stages: dict[str, float]) -> dict[str, float]:
         kind = MODEL if is_segment(stage) else stage
         found[kind] = found.get(kind, 0.0) + ms
     return found
+
+
+def _told(name: str) -> str:
+    """What a contender is, as a sentence."""
+    kind, target, exit_name = entry(name)
+    said = (PEERS[kind].__doc__ or "").replace("``", "") if kind in PEERS else "The chain."
+    said += f" Target {target}." if target else ""
+    return said + (f" Every page leaves at {exit_name}, all exits before asked." if exit_name else "")
 
 
 def _adds_up(found: Entry) -> bool:

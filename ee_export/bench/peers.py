@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ee_export.bench.nested import nested_if
 from ee_export.encode import Arrays
-from ee_export.errors import BadRequest
+from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import logits_name
 from ee_export.package import Package, open_package
 from ee_export.runtime import ort as backend
@@ -46,11 +47,20 @@ def _nested_if(subject: Subject) -> tuple[Run, int]:
 
 def _openvino(subject: Subject) -> tuple[Run, int]:
     """The whole model's graph in OpenVINO, tuned for latency by its own hint; in bfloat16 where the processor has it."""
+    return _by_openvino(subject, {})
+
+
+def _openvino_f32(subject: Subject) -> tuple[Run, int]:
+    """The same in the numbers of the graph, as everybody else computes."""
+    return _by_openvino(subject, {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def _by_openvino(subject: Subject, more: dict[str, str]) -> tuple[Run, int]:
     import openvino
 
     graph = join(subject.opened(), subject.target, [logits_name("final")]).SerializeToString()
     core = openvino.Core()
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads}
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads, **more}
     compiled = core.compile_model(core.read_model(graph), "CPU", options)
     names = [port.get_any_name() for port in compiled.inputs]
     output = compiled.output(0)
@@ -71,12 +81,44 @@ PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
     "onnxruntime": _onnxruntime,
     "nested_if": _nested_if,
     "openvino": _openvino,
+    "openvino_f32": _openvino_f32,
     "transformers": _transformers,
     "torch_compile": _torch_compile,
 }
 """By name: makes the peer ready, and says how many bytes it is on disk."""
-LEAVE_EARLY = frozenset({"nested_if"})
-"""The peers that have exits too; all others run the whole model on every page."""
+CHAIN = "chain"
+_LEAVE_EARLY = frozenset({CHAIN, "nested_if"})
+
+
+class Entry(NamedTuple):
+    """What a contender's name says, ``kind[@target][:exit]``.
+
+    ``kind``: the chain or a peer; ``target``: of the package, ``None`` for that of the comparison; ``exit``: where the chain lets
+    every page leave, all exits before asked, ``None`` for where its operating point does.
+    """
+
+    kind: str
+    target: str | None
+    exit: str | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole model by other means, for every page."""
+        return self.kind not in _LEAVE_EARLY
+
+
+def entry(name: str) -> Entry:
+    """What a contender's name says.
+
+    Raises:
+        BadRequest: there is no such kind, or one that cannot be told where to leave is.
+    """
+    front, _, exit_name = name.partition(":")
+    kind, _, target = front.partition("@")
+    require_known(kind, (*PEERS, CHAIN), "peer")
+    if exit_name and kind != CHAIN:
+        raise BadRequest(f"'{name}': only the chain can be told where to leave, as in chain:final")
+    return Entry(kind, target or None, exit_name or None)
 
 
 def _session(graph: bytes, threads: int) -> Run:

@@ -16,11 +16,12 @@ import onnxruntime
 
 from ee_export.bench.statistics import Spread, interleave, spread
 from ee_export.encode import Arrays
-from ee_export.manifest import OperatingPoint, logits_name
+from ee_export.manifest import logits_name
 from ee_export.package import Package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name
+from ee_export.runtime.plan import leaving_at
 from ee_export.segments.join import join
 
 Progress = Callable[[str, int, int], None]
@@ -124,7 +125,7 @@ def _latency(
     chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], hidden: int, arrays: Arrays, runs: int
 ) -> Latency:
     names = chain.exits
-    variants = {name: chain.with_point(_leave_at(chain, name)) for name in names}
+    variants = {name: chain.with_point(leaving_at(chain.exits, name)) for name in names}
 
     def run_session(session: onnxruntime.InferenceSession) -> Callable[[], float]:
         outputs = [output.name for output in session.get_outputs()]
@@ -185,14 +186,6 @@ def _latency(
         embeddings_ms=spread(times["embeddings"]) if "embeddings" in times else None,
         python_us_per_segment=spread(outside),
         exits=exits,
-    )
-
-
-def _leave_at(chain: Chain, exit_name: str) -> OperatingPoint:
-    """Leave at one exit whatever its score; every exit before it is asked (1.1: a score that none reaches)."""
-    at = chain.exits.index(exit_name)
-    return OperatingPoint(
-        "max_probability", {name: 0.0 if place == at else 1.1 for place, name in enumerate(chain.exits[:-1])}
     )
 
 

@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from ee_export.bench.load import memory_mb
-from ee_export.bench.peers import PEERS, Subject
+from ee_export.bench.peers import CHAIN, PEERS, Subject
 from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST
 from ee_export.encode import Encoder
 from ee_export.errors import EeError
 from ee_export.ocr import tesseract
 from ee_export.page import Page, read_page
 
-CHAIN = "chain"
-
 _METHODS = ((Page, "reduced", READ), (Page, "decoded", READ), (Encoder, "image", ENCODE), (Encoder, "text", ENCODE))
 
 Stages = defaultdict[str, float]
 """Milliseconds by stage of the page at hand."""
-Answer = Callable[[Page], dict[str, Any]]
-"""Classifies a page; says ``label``, and ``exit`` where it has one."""
+Answer = Callable[[Page, str | None], dict[str, Any]]
+"""Classifies a page, which leaves at an exit where one is named; says ``label``, and ``exit`` where it has one."""
 
 
 def main() -> None:
@@ -35,11 +33,8 @@ def main() -> None:
     name, *rest = sys.argv[1:]
     subject = Subject(**json.loads(rest[0]))
     stages: Stages = defaultdict(float)
-    for (
-        owner,
-        method,
-        stage,
-    ) in _METHODS:  # of the classes: this process does nothing else, and no runtime has hooks for it
+    # Of the classes: this process does nothing else, and no runtime has hooks for it.
+    for owner, method, stage in _METHODS:
         setattr(owner, method, _timed(stages, stage, getattr(owner, method)))
     before = memory_mb("VmRSS:")
     started = time.perf_counter()
@@ -56,7 +51,7 @@ def main() -> None:
         page = _given(Path(asked["path"]), ocr=asked["ocr"])
         stages.clear()
         started = time.perf_counter()
-        found = answer(page)
+        found = answer(page, asked["exit"])
         taken = (time.perf_counter() - started) * 1e3
         _say({"ms": taken, **found, "stages_ms": {**stages, REST: taken - sum(stages.values())}})
     _say({"rss_mb": memory_mb("VmRSS:") - before, "peak_mb": memory_mb("VmHWM:") - before})
@@ -83,18 +78,23 @@ def _timed(stages: Stages, stage: str, function: Callable[..., Any]) -> Callable
 
 
 def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
-    from ee_export.runtime.chain import load_package
+    from ee_export.runtime.chain import Chain, load_package
+    from ee_export.runtime.plan import leaving_at
 
     package = subject.opened()
     chain = load_package(package, subject.target, subject.operating_point, subject.threads)
 
-    def answer(page: Page) -> dict[str, Any]:
-        found = chain.predict(page)
+    at: dict[str | None, Chain] = {None: chain}
+    at |= {name: chain.with_point(leaving_at(chain.exits, name)) for name in chain.exits}
+
+    def answer(page: Page, exit_name: str | None) -> dict[str, Any]:
+        found = at[exit_name].predict(page)
         for step in found.trace:
             stages[step.name] += step.duration_ms  # OCR may have run strip by strip
         return {"label": found.label, "exit": found.exit}
 
-    return answer, sum(entry.size for entry in package.manifest.files.values())
+    others = tuple(f"{name}/" for name in package.manifest.targets if name != subject.target)
+    return answer, sum(file.size for name, file in package.manifest.files.items() if not name.startswith(others))
 
 
 def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
@@ -108,7 +108,7 @@ def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
     run, size = PEERS[name](subject)
     run = _timed(stages, MODEL, run)
 
-    def answer(page: Page) -> dict[str, Any]:
+    def answer(page: Page, _: str | None) -> dict[str, Any]:
         if page.ocr is not None:
             page = replace(page, ocr=_timed(stages, OCR, page.ocr))
         image, words, boxes = encoder.contents(page, manifest.inputs)

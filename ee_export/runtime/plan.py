@@ -54,6 +54,14 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
     return point
 
 
+def leaving_at(exits: Sequence[str], name: str) -> OperatingPoint:
+    """Every page leaves at one exit whatever its score; the exits before it are asked too, and no score reaches their 1.1."""
+    at = exits.index(name)
+    return OperatingPoint(
+        "max_probability", {exit_name: 0.0 if place == at else 1.1 for place, exit_name in enumerate(exits[:-1])}
+    )
+
+
 def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[float]]) -> list[Rule]:
     """How every exit's logits become a score: the target's calibration and an operating point's weights, in exit order."""
     found = []
