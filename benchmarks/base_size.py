@@ -3,25 +3,31 @@
 python benchmarks/base_size.py /tmp/base.ee && ee-bench run /tmp/base.ee
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 from rich.progress import Progress
 
+from ee_export import golden
 from ee_export.atomic import staged_folder
 from ee_export.build import export, golden_inputs
+from ee_export.compile import drafted, quantized_target, with_golden
 from ee_export.encode import Encoder
 from ee_export.model import checkpoint
 from ee_export.model.exits import parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
+from ee_export.package import GOLDEN, seal
+from ee_export.runtime.chain import load_package
 
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--layers", default=12, show_default=True)
 @click.option("--exits", default="all", show_default=True, help="Such as encoder.6,encoder.9.")
-def main(out: Path, layers: int, exits: str) -> None:
+@click.option("--int8", is_flag=True, help="With the target cpu-int8 too.")
+def main(out: Path, layers: int, exits: str, int8: bool) -> None:
     """Write OUT, by default with every exit there is; no operating point but `full`."""
     torch.manual_seed(0)
     tokenizer = checkpoint.train_tokenizer(iter([["page"]]), 300)
@@ -45,6 +51,15 @@ def main(out: Path, layers: int, exits: str) -> None:
             "base",
             lambda s, done, all_: bars.update(tasks[s], completed=done, total=all_),
         )
+        if int8:
+            target = quantized_target(package, staging / "cpu-int8", "dynamic", (), ())
+            pages, _ = golden.read(package)
+            target, pages = with_golden(
+                drafted(load_package(package), "cpu-int8", target, staging), "cpu-int8", target, pages
+            )
+            manifest = replace(package.manifest, targets={**package.manifest.targets, "cpu-int8": target})
+            (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
+            seal(staging, manifest)
     worst = max(package.target("cpu-fp32").equality.values())
     print(f"{out}: {len(config.exit_names())} exits, largest logit difference from eager torch {worst:.1e}")
 

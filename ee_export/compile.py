@@ -85,8 +85,8 @@ def compile_target(
         kept: list[str] = []
         while True:
             progress("quantize", 0, 1)
-            target = _quantized(package, staging / target_name, kind, samples, kept)
-            chain = _chain(before, target_name, target, staging)
+            target = quantized_target(package, staging / target_name, kind, samples, kept)
+            chain = drafted(before, target_name, target, staging)
             progress("quantize", 1, 1)
             seen = observe_each(chain, parts, ocr, progress)
             losing = _losing(wanted, seen, kept)
@@ -101,17 +101,15 @@ def compile_target(
         # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
         others = [name for name in package.manifest.files if not name.startswith(f"{target_name}/") and name != GOLDEN]
         link_files(package, others, staging)
-        pages = [
-            replace(page, own={**page.own, target_name: chain.logits(page.inputs)}) for page in golden.read(package)[0]
-        ]
-        target = replace(target, equality=_differences(pages, target_name))
-        target = replace(target, tolerance=max(_FLOOR, *target.equality.values()))
+        target, pages = with_golden(chain, target_name, target, golden.read(package)[0])
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target}, split=split)
         seal_verified(staging, manifest, pages, target_name, progress)
     return open_package(package.path)
 
 
-def _quantized(package: Package, folder: Path, kind: str, samples: Sequence[Arrays], kept: Sequence[str]) -> Target:
+def quantized_target(
+    package: Package, folder: Path, kind: str, samples: Sequence[Arrays], kept: Sequence[str]
+) -> Target:
     """A target of quantized segments in ``folder``, neither measured nor calibrated."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -138,7 +136,7 @@ def _named(progress: Progress, what: str, part: str, done: int, total: int) -> N
     progress(f"{what}: {part}", done, total)
 
 
-def _chain(before: Chain, name: str, target: Target, folder: Path) -> Chain:
+def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
     """The chain of a target whose segments are not in a package yet."""
     manifest = before.package.manifest
     package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
@@ -199,9 +197,13 @@ def _compared(
     return replace(target, operating_points=points)
 
 
-def _differences(pages: Sequence[golden.GoldenPage], target_name: str) -> dict[str, float]:
-    """Largest difference from the trained model's logits, per exit and gate."""
-    return {
-        name: float(f"{max(np.abs(page.of(target_name)[name] - page.logits[name]).max() for page in pages):.3g}")
+def with_golden(
+    chain: Chain, target_name: str, target: Target, pages: Sequence[golden.GoldenPage]
+) -> tuple[Target, list[golden.GoldenPage]]:
+    """Give golden pages the logits of a new target's chain, and the target its differences from the trained model's."""
+    said = [replace(page, own={**page.own, target_name: chain.logits(page.inputs)}) for page in pages]
+    equality = {
+        name: float(f"{max(np.abs(page.of(target_name)[name] - page.logits[name]).max() for page in said):.3g}")
         for name in pages[0].logits
     }
+    return replace(target, equality=equality, tolerance=max(_FLOOR, *equality.values())), said
