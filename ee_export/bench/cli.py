@@ -124,10 +124,15 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
     "--peers",
     default="onnxruntime,nested_if",
     show_default=True,
-    help="Or openvino, openvino_f32, transformers, torch_compile; of another target, as chain@cpu-int8; made to leave, as chain:encoder.1.",
+    help="Or optimum, openvino, openvino_f32, transformers, torch_compile; of another target, as chain@cpu-int8; made to leave, as chain:encoder.1.",
 )
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="What PACKAGE was built from, for the peers of torch."
+)
+@click.option(
+    "--graph",
+    type=click.Path(path_type=Path),
+    help="What optimum-onnx exported from that checkpoint, for the peer optimum.",
 )
 @click.option("--ocr", is_flag=True, help="Withhold the words: Tesseract reads every page, or what the chain asks for.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Over all pages, at most.")
@@ -143,6 +148,7 @@ def compare(
     data: Path,
     peers: str,
     checkpoint: Path | None,
+    graph: Path | None,
     ocr: bool,
     rounds: int,
     threads: int | None,
@@ -175,6 +181,7 @@ def compare(
         operating_point,
         None if checkpoint is None else str(checkpoint),
         threads or available_threads(),
+        None if graph is None else str(graph),
     )
     names = [name.strip() for name in peers.split(",") if name.strip()]
     plan = comparing.Plan(rounds=rounds, seed=seed, ocr=ocr)

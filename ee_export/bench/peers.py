@@ -21,13 +21,15 @@ Run = Callable[[Arrays], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is compared: a target of a package, the checkpoint it was built from (torch's peers need it), and threads."""
+    """What is compared: a target of a package, the checkpoint it was built from (torch's peers need it), threads, and the graph
+    that another tool exported from that checkpoint (``optimum`` needs it)."""
 
     package: str
     target: str
     operating_point: str
     checkpoint: str | None
     threads: int
+    graph: str | None = None
 
     def opened(self) -> Package:
         return open_package(Path(self.package))
@@ -36,6 +38,20 @@ class Subject:
 def _onnxruntime(subject: Subject) -> tuple[Run, int]:
     """The whole model as one graph, as one would export it without this toolkit."""
     graph = join(subject.opened(), subject.target, [logits_name("final")]).SerializeToString()
+    return _session(graph, subject.threads), len(graph)
+
+
+def _optimum(subject: Subject) -> tuple[Run, int]:
+    """The whole model in onnxruntime too, as optimum-onnx exported it."""
+    if subject.graph is None:
+        raise BadRequest(
+            "optimum-onnx needs an environment of its own: export the checkpoint there with benchmarks/optimum_export.py and name "
+            "what it wrote with --graph"
+        )
+    try:
+        graph = Path(subject.graph).read_bytes()
+    except OSError as error:
+        raise BadRequest(f"--graph {subject.graph}: cannot be read ({error.strerror})") from None
     return _session(graph, subject.threads), len(graph)
 
 
@@ -79,6 +95,7 @@ def _torch_compile(subject: Subject) -> tuple[Run, int]:
 
 PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
     "onnxruntime": _onnxruntime,
+    "optimum": _optimum,
     "nested_if": _nested_if,
     "openvino": _openvino,
     "openvino_f32": _openvino_f32,

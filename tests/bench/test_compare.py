@@ -91,6 +91,8 @@ def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded:
         (["--peers", "openvin"], "unknown peer 'openvin'.*openvino"),
         (["--peers", "transformers"], "name it with --checkpoint"),
         (["--operating-point", "fast"], "unknown operating point 'fast'"),
+        (["--peers", "optimum"], "optimum_export.py and name what it wrote with --graph"),
+        (["--peers", "optimum", "--graph", "nowhere.onnx"], "--graph nowhere.onnx: cannot be read"),
         (["--peers", "chain@cpu-int4"], "unknown target 'cpu-int4'"),
         (["--peers", "chain:encoder.9"], "unknown exit 'encoder.9'"),
         (["--peers", "onnxruntime:final"], "only the chain can be told where to leave"),
