@@ -7,6 +7,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from ee_export.errors import BadRequest, require_known
 
 __all__ = ["LABELS", "SETS", "DrawnPage", "draw_folder", "draw_page"]
 
+MAX_LONG_SIDE = 4000
 _LAYOUTS = DOCUMENTS | ALIKE | UNKNOWN
 LABELS: tuple[str, ...] = tuple(sorted(DOCUMENTS))
 SETS: dict[str, tuple[str, ...]] = {
@@ -48,16 +50,17 @@ def draw_page(label: str, seed: int, hard: bool = False, long_side: int = 800) -
         label: a label of any of `SETS`.
         seed: any whole number.
         hard: drawn as a bad scan with OCR mistakes; the three FARA classes then differ in their text only.
-        long_side: pixels of the longer side of the image, 100 to 1600.
+        long_side: pixels of the longer side of the image, 100 to 4000; 3508 is A4 at 300 dpi. Above 1600 a hard page
+            has the words, the boxes and, scaled, the scan effects that it has at 800.
 
     Raises:
         BadRequest: the label is unknown (the message lists the valid ones), or ``long_side`` is out of range.
     """
     require_known(label, _LAYOUTS, "label")
-    if not 100 <= long_side <= LONG_SIDE:
-        raise BadRequest(f"long_side {long_side}: expected 100 to {LONG_SIDE} pixels")
+    if not 100 <= long_side <= MAX_LONG_SIDE:
+        raise BadRequest(f"long_side {long_side}: expected 100 to {MAX_LONG_SIDE} pixels")
     layout, bitonal = _LAYOUTS[label]
-    source = Source(label, seed, hard)
+    source = Source(label, seed, hard, scale=max(1.0, long_side / LONG_SIDE))
     image, words, boxes = finish(layout(source, hard), source, hard, long_side, bitonal)
     return DrawnPage(label, hard, image, words, boxes)
 
@@ -69,6 +72,7 @@ def draw_folder(
     hard_share: float = 0.5,
     collection: str = "documents",
     label_noise: float = 0.0,
+    long_side: int = 800,
 ) -> int:
     """Write ``out/<class>/<id>.jpg`` and ``<id>.json`` (words, boxes) a page; returns the number of pages.
 
@@ -83,9 +87,11 @@ def draw_folder(
         label_noise: share of pages that are put into the folder of another class of the set, at least 0 and below 1,
             spread evenly over the classes; where it is above 0, ``out/label_noise.json`` maps the path of each page
             that this call moved to its true label.
+        long_side: pixels of the longer side of each image, as in `draw_page`; above 1600 the files say how many dpi
+            that is on A4.
 
     Raises:
-        BadRequest: the set is unknown, or a count or share is out of range.
+        BadRequest: the set is unknown, or a count, share or size is out of range.
     """
     require_known(collection, SETS, "set")
     if pages_per_class < 1 or not 0 <= hard_share <= 1:
@@ -96,6 +102,7 @@ def draw_folder(
     from rich.progress import track
 
     labels = SETS[collection]
+    dpi: dict[str, Any] = {"dpi": (round(long_side * 300 / 3508),) * 2} if long_side > LONG_SIDE else {}
     jobs = [(label, number) for number in range(pages_per_class) for label in labels]
     moved = _moved(labels, pages_per_class, seed, label_noise)
     for label, number in track(
@@ -106,11 +113,11 @@ def draw_folder(
         disable=not sys.stderr.isatty(),
     ):
         hard = int((number + 1) * hard_share) > int(number * hard_share)
-        page = draw_page(label, seed * 1_000_003 + number, hard)
+        page = draw_page(label, seed * 1_000_003 + number, hard, long_side)
         stem = out / moved.get((label, number), f"{label}/{_name(seed, number)}")
         stem.parent.mkdir(parents=True, exist_ok=True)
         quality = 60 + (number * 7 + labels.index(label) * 11) % 26
-        page.image.save(stem.with_suffix(".jpg"), quality=quality)
+        page.image.save(stem.with_suffix(".jpg"), quality=quality, **dpi)
         stem.with_suffix(".json").write_text(json.dumps({"words": page.words, "boxes": page.boxes}), encoding="utf-8")
     if label_noise > 0:
         record = {f"{path}.jpg": label for (label, _), path in sorted(moved.items(), key=lambda item: item[1])}

@@ -19,10 +19,13 @@ from ee_export.errors import EeError
 @click.option(
     "--label-noise", default=0.0, show_default=True, help="Share of pages in a wrong folder, listed in a file."
 )
-def main(out: Path, pages: int, seed: int, hard_share: float, collection: str, label_noise: float) -> None:
+@click.option("--long-side", default=800, show_default=True, help="Pixels of each image; 3508 is A4 at 300 dpi.")
+def main(
+    out: Path, pages: int, seed: int, hard_share: float, collection: str, label_noise: float, long_side: int
+) -> None:
     """Draw synthetic pages of every class of a set into OUT/<class>/."""
     try:
-        count = draw_folder(out, pages, seed, hard_share, collection, label_noise)
+        count = draw_folder(out, pages, seed, hard_share, collection, label_noise, long_side)
     except EeError as error:
         click.echo(f"ee_export.draw: {error}", err=True)
         raise SystemExit(2) from None

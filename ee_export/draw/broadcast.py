@@ -41,7 +41,7 @@ def ad_buy_form(source: Source, hard: bool) -> Sheet:
     """A broadcast contract, order or invoice, upright or landscape."""
     wide = source.chance(0.42)
     aspect = source.between(1.28, 1.35) if wide else source.between(0.765, 0.78)
-    sheet = Sheet(aspect, source.rng, squeeze=source.between(0.84, 1.0))
+    sheet = Sheet(aspect, source, squeeze=source.between(0.84, 1.0))
     size = source.between(15.5, 18.5) if wide else source.between(16, 19.5)
     body = Style(size, bold=source.pick((0.0, 0.0, 0.2)), fixed=source.chance(0.12))
     if body.fixed:

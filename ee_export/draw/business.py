@@ -60,7 +60,7 @@ ALIKE: Layouts = {
 
 def stationery(source: Source) -> tuple[Sheet, Style, float, float]:
     """An empty sheet of business paper, the type that it is written in, and its left and right margin."""
-    sheet = Sheet(source.between(0.72, 0.78), source.rng, squeeze=source.between(0.84, 0.96))
+    sheet = Sheet(source.between(0.72, 0.78), source, squeeze=source.between(0.84, 0.96))
     body = Style(source.between(18.5, 22), bold=source.pick((0.0, 0.2)), serif=source.chance(0.4))
     if source.chance(0.15):
         body = body.but(fixed=True, size=body.size * 0.82)

@@ -162,7 +162,7 @@ def _registrant(source: Source) -> str:
 
 
 def _draw(source: Source, hard: bool, kind: str, items: list[Item], own: tuple[tuple[int, ...], ...]) -> Sheet:
-    sheet = Sheet(source.between(0.755, 0.776), source.rng, squeeze=source.between(0.82, 0.93))
+    sheet = Sheet(source.between(0.755, 0.776), source, squeeze=source.between(0.82, 0.93))
     title, form_no, formerly = say.TITLES[kind]
     left = sheet.width * source.between(0.05, 0.11)
     right = sheet.width * source.between(0.92, 0.97)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from ee_export.draw.page import Sheet, font
+from ee_export.draw.page import Sheet
+from ee_export.draw.pen import Pen, font
 from ee_export.draw.source import Source
 
 
@@ -53,22 +54,21 @@ def stamp(sheet: Sheet, source: Source, x: float, y: float) -> None:
     round_one = source.chance(0.35)
     if round_one:
         width = height = max(width, height) + 10
-    patch = Image.new("L", (width, height), 0)
-    draw = ImageDraw.Draw(patch)
+    pen = Pen(width, height, source.scale)
     if round_one:
-        draw.ellipse((2, 2, width - 3, height - 3), outline=255, width=4)
-        draw.ellipse((14, 14, width - 15, height - 15), outline=255, width=2)
+        pen.ellipse((2, 2, width - 3, height - 3), outline=255, width=4)
+        pen.ellipse((14, 14, width - 15, height - 15), outline=255, width=2)
     elif source.chance(0.6):
-        draw.rectangle((2, 2, width - 3, height - 3), outline=255, width=source.whole(2, 5))
+        pen.rectangle((2, 2, width - 3, height - 3), None, 255, source.whole(2, 5))
     top = height / 2 - size * 1.35 * (len(lines) - 1) / 2
     for number, line in enumerate(lines):
-        draw.text((width / 2, top + number * size * 1.35), line, 255, font(size), anchor="mm", stroke_width=0.6)
+        pen.text(width / 2, top + number * size * 1.35, line, 255, size, "mm", 0.6)
     worn = source.rng.random((height // 3 + 1, width // 3 + 1), dtype=np.float32)
-    keep = Image.fromarray(((worn > source.between(0.1, 0.4)) * 255).astype(np.uint8)).resize(patch.size)
-    patch = Image.fromarray(np.minimum(np.asarray(patch), np.asarray(keep)))
+    keep = Image.fromarray(((worn > source.between(0.1, 0.4)) * 255).astype(np.uint8)).resize(pen.image.size)
+    patch = Image.fromarray(np.minimum(np.asarray(pen.image), np.asarray(keep)))
     angle = source.pick((90, -90, 0)) + source.between(-14, 14)
     patch = patch.rotate(angle, Image.Resampling.BILINEAR, expand=True)
-    sheet.image.paste(source.whole(20, 110), (int(x), int(y)), patch)
+    sheet.image.paste(source.whole(20, 110), (int(x * source.scale), int(y * source.scale)), patch)
 
 
 def logo(sheet: Sheet, source: Source, x: float, y: float, size: float) -> None:
@@ -87,9 +87,9 @@ def logo(sheet: Sheet, source: Source, x: float, y: float, size: float) -> None:
             sheet.draw.polygon([(x, y + size), (x + size / 2, y), (x + size, y + size)], fill=dark)
         case _:
             sheet.draw.pieslice(corners, 30, 330, fill=dark)
-            sheet.draw.rectangle((x + size * 0.5, y + size * 0.4, x + size, y + size * 0.6), fill=dark // 2)
+            sheet.box(x + size * 0.5, y + size * 0.4, x + size, y + size * 0.6, width=0, fill=dark // 2)
     name = source.pick((str(source.whole(2, 64)), f"{source.fake.random_uppercase_letter()}{source.whole(2, 9)}"))
-    sheet.draw.text((x + size / 2, y + size / 2), name, 245, font(size * 0.5), anchor="mm", stroke_width=size * 0.02)
+    sheet.draw.text(x + size / 2, y + size / 2, name, 245, size * 0.5, "mm", size * 0.02)
 
 
 def holes(sheet: Sheet, source: Source) -> None:

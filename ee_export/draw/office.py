@@ -72,7 +72,7 @@ _ASK = (
 
 def form(source: Source, hard: bool) -> Sheet:
     """A filled office form: title, fields with answers, tables, check boxes, remarks, signatures."""
-    sheet = Sheet(source.between(0.752, 0.79), source.rng, squeeze=source.between(0.85, 1.0))
+    sheet = Sheet(source.between(0.752, 0.79), source, squeeze=source.between(0.85, 1.0))
     size = source.between(20, 26)
     typed = source.chance(0.65)
     label = (

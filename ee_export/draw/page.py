@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-LONG_SIDE = 1600  # pixels of the drawing surface; every size in the layouts is in these pixels
+from ee_export.draw.pen import Pen, font
+from ee_export.draw.source import Source
+
+LONG_SIDE = 1600  # pixels of a layout: every size is in these, whatever the scale of the drawing surface
 Align = Literal["left", "center", "right"]
 
 
@@ -48,39 +50,31 @@ class Style:
         return sum(self.width(word) for word in words) + self.gap * max(len(words) - 1, 0)
 
 
-@lru_cache(maxsize=128)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    loaded = ImageFont.load_default(size)
-    assert isinstance(loaded, ImageFont.FreeTypeFont)
-    return loaded
-
-
-def font(size: float) -> ImageFont.FreeTypeFont:
-    """Pillow's bundled font at a size, rounded to whole pixels."""
-    return _font(max(6, round(size)))
-
-
 class Sheet:
     """A grey page under construction; remembers the ink box of each word it draws.
 
     ``squeeze`` below 1 makes all letters narrower: the sheet is drawn wider than its aspect ratio and
-    `ee_export.draw.scan.finish` brings it back.
+    `ee_export.draw.scan.finish` brings it back. The image has ``source.scale`` pixels for each pixel of the sheet.
     """
 
-    def __init__(self, aspect: float, rng: np.random.Generator, squeeze: float = 1.0, paper: int = 255) -> None:
+    def __init__(self, aspect: float, source: Source, squeeze: float = 1.0, paper: int = 255) -> None:
         self.aspect = aspect  # width / height of the finished page
         self.width = round(LONG_SIDE * min(aspect, 1.0) / squeeze)
         self.height = round(LONG_SIDE / max(aspect, 1.0))
-        self.rng = rng
+        self.rng = source.rng
         self.paper = paper
         self.beyond = paper  # what a scanner sees beside the sheet
-        self.image = Image.new("L", (self.width, self.height), paper)
-        self.draw = ImageDraw.Draw(self.image)
+        self.draw = Pen(self.width, self.height, source.scale, paper)
         self.words: list[str] = []
         self.boxes: list[tuple[float, float, float, float]] = []  # pixels of the sheet
         self.blocks: list[int] = []  # reading order goes block by block, and by rows within a block
         self.rough: set[int] = set()  # indices of words that an OCR engine hardly reads
         self.block = 0
+
+    @property
+    def image(self) -> Image.Image:
+        """All that is drawn so far."""
+        return self.draw.image
 
     def text(self, x: float, y: float, text: str, style: Style, align: Align = "left") -> float:
         """Draw one line with its baseline at ``y``; returns the x where it ends."""
@@ -122,12 +116,12 @@ class Sheet:
 
     def rule(self, x0: float, y0: float, x1: float, y1: float, width: int = 2, ink: int = 0) -> None:
         """Draw a straight line."""
-        self.draw.line((x0, y0, x1, y1), fill=ink, width=width)
+        self.draw.line((x0, y0, x1, y1), ink, width)
 
     def dashes(self, x0: float, x1: float, y: float, dash: float = 8, width: int = 2, ink: int = 0) -> None:
         """Draw a dashed horizontal line."""
         for x in np.arange(x0, x1, 2 * dash):
-            self.draw.line((x, y, min(x + dash, x1), y), fill=ink, width=width)
+            self.draw.line((x, y, min(x + dash, x1), y), ink, width)
 
     def box(
         self,
@@ -140,7 +134,7 @@ class Sheet:
         ink: int = 0,
     ) -> None:
         """Draw a rectangle, filled with a grey value where ``fill`` is given."""
-        self.draw.rectangle((x0, y0, x1, y1), fill=fill, outline=ink if width else None, width=width)
+        self.draw.rectangle((x0, y0, x1, y1), fill, ink if width else None, width)
 
     def check(self, x: float, y: float, label: str, style: Style, ticked: bool) -> float:
         """Draw a check box and its label on the baseline ``y``; returns the x where the label ends."""
@@ -186,10 +180,11 @@ class Sheet:
 
     def _serifs(self, x0: float, x1: float, y: float, style: Style) -> None:
         """Widen what is dark at the baseline, the x-height and the cap height, so that stems get feet."""
+        scale = self.draw.scale
+        reach = round((1 if style.size < 25 else 2) * scale)
         for height in (0.0, 0.5, 0.7):  # shares of the font size, of the bundled font
-            reach = 1 if style.size < 25 else 2
-            edge = round(y - height * style.size) - (reach if height == 0 else 0)
-            band = (int(x0) - 4, edge, int(x1) + 4, edge + reach)
+            edge = round((y - height * style.size) * scale) - (reach if height == 0 else 0)
+            band = (int(x0 * scale) - round(4 * scale), edge, int(x1 * scale) + round(4 * scale), edge + reach)
             grey = np.asarray(self.image.crop(band))
             wide = grey.copy()
             for step in range(1, reach + 1):
@@ -204,14 +199,14 @@ class Sheet:
             left, right = 0.05 * style.size, max(width - style.spacing, 0.3 * style.size)
         lean = style.slant * -top * 0.5
         if style.slant:
-            pad = int(style.size)
-            patch = Image.new("L", (int(width) + 2 * pad, 2 * pad), 0)
-            self._glyphs(ImageDraw.Draw(patch), pad, 1.4 * pad, word, style.but(ink=255))
-            patch = patch.transform(
-                patch.size, Image.Transform.AFFINE, (1, style.slant, -style.slant * 1.4 * pad, 0, 1, 0),
+            pad, scale = int(style.size), self.draw.scale
+            pen = Pen(int(width) + 2 * pad, 2 * pad, scale)
+            self._glyphs(pen, pad, 1.4 * pad, word, style.but(ink=255))
+            patch = pen.image.transform(
+                pen.image.size, Image.Transform.AFFINE, (1, style.slant, -style.slant * 1.4 * pad * scale, 0, 1, 0),
                 Image.Resampling.BILINEAR,
             )  # fmt: skip
-            self.image.paste(style.ink, (round(x) - pad, round(y - 1.4 * pad)), patch)
+            self.image.paste(style.ink, (round(x * scale) - round(pad * scale), round((y - 1.4 * pad) * scale)), patch)
         else:
             self._glyphs(self.draw, x, y, word, style)
         if style.hand:
@@ -220,9 +215,9 @@ class Sheet:
         self.boxes.append((x + left, y + top, x + right + lean, y + bottom))
         self.blocks.append(self.block)
 
-    def _glyphs(self, draw: ImageDraw.ImageDraw, x: float, y: float, word: str, style: Style) -> None:
+    def _glyphs(self, pen: Pen, x: float, y: float, word: str, style: Style) -> None:
         if not (style.fixed or style.spacing or style.hand):
-            draw.text((x, y), word, style.ink, font(style.size), anchor="ls", stroke_width=style.bold)
+            pen.text(x, y, word, style.ink, style.size, "ls", style.bold)
             return
         for letter in word:
             advance = style.width(letter)
@@ -231,9 +226,9 @@ class Sheet:
                 size *= 1 + 0.4 * (self.rng.random() - 0.5)
                 lift = 0.25 * style.size * (self.rng.random() - 0.5)
             if style.fixed:
-                draw.text((x + advance / 2, y), letter, style.ink, font(size), anchor="ms", stroke_width=style.bold)
+                pen.text(x + advance / 2, y, letter, style.ink, size, "ms", style.bold)
             else:
-                draw.text((x, y + lift), letter, style.ink, font(size), anchor="ls", stroke_width=style.bold)
+                pen.text(x, y + lift, letter, style.ink, size, "ls", style.bold)
             x += advance
 
 

@@ -59,7 +59,7 @@ _JOURNALS = (
 
 def scientific_paper(source: Source, hard: bool) -> Sheet:
     """A page of a paper in one or two columns."""
-    sheet = Sheet(source.between(0.705, 0.775), source.rng, squeeze=source.between(0.8, 0.9))
+    sheet = Sheet(source.between(0.705, 0.775), source, squeeze=source.between(0.8, 0.9))
     two = source.chance(0.5)
     size = source.between(17, 20) if two else source.between(20, 25)
     body = Style(size, bold=source.pick((0.0, 0.0, 0.15)), serif=source.chance(0.75), ink=source.pick((0, 0, 40)))

@@ -52,7 +52,7 @@ def receipt(source: Source, hard: bool) -> Sheet:
     laid = source.chance(0.33)  # a small receipt on a large sheet
     aspect = source.between(0.62, 0.72) if laid else source.between(0.34, 0.66)
     paper = 255 if laid else source.whole(236, 255)
-    sheet = Sheet(aspect, source.rng, squeeze=source.between(0.72, 0.95), paper=paper)
+    sheet = Sheet(aspect, source, squeeze=source.between(0.72, 0.95), paper=paper)
     left, right = (0.3, 0.68) if laid else (source.between(0.04, 0.1), source.between(0.9, 0.97))
     left, right = left * sheet.width, right * sheet.width
     columns = source.whole(32, 46)

@@ -34,10 +34,14 @@ def finish(sheet: Sheet, source: Source, hard: bool, long_side: int, bitonal: fl
     boxes /= [sheet.width, sheet.height, sheet.width, sheet.height]
     if not hard:
         return sheet.image.resize(_size(sheet, long_side), Image.Resampling.LANCZOS), words, _whole(boxes)
-    image = sheet.image.resize(_size(sheet, min(LONG_SIDE, round(long_side * 1.5))), Image.Resampling.BOX)
-    image, boxes = _misfeed(image, boxes, source, sheet.beyond)
-    image = _expose(image, source, source.chance(bitonal))
-    image = _specks(image, source).resize(_size(sheet, long_side), Image.Resampling.LANCZOS)
+    # Effects are in pixels of the frame; a large page takes those of the page of 800 pixels, and zooms them.
+    large = long_side > LONG_SIDE
+    frame = _size(sheet, 1200 if large else min(LONG_SIDE, round(long_side * 1.5)))
+    zoom = long_side / 1200 if large else 1.0
+    image = sheet.image.resize(_size(sheet, long_side) if large else frame, Image.Resampling.BOX)
+    image, boxes = _misfeed(image, boxes, source, sheet.beyond, frame, zoom)
+    image = _expose(image, source, source.chance(bitonal), frame, zoom)
+    image = _specks(image, source, zoom).resize(_size(sheet, long_side), Image.Resampling.LANCZOS)
     image = _compress(image, source)
     inside = (boxes[:, 0] >= 0) & (boxes[:, 1] >= 0) & (boxes[:, 2] <= 1) & (boxes[:, 3] <= 1)
     kept = [i for i in range(len(words)) if inside[i]]
@@ -55,33 +59,39 @@ def _whole(boxes: np.ndarray) -> list[list[int]]:
     return whole
 
 
-def _misfeed(image: Image.Image, boxes: np.ndarray, source: Source, beyond: int) -> tuple[Image.Image, np.ndarray]:
+def _misfeed(
+    image: Image.Image, boxes: np.ndarray, source: Source, beyond: int, frame: tuple[int, int], zoom: float
+) -> tuple[Image.Image, np.ndarray]:
     """Rotate up to 3 degrees, shift and scale; the boxes follow."""
     degrees = float(np.clip(source.rng.normal(0, 0.9), -3, 3))
     angle = np.deg2rad(degrees)
     scale = source.pick((1.0, 1.0, source.between(0.9, 1.04)))
-    shift = np.array([source.between(-0.02, 0.02), source.between(-0.02, 0.02)]) * image.size
+    shift = np.array([source.between(-0.02, 0.02), source.between(-0.02, 0.02)]) * frame
     if scale < 1 and source.chance(0.5):  # a copy of a smaller page, laid in the upper left corner
-        shift -= (1 - scale) / 2 * np.array(image.size) * source.between(0.4, 1)
-    centre = np.array(image.size) / 2
+        shift -= (1 - scale) / 2 * np.array(frame) * source.between(0.4, 1)
+    centre = np.array(frame) / 2
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     back = np.linalg.inv(turn)
     offset = centre - back @ (centre + shift)
     fill = 0 if source.chance(0.12) else beyond
-    affine = (back[0, 0], back[0, 1], offset[0], back[1, 0], back[1, 1], offset[1])
+    affine = (back[0, 0], back[0, 1], zoom * offset[0], back[1, 0], back[1, 1], zoom * offset[1])
     image = image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=fill)
-    corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2) * image.size
-    corners = ((corners - centre) @ turn.T + centre + shift) / image.size  # [N, 4, 2]
+    corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2) * frame
+    corners = ((corners - centre) @ turn.T + centre + shift) / frame  # [N, 4, 2]
     return image, np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
 
-def _expose(image: Image.Image, source: Source, bitonal: bool) -> Image.Image:
+def _expose(image: Image.Image, source: Source, bitonal: bool, frame: tuple[int, int], zoom: float) -> Image.Image:
     """Blur, uneven light, contrast and grain; then perhaps black and white only."""
-    image = image.filter(ImageFilter.GaussianBlur(source.between(0.3, 0.9 if bitonal else 1.3)))
+    image = image.filter(ImageFilter.GaussianBlur(zoom * source.between(0.3, 0.9 if bitonal else 1.3)))
     width, height = image.size
     grey = np.asarray(image, dtype=np.float32)
-    grain = source.rng.standard_normal((height // 2 + 1, width // 2 + 1), dtype=np.float32)
-    grain = np.repeat(np.repeat(grain, 2, axis=0), 2, axis=1)[:height, :width]
+    grain = source.rng.standard_normal((frame[1] // 2 + 1, frame[0] // 2 + 1), dtype=np.float32)
+    if zoom == 1:
+        grain = np.repeat(np.repeat(grain, 2, axis=0), 2, axis=1)[:height, :width]
+    else:
+        seen = (0, 0, width / (2 * zoom), height / (2 * zoom))
+        grain = np.asarray(Image.fromarray(grain).resize(image.size, Image.Resampling.BICUBIC, seen))
     if bitonal:
         grey = grey + grain * source.between(5, 28)
         return Image.fromarray(((grey > source.between(135, 195)) * np.uint8(255)).astype(np.uint8))
@@ -95,7 +105,7 @@ def _expose(image: Image.Image, source: Source, bitonal: bool) -> Image.Image:
     return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
 
 
-def _specks(image: Image.Image, source: Source) -> Image.Image:
+def _specks(image: Image.Image, source: Source, zoom: float) -> Image.Image:
     """Salt and pepper, dust, streaks and dark scanner edges."""
     draw = ImageDraw.Draw(image)
     width, height = image.size
@@ -107,16 +117,17 @@ def _specks(image: Image.Image, source: Source) -> Image.Image:
         source.rng.exponential(0.45, count).tolist(),
         strict=True,
     ):
+        radius = radius * zoom + (zoom - 1) / 2  # the pixel in the middle grows, too
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=0 if ink < 0.7 else 255)
     if source.chance(0.2):
         x = source.between(0, width)
         draw.line(
-            (x, 0, x + source.between(-8, 8), height),
+            (x, 0, x + zoom * source.between(-8, 8), height),
             fill=source.pick((0, 90, 255)),
-            width=source.whole(1, 2),
+            width=round(zoom * source.whole(1, 2)),
         )
     for _ in range(source.pick((0, 0, 0, 1, 1, 2))):  # the dark edge beyond the paper
-        deep = source.between(3, 16)
+        deep = zoom * source.between(3, 16)
         corners: list[tuple[float, float]] = source.pick((
             [(0, 0), (width, 0), (width, deep * source.between(0, 1)), (0, deep)],
             [(0, height), (width, height), (width, height - deep), (0, height - deep * source.between(0, 1))],
@@ -125,7 +136,7 @@ def _specks(image: Image.Image, source: Source) -> Image.Image:
         ))  # fmt: skip
         draw.polygon(corners, fill=source.pick((0, 0, 60)))
     if source.chance(0.15):  # what is printed on the back shines through
-        ghost = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).filter(ImageFilter.GaussianBlur(2))
+        ghost = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).filter(ImageFilter.GaussianBlur(2 * zoom))
         image = ImageChops.multiply(image, ghost.point(lambda value: 222 + value * 33 // 255))
     return image
 

@@ -19,9 +19,13 @@ _local = threading.local()  # one Faker a thread: it is slow to make, and reseed
 
 
 class Source:
-    """All randomness of one page; the same (label, seed, hard) gives the same draws."""
+    """All randomness of one page; the same (label, seed, hard) gives the same draws, at any scale.
 
-    def __init__(self, label: str, seed: int, hard: bool) -> None:
+    ``scale`` is the number of pixels that sheets are drawn with for each pixel of a layout.
+    """
+
+    def __init__(self, label: str, seed: int, hard: bool, scale: float = 1.0) -> None:
+        self.scale = scale
         entropy = [zlib.crc32(label.encode()), abs(seed), int(seed < 0), int(hard)]
         self.rng = np.random.default_rng(entropy)
         if not hasattr(_local, "fake"):

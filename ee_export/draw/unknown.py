@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ee_export.draw.business import letterhead, stationery
 from ee_export.draw.documents import DOCUMENTS, Layouts
@@ -93,7 +93,7 @@ def memo(source: Source, hard: bool) -> Sheet:
 
 def chart(source: Source, hard: bool) -> Sheet:
     """A page with one bar or line chart: title, axes, tick labels, sometimes a legend and a note below."""
-    sheet = Sheet(source.pick((source.between(0.72, 0.78), source.between(1.28, 1.36))), source.rng)
+    sheet = Sheet(source.pick((source.between(0.72, 0.78), source.between(1.28, 1.36))), source)
     body = Style(source.between(20, 26), bold=source.pick((0.0, 0.3)))
     left, right = sheet.width * source.between(0.1, 0.14), sheet.width * source.between(0.9, 0.95)
     top = sheet.height * source.between(0.16, 0.24)
@@ -131,7 +131,7 @@ def chart(source: Source, hard: bool) -> Sheet:
 
 def blank(source: Source, hard: bool) -> Sheet:
     """An empty sheet with what a scanner sees on it: shadow, dirt, holes, what shines through from the back."""
-    sheet = Sheet(source.between(0.7, 0.8), source.rng, paper=source.whole(225, 255))
+    sheet = Sheet(source.between(0.7, 0.8), source, paper=source.whole(225, 255))
     if source.chance(0.3):
         holes(sheet, source)
     for _ in range(source.whole(0, 60)):
@@ -147,12 +147,12 @@ def blank(source: Source, hard: bool) -> Sheet:
                 120, sheet.width - source.between(120, 400), float(y), source.between(20, 50), 8, sheet.paper - 6
             )
     grey = np.asarray(sheet.image, dtype=np.float32)
-    across = np.linspace(0, 1, sheet.width, dtype=np.float32)
-    down = np.linspace(0, 1, sheet.height, dtype=np.float32)[:, None]
+    across = np.linspace(0, 1, grey.shape[1], dtype=np.float32)
+    down = np.linspace(0, 1, grey.shape[0], dtype=np.float32)[:, None]
     edge = source.pick((across, 1 - across, down, 1 - down))
     shadow = 1 - source.between(0, 0.6) * np.exp(-edge / source.between(0.01, 0.12))
     slope = 1 - source.between(0, 0.08) * source.pick((across, down))
-    sheet.image = Image.fromarray((grey * shadow * slope).astype(np.uint8))
+    sheet.image.paste(Image.fromarray((grey * shadow * slope).astype(np.uint8)))
     return sheet
 
 
@@ -160,8 +160,7 @@ def upside_down(source: Source, hard: bool) -> Sheet:
     """A page of one of the seven document classes that was fed the wrong way round, with what OCR makes of it."""
     layout, _ = DOCUMENTS[source.pick(tuple(DOCUMENTS))]
     sheet = layout(source, hard)
-    sheet.image = sheet.image.transpose(Image.Transpose.ROTATE_180)
-    sheet.draw = ImageDraw.Draw(sheet.image)
+    sheet.image.paste(sheet.image.transpose(Image.Transpose.ROTATE_180))
     kept = [i for i in range(len(sheet.words)) if source.chance(0.8)]  # OCR gives up on the others
     width, height = sheet.width, sheet.height
     sheet.words = [_turned(sheet.words[i], source) for i in kept]

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ee_export.draw import LABELS, draw_folder, draw_page
+from ee_export.draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
 from ee_export.errors import EeError
+from ee_export.ocr import installed, tesseract
+
+A4_300_DPI = 3508
+
+
+def values(page: DrawnPage, like: DrawnPage | None = None) -> np.ndarray:
+    """The image's values, resized to those of another page where one is given."""
+    image = page.image.resize(like.image.size, Image.Resampling.BOX) if like else page.image
+    return np.asarray(image, dtype=np.float32)
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -45,9 +55,10 @@ def test_the_words_do_not_depend_on_the_size_of_the_image() -> None:
     assert max(large.image.size) == 1600
 
 
+@pytest.mark.parametrize("long_side", [1600, A4_300_DPI])
 @pytest.mark.parametrize("label", LABELS)
-def test_a_box_on_an_easy_page_covers_dark_pixels(label: str) -> None:
-    page = draw_page(label, seed=4, long_side=1600)
+def test_a_box_on_an_easy_page_covers_dark_pixels(label: str, long_side: int) -> None:
+    page = draw_page(label, seed=4, long_side=long_side)
     grey = np.asarray(page.image)
     scale = np.array([*page.image.size, *page.image.size]) / 1000
     pale = 0
@@ -82,8 +93,43 @@ def test_an_unknown_label_is_answered_with_the_valid_ones() -> None:
 
 
 def test_an_image_size_out_of_range_is_refused() -> None:
-    with pytest.raises(EeError, match="5000"):
-        draw_page("form", seed=0, long_side=5000)
+    for side in (99, 4001, 5000):
+        with pytest.raises(EeError, match=f"long_side {side}: expected 100 to 4000 pixels"):
+            draw_page("form", seed=0, long_side=side)
+
+
+@pytest.mark.parametrize(("number", "label"), list(enumerate(sum(SETS.values(), ()))))
+def test_a_page_at_300_dpi_is_the_same_page_drawn_larger(number: int, label: str) -> None:
+    hard = number % 2 == 1
+    small, large = draw_page(label, 4, hard), draw_page(label, 4, hard, long_side=A4_300_DPI)
+    assert max(large.image.size) == A4_300_DPI
+    assert (small.words, small.boxes) == (large.words, large.boxes)
+    first, second = values(small), values(large, like=small)
+    assert abs(first.mean() - second.mean()) < 3
+    assert np.abs(first - second).mean() < 12
+    if label != "blank":
+        assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.9
+
+
+def test_a_page_at_300_dpi_is_drawn_sharp() -> None:
+    page = draw_page("letter", seed=4, long_side=A4_300_DPI)
+    enlarged = draw_page("letter", seed=4, long_side=1600).image.resize(page.image.size, Image.Resampling.LANCZOS)
+    between = [((image > 60) & (image < 195)).mean() for image in (values(page), np.asarray(enlarged))]
+    assert between[0] < 0.6 * between[1]  # fewer pixels are neither ink nor paper
+
+
+@pytest.mark.skipif(not installed(), reason="tesseract-ocr or pytesseract is not installed")
+def test_tesseract_reads_a_page_at_300_dpi() -> None:
+    page = draw_page("letter", seed=3, long_side=A4_300_DPI)
+    seen = Counter(tesseract()(page.image)[0])
+    assert (seen & Counter(page.words)).total() >= 0.95 * len(page.words)
+
+
+def test_files_say_their_dpi_only_where_they_are_larger_than_the_layouts(tmp_path: Path) -> None:
+    for side, dpi in ((A4_300_DPI, (300, 300)), (1600, None)):
+        draw_folder(tmp_path, pages_per_class=1, seed=0, collection="unknown", long_side=side)
+        with Image.open(tmp_path / "memo" / "drawn-0-00000.jpg") as image:
+            assert (max(image.size), image.info.get("dpi")) == (side, dpi)
 
 
 def test_a_folder_holds_an_image_and_its_words_for_every_page(tmp_path: Path) -> None:

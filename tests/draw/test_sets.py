@@ -9,6 +9,7 @@ from statistics import mean
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from ee_export.data import read_dataset
 from ee_export.draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
@@ -161,10 +162,17 @@ def test_an_unknown_set_or_an_impossible_share_of_wrong_labels_is_refused(tmp_pa
 
 def test_the_command_draws_a_set_and_answers_an_unknown_one_in_one_line(tmp_path: Path) -> None:
     drawn = CliRunner().invoke(
-        main, [str(tmp_path / "out"), "--set", "unknown", "--pages", "1", "--label-noise", "0.4"]
+        main, [str(tmp_path / "out"), "--set", "unknown", "--pages", "1", "--label-noise", "0.4", "--long-side", "1700"]
     )
     assert (drawn.exit_code, drawn.output.split()[0]) == (0, "5")
     assert len(json.loads((tmp_path / "out" / "label_noise.json").read_bytes())) == 2
-    refused = CliRunner().invoke(main, [str(tmp_path), "--set", "unknwon"])
-    assert refused.exit_code == 2
-    assert "did you mean unknown" in refused.output
+    for path in (tmp_path / "out").glob("*/*.jpg"):
+        with Image.open(path) as image:
+            assert max(image.size) == 1700
+    for arguments, answer in (
+        (["--set", "unknwon"], "did you mean unknown"),
+        (["--long-side", "9"], "long_side 9: expected 100 to 4000 pixels"),
+    ):
+        refused = CliRunner().invoke(main, [str(tmp_path), *arguments])
+        assert refused.exit_code == 2
+        assert answer in refused.output
