@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial, reduce
+from importlib import metadata
 from operator import add
 from pathlib import Path
 
@@ -21,15 +22,17 @@ from ee_export.manifest import Manifest, Target
 from ee_export.observe import Observed, held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, Package, link_files, open_package
 from ee_export.page import Ocr
+from ee_export.runtime.backends import open_segment, require_runnable
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name, measure
-from ee_export.runtime.ort import OrtSegment, available_threads
+from ee_export.runtime.ort import available_threads
 from ee_export.runtime.plan import FULL, operating_point
 from ee_export.segments.quantize import KINDS, quantize_segments
 from ee_export.verify import seal_verified
 
 SOURCE = "cpu-fp32"
-TARGETS = ("cpu-int8",)
+TARGETS = {"cpu-int8": "onnxruntime", "openvino-bf16": "openvino"}
+"""The targets that a package can be compiled for, and what runs them."""
 LOSS = 0.005
 """Largest share of the right answers of an exit that quantizing may cost; segments that cost more stay float."""
 _SAMPLES = 32
@@ -53,9 +56,9 @@ def compile_target(
 ) -> Package:
     """Give a package another target, in one step; all that was there stays as it was.
 
-    The target is compared with ``cpu-fp32`` on the held-out pages, exit by exit: where it loses more than 0.5 points of accuracy,
-    the segment that costs most is left float, until it does not. Its golden logits are its own, and its tolerance is how far
-    quantizing moved them from the trained model's.
+    A quantized target is compared with ``cpu-fp32`` on the held-out pages, exit by exit: where it loses more than 0.5 points of
+    accuracy, the segment that costs most is left float, until it does not. Its golden logits are its own, and its tolerance is how far
+    its numbers moved them from the trained model's.
 
     Args:
         package: has the target ``cpu-fp32``.
@@ -68,32 +71,28 @@ def compile_target(
         progress: told of every step.
 
     Raises:
-        BadRequest: there is no such target or kind, or the package has the target already.
+        BadRequest: there is no such target or kind, it cannot run here, or the package has it already.
         BadData, BadPage: the pages cannot be used.
     """
     require_known(target_name, TARGETS, "target to compile for")
     require_known(kind, KINDS, "kind of quantization")
+    require_runnable(TARGETS[target_name])
     if target_name in package.manifest.targets and not overwrite:
         raise BadRequest(f"{package.path}: has the target '{target_name}'; pass --force to replace it")
     source = package.target(SOURCE)
     package.check(SOURCE)
     parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
     before = load_package(package, SOURCE)
-    samples = [before.encode([page]) for page in read_pages(parts["calibrate"], ocr)[:_SAMPLES]]
     wanted = observe_each(before, parts, ocr, partial(_named, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
-        kept: list[str] = []
-        while True:
-            progress("quantize", 0, 1)
-            target = quantized_target(package, staging / target_name, kind, samples, kept)
-            chain = drafted(before, target_name, target, staging)
-            progress("quantize", 1, 1)
+        if target_name == "cpu-int8":
+            samples = [before.encode([page]) for page in read_pages(parts["calibrate"], ocr)[:_SAMPLES]]
+            folder = staging / target_name
+            target, chain, seen = _quantized_with_care(before, folder, kind, samples, parts, wanted, ocr, progress)
+        else:
+            target = openvino_target(package)
+            chain = drafted(before, target_name, target, package.path)
             seen = observe_each(chain, parts, ocr, progress)
-            losing = _losing(wanted, seen, kept)
-            if losing is None:
-                break
-            kept.append(_most_harmful(before, chain, parts, losing, kept, ocr, progress))
-
         ocr_ms, start_ms = (source.costs.ocr_ms, source.costs.ocr_start_ms) if source.costs else (None, 0.0)
         target = replace(target, costs=measure(chain, read_pages(parts["tune"], None)[:12], ocr_ms, start_ms))
         target = fit.first(package.manifest, target, seen)
@@ -105,6 +104,36 @@ def compile_target(
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target}, split=split)
         seal_verified(staging, manifest, pages, target_name, progress)
     return open_package(package.path)
+
+
+def openvino_target(package: Package) -> Target:
+    """A target of the same graphs, which OpenVINO computes in bfloat16; neither measured nor calibrated."""
+    compiled = {"from": SOURCE, "openvino": metadata.version("openvino"), "machine": machine_name()}
+    return Target("openvino", 0.0, {}, package.target(SOURCE).segments, compiled=compiled)
+
+
+def _quantized_with_care(
+    before: Chain,
+    folder: Path,
+    kind: str,
+    samples: Sequence[Arrays],
+    parts: Mapping[str, Dataset],
+    wanted: Mapping[str, Observed],
+    ocr: Ocr | None,
+    progress: Progress,
+) -> tuple[Target, Chain, dict[str, Observed]]:
+    """A quantized target, its chain and what that says of the pages; where an exit were too inaccurate, some segments are float."""
+    kept: list[str] = []
+    while True:
+        progress("quantize", 0, 1)
+        target = quantized_target(before.package, folder, kind, samples, kept)
+        chain = drafted(before, folder.name, target, folder.parent)
+        progress("quantize", 1, 1)
+        seen = observe_each(chain, parts, ocr, progress)
+        losing = _losing(wanted, seen, kept)
+        if losing is None:
+            return target, chain, seen
+        kept.append(_most_harmful(before, chain, parts, losing, kept, ocr, progress))
 
 
 def quantized_target(
@@ -141,7 +170,8 @@ def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
     manifest = before.package.manifest
     package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
     threads = available_threads()
-    segments = [OrtSegment(spec, folder / spec.file, threads) for spec in target.segments]
+    opened = partial(open_segment, contents=None, threads=threads, one_pool=True)
+    segments = [opened(target.backend, spec, folder / spec.file) for spec in target.segments]
     return Chain(package, target, operating_point(target, FULL), segments, before.encoder)
 
 

@@ -42,12 +42,7 @@ def test_the_new_target_verifies_with_its_own_golden_logits_and_the_old_one_as_b
     assert all(set(page.own) == {"cpu-int8"} for page in pages)
 
 
-def test_products_are_of_integers_and_weights_take_a_byte(compiled: Package) -> None:
-    sizes = {
-        name: sum(entry.size for file, entry in compiled.manifest.files.items() if file == f"{name}/weights.bin")
-        for name in compiled.manifest.targets
-    }
-    assert sizes["cpu-int8"] < 0.5 * sizes["cpu-fp32"], "the tiny model's norms and biases are a large part of it"
+def test_products_are_of_integers(compiled: Package) -> None:
     nodes = [
         node.op_type
         for segment in compiled.target("cpu-int8").segments
@@ -107,10 +102,37 @@ def test_another_machine_s_numbers_are_noticed(compiled: Package, tmp_path: Path
         verify_package(open_package(path), "cpu-int8")
 
 
+def test_openvino_runs_the_same_graphs_in_bfloat16(package: Path, pages_folder: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
+    before = {file.name: file.stat().st_size for file in package.rglob("*.onnx")}
+    done = CliRunner().invoke(cli, ["compile", str(package), str(pages_folder), "--target", "openvino-bf16"])
+    if isinstance(done.exception, BadRequest):
+        assert "no bfloat16" in str(done.exception)
+        pytest.skip("this processor has no bfloat16")
+    assert done.exit_code == 0, done.output
+    found = open_package(package)
+    assert {file.name: file.stat().st_size for file in package.rglob("*.onnx")} == before
+    assert max(verify_package(found, "openvino-bf16").differences.values()) < 1e-6
+    floats, chain = load_package(found), load_package(found, "openvino-bf16")
+    data = read_dataset(pages_folder)
+    pages = [data.page(at) for at in range(0, len(data), 7)]
+    arrays = floats.encode(pages)
+    for name, values in floats.logits(arrays).items():
+        assert np.abs(chain.logits(arrays)[name] - values).max() < 0.05 * max(1, np.abs(values).max())
+    together = [answer.exit for answer in chain.predict_batch(pages)]
+    assert together == [chain.predict(page).exit for page in pages]
+
+
+def test_chains_of_one_target_share_their_segments(tiny_package: Package, compiled: Package) -> None:
+    first, second = load_package(tiny_package), load_package(tiny_package, operating_point="default")
+    assert first.segments == second.segments
+    assert not set(map(id, first.segments)) & set(map(id, load_package(compiled, "cpu-int8").segments))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target", "cpu-int4"], "unknown target to compile for 'cpu-int4'.*did you mean cpu-int8"),
+        (["--target", "cpu-int4"], "unknown target to compile for 'cpu-int4'.*cpu-int8, openvino-bf16"),
         (["--quantization", "fast"], "unknown kind of quantization 'fast'.*dynamic, static"),
     ],
 )

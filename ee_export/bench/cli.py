@@ -124,7 +124,7 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
     "--peers",
     default="onnxruntime,nested_if",
     show_default=True,
-    help="Or optimum, openvino, openvino_f32, transformers, torch_compile; of another target, as chain@cpu-int8; made to leave, as chain:encoder.1.",
+    help="Or uncut, openvino, openvino_f32, transformers, torch_compile; of another target, as chain@cpu-int8; made to leave, as chain:encoder.1.",
 )
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="What PACKAGE was built from, for the peers of torch."
@@ -132,7 +132,7 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
 @click.option(
     "--graph",
     type=click.Path(path_type=Path),
-    help="What optimum-onnx exported from that checkpoint, for the peer optimum.",
+    help="The whole model as optimum-onnx exported it (benchmarks/optimum_export.py); default the package's own, uncut.",
 )
 @click.option("--ocr", is_flag=True, help="Withhold the words: Tesseract reads every page, or what the chain asks for.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Over all pages, at most.")

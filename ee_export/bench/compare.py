@@ -77,7 +77,7 @@ class Worker:
         self.ready = self._read()
         if "error" in self.ready:
             self.close()
-            raise BadRequest(f"{name}: {self.ready['error']}; leave it out with --peers, or install what it needs")
+            raise BadRequest(f"{name}: {self.ready['error']}; or leave it out with --peers")
 
     def ask(self, path: str, exit_name: str | None, *, ocr: bool) -> dict[str, Any]:
         """What the worker says of a page, which leaves at an exit where one is named."""

@@ -13,6 +13,7 @@ from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import logits_name
 from ee_export.package import Package, open_package
 from ee_export.runtime import ort as backend
+from ee_export.runtime.openvino import require_openvino
 from ee_export.segments.join import join
 
 Run = Callable[[Arrays], np.ndarray]
@@ -21,8 +22,8 @@ Run = Callable[[Arrays], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is compared: a target of a package, the checkpoint it was built from (torch's peers need it), threads, and the graph
-    that another tool exported from that checkpoint (``optimum`` needs it)."""
+    """What is compared: a target of a package, the checkpoint it was built from (torch's peers need it), threads, and the whole
+    model's graph as another tool exported it from that checkpoint, for the peers that run one."""
 
     package: str
     target: str
@@ -36,22 +37,14 @@ class Subject:
 
 
 def _onnxruntime(subject: Subject) -> tuple[Run, int]:
-    """The whole model as one graph, as one would export it without this toolkit."""
-    graph = join(subject.opened(), subject.target, [logits_name("final")]).SerializeToString()
+    """The whole model in onnxruntime, as optimum-onnx exported it, else as `uncut`."""
+    graph = _whole(subject)
     return _session(graph, subject.threads), len(graph)
 
 
-def _optimum(subject: Subject) -> tuple[Run, int]:
-    """The whole model in onnxruntime too, as optimum-onnx exported it."""
-    if subject.graph is None:
-        raise BadRequest(
-            "optimum-onnx needs an environment of its own: export the checkpoint there with benchmarks/optimum_export.py and name "
-            "what it wrote with --graph"
-        )
-    try:
-        graph = Path(subject.graph).read_bytes()
-    except OSError as error:
-        raise BadRequest(f"--graph {subject.graph}: cannot be read ({error.strerror})") from None
+def _uncut(subject: Subject) -> tuple[Run, int]:
+    """The chain's own graphs in onnxruntime without their exits, joined to one: nobody has it without this toolkit."""
+    graph = _joined(subject)
     return _session(graph, subject.threads), len(graph)
 
 
@@ -62,7 +55,7 @@ def _nested_if(subject: Subject) -> tuple[Run, int]:
 
 
 def _openvino(subject: Subject) -> tuple[Run, int]:
-    """The whole model's graph in OpenVINO, tuned for latency by its own hint; in bfloat16 where the processor has it."""
+    """The same graph in OpenVINO, tuned for latency by its own hint; in bfloat16 where the processor has it."""
     return _by_openvino(subject, {})
 
 
@@ -72,9 +65,10 @@ def _openvino_f32(subject: Subject) -> tuple[Run, int]:
 
 
 def _by_openvino(subject: Subject, more: dict[str, str]) -> tuple[Run, int]:
+    require_openvino()
     import openvino
 
-    graph = join(subject.opened(), subject.target, [logits_name("final")]).SerializeToString()
+    graph = _whole(subject)
     core = openvino.Core()
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads, **more}
     compiled = core.compile_model(core.read_model(graph), "CPU", options)
@@ -95,7 +89,7 @@ def _torch_compile(subject: Subject) -> tuple[Run, int]:
 
 PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
     "onnxruntime": _onnxruntime,
-    "optimum": _optimum,
+    "uncut": _uncut,
     "nested_if": _nested_if,
     "openvino": _openvino,
     "openvino_f32": _openvino_f32,
@@ -136,6 +130,19 @@ def entry(name: str) -> Entry:
     if exit_name and kind != CHAIN:
         raise BadRequest(f"'{name}': only the chain can be told where to leave, as in chain:final")
     return Entry(kind, target or None, exit_name or None)
+
+
+def _joined(subject: Subject) -> bytes:
+    return join(subject.opened(), subject.target, [logits_name("final")]).SerializeToString()
+
+
+def _whole(subject: Subject) -> bytes:
+    if subject.graph is None:
+        return _joined(subject)
+    try:
+        return Path(subject.graph).read_bytes()
+    except OSError as error:
+        raise BadRequest(f"--graph {subject.graph}: cannot be read ({error.strerror})") from None
 
 
 def _session(graph: bytes, threads: int) -> Run:

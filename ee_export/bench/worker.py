@@ -40,8 +40,11 @@ def main() -> None:
     started = time.perf_counter()
     try:
         answer, size = _chain(subject, stages) if name == CHAIN else _peer(name, subject, stages)
-    except (EeError, ImportError) as error:
+    except EeError as error:
         _say({"error": str(error)})
+        return
+    except ImportError as error:
+        _say({"error": f"needs {error.name}: `pip install 'ee_export[export]'`"})
         return
     _say({"load_s": time.perf_counter() - started, "size_mb": size / 1e6})
     for line in sys.stdin:

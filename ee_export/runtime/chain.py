@@ -17,6 +17,7 @@ from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
+from ee_export.runtime.backends import open_segment, require_runnable
 from ee_export.runtime.plan import FULL, PlanStep, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
@@ -36,6 +37,8 @@ def load(
 ) -> "Chain":
     """Open a package, check its files and make its chain ready.
 
+    Chains of the same package and target share their weights, however often it is loaded.
+
     Args:
         path: the package folder.
         target: one of the package's targets.
@@ -48,7 +51,7 @@ def load(
 
     Raises:
         BadPackage: a file is missing, changed or extra, or the manifest is not understood.
-        BadRequest: there is no such target or operating point.
+        BadRequest: there is no such target or operating point, or the target cannot run here.
     """
     return load_package(open_package(Path(path)), target, operating_point, threads, one_pool=one_pool)
 
@@ -66,13 +69,16 @@ def load_package(
     point = find_point(found, operating_point)
     pool = threads or backend.available_threads()
 
-    def open_segment(spec: SegmentSpec) -> Segment:
+    require_runnable(found.backend)
+    contents = tuple(package.manifest.files[name].sha256 for name in package.files_of(target))
+
+    def opened(spec: SegmentSpec) -> Segment:
         package.read(spec.file)
-        return backend.OrtSegment(spec, package.path / spec.file, pool, one_pool=one_pool)
+        return open_segment(found.backend, spec, package.path / spec.file, contents, pool, one_pool=one_pool)
 
     with ThreadPoolExecutor(2) as workers:
         checked = workers.submit(package.check, target)  # the weights take longest: hash them while sessions are made
-        segments = list(workers.map(open_segment, found.segments))
+        segments = list(workers.map(opened, found.segments))
         checked.result()
     encoder = Encoder(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
     return Chain(package, found, point, segments, encoder)

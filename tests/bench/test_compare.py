@@ -20,7 +20,7 @@ from ee_export.runtime.chain import load_package
 @pytest.fixture(scope="module")
 def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("compare") / "result.json"
-    peers = "onnxruntime,nested_if,transformers,chain:encoder.1,chain:final"
+    peers = "onnxruntime,uncut,nested_if,transformers,chain:encoder.1,chain:final"
     arguments = [tiny_package.path, pages_folder, "--peers", peers, "--checkpoint", tiny_checkpoint, "--rounds", 2]
     written = ["--record", path, "--report", path.with_suffix(".html")]
     done = CliRunner().invoke(cli, [str(each) for each in ("compare", *arguments, *written)])
@@ -36,14 +36,14 @@ def test_every_contender_answers_every_page_as_what_it_stands_for(
     found = json.loads(recorded.read_text())["contenders"]
     data = read_dataset(pages_folder, tiny_package.manifest.labels)
     wanted = [data.labels[target] for target in data.targets]
-    for names, point in ((("onnxruntime", "transformers"), "full"), (("chain", "nested_if"), "default")):
+    for names, point in ((("onnxruntime", "uncut", "transformers"), "full"), (("chain", "nested_if"), "default")):
         chain = load_package(tiny_package, operating_point=point)
         right = sum(chain.predict(data.page(at)).label == label for at, label in enumerate(wanted))
         assert {found[name]["right"] for name in names} == {right}
     assert sum(found["chain"]["exits"].values()) == pytest.approx(1)
     assert found["chain:encoder.1"]["exits"] == {"encoder.1": 1.0}
     assert found["chain:final"]["right"] == found["onnxruntime"]["right"]
-    assert json.loads(recorded.read_text())["fastest"] in ("onnxruntime", "transformers")
+    assert json.loads(recorded.read_text())["fastest"] in ("onnxruntime", "uncut", "transformers")
     for contender in found.values():
         middle, low, high = contender["mean_ms"]
         assert 0 < low <= middle <= high
@@ -72,7 +72,7 @@ def test_nested_ifs_leave_where_the_chain_leaves(sample: Path, pages_folder: Pat
 
 def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded: Path, tmp_path: Path) -> None:
     same = CliRunner().invoke(cli, ["diff", str(recorded), str(recorded)])
-    assert (same.exit_code, same.stdout.count("no difference shown")) == (0, 6)
+    assert (same.exit_code, same.stdout.count("no difference shown")) == (0, 7)
     slower = json.loads(recorded.read_text())
     chain = slower["contenders"]["chain"]
     chain["pages_ms"] = [1.1 * ms for ms in chain["pages_ms"]]
@@ -91,8 +91,7 @@ def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded:
         (["--peers", "openvin"], "unknown peer 'openvin'.*openvino"),
         (["--peers", "transformers"], "name it with --checkpoint"),
         (["--operating-point", "fast"], "unknown operating point 'fast'"),
-        (["--peers", "optimum"], "optimum_export.py and name what it wrote with --graph"),
-        (["--peers", "optimum", "--graph", "nowhere.onnx"], "--graph nowhere.onnx: cannot be read"),
+        (["--peers", "onnxruntime", "--graph", "nowhere.onnx"], "--graph nowhere.onnx: cannot be read"),
         (["--peers", "chain@cpu-int4"], "unknown target 'cpu-int4'"),
         (["--peers", "chain:encoder.9"], "unknown exit 'encoder.9'"),
         (["--peers", "onnxruntime:final"], "only the chain can be told where to leave"),
@@ -120,7 +119,7 @@ def test_a_contender_that_fails_on_a_page_says_why(tiny_package: Package, tmp_pa
 
 
 def test_openvino_gives_the_whole_model_s_logits(tiny_package: Package, pages_folder: Path) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[peers]'")
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
     chain = load_package(tiny_package)
     arrays = chain.encode([read_dataset(pages_folder).page(0)])
     run, _ = PEERS["openvino"](Subject(str(tiny_package.path), "cpu-fp32", "default", None, 1))
