@@ -1,12 +1,11 @@
 """A chain against what a user would run instead: every contender in a process of its own, page by page in random order."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,20 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from ee_export.bench import machine
 from ee_export.bench.peers import PEERS, Subject
-from ee_export.bench.run import Progress, environment
+from ee_export.bench.statistics import Interval, interval, samples_needed
 from ee_export.bench.worker import CHAIN
+from ee_export.console import Progress
 from ee_export.data import Dataset
 from ee_export.errors import BadRequest, require_known
-from ee_export.policy.metrics import bootstrap
 
 SCHEMA = 1
 WARM_UP = 5
 """Pages that every contender answers before any counts."""
-_TAIL = 10
-"""A percentile is quoted where at least so many samples lie beyond it."""
-
-Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +96,7 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
     """
     for peer in peers:
         require_known(peer, PEERS, "peer")
-    busy = os.getloadavg()[0]
+    watch = machine.watch()
     contenders: list[Contender] = []
     try:
         for at, name in enumerate((CHAIN, *peers)):
@@ -115,10 +111,7 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
     medians = _medians(times)
     return {
         "schema": SCHEMA,
-        **environment(),
-        "cores": os.cpu_count(),
-        "affinity": sorted(os.sched_getaffinity(0)),
-        "load_average": busy,
+        **watch.ended(),
         "subject": asdict(subject),
         "plan": asdict(plan),
         "data": data.digest(),
@@ -138,13 +131,22 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result that was written to a file; raises BadRequest where it is none."""
+    """A result that was written to a file; raises BadRequest where it is none, one of another schema, or of another command."""
+    wanted = "expected a result of `ee-bench compare --record`"
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        if found["schema"] != SCHEMA or CHAIN not in found["contenders"]:
-            raise ValueError("another schema")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadRequest(f"{path}: not a result of `ee-bench compare --record` ({error})") from None
+    except OSError as error:
+        raise BadRequest(f"{path}: cannot be read ({error.strerror}); {wanted}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"{path}: not JSON ({error}); {wanted}") from None
+    if isinstance(found, dict) and "scenario" in found:
+        raise BadRequest(f"{path}: a result of `ee-bench run` ({found['scenario']}); {wanted}")
+    if not isinstance(found, dict) or CHAIN not in found.get("contenders", ()):
+        raise BadRequest(f"{path}: no result of a comparison; {wanted}")
+    if found.get("schema") != SCHEMA:
+        raise BadRequest(
+            f"{path}: schema {found.get('schema')!r}, and this version reads {SCHEMA}; measure anew with it"
+        )
     return found
 
 
@@ -201,13 +203,13 @@ def _figures(
     wanted = [data.labels[target] for target in data.targets]
     found: dict[str, Any] = {
         "right": sum(answer["label"] == label for answer, label in zip(answers, wanted, strict=True)),
-        "mean_ms": _interval(lambda rows: medians[rows].mean(), len(medians)),
+        "mean_ms": interval(lambda rows: medians[rows].mean(), len(medians)),
     }
     samples = times.ravel()
     for percent in (50, 90, 99):
-        enough = samples.size * (100 - percent) / 100 >= _TAIL
+        enough = samples.size >= samples_needed(percent)
         at = partial(_percentile, samples, percent)
-        found[f"p{percent}_ms"] = _interval(at, samples.size) if enough else None
+        found[f"p{percent}_ms"] = interval(at, samples.size) if enough else None
     stages: Counter[str] = Counter()
     for answer in answers:
         stages.update(answer["stages_ms"])
@@ -217,15 +219,10 @@ def _figures(
     return found
 
 
-def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> np.ndarray:
-    return np.percentile(samples[rows], percent)
-
-
-def _interval(figure: Callable[[np.ndarray], np.ndarray], pages: int) -> Interval:
-    """A figure of rows ``[N]``, and its 95 % bootstrap interval."""
-    return float(figure(np.arange(pages))), *bootstrap(lambda rows: float(figure(rows)), pages)
+def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> float:
+    return float(np.percentile(samples[rows], percent))
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Interval:
     """Mean of ``above`` over mean of ``below``, float ``[N]`` each; for the interval the pages are drawn anew together."""
-    return _interval(lambda rows: above[rows].mean() / below[rows].mean(), len(above))
+    return interval(lambda rows: above[rows].mean() / below[rows].mean(), len(above))
