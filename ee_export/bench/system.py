@@ -45,11 +45,14 @@ class System:
         return done
 
     def tally(self) -> dict[str, Any]:
-        """What was answered since the last tally: the share of pages that left at each exit, how many answers were right of
-        those whose label is known, and the mean milliseconds of every stage of a page, which add up to ``sum``."""
+        """What was answered since the last tally.
+
+        ``exits``: the share of pages that left at each. ``right``: the share of right answers, ``None`` where no page has a label.
+        ``stages_ms``: mean time of a page in each stage, which add up to ``sum``; of a segment that several pages shared, its share.
+        """
         answered, self._answered = self._answered, []
-        stages = self._encoder.take()
         exits: Counter[str] = Counter()
+        stages = dict.fromkeys((DECODE, ENCODE, OCR, *self._chain.exits), 0.0) | self._encoder.take()
         known = right = 0
         total = 0.0
         for rows, answers, seconds in answered:
@@ -62,15 +65,12 @@ class System:
                 for step in answer.trace:
                     stages[step.name] += step.duration_ms / step.batch
         pages = max(1, exits.total())
-        order = [DECODE, ENCODE, OCR, *self._chain.exits]
         stages[REST] = total - sum(stages.values())
+        stages[SUM] = total
         return {
-            "exits": {name: exits[name] / pages for name in self._chain.exits if exits[name]},
+            "exits": {name: exits[name] / pages for name in self._chain.exits},
             "right": right / known if known else None,
-            "stages_ms": {
-                **{name: stages[name] / pages for name in (*order, REST) if name in stages},
-                SUM: total / pages,
-            },
+            "stages_ms": {name: ms / pages for name, ms in stages.items()},
         }
 
     def _predict(self, rows: Sequence[int]) -> list[Answer]:

@@ -103,17 +103,26 @@ def _print_columns(
     _add_rows(table, list(figures.values()))
     known = [tally or {"stages_ms": {}, "exits": {}, "right": None} for tally in tallies.values()]
     _add_rows(table, [{} if tally["right"] is None else {"right": f"{tally['right']:.1%}"} for tally in known])
-    _add_rows(table, [{name: f"{ms:.3f} ms" for name, ms in tally["stages_ms"].items()} for tally in known])
-    _add_rows(table, [{f"left at {name}": f"{share:.1%}" for name, share in tally["exits"].items()} for tally in known])
+    _add_rows(
+        table, [{stage: f"{ms:.3f} ms" if ms else "" for stage, ms in tally["stages_ms"].items()} for tally in known]
+    )
+    _add_rows(
+        table,
+        [
+            {f"left at {name}": f"{share:.1%}" if share else "" for name, share in tally["exits"].items()}
+            for tally in known
+        ],
+    )
     out.print(table)
 
 
 def _add_rows(table: Table, columns: Sequence[dict[str, str]]) -> None:
-    """A section of rows, those that most columns have first; a cell is empty where its column lacks the row."""
-    longest = max(columns, key=len)
-    names = dict.fromkeys([*longest, *(name for column in columns for name in column)])
+    """A section of rows; those that are empty in every column are left out."""
+    names = dict.fromkeys(name for column in sorted(columns, key=len, reverse=True) for name in column)
     for name in names:
-        table.add_row(name, *(column.get(name, "") for column in columns))
+        cells = [column.get(name, "") for column in columns]
+        if any(cells):
+            table.add_row(name, *cells)
     table.add_section()
 
 
