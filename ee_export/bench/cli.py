@@ -91,7 +91,11 @@ def run(
 
     opened = open_package(package)
     plan = scenarios.Plan(**rules)
-    points = [operating_point] if against in (None, operating_point) else [operating_point, against]
+    if against == operating_point:
+        raise BadRequest(
+            f"--against {against}: that is what it would be measured against; name another operating point"
+        )
+    points = [operating_point] if against is None else [operating_point, against]
     work = find_work(opened, data, ocr=ocr, seed=plan.seed)
     with progress_bars() as show:
         result = scenarios.run(opened, target, points, work, threads or available_threads(), plan, show)
@@ -103,7 +107,8 @@ def run(
 @click.argument("pages", type=click.Path(path_type=Path))
 @click.option("--out", "path", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--ocr", is_flag=True, help="Withhold the words: Tesseract reads every page.")
-def record(package: Path, pages: Path, path: Path, ocr: bool) -> None:
+@target_option
+def record(package: Path, pages: Path, path: Path, ocr: bool, target: str) -> None:
     """Encode the pages in a folder for PACKAGE, text and all: work for `ee-bench run` that needs no page and no OCR."""
     from ee_export.bench import work as recording
     from ee_export.package import open_package
@@ -116,7 +121,7 @@ def record(package: Path, pages: Path, path: Path, ocr: bool) -> None:
     opened = open_package(package)
     work = recording.find_work(opened, pages, ocr=ocr, seed=0)
     with progress_bars() as show:
-        recording.record(load_package(opened, next(iter(opened.manifest.targets))), work, path, show)
+        recording.record(load_package(opened, target), work, path, show)
     out.print(f"{len(work)} pages in {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -303,11 +308,14 @@ def main() -> None:
 
 
 def _hand_out(result: dict[str, Any], path: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    """Write a result where it is wanted, and print it as JSON or in tables."""
-    if path is not None:
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    tables.warn(result)
+    """Print a result as JSON or in tables, and write it where it is wanted: last, for it must not be lost where that fails."""
     if as_json:
         click.echo(json.dumps(result))
     else:
         show(result)
+    tables.warn(result)
+    if path is not None:
+        try:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise BadRequest(f"--record: {path} cannot be written ({error.strerror}); name another file") from None

@@ -277,7 +277,7 @@ def _gains(found: dict[str, Any]) -> dict[str, Interval] | None:
         if all(rate and above for rate, above in rates):
             (rate, above), (base, base_above) = rates
             gains[name] = (rate / base, rate / base_above, above / base)
-    return gains
+    return gains or None
 
 
 def _latency(times: np.ndarray) -> dict[str, Any]:

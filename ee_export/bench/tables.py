@@ -56,7 +56,10 @@ def _print_server(result: dict[str, Any]) -> None:
             run = runs[label] = held["run"]
             cells = {"bound on p99, ms": f"{held['bound_ms']:.2f}"}
             if run is None:
-                cells["rate held, pages/s"] = "none: one page at a time is late too often"
+                least = min((trial["rate"] for trial in held["trials"]), default=None)
+                cells["rate held, pages/s"] = (
+                    "none: late one at a time" if least is None else f"none, not even {least:.1f}"
+                )
             elif held["rate"] is None:
                 cells["rate, pages/s"] = f"{run['rate']:.1f}, {'held' if run['held'] else 'not held'}"
             else:
