@@ -78,15 +78,14 @@ def run(
             f"--min-queries {plan.min_queries}: Server judges p99, which takes {samples_needed(99)} queries"
         )
     chain = load_package(package, target, points[0], threads)
-    systems = [System(point, chain.at(point), work) for point in points]
-    measure = {"SingleStream": _single_stream, "Server": _server, "Offline": _offline}[plan.scenario]
-    whole = next((system for system in systems if system.name == FULL), None) or System(FULL, chain.at(FULL), work)
+    systems = {point: System(point, chain.at(point), work) for point in points}
     watch = machine.watch()
-    for system in _all(systems, whole):
-        for at in range(WARM_UP):
-            system.answer([at % len(work)])
-        system.tally()
-    found = measure(systems, whole, len(work), plan, progress)
+    if plan.scenario == "Server":
+        whole = systems.get(FULL) or System(FULL, chain.at(FULL), work)
+        found = _server(list(systems.values()), whole, len(work), plan, progress)
+    else:
+        measure = {"SingleStream": _single_stream, "Offline": _offline}[plan.scenario]
+        found = measure(list(systems.values()), len(work), plan, progress)
     return {
         "schema": SCHEMA,
         "scenario": plan.scenario,
@@ -100,10 +99,9 @@ def run(
     }
 
 
-def _single_stream(
-    systems: Sequence[System], whole: System, pages: int, plan: Plan, progress: Progress
-) -> dict[str, Any]:
+def _single_stream(systems: Sequence[System], pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
     """One page after the other: the next is issued when the one before is answered."""
+    _warm_up(systems, pages)
     latencies = _stream(systems, pages, plan.seed, plan.min_queries, plan.min_seconds, progress)
     found = {}
     for system in systems:
@@ -125,8 +123,10 @@ def _single_stream(
 
 
 def _server(systems: Sequence[System], whole: System, pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Pages arrive by chance at a rate that is given, or at the highest that is held."""
-    alone = _stream(_all(systems, whole), pages, plan.seed, plan.min_queries, 0.0, progress)
+    """Pages arrive by chance at a rate that is given, or at the highest that is held; ``whole``: whose median the bound is of."""
+    needed = systems if whole in systems or plan.bound_ms is not None else [*systems, whole]
+    _warm_up(needed, pages)
+    alone = _stream(needed, pages, plan.seed, plan.min_queries, 0.0, progress)
     medians = {name: float(np.median(times)) for name, times in alone.items()}
     found: dict[str, Any] = {}
     hunts: list[Hunt] = []
@@ -149,11 +149,12 @@ def _server(systems: Sequence[System], whole: System, pages: int, plan: Plan, pr
     return {"contenders": found, "ratio": _gains(found)}
 
 
-def _offline(systems: Sequence[System], whole: System, pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
+def _offline(systems: Sequence[System], pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
     """All pages are there from the beginning."""
     order = np.random.default_rng(plan.seed).permutation(pages).tolist()
+    _warm_up(systems, pages)
     for system in systems:
-        system.answer(order[: plan.batch])
+        system.answer(order[: plan.batch])  # the first batch of its size makes room for it
         system.tally()
     passes: dict[str, list[float]] = {system.name: [] for system in systems}
     waiting = list(systems)
@@ -183,6 +184,13 @@ def _offline(systems: Sequence[System], whole: System, pages: int, plan: Plan, p
         one, other = (np.array(passes[system.name][:shared]) for system in systems)
         ratio = interval(lambda rows: other[rows].sum() / one[rows].sum(), shared)
     return {"contenders": found, "ratio": ratio}
+
+
+def _warm_up(systems: Sequence[System], pages: int) -> None:
+    for system in systems:
+        for at in range(WARM_UP):
+            system.answer([at % pages])
+        system.tally()
 
 
 def _stream(
@@ -262,8 +270,8 @@ def _bounds(plan: Plan, medians: dict[str, float], name: str, whole: str) -> dic
     """The bounds on p99, ms, that a contender is measured with, by whose they are."""
     if plan.bound_ms is not None:
         return {"given": plan.bound_ms}
-    found = {"whole": plan.bound_medians * medians[whole], "own": plan.bound_medians * medians[name]}
-    return found if plan.bound_of == "both" else {plan.bound_of: found[plan.bound_of]}
+    bounds = {"whole": plan.bound_medians * medians[whole], "own": plan.bound_medians * medians[name]}
+    return bounds if plan.bound_of == "both" else {plan.bound_of: bounds[plan.bound_of]}
 
 
 def _gains(found: dict[str, Any]) -> dict[str, Interval] | None:
@@ -288,11 +296,6 @@ def _latency(times: np.ndarray) -> dict[str, Any]:
 
 def _throughput(seconds: np.ndarray, pages: int) -> Callable[[np.ndarray], float]:
     return lambda rows: pages * len(rows) / float(seconds[rows].sum())
-
-
-def _all(systems: Sequence[System], whole: System) -> list[System]:
-    """Those that are measured, and the whole model, whose median the bound may be of."""
-    return [*systems] if whole in systems else [*systems, whole]
 
 
 def _share(queries: int, seconds: float, wanted: int, wanted_s: float) -> tuple[int, int]:
