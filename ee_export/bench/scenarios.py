@@ -271,7 +271,9 @@ def _bounds(plan: Plan, medians: dict[str, float], name: str, whole: str) -> dic
     if plan.bound_ms is not None:
         return {"given": plan.bound_ms}
     bounds = {"whole": plan.bound_medians * medians[whole], "own": plan.bound_medians * medians[name]}
-    return bounds if plan.bound_of == "both" else {plan.bound_of: bounds[plan.bound_of]}
+    if plan.bound_of == "both":
+        return {"whole": bounds["whole"]} if name == whole else bounds
+    return {plan.bound_of: bounds[plan.bound_of]}
 
 
 def _gains(found: dict[str, Any]) -> dict[str, Interval] | None:
@@ -280,8 +282,10 @@ def _gains(found: dict[str, Any]) -> dict[str, Interval] | None:
         return None
     one, other = (entry["bounds"] for entry in found.values())
     gains = {}
-    for name in one.keys() & other.keys():
-        rates = [(side[name]["rate"], side[name]["not_held"]) for side in (one, other)]
+    for name in dict.fromkeys((*one, *other)):
+        # The whole model's own bound is the bound of the whole model, and it was not searched twice.
+        pair = [side.get(name) or side["whole"] for side in (one, other)]
+        rates = [(entry["rate"], entry["not_held"]) for entry in pair]
         if all(rate and above for rate, above in rates):
             (rate, above), (base, base_above) = rates
             gains[name] = (rate / base, rate / base_above, above / base)
