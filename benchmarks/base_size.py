@@ -1,6 +1,6 @@
-"""Build a package of LayoutLMv3-base's size with random weights: what `ee-bench run` is shown on in the README.
+"""Build a package of LayoutLMv3-base's size with random weights: what `ee-bench exits` is shown on in the README.
 
-python benchmarks/base_size.py /tmp/base.ee && ee-bench run /tmp/base.ee
+python benchmarks/base_size.py /tmp/base.ee && ee-bench exits /tmp/base.ee
 """
 
 from dataclasses import replace

@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ee_export.bench.load import memory_mb
-from ee_export.bench.run import environment
+from ee_export.bench.machine import environment
 from ee_export.bench.statistics import Spread, interleave, spread
 from ee_export.encode import Arrays
 from ee_export.runtime.chain import Chain, load

@@ -1,7 +1,7 @@
 """`ee-bench`: parse, call, print; nothing else."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,119 @@ import click
 from rich.table import Table
 
 from ee_export import __version__
+from ee_export.bench import tables
 from ee_export.console import export_extra, json_option, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest
+
+_point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ee-bench")
 def cli() -> None:
-    """Measure packages: interleaved runs in one process, medians, paired ratios, spread."""
+    """Measure packages: MLPerf's scenarios, peers, single exits, studies of many models."""
+
+
+@cli.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--scenario",
+    default="SingleStream",
+    show_default=True,
+    type=click.Choice(("SingleStream", "Server", "Offline"), case_sensitive=False),
+    help="One page after the other; arrivals by chance; or all at once.",
+)
+@_point_option
+@click.option("--against", help="A second operating point, measured in turn with the first: `full` is the whole model.")
+@click.option("--ocr", is_flag=True, help="Withhold the words: Tesseract reads what the chain asks for.")
+@click.option("--min-seconds", default=10.0, show_default=True, type=click.FloatRange(0), help="Of a run, at least.")
+@click.option("--min-queries", default=1024, show_default=True, type=click.IntRange(1), help="Of a run, at least.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Server: pages a second; default: search for it.")
+@click.option(
+    "--bound-ms", type=click.FloatRange(0, min_open=True), help="Server: bound on p99 from arrival to answer."
+)
+@click.option(
+    "--bound-medians",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Server: the bound as a multiple of the unloaded median, where --bound-ms is not given.",
+)
+@click.option(
+    "--bound-of",
+    default="whole",
+    show_default=True,
+    type=click.Choice(("whole", "own", "both")),
+    help="Server: whose unloaded median: the whole model's for both, each one's own, or one after the other.",
+)
+@click.option("--streams", default=1, show_default=True, type=click.IntRange(1), help="Server: workers, a thread each.")
+@click.option(
+    "--max-batch", default=1, show_default=True, type=click.IntRange(1), help="Server: waiting pages taken together."
+)
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Offline: pages given together.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Of the one pool that all segments share; default one a processor."
+)
+@click.option("--seed", default=0, show_default=True, help="Of arrivals, and of which page comes when.")
+@click.option("--record", "path", type=click.Path(path_type=Path), help="Also write the result to this JSON file.")
+@target_option
+@json_option
+def run(
+    package: Path,
+    data: Path | None,
+    operating_point: str,
+    against: str | None,
+    ocr: bool,
+    threads: int | None,
+    path: Path | None,
+    target: str,
+    as_json: bool,
+    **rules: Any,
+) -> None:
+    """PACKAGE in a scenario after MLPerf Inference, on the pages in DATA: a folder, or an .npz that `ee-bench record` wrote.
+
+    Without DATA, pages are drawn. Every stage of a page is timed, and pages leave where they leave.
+    """
+    from ee_export.bench import scenarios
+    from ee_export.bench.work import find_work
+    from ee_export.package import open_package
+    from ee_export.runtime.ort import available_threads
+
+    opened = open_package(package)
+    plan = scenarios.Plan(**rules)
+    if against == operating_point:
+        raise BadRequest(
+            f"--against {against}: that is what it would be measured against; name another operating point"
+        )
+    points = [operating_point] if against is None else [operating_point, against]
+    work = find_work(opened, data, ocr=ocr, seed=plan.seed)
+    with progress_bars() as show:
+        result = scenarios.run(opened, target, points, work, threads or available_threads(), plan, show)
+    _hand_out(result, path, as_json, tables.print_scenario)
+
+
+@cli.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("pages", type=click.Path(path_type=Path))
+@click.option("--out", "path", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
+@click.option("--ocr", is_flag=True, help="Withhold the words: Tesseract reads every page.")
+@target_option
+def record(package: Path, pages: Path, path: Path, ocr: bool, target: str) -> None:
+    """Encode the pages in a folder for PACKAGE, text and all: work for `ee-bench run` that needs no page and no OCR."""
+    from ee_export.bench import work as recording
+    from ee_export.package import open_package
+    from ee_export.runtime.chain import load_package
+
+    if path.suffix != recording.RECORDED or pages.suffix == recording.RECORDED:
+        raise BadRequest(
+            f"{path}: `ee-bench record PACKAGE PAGES --out FILE{recording.RECORDED}` reads a folder of pages"
+        )
+    opened = open_package(package)
+    work = recording.find_work(opened, pages, ocr=ocr, seed=0)
+    with progress_bars() as show:
+        recording.record(load_package(opened, target), work, path, show)
+    out.print(f"{len(work)} pages in {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 @cli.command()
@@ -29,12 +134,13 @@ def cli() -> None:
 )
 @target_option
 @json_option
-def run(package: Path, tokens: str, runs: int, loads: int, target: str, as_json: bool) -> None:
-    """The chain of PACKAGE against the same graphs in one uncut session, batch 1, words given."""
+def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_json: bool) -> None:
+    """The chain of PACKAGE, left at each exit in turn, against the same graphs in one uncut session, batch 1, words given."""
+    from ee_export.bench.machine import watch
     from ee_export.package import open_package
 
     with export_extra():
-        from ee_export.bench import run as measuring
+        from ee_export.bench import exits as measuring
     opened = open_package(package)
     longest = opened.manifest.encoding.max_text_tokens
     try:
@@ -43,6 +149,7 @@ def run(package: Path, tokens: str, runs: int, loads: int, target: str, as_json:
         raise BadRequest(f"--tokens is '{tokens}'; expected numbers such as 128,512") from None
     if lengths[0] < 2:
         raise BadRequest("--tokens: a text has at least its two special tokens")
+    began = watch()
     with progress_bars() as show:
         latencies = measuring.measure_latency(opened, target, lengths, runs, show)
         loading = measuring.measure_loading(opened, target, loads, show) if loads else None
@@ -50,18 +157,19 @@ def run(package: Path, tokens: str, runs: int, loads: int, target: str, as_json:
         "package": str(package),
         "target": target,
         "runs": runs,
-        **measuring.environment(),
+        **began.ended(),
         "latency": [asdict(found) for found in latencies],
         "loading": loading,
     }
+    tables.warn(result)
     if as_json:
         click.echo(json.dumps(result))
         return
     out.print(f"{package}, {target}; {result['machine']}; {runs} interleaved rounds; median [p10 – p90]")
     for found in latencies:
-        _print_latency(found)
+        tables.print_latency(found)
     if loading:
-        _print_loading(loading, loads)
+        tables.print_loading(loading, loads)
 
 
 @cli.command()
@@ -137,7 +245,7 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
 @click.option("--ocr", is_flag=True, help="Withhold the words: Tesseract reads every page, or what the chain asks for.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Over all pages, at most.")
 @click.option("--threads", type=click.IntRange(1), help="Of every contender; default one a processor.")
-@click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
+@_point_option
 @click.option("--seed", default=0, show_default=True, help="Of the order of pages and contenders.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the result to this JSON file.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the HTML report to this file.")
@@ -187,14 +295,9 @@ def compare(
     plan = comparing.Plan(rounds=rounds, seed=seed, ocr=ocr)
     with progress_bars() as show:
         result = comparing.compare(subject, names, read_dataset(data, opened.manifest.labels), plan, show)
-    if record is not None:
-        _write(record, json.dumps(result, indent=1) + "\n")
+    _hand_out(result, record, as_json, tables.print_comparison)
     if report is not None:
         _write(report, compare_report.render(result))
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    _print_comparison(result)
 
 
 @cli.command()
@@ -233,84 +336,20 @@ def main() -> None:
     run_command(cli, "ee-bench")
 
 
+def _hand_out(result: dict[str, Any], path: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    """Print a result as JSON or in tables, and write it where it is wanted: last, for it must not be lost where that fails."""
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        show(result)
+    tables.warn(result)
+    if path is not None:
+        _write(path, json.dumps(result, indent=1) + "\n")
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError as error:
         raise BadRequest(f"{path}: cannot be written ({error.strerror}); name another place") from None
-
-
-def _print_latency(found: Any) -> None:
-    table = Table(
-        "leaves at",
-        "ms",
-        "of the uncut session",
-        "encoder layers",
-        title=f"{found.tokens} text tokens",
-        title_justify="left",
-    )
-    table.add_row("uncut session, all exits", str(found.uncut_ms), "1", "")
-    table.add_row("whole model, final only", str(found.whole_ms), "", "")
-    for entry in found.exits:
-        layers = "" if entry.layers is None else f"{entry.layers:.2f}"
-        table.add_row(entry.exit, str(entry.ms), str(entry.of_uncut), layers)
-    out.print(table)
-    if found.embeddings_ms is not None:
-        cut = "" if found.layer_ms is None else f"{found.layer_ms:.3f} ms cut in two, "
-        out.print(
-            f"before the encoder {found.embeddings_ms} ms; one encoder layer {cut}{found.uncut_layer_ms:.3f} ms uncut"
-        )
-    out.print(
-        f"no page leaving: {found.chain_of_uncut} of the uncut session, {found.chain_of_whole} of the whole model; "
-        f"operating point full: {found.full_of_whole} of the whole model"
-    )
-    out.print(f"Python outside onnxruntime: {found.python_us_per_segment} µs a segment")
-
-
-def _print_comparison(result: dict[str, Any]) -> None:
-    from ee_export.bench.compare import BUSY
-    from ee_export.bench.stages import in_order
-
-    subject, plan = result["subject"], result["plan"]
-    out.print(
-        f"{subject['package']}, {subject['target']}, {subject['operating_point']}; {result['machine']}; {result['pages']} pages, "
-        f"{'OCR by Tesseract' if plan['ocr'] else 'words given'}, {result['rounds']} rounds, {subject['threads']} threads each"
-    )
-    headings = ("mean ms", f"of {result['fastest'] or 'the chain'}", "p50", "p90", "p99", "load s")
-    table = Table("", "right", *headings, "memory, peak MB", "on disk MB")
-    for name, found in result["contenders"].items():
-        cells = [_interval(found["mean_ms"]), _interval(found["of_fastest"] or found["of_chain"], 3)]
-        cells += ["too few" if found[p] is None else f"{found[p][0]:.2f}" for p in ("p50_ms", "p90_ms", "p99_ms")]
-        memory = f"{found['rss_mb']:.0f}, {found['peak_mb']:.0f}"
-        table.add_row(name, str(found["right"]), *cells, f"{found['load_s']:.2f}", memory, f"{found['size_mb']:.1f}")
-    out.print(table)
-    for name, found in result["contenders"].items():
-        stages = ", ".join(f"{stage} {found['stages_ms'][stage]:.2f}" for stage in in_order(found["stages_ms"]))
-        out.print(f"{name}, ms a page: {stages}")
-    exits = ", ".join(f"{name} {share:.1%}" for name, share in result["contenders"]["chain"]["exits"].items())
-    out.print(f"the chain's pages left at: {exits}")
-    if result["load_average"] > BUSY:
-        out.print(
-            f"the machine was busy before this began (load {result['load_average']:.1f}): do not quote these times"
-        )
-
-
-def _interval(found: Sequence[float], digits: int = 2) -> str:
-    middle, low, high = found
-    return f"{middle:.{digits}f} [{low:.{digits}f} – {high:.{digits}f}]"
-
-
-def _print_loading(loading: dict[str, Any], loads: int) -> None:
-    table = Table(
-        "loading",
-        "package",
-        "whole model",
-        "ratio",
-        title=f"{loads} loads in fresh processes, in turn",
-        title_justify="left",
-    )
-    for key, heading in (("load_s", "seconds"), ("rss_mb", "memory, MB"), ("peak_mb", "peak memory, MB")):
-        row = [f"{value['median']:.3f} [{value['p10']:.3f} – {value['p90']:.3f}]" for value in loading[key].values()]
-        table.add_row(heading, *row)
-    out.print(table)

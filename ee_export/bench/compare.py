@@ -1,12 +1,11 @@
 """A chain against what a user would run instead: every contender in a process of its own, page by page in random order."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,20 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from ee_export.bench import machine
 from ee_export.bench.peers import CHAIN, Subject, entry
-from ee_export.bench.run import Progress, environment
 from ee_export.bench.stages import in_order
+from ee_export.bench.statistics import Interval, interval, samples_needed
+from ee_export.console import Progress
 from ee_export.data import Dataset
 from ee_export.errors import BadRequest, require_known
-from ee_export.policy.metrics import bootstrap
 
 SCHEMA = 1
 WARM_UP = 5
 """Pages that every contender answers before any counts."""
-BUSY = 0.5
-"""Load average before it began above which times are not to be quoted."""
-_TAIL = 10
-"""A percentile is quoted where at least so many samples lie beyond it."""
 
 FIELDS = frozenset(
     [
@@ -48,7 +44,6 @@ FIELDS = frozenset(
 )
 """What a result says of every contender."""
 
-Interval = tuple[float, float, float]
 Answer = dict[str, Any]
 """What a worker says of a page: ``label``, ``ms``, ``stages_ms``, and the chain's ``exit``."""
 
@@ -128,7 +123,7 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
     for found in map(entry, names):
         package.target(found.target or subject.target)
         require_known(found.exit or "final", package.manifest.exits, "exit")
-    busy = os.getloadavg()[0]
+    watch = machine.watch()
     workers: dict[tuple[str, str], Worker] = {}
     contenders: dict[str, Worker] = {}
     try:
@@ -149,10 +144,7 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
     fastest = min(whole, key=lambda name: medians[name].mean(), default=None)
     return {
         "schema": SCHEMA,
-        **environment(),
-        "cores": os.cpu_count(),
-        "affinity": sorted(os.sched_getaffinity(0)),
-        "load_average": busy,
+        **watch.ended(),
         "subject": asdict(subject),
         "plan": asdict(plan),
         "data": data.digest(),
@@ -174,16 +166,25 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result that was written to a file; raises BadRequest where it is none."""
+    """A result that was written to a file; raises BadRequest where it is none, one of another schema, or of another command."""
+    wanted = "expected a result of `ee-bench compare --record`"
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        if found["schema"] != SCHEMA or CHAIN not in found["contenders"]:
-            raise ValueError("another schema")
-        for name, contender in found["contenders"].items():
-            if lacking := FIELDS - contender.keys():
-                raise ValueError(f"{name} lacks {', '.join(sorted(lacking))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadRequest(f"{path}: not a result of `ee-bench compare --record` ({error})") from None
+    except OSError as error:
+        raise BadRequest(f"{path}: cannot be read ({error.strerror}); {wanted}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"{path}: not JSON ({error}); {wanted}") from None
+    if isinstance(found, dict) and "scenario" in found:
+        raise BadRequest(f"{path}: a result of `ee-bench run` ({found['scenario']}); {wanted}")
+    if not isinstance(found, dict) or CHAIN not in (found.get("contenders") or ()):
+        raise BadRequest(f"{path}: no result of a comparison; {wanted}")
+    if found.get("schema") != SCHEMA:
+        raise BadRequest(
+            f"{path}: schema {found.get('schema')!r}, and this version reads {SCHEMA}; measure anew with it"
+        )
+    for name, contender in found["contenders"].items():
+        if not isinstance(contender, dict) or FIELDS - contender.keys():
+            raise BadRequest(f"{path}: what it says of {name} is not complete; {wanted}")
     return found
 
 
@@ -248,13 +249,13 @@ def _figures(
     last = answers[-1]
     found: dict[str, Any] = {
         "right": sum(answer["label"] == label for answer, label in zip(last, wanted, strict=True)),
-        "mean_ms": _interval(lambda rows: medians[rows].mean(), len(medians)),
+        "mean_ms": interval(lambda rows: medians[rows].mean(), len(medians)),
     }
     samples = times.ravel()
     for percent in (50, 90, 99):
-        enough = samples.size * (100 - percent) / 100 >= _TAIL
+        enough = samples.size >= samples_needed(percent)
         at = partial(_percentile, samples, percent)
-        found[f"p{percent}_ms"] = _interval(at, samples.size) if enough else None
+        found[f"p{percent}_ms"] = interval(at, samples.size) if enough else None
     found["stages_ms"] = _stages(times, answers)
     exits = Counter(answer["exit"] for answer in last if "exit" in answer)
     found["exits"] = {name: count / len(last) for name, count in exits.items()}
@@ -276,15 +277,10 @@ def _stages(times: np.ndarray, answers: Sequence[Sequence[Answer]]) -> dict[str,
     return {name: totals[name] for name in in_order(totals)}
 
 
-def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> np.ndarray:
-    return np.percentile(samples[rows], percent)
-
-
-def _interval(figure: Callable[[np.ndarray], np.ndarray], pages: int) -> Interval:
-    """A figure of rows ``[N]``, and its 95 % bootstrap interval."""
-    return float(figure(np.arange(pages))), *bootstrap(lambda rows: float(figure(rows)), pages)
+def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> float:
+    return float(np.percentile(samples[rows], percent))
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Interval:
     """Mean of ``above`` over mean of ``below``, float ``[N]`` each; for the interval the pages are drawn anew together."""
-    return _interval(lambda rows: above[rows].mean() / below[rows].mean(), len(above))
+    return interval(lambda rows: above[rows].mean() / below[rows].mean(), len(above))

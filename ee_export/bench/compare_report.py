@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ee_export.bench.compare import BUSY
 from ee_export.bench.look import (
     BLUE,
     GREEN,
@@ -24,6 +23,7 @@ from ee_export.bench.look import (
     point,
     svg,
 )
+from ee_export.bench.machine import disturbed
 from ee_export.bench.peers import CHAIN, PEERS, entry
 from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST, in_order, is_segment, reached
 from ee_export.policy.certify import upper_bound
@@ -68,7 +68,7 @@ def render(result: Entry) -> str:
         adds_up=all(_adds_up(found) for found in contenders.values()),
         exits=list(colours),
         colours=colours,
-        busy=result["load_average"] > BUSY,
+        busy=disturbed(result),
         plots=plots,
     )
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from ee_export import fit
 from ee_export.atomic import staged_folder
-from ee_export.bench.run import environment
+from ee_export.bench.machine import environment
 from ee_export.build import build
+from ee_export.console import Progress
 from ee_export.data import Dataset, join, read_dataset
 from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, require_known
@@ -38,8 +39,6 @@ from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure
 from ee_export.runtime.plan import FULL, operating_point, rules
-
-Progress = Callable[[str, int, int], None]
 
 HEADS: dict[str, dict[str, Any]] = {
     "ramp": {},

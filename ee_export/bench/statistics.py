@@ -1,9 +1,18 @@
-"""Medians, spreads and paired ratios of interleaved runs."""
+"""Medians, spreads, percentiles and paired ratios of timed runs."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from ee_export.policy.metrics import bootstrap
+
+Interval = tuple[float, float, float]
+"""A figure, and the lower and upper end of its 95 % interval."""
+
+_TAIL = 10
+"""A percentile is quoted where at least so many samples lie beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +31,40 @@ def spread(values: np.ndarray) -> Spread:
     """Median, p10 and p90 of float ``[N]``."""
     low, middle, high = np.percentile(values, [10, 50, 90])
     return Spread(float(middle), float(low), float(high))
+
+
+def samples_needed(percent: int) -> int:
+    """How many samples it takes to quote a percentile: 1,000 for p99, 100 for p90."""
+    return math.ceil(_TAIL * 100 / (100 - percent))
+
+
+def interval(figure: Callable[[np.ndarray], float], samples: int) -> Interval:
+    """A figure of rows, int ``[N]``, and its 95 % bootstrap interval over ``samples`` of them."""
+    return float(figure(np.arange(samples))), *bootstrap(lambda rows: float(figure(rows)), samples)
+
+
+def percentile(samples: np.ndarray, percent: int) -> Interval | None:
+    """A percentile of float ``[N]`` and its 95 % interval, each of them a sample; ``None`` where too few were taken.
+
+    It is at most a bound exactly where no more than ``100 - percent`` in a hundred samples are above the bound. How many samples
+    lie below the true percentile is binomial whatever their distribution, which gives the ranks of the interval's ends.
+
+    Reference: David and Nagaraja, "Order statistics", 3rd edition, 2003, section 7.1.
+    """
+    count = len(samples)
+    if count < samples_needed(percent):
+        return None
+    below = np.arange(1, count + 1)
+    share = percent / 100
+    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(below))])
+    ways = log_factorials[-1] - log_factorials - log_factorials[::-1]
+    places = np.arange(count + 1)
+    at_most = np.cumsum(np.exp(ways + places * math.log(share) + (count - places) * math.log1p(-share)))
+    low = max(1, int(np.searchsorted(at_most, 0.025, side="right")))
+    high = min(count, int(np.searchsorted(at_most, 0.975)) + 1)
+    ordered = np.sort(samples)
+    middle = -(-count * percent // 100)
+    return float(ordered[middle - 1]), float(ordered[low - 1]), float(ordered[high - 1])
 
 
 def interleave(variants: Mapping[str, Callable[[], float]], runs: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -85,10 +85,10 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda result: result.update(schema=2), "another schema"),
-        (lambda result: result["contenders"].pop("chain"), "another schema"),
-        (lambda result: result.pop("schema"), "schema"),
-        (without("stages_ms"), "chain lacks stages_ms"),
+        (lambda result: result.update(schema=2), "schema 2, and this version reads 1"),
+        (lambda result: result["contenders"].pop("chain"), "no result of a comparison"),
+        (lambda result: result.pop("schema"), "schema None"),
+        (without("stages_ms"), "what it says of chain is not complete"),
     ],
 )
 def test_a_file_that_is_no_such_result_is_refused(
@@ -100,7 +100,7 @@ def test_a_file_that_is_no_such_result_is_refused(
     path.write_text(json.dumps(result))
     done = CliRunner().invoke(cli, ["report", str(path), "--out", str(tmp_path / "report.html")])
     assert isinstance(done.exception, BadRequest)
-    with pytest.raises(BadRequest, match=rf"result.json: not a result of `ee-bench compare --record` .*{message}"):
+    with pytest.raises(BadRequest, match=rf"result.json: .*{message}"):
         raise done.exception
     assert not (tmp_path / "report.html").exists()
 

@@ -15,16 +15,14 @@ import onnx
 import onnxruntime
 
 from ee_export.bench.statistics import Spread, interleave, spread
+from ee_export.console import Progress
 from ee_export.encode import Arrays
 from ee_export.manifest import logits_name
 from ee_export.package import Package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain, load_package
-from ee_export.runtime.costs import machine_name
 from ee_export.runtime.plan import leaving_at
 from ee_export.segments.join import join
-
-Progress = Callable[[str, int, int], None]
 
 WHOLE = [logits_name("final")]
 
@@ -114,11 +112,6 @@ def measure_loading(package: Package, target: str, runs: int, progress: Progress
             "ratio": asdict(spread(package_values / uncut_values)),
         }
     return result
-
-
-def environment() -> dict[str, str]:
-    """Machine and versions, as every result states them."""
-    return {"machine": machine_name(), "numpy": np.__version__, "python": sys.version.split()[0]}
 
 
 def _latency(

@@ -1,0 +1,125 @@
+"""The system under test, in MLPerf's words: a chain at one operating point, asked for pages by number."""
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from tokenizers import Tokenizer
+
+from ee_export.bench.stages import ENCODE, OCR, READ, REST
+from ee_export.bench.work import Work
+from ee_export.encode import Arrays, Encoder
+from ee_export.package import TOKENIZER
+from ee_export.page import Boxes, Page, Words
+from ee_export.runtime.answer import Answer
+from ee_export.runtime.chain import Chain
+
+SUM = "sum"
+
+
+class System:
+    """A chain at one operating point and the work it is given. Thread-safe.
+
+    It counts nothing while it is timed: :meth:`tally` does so afterwards.
+    """
+
+    def __init__(self, name: str, chain: Chain, work: Work) -> None:
+        self.name = name
+        self._encoder = TimedEncoder(chain)
+        self._chain = Chain(chain.package, chain.target, chain.operating_point, chain.segments, self._encoder)
+        self._work = work
+        self._answered: list[tuple[Sequence[int], list[Answer], float]] = []
+
+    def answer(self, rows: Sequence[int]) -> float:
+        """Classify pages together; when it was done, in seconds of ``time.perf_counter``.
+
+        Raises:
+            BadPage, NoText: a page cannot be read.
+        """
+        began = time.perf_counter()
+        answers = self._predict(rows)
+        done = time.perf_counter()
+        self._answered.append((rows, answers, done - began))
+        return done
+
+    def tally(self) -> dict[str, Any]:
+        """What was answered since the last tally.
+
+        ``exits``: the share of pages that left at each. ``right``: the share of right answers, ``None`` where no page has a label.
+        ``stages_ms``: mean time of a page in each stage, which add up to ``sum``; of a segment that several pages shared, its share.
+        """
+        answered, self._answered = self._answered, []
+        exits: Counter[str] = Counter()
+        stages = dict.fromkeys((READ, ENCODE, OCR, *self._chain.exits), 0.0) | self._encoder.take()
+        known = right = 0
+        total = 0.0
+        for rows, answers, seconds in answered:
+            total += seconds * 1e3
+            for row, answer in zip(rows, answers, strict=True):
+                exits[answer.exit] += 1
+                label = self._work.labels[row]
+                known += label is not None
+                right += label == answer.label
+                for step in answer.trace:
+                    stages[step.name] += step.duration_ms / step.batch
+        pages = max(1, exits.total())
+        stages[REST] = total - sum(stages.values())
+        stages[SUM] = total
+        return {
+            "exits": {name: exits[name] / pages for name in self._chain.exits},
+            "right": right / known if known else None,
+            "stages_ms": {name: ms / pages for name, ms in stages.items()},
+        }
+
+    def _predict(self, rows: Sequence[int]) -> list[Answer]:
+        if self._work.inputs:
+            return [self._chain.predict_encoded(self._work.inputs[row]) for row in rows]
+        return self._chain.predict_batch([self._work.pages[row] for row in rows])
+
+
+class TimedEncoder(Encoder):
+    """A chain's encoder that adds up what decoding and encoding take. Thread-safe."""
+
+    def __init__(self, chain: Chain) -> None:
+        package = chain.package
+        super().__init__(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
+        self._lock = threading.Lock()
+        self._ms: dict[str, float] = defaultdict(float)
+
+    def take(self) -> dict[str, float]:
+        """Milliseconds of each stage since they were last taken."""
+        with self._lock:
+            taken, self._ms = self._ms, defaultdict(float)
+        return taken
+
+    def open(self, page: Page) -> tuple[Image.Image, bool]:
+        began = time.perf_counter()
+        opened = super().open(page)
+        self._add(READ, began)
+        return opened
+
+    def image(self, image: Image.Image) -> Arrays:
+        began = time.perf_counter()
+        arrays = super().image(image)
+        self._add(ENCODE, began)
+        return arrays
+
+    def text(self, words: Words, boxes: Boxes) -> Arrays:
+        began = time.perf_counter()
+        arrays = super().text(words, boxes)
+        self._add(ENCODE, began)
+        return arrays
+
+    def collate(self, pages: list[Arrays]) -> Arrays:
+        began = time.perf_counter()
+        batch = super().collate(pages)
+        self._add(ENCODE, began)
+        return batch
+
+    def _add(self, stage: str, began: float) -> None:
+        taken = (time.perf_counter() - began) * 1e3
+        with self._lock:
+            self._ms[stage] += taken

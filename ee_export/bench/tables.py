@@ -1,0 +1,207 @@
+"""What `ee-bench` prints for people: tables of results, and a warning where they should not be quoted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from rich.table import Table
+
+from ee_export.bench.machine import disturbed
+from ee_export.bench.stages import in_order
+from ee_export.console import out
+
+
+def warn(result: dict[str, Any]) -> None:
+    """Say on stderr that the machine was busy, if it was."""
+    found = disturbed(result)
+    if found is not None:
+        click.echo(f"ee-bench: {found}", err=True)
+
+
+def print_scenario(result: dict[str, Any]) -> None:
+    """SingleStream, Server or Offline."""
+    plan, work = result["plan"], result["work"]
+    kind = {"pages": "pages of", "drawn": "pages drawn,", "recorded": "encoded inputs of"}[work["kind"]]
+    text = "" if work["kind"] == "recorded" else ", OCR on demand" if work["ocr"] else ", words given"
+    out.print(
+        f"{result['scenario']}: {result['package']}, {result['target']}, {_count(result['threads'], 'thread')}; {result['machine']}; "
+        f"{work['pages']} {kind} {work['source']}{text}"
+    )
+    least = f"at least {plan['min_queries']:,} pages and {plan['min_seconds']:g} s"
+    rule = {
+        "SingleStream": f"one page after the other, drawn with replacement; {least}",
+        "Server": f"Poisson arrivals, latency from arrival to answer, {_count(plan['streams'], 'worker')}, batches of up to "
+        f"{plan['max_batch']}; {least} a trial",
+        "Offline": f"all pages at once, in batches of {plan['batch']}; {least}, whole passes",
+    }[result["scenario"]]
+    out.print(f"{rule}; {plan['warm_up']} to warm up before; 95 % intervals")
+    {"SingleStream": _print_stream, "Server": _print_server, "Offline": _print_offline}[result["scenario"]](result)
+
+
+def _print_stream(result: dict[str, Any]) -> None:
+    found = result["contenders"]
+    columns = {
+        name: {**_latencies(entry, "p90", "p50", "p99", "mean"), "pages": f"{entry['queries']:,}"}
+        for name, entry in found.items()
+    }
+    _print_columns("latency", columns, found)
+    _print_ratio(result)
+
+
+def _print_server(result: dict[str, Any]) -> None:
+    columns: dict[str, dict[str, str]] = {}
+    runs: dict[str, dict[str, Any] | None] = {}
+    for name, entry in result["contenders"].items():
+        for whose, held in entry["bounds"].items():
+            label = name if len(entry["bounds"]) == 1 else f"{name}, bound of {whose}"
+            run = runs[label] = held["run"]
+            cells = {"bound on p99, ms": f"{held['bound_ms']:.2f}"}
+            if run is None:
+                least = min((trial["rate"] for trial in held["trials"]), default=None)
+                cells["rate held, pages/s"] = (
+                    "none: late one at a time" if least is None else f"none, not even {least:.1f}"
+                )
+            elif held["rate"] is None:
+                cells["rate, pages/s"] = f"{run['rate']:.1f}, {'held' if run['held'] else 'not held'}"
+            else:
+                cells["rate held, pages/s"] = f"{held['rate']:.1f} (not {held['not_held']:.1f})"
+                cells["trials"] = str(len(held["trials"]))
+            if run is not None:
+                cells |= {**_latencies(run, "p99", "p90", "p50"), "pages": f"{run['queries']:,}"}
+            alone = _latencies(entry["unloaded"], "p50", "p99")
+            columns[label] = {**cells, **{f"one at a time: {figure}": value for figure, value in alone.items()}}
+    _print_columns("Server", columns, runs)
+    for whose, (gain, low, high) in (result["ratio"] or {}).items():
+        first, second = result["contenders"]
+        of = {"given": "the bound that was given", "whole": "the whole model's bound", "own": "the bound of its own"}[
+            whose
+        ]
+        out.print(f"with {of}, {first} holds {gain:.2f} [{low:.2f} – {high:.2f}] times the rate of {second}")
+
+
+def _print_offline(result: dict[str, Any]) -> None:
+    found = result["contenders"]
+    columns = {
+        name: {
+            "pages/s": _interval(entry["pages_per_s"]),
+            "pages": f"{entry['queries']:,}",
+            "passes": str(entry["passes"]),
+        }
+        for name, entry in found.items()
+    }
+    _print_columns("throughput", columns, found)
+    _print_ratio(result)
+
+
+def _print_ratio(result: dict[str, Any]) -> None:
+    if result["ratio"] is not None:
+        first, second = result["contenders"]
+        out.print(f"{first} is {_interval(result['ratio'])} times as fast as {second}, by the mean time of a page")
+
+
+def _print_columns(
+    title: str, figures: dict[str, dict[str, str]], tallies: Mapping[str, dict[str, Any] | None]
+) -> None:
+    """A column a contender: its figures, right answers, the mean milliseconds of each stage, and where pages left."""
+    table = Table(title, *figures)
+    _add_rows(table, list(figures.values()))
+    known = [tally or {"stages_ms": {}, "exits": {}, "right": None} for tally in tallies.values()]
+    _add_rows(table, [{} if tally["right"] is None else {"right": f"{tally['right']:.1%}"} for tally in known])
+    _add_rows(
+        table, [{stage: f"{ms:.3f} ms" if ms else "" for stage, ms in tally["stages_ms"].items()} for tally in known]
+    )
+    _add_rows(
+        table,
+        [
+            {f"left at {name}": f"{share:.1%}" if share else "" for name, share in tally["exits"].items()}
+            for tally in known
+        ],
+    )
+    out.print(table)
+
+
+def _add_rows(table: Table, columns: Sequence[dict[str, str]]) -> None:
+    """A section of rows; those that are empty in every column are left out."""
+    names = dict.fromkeys(name for column in sorted(columns, key=len, reverse=True) for name in column)
+    for name in names:
+        cells = [column.get(name, "") for column in columns]
+        if any(cells):
+            table.add_row(name, *cells)
+    table.add_section()
+
+
+def _latencies(found: dict[str, Any], *figures: str) -> dict[str, str]:
+    values = {figure: found[f"{figure}_ms"] for figure in figures}
+    return {f"{figure}, ms": "too few pages" if value is None else _interval(value) for figure, value in values.items()}
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def print_latency(found: Any) -> None:
+    table = Table(
+        "leaves at",
+        "ms",
+        "of the uncut session",
+        "encoder layers",
+        title=f"{found.tokens} text tokens",
+        title_justify="left",
+    )
+    table.add_row("uncut session, all exits", str(found.uncut_ms), "1", "")
+    table.add_row("whole model, final only", str(found.whole_ms), "", "")
+    for entry in found.exits:
+        layers = "" if entry.layers is None else f"{entry.layers:.2f}"
+        table.add_row(entry.exit, str(entry.ms), str(entry.of_uncut), layers)
+    out.print(table)
+    if found.embeddings_ms is not None:
+        cut = "" if found.layer_ms is None else f"{found.layer_ms:.3f} ms cut in two, "
+        out.print(
+            f"before the encoder {found.embeddings_ms} ms; one encoder layer {cut}{found.uncut_layer_ms:.3f} ms uncut"
+        )
+    out.print(
+        f"no page leaving: {found.chain_of_uncut} of the uncut session, {found.chain_of_whole} of the whole model; "
+        f"operating point full: {found.full_of_whole} of the whole model"
+    )
+    out.print(f"Python outside onnxruntime: {found.python_us_per_segment} µs a segment")
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    subject, plan = result["subject"], result["plan"]
+    out.print(
+        f"{subject['package']}, {subject['target']}, {subject['operating_point']}; {result['machine']}; {result['pages']} pages, "
+        f"{'OCR by Tesseract' if plan['ocr'] else 'words given'}, {result['rounds']} rounds, {subject['threads']} threads each"
+    )
+    headings = ("mean ms", f"of {result['fastest'] or 'the chain'}", "p50", "p90", "p99", "load s")
+    table = Table("", "right", *headings, "memory, peak MB", "on disk MB")
+    for name, found in result["contenders"].items():
+        cells = [_interval(found["mean_ms"]), _interval(found["of_fastest"] or found["of_chain"], 3)]
+        cells += ["too few" if found[p] is None else f"{found[p][0]:.2f}" for p in ("p50_ms", "p90_ms", "p99_ms")]
+        memory = f"{found['rss_mb']:.0f}, {found['peak_mb']:.0f}"
+        table.add_row(name, str(found["right"]), *cells, f"{found['load_s']:.2f}", memory, f"{found['size_mb']:.1f}")
+    out.print(table)
+    for name, found in result["contenders"].items():
+        stages = ", ".join(f"{stage} {found['stages_ms'][stage]:.2f}" for stage in in_order(found["stages_ms"]))
+        out.print(f"{name}, ms a page: {stages}")
+    exits = ", ".join(f"{name} {share:.1%}" for name, share in result["contenders"]["chain"]["exits"].items())
+    out.print(f"the chain's pages left at: {exits}")
+
+
+def _interval(found: Sequence[float], digits: int = 2) -> str:
+    middle, low, high = found
+    return f"{middle:.{digits}f} [{low:.{digits}f} – {high:.{digits}f}]"
+
+
+def print_loading(loading: dict[str, Any], loads: int) -> None:
+    table = Table(
+        "loading",
+        "package",
+        "whole model",
+        "ratio",
+        title=f"{loads} loads in fresh processes, in turn",
+        title_justify="left",
+    )
+    for key, heading in (("load_s", "seconds"), ("rss_mb", "memory, MB"), ("peak_mb", "peak memory, MB")):
+        row = [f"{value['median']:.3f} [{value['p10']:.3f} – {value['p90']:.3f}]" for value in loading[key].values()]
+        table.add_row(heading, *row)
+    out.print(table)

@@ -1,0 +1,209 @@
+"""What a chain is given to do while it is measured: real pages, pages drawn for it, or encoded inputs recorded before."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ee_export.console import Progress
+from ee_export.draw import LABELS, draw_page
+from ee_export.encode import TEXT_INPUTS, Arrays
+from ee_export.errors import BadData, BadRequest
+from ee_export.ocr import installed, tesseract
+from ee_export.package import TOKENIZER, Package
+from ee_export.page import Page, find_pages, read_page
+from ee_export.runtime.chain import Chain
+
+RECORDED = ".npz"
+_DRAWN = 8
+"""Drawn pages of each label; every other one is hard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Pages to classify, by number. Either ``pages`` or ``inputs`` has them, the other is empty.
+
+    ``kind``: ``pages``, ``drawn`` or ``recorded``. ``labels``: what the pages are, ``None`` where nobody knows. ``data``: sha256 of
+    all of it. ``ocr``: their words were withheld.
+    """
+
+    kind: str
+    source: str
+    labels: tuple[str | None, ...]
+    data: str
+    pages: tuple[Page, ...] = ()
+    inputs: tuple[Arrays, ...] = ()
+    ocr: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {"kind": self.kind, "source": self.source, "pages": len(self), "ocr": self.ocr, "data": self.data}
+
+
+def find_work(package: Package, source: Path | None, *, ocr: bool, seed: int) -> Work:
+    """The work that a command was given: a folder of pages, a file of recorded inputs, or none: then pages are drawn.
+
+    Args:
+        package: whose labels and inputs the work must fit.
+        source: the folder or file.
+        ocr: withhold all words, so that Tesseract reads what the chain asks for.
+        seed: of drawn pages.
+
+    Raises:
+        BadData: no such file or folder, no pages in it, or not inputs that this package reads; says which.
+        BadPage: a page's words cannot be read.
+        EeError: OCR is asked for and not installed.
+    """
+    if source is None:
+        work = _drawn(seed)
+    elif source.suffix == RECORDED:
+        work = read_recorded(source, package)
+    else:
+        work = _folder(source, package)
+    if not ocr:
+        return work
+    if not work.pages:
+        raise BadRequest(f"--ocr: {source} holds encoded inputs, whose text is read already; give a folder of pages")
+    engine = tesseract()
+    withheld = tuple(replace(page, words=None, boxes=None, ocr=engine) for page in work.pages)
+    return replace(work, pages=withheld, ocr=True)
+
+
+def record(chain: Chain, work: Work, path: Path, progress: Progress) -> None:
+    """Encode pages, their text read, and write the arrays of each as ``<n>/<name>``; the file appears whole or not at all.
+
+    Raises:
+        BadPage, NoText: a page cannot be read.
+        BadRequest: the file cannot be written.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for at, page in enumerate(work.pages):
+        progress("encode", at, len(work))
+        arrays |= {f"{at}/{name}": values for name, values in chain.encode([page]).items()}
+    arrays["labels"] = np.array([label or "" for label in work.labels])
+    arrays["encoding"] = np.array(_encoding(chain.package))
+    staged = path.with_name(f".{path.name}.staging")
+    try:
+        with staged.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub has a flag among the arrays
+        staged.replace(path)
+    except OSError as error:
+        raise BadRequest(f"{path}: cannot be written ({error.strerror}); name another file") from None
+    finally:
+        staged.unlink(missing_ok=True)
+    progress("encode", len(work), len(work))
+
+
+def read_recorded(path: Path, package: Package) -> Work:
+    """Inputs that :func:`record` wrote.
+
+    Raises:
+        BadData: not such a file, inputs encoded for another package, or an array that no encoder gives; names it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = dict(file.items())
+    except FileNotFoundError:
+        raise BadData(f"{path}: no such file; `ee-bench record` writes one") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise _bad(path, f"not a file of arrays that numpy can read ({error})") from None
+    for name in ("labels", "encoding"):
+        if name not in found:
+            raise _bad(path, f"no array '{name}'")
+    if found["encoding"].tolist() != _encoding(package):
+        raise _bad(path, f"its inputs were encoded for another package than {package.path}")
+    labels = tuple(str(label) or None for label in found["labels"].ravel().tolist())
+    if not labels:
+        raise _bad(path, "no page in it")
+    names = {*TEXT_INPUTS, *package.manifest.inputs}
+    words = Tokenizer.from_buffer(package.read(TOKENIZER)).get_vocab_size()
+    inputs = tuple(
+        {name: _checked(found, f"{at}/{name}", package, words, path) for name in sorted(names)}
+        for at in range(len(labels))
+    )
+    for at, arrays in enumerate(inputs):
+        if len({arrays[name].shape[1] for name in TEXT_INPUTS}) > 1:
+            raise _bad(path, f"page {at}: input_ids, bbox and attention_mask are of different lengths")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Work("recorded", str(path), labels, digest, inputs=inputs)
+
+
+def _folder(folder: Path, package: Package) -> Work:
+    """Pages under a folder; those in a folder that has the name of a label are labelled."""
+    manifest = package.manifest
+    if not folder.exists():
+        raise BadData(f"{folder}: no such folder; give a folder of page images, or an {RECORDED} of `ee-bench record`")
+    paths = find_pages(folder, words_alone=not manifest.reads("image"))
+    if not paths:
+        raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …")
+    engine = tesseract() if installed() else None
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in (path, path.with_suffix(".json")):
+            if file.is_file():
+                digest.update(f"{file.name}\0".encode())
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    labels = tuple(path.parent.name if path.parent.name in manifest.labels else None for path in paths)
+    pages = tuple(read_page(path, engine) for path in paths)
+    return Work("pages", str(folder), labels, digest.hexdigest(), pages)
+
+
+def _drawn(seed: int) -> Work:
+    pages, labels = [], []
+    digest = hashlib.sha256()
+    for label in LABELS:
+        for number in range(_DRAWN):
+            drawn = draw_page(label, seed * 1_000_003 + number, hard=number % 2 == 1)
+            file = io.BytesIO()
+            drawn.image.save(file, "JPEG", quality=75)
+            digest.update(file.getvalue())
+            name = f"drawn {label} {number}"
+            pages.append(Page(file.getvalue(), words=drawn.words, boxes=drawn.boxes, name=name))
+            labels.append(label)
+    return Work("drawn", f"seed {seed}", tuple(labels), digest.hexdigest(), tuple(pages))
+
+
+def _encoding(package: Package) -> str:
+    """What tells one way of encoding from another: sizes and normalisation, the tokenizer, and the inputs that are read."""
+    manifest = package.manifest
+    told = [asdict(manifest.encoding), manifest.files[TOKENIZER].sha256, manifest.inputs]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(found: dict[str, np.ndarray], key: str, package: Package, words: int, path: Path) -> np.ndarray:
+    """An array of one page, of the shape and in the range that the encoder gives."""
+    if key not in found:
+        raise _bad(path, f"no array '{key}'")
+    array = found[key]
+    encoding = package.manifest.encoding
+    if key.endswith("/pixel_values"):
+        shape: Sequence[int | None] = (1, 3, encoding.image_size, encoding.image_size)
+        fits = array.dtype == np.float32 and array.shape == shape and bool(np.isfinite(array).all())
+    else:
+        shape = (1, None, 4) if key.endswith("/bbox") else (1, None)
+        most = words - 1 if key.endswith("/input_ids") else 1000 if key.endswith("/bbox") else 1
+        fits = (
+            array.dtype == np.int64
+            and array.ndim == len(shape)
+            and array.shape[0] == 1
+            and array.shape[2:] == tuple(shape[2:])
+            and 2 <= array.shape[1] <= encoding.max_text_tokens
+            and bool(((array >= 0) & (array <= most)).all())
+        )
+    if not fits:
+        raise _bad(path, f"'{key}' is {array.dtype} {list(array.shape)}, or holds values that no page gives")
+    return array
+
+
+def _bad(path: Path, what: str) -> BadData:
+    return BadData(f"{path}: {what}; write it anew with `ee-bench record PACKAGE PAGES --out {path.name}`")
