@@ -55,6 +55,16 @@ def tokens_read(text: Arrays | None, percent: int) -> int:
     return 1 + int(inside[1:].sum())  # the first token stands for the page
 
 
+def blank_page(encoding: Encoding, tokens: int) -> Arrays:
+    """All inputs of one grey page whose text has that many tokens, to measure with."""
+    return {
+        "pixel_values": np.zeros((1, 3, encoding.image_size, encoding.image_size), np.float32),
+        "input_ids": np.full((1, tokens), encoding.bos_id, np.int64),
+        "bbox": np.zeros((1, tokens, 4), np.int64),
+        "attention_mask": np.ones((1, tokens), np.int64),
+    }
+
+
 class Encoder:
     """Turns pages into the arrays that segments read. Thread-safe: it keeps no state between calls."""
 
@@ -127,11 +137,11 @@ class Encoder:
         bands = self.encoding.bands
         return next((at for at, percent in enumerate(bands) if within(box, percent)), len(bands))
 
-    def collate(self, pages: list[Arrays]) -> Arrays:
-        """Encoded texts of several pages as one batch, padded to the longest of them."""
-        if len(pages) == 1:
+    def collate(self, pages: list[Arrays], length: int = 0) -> Arrays:
+        """Encoded texts of several pages as one batch, padded to the longest of them, and to ``length`` tokens at least."""
+        longest = max(length, *(page["input_ids"].shape[1] for page in pages))
+        if len(pages) == 1 and longest == pages[0]["input_ids"].shape[1]:
             return pages[0]
-        longest = max(page["input_ids"].shape[1] for page in pages)
         fill = {"input_ids": self.encoding.pad_id, "bbox": 0, "attention_mask": 0}
         batch = {}
         for name, value in fill.items():

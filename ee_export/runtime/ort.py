@@ -52,6 +52,11 @@ def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors packed into a new one, one after the other."""
+    return np.concatenate(parts)
+
+
 def open_session(graph: str | bytes, threads: int, *, one_pool: bool = True) -> ort.InferenceSession:
     """A session for a graph's path or bytes, as all of this package are made.
 

@@ -1,6 +1,7 @@
 """What a chain keeps while it runs: of the call, of pages that run together, and of each page."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ee_export.encode import Arrays
@@ -32,6 +33,18 @@ class Group:
             self.state = {name: backend.gather([(tensor, positions)]) for name, tensor in self.state.items()}
         else:
             self.state = {}
+
+    def cut(self, first: int, end: int) -> "Group":
+        """The pages from position ``first`` to ``end``, in the memory of this group."""
+        return Group(self.rows[first:end], {name: held[first:end] for name, held in self.state.items()}, self.tokens)
+
+    @staticmethod
+    def joined(groups: Sequence["Group"]) -> "Group":
+        """Several groups of one padded text length, packed into one."""
+        if len(groups) == 1:
+            return groups[0]
+        state = {name: backend.join([group.state[name] for group in groups]) for name in groups[0].state}
+        return Group([row for group in groups for row in group.rows], state, groups[0].tokens)
 
 
 Visit = tuple[str, int, float, str | None, float | None, bool]
