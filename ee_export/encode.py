@@ -100,11 +100,17 @@ class Encoder:
 
     def image(self, image: Image.Image) -> Arrays:
         """``pixel_values`` float32 ``[1, 3, S, S]``: :meth:`pixels` scaled to [0, 1] and normalised."""
-        pixels = self.pixels(image)
-        values = np.empty((1, 3, *pixels.shape[1:]), np.float32)
-        for channel, levels in enumerate(self._levels):
-            # No index is out of range; "clip" is how take writes where it is told to, in an eighth of the time of indexing.
-            np.take(levels, pixels[min(channel, len(pixels) - 1)], out=values[0, channel], mode="clip")
+        return self.images([image])
+
+    def images(self, images: Sequence[Image.Image]) -> Arrays:
+        """``pixel_values`` float32 ``[B, 3, S, S]`` of several pages, as :meth:`image`."""
+        side = self.encoding.image_size
+        values = np.empty((len(images), 3, side, side), np.float32)
+        for page, image in zip(values, images, strict=True):
+            pixels = self.pixels(image)
+            for channel, levels in enumerate(self._levels):
+                # No index is out of range; "clip" is how take writes where it is told to, in an eighth of the time of indexing.
+                np.take(levels, pixels[min(channel, len(pixels) - 1)], out=page[channel], mode="clip")
         return {"pixel_values": values}
 
     def text(self, words: Words, boxes: Boxes) -> Arrays:

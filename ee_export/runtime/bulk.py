@@ -124,7 +124,7 @@ class Bulk:
         self._steps = [at for at, step in enumerate(chain._plan) if not step.skippable]
         self._reads = {first: reads for first, _, reads in chain._runs[1:]}
         self._streams = streams
-        self._batch = max(self._sizes) * streams
+        self._batch = max(self._sizes)
         self._call = Call(time.perf_counter(), None)
         self._queues = Queues(self._sizes)
         self._begun: dict[int, float] = {}  # of the pages that are undecided
@@ -172,12 +172,12 @@ class Bulk:
         return None if ready is None else partial(self._advance, *ready)
 
     def _pull(self) -> list[tuple[int, MakesPage]]:
-        """Pages for one batch of the first segment; none where too many are under way, or the input has ended."""
-        count = self._sizes[self._steps[0]]
+        """Pages to read together, where code and tables stay in the caches; none where too many are under way, or at the end."""
+        count, streams = self._batch, self._streams
         pages: list[tuple[int, MakesPage]] = []
-        if len(self._begun) + count > _UNDECIDED * self._batch:
+        if len(self._begun) + count > _UNDECIDED * count * streams:
             return pages
-        if self._pulled + count - self._given > _AHEAD * self._batch:
+        if self._pulled - self._given + count > _AHEAD * count * streams:
             return pages
         while self._source is not None and len(pages) < count:
             try:
@@ -194,19 +194,18 @@ class Bulk:
 
     def _begin(self, pages: list[tuple[int, MakesPage]]) -> Arrivals:
         """Read and encode the images of new pages."""
-        chain = self._chain
-        groups = []
+        rows, images = [], []
         for row, made in pages:
             try:
                 page = made if isinstance(made, Page) else made()
-                image, whole = chain._image(page)
-                pixels = chain._pixels([image])
+                image, whole = self._chain._image(page)
             except EeError as error:
                 self._settle(row, error)
                 continue
             self._records[row] = Record(TextReader(page, image if whole and page.words is None else None))
-            groups.append(Group([row], pixels, 0))
-        return self._arrive(0, Group.joined(groups)) if groups else []
+            rows.append(row)
+            images.append(image)
+        return self._arrive(0, Group(rows, self._chain._pixels(images), 0)) if rows else []
 
     def _advance(self, at: int, group: Group) -> Arrivals:
         """Run a segment, and make those that stay ready for the next."""

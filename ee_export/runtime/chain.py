@@ -256,10 +256,7 @@ class Chain:
         return self.encoder.open(page) if self._reads_image else (None, False)
 
     def _pixels(self, images: Sequence[Image.Image | None]) -> Arrays:
-        if not self._reads_image:
-            return {}
-        pixels = [self.encoder.image(image)["pixel_values"] for image in images if image is not None]
-        return {"pixel_values": pixels[0] if len(pixels) == 1 else np.concatenate(pixels)}
+        return self.encoder.images([image for image in images if image is not None]) if self._reads_image else {}
 
     def _advance(
         self, group: Group, first: int, end: int, records: Mapping[int, Record] | Sequence[Record], call: Call
