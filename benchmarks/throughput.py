@@ -128,10 +128,7 @@ def costs(points: dict[str, Chain], pages: list[Page], rounds: int) -> dict[str,
     arrays = by_length(thirds, reach[: max(SIZES)])
     ways: dict[str, Callable[[Chain], list[Any]]] = {"one by one": lambda chain: [chain.predict(p) for p in pages]}
     for size in SIZES:
-        thirds.batch_sizes(size)
-        ways[str(size)] = lambda chain, size=size: list(
-            chain.predict_many(pages, batch=chain_sizes(thirds, size), streams=1)
-        )
+        ways[str(size)] = in_bulk(pages, thirds.batch_sizes(size))
     alone: dict[tuple[str, int], list[float]] = {}
     taken: dict[tuple[str, str], list[tuple[float, float]]] = {}
     needed: dict[str, Counter[str]] = {}
@@ -179,14 +176,14 @@ def costs(points: dict[str, Chain], pages: list[Page], rounds: int) -> dict[str,
             for exit_name in thirds.exits
         },
         "best_batch": best,
-        "batch_sizes": {size: chain_sizes(thirds, size) for size in SIZES},
+        "batch_sizes": {size: thirds.batch_sizes(size) for size in SIZES},
         "points": measured,
     }
 
 
-def chain_sizes(chain: Chain, most: int) -> dict[str, int]:
-    """What the chain measured before the first round."""
-    return chain.batch_sizes(most)
+def in_bulk(pages: list[Page], sizes: dict[str, int]) -> Callable[[Chain], list[Any]]:
+    """Answer the pages in bulk, on the thread that asks."""
+    return lambda chain: list(chain.predict_many(pages, batch=sizes, streams=1))
 
 
 def by_length(chain: Chain, pages: Sequence[Page]) -> list[Arrays]:
@@ -256,9 +253,9 @@ def streams(package: Path, data: Path, thirds: OperatingPoint, rounds: int, page
                 if round_ >= 0:
                     rates.setdefault(jobs[at], []).append(rate)
     finally:
-        for pool in workers.values():
-            for one in pool:
-                one.shutdown()
+        for pools in workers.values():
+            for pool in pools:
+                pool.shutdown()
     return [
         {
             "point": name,
@@ -304,6 +301,12 @@ def show(result: dict[str, Any]) -> None:
                 cell(found["ideal_of_measured_with_encoding"]),
             )
         out.print(table)
+    table = Table(
+        "largest batch", *result["segments_ms"], title="batch sizes that the chain measured", title_justify="left"
+    )
+    for size, found in result["batch_sizes"].items():
+        table.add_row(str(size), *map(str, found.values()))
+    out.print(table)
     table = Table("point", "processes", "streams", "threads", "pages/s", title="by the clock", title_justify="left")
     for row in result["streams"]:
         table.add_row(

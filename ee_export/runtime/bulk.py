@@ -218,6 +218,8 @@ class Bulk:
             return []
         for row in set(rows).difference(group.rows):
             self._settle(row, self._chain._answer(self._records.pop(row), self._begun[row]))
+        if 2 * len(group.rows) < len(rows):
+            group.pack()  # else few pages that wait would hold the state of many that have left
         return self._arrive(at + 1, group) if group.rows else []
 
     def _arrive(self, after: int, group: Group) -> Arrivals:
@@ -234,10 +236,9 @@ class Bulk:
                 self._settle(row, error)
                 continue
             assert record.text is not None
-            page = group.cut(position, position + 1)
-            length = self._padded(at, record.text["input_ids"].shape[1])
-            page.state.update(self._chain.encoder.collate([record.text], length))
-            page.tokens = length
+            page = group.alone(position)
+            page.tokens = self._padded(at, record.text["input_ids"].shape[1])
+            page.state.update(self._chain.encoder.collate([record.text], page.tokens))
             arrivals.append((at, page))
         return arrivals
 

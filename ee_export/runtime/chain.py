@@ -274,6 +274,8 @@ class Chain:
                 group.keep([])
             if not group.rows:
                 return
+            if group.places is not None:
+                group.pack()
             started = time.perf_counter()
             logits, outputs = step.segment.run(group.state, step.last)
             taken = (time.perf_counter() - started) * 1e3
@@ -352,10 +354,11 @@ class Chain:
         texts = self.encoder.collate([arrays for arrays, _, _ in batch])
         state = dict(texts)
         for name in batch[0][1].state.keys() - texts.keys():
-            if len(batch) == 1 and len(batch[0][1].rows) == 1:
+            if len(batch) == 1 and len(batch[0][1].state[name]) == 1:
                 state[name] = batch[0][1].state[name]
             else:
-                state[name] = backend.gather([(group.state[name], [position]) for _, group, position in batch])
+                parts = [(group.state[name], [group.place(position)]) for _, group, position in batch]
+                state[name] = backend.gather(parts)
         rows = [group.rows[position] for _, group, position in batch]
         return Group(rows, state, texts["input_ids"].shape[1])
 
