@@ -218,8 +218,6 @@ class Bulk:
             return []
         for row in set(rows).difference(group.rows):
             self._settle(row, self._chain._answer(self._records.pop(row), self._begun[row]))
-        if 2 * len(group.rows) < len(rows):
-            group.pack()  # else few pages that wait would hold the state of many that have left
         return self._arrive(at + 1, group) if group.rows else []
 
     def _arrive(self, after: int, group: Group) -> Arrivals:

@@ -31,12 +31,14 @@ class Group:
     places: list[int] | None = None
 
     def keep(self, positions: list[int]) -> None:
-        """Forget the pages that are not at ``positions``; their state stays until the others are packed."""
+        """Forget the pages that are not at ``positions``. The others are packed when they run, or at once if they are few."""
         self.rows = [self.rows[position] for position in positions]
-        if positions:
-            self.places = [self.place(position) for position in positions]
-        else:
-            self.state = {}
+        if not positions:
+            self.state, self.places = {}, None
+            return
+        self.places = [self.place(position) for position in positions]
+        if 2 * len(positions) < max(map(len, self.state.values()), default=0):
+            self.pack()  # else pages that wait would hold more memory for those that have left than for themselves
 
     def place(self, position: int) -> int:
         """Where the page at ``position`` stands in the tensors of ``state``."""
