@@ -92,10 +92,10 @@ class Queues:
         """A batch of the earliest step at which pages wait: those that stay still fill up later ones."""
         return self._take(min(self._waiting)) if self._waiting else None
 
-    def longest(self) -> tuple[int, Group] | None:
+    def oldest(self) -> tuple[int, Group] | None:
         """The batch in which the page stands that was begun before all others."""
-        oldest = {key: min(group.rows[0] for group in groups) for key, groups in self._waiting.items()}
-        return self._take(min(oldest, key=oldest.__getitem__)) if oldest else None
+        begun = {key: min(group.rows[0] for group in groups) for key, groups in self._waiting.items()}
+        return self._take(min(begun, key=begun.__getitem__)) if begun else None
 
     def _take(self, key: tuple[int, int]) -> tuple[int, Group]:
         groups, parts, room = self._waiting[key], [], self._sizes[key[0]]
@@ -166,9 +166,9 @@ class Bulk:
         """A full batch; else new pages, if there is room for them; else a batch that is not full."""
         ready = self._queues.full()
         if ready is None and (pages := self._pull()):
-            return partial(self._begin, pages)
+            return partial(self._open, pages)
         if ready is None:
-            ready = self._queues.earliest() if self._source is None else self._queues.longest()
+            ready = self._queues.earliest() if self._source is None else self._queues.oldest()
         return None if ready is None else partial(self._advance, *ready)
 
     def _pull(self) -> list[tuple[int, MakesPage]]:
@@ -192,7 +192,7 @@ class Bulk:
                 self._pulled += 1
         return pages
 
-    def _begin(self, pages: list[tuple[int, MakesPage]]) -> Arrivals:
+    def _open(self, pages: list[tuple[int, MakesPage]]) -> Arrivals:
         """Read and encode the images of new pages."""
         rows, images = [], []
         for row, made in pages:

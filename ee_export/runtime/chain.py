@@ -168,24 +168,26 @@ class Chain:
         """Classify any number of pages at the lowest cost a page; answers in their order, as they are found.
 
         A page that stays waits at its next segment for pages of its length, from whatever batch; a segment runs when as many
-        wait there as cost it least a page.
+        wait there as cost it least a page, and at the end of the input with those there are.
 
         Args:
-            pages: pages, or callables that make one, such as ``functools.partial(read_page, path)``: what a callable raises then
-                is that page's answer, whereas what the iterable raises ends the run after the pages before are answered.
-            batch: the largest batch; how large each segment's is up to that is measured at the first call, see
+            pages: pages, or callables that make one, such as ``functools.partial(read_page, path)``: an ``EeError`` that a
+                callable raises is that page's answer. What the iterable raises ends the run once the pages before are
+                answered, and any other exception, such as a bug in an OCR engine, at once.
+            batch: the largest batch; what each segment's is, up to that, is measured before the first run, see
                 :meth:`batch_sizes`. Or the sizes, per exit.
-            streams: how many threads read pages and run segments at a time.
+            streams: how many threads read pages and run segments at a time; with more than one, load the chain with
+                ``threads=1``.
 
         Yields:
-            For each page its answer, or the error for which it has none, an ``EeError`` that names it: the other pages are
-            answered. ``latency_ms`` counts from when the page was taken from ``pages``; that is done by the thread that asks
-            for answers, up to 64 batches a stream ahead. At most 4 batches a stream of pages are undecided at a time: in the
-            encoder one takes 7 MB at LayoutLMv3-base size with 128 text tokens, and one whose text an OCR engine is to read
-            may hold its whole image too.
+            For each page its answer, or else the ``EeError`` that names the page and says why it has none; the others are answered
+            all the same. (Logits that are not finite are the answer of all pages that ran together.) ``latency_ms`` counts from
+            when the page was taken from ``pages``. The thread that asks for answers takes them, at most 64 batches a stream
+            ahead, of which 4 are undecided: in the encoder such a page holds 6 MB at LayoutLMv3-base size with 128 text
+            tokens (reckon with twice that, for pages that left its batch), and one that is to be OCRed its whole image.
 
         Raises:
-            BadRequest: ``batch`` or ``streams`` is below 1, or the sizes lack an exit.
+            BadRequest: a batch or ``streams`` is below 1, or the sizes lack an exit.
         """
         if streams < 1:
             raise BadRequest(f"streams is {streams}; expected 1 or more")

@@ -11,7 +11,7 @@ from PIL import Image
 
 import ee_export
 from ee_export.data import read_dataset
-from ee_export.errors import BadPage, BadRequest, EeError, NoText
+from ee_export.errors import BadLogits, BadPage, BadRequest, EeError, NoText
 from ee_export.manifest import OperatingPoint
 from ee_export.package import Package
 from ee_export.page import Page, read_page
@@ -211,6 +211,23 @@ def test_an_ocr_engine_that_crashes_ends_the_run(mixed: Chain, pages: list[Page]
 
     with pytest.raises(RuntimeError, match="a bug"):
         list(mixed.predict_many([Page(page.image, ocr=ocr) for page in pages], batch=4, streams=streams))
+
+
+def test_logits_that_are_not_finite_are_the_answer_of_the_pages_that_ran_together(
+    mixed: Chain, pages: list[Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = next(segment for segment in mixed.segments if segment.exit == "final")
+    run = segment.run
+    broken = iter([True])
+
+    def once(state, last=()):
+        logits, outputs = run(state, last)
+        return (np.full_like(logits, np.nan) if next(broken, False) else logits), outputs
+
+    monkeypatch.setattr(segment, "run", once)
+    results = list(mixed.predict_many(pages, batch=fixed(mixed, 4)))
+    assert len(results) == len(pages)
+    assert 1 <= sum(isinstance(result, BadLogits) for result in results) <= 4
 
 
 def test_answers_may_be_left_unasked(mixed: Chain, pages: list[Page]) -> None:
