@@ -27,7 +27,7 @@ _AHEAD = 64
 """Pages taken from the input before the first of them is answered, at most, in batches: answers that wait take little."""
 _GRAIN = 16
 """Texts are padded to a multiple of it, so that pages of many batches find others of their length at a late segment."""
-_ROUNDS = 3
+_ROUNDS = 5
 _NEAR = 1.02
 """A batch size is taken where no larger one costs this much less a page: smaller batches fill sooner, and hold less."""
 
@@ -41,8 +41,9 @@ Job = Callable[[], Arrivals]
 def cheapest_sizes(plan: Sequence[PlanStep], page: Arrays, most: int) -> dict[str, int]:
     """The batch size, 1, 2, 4 … ``most``, at which each segment costs least a page, per exit.
 
-    All are run in turn, three times, so that caches are as cold as they are in a chain; no larger size is tried where one
-    costs a quarter more a page than the best.
+    All are run in turn, several times, so that caches are as cold as they are in a chain; no larger size is tried where one
+    costs a quarter more a page than the best. Counted is the clock's time or the processor's, whichever is less: on one thread
+    the latter leaves out what other programs took.
 
     Args:
         plan: steps of a chain.
@@ -50,21 +51,23 @@ def cheapest_sizes(plan: Sequence[PlanStep], page: Arrays, most: int) -> dict[st
         most: the largest.
     """
     sizes = sorted({most, *(1 << power for power in range(most.bit_length()))})
+    state = dict(page)
+    for step in plan:
+        outputs = step.segment.run(state)[1]
+        state |= {name: outputs[at] for at, name in step.state}
     times: dict[str, dict[int, float]] = {step.exit: {} for step in plan}
     for _ in range(_ROUNDS):
-        state = dict(page)
-        for step in plan:
-            found = times[step.exit]
-            for size in sizes:
+        tried = list(plan)
+        for size in sizes:
+            for step in list(tried):
                 fed = {tensor.name: np.repeat(state[tensor.name], size, axis=0) for tensor in step.segment.inputs}
-                started = time.perf_counter()
+                started = time.perf_counter(), time.process_time()
                 step.segment.run(fed)
-                taken = (time.perf_counter() - started) / size
+                taken = min(time.perf_counter() - started[0], time.process_time() - started[1]) / size
+                found = times[step.exit]
                 found[size] = min(taken, found.get(size, taken))
-                if taken > 1.25 * min(found.values()) and size > 1:
-                    break
-            outputs = step.segment.run(state)[1]
-            state |= {name: outputs[at] for at, name in step.state}
+                if found[size] > 1.25 * min(found.values()):
+                    tried.remove(step)
     return {
         name: next(size for size, taken in found.items() if taken <= _NEAR * min(found.values()))
         for name, found in times.items()

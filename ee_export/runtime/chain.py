@@ -202,8 +202,8 @@ class Chain:
     def batch_sizes(self, most: int = 16) -> dict[str, int]:
         """How many pages at a time cost each segment least a page, up to ``most``, per exit.
 
-        Measured with pages of full length, on this machine, once for all chains with these segments; about as long as thirty
-        pages take.
+        Measured with pages of full length, on this machine, once for all chains with these segments; it takes as long as a
+        few hundred pages.
 
         Raises:
             BadRequest: ``most`` is below 1.
