@@ -55,6 +55,16 @@ def tokens_read(text: Arrays | None, percent: int) -> int:
     return 1 + int(inside[1:].sum())  # the first token stands for the page
 
 
+def blank_page(encoding: Encoding, tokens: int) -> Arrays:
+    """All inputs of one grey page whose text has that many tokens, to measure with."""
+    return {
+        "pixel_values": np.zeros((1, 3, encoding.image_size, encoding.image_size), np.float32),
+        "input_ids": np.full((1, tokens), encoding.bos_id, np.int64),
+        "bbox": np.zeros((1, tokens, 4), np.int64),
+        "attention_mask": np.ones((1, tokens), np.int64),
+    }
+
+
 class Encoder:
     """Turns pages into the arrays that segments read. Thread-safe: it keeps no state between calls."""
 
@@ -90,11 +100,17 @@ class Encoder:
 
     def image(self, image: Image.Image) -> Arrays:
         """``pixel_values`` float32 ``[1, 3, S, S]``: :meth:`pixels` scaled to [0, 1] and normalised."""
-        pixels = self.pixels(image)
-        values = np.empty((1, 3, *pixels.shape[1:]), np.float32)
-        for channel, levels in enumerate(self._levels):
-            # No index is out of range; "clip" is how take writes where it is told to, in an eighth of the time of indexing.
-            np.take(levels, pixels[min(channel, len(pixels) - 1)], out=values[0, channel], mode="clip")
+        return self.images([image])
+
+    def images(self, images: Sequence[Image.Image]) -> Arrays:
+        """``pixel_values`` float32 ``[B, 3, S, S]`` of several pages, as :meth:`image`."""
+        side = self.encoding.image_size
+        values = np.empty((len(images), 3, side, side), np.float32)
+        for page, image in zip(values, images, strict=True):
+            pixels = self.pixels(image)
+            for channel, levels in enumerate(self._levels):
+                # No index is out of range; "clip" is how take writes where it is told to, in an eighth of the time of indexing.
+                np.take(levels, pixels[min(channel, len(pixels) - 1)], out=page[channel], mode="clip")
         return {"pixel_values": values}
 
     def text(self, words: Words, boxes: Boxes) -> Arrays:
@@ -127,11 +143,11 @@ class Encoder:
         bands = self.encoding.bands
         return next((at for at, percent in enumerate(bands) if within(box, percent)), len(bands))
 
-    def collate(self, pages: list[Arrays]) -> Arrays:
-        """Encoded texts of several pages as one batch, padded to the longest of them."""
-        if len(pages) == 1:
+    def collate(self, pages: list[Arrays], length: int = 0) -> Arrays:
+        """Encoded texts of several pages as one batch, padded to the longest of them, and to ``length`` tokens at least."""
+        longest = max(length, *(page["input_ids"].shape[1] for page in pages))
+        if len(pages) == 1 and longest == pages[0]["input_ids"].shape[1]:
             return pages[0]
-        longest = max(page["input_ids"].shape[1] for page in pages)
         fill = {"input_ids": self.encoding.pad_id, "bbox": 0, "attention_mask": 0}
         batch = {}
         for name, value in fill.items():

@@ -6,10 +6,9 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import onnxruntime
 
-from ee_export.encode import Arrays
+from ee_export.encode import blank_page
 from ee_export.manifest import Costs
 from ee_export.page import Page
 from ee_export.runtime import ort as backend
@@ -39,7 +38,7 @@ def measure(
     times: dict[str, dict[int, list[float]]] = {name: {tokens: [] for tokens in grid} for name in chain.exits}
     for run in range(runs + 1):
         for tokens in grid:
-            for name, taken in chain.time_segments(_inputs(chain, tokens)).items():
+            for name, taken in chain.time_segments(blank_page(chain.encoder.encoding, tokens)).items():
                 if run:  # the first round warms up
                     times[name][tokens].append(taken)
     image_ms, text_ms = _encoding_ms(chain, pages)
@@ -79,16 +78,6 @@ def measure_ocr(pages: Sequence[Page], bands: Sequence[int]) -> tuple[float | No
     if not whole:
         return None, 0.0
     return round(statistics.median(whole), 1), round(statistics.median(more), 1) if bands else 0.0
-
-
-def _inputs(chain: Chain, tokens: int) -> Arrays:
-    side = chain.encoder.encoding.image_size
-    return {
-        "pixel_values": np.zeros((1, 3, side, side), np.float32),
-        "input_ids": np.full((1, tokens), chain.encoder.encoding.bos_id, np.int64),
-        "bbox": np.zeros((1, tokens, 4), np.int64),
-        "attention_mask": np.ones((1, tokens), np.int64),
-    }
 
 
 def _encoding_ms(chain: Chain, pages: Sequence[Page]) -> tuple[float, float]:

@@ -47,9 +47,15 @@ class OrtSegment:
 
 
 def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
-    """The chosen rows of one or several tensors, packed into a new one."""
-    parts = [tensor[list(chosen)] for tensor, chosen in rows]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    """The chosen rows of one or several tensors, packed into a new one; each is copied once."""
+    first = rows[0][0]
+    packed = np.empty((sum(len(chosen) for _, chosen in rows), *first.shape[1:]), first.dtype)
+    at = 0
+    for tensor, chosen in rows:
+        for place in chosen:
+            packed[at] = tensor[place]
+            at += 1
+    return packed
 
 
 def open_session(graph: str | bytes, threads: int, *, one_pool: bool = True) -> ort.InferenceSession:

@@ -1,6 +1,7 @@
 """What a chain keeps while it runs: of the call, of pages that run together, and of each page."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ee_export.encode import Arrays
@@ -19,19 +20,58 @@ class Call:
 
 @dataclass(slots=True)
 class Group:
-    """Pages that run together: their indices in the call, their state, their padded text length."""
+    """Pages that run together: their indices in the call, their state, their padded text length.
+
+    ``places``: where each page stands in the tensors of ``state``, once others have left; ``None``: there are no others.
+    """
 
     rows: list[int]
     state: dict[str, backend.Tensor]
     tokens: int
+    places: list[int] | None = None
 
     def keep(self, positions: list[int]) -> None:
-        """Pack the pages at ``positions`` and forget the others."""
+        """Forget the pages that are not at ``positions``. The others are packed when they run, or at once if they are few."""
         self.rows = [self.rows[position] for position in positions]
-        if positions:
-            self.state = {name: backend.gather([(tensor, positions)]) for name, tensor in self.state.items()}
-        else:
-            self.state = {}
+        if not positions:
+            self.state, self.places = {}, None
+            return
+        self.places = [self.place(position) for position in positions]
+        if 2 * len(positions) < max(map(len, self.state.values()), default=0):
+            self.pack()  # else pages that wait would hold more memory for those that have left than for themselves
+
+    def place(self, position: int) -> int:
+        """Where the page at ``position`` stands in the tensors of ``state``."""
+        return position if self.places is None else self.places[position]
+
+    def pack(self) -> None:
+        """Leave no other pages in ``state``."""
+        if self.places is not None:
+            self.state = {name: backend.gather([(held, self.places)]) for name, held in self.state.items()}
+            self.places = None
+
+    def alone(self, position: int) -> "Group":
+        """The page at ``position``, in the memory of this group."""
+        place = self.place(position)
+        return Group([self.rows[position]], {n: held[place : place + 1] for n, held in self.state.items()}, self.tokens)
+
+    def cut(self, first: int, end: int) -> "Group":
+        """The pages from position ``first`` to ``end``, in the memory of this group."""
+        if self.places is not None:
+            return Group(self.rows[first:end], dict(self.state), self.tokens, self.places[first:end])
+        return Group(self.rows[first:end], {name: held[first:end] for name, held in self.state.items()}, self.tokens)
+
+    @staticmethod
+    def joined(groups: Sequence["Group"]) -> "Group":
+        """Several groups of one padded text length as one; of a single one, itself."""
+        if len(groups) == 1:
+            return groups[0]
+        places = [[group.place(at) for at in range(len(group.rows))] for group in groups]
+        state = {
+            name: backend.gather([(group.state[name], where) for group, where in zip(groups, places, strict=True)])
+            for name in groups[0].state
+        }
+        return Group([row for group in groups for row in group.rows], state, groups[0].tokens)
 
 
 Visit = tuple[str, int, float, str | None, float | None, bool]

@@ -307,11 +307,12 @@ def test_words_alone_are_trained_on_built_and_answered(kind: str, tmp_path: Path
     assert set(built.manifest.inputs) == {"input_ids", "attention_mask"}
     chain = ee_export.load(built.path)
     pages = [data.page(at) for at in range(len(data))]
-    right = sum(
-        answer.label == data.labels[target]
-        for answer, target in zip(chain.predict_batch(pages), data.targets, strict=True)
-    )
+    together = chain.predict_batch(pages)
+    right = sum(answer.label == data.labels[target] for answer, target in zip(together, data.targets, strict=True))
     assert right >= 46
+    for found, answer in zip(chain.predict_many(pages), together, strict=True):
+        assert isinstance(found, ee_export.Answer)
+        assert (found.label, found.exit) == (answer.label, answer.exit)
     scanned = ee_export.Page(Image.new("L", (40, 40), 255), ocr=lambda image: (["letter"], [[0, 0, 9, 9]]))
     answer = chain.predict(scanned)
     assert answer.ocr_used
@@ -332,9 +333,13 @@ def test_images_alone_are_trained_on_built_and_answered_without_text(
     def refuse(image: Image.Image) -> tuple[list[str], list[list[int]]]:
         raise AssertionError("text was asked for")
 
-    answer = ee_export.load(built.path, operating_point="full").predict(ee_export.Page(data.paths[0], ocr=refuse))
+    chain = ee_export.load(built.path, operating_point="full")
+    answer = chain.predict(ee_export.Page(data.paths[0], ocr=refuse))
     assert answer.exit == "final"
     assert not answer.ocr_used
+    for found in chain.predict_many([ee_export.Page(path, ocr=refuse) for path in data.paths[:9]], batch=4):
+        assert isinstance(found, ee_export.Answer)
+        assert found.exit == "final"
 
 
 def test_words_alone_are_refused_where_the_model_reads_more(sample: Path) -> None:

@@ -1,0 +1,257 @@
+"""Bulk prediction, through the chain's public interface, on a small package."""
+
+import itertools
+from collections.abc import Generator, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ee_export
+from ee_export.data import read_dataset
+from ee_export.errors import BadLogits, BadPage, BadRequest, EeError, NoText
+from ee_export.manifest import OperatingPoint
+from ee_export.package import Package
+from ee_export.page import Page, read_page
+from ee_export.runtime.answer import Answer
+from ee_export.runtime.bulk import MakesPage
+from ee_export.runtime.chain import Chain
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_package: Package) -> Chain:
+    return ee_export.load(tiny_package.path)
+
+
+@pytest.fixture(scope="module")
+def pages(pages_folder: Path) -> list[Page]:
+    data = read_dataset(pages_folder)
+    return [data.page(index) for index in range(len(data))]
+
+
+def leaving(chain: Chain, **thresholds: float) -> Chain:
+    """The chain with thresholds at some exits and none at the others."""
+    names = {name.replace("_", "."): value for name, value in thresholds.items()}
+    return chain.with_point(OperatingPoint("max_probability", {name: names.get(name) for name in chain.exits[:-1]}))
+
+
+@pytest.fixture(scope="module")
+def mixed(chain: Chain, pages: list[Page]) -> Chain:
+    """A third of the pages leaves at vision, a third at encoder.1, a third at final; no score is near a threshold."""
+    thresholds: dict[str, float] = {}
+    for name, share in (("vision", 2 / 3), ("encoder_1", 1 / 2)):
+        answers = leaving(chain, **thresholds, **{name: 0.0}).predict_batch(pages)
+        scores = np.sort([answer.score for answer in answers if answer.exit == name.replace("_", ".")])
+        about = range(int(share * len(scores)) - 3, int(share * len(scores)) + 3)
+        below = max(about, key=lambda at: scores[at + 1] - scores[at])
+        thresholds[name] = float(scores[below : below + 2].mean())
+    return leaving(chain, **thresholds)
+
+
+def answered(results: Iterator[Answer | EeError]) -> list[Answer]:
+    """The answers of a run in which every page has one."""
+    found = []
+    for result in results:
+        assert isinstance(result, Answer), result
+        found.append(result)
+    return found
+
+
+def fixed(chain: Chain, size: int) -> dict[str, int]:
+    """One batch size for all segments."""
+    return dict.fromkeys(chain.exits, size)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("streams", [1, 3])
+def test_pages_get_in_order_what_they_get_one_by_one(mixed: Chain, pages: list[Page], batch: int, streams: int) -> None:
+    together = answered(mixed.predict_many(pages, batch=fixed(mixed, batch), streams=streams))
+    assert {answer.exit for answer in together} == {"vision", "encoder.1", "final"}
+    for answer, page in zip(together, pages, strict=True):
+        alone = mixed.predict(page)
+        assert (alone.exit, alone.label, alone.ocr_used) == (answer.exit, answer.label, answer.ocr_used)
+        assert [step.name for step in alone.trace] == [step.name for step in answer.trace]
+        assert alone.probabilities == pytest.approx(answer.probabilities, abs=2e-4)
+
+
+def test_late_segments_run_full_on_pages_of_different_batches(mixed: Chain, pages: list[Page]) -> None:
+    same_length = [Page(page.image, words=["word"] * 40, boxes=[[0, 0, 9, 9]] * 40, name=page.name) for page in pages]
+    for size in (2, 4, 8):
+        answers = answered(mixed.predict_many(same_length, batch=fixed(mixed, size)))
+        for name in ("vision", "encoder.1", "final"):
+            batches = [step.batch for answer in answers for step in answer.trace if step.name == name]
+            if batches:
+                assert batches.count(size) >= len(batches) - len(batches) % size, (name, batches)
+
+
+def test_each_segment_runs_at_its_own_size(mixed: Chain, pages: list[Page]) -> None:
+    sizes = {**fixed(mixed, 4), "vision": 8, "final": 1}
+    answers = answered(mixed.predict_many(pages, batch=sizes))
+    for name, size in (("vision", 8), ("final", 1)):
+        assert {step.batch for answer in answers for step in answer.trace if step.name == name} == {size}
+
+
+def test_pages_of_like_length_run_together_and_none_is_padded_to_the_longest(
+    chain: Chain, pages: list[Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+    segment = next(segment for segment in chain.segments if segment.exit == "encoder.1")
+    run = segment.run
+
+    def counting(state, last=()):
+        lengths.append([*state["attention_mask"].sum(axis=1).tolist(), state["attention_mask"].shape[1]])
+        return run(state, last)
+
+    monkeypatch.setattr(segment, "run", counting)
+    texts = [["word"] * (1 + at % 100) for at in range(len(pages))]
+    read = [Page(p.image, words=t, boxes=[[0, 0, 9, 9]] * len(t)) for p, t in zip(pages, texts, strict=True)]
+    answered(leaving(chain).predict_many(read, batch=fixed(chain, 4)))
+    assert len(lengths) > 0
+    assert all(padded - length < 16 for *group, padded in lengths for length in group)
+    lengths.clear()
+    answered(leaving(chain).predict_many(read, batch=1))
+    assert all(padded == length for length, padded in lengths), "alone, nothing is padded"
+
+
+def counted(pages: list[Page], times: int, taken: list[int]) -> Iterator[Page]:
+    for page in itertools.chain.from_iterable(itertools.repeat(pages, times)):
+        taken[0] += 1
+        yield page
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_few_pages_are_under_way_whatever_is_given(chain: Chain, pages: list[Page], streams: int) -> None:
+    taken = [0]
+    every_page_stays = leaving(chain)
+    results = every_page_stays.predict_many(counted(pages, 6, taken), batch=fixed(chain, 4), streams=streams)
+    assert taken == [0], "nothing is taken before an answer is asked for"
+    for given, _ in enumerate(results):
+        assert taken[0] - given <= 4 * 4 * streams
+    assert given + 1 == taken[0] == 6 * len(pages)
+
+
+def test_one_page_that_stays_does_not_hold_up_all_that_leave(chain: Chain, pages: list[Page]) -> None:
+    scores = sorted((answer.score, at) for at, answer in enumerate(leaving(chain, vision=0.0).predict_batch(pages)))
+    stays, *others = (pages[at] for _, at in scores)
+    one_stays = leaving(chain, vision=(scores[0][0] + scores[1][0]) / 2)
+    taken = [0]
+    results = one_stays.predict_many(
+        itertools.chain([stays], counted(others, 20, taken)), batch=fixed(chain, 4), streams=1
+    )
+    first = next(results)
+    assert isinstance(first, Answer)
+    assert first.exit == "final"
+    assert taken[0] <= 64 * 4
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_bad_page_is_answered_by_its_error_and_the_others_as_ever(
+    mixed: Chain, pages: list[Page], tmp_path: Path, streams: int
+) -> None:
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no more than this")
+    (tmp_path / "words.png").write_bytes(b"")
+    (tmp_path / "words.json").write_text("{")
+    bad: dict[int, MakesPage] = {
+        2: Page(tmp_path / "torn.jpg"),
+        11: partial(read_page, tmp_path / "words.png"),
+        30: Page(tmp_path / "none.png"),
+    }
+    given = [bad.get(at, page) for at, page in enumerate(pages)]
+    results = list(mixed.predict_many(given, batch=fixed(mixed, 4), streams=streams))
+    assert [at for at, result in enumerate(results) if isinstance(result, EeError)] == [2, 11, 30]
+    for at, name in ((2, "torn.jpg"), (11, "words.json"), (30, "none.png")):
+        assert isinstance(results[at], BadPage)
+        assert name in str(results[at])
+    good = [page for at, page in enumerate(pages) if at not in bad]
+    answers = [result for result in results if isinstance(result, Answer)]
+    assert [answer.exit for answer in answers] == [mixed.predict(page).exit for page in good]
+
+
+def test_a_page_without_text_is_an_error_only_where_text_is_needed(mixed: Chain, pages: list[Page]) -> None:
+    bare = [Page(page.image, name=f"bare {at}") for at, page in enumerate(pages)]
+    results = mixed.predict_many(bare, batch=fixed(mixed, 4))
+    for at, (result, page) in enumerate(zip(results, pages, strict=True)):
+        if mixed.predict(page).exit == "vision":
+            assert isinstance(result, Answer)
+        else:
+            assert isinstance(result, NoText)
+            assert f"bare {at}:" in str(result)
+
+
+def test_text_is_read_on_demand_and_once(mixed: Chain, pages: list[Page]) -> None:
+    asked = []
+
+    def ocr(image: Image.Image):
+        asked.append(image)
+        return ["Total"], [[1, 2, 3, 4]]
+
+    answers = answered(mixed.predict_many([Page(page.image, ocr=ocr) for page in pages], batch=fixed(mixed, 4)))
+    assert (
+        len(asked) == sum(answer.ocr_used for answer in answers) == sum(answer.exit != "vision" for answer in answers)
+    )
+
+
+def test_an_input_that_breaks_raises_after_the_pages_before_it(mixed: Chain, pages: list[Page]) -> None:
+    def broken() -> Iterator[Page]:
+        yield from pages[:9]
+        raise OSError("the disk is gone")
+
+    results = mixed.predict_many(broken(), batch=fixed(mixed, 4))
+    assert len(list(itertools.islice(results, 9))) == 9
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(results)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_an_ocr_engine_that_crashes_ends_the_run(mixed: Chain, pages: list[Page], streams: int) -> None:
+    def ocr(image: Image.Image):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(mixed.predict_many([Page(page.image, ocr=ocr) for page in pages], batch=4, streams=streams))
+
+
+def test_logits_that_are_not_finite_are_the_answer_of_the_pages_that_ran_together(
+    mixed: Chain, pages: list[Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = next(segment for segment in mixed.segments if segment.exit == "final")
+    run = segment.run
+    broken = iter([True])
+
+    def once(state, last=()):
+        logits, outputs = run(state, last)
+        return (np.full_like(logits, np.nan) if next(broken, False) else logits), outputs
+
+    monkeypatch.setattr(segment, "run", once)
+    results = list(mixed.predict_many(pages, batch=fixed(mixed, 4)))
+    assert len(results) == len(pages)
+    assert 1 <= sum(isinstance(result, BadLogits) for result in results) <= 4
+
+
+def test_answers_may_be_left_unasked(mixed: Chain, pages: list[Page]) -> None:
+    results = mixed.predict_many(pages, batch=fixed(mixed, 4), streams=2)
+    assert isinstance(next(results), Answer)
+    assert isinstance(results, Generator)
+    results.close()
+
+
+def test_no_pages_give_no_answers(mixed: Chain) -> None:
+    assert list(mixed.predict_many([])) == []
+
+
+def test_sizes_are_measured_once_for_all_operating_points(chain: Chain) -> None:
+    sizes = chain.batch_sizes(8)
+    assert set(sizes) == set(chain.exits)
+    assert set(sizes.values()) <= {1, 2, 4, 8}
+    assert chain.at("full").batch_sizes(8) is sizes
+
+
+def test_wrong_sizes_are_refused_at_once(chain: Chain) -> None:
+    with pytest.raises(BadRequest, match="batch is 0; expected 1 or more"):
+        chain.predict_many([], batch=0)
+    with pytest.raises(BadRequest, match="streams is 0; expected 1 or more"):
+        chain.predict_many([], streams=0)
+    with pytest.raises(BadRequest, match=r"no batch size for 'encoder\.2'"):
+        chain.predict_many([], batch={name: 4 for name in chain.exits if name != "encoder.2"})
