@@ -60,7 +60,7 @@ def cli() -> None:
 @click.option(
     "--max-batch", default=1, show_default=True, type=click.IntRange(1), help="Server: waiting pages taken together."
 )
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Offline: pages given together.")
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(1), help="Offline: the largest batch.")
 @click.option(
     "--threads", type=click.IntRange(1), help="Of the one pool that all segments share; default one a processor."
 )

@@ -153,15 +153,16 @@ def _offline(systems: Sequence[System], pages: int, plan: Plan, progress: Progre
     order = np.random.default_rng(plan.seed).permutation(pages).tolist()
     _warm_up(systems, pages)
     for system in systems:
-        system.answer(order[: plan.batch])  # the first batch of its size makes room for it
+        system.answer_all(
+            order[: plan.batch], plan.batch
+        )  # the best sizes of batches are measured, and room for them made
         system.tally()
     passes: dict[str, list[float]] = {system.name: [] for system in systems}
     waiting = list(systems)
     while waiting:
         for system in list(waiting):
-            began = done = time.perf_counter()
-            for at in range(0, pages, plan.batch):
-                done = system.answer(order[at : at + plan.batch])
+            began = time.perf_counter()
+            done = system.answer_all(order, plan.batch)
             mine = passes[system.name]
             mine.append(done - began)
             if len(mine) >= _PASSES and len(mine) * pages >= plan.min_queries and sum(mine) >= plan.min_seconds:

@@ -32,7 +32,7 @@ def print_scenario(result: dict[str, Any]) -> None:
         "SingleStream": f"one page after the other, drawn with replacement; {least}",
         "Server": f"Poisson arrivals, latency from arrival to answer, {_count(plan['streams'], 'worker')}, batches of up to "
         f"{plan['max_batch']}; {least} a trial",
-        "Offline": f"all pages at once, in batches of {plan['batch']}; {least}, whole passes",
+        "Offline": f"all pages at once, packed anew before every segment into batches of at most {plan['batch']}; {least}, whole passes",
     }[result["scenario"]]
     out.print(f"{rule}; {plan['warm_up']} to warm up before; 95 % intervals")
     {"SingleStream": _print_stream, "Server": _print_server, "Offline": _print_offline}[result["scenario"]](result)

@@ -20,7 +20,7 @@ from ee_export.errors import EeError
 from ee_export.ocr import tesseract
 from ee_export.page import Page, read_page
 
-_METHODS = ((Page, "reduced", READ), (Page, "decoded", READ), (Encoder, "image", ENCODE), (Encoder, "text", ENCODE))
+_METHODS = ((Page, "reduced", READ), (Page, "decoded", READ), (Encoder, "images", ENCODE), (Encoder, "text", ENCODE))
 
 Stages = defaultdict[str, float]
 """Milliseconds by stage of the page at hand."""
