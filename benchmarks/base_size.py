@@ -13,7 +13,7 @@ from rich.progress import Progress
 from ee_export import golden
 from ee_export.atomic import staged_folder
 from ee_export.build import export, golden_inputs
-from ee_export.compile import drafted, quantized_target, with_golden
+from ee_export.compile import drafted, openvino_target, quantized_target, with_golden
 from ee_export.encode import Encoder
 from ee_export.model import checkpoint
 from ee_export.model.exits import parse
@@ -26,8 +26,9 @@ from ee_export.runtime.chain import load_package
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--layers", default=12, show_default=True)
 @click.option("--exits", default="all", show_default=True, help="Such as encoder.6,encoder.9.")
-@click.option("--int8", is_flag=True, help="With the target cpu-int8 too.")
-def main(out: Path, layers: int, exits: str, int8: bool) -> None:
+@click.option("--targets", is_flag=True, help="With cpu-int8 and openvino-bf16 too.")
+@click.option("--checkpoint", "kept", type=click.Path(path_type=Path), help="Also write the checkpoint, for peers.")
+def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -> None:
     """Write OUT, by default with every exit there is; no operating point but `full`."""
     torch.manual_seed(0)
     tokenizer = checkpoint.train_tokenizer(iter([["page"]]), 300)
@@ -51,15 +52,21 @@ def main(out: Path, layers: int, exits: str, int8: bool) -> None:
             "base",
             lambda s, done, all_: bars.update(tasks[s], completed=done, total=all_),
         )
-        if int8:
-            target = quantized_target(package, staging / "cpu-int8", "dynamic", (), ())
-            pages, _ = golden.read(package)
-            target, pages = with_golden(
-                drafted(load_package(package), "cpu-int8", target, staging), "cpu-int8", target, pages
-            )
-            manifest = replace(package.manifest, targets={**package.manifest.targets, "cpu-int8": target})
+        if targets:
+            chain, pages = load_package(package), golden.read(package)[0]
+            made = {
+                "cpu-int8": (quantized_target(package, staging / "cpu-int8", "dynamic", (), ()), staging),
+                "openvino-bf16": (openvino_target(package), staging),
+            }
+            known = dict(package.manifest.targets)
+            for name, (target, folder) in made.items():
+                known[name], pages = with_golden(drafted(chain, name, target, folder), name, target, pages)
+            manifest = replace(package.manifest, targets=known)
             (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
             seal(staging, manifest)
+    if kept is not None:
+        with staged_folder(kept, overwrite=True) as staging:
+            checkpoint.save(staging, model, tokenizer, torch.float32)
     worst = max(package.target("cpu-fp32").equality.values())
     print(f"{out}: {len(config.exit_names())} exits, largest logit difference from eager torch {worst:.1e}")
 
