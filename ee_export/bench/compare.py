@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,8 @@ from ee_export.errors import BadRequest, require_known
 SCHEMA = 1
 WARM_UP = 5
 """Pages that every contender answers before any counts."""
+_SETTLES = 0.5
+"""Seconds that a contender's threads get to come to rest, at most."""
 
 FIELDS = frozenset(
     [
@@ -78,6 +81,13 @@ class Worker:
         """What the worker says of a page, which leaves at an exit where one is named."""
         self._write(json.dumps({"path": path, "exit": exit_name, "ocr": ocr}))
         return self._read()
+
+    def settle(self) -> None:
+        """Wait until none of its threads runs: those of a pool spin for a while in case more work comes."""
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        until = time.monotonic() + _SETTLES
+        while time.monotonic() < until and any(map(_runs, tasks.glob("*/stat"))):
+            time.sleep(0.001)
 
     def end(self) -> dict[str, Any]:
         """What memory the worker took; it ends."""
@@ -212,7 +222,9 @@ def _measure(
     names = list(contenders)
 
     def ask(name: str, path: str) -> Answer:
-        return contenders[name].ask(path, entry(name).exit, ocr=plan.ocr)
+        found = contenders[name].ask(path, entry(name).exit, ocr=plan.ocr)
+        contenders[name].settle()
+        return found
 
     for path in paths[:WARM_UP]:
         for name in names:
@@ -235,6 +247,14 @@ def _measure(
             break
     progress("measure", 1, 1)
     return times, answers
+
+
+def _runs(task: Path) -> bool:
+    """Whether a thread, by its file ``stat`` under /proc, runs or waits for a processor."""
+    try:
+        return task.read_text().rpartition(")")[2].split()[0] == "R"
+    except OSError:  # it ended
+        return False
 
 
 def _medians(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

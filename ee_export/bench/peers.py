@@ -98,7 +98,7 @@ PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
 }
 """By name: makes the peer ready, and says how many bytes it is on disk."""
 CHAIN = "chain"
-_LEAVE_EARLY = frozenset({CHAIN, "nested_if"})
+_NOT_PEERS = frozenset({CHAIN, "nested_if", "uncut"})
 
 
 class Entry(NamedTuple):
@@ -114,8 +114,8 @@ class Entry(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether it is the whole model by other means, for every page."""
-        return self.kind not in _LEAVE_EARLY
+        """Whether it is the whole model by means that one has without this toolkit, for every page."""
+        return self.kind not in _NOT_PEERS
 
 
 def entry(name: str) -> Entry:
