@@ -151,3 +151,23 @@ def test_what_it_cannot_do_is_refused_and_nothing_changes(
 def test_a_target_that_is_there_is_replaced_only_by_force(compiled: Package, pages_folder: Path) -> None:
     with pytest.raises(BadRequest, match="has the target 'cpu-int8'; pass --force"):
         compile_target(compiled, "cpu-int8", pages_folder, progress=lambda *_: None)
+
+
+def test_the_sample_in_integers_is_as_accurate_and_less_than_a_third_in_size(
+    sample: Path, real_pages: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(sample, tmp_path / "sample.ee"))
+    package = compile_target(open_package(path), "cpu-int8", real_pages / "val", progress=lambda *_: None)
+    sizes = [sum((path / file).stat().st_size for file in package.files_of(name)) for name in ("cpu-int8", "cpu-fp32")]
+    assert sizes[0] <= 0.3 * sizes[1]
+    assert "float" not in package.target("cpu-int8").compiled, "no segment had to be left float"
+    test = read_dataset(real_pages / "test", package.manifest.labels)
+    pages = [test.page(at) for at in range(len(test))]
+    for point in ("full", "default"):
+        floats, integers = (
+            [answer.label for answer in load_package(package, name, point).predict_batch(pages)]
+            for name in ("cpu-fp32", "cpu-int8")
+        )
+        labels = [test.labels[target] for target in test.targets]
+        lost = sum(one == label != other for one, other, label in zip(floats, integers, labels, strict=True))
+        assert lost <= 0.005 * len(pages)

@@ -21,7 +21,8 @@ def share(graphs: Sequence[onnx.ModelProto], folder: Path) -> None:
     The answer part of a layer and its rest hold the same weights, in two segments. A runtime packs the constant
     weights of every graph into a layout of its own, so they would take memory twice; but a weight that a later graph
     holds too serves here for the ``[CLS]`` row alone, and packing a large one does not pay for one row. It is declared an
-    input with a default value, which a runtime reads where it lies.
+    input with a default value, which a runtime reads where it lies. Integers are not: a product of them needs them packed, and
+    what is no constant onnxruntime packs at every run.
     """
     places: dict[bytes, tuple[int, int]] = {}
     held = [{digest for _, digest in _large(graph)} for graph in graphs]
@@ -34,7 +35,7 @@ def share(graphs: Sequence[onnx.ModelProto], folder: Path) -> None:
                     file.write(b"\0" * (-file.tell() % _ALIGNMENT))
                     places[digest] = (file.tell(), len(raw))
                     file.write(raw)
-                if digest in later and len(raw) >= _WORTH_SHARING:
+                if digest in later and len(raw) >= _WORTH_SHARING and tensor.data_type == onnx.TensorProto.FLOAT:
                     graph.graph.input.append(
                         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                     )
