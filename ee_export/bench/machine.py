@@ -55,13 +55,18 @@ def watch() -> Watch:
 
 
 def disturbed(result: dict[str, Any]) -> str | None:
-    """Why the times of a result should not be quoted, where the machine had other work."""
-    found = []
-    if result["load_average"] > _BUSY:
-        found.append(f"load {result['load_average']:.1f} before this began")
-    if (result.get("others_cpus") or 0.0) > _BUSY:
-        found.append(f"others kept {result['others_cpus']:.1f} of {result['cores']} processors busy meanwhile")
-    return f"the machine was busy ({'; '.join(found)}): do not quote these times" if found else None
+    """Why the times of a result should not be quoted, where the machine had other work.
+
+    The load average, which counts one's own last run too, decides only where nobody knows what others did meanwhile.
+    """
+    others = result.get("others_cpus")
+    if others is None and result["load_average"] > _BUSY:
+        why = f"load {result['load_average']:.1f} before this began"
+    elif others is not None and others > _BUSY:
+        why = f"others kept {others:.1f} of {result['cores']} processors busy meanwhile"
+    else:
+        return None
+    return f"the machine was busy ({why}): do not quote these times"
 
 
 def cpu_mhz() -> tuple[float, float, float] | None:
