@@ -16,5 +16,5 @@ def test_without_openvino_the_command_that_installs_it_is_named(monkeypatch: pyt
 def test_a_processor_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
     monkeypatch.setattr(installed.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
-    with pytest.raises(BadRequest, match="no bfloat16.*cpu-fp32 or cpu-int8"):
+    with pytest.raises(BadRequest, match=r"no bfloat16.*cpu-fp32 or cpu-int8"):
         require_runnable("openvino")
