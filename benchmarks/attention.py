@@ -4,7 +4,6 @@ python benchmarks/attention.py --record benchmarks/results/attention.json
 """
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ee_export.bench.machine import environment
-from ee_export.bench.statistics import interleave, spread
+from ee_export.bench.statistics import interleave, spread, timed
 from ee_export.runtime.ort import available_threads, open_session
 
 SHAPES = {"sample": (4, 32, 306), "base, 128 tokens": (12, 64, 325), "base, 512 tokens": (12, 64, 709)}
@@ -37,12 +36,12 @@ def main(runs: int, record: Path | None) -> None:
         feeds["bias"] = rng.standard_normal((1, heads, tokens, tokens), np.float32)
         forms = {form: _session(make(heads, size), feeds) for form, make in FORMS.items()}
         first, *others = (run()[0] for run in forms.values())
-        for form, found in zip(list(forms)[1:], others, strict=True):
-            assert np.abs(found - first).max() < (0.2 if form == "integers" else 1e-4), form
+        for form, other in zip(list(forms)[1:], others, strict=True):
+            assert np.abs(other - first).max() < (0.2 if form == "integers" else 1e-4), form
         places = {"places": rng.integers(0, DISTANCES, (1, tokens, tokens))}
         forms["one of the bias's three tables"] = _session(_lookup(heads), places)
         found = {
-            form: spread(times) for form, times in interleave({k: _timed(v) for k, v in forms.items()}, runs).items()
+            form: spread(times) for form, times in interleave({k: timed(v) for k, v in forms.items()}, runs).items()
         }
         result["ms"][name] = {form: asdict(each) for form, each in found.items()}
         print(f"{name}: {heads} heads of {size}, {tokens} tokens")
@@ -186,15 +185,6 @@ def _finished(graph: Any) -> ModelProto:
 def _session(model: ModelProto, feeds: dict[str, np.ndarray]) -> Callable[[], Any]:
     session = open_session(model.SerializeToString(), available_threads())
     return lambda: session.run(None, feeds)
-
-
-def _timed(run: Callable[[], Any]) -> Callable[[], float]:
-    def timed() -> float:
-        started = time.perf_counter()
-        run()
-        return (time.perf_counter() - started) * 1e3
-
-    return timed
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python benchmarks/peak.py build/base.ee --tokens 512 --record benchmarks/results
 
 import json
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,8 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
-from ee_export.bench.statistics import interleave, spread
+from ee_export.bench.exits import drawn_inputs
+from ee_export.bench.statistics import interleave, spread, timed
 from ee_export.manifest import logits_name
 from ee_export.package import open_package
 from ee_export.runtime.ort import available_threads
@@ -38,7 +38,7 @@ def main(package: Path, target: str, tokens: int, runs: int, threads: int, recor
     """Profile the whole model of PACKAGE as one graph, at batch 1."""
     opened = open_package(package)
     graph = join(opened, target, [logits_name("final")]).SerializeToString()
-    feeds = _inputs(tokens, opened.manifest.encoding.image_size)
+    feeds = drawn_inputs(opened.manifest.encoding, tokens)
     operators, flops = _profile(graph, feeds, threads)
     torch.set_num_threads(threads)
     session = _session(graph, threads)
@@ -46,7 +46,7 @@ def main(package: Path, target: str, tokens: int, runs: int, threads: int, recor
     work = {"whole model": (flops, lambda: session.run(None, feeds))}
     for rows, depth, columns in SHAPES:
         work |= _products(rows, depth, columns, threads)
-    times = interleave({name: _timed(run) for name, (_, run) in work.items()}, runs)
+    times = interleave({name: timed(run) for name, (_, run) in work.items()}, runs)
     reached = {name: spread(work[name][0] / times[name] / 1e6) for name in work}
     best = max((name for name in work if name != "whole model"), key=lambda name: reached[name].median)
     share = spread(work["whole model"][0] / times["whole model"] / (work[best][0] / times[best]))
@@ -74,17 +74,6 @@ def main(package: Path, target: str, tokens: int, runs: int, threads: int, recor
         print(f"  {name:24s} {taken:8.2f} ms  {taken / total:5.1%}")
     if record is not None:
         record.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _inputs(tokens: int, side: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(tokens)
-    corners = np.sort(rng.integers(0, 1001, (1, tokens, 2, 2)), axis=2)
-    return {
-        "pixel_values": rng.uniform(-1, 1, (1, 3, side, side)).astype(np.float32),
-        "input_ids": rng.integers(5, 200, (1, tokens)),
-        "bbox": corners.reshape(1, tokens, 4),
-        "attention_mask": np.ones((1, tokens), np.int64),
-    }
 
 
 def _session(graph: bytes, threads: int, profile: Path | None = None) -> onnxruntime.InferenceSession:
@@ -149,15 +138,6 @@ def _products(rows: int, depth: int, columns: int, threads: int) -> dict[str, tu
         f"onnxruntime, {name}": (flops, lambda: session.run(None, {"left": left})),
         f"torch, {name}": (flops, lambda: first @ second),
     }
-
-
-def _timed(run: Callable[[], object]) -> Callable[[], float]:
-    def timed() -> float:
-        started = time.perf_counter()
-        run()
-        return (time.perf_counter() - started) * 1e3
-
-    return timed
 
 
 if __name__ == "__main__":

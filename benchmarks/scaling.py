@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ee_export.bench.exits import drawn_inputs
 from ee_export.bench.load import memory_mb
 from ee_export.bench.machine import environment
 from ee_export.bench.statistics import Spread, interleave, spread
@@ -77,12 +78,12 @@ def main(package: Path, target: str, runs: int, record: Path | None, users: str 
 
 
 def _by_length(chain: Chain, lengths: list[int], runs: int) -> dict[str, dict[int, float]]:
-    inputs = {length: _inputs(chain, 1, length) for length in lengths}
+    inputs = {length: drawn_inputs(chain.encoder.encoding, length) for length in lengths}
     return _until(chain, inputs, runs)
 
 
 def _by_batch(chain: Chain, tokens: int, runs: int) -> dict[str, dict[int, float]]:
-    inputs = {batch: _inputs(chain, batch, tokens) for batch in BATCHES}
+    inputs = {batch: drawn_inputs(chain.encoder.encoding, tokens, batch) for batch in BATCHES}
     found = _until(chain, inputs, runs)
     return {name: {batch: ms / batch for batch, ms in row.items()} for name, row in found.items()}
 
@@ -104,7 +105,7 @@ def _until(chain: Chain, inputs: dict[int, Arrays], runs: int) -> dict[str, dict
 
 def _by_asking(chain: Chain, tokens: int, runs: int) -> Spread:
     """Time of asking every exit and leaving at `final`, over that of asking none."""
-    arrays = _inputs(chain, 1, tokens)
+    arrays = drawn_inputs(chain.encoder.encoding, tokens)
     every = chain.with_point(leaving_at(chain.exits, "final"))
     times = interleave(
         {
@@ -146,7 +147,7 @@ def _memory(package: Path, target: str, kind: str, count: int) -> dict[str, floa
         users = [chain.at("full") for _ in range(count)]
     else:
         users = [chain, *(load(package, target, "full") for _ in range(count - 1))]
-    arrays = _inputs(chain, 1, chain.encoder.encoding.max_text_tokens)
+    arrays = drawn_inputs(chain.encoder.encoding, chain.encoder.encoding.max_text_tokens)
     with ThreadPoolExecutor(count) as pool:
         for _ in range(3):
             list(pool.map(lambda one: one.predict_encoded(dict(arrays)), users))
@@ -163,18 +164,6 @@ def _share_mb() -> float:
     """Proportional set size of this process: pages that several processes map count for each in part."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-def _inputs(chain: Chain, batch: int, tokens: int) -> Arrays:
-    rng = np.random.default_rng(tokens)
-    side = chain.encoder.encoding.image_size
-    corners = np.sort(rng.integers(0, 1001, (batch, tokens, 2, 2)), axis=2)
-    return {
-        "pixel_values": rng.uniform(-1, 1, (batch, 3, side, side)).astype(np.float32),
-        "input_ids": rng.integers(5, 200, (batch, tokens)),
-        "bbox": corners.reshape(batch, tokens, 4),
-        "attention_mask": np.ones((batch, tokens), np.int64),
-    }
 
 
 def _print(title: str, rows: dict[str, dict[int, float]]) -> None:

@@ -57,18 +57,18 @@ class Package:
 
     def check(self, target: str | None = None) -> None:
         """Hash every file, or only those that ``target`` needs; raises BadPackage at the first that differs."""
-        skipped = set() if target is None else self._of_any_target() - set(self.files_of(target))
-        for name in self.manifest.files:
-            if name not in skipped:
-                self._verified(name, keep=False)
+        for name in self.manifest.files if target is None else self.needed_by(target):
+            self._verified(name, keep=False)
+
+    def needed_by(self, target: str) -> list[str]:
+        """The files that a target needs: its own, and those that are of no target."""
+        others = {name for each in self.manifest.targets for name in self.files_of(each)} - set(self.files_of(target))
+        return [name for name in self.manifest.files if name not in others]
 
     def files_of(self, target: str) -> tuple[str, ...]:
         """Graphs and weights of a target: all in the folders that its segments lie in, which may be those of another target."""
         folders = tuple({f"{PurePosixPath(segment.file).parent}/" for segment in self.target(target).segments})
         return tuple(name for name in self.manifest.files if name.startswith(folders))
-
-    def _of_any_target(self) -> set[str]:
-        return {name for target in self.manifest.targets for name in self.files_of(target)}
 
 
 def open_package(path: Path) -> Package:

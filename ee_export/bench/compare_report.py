@@ -30,7 +30,8 @@ from ee_export.policy.certify import upper_bound
 
 _OWN = {READ: SKY, ENCODE: BLUE, OCR: ORANGE, MODEL: GREEN, REST: "#8b949e"}
 _OLDER = (PURPLE, VERMILLION, "#000000")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_MARKS = "os^vPXD"
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 Entry = dict[str, Any]
 
@@ -60,7 +61,7 @@ def render(result: Entry) -> str:
         contenders=contenders,
         chain=chain,
         fastest=min(whole, key=lambda name: contenders[name]["mean_ms"][0], default=None),
-        early=[name for name in contenders if name != CHAIN and not entry(name).whole],
+        early=[name for name in contenders if name != CHAIN and entry(name).early],
         told={name: _told(name) for name in contenders if name != CHAIN},
         longest=max(chain["stages_ms"], key=chain["stages_ms"].get),
         reached=reached,
@@ -110,8 +111,8 @@ def _short(value: float) -> str:
 
 
 def _series(contenders: dict[str, Entry]) -> dict[str, tuple[str, str]]:
-    """Colour and mark of every contender; the chain's are the first."""
-    return {name: SERIES[at % len(SERIES)] for at, name in enumerate(contenders)}
+    """Colour and mark of every contender; the chain's are the first, and of 42 no two have both."""
+    return {name: (SERIES[at % len(SERIES)][0], _MARKS[at % len(_MARKS)]) for at, name in enumerate(contenders)}
 
 
 def _latencies(contenders: dict[str, Entry]) -> Figure:

@@ -16,7 +16,7 @@ import onnxruntime
 
 from ee_export.bench.statistics import Spread, interleave, spread
 from ee_export.console import Progress
-from ee_export.encode import Arrays
+from ee_export.encode import Arrays, Encoding
 from ee_export.manifest import logits_name
 from ee_export.package import Package
 from ee_export.runtime import ort as backend
@@ -80,7 +80,7 @@ def measure_latency(
     found = []
     for at, length in enumerate(tokens):
         progress("latency", at, len(tokens))
-        found.append(_latency(chain, sessions, depth, _inputs(chain, length), runs))
+        found.append(_latency(chain, sessions, depth, drawn_inputs(chain.encoder.encoding, length), runs))
     progress("latency", len(tokens), len(tokens))
     return found
 
@@ -182,13 +182,14 @@ def _latency(
     )
 
 
-def _inputs(chain: Chain, tokens: int) -> Arrays:
+def drawn_inputs(encoding: Encoding, tokens: int, batch: int = 1) -> Arrays:
+    """Encoded inputs of pages that nobody drew: noise, ``tokens`` random tokens each, boxes anywhere."""
     rng = np.random.default_rng(tokens)
-    side = chain.encoder.encoding.image_size
-    corners = np.sort(rng.integers(0, 1001, (1, tokens, 2, 2)), axis=2)
+    side = encoding.image_size
+    corners = np.sort(rng.integers(0, 1001, (batch, tokens, 2, 2)), axis=2)
     return {
-        "pixel_values": rng.uniform(-1, 1, (1, 3, side, side)).astype(np.float32),
-        "input_ids": rng.integers(5, 200, (1, tokens)),
-        "bbox": corners.reshape(1, tokens, 4),
-        "attention_mask": np.ones((1, tokens), np.int64),
+        "pixel_values": rng.uniform(-1, 1, (batch, 3, side, side)).astype(np.float32),
+        "input_ids": rng.integers(5, 200, (batch, tokens)),
+        "bbox": corners.reshape(batch, tokens, 4),
+        "attention_mask": np.ones((batch, tokens), np.int64),
     }

@@ -98,7 +98,7 @@ PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
 }
 """By name: makes the peer ready, and says how many bytes it is on disk."""
 CHAIN = "chain"
-_NOT_PEERS = frozenset({CHAIN, "nested_if", "uncut"})
+_EARLY = frozenset({CHAIN, "nested_if"})
 
 
 class Entry(NamedTuple):
@@ -115,7 +115,12 @@ class Entry(NamedTuple):
     @property
     def whole(self) -> bool:
         """Whether it is the whole model by means that one has without this toolkit, for every page."""
-        return self.kind not in _NOT_PEERS
+        return not self.early and self.kind != "uncut"
+
+    @property
+    def early(self) -> bool:
+        """Whether it leaves early."""
+        return self.kind in _EARLY
 
 
 def entry(name: str) -> Entry:

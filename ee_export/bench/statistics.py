@@ -1,6 +1,7 @@
 """Medians, spreads, percentiles and paired ratios of timed runs."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -87,3 +88,14 @@ def interleave(variants: Mapping[str, Callable[[], float]], runs: int, seed: int
             if run >= 0:
                 times[names[at]][run] = taken
     return times
+
+
+def timed(run: Callable[[], object]) -> Callable[[], float]:
+    """What :func:`interleave` takes, of anything that does the work: it returns the milliseconds that took."""
+
+    def milliseconds() -> float:
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started) * 1e3
+
+    return milliseconds

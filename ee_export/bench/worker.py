@@ -96,8 +96,7 @@ def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
             stages[step.name] += step.duration_ms  # OCR may have run strip by strip
         return {"label": found.label, "exit": found.exit}
 
-    others = tuple(f"{name}/" for name in package.manifest.targets if name != subject.target)
-    return answer, sum(file.size for name, file in package.manifest.files.items() if not name.startswith(others))
+    return answer, sum(package.manifest.files[name].size for name in package.needed_by(subject.target))
 
 
 def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
