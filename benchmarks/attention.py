@@ -65,8 +65,8 @@ _MERGE = [
 
 
 def _operator(heads: int, size: int) -> ModelProto:
-    attributes = {"q_num_heads": heads, "kv_num_heads": heads}
-    return _model([helper.make_node("Attention", [*"qkv", "bias"], ["y"], **attributes)], heads, size)
+    node = helper.make_node("Attention", [*"qkv", "bias"], ["y"], q_num_heads=heads, kv_num_heads=heads)
+    return _model([node], heads, size)
 
 
 def _operator_on_heads(heads: int, size: int) -> ModelProto:
@@ -144,7 +144,7 @@ FORMS: dict[str, Callable[[int, int], ModelProto]] = {
 
 
 def _model(nodes: list[NodeProto], heads: int, size: int) -> ModelProto:
-    tokens = [1, "L", heads * size]
+    tokens: list[str | int | None] = [1, "L", heads * size]
     graph = helper.make_graph(
         nodes,
         "attention",
