@@ -52,7 +52,9 @@ class Package:
         """One of the package's targets; raises BadRequest naming those it has."""
         found = self.manifest.targets.get(name)
         if found is None:
-            raise BadRequest(f"unknown target '{name}': {self.path} has {', '.join(self.manifest.targets) or 'none'}")
+            raise BadRequest(
+                f"unknown target '{name}': {self.path} has {', '.join(self.manifest.targets) or 'none'}; others: `ee-export compile`"
+            )
         return found
 
     def check(self, target: str | None = None) -> None:
