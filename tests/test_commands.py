@@ -168,7 +168,7 @@ def test_inspect_shows_exits_costs_and_points(package: Path) -> None:
 
 
 def test_bench_measures_the_chain_against_the_uncut_session(package: Path) -> None:
-    found = json.loads(run("run", package, "--tokens", "16", "--runs", 3, "--loads", 1, "--json", command=bench))
+    found = json.loads(run("exits", package, "--tokens", "16", "--runs", 3, "--loads", 1, "--json", command=bench))
     (latency,) = found["latency"]
     assert [entry["exit"] for entry in latency["exits"]][-1] == "final"
     for figure in ("chain_of_uncut", "chain_of_whole", "python_us_per_segment"):
@@ -178,7 +178,7 @@ def test_bench_measures_the_chain_against_the_uncut_session(package: Path) -> No
 
 
 def test_bench_prints_a_table_for_people(package: Path) -> None:
-    out = run("run", package, "--tokens", "16", "--runs", 3, "--loads", 1, command=bench)
+    out = run("exits", package, "--tokens", "16", "--runs", 3, "--loads", 1, command=bench)
     for words in ("16 text tokens", "whole model, final only", "encoder layers", "peak memory, MB"):
         assert words in out
 
