@@ -55,12 +55,12 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
         if targets:
             chain, pages = load_package(package), golden.read(package)[0]
             made = {
-                "cpu-int8": (quantized_target(package, staging / "cpu-int8", "dynamic", (), ()), staging),
-                "openvino-bf16": (openvino_target(package), staging),
+                "cpu-int8": quantized_target(package, staging / "cpu-int8", "dynamic", (), ()),
+                "openvino-bf16": openvino_target(package),
             }
             known = dict(package.manifest.targets)
-            for name, (target, folder) in made.items():
-                known[name], pages = with_golden(drafted(chain, name, target, folder), name, target, pages)
+            for name, target in made.items():
+                known[name], pages = with_golden(drafted(chain, name, target, staging), name, target, pages)
             manifest = replace(package.manifest, targets=known)
             (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
             seal(staging, manifest)

@@ -159,7 +159,6 @@ def build(
     """Build a package from CHECKPOINT; held-out pages in DATA calibrate and tune it."""
     with export_extra():
         from ee_export import build as building
-        from ee_export.fit import uncertified
     if target != building.TARGET:
         raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}; others: ee-export compile")
     ocr = _engine()
@@ -176,9 +175,7 @@ def build(
             overwrite=force,
             progress=show,
         )
-    print_package(package, target, None, as_json)
-    if remark := uncertified(package, target):
-        err.print(remark, style="yellow")
+    _present(package, target, as_json)
     if ocr is None and ocr_ms is None and package.manifest.reads("text"):
         err.print(
             "asking for text counted as free, for there is no OCR engine here: say with --ocr-ms what it costs",
@@ -196,7 +193,6 @@ def build(
 @json_option
 def compile(package: Path, data: Path, target: str, quantization: str, seed: int, force: bool, as_json: bool) -> None:
     """Give PACKAGE another target, with a calibration and operating points of its own by held-out pages in DATA."""
-    from ee_export.fit import uncertified
     from ee_export.package import open_package
 
     with export_extra(), progress_bars() as show:
@@ -212,9 +208,7 @@ def compile(package: Path, data: Path, target: str, quantization: str, seed: int
             overwrite=force,
             progress=show,
         )
-    print_package(found, target, None, as_json)
-    if remark := uncertified(found, target):
-        err.print(remark, style="yellow")
+    _present(found, target, as_json)
 
 
 @cli.command()
@@ -405,6 +399,15 @@ _ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "de
 
 def _engine() -> Ocr | None:
     return tesseract() if installed() else None
+
+
+def _present(package: Any, target: str, as_json: bool) -> None:
+    """Show a new target, and say why it is not certified where it is not."""
+    from ee_export.fit import uncertified
+
+    print_package(package, target, None, as_json)
+    if remark := uncertified(package, target):
+        err.print(remark, style="yellow")
 
 
 def _refit(as_json: bool, method: str | None, **asked: Any) -> None:

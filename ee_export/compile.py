@@ -3,7 +3,7 @@
 import multiprocessing
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial, reduce
@@ -15,6 +15,7 @@ import numpy as np
 
 from ee_export import fit, golden
 from ee_export.atomic import staged_folder
+from ee_export.console import Progress
 from ee_export.data import Dataset, read_dataset
 from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, require_known
@@ -39,8 +40,6 @@ _SAMPLES = 32
 """Pages that give static activations their range, at most."""
 _FLOOR = 1e-3
 """Of the tolerance: what float sums in another order may change."""
-
-Progress = Callable[[str, int, int], None]
 
 
 def compile_target(
@@ -80,13 +79,13 @@ def compile_target(
     if target_name in package.manifest.targets and not overwrite:
         raise BadRequest(f"{package.path}: has the target '{target_name}'; pass --force to replace it")
     source = package.target(SOURCE)
-    package.check(SOURCE)
     parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
     before = load_package(package, SOURCE)
     wanted = observe_each(before, parts, ocr, partial(_named, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         if target_name == "cpu-int8":
-            samples = [before.encode([page]) for page in read_pages(parts["calibrate"], ocr)[:_SAMPLES]]
+            pages = read_pages(parts["calibrate"], ocr)[:_SAMPLES] if kind == "static" else []
+            samples = [before.encode([page]) for page in pages]
             folder = staging / target_name
             target, chain, seen = _quantized_with_care(before, folder, kind, samples, parts, wanted, ocr, progress)
         else:
@@ -100,9 +99,9 @@ def compile_target(
         # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
         others = [name for name in package.manifest.files if not name.startswith(f"{target_name}/") and name != GOLDEN]
         link_files(package, others, staging)
-        target, pages = with_golden(chain, target_name, target, golden.read(package)[0])
+        target, said = with_golden(chain, target_name, target, golden.read(package)[0])
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target}, split=split)
-        seal_verified(staging, manifest, pages, target_name, progress)
+        seal_verified(staging, manifest, said, target_name, progress)
     return open_package(package.path)
 
 
@@ -145,7 +144,7 @@ def quantized_target(
     reduced = not _multiplies_bytes()
     # In a process of its own: where there is a global thread pool, onnxruntime's calibration cannot open its sessions.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
-        asked = (package.path, SOURCE, folder, kind, samples if kind == "static" else (), tuple(kept), reduced)
+        asked = (package.path, SOURCE, folder, kind, samples, tuple(kept), reduced)
         specs = worker.submit(quantize_segments, *asked).result()
     compiled = {"from": SOURCE, "quantization": kind, "weight_bits": "7" if reduced else "8", "machine": machine_name()}
     if kept:
@@ -178,7 +177,8 @@ def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
 def _losing(before: Mapping[str, Observed], after: Mapping[str, Observed], kept: Sequence[str]) -> str | None:
     """The first exit whose accuracy fell by more than :data:`LOSS` and that some quantized segment can be blamed for."""
     was, now = (reduce(add, parts.values()) for parts in (before, after))
-    for at, name in enumerate(exits := [*after["tune"].tokens]):
+    exits = list(now.tokens)
+    for at, name in enumerate(exits):
         if _accuracy(was, name) - _accuracy(now, name) > LOSS and set(exits[: at + 1]) - set(kept):
             return name
     return None

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from ee_export.bench.statistics import Spread, interleave, spread
+from ee_export.bench.statistics import Spread, interleave, spread, timed
 from ee_export.console import Progress
 from ee_export.encode import Arrays, Encoding
 from ee_export.manifest import logits_name
@@ -122,22 +122,11 @@ def _latency(
 
     def run_session(session: onnxruntime.InferenceSession) -> Callable[[], float]:
         outputs = [output.name for output in session.get_outputs()]
-        inputs = [value.name for value in session.get_inputs()]
-
-        def run() -> float:
-            started = time.perf_counter()
-            session.run(outputs, {name: arrays[name] for name in inputs})
-            return (time.perf_counter() - started) * 1e3
-
-        return run
+        feeds = {value.name: arrays[value.name] for value in session.get_inputs()}
+        return timed(lambda: session.run(outputs, feeds))
 
     def run_chain(variant: Chain) -> Callable[[], float]:
-        def run() -> float:
-            started = time.perf_counter()
-            variant.predict_encoded(arrays)
-            return (time.perf_counter() - started) * 1e3
-
-        return run
+        return timed(lambda: variant.predict_encoded(arrays))
 
     def python_us() -> float:
         started = time.perf_counter()

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -40,27 +41,13 @@ class System:
         Raises:
             BadPage, NoText: a page cannot be read.
         """
-        began = time.perf_counter()
-        answers = self._predict(rows)
-        done = time.perf_counter()
-        self._answered.append((rows, answers, done - began))
-        return done
+        return self._noted(rows, self._predict)
 
     def answer_all(self, rows: Sequence[int], batch: int) -> float:
         """Classify any number of pages for throughput, see :meth:`Chain.predict_many`; otherwise as :meth:`answer`."""
         if self._work.inputs:
             return self.answer(rows)  # encoded already: there is no call for many of them
-        began = time.perf_counter()
-        answers = []
-        for found in self._chain.predict_many(
-            [self._work.pages[row] for row in rows], batch=self._chain.batch_sizes(batch)
-        ):
-            if isinstance(found, EeError):
-                raise found
-            answers.append(found)
-        done = time.perf_counter()
-        self._answered.append((rows, answers, done - began))
-        return done
+        return self._noted(rows, partial(self._predict_many, batch=batch))
 
     def tally(self) -> dict[str, Any]:
         """What was answered since the last tally.
@@ -90,6 +77,22 @@ class System:
             "right": right / known if known else None,
             "stages_ms": {name: ms / pages for name, ms in stages.items()},
         }
+
+    def _noted(self, rows: Sequence[int], predict: Callable[[Sequence[int]], list[Answer]]) -> float:
+        """Keep what was answered, and how long that took, for the tally; when it was done."""
+        began = time.perf_counter()
+        answers = predict(rows)
+        done = time.perf_counter()
+        self._answered.append((rows, answers, done - began))
+        return done
+
+    def _predict_many(self, rows: Sequence[int], batch: int) -> list[Answer]:
+        answers = []
+        for found in self._chain.predict_many([self._work.pages[row] for row in rows], batch=batch):
+            if isinstance(found, EeError):
+                raise found
+            answers.append(found)
+        return answers
 
     def _predict(self, rows: Sequence[int]) -> list[Answer]:
         if self._work.inputs:

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,12 @@ def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
     package = subject.opened()
     chain = load_package(package, subject.target, subject.operating_point, subject.threads)
 
-    at: dict[str | None, Chain] = {None: chain}
-    at |= {name: chain.with_point(leaving_at(chain.exits, name)) for name in chain.exits}
+    @cache  # at the first page that asks: loading is timed, and most contenders are never told where to leave
+    def at(exit_name: str | None) -> Chain:
+        return chain if exit_name is None else chain.with_point(leaving_at(chain.exits, exit_name))
 
     def answer(page: Page, exit_name: str | None) -> dict[str, Any]:
-        found = at[exit_name].predict(page)
+        found = at(exit_name).predict(page)
         for step in found.trace:
             stages[step.name] += step.duration_ms  # OCR may have run strip by strip
         return {"label": found.label, "exit": found.exit}

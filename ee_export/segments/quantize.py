@@ -48,13 +48,13 @@ def quantize_segments(
         source: its target of 32-bit floats.
         folder: an empty folder; its name is that of the new target.
         kind: one of :data:`KINDS`.
-        pages: encoded inputs of single pages, for ``static``.
+        pages: encoded inputs of single pages, for ``static``; none for ``dynamic``.
         kept: exits whose segments stay as they are.
         reduce_range: 7 bits for weights, for processors whose 8-bit products saturate (x86 without VNNI).
     """
     logging.getLogger().setLevel(logging.ERROR)  # its advice to preprocess is for graphs that torch wrote as such
     package = open_package(path)
-    states: list[Arrays] = [dict(page) for page in pages] if kind == "static" else []
+    states: list[Arrays] = [dict(page) for page in pages]
     graphs, specs = [], []
     for segment in package.target(source).segments:
         graph = load(package, segment)

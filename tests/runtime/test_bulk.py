@@ -9,32 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ee_export
 from ee_export.data import read_dataset
 from ee_export.errors import BadLogits, BadPage, BadRequest, EeError, NoText
-from ee_export.manifest import OperatingPoint
-from ee_export.package import Package
 from ee_export.page import Page, read_page
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.bulk import MakesPage
 from ee_export.runtime.chain import Chain
-
-
-@pytest.fixture(scope="module")
-def chain(tiny_package: Package) -> Chain:
-    return ee_export.load(tiny_package.path)
+from tests.runtime.conftest import leaving
 
 
 @pytest.fixture(scope="module")
 def pages(pages_folder: Path) -> list[Page]:
     data = read_dataset(pages_folder)
     return [data.page(index) for index in range(len(data))]
-
-
-def leaving(chain: Chain, **thresholds: float) -> Chain:
-    """The chain with thresholds at some exits and none at the others."""
-    names = {name.replace("_", "."): value for name, value in thresholds.items()}
-    return chain.with_point(OperatingPoint("max_probability", {name: names.get(name) for name in chain.exits[:-1]}))
 
 
 @pytest.fixture(scope="module")

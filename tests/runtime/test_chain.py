@@ -15,27 +15,16 @@ from PIL import Image
 import ee_export
 from ee_export.data import read_dataset
 from ee_export.errors import BadPage, BadRequest, NoText
-from ee_export.manifest import OperatingPoint
 from ee_export.package import Package
 from ee_export.page import Page
 from ee_export.runtime.chain import Chain
-
-
-@pytest.fixture(scope="module")
-def chain(tiny_package: Package) -> Chain:
-    return ee_export.load(tiny_package.path)
+from tests.runtime.conftest import leaving
 
 
 @pytest.fixture(scope="module")
 def pages(pages_folder: Path) -> list[Page]:
     data = read_dataset(pages_folder)
     return [data.page(index) for index in range(0, len(data), 2)]
-
-
-def leaving(chain: Chain, **thresholds: float) -> Chain:
-    """The chain with thresholds at some exits and none at the others."""
-    names = {name.replace("_", "."): value for name, value in thresholds.items()}
-    return chain.with_point(OperatingPoint("max_probability", {name: names.get(name) for name in chain.exits[:-1]}))
 
 
 def spread_out(chain: Chain, pages: list[Page]) -> Chain:
