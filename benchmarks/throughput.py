@@ -9,8 +9,8 @@ exit in the encoder and a third at ``final``. In each round everything runs once
 - every segment by itself at every batch size, on full batches of pages that reach ``final``;
 - the chain on all pages: one by one, and in bulk at every batch size.
 
-The *ideal* of a page is the sum, over the segments that it needed, of the segment's cost at its best batch size. It is compared
-with what the chain takes apart from decoding and encoding. All this is on one thread, and times are of the processor, so that
+The *ideal* of a page at a batch size is the sum, over the segments that it needed, of the segment's cost at the best batch size up
+to that one. It is compared with what the chain takes apart from decoding and encoding. All this is on one thread, and times are of the processor, so that
 a busy machine matters less. Streams × threads are wall-clock times, of processes of their own that take turns.
 """
 
@@ -153,22 +153,29 @@ def costs(points: dict[str, Chain], pages: list[Page], rounds: int) -> dict[str,
             alone.clear()
             taken.clear()
     best = {
-        exit_name: min(SIZES, key=lambda size: statistics.median(alone[exit_name, size])) for exit_name in thirds.exits
+        most: {
+            exit_name: min(
+                (size for size in SIZES if size <= most), key=lambda size: statistics.median(alone[exit_name, size])
+            )
+            for exit_name in thirds.exits
+        }
+        for most in SIZES
     }
     measured: dict[str, Any] = {}
     for name in points:
-        ideal = sum(
-            needed[name][exit_name] / len(pages) * np.array(alone[exit_name, size]) for exit_name, size in best.items()
-        )
-        measured[name] = {"needed": dict(needed[name]), "ideal_ms": asdict(spread(np.array(ideal))), "ways": {}}
+        shares = {exit_name: count / len(pages) for exit_name, count in needed[name].items()}
+        measured[name] = {"needed": dict(needed[name]), "ways": {}}
         for way in ways:
+            sizes = best[int(way) if way.isdigit() else 1]
+            ideal = np.array([shares[exit_name] * np.array(alone[exit_name, sizes[exit_name]]) for exit_name in shares])
             total, encoding = np.array(taken[name, way]).T
             measured[name]["ways"][way] = {
                 "total_ms": asdict(spread(total)),
                 "pages_per_s": 1e3 / float(np.median(total)),
                 "without_encoding_ms": asdict(spread(total - encoding)),
-                "ideal_of_measured": asdict(spread(np.array(ideal) / (total - encoding))),
-                "ideal_of_measured_with_encoding": asdict(spread((ideal + encoding) / total)),
+                "ideal_ms": asdict(spread(ideal.sum(0))),
+                "ideal_of_measured": asdict(spread(ideal.sum(0) / (total - encoding))),
+                "ideal_of_measured_with_encoding": asdict(spread((ideal.sum(0) + encoding) / total)),
             }
     return {
         "segments_ms": {
@@ -277,7 +284,9 @@ def show(result: dict[str, Any]) -> None:
     out.print(f"{result['package']}, {result['pages']} pages, {result['rounds']} rounds; {result['machine']}")
     table = Table("segment, ms a page", *map(str, SIZES), "best", title="alone, by batch size", title_justify="left")
     for name, found in result["segments_ms"].items():
-        table.add_row(name, *(f"{found[size]['median']:.3f}" for size in SIZES), str(result["best_batch"][name]))
+        table.add_row(
+            name, *(f"{found[size]['median']:.3f}" for size in SIZES), str(result["best_batch"][SIZES[-1]][name])
+        )
     out.print(table)
     for name, point in result["points"].items():
         needed = ", ".join(f"{exit_name} {count}" for exit_name, count in point["needed"].items())
@@ -286,9 +295,10 @@ def show(result: dict[str, Any]) -> None:
             "pages/s",
             "ms a page",
             "without encoding",
+            "ideal",
             "ideal / measured",
             "with encoding",
-            title=f"{name}: ideal {cell(point['ideal_ms'])} ms a page; pages that needed {needed}",
+            title=f"{name}: pages that needed {needed}",
             title_justify="left",
         )
         for way, found in point["ways"].items():
@@ -297,6 +307,7 @@ def show(result: dict[str, Any]) -> None:
                 f"{found['pages_per_s']:.0f}",
                 cell(found["total_ms"]),
                 cell(found["without_encoding_ms"]),
+                cell(found["ideal_ms"]),
                 cell(found["ideal_of_measured"]),
                 cell(found["ideal_of_measured_with_encoding"]),
             )

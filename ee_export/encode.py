@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,8 @@ from ee_export.page import Boxes, Page, Words, require_known_boxes
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
+_KNOWN_WORDS = 1 << 15
+"""Words whose pieces are remembered, at most; some megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,12 @@ def blank_page(encoding: Encoding, tokens: int) -> Arrays:
 
 
 class Encoder:
-    """Turns pages into the arrays that segments read. Thread-safe: it keeps no state between calls."""
+    """Turns pages into the arrays that segments read. Thread-safe: all it keeps between calls is the pieces of words it has seen."""
 
     def __init__(self, encoding: Encoding, tokenizer: Tokenizer) -> None:
         self.encoding = encoding
         self._tokenizer = tokenizer
+        self._pieces: dict[str, list[int]] = {}
         mean = np.asarray(encoding.image_mean, np.float32).reshape(3, 1, 1)
         std = np.asarray(encoding.image_std, np.float32).reshape(3, 1, 1)
         levels = np.arange(256, dtype=np.float32) / np.float32(255)
@@ -109,8 +113,11 @@ class Encoder:
         for page, image in zip(values, images, strict=True):
             pixels = self.pixels(image)
             for channel, levels in enumerate(self._levels):
-                # No index is out of range; "clip" is how take writes where it is told to, in an eighth of the time of indexing.
-                np.take(levels, pixels[min(channel, len(pixels) - 1)], out=page[channel], mode="clip")
+                if channel and len(pixels) == 1 and np.array_equal(levels, self._levels[0]):
+                    page[channel] = page[0]
+                else:
+                    # No index is out of range; "clip" is how take writes where it is told to, in an eighth of the time of indexing.
+                    np.take(levels, pixels[min(channel, len(pixels) - 1)], out=page[channel], mode="clip")
         return {"pixel_values": values}
 
     def text(self, words: Words, boxes: Boxes) -> Arrays:
@@ -127,16 +134,29 @@ class Encoder:
             order = np.searchsorted(ends, places[:, 1] + places[:, 3], side="right").argsort(kind="stable")
             words, places = [words[at] for at in order.tolist()], places[order]
         words = words[:room]
-        pieces = self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False) if words else None
-        ids = pieces.ids[:room] if pieces is not None else []
+        pieces = self._cut(words)
+        ids = list(chain.from_iterable(pieces))[:room]
         where = np.zeros((1, len(ids) + 2, 4), np.int64)
-        if pieces is not None:
-            where[0, 1:-1] = places[np.asarray(pieces.word_ids[:room], np.int64)]
+        where[0, 1:-1] = places[: len(words)].repeat([len(piece) for piece in pieces], axis=0)[:room]
         return {
             "input_ids": np.asarray([[self.encoding.bos_id, *ids, self.encoding.eos_id]], np.int64),
             "bbox": where,
             "attention_mask": np.ones((1, len(ids) + 2), np.int64),
         }
+
+    def _cut(self, words: Words) -> list[list[int]]:
+        """The ids of each word's pieces. A tokenizer cuts words that were told apart one by one, and pages repeat most of theirs."""
+        known = self._pieces
+        new = [word for word in dict.fromkeys(words) if word not in known]
+        if new:
+            found: dict[str, list[int]] = {word: [] for word in new}
+            pieces = self._tokenizer.encode(new, is_pretokenized=True, add_special_tokens=False)
+            for piece, at in zip(pieces.ids, pieces.word_ids, strict=True):
+                found[new[at]].append(piece)
+            known.update(found)
+        if len(known) > _KNOWN_WORDS:
+            self._pieces = {}  # a new one: other threads may be reading this
+        return [known[word] for word in words]
 
     def collate(self, pages: list[Arrays], length: int = 0) -> Arrays:
         """Encoded texts of several pages as one batch, padded to the longest of them, and to ``length`` tokens at least."""

@@ -244,6 +244,13 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
 )
 @click.option("--ocr", is_flag=True, help="Withhold the words: Tesseract reads every page, or what the chain asks for.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Over all pages, at most.")
+@click.option(
+    "--in-a-row",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pages that a contender answers before the next has its turn; with 1 its caches are cold at every page.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Of every contender; default one a processor.")
 @_point_option
 @click.option("--seed", default=0, show_default=True, help="Of the order of pages and contenders.")
@@ -259,6 +266,7 @@ def compare(
     graph: Path | None,
     ocr: bool,
     rounds: int,
+    in_a_row: int,
     threads: int | None,
     operating_point: str,
     seed: int,
@@ -269,8 +277,8 @@ def compare(
 ) -> None:
     """PACKAGE against the whole model by other means, on the labelled pages in DATA: from a page's bytes to its label.
 
-    Every contender is a process of its own with the same weights, encoder and threads; each page goes to all of them, in random
-    order. Exit status 2 where one cannot run.
+    Every contender is a process of its own with the same weights, encoder and threads; each page goes to all of them, in
+    turns and in random order. Exit status 2 where one cannot run.
     """
     from ee_export.data import read_dataset
     from ee_export.package import open_package
@@ -292,7 +300,7 @@ def compare(
         None if graph is None else str(graph),
     )
     names = [name.strip() for name in peers.split(",") if name.strip()]
-    plan = comparing.Plan(rounds=rounds, seed=seed, ocr=ocr)
+    plan = comparing.Plan(rounds=rounds, in_a_row=in_a_row, seed=seed, ocr=ocr)
     with progress_bars() as show:
         result = comparing.compare(subject, names, read_dataset(data, opened.manifest.labels), plan, show)
     _hand_out(result, record, as_json, tables.print_comparison)

@@ -1,4 +1,4 @@
-"""A chain against what a user would run instead: every contender in a process of its own, page by page in random order."""
+"""A chain against what a user would run instead: every contender in a process of its own, in turn, in random order."""
 
 import json
 import subprocess
@@ -53,9 +53,11 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How it is measured: rounds over all pages at most, the half width of the ratios' intervals at which to stop, the seed."""
+    """How it is measured: rounds over all pages at most, how many pages a contender answers in a row before the next has its turn,
+    the half width of the ratios' intervals at which to stop, the seed."""
 
     rounds: int = 3
+    in_a_row: int = 16
     tight: float = 0.02
     seed: int = 0
     ocr: bool = False
@@ -221,26 +223,28 @@ def _measure(
     paths = [str(path) for path in data.paths]
     names = list(contenders)
 
-    def ask(name: str, path: str) -> Answer:
-        found = contenders[name].ask(path, entry(name).exit, ocr=plan.ocr)
+    def turn(name: str, pages: Sequence[int]) -> list[Answer]:
+        """A contender's answers to some pages, one right after the other, as a service under load is asked."""
+        found = [contenders[name].ask(paths[at], entry(name).exit, ocr=plan.ocr) for at in pages]
         contenders[name].settle()
         return found
 
-    for path in paths[:WARM_UP]:
-        for name in names:
-            ask(name, path)
+    for name in names:
+        turn(name, range(len(paths))[:WARM_UP])
     times = {name: np.empty((0, len(paths))) for name in names}
     answers: dict[str, list[list[Answer]]] = {name: [] for name in names}
     for done in range(plan.rounds):
         times = {name: np.vstack([found, np.empty(len(paths))]) for name, found in times.items()}
         for of_rounds in answers.values():
             of_rounds.append([{}] * len(paths))
-        for count, at in enumerate(rng.permutation(len(paths))):
-            progress("measure", done * len(paths) + count, plan.rounds * len(paths))
-            for which in rng.permutation(len(names)):
-                found = ask(names[which], paths[at])
-                times[names[which]][done, at] = found["ms"]
-                answers[names[which]][done][at] = found
+        order = rng.permutation(len(paths)).tolist()
+        for first in range(0, len(order), plan.in_a_row):
+            progress("measure", done * len(paths) + first, plan.rounds * len(paths))
+            pages = order[first : first + plan.in_a_row]
+            for name in rng.permutation(names).tolist():
+                for at, found in zip(pages, turn(name, pages), strict=True):
+                    times[name][done, at] = found["ms"]
+                    answers[name][done][at] = found
         medians = _medians(times)
         ratios = [_ratio(medians[name], medians[CHAIN]) for name in names[1:]]
         if done and all(high - low <= 2 * plan.tight * middle for middle, low, high in ratios):
