@@ -1,0 +1,321 @@
+"""Check the code that uses TensorRT, CUDA and pycuda against what the real bindings offer, old and new.
+
+`python -m tests.gpu.surfaces [FILE …]` prints, per binding, how many names the code touches, and what is wrong with them.
+
+mypy is run once against the oldest and once against the newest bindings, with stubs written from the real things
+(`describe.py`), so a name counts wherever it stands: on a variable, a result, a parameter. mypy trusts what has no type,
+and this does not: a member of an untyped value is reported until its type is written down. What only one of two versions
+has stands under `if TENSORRT_10:` or `if CUDA_12:` (any constant of that name), which is true in one run only.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mypy import build, nodes, types
+from mypy.inspections import find_by_location
+from mypy.modulefinder import BuildSource
+from mypy.options import Options
+
+from tests.gpu import bindings, stubs
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("tensorrt", "cuda", "pycuda")
+# Each binding is in one run; pycuda has one version, and is in both.
+RUNS = {"old": ("tensorrt-10", "cuda-12", "pycuda"), "new": ("tensorrt-11", "cuda-13", "pycuda")}
+CONSTANTS = ("TENSORRT_10", "CUDA_12")
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    file: str
+    line: int
+    run: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.text} [{', '.join(RUNS[self.run])}]"
+
+
+@dataclass
+class Report:
+    names: dict[str, set[str]] = field(default_factory=dict)  # binding -> "Builder.create_network", "….create_network(flags=)"
+    findings: list[Finding] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)  # binding -> why it is not installed
+    reached: dict[tuple[str, int, int, str], bool] = field(default_factory=dict)  # a member's place -> seen in some run
+
+
+def users(folder: Path = ROOT / "ee_export") -> list[Path]:
+    """The modules that import one of the packages, anywhere in them."""
+
+    def imported(tree: ast.AST) -> Iterator[str]:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module or ""
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+                yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+
+    return [
+        path
+        for path in sorted(folder.rglob("*.py"))
+        if any(name.split(".")[0] in PACKAGES for name in imported(ast.parse(path.read_text())))
+    ]
+
+
+@cache
+def stub_folder(binding: str) -> Path:
+    surface = bindings.surface(binding)
+    folder = bindings.install(binding) / "pyi"
+    stubs.write(surface, folder)
+    return folder
+
+
+def check(files: Iterable[Path]) -> Report:
+    report = Report()
+    files = list(files)
+    for run, names in RUNS.items():
+        folders = []
+        for binding in names:
+            try:
+                folders.append(str(stub_folder(binding)))
+                report.names.setdefault(binding, set())
+            except bindings.Missing as error:
+                report.missing[binding] = str(error)
+        check_once(run, files, folders, report)
+    for (file, line, _, name), reached in report.reached.items():
+        if not reached and not report.missing:
+            report.findings.append(Finding(file, line, "new", f'"{name}" is reached with no version, so it is not checked'))
+    report.findings = sorted(set(report.findings))
+    return report
+
+
+def check_once(run: str, files: list[Path], folders: list[str], report: Report) -> None:
+    options = Options()
+    options.python_version = (3, 11)
+    options.mypy_path = [*folders, str(ROOT)]
+    options.explicit_package_bases = True
+    options.follow_imports = "silent"
+    options.no_site_packages = True  # numpy and all the rest are untyped here: `make lint` checks those
+    options.python_executable = None
+    options.check_untyped_defs = True
+    options.export_types = True
+    options.preserve_asts = True
+    options.cache_dir = str(bindings.FOLDER / f"mypy-{run}")
+    options.show_traceback = True
+    truths = options.always_true if run == "old" else options.always_false
+    truths.extend(CONSTANTS)
+    options.process_error_codes(error_callback=lambda text: None)
+    # Given as text, ours are read anew each time (a cached module has no syntax tree), and the stubs come from the cache.
+    sources = [BuildSource(str(file), module_name(file), file.read_text()) for file in files]
+    messages: list[str] = []
+
+    def flush(filename: str | None, new: list[str], serious: bool) -> None:
+        messages.extend(new)
+
+    try:
+        result = build.build(sources, options, flush_errors=flush)
+    except build.CompileError as error:
+        raise RuntimeError("\n".join(error.messages)) from error
+    relative = {str(file): shown(file) for file in files}
+    for message in messages:
+        match = re.fullmatch(r"(.+?):(\d+): error: (.*)", message)
+        if match and match[1] in relative and not harmless(match[3], report):
+            report.findings.append(Finding(relative[match[1]], int(match[2]), run, match[3]))
+    for file in files:
+        Names(result, file, run, report).look(ast.parse(file.read_text()))
+
+
+def module_name(file: Path) -> str:
+    parts = file.with_suffix("").parts
+    inside = file.is_relative_to(ROOT) and not file.is_relative_to(bindings.BUILD)
+    return ".".join(file.with_suffix("").relative_to(ROOT).parts) if inside else parts[-1]
+
+
+def shown(file: Path) -> str:
+    return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
+
+
+def harmless(message: str, report: Report) -> bool:
+    """An import that is not found is none of ours, or of a binding that could not be installed."""
+    found = re.search(r'(?:module named|stubs for|stubs not installed for) "([\w.]+)"', message)
+    if not found or not re.search(r"\[import(-not-found|-untyped)?\]$", message):
+        return False
+    root = found[1].split(".")[0]
+    return root not in PACKAGES or any(binding.startswith(root) for binding in report.missing)
+
+
+class Names:
+    """The names of one file in one run: counts what a binding has resolved, finds what stands on no type."""
+
+    def __init__(self, result: build.BuildResult, file: Path, run: str, report: Report) -> None:
+        self.kinds, self.tree = result.types, result.files[module_name(file)]
+        self.file, self.run, self.report = shown(file), run, report
+        self.surfaces = {
+            binding.split("-")[0]: (binding, every(binding)) for binding in RUNS[run] if binding not in report.missing
+        }
+        self.members = {name for _, names in self.surfaces.values() for name in names}
+
+    def look(self, source: ast.Module) -> None:
+        for line in self.tree.ignored_lines:
+            self.found(line, "`type: ignore` hides what is checked here")
+        for node in ast.walk(source):
+            match node:
+                case ast.Attribute():
+                    self.attribute(node)
+                case ast.Name():
+                    self.count(full(self.expression(node)))
+                case ast.Call():
+                    self.call(node)
+                case ast.ClassDef():
+                    self.overrides(node)
+
+    def found(self, line: int, text: str) -> None:
+        self.report.findings.append(Finding(self.file, line, self.run, text))
+
+    def count(self, fullname: str | None) -> None:
+        root = (fullname or "").split(".")[0]
+        if fullname and root in self.surfaces:
+            self.report.names[self.surfaces[root][0]].add(fullname)
+
+    def expression(self, node: ast.expr) -> nodes.Expression | None:
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        return find_by_location(self.tree, node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
+
+    def attribute(self, node: ast.Attribute) -> None:
+        place = (self.file, node.lineno, node.end_col_offset or 0, node.attr)
+        self.report.reached.setdefault(place, False)
+        found = self.expression(node)
+        if not isinstance(found, nodes.MemberExpr):  # in an annotation, where mypy has types and no expressions
+            name = self.annotated(node)
+            self.count(name)
+            reached = True
+        elif found.expr in self.kinds:
+            for owner in owners(types.get_proper_type(self.kinds[found.expr])):
+                if isinstance(owner, nodes.TypeInfo):
+                    self.count(f"{owner.fullname}.{node.attr}")
+                elif node.attr in self.members and not foreign(owner):
+                    self.found(node.lineno, f"`{ast.unparse(node)}` is not checked: write down the type of what it stands on")
+            reached = True
+        else:
+            self.count(full(found))
+            reached = found.node is not None
+        self.report.reached[place] |= reached or node.attr not in self.members
+
+    def annotated(self, node: ast.Attribute) -> str | None:
+        root, _, rest = ast.unparse(node).partition(".")
+        symbol = self.tree.names.get(root)
+        return f"{symbol.node.fullname}.{rest}" if symbol and isinstance(symbol.node, nodes.MypyFile) else None
+
+    def call(self, node: ast.Call) -> None:
+        callee = self.expression(node.func)
+        name = full(callee)
+        if isinstance(callee, nodes.MemberExpr) and callee.expr in self.kinds:
+            for owner in owners(types.get_proper_type(self.kinds[callee.expr])):
+                name = f"{owner.fullname}.{callee.name}" if isinstance(owner, nodes.TypeInfo) else name
+        for keyword in node.keywords:
+            self.count(f"{name}({keyword.arg}=)" if name else None)
+        # Names given as strings are checked no further than that some version has one of that name.
+        if ast.unparse(node.func) in ("getattr", "hasattr", "setattr") and len(node.args) > 1:
+            string = node.args[1]
+            known = (binding for binding in bindings.SURFACES if binding not in self.report.missing)
+            if isinstance(string, ast.Constant) and not any(string.value in every(binding) for binding in known):
+                self.found(node.lineno, f'no binding has a member "{string.value}"')
+
+    def overrides(self, node: ast.ClassDef) -> None:
+        """TensorRT calls what a subclass overrides by name, and says nothing of a method that it does not know."""
+        symbol = self.tree.names.get(node.name)
+        if symbol is None or not isinstance(symbol.node, nodes.TypeInfo):
+            return
+        bases = [base for base in symbol.node.mro[1:] if base.fullname.split(".")[0] in self.surfaces]
+        for method in node.body if bases else []:
+            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                definer = next((base for base in bases if method.name in base.names), None)
+                if definer is None:
+                    text = f'"{bases[0].name}" has no method "{method.name}" to override; one of your own starts with _'
+                    self.found(method.lineno, text)
+                else:
+                    self.count(f"{definer.fullname}.{method.name}")
+
+
+def full(found: nodes.Expression | None) -> str | None:
+    """The full name of a function, class or constant of a module."""
+    if isinstance(found, nodes.RefExpr) and found.node is not None and not isinstance(found.node, nodes.MypyFile):
+        return found.node.fullname
+    return None
+
+
+def owners(kind: types.ProperType) -> Iterator[nodes.TypeInfo | types.AnyType]:
+    if isinstance(kind, types.UnionType):
+        for item in kind.items:
+            yield from owners(types.get_proper_type(item))
+    elif isinstance(kind, types.Instance):
+        yield kind.type
+    elif isinstance(kind, types.FunctionLike) and kind.is_type_obj():
+        yield kind.type_object()
+    elif isinstance(kind, types.TypeType):
+        yield from owners(kind.item)
+    elif isinstance(kind, types.TypeVarType):
+        yield from owners(types.get_proper_type(kind.upper_bound))
+    elif isinstance(kind, types.AnyType):
+        yield kind
+
+
+def foreign(kind: types.AnyType) -> bool:
+    """Whether a value has no type because it came from a package that is not looked at here."""
+    while kind.source_any is not None:
+        kind = kind.source_any
+    return kind.type_of_any == types.TypeOfAny.from_unimported_type
+
+
+@cache
+def every(binding: str) -> frozenset[str]:
+    return frozenset(all_members(bindings.surface(binding)))
+
+
+def all_members(surface: dict[str, Any]) -> Iterator[str]:
+    def below(members: dict[str, Any]) -> Iterator[str]:
+        for name, member in members.items():
+            yield name
+            yield from below(member.get("members", {}))
+
+    for members in surface["modules"].values():
+        yield from below(members)
+
+
+def table(report: Report) -> str:
+    rows = []
+    for binding in bindings.SURFACES:
+        if binding in report.missing:
+            rows.append(f"{binding:12} skipped: {report.missing[binding]}")
+            continue
+        version = bindings.surface(binding)["version"]
+        names = report.names.get(binding, set())
+        keywords = sum(name.endswith("=)") for name in names)
+        offered = len(list(all_members(bindings.surface(binding))))
+        rows.append(
+            f"{binding:12} {version:11} {len(names):4} names checked, {keywords} of them keywords ({offered:,} offered)"
+        )
+    return "\n".join(rows)
+
+
+def main(arguments: list[str]) -> int:
+    files = [Path(name).resolve() for name in arguments] or users()
+    report = check(files)
+    print(f"{len(files)} modules of ee_export use TensorRT, CUDA or pycuda" if not arguments else f"{len(files)} files")
+    print(table(report))
+    for finding in report.findings:
+        print(finding)
+    return 1 if report.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
