@@ -15,7 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,20 @@ def pip(*arguments: str | Path, **environment: str) -> None:
     run(sys.executable, "-m", "pip", "-q", "--no-input", "--disable-pip-version-check", *arguments, **environment)
 
 
-def install(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
-    """The folder of a binding, installed whole or not at all; quick where it is there already."""
+def place(name: str) -> Path:
+    """The folder of a binding. Its versions are in its name, so that another version is another folder."""
+    return FOLDER / "-".join([name, *(requirement.split("==")[1] for requirement in SURFACES[name][1])])
+
+
+def install(name: str) -> None:
+    """Install a binding whole or not at all; quick where it is there already."""
     kind, requirements = SURFACES[name]
-    folder = FOLDER / "-".join([name, *(requirement.split("==")[1] for requirement in requirements)])
+    folder = place(name)
     if folder.is_dir():
-        return folder
+        return
     if sys.platform != "linux" or shutil.which("gcc") is None or shutil.which("nm") is None:
         raise Missing("the stub libraries take Linux, gcc and nm")
-    say(f"{', '.join(requirements)}{' (compiling, two minutes, once)' if kind == 'pycuda' else ''}")
+    print(f"bindings: {', '.join(requirements)}{' (compiled, two minutes, once)' * (kind == 'pycuda')}", flush=True)
     staging = FOLDER / f".{folder.name}.{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -76,7 +81,6 @@ def install(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
             raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder
 
 
 def compile_pycuda(requirement: str, target: Path) -> None:
@@ -124,9 +128,13 @@ def compile_c(source: str, library: Path) -> None:
     subprocess.run(command, input=source, text=True, check=True)
 
 
+@cache
 def surface(name: str) -> dict[str, Any]:
     """Everything that a binding offers, as `describe.py` found it in the real thing."""
-    folder = install(name)
+    folder = place(name)
+    if not folder.is_dir():
+        why = refusal(name).read_text() if refusal(name).is_file() else "`make bindings` installs it"
+        raise Missing(f"not installed: {why}")
     file = folder / "surface.json"
     if not file.is_file() or file.stat().st_mtime < DESCRIBE.stat().st_mtime:
         stubs = [str(library) for library in sorted((folder / "stubs").glob("*.so*"))]
@@ -146,17 +154,25 @@ def surface(name: str) -> dict[str, Any]:
     return found
 
 
+def refusal(name: str) -> Path:
+    """Where `main` leaves why a binding could not be installed, for the tests that skip."""
+    return place(name).with_suffix(".missing")
+
+
 def main() -> int:
     """Install and describe every binding; say which could not be, and fail where it is more than pycuda."""
-    failed = 0
+    failed = False
+    FOLDER.mkdir(parents=True, exist_ok=True)
     for name in SURFACES:
+        refusal(name).unlink(missing_ok=True)
         try:
-            install(name, say=lambda line: print(f"bindings: {line}", flush=True))
+            install(name)
             surface(name)
         except Missing as error:
-            print(f"bindings: {name} cannot be installed, the tests that need it skip: {error}", file=sys.stderr)
-            failed += name != "pycuda"
-    return 1 if failed else 0
+            refusal(name).write_text(str(error))
+            print(f"bindings: {name} is not installed, and the tests that need it skip: {error}", file=sys.stderr)
+            failed |= name != "pycuda"
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ from what they do have: pybind11's, Cython's and Boost.Python's docstrings, and 
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 JSON = dict[str, Any]
 
@@ -45,7 +45,7 @@ def qualified(kind: str) -> str:
 def python_function(function: Callable[..., Any], method: bool) -> list[JSON]:
     parameters = []
     for p in list(inspect.signature(function).parameters.values())[int(method) :]:
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        star = "*" if p.kind == p.VAR_POSITIONAL else "**" if p.kind == p.VAR_KEYWORD else ""
         parameters.append(parameter(star + p.name, "Any", None if p.default is p.empty else repr(p.default)))
     return [{"parameters": parameters, "returns": "Any"}]
 
@@ -53,15 +53,20 @@ def python_function(function: Callable[..., Any], method: bool) -> list[JSON]:
 class Tensorrt:
     """pybind11: `name(self: module.Class, pool: module.Enum, size: typing.SupportsInt = 0) -> None`."""
 
-    modules = {"tensorrt": "tensorrt_bindings"}  # NVIDIA's `tensorrt` is `from tensorrt_bindings import *`
-    private = {"common_enter", "common_exit", "attr", "value"}  # not meant, but NVIDIA's star import exports them
+    modules: ClassVar = {"tensorrt": "tensorrt_bindings"}  # NVIDIA's `tensorrt` is `from tensorrt_bindings import *`
+    private: ClassVar = {
+        "common_enter",
+        "common_exit",
+        "attr",
+        "value",
+    }  # not meant, but NVIDIA's star import exports them
     # What the bindings convert by themselves, and what supports the buffer protocol, is in no docstring.
-    accepts = {
+    accepts: ClassVar = {
         "Dims": "Dims | collections.abc.Sequence[typing.SupportsInt]",
         "Permutation": "Permutation | collections.abc.Sequence[typing.SupportsInt]",
         "Weights": "Any",
     }
-    buffers = {"IHostMemory"}
+    buffers: ClassVar = {"IHostMemory"}
 
     def __init__(self) -> None:
         import tensorrt_bindings.tensorrt as module  # type: ignore[import-not-found,unused-ignore]
@@ -119,8 +124,8 @@ class Tensorrt:
 class Cuda:
     """Cython: real signatures for the names, NumPy-style docstrings for the types and what is returned."""
 
-    modules = {"cuda.bindings.driver": "cuda.bindings.driver", "cuda.bindings.nvrtc": "cuda.bindings.nvrtc"}
-    private = {"Any", "Optional", "sizeof"}
+    modules: ClassVar = {"cuda.bindings.driver": "cuda.bindings.driver", "cuda.bindings.nvrtc": "cuda.bindings.nvrtc"}
+    private: ClassVar = {"Any", "Optional", "sizeof"}
     integers = r"(?:unsigned )?(?:int|long long|long|short|char)|size_t|u?int\d+_t|cuuint\d+_t"
 
     def __init__(self) -> None:
@@ -199,8 +204,8 @@ class Cuda:
 class Pycuda:
     """Boost.Python: `name( (Class)arg1, (object)dest [, (object)stream=None]) -> None`."""
 
-    modules = {"pycuda.driver": "pycuda.driver"}
-    private: set[str] = set()
+    modules: ClassVar = {"pycuda.driver": "pycuda.driver"}
+    private: ClassVar[set[str]] = set()
 
     def __init__(self) -> None:
         module = importlib.import_module("pycuda.driver")
@@ -297,7 +302,8 @@ def describe_class(reader: Reader, owner: Any, path: str) -> JSON:
             members[name] = constant(reader, value)
     buffer = owner.__name__ in getattr(reader, "buffers", ())
     bases = [base.__name__ for base in owner.__bases__ if base.__name__ in reader.classes]
-    return {"kind": "class", "bases": bases, "buffer": buffer, "members": members}
+    integer = issubclass(owner, int)
+    return {"kind": "class", "bases": bases, "buffer": buffer, "integer": integer, "members": members}
 
 
 def protocol(returns: str) -> JSON:
@@ -347,10 +353,9 @@ def versions(reader: Reader) -> Iterator[str]:
 
 
 def main(which: str) -> None:
-    reader: Reader = {"tensorrt": Tensorrt, "cuda": Cuda, "pycuda": Pycuda}[which]()
-    modules = {
-        name: describe_module(reader, importlib.import_module(real)) for name, real in reader.modules.items()
-    }
+    readers: dict[str, Callable[[], Reader]] = {"tensorrt": Tensorrt, "cuda": Cuda, "pycuda": Pycuda}
+    reader = readers[which]()
+    modules = {name: describe_module(reader, importlib.import_module(real)) for name, real in reader.modules.items()}
     if which == "cuda":
         version = {"kind": "constant", "type": "builtins.str", "value": None}
         modules["cuda.bindings"] = {"__version__": version}

@@ -34,11 +34,14 @@ def lines(members: JSON, indent: str) -> list[str]:
             continue
         match member["kind"]:
             case "class":
-                bases = f"({', '.join(member['bases'])})" if member["bases"] else ""
+                above = member["bases"] or (["builtins.int"] if member["integer"] else [])
+                bases = f"({', '.join(above)})" if above else ""
                 found.append(f"{indent}class {name}{bases}:")
                 found += lines(member["members"], indent + "    ")
                 if member["buffer"]:
-                    found.append(f"{indent}    def __buffer__(self, flags: builtins.int, /) -> builtins.memoryview: ...")
+                    found.append(
+                        f"{indent}    def __buffer__(self, flags: builtins.int, /) -> builtins.memoryview: ..."
+                    )
                 found.append(f"{indent}    ...")
             case "function":
                 found += function(name, member, indent)
@@ -75,5 +78,6 @@ def function(name: str, member: JSON, indent: str) -> list[str]:
             parameters.append(f"{argument}: {one['type']}{' = ...' if optional and argument[0] != '*' else ''}")
             if one["positional"] and not (at + 1 < len(given) and given[at + 1]["positional"]):
                 parameters.append("/")
-        found.append(f"{indent}def {name}({', '.join(parameters)}) -> {signature['returns']}: ...")
+        returns = "None" if name == "__init__" else signature["returns"]
+        found.append(f"{indent}def {name}({', '.join(parameters)}) -> {returns}: ...")
     return found

@@ -46,7 +46,9 @@ class Finding:
 
 @dataclass
 class Report:
-    names: dict[str, set[str]] = field(default_factory=dict)  # binding -> "Builder.create_network", "….create_network(flags=)"
+    names: dict[str, set[str]] = field(
+        default_factory=dict
+    )  # binding -> "Builder.create_network", "….create_network(flags=)"
     findings: list[Finding] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  # binding -> why it is not installed
     reached: dict[tuple[str, int, int, str], bool] = field(default_factory=dict)  # a member's place -> seen in some run
@@ -62,7 +64,9 @@ def users(folder: Path = ROOT / "ee_export") -> list[Path]:
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 yield node.module or ""
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-                yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+                yield from (
+                    arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+                )
 
     return [
         path
@@ -74,7 +78,7 @@ def users(folder: Path = ROOT / "ee_export") -> list[Path]:
 @cache
 def stub_folder(binding: str) -> Path:
     surface = bindings.surface(binding)
-    folder = bindings.install(binding) / "pyi"
+    folder = bindings.place(binding) / "pyi"
     stubs.write(surface, folder)
     return folder
 
@@ -90,10 +94,13 @@ def check(files: Iterable[Path]) -> Report:
                 report.names.setdefault(binding, set())
             except bindings.Missing as error:
                 report.missing[binding] = str(error)
-        check_once(run, files, folders, report)
+        if files:
+            check_once(run, files, folders, report)
     for (file, line, _, name), reached in report.reached.items():
         if not reached and not report.missing:
-            report.findings.append(Finding(file, line, "new", f'"{name}" is reached with no version, so it is not checked'))
+            report.findings.append(
+                Finding(file, line, "new", f'"{name}" is reached with no version, so it is not checked')
+            )
     report.findings = sorted(set(report.findings))
     return report
 
@@ -203,7 +210,9 @@ class Names:
                 if isinstance(owner, nodes.TypeInfo):
                     self.count(f"{owner.fullname}.{node.attr}")
                 elif node.attr in self.members and not foreign(owner):
-                    self.found(node.lineno, f"`{ast.unparse(node)}` is not checked: write down the type of what it stands on")
+                    self.found(
+                        node.lineno, f"`{ast.unparse(node)}` is not checked: write down the type of what it stands on"
+                    )
             reached = True
         else:
             self.count(full(found))
@@ -217,25 +226,31 @@ class Names:
 
     def call(self, node: ast.Call) -> None:
         callee = self.expression(node.func)
-        name = full(callee)
+        called = full(callee)
         if isinstance(callee, nodes.MemberExpr) and callee.expr in self.kinds:
             for owner in owners(types.get_proper_type(self.kinds[callee.expr])):
-                name = f"{owner.fullname}.{callee.name}" if isinstance(owner, nodes.TypeInfo) else name
+                called = f"{owner.fullname}.{callee.name}" if isinstance(owner, nodes.TypeInfo) else called
         for keyword in node.keywords:
-            self.count(f"{name}({keyword.arg}=)" if name else None)
+            self.count(f"{called}({keyword.arg}=)" if called else None)
+        if ast.unparse(node.func).endswith(("import_module", "__import__")):
+            module = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
+            if str(module).split(".")[0] in PACKAGES:
+                self.found(
+                    node.lineno, f"`{ast.unparse(node)}` has no type, so nothing of it is checked: import it by name"
+                )
         # Names given as strings are checked no further than that some version has one of that name.
         if ast.unparse(node.func) in ("getattr", "hasattr", "setattr") and len(node.args) > 1:
             string = node.args[1]
             known = (binding for binding in bindings.SURFACES if binding not in self.report.missing)
-            if isinstance(string, ast.Constant) and not any(string.value in every(binding) for binding in known):
-                self.found(node.lineno, f'no binding has a member "{string.value}"')
+            name = string.value if isinstance(string, ast.Constant) else None
+            if isinstance(name, str) and not any(name in every(binding) for binding in known):
+                self.found(node.lineno, f'no binding has a member "{name}"')
 
     def overrides(self, node: ast.ClassDef) -> None:
         """TensorRT calls what a subclass overrides by name, and says nothing of a method that it does not know."""
-        symbol = self.tree.names.get(node.name)
-        if symbol is None or not isinstance(symbol.node, nodes.TypeInfo):
-            return
-        bases = [base for base in symbol.node.mro[1:] if base.fullname.split(".")[0] in self.surfaces]
+        given = [found.node for found in map(self.expression, node.bases) if isinstance(found, nodes.RefExpr)]
+        above = [base for info in given if isinstance(info, nodes.TypeInfo) for base in info.mro]
+        bases = [base for base in above if base.fullname.split(".")[0] in self.surfaces]
         for method in node.body if bases else []:
             if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
                 definer = next((base for base in bases if method.name in base.names), None)

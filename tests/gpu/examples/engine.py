@@ -47,7 +47,9 @@ def build(onnx: bytes, log: Log) -> bytes:
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise ValueError("; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors))
+        raise ValueError(
+            "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
+        )
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, pool_size=1 << 30)
     config.max_aux_streams = 0
