@@ -156,7 +156,7 @@ def surface(name: str) -> dict[str, Any]:
 
 def refusal(name: str) -> Path:
     """Where `main` leaves why a binding could not be installed, for the tests that skip."""
-    return place(name).with_suffix(".missing")
+    return FOLDER / f"{name}.missing"
 
 
 def main() -> int:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from mypy import build, nodes, types
-from mypy.inspections import find_by_location
 from mypy.modulefinder import BuildSource
 from mypy.options import Options
 
@@ -138,7 +137,7 @@ def check_once(run: str, files: list[Path], folders: list[str], report: Report) 
         if match and match[1] in relative and not harmless(match[3], report):
             report.findings.append(Finding(relative[match[1]], int(match[2]), run, match[3]))
     for file in files:
-        Names(result, file, run, report).look(ast.parse(file.read_text()))
+        Names(result, file, run, report).look(file.read_text())
 
 
 def module_name(file: Path) -> str:
@@ -166,24 +165,27 @@ class Names:
     def __init__(self, result: build.BuildResult, file: Path, run: str, report: Report) -> None:
         self.kinds, self.tree = result.types, result.files[module_name(file)]
         self.file, self.run, self.report = shown(file), run, report
-        self.surfaces = {
-            binding.split("-")[0]: (binding, every(binding)) for binding in RUNS[run] if binding not in report.missing
-        }
-        self.members = {name for _, names in self.surfaces.values() for name in names}
+        self.surfaces = {binding.split("-")[0]: binding for binding in RUNS[run] if binding not in report.missing}
 
-    def look(self, source: ast.Module) -> None:
+    def look(self, text: str) -> None:
         for line in self.tree.ignored_lines:
             self.found(line, "`type: ignore` hides what is checked here")
-        for node in ast.walk(source):
-            match node:
-                case ast.Attribute():
-                    self.attribute(node)
-                case ast.Name():
-                    self.count(full(self.expression(node)))
-                case ast.Call():
-                    self.call(node)
-                case ast.ClassDef():
-                    self.overrides(node)
+        for line, said in enumerate(text.splitlines(), 1):
+            if re.match(r"\s*# mypy:", said):
+                self.found(line, "`# mypy:` changes what is checked here")
+        for node in below(self.tree):
+            if isinstance(node, nodes.MemberExpr):
+                self.member(node)
+            elif isinstance(node, nodes.NameExpr):
+                self.count(full(node))
+            elif isinstance(node, nodes.CallExpr):
+                self.call(node)
+            elif isinstance(node, nodes.ClassDef):
+                self.overrides(node)
+        for name in annotated_names(ast.parse(text)):
+            root, _, rest = name.partition(".")
+            symbol = self.tree.names.get(root)
+            self.count(f"{symbol.node.fullname}.{rest}" if symbol and isinstance(symbol.node, nodes.MypyFile) else None)
 
     def found(self, line: int, text: str) -> None:
         self.report.findings.append(Finding(self.file, line, self.run, text))
@@ -191,74 +193,86 @@ class Names:
     def count(self, fullname: str | None) -> None:
         root = (fullname or "").split(".")[0]
         if fullname and root in self.surfaces:
-            self.report.names[self.surfaces[root][0]].add(fullname)
+            self.report.names[self.surfaces[root]].add(fullname)
 
-    def expression(self, node: ast.expr) -> nodes.Expression | None:
-        assert node.end_lineno is not None and node.end_col_offset is not None
-        return find_by_location(self.tree, node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
+    def owners(self, receiver: nodes.Expression) -> Iterator[nodes.TypeInfo | types.AnyType]:
+        if receiver in self.kinds:
+            yield from owners(types.get_proper_type(self.kinds[receiver]))
 
-    def attribute(self, node: ast.Attribute) -> None:
-        place = (self.file, node.lineno, node.end_col_offset or 0, node.attr)
-        self.report.reached.setdefault(place, False)
-        found = self.expression(node)
-        if not isinstance(found, nodes.MemberExpr):  # in an annotation, where mypy has types and no expressions
-            name = self.annotated(node)
-            self.count(name)
-            reached = True
-        elif found.expr in self.kinds:
-            for owner in owners(types.get_proper_type(self.kinds[found.expr])):
-                if isinstance(owner, nodes.TypeInfo):
-                    self.count(f"{owner.fullname}.{node.attr}")
-                elif node.attr in self.members and not foreign(owner):
-                    self.found(
-                        node.lineno, f"`{ast.unparse(node)}` is not checked: write down the type of what it stands on"
-                    )
-            reached = True
-        else:
-            self.count(full(found))
-            reached = found.node is not None
-        self.report.reached[place] |= reached or node.attr not in self.members
+    def member(self, node: nodes.MemberExpr) -> None:
+        place = (self.file, node.line, node.column, node.name)
+        self.report.reached[place] = self.report.reached.get(place, False) or node.expr in self.kinds or bool(node.node)
+        self.count(full(node) if node.expr not in self.kinds else None)
+        for owner in self.owners(node.expr):
+            if isinstance(owner, nodes.TypeInfo):
+                self.count(f"{owner.fullname}.{node.name}")
+            elif not foreign(owner):
+                self.found(node.line, f"`{shown_as(node)}` is not checked: write down the type of what it stands on")
 
-    def annotated(self, node: ast.Attribute) -> str | None:
-        root, _, rest = ast.unparse(node).partition(".")
-        symbol = self.tree.names.get(root)
-        return f"{symbol.node.fullname}.{rest}" if symbol and isinstance(symbol.node, nodes.MypyFile) else None
-
-    def call(self, node: ast.Call) -> None:
-        callee = self.expression(node.func)
-        called = full(callee)
-        if isinstance(callee, nodes.MemberExpr) and callee.expr in self.kinds:
-            for owner in owners(types.get_proper_type(self.kinds[callee.expr])):
-                called = f"{owner.fullname}.{callee.name}" if isinstance(owner, nodes.TypeInfo) else called
-        for keyword in node.keywords:
-            self.count(f"{called}({keyword.arg}=)" if called else None)
-        if ast.unparse(node.func).endswith(("import_module", "__import__")):
-            module = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
-            if str(module).split(".")[0] in PACKAGES:
-                self.found(
-                    node.lineno, f"`{ast.unparse(node)}` has no type, so nothing of it is checked: import it by name"
-                )
+    def call(self, node: nodes.CallExpr) -> None:
+        called = full(node.callee)
+        if isinstance(node.callee, nodes.MemberExpr):
+            for owner in self.owners(node.callee.expr):
+                called = f"{owner.fullname}.{node.callee.name}" if isinstance(owner, nodes.TypeInfo) else called
+        for keyword in node.arg_names:
+            self.count(f"{called}({keyword}=)" if called and keyword else None)
+        strings = [arg.value if isinstance(arg, nodes.StrExpr) else None for arg in node.args]
+        callee = shown_as(node.callee)
+        if (
+            callee.endswith(("import_module", "__import__"))
+            and strings[:1]
+            and (strings[0] or "").split(".")[0] in PACKAGES
+        ):
+            self.found(node.line, f"`{callee}` gives no type, so nothing of it is checked: use `import`")
         # Names given as strings are checked no further than that some version has one of that name.
-        if ast.unparse(node.func) in ("getattr", "hasattr", "setattr") and len(node.args) > 1:
-            string = node.args[1]
+        if callee in ("getattr", "hasattr", "setattr") and len(strings) > 1 and strings[1]:
             known = (binding for binding in bindings.SURFACES if binding not in self.report.missing)
-            name = string.value if isinstance(string, ast.Constant) else None
-            if isinstance(name, str) and not any(name in every(binding) for binding in known):
-                self.found(node.lineno, f'no binding has a member "{name}"')
+            if not any(strings[1] in every(binding) for binding in known):
+                self.found(node.line, f'no binding has a member "{strings[1]}"')
 
-    def overrides(self, node: ast.ClassDef) -> None:
+    def overrides(self, node: nodes.ClassDef) -> None:
         """TensorRT calls what a subclass overrides by name, and says nothing of a method that it does not know."""
-        given = [found.node for found in map(self.expression, node.bases) if isinstance(found, nodes.RefExpr)]
-        above = [base for info in given if isinstance(info, nodes.TypeInfo) for base in info.mro]
-        bases = [base for base in above if base.fullname.split(".")[0] in self.surfaces]
-        for method in node.body if bases else []:
-            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+        bases = [base for base in node.info.mro[1:] if base.fullname.split(".")[0] in self.surfaces]
+        for method in node.defs.body if bases else []:
+            if isinstance(method, nodes.FuncDef) and not method.name.startswith("_"):
                 definer = next((base for base in bases if method.name in base.names), None)
                 if definer is None:
                     text = f'"{bases[0].name}" has no method "{method.name}" to override; one of your own starts with _'
-                    self.found(method.lineno, text)
+                    self.found(method.line, text)
                 else:
                     self.count(f"{definer.fullname}.{method.name}")
+
+
+def below(tree: nodes.MypyFile) -> Iterator[nodes.Node]:
+    """Every node of a module. mypy's own visitors are compiled, and cannot be subclassed here."""
+    waiting: list[object] = [*tree.defs]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list | tuple):
+            waiting += one
+        elif isinstance(one, nodes.Node) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            for kind in type(one).__mro__:
+                for name in getattr(kind, "__mypyc_attrs__", ()):
+                    if name not in ("node", "info", "var", "type"):  # these lead out of the module
+                        waiting.append(getattr(one, name, None))
+
+
+def annotated_names(tree: ast.Module) -> Iterator[str]:
+    """The dotted names in annotations, where mypy has types and no expressions."""
+    for node in ast.walk(tree):
+        held = [getattr(node, name, None) for name in ("annotation", "returns")]
+        for part in (part for one in held if isinstance(one, ast.AST) for part in ast.walk(one)):
+            if isinstance(part, ast.Attribute):
+                yield ast.unparse(part)
+
+
+def shown_as(node: nodes.Expression) -> str:
+    if isinstance(node, nodes.MemberExpr):
+        return f"{shown_as(node.expr)}.{node.name}"
+    return node.name if isinstance(node, nodes.NameExpr) else "…"
 
 
 def full(found: nodes.Expression | None) -> str | None:

@@ -66,6 +66,7 @@ MISUSES: list[tuple[str, str, str, int]] = [
     ("only in 12, CUDA", "driver.cuGraphAddNode(graph, None, 0, params)", "cuGraphAddNode", 1),
     ("only in 13, CUDA", "driver.cuGraphAddNode(graph, None, None, 0, params)", "cuGraphAddNode", 1),
     ("name in a string, TensorRT", "getattr(trt.BuilderFlag, 'FP17', None)", "FP17", 2),
+    ("wrong member of an untyped value", "text = f'é… {untyped.bild()}'", "untyped.bild", 2),
     (
         "member of an untyped value",
         "untyped.build_serialized_network(network, config)",
@@ -155,6 +156,12 @@ def test_every_module_that_imports_a_binding_is_checked(tmp_path: Path) -> None:
     }.items():
         (tmp_path / f"{name}.py").write_text(code)
     assert [path.stem for path in surfaces.users(tmp_path)] == ["above", "by_name", "within"]
+
+
+def test_the_check_cannot_be_turned_off_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "off.py"
+    file.write_text("# mypy: ignore-errors\nimport tensorrt as trt\n\ntrt.Bilder\n")
+    assert {finding.line for finding in surfaces.check([file]).findings} == {1}
 
 
 def test_a_module_imported_by_a_string_is_refused(tmp_path: Path) -> None:
