@@ -111,6 +111,15 @@ class Tensorrt:
             return None
         return self.signatures("__init__", value, method=True)  # none: pybind11's own, which only raises
 
+    def called_back(self, member: JSON) -> None:
+        """An interface that we subclass: TensorRT gives its methods numbers, and not what can be made one."""
+        for function in member["members"].values() if member["members"].get("__init__", {}).get("signatures") else ():
+            for signature in function.get("signatures", []):
+                for one in signature["parameters"]:
+                    one["type"] = re.sub(
+                        r"typing\.Supports(Int|Float)", lambda m: f"builtins.{m[1].lower()}", one["type"]
+                    )
+
     def property(self, owner: Any, name: str, value: Any) -> JSON | None:
         if not isinstance(value, property):
             return None
@@ -192,6 +201,8 @@ class Cuda:
             one = owner()
             held = getattr(one, name)
             kind = type(held).__name__ if type(held).__name__ in self.classes else kind
+            if isinstance(held, list) and not kind.startswith("list["):  # `phGraph_out`: CUgraph, says the docstring
+                kind = f"list[{kind}]"
             setattr(one, name, held)
         except AttributeError as error:
             settable = "not writable" not in str(error) and "read-only" not in str(error)
@@ -328,6 +339,8 @@ def describe_module(reader: Reader, module: ModuleType) -> JSON:
                     members[name] = {"kind": "alias", "type": value.__name__}
             else:
                 members[name] = describe_class(reader, value, name)
+                if isinstance(reader, Tensorrt) and re.match(r"I[A-Z]", name):
+                    reader.called_back(members[name])
         elif callable(value) and not hasattr(type(value), "__members__"):
             signatures = list(reader.signatures(name, value, method=False))
             members[name] = {"kind": "function", "static": False, "signatures": signatures}

@@ -116,6 +116,7 @@ def check_once(run: str, files: list[Path], folders: list[str], report: Report) 
     options.export_types = True
     options.preserve_asts = True
     options.cache_dir = str(bindings.FOLDER / f"mypy-{run}")
+    options.show_absolute_path = True
     options.show_traceback = True
     truths = options.always_true if run == "old" else options.always_false
     truths.extend(CONSTANTS)
@@ -205,7 +206,7 @@ class Names:
         self.count(full(node) if node.expr not in self.kinds else None)
         for owner in self.owners(node.expr):
             if isinstance(owner, nodes.TypeInfo):
-                self.count(f"{owner.fullname}.{node.name}")
+                self.count(f"{owner.fullname}.{node.name}" if owner.get(node.name) else None)
             elif not foreign(owner):
                 self.found(node.line, f"`{shown_as(node)}` is not checked: write down the type of what it stands on")
 

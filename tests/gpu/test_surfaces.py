@@ -158,6 +158,16 @@ def test_every_module_that_imports_a_binding_is_checked(tmp_path: Path) -> None:
     assert [path.stem for path in surfaces.users(tmp_path)] == ["above", "by_name", "within"]
 
 
+def test_a_misuse_is_found_from_whatever_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "near.py").write_text("import tensorrt as trt\n\ntrt.Bilder\n")
+    for folder in (tmp_path, tmp_path.parent, Path("/")):
+        monkeypatch.chdir(folder)
+        report = surfaces.check([tmp_path / "near.py"])
+        skip_without(report, "tensorrt")
+        assert [(finding.line, finding.run) for finding in report.findings] == [(3, "new"), (3, "old")]
+        assert not any(report.names.values())
+
+
 def test_the_check_cannot_be_turned_off_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "off.py"
     file.write_text("# mypy: ignore-errors\nimport tensorrt as trt\n\ntrt.Bilder\n")
