@@ -67,6 +67,16 @@ class Tensorrt:
         "Weights": "Any",
     }
     buffers: ClassVar = {"IHostMemory"}
+    # What gives None where it fails, which the signatures do not say either.
+    nullable: ClassVar = {
+        "build_serialized_network",
+        "build_engine_with_config",
+        "deserialize_cuda_engine",
+        "create_execution_context",
+        "create_timing_cache",
+        "get_timing_cache",
+        "get_output_allocator",
+    }
 
     def __init__(self) -> None:
         import tensorrt_bindings.tensorrt as module  # type: ignore[import-not-found,unused-ignore]
@@ -102,7 +112,8 @@ class Tensorrt:
                 kind, _, default = kind.partition(" = ")
                 parameters.append(parameter(left, self.type(kind, given=True), default or None))
                 parameters[-1]["positional"] |= at < slash
-            found.append({"parameters": parameters[int(method) :], "returns": self.type(match[2], given=False)})
+            returns = self.type(match[2], given=False) + (" | None" if name in self.nullable else "")
+            found.append({"parameters": parameters[int(method) :], "returns": returns})
         return found
 
     def constructor(self, owner: Any) -> list[JSON] | None:
@@ -180,7 +191,9 @@ class Cuda:
             kind = self.type(annotated or kinds.get(p.name, "Any"), given=True)
             parameters.append(parameter(p.name, kind, None if p.default is p.empty else repr(p.default)))
         outputs = [self.type(kind or name, given=False) for name, kind in self.documented(value, "Returns")]
-        # Every call answers a tuple, its status first.
+        # Every call answers a tuple, its status first (nvrtcGetErrorString too, where the docstring forgets it).
+        status = "nvrtcResult" if name.startswith("nvrtc") else "CUresult"
+        outputs = [status, *outputs] if outputs and outputs[0] != status else outputs
         returns = f"builtins.tuple[{', '.join(outputs)}]" if outputs else "Any"
         return [{"parameters": parameters, "returns": returns}]
 
@@ -200,7 +213,8 @@ class Cuda:
         try:  # a structure can be made and filled without a driver
             one = owner()
             held = getattr(one, name)
-            kind = type(held).__name__ if type(held).__name__ in self.classes else kind
+            if type(held).__name__ in self.classes or (kind == "bytes" and type(held) is int):
+                kind = type(held).__name__  # the docstring says bytes for a char
             if isinstance(held, list) and not kind.startswith("list["):  # `phGraph_out`: CUgraph, says the docstring
                 kind = f"list[{kind}]"
             setattr(one, name, held)
@@ -293,7 +307,9 @@ def describe_class(reader: Reader, owner: Any, path: str) -> JSON:
         members["__int__"] = protocol("builtins.int")
         members["__members__"] = {"kind": "constant", "type": f"builtins.dict[builtins.str, {path}]", "value": None}
     for name, value in vars(owner).items():
-        if name in members or (name.startswith("_") and name not in PROTOCOLS and name != "__getitem__"):
+        if name in members or (
+            name.startswith("_") and name not in PROTOCOLS and name not in ("__getitem__", "__call__")
+        ):
             continue
         value = value.__func__ if isinstance(value, staticmethod) else value
         if inspect.isclass(value):
@@ -313,8 +329,8 @@ def describe_class(reader: Reader, owner: Any, path: str) -> JSON:
             members[name] = constant(reader, value)
     buffer = owner.__name__ in getattr(reader, "buffers", ())
     bases = [base.__name__ for base in owner.__bases__ if base.__name__ in reader.classes]
-    integer = issubclass(owner, int)
-    return {"kind": "class", "bases": bases, "buffer": buffer, "integer": integer, "members": members}
+    builtin = next((base.__name__ for base in (int, Exception) if issubclass(owner, base)), None)
+    return {"kind": "class", "bases": bases, "builtin": builtin, "buffer": buffer, "members": members}
 
 
 def protocol(returns: str) -> JSON:

@@ -96,9 +96,10 @@ class Fake:
 
     def _class(self, path: str, module: str, member: JSON) -> Any:
         members = member["members"]
-        bases = tuple(self._classes[base] for base in member["bases"]) or ((int,) if member["integer"] else ())
+        builtin = {"int": (int,), "Exception": (Exception,), None: ()}[member["builtin"]]
+        bases = tuple(self._classes[base] for base in member["bases"]) or builtin
         body: JSON = {"__module__": module, "__qualname__": path}
-        if not member["bases"]:
+        if not bases:
             body["__new__"] = self._new
             body["__del__"] = lambda one: self._died(one)
             body["__setattr__"] = lambda one, name, value: self._set(one, name, value)
@@ -114,7 +115,7 @@ class Fake:
             )
             body |= {"__int__": lambda one: one.value, "__index__": lambda one: one.value}
         for name, inner in members.items():
-            if name in body or (name == "__init__" and is_enum(path, members)):
+            if name in body or (name == "__init__" and (is_enum(path, members) or builtin)):
                 continue
             if inner["kind"] == "function":
                 function = self._function(f"{path}.{name}", inner, bound=not inner["static"])
@@ -225,6 +226,7 @@ class Fake:
 
     def _some(self, kind: str) -> Any:
         """Something of a type; None where it is not known."""
+        kind = kind.removesuffix(" | None")
         if kind in self._classes:
             members = [one for one in vars(self._classes[kind]).values() if isinstance(one, self._classes[kind])]
             return members[0] if members else self.new(kind)

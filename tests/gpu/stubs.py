@@ -34,7 +34,7 @@ def lines(members: JSON, indent: str) -> list[str]:
             continue
         match member["kind"]:
             case "class":
-                above = member["bases"] or (["builtins.int"] if member["integer"] else [])
+                above = member["bases"] or [f"builtins.{name}" for name in [member["builtin"]] if name]
                 bases = f"({', '.join(above)})" if above else ""
                 found.append(f"{indent}class {name}{bases}:")
                 found += lines(member["members"], indent + "    ")

@@ -202,9 +202,13 @@ class Names:
 
     def member(self, node: nodes.MemberExpr) -> None:
         place = (self.file, node.line, node.column, node.name)
-        self.report.reached[place] = self.report.reached.get(place, False) or node.expr in self.kinds or bool(node.node)
-        self.count(full(node) if node.expr not in self.kinds else None)
-        for owner in self.owners(node.expr):
+        kinds = list(self.owners(node.expr))
+        # What mypy has no type for after an error, and in an operand that this version does not reach, is left to that.
+        reached = any(not (isinstance(kind, types.AnyType) and kind.is_from_error) for kind in kinds)
+        self.report.reached[place] = self.report.reached.get(place, False) or reached or bool(node.node)
+        if not kinds:
+            self.count(full(node))
+        for owner in kinds if reached else []:
             if isinstance(owner, nodes.TypeInfo):
                 self.count(f"{owner.fullname}.{node.name}" if owner.get(node.name) else None)
             elif not foreign(owner):
@@ -237,6 +241,8 @@ class Names:
         for method in node.defs.body if bases else []:
             if isinstance(method, nodes.FuncDef) and not method.name.startswith("_"):
                 definer = next((base for base in bases if method.name in base.names), None)
+                if definer is None and all(set(base.names) <= {"__init__"} for base in bases):
+                    continue  # `IOutputAllocator` binds none of the methods that it calls
                 if definer is None:
                     text = f'"{bases[0].name}" has no method "{method.name}" to override; one of your own starts with _'
                     self.found(method.line, text)

@@ -163,6 +163,8 @@ def test_pycuda_is_faked_alike() -> None:
     assert fake.names == ["Stream.__init__", "mem_alloc", "memcpy_htod_async"]
     assert fake.calls[-1].arguments == {"dest": "DeviceAllocation#1", "src": b"page", "stream": "Stream#1"}
     assert isinstance(fake.modules["pycuda.autoprimaryctx"].context, cuda.Context)
+    with pytest.raises(cuda.Error, match="lost"):
+        raise cuda.LogicError("lost")
     with pytest.raises(TypeError, match="cannot be made"):
         cuda.DeviceAllocation()
 

@@ -40,10 +40,9 @@ class Progress(trt.IProgressMonitor):
 
 def build(onnx: bytes, log: Log) -> bytes:
     builder = trt.Builder(log)
-    flags = 0
-    if TENSORRT_10:
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags=flags)
+    if TENSORRT_10 and not builder.platform_has_fast_fp16:
+        raise ValueError("no fast fp16")
+    network = builder.create_network(flags=1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -58,18 +57,26 @@ def build(onnx: bytes, log: Log) -> bytes:
     config.progress_monitor = Progress()
     config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
     cache = config.create_timing_cache(b"")
+    if cache is None:
+        raise ValueError(f"{config.builder_optimization_level}: no cache")
     config.set_timing_cache(cache, ignore_mismatch=False)
     profile = builder.create_optimization_profile()
     profile.set_shape("hidden", (1, 1, 768), (1, 512, 768), (8, 709, 768))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise ValueError("not built")
     return bytes(plan)
 
 
 def run(plan: bytes, log: Log, page: np.ndarray) -> np.ndarray:
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise ValueError("no engine")
     context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is None:
+        raise ValueError("no context")
     stream = cuda.Stream(flags=1)
     device = cuda.mem_alloc(page.nbytes)
     host: np.ndarray = cuda.pagelocked_empty(page.shape, page.dtype)
@@ -82,7 +89,10 @@ def run(plan: bytes, log: Log, page: np.ndarray) -> np.ndarray:
     if not context.execute_async_v3(stream_handle=stream.handle):
         raise ValueError("not enqueued")
     cuda.memcpy_dtoh_async(host, device, stream=stream)
-    stream.synchronize()
+    try:
+        stream.synchronize()
+    except cuda.LogicError as error:
+        raise ValueError(str(error)) from error
     pycuda.autoprimaryctx.context.push()
     return host
 
