@@ -1,5 +1,6 @@
 # make demo   the whole job on a few drawn pages        make test    all tests, on the CPU
 # make lint   ruff and mypy                             make clean   forget .venv and the caches
+# make bindings  TensorRT's, CUDA's and pycuda's Python bindings under build/, for the tests that our code fits them
 # make sample rebuild the shipped checkpoint and package from EE_DATA (an hour on two processors)
 #
 # Each sets up .venv first where there is none, or where this file or pyproject.toml is newer than it.
@@ -16,19 +17,24 @@ HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint sample clean
+.PHONY: demo test lint bindings sample clean
 
 demo: .venv/.ready
 	@.venv/bin/ee-export demo
 
-# EE_DATA names a folder of real pages; without one, the tests that need it skip and say so.
+# EE_DATA names a folder of real pages; without one, the tests that need it skip and say so. Likewise for a binding.
 test: .venv/.ready
+	@$(MAKE) -s --no-print-directory bindings || true
 	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/pytest
 
 lint: .venv/.ready
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+
+# Nothing here runs them: that takes a GPU. The two majors of TensorRT cannot be in one environment, nor in ours.
+bindings: .venv/.ready
+	@.venv/bin/python -m tests.gpu.bindings
 
 # The real pages count twice: there are half as many of them as drawn ones. glibc gives large arrays back to the system
 # after every operation unless it is told not to, which takes a quarter of the time.

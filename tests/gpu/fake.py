@@ -1,0 +1,282 @@
+"""A binding without its library: modules with a real surface's classes and signatures, and a test's behaviour.
+
+    fake = Fake("tensorrt-10")
+    fake.on("ICudaEngine.num_io_tensors", lambda engine: 2)                         # what reading a property gives
+    fake.on("Builder.build_serialized_network", lambda builder, network, config: None)
+    fake.install(monkeypatch)                                                       # `import tensorrt` gives the fake
+    …
+    fake.names   # ["Logger.__init__", "Builder.__init__", …, "~Builder"]: calls, settings and deaths, in order
+    fake.calls   # with the object and the arguments; for the fake's own objects, their labels: "Builder#1"
+
+What the real thing does not have is refused as it refuses it: AttributeError for a name, TypeError for arguments that no
+signature takes, for a value of another class, and for a class that cannot be made. What has no behaviour gives something
+of the type that the surface declares: a new object of that class, 0, "", True, and for CUDA a success.
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.gpu import bindings
+from tests.gpu.describe import split
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    name: str
+    on: str  # the object's label; "" for a function of a module
+    arguments: dict[str, Any]
+
+
+class Fake:
+    def __init__(self, binding: str) -> None:
+        self.surface = bindings.surface(binding)
+        self.calls: list[Call] = []
+        self.modules = {name: ModuleType(name) for name in self.surface["modules"]}
+        self._behaviour: dict[str, Callable[..., Any]] = {}
+        self._classes: dict[str, Any] = {}
+        self._made: dict[str, int] = {}
+        for name, module in self.modules.items():
+            self._fill(module, self.surface["modules"][name], "")
+        for name, module in self.modules.items():  # constants, now that the classes they are of are all there
+            self._constants(module, self.surface["modules"][name], "")
+            if "__version__" in self.surface["modules"][name]:
+                vars(module)["__version__"] = self.surface["version"]
+
+    @property
+    def names(self) -> list[str]:
+        return [call.name for call in self.calls]
+
+    def on(self, name: str, behaviour: Callable[..., Any]) -> None:
+        """Let `behaviour` answer a method ("Builder.reset", given the object first), a property or a function."""
+        owner, _, leaf = name.rpartition(".")
+        places = [self._classes.get(owner)] if owner else list(self.modules.values())
+        if not any(leaf in vars(place) for place in places if place is not None):
+            raise AttributeError(f"{self.surface['version']} has no {name}")
+        self._behaviour[name] = behaviour
+
+    def new(self, name: str) -> Any:
+        """An object of a class, also of one that only the binding itself makes."""
+        return self._classes[name].__new__(self._classes[name])
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, module in self.modules.items():
+            parent, _, leaf = name.rpartition(".")
+            while parent:
+                above = self.modules.get(parent) or sys.modules.get(parent) or ModuleType(parent)
+                monkeypatch.setattr(above, "__path__", getattr(above, "__path__", []), raising=False)
+                monkeypatch.setattr(above, leaf, module, raising=False)
+                monkeypatch.setitem(sys.modules, parent, above)
+                module, (parent, _, leaf) = above, parent.rpartition(".")
+            monkeypatch.setitem(sys.modules, name, self.modules[name])
+
+    # The classes, made once.
+
+    def _fill(self, owner: Any, members: JSON, path: str) -> None:
+        waiting = {name: member for name, member in members.items() if member["kind"] == "class"}
+        while waiting:  # bases first
+            for name in [name for name, member in waiting.items() if not waiting.keys() & set(member["bases"])]:
+                setattr(owner, name, self._class(f"{path}{name}", owner.__name__, waiting.pop(name)))
+        for name, member in members.items() if not path else ():
+            if member["kind"] == "function":
+                setattr(owner, name, self._function(name, member, bound=False))
+            elif member["kind"] == "alias":
+                setattr(owner, name, self._classes[member["type"]])
+
+    def _class(self, path: str, module: str, member: JSON) -> Any:
+        members = member["members"]
+        builtin = {"int": (int,), "Exception": (Exception,), None: ()}[member["builtin"]]
+        bases = tuple(self._classes[base] for base in member["bases"]) or builtin
+        body: JSON = {"__module__": module, "__qualname__": path}
+        if not bases:
+            body["__new__"] = self._new
+            body["__del__"] = lambda one: self._died(one)
+            body["__setattr__"] = lambda one, name, value: self._set(one, name, value)
+        if is_enum(path, members):
+            body |= {
+                "__new__": self._member,
+                "__del__": lambda one: None,
+                "__repr__": lambda one: f"<{path}.{one.name}>",
+            }
+            body["name"], body["value"] = (
+                property(lambda one: vars(one)["name"]),
+                property(lambda one: vars(one)["value"]),
+            )
+            body |= {"__int__": lambda one: one.value, "__index__": lambda one: one.value}
+        for name, inner in members.items():
+            if name in body or (name == "__init__" and (is_enum(path, members) or builtin)):
+                continue
+            if inner["kind"] == "function":
+                function = self._function(f"{path}.{name}", inner, bound=not inner["static"])
+                body[name] = staticmethod(function) if inner["static"] else function
+            elif inner["kind"] == "property":
+                body[name] = self._property(f"{path}.{name}", inner)
+        made: Any = type(path.rpartition(".")[2], bases, body)
+        self._classes[path] = made
+        self._fill(made, members, f"{path}.")
+        return made
+
+    def _constants(self, owner: Any, members: JSON, path: str) -> None:
+        for name, member in members.items():
+            if member["kind"] == "class":
+                self._constants(self._classes[path + name], member["members"], f"{path}{name}.")
+            elif member["kind"] == "constant":
+                kind = member["type"].removeprefix("pycuda.driver.")
+                if kind not in self._classes:
+                    setattr(owner, name, member["value"])
+                elif member["value"] is None:  # `pycuda.autoprimaryctx.context`
+                    setattr(owner, name, self.new(kind))
+                else:
+                    setattr(owner, name, self._constant(self._classes[kind], name, member["value"]))
+        if "__members__" in members:
+            owner.__members__ = {name: one for name, one in vars(owner).items() if isinstance(one, owner)}
+
+    def _constant(self, kind: Any, name: str, value: int) -> Any:
+        for one in vars(kind).values():  # `trt.float32` is `trt.DataType.FLOAT`
+            if isinstance(one, kind) and vars(one)["value"] == value:
+                return one
+        one = int.__new__(kind, value) if issubclass(kind, int) else object.__new__(kind)
+        vars(one).update(name=name, value=value)
+        return one
+
+    # What the objects do.
+
+    @staticmethod
+    def _member(kind: Any, value: int) -> Any:
+        for one in vars(kind).values():
+            if isinstance(one, kind) and vars(one)["value"] == value:
+                return one
+        raise ValueError(f"{value} is not a valid {kind.__name__}")
+
+    def _new(self, kind: Any, *_: Any, **__: Any) -> Any:
+        one = object.__new__(kind)
+        name = next(base.__qualname__ for base in kind.__mro__ if base in self._classes.values())
+        self._made[name] = self._made.get(name, 0) + 1
+        vars(one)["_label"] = f"{name}#{self._made[name]}"
+        return one
+
+    def _died(self, one: Any) -> None:
+        if "cuda.bindings.driver" not in self.modules:  # there they are numbers, and own nothing
+            self.calls.append(Call(f"~{vars(one)['_label'].partition('#')[0]}", vars(one)["_label"], {}))
+
+    def _set(self, one: Any, name: str, value: Any) -> None:
+        if type(one) in self._classes.values() and not hasattr(type(one), name):  # a subclass's own are its own
+            raise AttributeError(f"'{type(one).__name__}' object has no attribute '{name}'")
+        object.__setattr__(one, name, value)
+
+    def _function(self, path: str, member: JSON, bound: bool) -> Callable[..., Any]:
+        signatures = [(declared, signature_of(declared)) for declared in member["signatures"]]
+
+        def call(*given: Any, **named: Any) -> Any:
+            one, rest = (given[:1], given[1:]) if bound else ((), given)
+            for declared, signature in signatures:
+                try:
+                    arguments = signature.bind(*rest, **named)
+                except TypeError:
+                    continue
+                kinds = dict(zip(signature.parameters, declared["parameters"], strict=True))
+                if all(self._accepts(kinds[name]["type"], value) for name, value in arguments.arguments.items()):
+                    break
+            else:
+                takes = " or ".join(str(signature) for _, signature in signatures) or "nothing: it cannot be made"
+                raise TypeError(f"{path}(): incompatible arguments {rest} {named}; takes {takes}")
+            labels = {name: self._label(value) for name, value in arguments.arguments.items()}
+            self.calls.append(Call(path, self._label(one[0]) if one else "", labels))
+            answer = self._behaviour.get(path)
+            value = answer(*one, *arguments.args, **arguments.kwargs) if answer else self._some(declared["returns"])
+            return None if path.endswith(".__init__") else value
+
+        return call
+
+    def _property(self, path: str, member: JSON) -> property:
+        name = path.rpartition(".")[2]
+
+        def read(one: Any) -> Any:
+            if answer := self._behaviour.get(path):
+                return answer(one)
+            if name not in vars(one):  # the same object each time: `params.conditional.size = 1` is to last
+                vars(one)[name] = self._some(member["type"])
+            return vars(one)[name]
+
+        def write(one: Any, value: Any) -> None:
+            if not self._accepts(member["accepts"], value):
+                raise TypeError(f"{path}: incompatible value {value!r}; takes {member['accepts']}")
+            self.calls.append(Call(f"{path}=", self._label(one), {"value": self._label(value)}))
+            vars(one)[name] = value
+
+        return property(read, write if member["settable"] else None)
+
+    def _accepts(self, kind: str, value: Any) -> bool:
+        options = re.sub(r"^typing\.Optional\[(.*)\]$", r"\1 | None", kind).split(" | ")
+        return any(
+            isinstance(value, self._classes[option]) if option in self._classes else PLAIN.get(option, any_value)(value)
+            for option in options
+        )
+
+    def _some(self, kind: str) -> Any:
+        """Something of a type; None where it is not known."""
+        kind = kind.removesuffix(" | None")
+        if kind in self._classes:
+            members = [one for one in vars(self._classes[kind]).values() if isinstance(one, self._classes[kind])]
+            return members[0] if members else self.new(kind)
+        name, _, inner = kind.removeprefix("builtins.").partition("[")
+        if name == "tuple":
+            return tuple(self._some(part) for part in split(inner[:-1]))
+        makes: dict[str, Callable[[], Any]] = {"int": int, "float": float, "str": str, "bytes": bytes, "list": list}
+        return True if name == "bool" else makes.get(name, lambda: None)()
+
+    def _label(self, value: Any) -> Any:
+        """An object's label and not itself: a record that held it would keep it alive."""
+        if isinstance(value, list | tuple):
+            return type(value)(self._label(item) for item in value)
+        return getattr(value, "__dict__", {}).get("_label", value)
+
+
+def is_enum(path: str, members: JSON) -> bool:
+    return any(member["kind"] == "constant" and member["type"] == path for member in members.values())
+
+
+def signature_of(declared: JSON) -> inspect.Signature:
+    parameters = []
+    for one in declared["parameters"]:
+        name = one["name"].lstrip("*")
+        kind = [
+            inspect.Parameter.POSITIONAL_ONLY if one["positional"] else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+            inspect.Parameter.VAR_KEYWORD,
+        ][len(one["name"]) - len(name)]
+        default = inspect.Parameter.empty if one["default"] is None else one["default"]
+        name = f"{name}_" if keyword.iskeyword(name) else name
+        parameters.append(inspect.Parameter(name, kind, default=default))
+    required = [at for at, one in enumerate(parameters) if one.default is one.empty and one.kind < one.VAR_POSITIONAL]
+    for at in range(max(required, default=0)):  # a default before one that has none cannot be left out
+        parameters[at] = parameters[at].replace(default=inspect.Parameter.empty)
+    return inspect.Signature(parameters)
+
+
+def any_value(value: Any) -> bool:
+    return True
+
+
+PLAIN: dict[str, Callable[[Any], bool]] = {
+    "None": lambda value: value is None,
+    "typing.SupportsInt": lambda value: hasattr(value, "__int__"),
+    "typing.SupportsIndex": lambda value: hasattr(value, "__index__"),
+    "typing.SupportsFloat": lambda value: hasattr(value, "__float__"),
+    "builtins.int": lambda value: hasattr(value, "__index__"),
+    "builtins.bool": lambda value: isinstance(value, bool),
+    "builtins.str": lambda value: isinstance(value, str),
+    "builtins.bytes": lambda value: isinstance(value, bytes | bytearray),
+    "builtins.tuple": lambda value: isinstance(value, tuple),
+}
