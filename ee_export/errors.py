@@ -49,3 +49,7 @@ def require_known(name: str, valid: Collection[str], what: str) -> None:
         near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise BadRequest(f"unknown {what} '{name}': expected one of {', '.join(valid)}{hint}")
+
+
+class DeviceError(EeError):
+    """A GPU, its driver or a library for it is missing, refused something, or failed."""
