@@ -152,6 +152,7 @@ class Encoder:
             found: dict[str, list[int]] = {word: [] for word in new}
             pieces = self._tokenizer.encode(new, is_pretokenized=True, add_special_tokens=False)
             for piece, at in zip(pieces.ids, pieces.word_ids, strict=True):
+                assert at is not None  # no special tokens
                 found[new[at]].append(piece)
             known.update(found)
         if len(known) > _KNOWN_WORDS:

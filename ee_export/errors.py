@@ -43,13 +43,13 @@ class NotEqual(EeError):
     """An exported segment does not give what the trained model gives."""
 
 
+class DeviceError(EeError):
+    """A GPU, its driver or a library for it is missing, refused something, or failed."""
+
+
 def require_known(name: str, valid: Collection[str], what: str) -> None:
     """Raise BadRequest for a name that is not among ``valid``; the message lists them and says which is nearest."""
     if name not in valid:
         near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise BadRequest(f"unknown {what} '{name}': expected one of {', '.join(valid)}{hint}")
-
-
-class DeviceError(EeError):
-    """A GPU, its driver or a library for it is missing, refused something, or failed."""

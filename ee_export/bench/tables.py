@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from ee_export.bench.machine import disturbed
-from ee_export.bench.stages import in_order
+from ee_export.bench.stages import READ, in_order
 from ee_export.console import out
 
 
@@ -183,6 +183,10 @@ def print_comparison(result: dict[str, Any]) -> None:
     for name, found in result["contenders"].items():
         stages = ", ".join(f"{stage} {found['stages_ms'][stage]:.2f}" for stage in in_order(found["stages_ms"]))
         out.print(f"{name}, ms a page: {stages}")
+    if (fastest := result["fastest"]) is not None:
+        apart = {name: found["mean_ms"][0] - found["stages_ms"][READ] for name, found in result["contenders"].items()}
+        ratios = ", ".join(f"{name} {ms:.2f} ({ms / apart[fastest]:.3f})" for name, ms in apart.items())
+        out.print(f"without reading and decoding, ms a page (of {fastest}): {ratios}")
     exits = ", ".join(f"{name} {share:.1%}" for name, share in result["contenders"]["chain"]["exits"].items())
     out.print(f"the chain's pages left at: {exits}")
 

@@ -21,11 +21,24 @@ from ee_export.runtime.chain import load_package
 def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("compare") / "result.json"
     peers = "onnxruntime,uncut,nested_if,transformers,chain:encoder.1,chain:final"
-    arguments = [tiny_package.path, pages_folder, "--peers", peers, "--checkpoint", tiny_checkpoint, "--rounds", 2]
+    arguments = [
+        tiny_package.path,
+        pages_folder,
+        "--peers",
+        peers,
+        "--checkpoint",
+        tiny_checkpoint,
+        "--rounds",
+        2,
+        "--in-a-row",
+        5,
+    ]
     written = ["--record", path, "--report", path.with_suffix(".html")]
     done = CliRunner().invoke(cli, [str(each) for each in ("compare", *arguments, *written)])
     assert done.exit_code == 0, done.output
     assert "the chain's pages left at" in done.stdout
+    assert "without reading and decoding, ms a page (of " in done.stdout
+    assert json.loads(path.read_text())["plan"]["in_a_row"] == 5
     assert "An older version measured this" not in path.with_suffix(".html").read_text()
     return path
 

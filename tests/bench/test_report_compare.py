@@ -16,7 +16,7 @@ from ee_export.bench.stages import in_order, reached
 from ee_export.errors import BadRequest
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-RECORDED = ("compare_test.json", "compare_test_ocr.json")
+RECORDED = ("compare_test.json", "compare_test_cold.json", "compare_test_ocr.json")
 
 
 def rendered(result: Path, out: Path) -> str:
