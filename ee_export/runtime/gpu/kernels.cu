@@ -7,12 +7,20 @@
 // Criteria are those of ee_export/policy/criteria.py, in double and in its order of operations. Compile without contraction
 // to fused multiply-add (nvcc and NVRTC: -fmad=false, g++: -ffp-contract=off), or scores differ in their last digits.
 
+#ifdef __CUDACC_RTC__  // NVRTC knows this system call, but does not declare it without the headers of a toolkit
+extern "C" __device__ void cudaGraphSetConditional(unsigned long long handle, unsigned value);
+#endif
+
 #ifdef __CUDACC__
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define FUNCTION static __device__ inline
 #define SET_BITS(word, bits) atomicOr(&(word), bits)
 #define COUNT_BITS(word) __popc(word)
 #define ALL_THREADS(step) step(a, block, threadIdx.x, blockDim.x); __syncthreads();
+// Threads' shares of a loop have one turn or none, mostly. Unrolled as the compiler would, all this would be twice the code,
+// and at batch 1 fetching it, cold, is what a decision costs.
+#define UNROLL(times) _Pragma(#times)
+#define EACH(at, count) UNROLL(unroll 1) for (int at = thread; at < (count); at += threads)
 #else
 #include <cmath>
 #include <vector>
@@ -22,9 +30,13 @@ extern "C" { int ee_threads = 32; int ee_backwards = 0; }  // which threads ther
 #define FUNCTION static inline
 #define SET_BITS(word, bits) ((word) |= (bits))
 #define COUNT_BITS(word) __builtin_popcount(word)
+#define UNROLL(times)
+#define EACH(at, count) for (int at = thread; at < (count); at += threads)
 #define ALL_THREADS(step) \
     for (int at = 0; at < ee_threads; ++at) step(a, block, ee_backwards ? ee_threads - 1 - at : at, ee_threads);
 #endif
+
+#define ALL_CLASSES(c) UNROLL(unroll 4) for (int c = 0; c < classes; ++c)
 
 enum { MAX_ROWS = 1024, WORD = 32 };
 enum { FIRST = 1, CONDITIONAL = 2, EVERY = 4, STABLE = 8 };
@@ -98,7 +110,7 @@ FUNCTION bool stays(const Block &block, int row) { return block.stays[row / WORD
 // How many of the rows below this one stay.
 FUNCTION int stay_below(const Block &block, int row) {
     int count = 0;
-    for (int word = 0; word < row / WORD; ++word) count += COUNT_BITS(block.stays[word]);
+    UNROLL(unroll 1) for (int word = 0; word < row / WORD; ++word) count += COUNT_BITS(block.stays[word]);
     return row % WORD ? count + COUNT_BITS(block.stays[row / WORD] & ((1u << row % WORD) - 1)) : count;
 }
 
@@ -108,20 +120,20 @@ FUNCTION double sigmoid(double x) { return x >= 0 ? 1.0 / (1.0 + exp(-x)) : exp(
 
 FUNCTION int top(const double *p, int classes) {
     int best = 0;
-    for (int c = 1; c < classes; ++c) if (p[c] > p[best]) best = c;
+    ALL_CLASSES(c) if (p[c] > p[best]) best = c;
     return best;
 }
 
 FUNCTION double entropy(const double *terms, int classes) {
     double total = 0.0;
-    for (int c = 0; c < classes; ++c) total += terms[c];
+    ALL_CLASSES(c) total += terms[c];
     const double score = 1.0 - -total / log((double)classes);
     return score > 1.0 ? 1.0 : score > 0.0 ? score : 0.0;
 }
 
 FUNCTION double margin(const double *p, int answer, int classes) {
     double second = -1.0;
-    for (int c = 0; c < classes; ++c) if (c != answer && p[c] > second) second = p[c];
+    ALL_CLASSES(c) if (c != answer && p[c] > second) second = p[c];
     return p[answer] - second;
 }
 
@@ -129,7 +141,7 @@ FUNCTION double failure_prediction(const Row &row, const Trail &trail, const dou
     const double *p = row.values, seen = *trail.visited;
     double moved = 0.0;
     if (seen > 0) {
-        for (int c = 0; c < classes; ++c) moved += fabs(p[c] - trail.before[c]);
+        ALL_CLASSES(c) moved += fabs(p[c] - trail.before[c]);
         moved /= 2;
     }
     double highest = p[answer] > 1e-6 ? p[answer] : 1e-6;
@@ -151,19 +163,20 @@ FUNCTION void begin(const Decide &a, Block &block, int thread, int threads) {
     const int found = *a.rows, rows = found < 0 ? 0 : found < MAX_ROWS ? found : MAX_ROWS;
     const Rule rule = rule_of(a);
     if (thread == 0) block.rows = rows;
-    for (int word = thread; word < MAX_ROWS / WORD; word += threads) block.stays[word] = 0;
-    for (int row = thread; row < rows; row += threads) block.page[row] = a.flags & FIRST ? row : a.ids[row];
-    for (int item = thread; item < rows * a.classes; item += threads) {
+    EACH(word, MAX_ROWS / WORD) block.stays[word] = 0;
+    EACH(row, rows) block.page[row] = a.flags & FIRST ? row : a.ids[row];
+    EACH(item, rows * a.classes) {
         const int row = item / a.classes, c = item % a.classes;
         row_of(a, block, row).values[c] = a.logits[item] * rule.scale[c] + rule.bias[c];
     }
 }
 
 FUNCTION void find_highest(const Decide &a, Block &block, int thread, int threads) {
-    for (int at = thread; at < block.rows; at += threads) {
+    const int classes = a.classes;
+    EACH(at, block.rows) {
         const Row row = row_of(a, block, at);
         double highest = row.values[0], checked = 0.0;
-        for (int c = 0; c < a.classes; ++c) {
+        ALL_CLASSES(c) {
             if (row.values[c] > highest) highest = row.values[c];
             checked += row.values[c];
         }
@@ -173,7 +186,7 @@ FUNCTION void find_highest(const Decide &a, Block &block, int thread, int thread
 }
 
 FUNCTION void raise_to_powers(const Decide &a, Block &block, int thread, int threads) {
-    for (int item = thread; item < block.rows * a.classes; item += threads) {
+    EACH(item, block.rows * a.classes) {
         const Row row = row_of(a, block, item / a.classes);
         const int c = item % a.classes;
         row.values[c] = exp(row.values[c] - *row.highest);
@@ -181,10 +194,11 @@ FUNCTION void raise_to_powers(const Decide &a, Block &block, int thread, int thr
 }
 
 FUNCTION void add_powers(const Decide &a, Block &block, int thread, int threads) {
-    for (int at = thread; at < block.rows; at += threads) {
+    const int classes = a.classes;
+    EACH(at, block.rows) {
         const Row row = row_of(a, block, at);
         double total = 0.0;
-        for (int c = 0; c < a.classes; ++c) total += row.values[c];
+        ALL_CLASSES(c) total += row.values[c];
         *row.highest = total;
     }
 }
@@ -192,7 +206,7 @@ FUNCTION void add_powers(const Decide &a, Block &block, int thread, int threads)
 FUNCTION void divide(const Decide &a, Block &block, int thread, int threads) {
     const int criterion = rule_of(a).criterion;
     const bool wants_terms = criterion == ENTROPY || criterion == FAILURE_PREDICTION;
-    for (int item = thread; item < block.rows * a.classes; item += threads) {
+    EACH(item, block.rows * a.classes) {
         const Row row = row_of(a, block, item / a.classes);
         const int c = item % a.classes;
         const double p = row.values[c] / *row.highest;
@@ -205,7 +219,7 @@ FUNCTION void divide(const Decide &a, Block &block, int thread, int threads) {
 FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
     const Rule rule = rule_of(a);
     const int classes = a.classes;
-    for (int at = thread; at < block.rows; at += threads) {
+    EACH(at, block.rows) {
         const Row row = row_of(a, block, at);
         const int page = block.page[at];
         const double go = a.gates ? a.gates[at] * rule.gate[0] + rule.gate[1] : 0.0;
@@ -218,7 +232,7 @@ FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
         const Trail trail = trail_of(a, page);
         if (a.flags & FIRST) {
             *trail.visited = 0.0;
-            for (int c = 0; c < classes; ++c) trail.counts[c] = 0.0;
+            ALL_CLASSES(c) trail.counts[c] = 0.0;
         }
         const int answer = top(row.values, classes);
         const double run = *trail.visited > 0 && *trail.answer == answer ? *trail.run + 1.0 : 1.0;
@@ -235,7 +249,7 @@ FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
             continue;
         }
         SET_BITS(block.stays[at / WORD], 1u << at % WORD);
-        for (int c = 0; c < classes; ++c) trail.before[c] = row.values[c];
+        ALL_CLASSES(c) trail.before[c] = row.values[c];
         trail.counts[answer] += 1.0;
         *trail.visited += 1.0;
         *trail.answer = answer;
@@ -245,12 +259,12 @@ FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
 
 // Logits of the rows that leave, and where they leave holes among the first rows.
 FUNCTION void leave(const Decide &a, Block &block, int thread, int threads) {
-    for (int item = thread; item < block.rows * a.classes; item += threads) {
+    EACH(item, block.rows * a.classes) {
         const int row = item / a.classes, c = item % a.classes;
         if (a.flags & EVERY || !stays(block, row)) a.answers[(long long)block.page[row] * a.classes + c] = a.logits[item];
     }
     const int alive = stay_below(block, block.rows);
-    for (int row = thread; row < alive; row += threads) {
+    EACH(row, alive) {
         if (!stays(block, row)) block.hole[row - stay_below(block, row)] = row;
     }
 }
@@ -258,7 +272,7 @@ FUNCTION void leave(const Decide &a, Block &block, int thread, int threads) {
 // Where each row that stays goes, and what the graph does next.
 FUNCTION void pack(const Decide &a, Block &block, int thread, int threads) {
     const int alive = stay_below(block, block.rows);
-    for (int row = thread; row < block.rows; row += threads) {
+    EACH(row, block.rows) {
         if (!stays(block, row)) continue;
         int place = row;
         if (a.flags & STABLE) place = stay_below(block, row);
