@@ -24,7 +24,7 @@ extern "C" __device__ void cudaGraphSetConditional(unsigned long long handle, un
 #else
 #include <cmath>
 #include <vector>
-using std::exp; using std::fabs; using std::isfinite; using std::log; using std::log1p;
+using std::exp; using std::fabs; using std::log; using std::log1p;
 extern "C" { int ee_threads = 32; int ee_backwards = 0; }  // which threads there are on the host, and in which order they run
 #define KERNEL(threads) extern "C" void
 #define FUNCTION static inline

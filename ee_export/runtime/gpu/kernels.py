@@ -31,7 +31,9 @@ ROW = np.dtype([("src", "<u8"), ("dst", "<u8"), ("row_bytes", "<u8")])
 """A tensor that :data:`GATHER_ROWS` moves: where from, where to, and bytes a row; src == dst moves in place (not with STABLE)."""
 
 _CRITERIA = tuple(CRITERIA)  # the number of a criterion is its place here; kernels.cu has the same order
-_SHARED_BYTES = 48 * 1024  # what every GPU gives a block without being asked
+_SHARED_BYTES = 48 * 1024 - 8448  # what every GPU gives a block without being asked, less what kernels.cu declares
+_MOVERS = 256  # threads of a block that moves rows
+_BLOCKS = 2048  # blocks that fill any GPU several times over
 
 
 class Decide(ctypes.Structure):
@@ -46,7 +48,7 @@ class Decide(ctypes.Structure):
     policy       :func:`policy_block`, 8-byte aligned; read at every launch, so writing it retunes without recapture
     tokens       int32 [pages], text tokens that this exit knows of each page; 0: it knows none
     trail        float64 [pages, 2 C + 3], :func:`trail_bytes`; what criteria that look back remember
-    scratch      float64 [rows, 2 C]; 0: shared memory, see :func:`scratch_bytes`
+    scratch      float64 [rows, 2 C + 2]; 0: shared memory, see :func:`scratch_bytes`
     rows         int32, how many rows there are; read
     alive        int32, how many stay; written, may be ``rows`` itself
     ids          int32 [rows], page of each row; read (not with FIRST) and written for those that stay
@@ -67,8 +69,14 @@ class Decide(ctypes.Structure):
     """
 
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("logits", "gates", "policy", "tokens", "trail", "scratch", "rows", "alive")),
-        *((name, ctypes.c_uint64) for name in ("ids", "source", "exits", "scores", "answers", "value", "buckets", "handle")),
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("logits", "gates", "policy", "tokens", "trail", "scratch", "rows", "alive")
+        ),
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("ids", "source", "exits", "scores", "answers", "value", "buckets", "handle")
+        ),
         *((name, ctypes.c_int32) for name in ("exit", "exit_count", "classes", "bucket_count", "flags", "_unused")),
     ]
 
@@ -113,23 +121,37 @@ class Launch:
 
 
 def decide_launch(argument: Decide, rows: int) -> Launch:
-    """A launch for up to ``rows`` rows, 1 to :data:`MAX_ROWS`.
+    """A launch for up to ``rows`` rows.
 
     Raises:
-        BadRequest: too many rows.
+        BadRequest: more than :data:`MAX_ROWS` rows, or fewer than 2 classes.
         DeviceError: ``scratch`` is 0, and so many rows and classes need one.
     """
-    raise NotImplementedError
+    _require_rows(rows, MAX_ROWS)
+    if argument.classes < 2:
+        raise BadRequest(f"{argument.classes} classes; expected at least 2")
+    if scratch_bytes(rows, argument.classes) and not argument.scratch:
+        raise DeviceError(f"{rows} rows of {argument.classes} classes do not fit into shared memory; set `scratch`")
+    threads = min(MAX_ROWS, 32 * -(-max(rows, min(rows * argument.classes, 256)) // 32))
+    shared = 0 if argument.scratch else _scratch(rows, argument.classes)
+    return _launch(DECIDE, (1, 1, 1), threads, shared, argument)
 
 
 def gather_launch(argument: Gather, rows: int, largest_row_bytes: int) -> Launch:
-    """A launch for up to ``rows`` rows of tensors whose largest row is that long."""
-    raise NotImplementedError
+    """A launch for up to ``rows`` rows of tensors, the largest of which has rows of so many bytes.
+
+    Raises:
+        BadRequest: more rows than a grid has, 65535.
+    """
+    _require_rows(rows, 65535)
+    pieces = -(-largest_row_bytes // (4 * 16 * _MOVERS))  # a thread moves four vectors of 16 bytes at a time
+    grid = (max(1, min(pieces, _BLOCKS // rows)), rows, max(1, argument.tensor_count))
+    return _launch(GATHER_ROWS, grid, _MOVERS, 0, argument)
 
 
 def scratch_bytes(rows: int, classes: int) -> int:
-    """Size of ``Decide.scratch`` for up to that many rows; 0: shared memory does, leave the address 0."""
-    needed = 2 * 8 * rows * classes
+    """Size of ``Decide.scratch`` for up to that many rows; 0: they fit into shared memory, leave the address 0."""
+    needed = _scratch(rows, classes)
     return needed if needed > _SHARED_BYTES else 0
 
 
@@ -158,18 +180,88 @@ def policy_block(rules: Sequence[Rule], criterion: str, thresholds: Sequence[Thr
     Raises:
         BadRequest: an unknown criterion; thresholds, calibration or weights of another number than that of exits and classes.
     """
-    raise NotImplementedError
+    require_known(criterion, _CRITERIA, "criterion")
+    if len(thresholds) != len(rules) - 1:
+        raise BadRequest(
+            f"{len(thresholds)} thresholds for {len(rules)} exits; expected one for each exit but the last"
+        )
+    width = classes + 7  # of failure_prediction, which has the most weights
+    block = np.zeros(policy_bytes(len(rules), classes), np.uint8)
+    block[:16].view(np.int32)[:] = _CRITERIA.index(criterion), len(rules), classes, 0
+    tables = np.split(block[16:].view(np.float64), np.cumsum([len(rules) * n for n in (classes, classes, classes, 2)]))
+    scale, bias, bars, gates, weights = (table.reshape(len(rules), -1) for table in tables)
+    for at, (rule, threshold) in enumerate(zip(rules, [*thresholds, -NEVER], strict=True)):
+        scale[at] = _numbers(rule.scale, classes, f"scales of exit {at}")
+        bias[at] = _numbers(rule.bias, classes, f"biases of exit {at}")
+        bars[at] = _numbers(limits(threshold, classes), classes, f"thresholds of exit {at}")
+        gates[at] = rule.gate
+        if criterion == "failure_prediction":
+            weights[at] = _numbers(rule.weights, width, f"weights of exit {at}")
+    return block
 
 
 def source() -> str:
     """The CUDA C++ text of the kernels."""
-    return (Path(__file__).with_name("kernels.cu")).read_text()
+    return Path(__file__).with_name("kernels.cu").read_text()
 
 
 def compile_cubin(compute_capability: tuple[int, int]) -> bytes:
     """The kernels for a GPU, by NVRTC; takes about a second.
 
     Raises:
-        DeviceError: NVRTC is missing (says the pip command) or refuses the source (with its log).
+        DeviceError: NVRTC is missing (says the pip command), does not know such a GPU, or refuses the source (with its log).
     """
-    raise NotImplementedError
+    try:
+        from cuda.bindings import nvrtc
+
+        status, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:  # the binding is missing, or the library is
+        cause = str(error).strip().splitlines()[0]
+        raise DeviceError(
+            f"no NVRTC to compile the GPU's kernels with ({cause}); pip install 'cuda-bindings[all]'"
+        ) from error
+    number = 10 * compute_capability[0] + compute_capability[1]
+    status, known = nvrtc.nvrtcGetSupportedArchs()
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or number not in known:
+        raise DeviceError(
+            f"NVRTC {major}.{minor} does not compile for sm_{number} (it does for {', '.join(f'sm_{at}' for at in known)}); "
+            "pip install another version of 'cuda-bindings[all]', of the driver's CUDA"
+        )
+    options = [f"--gpu-architecture=sm_{number}".encode(), b"--fmad=false", b"--std=c++17"]
+    status, program = nvrtc.nvrtcCreateProgram(source().encode(), b"kernels.cu", 0, None, None)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise DeviceError(f"NVRTC {major}.{minor}: no program ({status.name}); report it")
+    try:
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            _, size = nvrtc.nvrtcGetProgramLogSize(program)
+            log = bytes(size)  # the binding writes into it
+            nvrtc.nvrtcGetProgramLog(program, log)
+            text = " | ".join(log.rstrip(b"\0").decode(errors="replace").split("\n"))
+            raise DeviceError(f"NVRTC {major}.{minor} refuses kernels.cu for sm_{number} ({status.name}): {text}")
+        _, size = nvrtc.nvrtcGetCUBINSize(program)
+        cubin = bytes(size)
+        nvrtc.nvrtcGetCUBIN(program, cubin)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return cubin
+
+
+def _launch(kernel: str, grid: tuple[int, int, int], threads: int, shared: int, argument: Decide | Gather) -> Launch:
+    pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+    return Launch(kernel, grid, (threads, 1, 1), shared, argument, pointers)
+
+
+def _require_rows(rows: int, most: int) -> None:
+    if not 1 <= rows <= most:
+        raise BadRequest(f"{rows} rows in a launch; expected 1 to {most}")
+
+
+def _scratch(rows: int, classes: int) -> int:
+    return 8 * rows * (2 * classes + 2)
+
+
+def _numbers(values: Sequence[float], count: int, what: str) -> Sequence[float]:
+    if len(values) != count:
+        raise BadRequest(f"{len(values)} {what}; expected {count}")
+    return values
