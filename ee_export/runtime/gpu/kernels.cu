@@ -39,7 +39,7 @@ extern "C" { int ee_threads = 32; int ee_backwards = 0; }  // which threads ther
 #define ALL_CLASSES(c) UNROLL(unroll 4) for (int c = 0; c < classes; ++c)
 
 enum { MAX_ROWS = 1024, WORD = 32 };
-enum { FIRST = 1, CONDITIONAL = 2, EVERY = 4, STABLE = 8 };
+enum { FIRST = 1, CONDITIONAL = 2, STABLE = 4 };
 enum { MAX_PROBABILITY, ENTROPY, MARGIN, PATIENCE, GATE, FAILURE_PREDICTION };
 
 struct Decide {
@@ -215,7 +215,7 @@ FUNCTION void divide(const Decide &a, Block &block, int thread, int threads) {
     }
 }
 
-// Scores; answers of the pages that leave; what the others are remembered by.
+// Scores; where the pages leave that do; what the others are remembered by.
 FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
     const Rule rule = rule_of(a);
     const int classes = a.classes;
@@ -243,9 +243,9 @@ FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
         else if (rule.criterion == GATE && a.gates) score = sigmoid(go);
         else if (rule.criterion == FAILURE_PREDICTION)
             score = failure_prediction(row, trail, rule.weights, answer, a.tokens ? a.tokens[page] : 0, classes);
+        a.scores[page] = score;
         if (a.exit == a.exit_count - 1 || score >= rule.limits[answer]) {
             a.exits[page] = a.exit;
-            a.scores[page] = score;
             continue;
         }
         SET_BITS(block.stays[at / WORD], 1u << at % WORD);
@@ -257,11 +257,11 @@ FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
     }
 }
 
-// Logits of the rows that leave, and where they leave holes among the first rows.
+// Logits of the pages, and where those that leave make holes among the first rows.
 FUNCTION void leave(const Decide &a, Block &block, int thread, int threads) {
     EACH(item, block.rows * a.classes) {
         const int row = item / a.classes, c = item % a.classes;
-        if (a.flags & EVERY || !stays(block, row)) a.answers[(long long)block.page[row] * a.classes + c] = a.logits[item];
+        a.answers[(long long)block.page[row] * a.classes + c] = a.logits[item];
     }
     const int alive = stay_below(block, block.rows);
     EACH(row, alive) {

@@ -21,9 +21,7 @@ FIRST = 1
 """Flag of :class:`Decide`: the chain's first decision. Row i is page i and has no trail; ``ids`` and ``trail`` are only written."""
 CONDITIONAL = 2
 """Flag of :class:`Decide`: set ``handle`` to the value too, by cudaGraphSetConditional. No use on the host."""
-EVERY = 4
-"""Flag of :class:`Decide`: write the logits of the rows that stay too, not only of those that leave."""
-STABLE = 8
+STABLE = 4
 """Flag of :class:`Decide`: rows keep their order. Without it survivors at the end move into the holes that the others leave, at
 most min(left, stay) rows, none of which is both source and destination: tensors can be gathered in place."""
 
@@ -54,8 +52,9 @@ class Decide(ctypes.Structure):
     ids          int32 [rows], page of each row; read (not with FIRST) and written for those that stay
     source       int32 [rows], written: the old row of each new one; what :data:`GATHER_ROWS` reads
     exits        int32 [pages], written for those that leave: the exit's index, or -1 - index for logits that are not finite
-    scores       float64 [pages], written with ``exits``; NaN where the logits are not finite
-    answers      float32 [pages, C], written with ``exits`` (with EVERY for all rows): the raw logits; bad ones as they are
+    scores       float64 [pages], written for all rows, so that at last it is that of the exit where a page left (with an array of
+                 its own for each exit: a trace); NaN where the logits are not finite
+    answers      float32 [pages, C], written for all rows: the raw logits as they came
     value        int32, written: what the conditional handle is set to; 0: not written
     buckets      int32 [bucket_count], batch sizes in increasing order; 0: the value is 1 where rows stay, else 0 (an IF node)
     handle       cudaGraphConditionalHandle, with CONDITIONAL
@@ -64,7 +63,7 @@ class Decide(ctypes.Structure):
     classes      C
     bucket_count the value (of a SWITCH node) is the index of the first bucket that holds the rows, ``bucket_count`` where no row
                  stays (no body runs)
-    flags        FIRST, CONDITIONAL, EVERY, STABLE
+    flags        FIRST, CONDITIONAL, STABLE
     ============ ================================================================================================
     """
 
