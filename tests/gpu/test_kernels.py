@@ -132,7 +132,7 @@ class Batch:
         )
 
 
-def address_policy(thresholds: Sequence[Threshold], classes: int = 2) -> np.ndarray:
+def plain_policy(thresholds: Sequence[Threshold], classes: int = 2) -> np.ndarray:
     rules = [Rule((1.0,) * classes, (0.0,) * classes)] * (len(thresholds) + 1)
     return policy_block(rules, "max_probability", thresholds, classes)
 
@@ -262,7 +262,7 @@ def test_random_batches_leave_as_in_python(library: ctypes.CDLL, criterion: str,
 @pytest.mark.parametrize("place", ["logits", "gate"])
 def test_a_page_of_bad_numbers_leaves_at_once_and_says_where(library: ctypes.CDLL, bad: float, place: str) -> None:
     batch = Batch.of(3, 2)
-    policy = address_policy([None, None])
+    policy = plain_policy([None, None])
     logits, gates = np.zeros((3, 2), np.float32), np.zeros((3, 1), np.float32)
     batch.decide(library, policy, 0, logits, gates=gates, flags=FIRST)
     (logits if place == "logits" else gates)[1, 0] = bad
@@ -275,11 +275,17 @@ def test_a_page_of_bad_numbers_leaves_at_once_and_says_where(library: ctypes.CDL
 def test_a_score_that_equals_its_threshold_leaves(library: ctypes.CDLL) -> None:
     logits = np.random.default_rng(SEED).normal(size=(64, 5))
     batch = Batch.of(64, 5)
-    batch.decide(library, address_policy([None], 5), 0, logits, flags=FIRST)
+    batch.decide(library, plain_policy([None], 5), 0, logits, flags=FIRST)
     bar = float(np.sort(batch.scores)[32])
     again = Batch.of(64, 5)
-    again.decide(library, address_policy([bar], 5), 0, logits, flags=FIRST)
+    again.decide(library, plain_policy([bar], 5), 0, logits, flags=FIRST)
     assert sorted(np.flatnonzero(again.exits == 0)) == sorted(np.argsort(batch.scores)[32:])
+
+
+def test_of_equal_classes_the_first_is_answered(library: ctypes.CDLL) -> None:
+    batch = Batch.of(2, 2)
+    batch.decide(library, plain_policy([(0.5, None)]), 0, np.zeros((2, 2)), flags=FIRST)
+    assert batch.exits.tolist() == [0, 0]
 
 
 def test_the_last_exit_answers_even_without_a_score(library: ctypes.CDLL) -> None:
@@ -290,7 +296,7 @@ def test_the_last_exit_answers_even_without_a_score(library: ctypes.CDLL) -> Non
 
 
 def test_a_policy_is_retuned_by_writing_its_buffer(library: ctypes.CDLL) -> None:
-    policy = address_policy([None])
+    policy = plain_policy([None])
     batch = Batch.of(2, 2)
     batch.decide(library, policy, 0, np.array([LEAVES, STAYS]), flags=FIRST)
     assert batch.alive == [0, 1]
@@ -304,7 +310,7 @@ def test_a_policy_is_retuned_by_writing_its_buffer(library: ctypes.CDLL) -> None
 
 def test_scores_and_logits_of_pages_that_stay_are_there_for_a_trace(library: ctypes.CDLL) -> None:
     batch = Batch.of(2, 2)
-    batch.decide(library, address_policy(SECOND_LEAVES), 0, np.array([LEAVES, STAYS]), flags=FIRST)
+    batch.decide(library, plain_policy(SECOND_LEAVES), 0, np.array([LEAVES, STAYS]), flags=FIRST)
     assert batch.scores.tolist() == [1 / (1 + np.exp(-4))] * 2
     assert batch.answers.tolist() == [LEAVES, STAYS]
 
@@ -319,7 +325,7 @@ def packed(library: ctypes.CDLL, stays: Sequence[bool], flags: int) -> Batch:
     logits = np.empty((len(stays), 2))
     logits[batch.ids] = np.where(np.array(stays)[:, None], STAYS, LEAVES)  # by row
     batch.trail[:] = 0
-    batch.decide(library, address_policy(SECOND_LEAVES), 0, logits, flags=flags)
+    batch.decide(library, plain_policy(SECOND_LEAVES), 0, logits, flags=flags)
     return batch
 
 
@@ -337,7 +343,7 @@ def check_packing(library: ctypes.CDLL, stays: Sequence[bool]) -> None:
     moved = np.flatnonzero(source != np.arange(len(source)))
     assert len(moved) <= min(len(survivors), len(stays) - len(survivors))
     assert not set(moved) & set(source[moved])
-    assert not any(stays[at] for at in moved)
+    assert not any(stays[int(at)] for at in moved)
 
 
 @pytest.mark.parametrize("pages", range(1, 9))
@@ -356,7 +362,7 @@ def value_of(library: ctypes.CDLL, alive: int, buckets: Sequence[int] | None) ->
     batch = Batch.of(64, 2)
     logits = np.array([STAYS] * alive + [LEAVES] * (64 - alive))
     found = None if buckets is None else np.array(buckets, np.int32)
-    batch.decide(library, address_policy(SECOND_LEAVES), 0, logits, flags=FIRST, buckets=found)
+    batch.decide(library, plain_policy(SECOND_LEAVES), 0, logits, flags=FIRST, buckets=found)
     assert batch.rows[0] == alive
     return int(batch.value[0])
 
@@ -375,7 +381,7 @@ def test_an_if_gets_whether_a_row_stays(library: ctypes.CDLL) -> None:
 def test_no_rows_decide_nothing(library: ctypes.CDLL, threads: tuple[int, int]) -> None:
     batch = Batch.of(4, 2)
     batch.rows[0] = 0
-    batch.decide(library, address_policy([0.0]), 0, np.zeros((4, 2)), flags=FIRST, buckets=np.array([4], np.int32))
+    batch.decide(library, plain_policy([0.0]), 0, np.zeros((4, 2)), flags=FIRST, buckets=np.array([4], np.int32))
     assert batch.value[0] == 1 and batch.rows[0] == 0
     assert (batch.exits == -999).all() and (batch.ids == -999).all() and (batch.answers == -999).all()
 
@@ -462,7 +468,7 @@ def test_what_no_launch_can_hold_is_refused() -> None:
 
 def test_a_policy_that_does_not_fit_is_refused() -> None:
     rules = [Rule((1.0, 1.0), (0.0, 0.0))] * 2
-    with pytest.raises(BadRequest, match="unknown criterion 'margins'.*did you mean margin"):
+    with pytest.raises(BadRequest, match=r"unknown criterion 'margins'.*did you mean margin"):
         policy_block(rules, "margins", [None], 2)
     with pytest.raises(BadRequest, match="2 thresholds for 2 exits"):
         policy_block(rules, "margin", [None, None], 2)
@@ -553,7 +559,7 @@ def test_a_source_that_nvrtc_refuses_is_told_with_its_log(nvrtc: Fake) -> None:
     text = b"kernels.cu(7): error: x\n1 error\0"
 
     def write(program: object, log: bytes) -> tuple[object]:
-        ctypes.memmove(log, text, len(text))  # as the binding does
+        ctypes.memmove(ctypes.c_char_p(log), text, len(text))  # as the binding does
         return (result.NVRTC_SUCCESS,)
 
     nvrtc.on("nvrtcCompileProgram", lambda *_: (result.NVRTC_ERROR_COMPILATION,))
