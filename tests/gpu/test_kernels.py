@@ -1,32 +1,21 @@
-"""The device's kernels: on the host by a C++ compiler, and as far as they compile for a GPU."""
+"""The device's kernels on the host, by a C++ compiler: decisions, packing, and rows that move."""
 
 import ctypes
 import itertools
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ee_export.errors import BadLogits, BadRequest, DeviceError
+from ee_export.errors import BadLogits
 from ee_export.policy.criteria import CRITERIA, Known
 from ee_export.policy.decide import NEVER, Rule, Threshold, calibrated, go, limits
-from ee_export.runtime.gpu import kernels
-from ee_export.runtime.gpu.kernels import FIRST, ROW, STABLE, Decide, Gather, policy_block
-from tests.gpu import bindings
-from tests.gpu.fake import Fake
-from tests.gpu.host_kernels import host_library
+from ee_export.runtime.gpu.kernels import FIRST, ROW, STABLE, Gather, policy_block
+from tests.gpu.host_kernels import ORDERS, Batch, host_library, play
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "policy.json").read_text())["cases"]
-ORDERS = [(1, 0), (7, 0), (32, 1)]
-"""How many threads play, and whether the last begins."""
 SEED = 20250
 
 
@@ -39,97 +28,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def threads(request: pytest.FixtureRequest, library: ctypes.CDLL) -> tuple[int, int]:
     play(library, *request.param)
     return request.param
-
-
-def play(library: ctypes.CDLL, threads: int, backwards: int) -> None:
-    ctypes.c_int.in_dll(library, "ee_threads").value = threads
-    ctypes.c_int.in_dll(library, "ee_backwards").value = backwards
-
-
-@dataclass(slots=True)
-class Batch:
-    """The buffers of a batch and what a decision reads and writes there."""
-
-    pages: int
-    classes: int
-    exits: np.ndarray
-    scores: np.ndarray
-    answers: np.ndarray
-    ids: np.ndarray
-    source: np.ndarray
-    rows: np.ndarray
-    value: np.ndarray
-    trail: np.ndarray
-    scratch: np.ndarray
-
-    @staticmethod
-    def of(pages: int, classes: int) -> "Batch":
-        unset = np.full(pages, -999, np.int32)
-        return Batch(
-            pages,
-            classes,
-            exits=unset.copy(),
-            scores=np.full(pages, -999.0),
-            answers=np.full((pages, classes), -999, np.float32),
-            ids=unset.copy(),
-            source=unset.copy(),
-            rows=np.array([pages], np.int32),
-            value=unset[:1].copy(),
-            trail=np.full(kernels.trail_bytes(pages, classes) // 8, np.nan),
-            scratch=np.full((pages, 2 * classes + 2), np.nan),
-        )
-
-    @property
-    def alive(self) -> list[int]:
-        """The pages that stay, row by row."""
-        return self.ids[: self.rows[0]].tolist()
-
-    def decide(
-        self,
-        library: ctypes.CDLL,
-        policy: np.ndarray,
-        at: int,
-        logits: np.ndarray,
-        *,
-        gates: np.ndarray | None = None,
-        tokens: np.ndarray | None = None,
-        buckets: np.ndarray | None = None,
-        flags: int = STABLE,
-        scratch: bool = True,
-    ) -> None:
-        """One decision. ``logits [pages, C]``, ``gates [pages, 1]`` and ``tokens [pages]`` are by page; packed here as rows are."""
-        rows = np.arange(self.pages) if flags & FIRST else self.ids[: self.rows[0]]
-        packed = np.ascontiguousarray(logits[rows[: self.rows[0]]], np.float32)
-        packed_gates = None if gates is None else np.ascontiguousarray(gates[rows[: self.rows[0]]], np.float32)
-        held = None if tokens is None else np.ascontiguousarray(tokens, np.int32)
-
-        def address(array: np.ndarray | None) -> int:
-            return 0 if array is None else array.ctypes.data
-
-        library.ee_decide(
-            Decide(
-                logits=address(packed),
-                gates=address(packed_gates),
-                policy=address(policy),
-                tokens=address(held),
-                trail=address(self.trail),
-                scratch=address(self.scratch) if scratch else 0,
-                rows=address(self.rows),
-                alive=address(self.rows),
-                ids=address(self.ids),
-                source=address(self.source),
-                exits=address(self.exits),
-                scores=address(self.scores),
-                answers=address(self.answers),
-                value=address(self.value),
-                buckets=address(buckets),
-                exit=at,
-                exit_count=int(policy[4:8].view(np.int32)[0]),
-                classes=self.classes,
-                bucket_count=0 if buckets is None else len(buckets),
-                flags=flags,
-            )
-        )
 
 
 def plain_policy(thresholds: Sequence[Threshold], classes: int = 2) -> np.ndarray:
@@ -430,161 +328,3 @@ def test_tensors_move_together_and_holes_are_filled_in_place(library: ctypes.CDL
         gather(library, [(tensor, tensor) for tensor in tensors], batch.source, alive)
         for tensor, rows in zip(tensors, wanted, strict=True):
             assert np.array_equal(tensor[:alive], rows)
-
-
-# ---- what is launched -----------------------------------------------------------------------------------------------------
-
-
-def test_a_launch_holds_its_argument() -> None:
-    argument = Decide(logits=1234, classes=7, exit_count=3)
-    launch = kernels.decide_launch(argument, 64)
-    pointer = ctypes.c_void_p.from_address(launch.kernel_params).value
-    assert pointer is not None and Decide.from_address(pointer).logits == 1234
-    assert launch.grid == (1, 1, 1) and launch.block == (256, 1, 1) and launch.shared_bytes == 64 * 16 * 8
-    assert kernels.decide_launch(argument, 1).block == (32, 1, 1)
-    assert kernels.decide_launch(argument, 300).block == (320, 1, 1)
-
-
-def test_blocks_cover_the_rows_and_tensors_that_move() -> None:
-    launch = kernels.gather_launch(Gather(tensor_count=3), 64, 12 * 709 * 709 * 2)
-    assert launch.grid == (32, 64, 3)
-    assert kernels.gather_launch(Gather(tensor_count=1), 1, 1418).grid == (1, 1, 1)
-
-
-def test_what_no_launch_can_hold_is_refused() -> None:
-    with pytest.raises(BadRequest, match="1025 rows in a launch; expected 1 to 1024"):
-        kernels.decide_launch(Decide(classes=2, scratch=16), 1025)
-    with pytest.raises(BadRequest, match="0 rows"):
-        kernels.gather_launch(Gather(tensor_count=1), 0, 16)
-    with pytest.raises(BadRequest, match="at least 2"):
-        kernels.decide_launch(Decide(classes=1), 1)
-    assert kernels.scratch_bytes(64, 16) == 0
-    with pytest.raises(DeviceError, match="64 rows of 100 classes do not fit into shared memory; set `scratch`"):
-        kernels.decide_launch(Decide(classes=100), 64)
-    needed = kernels.scratch_bytes(64, 100)
-    assert needed == 64 * 202 * 8
-    assert kernels.decide_launch(Decide(classes=100, scratch=16), 64).shared_bytes == 0
-
-
-def test_a_policy_that_does_not_fit_is_refused() -> None:
-    rules = [Rule((1.0, 1.0), (0.0, 0.0))] * 2
-    with pytest.raises(BadRequest, match=r"unknown criterion 'margins'.*did you mean margin"):
-        policy_block(rules, "margins", [None], 2)
-    with pytest.raises(BadRequest, match="2 thresholds for 2 exits"):
-        policy_block(rules, "margin", [None, None], 2)
-    with pytest.raises(BadRequest, match="2 scales of exit 0; expected 3"):
-        policy_block(rules, "margin", [None], 3)
-    with pytest.raises(BadRequest, match="3 thresholds of exit 0; expected 2"):
-        policy_block(rules, "margin", [(0.1, 0.2, 0.3)], 2)
-    with pytest.raises(BadRequest, match="0 weights of exit 0; expected 9"):
-        policy_block(rules, "failure_prediction", [None], 2)
-
-
-# ---- compilers for the GPU ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [75, 80, 90, 120])
-def test_nvcc_makes_a_cubin_whose_blocks_can_be_launched(tmp_path: Path, number: int) -> None:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc")
-    (tmp_path / "kernels.cu").write_text(kernels.source())
-    command = [
-        nvcc,
-        "-cubin",
-        f"-arch=sm_{number}",
-        "-fmad=false",
-        "-Xptxas",
-        "-v",
-        "-o",
-        "kernels.cubin",
-        "kernels.cu",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    entries = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", done.stderr, re.S)
-    registers = {name: int(used) for name, _, used in entries}
-    print(f"sm_{number}: {registers}")
-    assert registers.keys() == {kernels.DECIDE, kernels.GATHER_ROWS}
-    assert registers[kernels.DECIDE] * kernels.MAX_ROWS <= 65536  # registers that a block can have
-    assert all(spilled == "0" for _, spilled, _ in entries)
-    shared = re.search(r"(\d+) bytes smem", done.stderr)
-    assert shared is not None and int(shared[1]) + kernels._SHARED_BYTES <= 48 * 1024
-    assert b"cudaGraphSetConditional" in (tmp_path / "kernels.cubin").read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("binding", ["cuda-12", "cuda-13"])
-def test_nvrtc_makes_a_cubin(binding: str) -> None:
-    folder = bindings.place(binding)
-    if not folder.is_dir():
-        pytest.skip(f"{binding} is not installed: make bindings")
-    code = (
-        "from ee_export.errors import DeviceError; from ee_export.runtime.gpu import kernels\n"
-        "try: print(*(kernels.compile_cubin(at)[:4] for at in ((7, 5), (8, 0), (9, 0), (12, 0))))\n"
-        "except DeviceError as error: print(error)"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{Path(__file__).parents[2]}"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    if "no NVRTC" in done.stdout:
-        assert "pip install 'cuda-bindings[all]'" in done.stdout
-        pytest.skip("libnvrtc cannot be loaded here")
-    assert done.stdout.split() == [r"b'\x7fELF'"] * 4
-
-
-@pytest.fixture(params=["cuda-12", "cuda-13"])
-def nvrtc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    try:
-        fake = Fake(request.param)
-    except bindings.Missing as missing:
-        pytest.skip(str(missing))
-    good = fake.modules["cuda.bindings.nvrtc"].nvrtcResult.NVRTC_SUCCESS
-    fake.on("nvrtcGetSupportedArchs", lambda: (good, [75, 80, 90]))
-    fake.on("nvrtcVersion", lambda: (good, 12, 9))
-    fake.on("nvrtcGetCUBINSize", lambda program: (good, 4))
-    fake.install(monkeypatch)
-    return fake
-
-
-def test_the_gpu_s_numbers_are_not_contracted(nvrtc: Fake) -> None:
-    assert kernels.compile_cubin((9, 0)) == bytes(4)
-    (compiled,) = [call.arguments for call in nvrtc.calls if call.name == "nvrtcCompileProgram"]
-    assert compiled["options"] == [b"--gpu-architecture=sm_90", b"--fmad=false", b"--std=c++17"]
-    assert nvrtc.names[-1] == "nvrtcDestroyProgram"
-
-
-def test_a_source_that_nvrtc_refuses_is_told_with_its_log(nvrtc: Fake) -> None:
-    result = nvrtc.modules["cuda.bindings.nvrtc"].nvrtcResult
-    text = b"kernels.cu(7): error: x\n1 error\0"
-
-    def write(program: object, log: bytes) -> tuple[object]:
-        ctypes.memmove(ctypes.c_char_p(log), text, len(text))  # as the binding does
-        return (result.NVRTC_SUCCESS,)
-
-    nvrtc.on("nvrtcCompileProgram", lambda *_: (result.NVRTC_ERROR_COMPILATION,))
-    nvrtc.on("nvrtcGetProgramLogSize", lambda program: (result.NVRTC_SUCCESS, len(text)))
-    nvrtc.on("nvrtcGetProgramLog", write)
-    with pytest.raises(
-        DeviceError, match=r"refuses kernels.cu for sm_80 \(NVRTC_ERROR_COMPILATION\): .*error: x \| 1 error$"
-    ):
-        kernels.compile_cubin((8, 0))
-    assert nvrtc.names[-1] == "nvrtcDestroyProgram"
-
-
-def test_a_gpu_that_nvrtc_does_not_know_is_told(nvrtc: Fake) -> None:
-    with pytest.raises(
-        DeviceError, match=r"NVRTC 12.9 does not compile for sm_120 \(it does for sm_75, sm_80, sm_90\)"
-    ):
-        kernels.compile_cubin((12, 0))
-
-
-def test_without_nvrtc_the_command_is_told(nvrtc: Fake) -> None:
-    def missing() -> None:
-        raise RuntimeError('Failure finding "libnvrtc.so.13"\nmore')
-
-    nvrtc.on("nvrtcVersion", missing)
-    with pytest.raises(
-        DeviceError, match=r"\(Failure finding \"libnvrtc.so.13\"\); pip install 'cuda-bindings\[all\]'$"
-    ):
-        kernels.compile_cubin((9, 0))
