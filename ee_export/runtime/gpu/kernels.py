@@ -68,15 +68,9 @@ class Decide(ctypes.Structure):
     """
 
     _fields_ = [
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("logits", "gates", "policy", "tokens", "trail", "scratch", "rows", "alive")
-        ),
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("ids", "source", "exits", "scores", "answers", "value", "buckets", "handle")
-        ),
-        *((name, ctypes.c_int32) for name in ("exit", "exit_count", "classes", "bucket_count", "flags", "_unused")),
+        *((name, ctypes.c_uint64) for name in "logits gates policy tokens trail scratch rows alive ids".split()),
+        *((name, ctypes.c_uint64) for name in "source exits scores answers value buckets handle".split()),
+        *((name, ctypes.c_int32) for name in "exit exit_count classes bucket_count flags _unused".split()),
     ]
 
 
