@@ -211,7 +211,11 @@ class _Casting:
     def _read_in_float32(self, node: NodeProto, kept: set[int]) -> bool:
         readers = [reader for name in node.output for reader in self.readers.get(name, [])]
         outs = set(node.output)
-        return not outs & self.state and all(id(reader) in kept for reader in readers) and bool(readers or outs & self.answers)
+        return (
+            not outs & self.state
+            and all(id(reader) in kept for reader in readers)
+            and bool(readers or outs & self.answers)
+        )
 
     def _scores(self) -> Iterable[NodeProto]:
         """Every softmax, and what is done to its scores after their product."""
