@@ -204,17 +204,14 @@ def _value(kind: Any, value: Any, where: str, key: str) -> Any:
         return _one_of(value, typing.get_args(kind), where, key)
     if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    if kind is int and type(value) is int or kind is bool and isinstance(value, bool):
-        return value
-    if kind == bool | str and isinstance(value, bool | str):
+    if kind in _PLAIN and isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
         return value
     raise BadRequest(f"{where}: {key}: found {json.dumps(value, default=str)}, expected {_WHAT[kind]}")
 
 
+_PLAIN: dict[Any, str] = {int: "a whole number", bool: "true or false", bool | str: "true, false or a path"}
 _WHAT: dict[Any, str] = {
-    int: "a whole number",
-    bool: "true or false",
-    bool | str: "true, false or a path",
+    **_PLAIN,
     tuple[str, ...]: "a list of names",
     Int8: "a table",
 }

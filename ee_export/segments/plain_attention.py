@@ -1,6 +1,7 @@
 """The Attention operator (opset 23) as it is, or as the products and the softmax that it stands for."""
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -79,7 +80,7 @@ def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -
     joined = constant("joined", np.array([0, 0, width], np.int64))
     made: list[NodeProto] = []
 
-    def add(kind: str, inputs: list[str], what: str, **attributes: object) -> str:
+    def add(kind: str, inputs: list[str], what: str, **attributes: Any) -> str:
         out = node.output[0] if what == "out" else f"{stem}_{what}"
         made.append(helper.make_node(kind, inputs, [out], f"{stem}/{what}", **attributes))
         return out
