@@ -115,7 +115,7 @@ class TargetRecipe:
     def profiles(self, longest: int) -> tuple[Profile, ...]:
         """Every pair of a batch range and a text range, for a model whose pages have up to ``longest`` text tokens.
 
-        Longer ranges are cut there, and those that then say the same are one.
+        Ranges are cut there; of those that begin beyond, one stays where no other holds the longest page.
 
         Raises:
             BadRequest: no range holds such a page; says the limit.
@@ -126,9 +126,10 @@ class TargetRecipe:
                 f"{self.name}: text: its profiles hold pages of up to {largest} tokens, but pages of this model have up to {longest}; "
                 f"raise max to {longest}"
             )
-        texts = dict.fromkeys(
-            Range(*(min(size, longest) for size in (text.min, text.opt, text.max))) for text in self.text
-        )
+        holding = [text for text in self.text if text.min <= longest]
+        if max((text.max for text in holding), default=0) < longest:
+            holding.append(min((text for text in self.text if text.min > longest), key=lambda text: text.min))
+        texts = dict.fromkeys(Range(*(min(size, longest) for size in (r.min, r.opt, r.max))) for r in holding)
         return tuple(Profile(batch, text) for batch in self.batch for text in texts)
 
 

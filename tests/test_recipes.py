@@ -31,7 +31,10 @@ def test_shipped_recipes_are_found_by_the_name_of_their_target(name: str) -> Non
 
 
 def test_a_users_recipe_is_found_by_its_path_and_has_its_name(tmp_path: Path) -> None:
-    text = SMALLEST + 'batch = [1, { min = 2, opt = 4, max = 8 }]\nint8 = {}\nfloat32 = ["softmax"]\ntiming_cache = "/t.cache"\n'
+    text = (
+        SMALLEST
+        + 'batch = [1, { min = 2, opt = 4, max = 8 }]\nint8 = {}\nfloat32 = ["softmax"]\ntiming_cache = "/t.cache"\n'
+    )
     recipe = find_recipe(str(written(tmp_path, text.replace("fp16", "int8"), "a10.int8")))
     assert recipe == TargetRecipe(
         "a10.int8",
@@ -44,12 +47,22 @@ def test_a_users_recipe_is_found_by_its_path_and_has_its_name(tmp_path: Path) ->
 
 
 def test_profiles_are_every_pair_of_ranges_cut_to_the_longest_page() -> None:
-    recipe = TargetRecipe("r", "tensorrt", "fp16", batch=(Range(1, 1, 1), Range(2, 4, 8)), text=(Range(1, 64, 128), Range(129, 256, 512)))
+    recipe = TargetRecipe(
+        "r", "tensorrt", "fp16", batch=(Range(1, 1, 1), Range(2, 4, 8)), text=(Range(1, 64, 128), Range(129, 256, 512))
+    )
     found = [(each.batch.max, each.text) for each in recipe.profiles(200)]
     cut = Range(129, 200, 200)
     assert found == [(1, Range(1, 64, 128)), (1, cut), (8, Range(1, 64, 128)), (8, cut)]
-    assert {each.text for each in recipe.profiles(100)} == {Range(1, 64, 100)}, "a range beyond the longest page holds none"
-    with pytest.raises(BadRequest, match=r"r: text: its profiles hold pages of up to 512 tokens, .* up to 600; raise max to 600"):
+    assert {each.text for each in recipe.profiles(100)} == {Range(1, 64, 100)}, (
+        "a range beyond the longest page holds none"
+    )
+    buckets = TargetRecipe(
+        "r", "tensorrt", "fp16", text=(Range(64, 64, 64), Range(256, 256, 256), Range(512, 512, 512))
+    )
+    assert [each.text.max for each in buckets.profiles(200)] == [64, 200]
+    with pytest.raises(
+        BadRequest, match=r"r: text: its profiles hold pages of up to 512 tokens, .* up to 600; raise max to 600"
+    ):
         recipe.profiles(600)
 
 
@@ -89,7 +102,10 @@ def test_the_hash_is_of_what_can_change_an_engine(tmp_path: Path) -> None:
         (SMALLEST + "text = [{ min = 1, opt = 8, mx = 9, max = 9 }]", r"text\[0\]\.mx: unknown key; did you mean max"),
         (SMALLEST + "text = [64, 64]", "text: the same range stands there twice"),
         (SMALLEST + "strip = true", 'strip: an engine without weights must be refitted; set refit = "identical"'),
-        (SMALLEST + "weight_streaming = true", "weight_streaming: TensorRT cannot be captured.*set cuda_graphs = false"),
+        (
+            SMALLEST + "weight_streaming = true",
+            "weight_streaming: TensorRT cannot be captured.*set cuda_graphs = false",
+        ),
         (SMALLEST + "max_aux_streams = 2", "max_aux_streams: a captured segment must stay on one stream"),
         (SMALLEST + 'version_compatible = true\nrefit = "any"', "version_compatible: .*cannot refit"),
         (SMALLEST + "int8 = { pages = 8 }", "int8: the precision is fp16, which takes no scales; remove the table"),
@@ -116,7 +132,9 @@ def test_the_hash_is_of_what_can_change_an_engine(tmp_path: Path) -> None:
         ("backend = ", "not valid TOML"),
     ],
 )
-def test_a_recipe_that_cannot_be_meant_is_refused_by_file_key_and_remedy(tmp_path: Path, text: str, message: str) -> None:
+def test_a_recipe_that_cannot_be_meant_is_refused_by_file_key_and_remedy(
+    tmp_path: Path, text: str, message: str
+) -> None:
     path = written(tmp_path, text)
     with pytest.raises(BadRequest, match=message) as caught:
         read_recipe(path)
@@ -152,7 +170,18 @@ def test_a_wheel_carries_the_recipes_where_the_code_looks(tmp_path: Path) -> Non
     (source / "engines").mkdir()
     for path in (ROOT / "engines").glob("*.toml"):
         shutil.copy(path, source / "engines")
-    made = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", str(source), "-w", str(tmp_path)]
+    made = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        str(source),
+        "-w",
+        str(tmp_path),
+    ]
     subprocess.run(made, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
