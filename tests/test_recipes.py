@@ -143,7 +143,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused_by_file_key_and_remedy(
 
 
 def test_a_target_or_file_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="unknown target to compile for 'tensorrt-fp61'.*did you mean tensorrt-fp16"):
+    with pytest.raises(BadRequest, match=r"unknown target to compile for 'tensorrt-fp61'.*did you mean tensorrt-fp16"):
         find_recipe("tensorrt-fp61")
     with pytest.raises(BadRequest, match=r"none\.toml: cannot read this recipe \(No such file.*tensorrt-fp16"):
         find_recipe(tmp_path / "none.toml")

@@ -3,7 +3,6 @@
 TensorRT 11 has no builder flags for precision, and no runtime chooses otherwise than a strongly typed graph says.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 import ml_dtypes
@@ -261,12 +260,6 @@ def heads(model: ModelProto) -> Iterator[NodeProto]:
 def is_answer(name: str) -> bool:
     """Whether a tensor holds an exit's logits or its gate's."""
     return name.endswith((".logits", ".gate"))
-
-
-def casts(model: ModelProto) -> Counter[str]:
-    """How many Casts lead to each type, by numpy's name of it."""
-    to = (node.attribute[0].i for node in model.graph.node if node.op_type == "Cast")
-    return Counter(helper.tensor_dtype_to_np_dtype(kind).name for kind in to)
 
 
 def _can_be(node: NodeProto, opset: int, kind: int) -> Callable[[int | None], bool]:
