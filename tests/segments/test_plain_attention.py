@@ -1,6 +1,7 @@
 """Attention in plain nodes: the same numbers as the operator's, scaled before the product, and refused where it does more."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,9 +18,9 @@ from ee_export.segments.plain_attention import one_output, plain
 HEADS, SIZE = 4, 8
 
 
-def attention(outputs: int = 1, bias: bool = True, **attributes: float) -> onnx.ModelProto:
+def attention(outputs: int = 1, bias: bool = True, **attributes: Any) -> onnx.ModelProto:
     """A graph of one Attention node over ``[B, L, 32]``."""
-    rows = ["B", "L", HEADS * SIZE]
+    rows: list[str | int | None] = ["B", "L", HEADS * SIZE]
     inputs = ["query", "key", "value", *(["bias"] if bias else [])]
     heads = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
     named = ["context", "present_key", "present_value", "scores"][:outputs]

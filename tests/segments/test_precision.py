@@ -1,6 +1,7 @@
 """Graphs in 16 bits: typed, near those in float32, finite where pages are padded, and cast no more than needed."""
 
 from pathlib import Path
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -13,31 +14,36 @@ from ee_export import golden
 from ee_export.encode import Arrays
 from ee_export.errors import NotEqual
 from ee_export.manifest import SegmentSpec
-from ee_export.package import Package, open_package
+from ee_export.package import open_package
 from ee_export.recipes import FLOAT32_PARTS, TargetRecipe
 from ee_export.segments.export import check_graph
 from ee_export.segments.precision import LOW, cast_graph
 from ee_export.segments.prepare import prepare_segments
 
-LIMITS = {"fp16": 2e-3, "bf16": 2e-2}
+Precision = Literal["fp16", "bf16"]
+LIMITS: dict[Precision, float] = {"fp16": 2e-3, "bf16": 2e-2}
 """Largest difference of a logit from the trained model's: some ten roundings of numbers about 5."""
 
 
+Prepared = tuple[Path, tuple[SegmentSpec, ...]]
+
+
 @pytest.fixture(scope="module", params=LIMITS)
-def precision(request: pytest.FixtureRequest) -> str:
+def precision(request: pytest.FixtureRequest) -> Precision:
     return request.param
 
 
 @pytest.fixture(scope="module")
 def prepared(
-    precision: str, sample: Path, tmp_path_factory: pytest.TempPathFactory
+    precision: Precision, sample: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, tuple[SegmentSpec, ...]]:
     folder = tmp_path_factory.mktemp(precision)
     return folder, prepare_segments(open_package(sample), TargetRecipe("t", "tensorrt", precision), folder)
 
 
-def replayed(folder: Path, specs: tuple[SegmentSpec, ...], inputs: Arrays) -> Arrays:
+def replayed(prepared: Prepared, inputs: Arrays) -> Arrays:
     """All that the segments give for some pages, by ONNX's reference, which rounds after every node."""
+    folder, specs = prepared
     state = dict(inputs)
     for spec in specs:
         found = ReferenceEvaluator(onnx.load(folder / spec.file)).run(
@@ -49,34 +55,34 @@ def replayed(folder: Path, specs: tuple[SegmentSpec, ...], inputs: Arrays) -> Ar
     return state
 
 
-def test_logits_are_near_the_trained_models_and_float32(precision: str, prepared, sample: Path) -> None:
+def test_logits_are_near_the_trained_models_and_float32(precision: Precision, prepared: Prepared, sample: Path) -> None:
     pages, _ = golden.read(open_package(sample))
     page = min(pages, key=lambda page: page.inputs["input_ids"].size)
-    found = replayed(*prepared, page.inputs)
+    found = replayed(prepared, page.inputs)
     differences = {name: float(np.abs(found[f"{name}.logits"] - wanted).max()) for name, wanted in page.logits.items()}
     assert max(differences.values()) <= LIMITS[precision], differences
     assert max(differences.values()) > 1e-5, "this is not float32"
     assert all(found[f"{name}.logits"].argmax() == wanted.argmax() for name, wanted in page.logits.items())
 
 
-def test_padding_of_any_length_gives_finite_numbers(prepared, sample: Path) -> None:
+def test_padding_of_any_length_gives_finite_numbers(prepared: Prepared, sample: Path) -> None:
     page = golden.synthetic_inputs(224, [24], 4000)[0]
     wide: Arrays = {name: np.repeat(value, 2, 0) for name, value in page.items()}
     wide["attention_mask"][1, 1:] = 0  # all but the token that stands for the page
     folder, specs = prepared
-    found = replayed(folder, specs, wide)
+    found = replayed(prepared, wide)
     for spec in specs:
         for tensor in spec.outputs:
             assert np.isfinite(found[tensor.name].astype(np.float32)).all(), tensor.name
     assert found["bias"].astype(np.float32).min() <= -(2.0**14), "padding is masked"
     short = replayed(
-        folder, specs, {name: value[1:, :1] if name != "pixel_values" else value[1:] for name, value in wide.items()}
+        prepared, {name: value[1:, :1] if name != "pixel_values" else value[1:] for name, value in wide.items()}
     )
     assert np.abs(found["final.logits"][1:] - short["final.logits"]).max() < 2e-2, "and what is masked is not read"
 
 
 def test_state_is_in_the_precision_and_pixels_logits_and_integers_are_as_before(
-    precision: str, prepared, sample: Path
+    precision: Precision, prepared: Prepared, sample: Path
 ) -> None:
     folder, specs = prepared
     before = open_package(sample).target("cpu-fp32").segments
@@ -99,7 +105,7 @@ def dtype_of(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def test_islands_are_float32_and_all_other_products_are_not(precision: str, prepared) -> None:
+def test_islands_are_float32_and_all_other_products_are_not(precision: Precision, prepared: Prepared) -> None:
     folder, specs = prepared
     for spec in specs:
         model = onnx.load(folder / spec.file)
@@ -120,7 +126,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
     return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def test_no_value_is_cast_twice_nor_back(prepared) -> None:
+def test_no_value_is_cast_twice_nor_back(prepared: Prepared) -> None:
     folder, specs = prepared
     for spec in specs:
         model = onnx.load(folder / spec.file, load_external_data=False)
@@ -135,12 +141,12 @@ def test_no_value_is_cast_twice_nor_back(prepared) -> None:
         )
 
 
-def test_weights_that_segments_share_are_stored_once_and_in_half_the_size(sample: Path, prepared) -> None:
+def test_weights_that_segments_share_are_stored_once_and_in_half_the_size(sample: Path, prepared: Prepared) -> None:
     folder, _ = prepared
     assert (folder / "t" / "weights.bin").stat().st_size < 0.56 * (sample / "cpu-fp32" / "weights.bin").stat().st_size
 
 
-def masked(bias: float, axes: str = "fp16") -> onnx.ModelProto:
+def masked(bias: float) -> onnx.ModelProto:
     """Shares of scores ``[B, L]`` under a mask, as models write it: the smallest float where there is padding, and a bias."""
     constants = {"one": 1.0, "lowest": np.finfo(np.float32).min, "near": bias}
     nodes = [
@@ -166,7 +172,9 @@ def masked(bias: float, axes: str = "fp16") -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("islands", [FLOAT32_PARTS, ()])
-def test_a_row_of_padding_alone_is_finite_and_padding_has_no_share(precision: str, islands: tuple[str, ...]) -> None:
+def test_a_row_of_padding_alone_is_finite_and_padding_has_no_share(
+    precision: Precision, islands: tuple[str, ...]
+) -> None:
     model = cast_graph(masked(-200.0), precision, islands)
     scores = np.array(
         [[300, -300, 5], [300, -300, 5], [-9, 8, 7]], dtype_of({"fp16": "float16"}.get(precision, "bfloat16"))
@@ -197,7 +205,7 @@ def unclamped(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def test_fp32_is_the_graph_as_it_was(tiny_package: Package) -> None:
+def test_fp32_is_the_graph_as_it_was() -> None:
     model = masked(0.0)
     assert cast_graph(model, "fp32", FLOAT32_PARTS) == model
 
