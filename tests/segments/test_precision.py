@@ -69,9 +69,8 @@ def test_padding_of_any_length_gives_finite_numbers(prepared: Prepared, sample: 
     page = golden.synthetic_inputs(224, [24], 4000)[0]
     wide: Arrays = {name: np.repeat(value, 2, 0) for name, value in page.items()}
     wide["attention_mask"][1, 1:] = 0  # all but the token that stands for the page
-    folder, specs = prepared
     found = replayed(prepared, wide)
-    for spec in specs:
+    for spec in prepared[1]:
         for tensor in spec.outputs:
             assert np.isfinite(found[tensor.name].astype(np.float32)).all(), tensor.name
     assert found["bias"].astype(np.float32).min() <= -(2.0**14), "padding is masked"
@@ -180,16 +179,15 @@ def test_a_row_of_padding_alone_is_finite_and_padding_has_no_share(
         [[300, -300, 5], [300, -300, 5], [-9, 8, 7]], dtype_of({"fp16": "float16"}.get(precision, "bfloat16"))
     )
     mask = np.array([[1, 1, 0], [0, 0, 0], [0, 1, 1]])
-    shares, bias = (
-        found.astype(np.float32) for found in ReferenceEvaluator(model).run(None, {"mask": mask, "scores": scores})
-    )
+    found = ReferenceEvaluator(model).run(None, {"mask": mask, "scores": scores})
+    shares, bias = (np.asarray(value, np.float32) for value in found)
     assert np.isfinite(bias).all() and np.isfinite(shares).all()
     assert np.allclose(shares.sum(1), 1, atol=1e-2)
     assert (shares[[0, 2], [2, 0]] == 0).all()
-    assert (
-        np.isneginf(ReferenceEvaluator(unclamped(model)).run(["bias"], {"mask": mask, "scores": scores})[0]).any()
-        or precision == "bf16"
-    )
+    if precision == "fp16":
+        with np.errstate(over="ignore", invalid="ignore"):
+            infinite = ReferenceEvaluator(unclamped(model)).run(None, {"mask": mask, "scores": scores})[1]
+        assert np.isneginf(np.asarray(infinite)).any(), "as the smallest number of fp16 would be"
 
 
 def unclamped(model: onnx.ModelProto) -> onnx.ModelProto:
