@@ -14,12 +14,18 @@ from ee_export.encode import Arrays
 from ee_export.errors import BadRequest
 from ee_export.manifest import SegmentSpec
 from ee_export.package import Package, open_package
-from ee_export.recipes import Int8, TargetRecipe
+from ee_export.recipes import FLOAT32_PARTS, Int8, TargetRecipe
+from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.ort import OrtSegment
 from ee_export.segments import equality, qdq
+from ee_export.segments.cut import cut
+from ee_export.segments.export import check_graph, export_segment
+from ee_export.segments.plain_attention import one_output, plain
+from ee_export.segments.precision import cast_graph
 from ee_export.segments.prepare import prepare_segments
 from tests.conftest import random_model, tiny_config
+from tests.model.test_families import STOCK, inputs_of, model_of
 
 
 def replayed(folder: Path, specs: Sequence[SegmentSpec], pages: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
@@ -162,6 +168,25 @@ def test_modelopt_finds_the_scales_where_it_is_installed(sample: Path, tmp_path:
     wanted = load_package(package).logits(pages[0])
     (found,) = replayed(tmp_path, specs, pages[:1])
     assert 1e-3 < np.abs(found["final"] - wanted["final"]).max() < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(STOCK))
+def test_every_trunk_is_cast(kind: str) -> None:
+    model = model_of(kind)
+    inputs = inputs_of(kind)
+    expected = model.reference_logits(**inputs)
+    segments = cut(model.parts(answer_first=True), model.config.exit_names())
+    graphs = [export_segment(segment, model, model.shapes()) for segment in segments]
+    for form in (plain, one_output):
+        state = {name: value.numpy() for name, value in inputs.items()}
+        for segment, graph in zip(segments, graphs, strict=True):
+            cast = cast_graph(form(graph), "fp16", FLOAT32_PARTS)
+            check_graph(cast, segment.exit)
+            session = backend.open_session(cast.SerializeToString(), 1, one_pool=False)
+            found = session.run(None, {name: state[name] for name in segment.inputs})
+            state |= dict(zip(segment.outputs, found, strict=True))
+            assert np.abs(state[f"{segment.exit}.logits"] - expected[segment.exit].detach().numpy()).max() < 1e-2
 
 
 def test_equal_graphs_come_out_byte_for_byte(tiny_package: Package, tmp_path: Path) -> None:
