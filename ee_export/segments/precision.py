@@ -84,6 +84,11 @@ class _Casting:
         self.low = LOW[precision]
         self.lowest = _LOWEST[precision]
         self.suffix = DTYPES[precision]
+        for node in self.graph.node:
+            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+                raise NotEqual(
+                    f"{node.op_type} '{node.name}': a graph inside a node cannot be cast; export without control flow"
+                )
         del self.graph.value_info[:]
         _lift_constants(self.graph)
         self.floats = _floats(model)
@@ -91,8 +96,6 @@ class _Casting:
         self.made = {output: node for node in self.graph.node for output in node.output}
         self.readers: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
-            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-                raise NotEqual(f"{node.op_type} '{node.name}': a graph inside a node has no precision of its own here")
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
         self.answers = {value.name for value in self.graph.output if is_answer(value.name)}
