@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from ee_export.errors import NotEqual
 from ee_export.package import open_package
-from ee_export.runtime import ort as backend
+from ee_export.runtime.ort import available_threads, open_session
 from ee_export.segments.export import check_graph
 from ee_export.segments.join import load
 from ee_export.segments.plain_attention import one_output, plain
@@ -35,7 +35,7 @@ def attention(outputs: int = 1, bias: bool = True, **attributes: Any) -> onnx.Mo
 
 
 def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    return backend.open_session(model.SerializeToString(), 1, one_pool=False).run(["context"], inputs)[0]
+    return open_session(model.SerializeToString(), available_threads()).run(["context"], inputs)[0]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -67,7 +67,7 @@ def test_the_sample_s_segments_are_equal_either_way(sample: Path) -> None:
         "bias": rng.normal(0, 1, (2, 4, 60, 60)).astype(np.float32),
     }
     before, after = (
-        backend.open_session(graph.SerializeToString(), 1, one_pool=False).run(None, inputs)[0]
+        open_session(graph.SerializeToString(), available_threads()).run(None, inputs)[0]
         for graph in (model, plain(model))
     )
     assert np.abs(before - after).max() <= 1e-5

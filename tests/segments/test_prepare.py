@@ -15,9 +15,8 @@ from ee_export.errors import BadRequest
 from ee_export.manifest import SegmentSpec
 from ee_export.package import Package, open_package
 from ee_export.recipes import FLOAT32_PARTS, Int8, TargetRecipe
-from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import load_package
-from ee_export.runtime.ort import OrtSegment
+from ee_export.runtime.ort import OrtSegment, available_threads, open_session
 from ee_export.segments import equality, qdq
 from ee_export.segments.cut import cut
 from ee_export.segments.export import check_graph, export_segment
@@ -30,7 +29,7 @@ from tests.model.test_families import STOCK, inputs_of, model_of
 
 def replayed(folder: Path, specs: Sequence[SegmentSpec], pages: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
     """Logits per exit of every page, by onnxruntime's CPU provider."""
-    segments = [OrtSegment(spec, folder / spec.file, 1) for spec in specs]
+    segments = [OrtSegment(spec, folder / spec.file, available_threads()) for spec in specs]
     found = []
     for page in pages:
         state = dict(page)
@@ -183,7 +182,7 @@ def test_every_trunk_is_cast(kind: str) -> None:
         for segment, graph in zip(segments, graphs, strict=True):
             cast = cast_graph(form(graph), "fp16", FLOAT32_PARTS)
             check_graph(cast, segment.exit)
-            session = backend.open_session(cast.SerializeToString(), 1, one_pool=False)
+            session = open_session(cast.SerializeToString(), available_threads())
             found = session.run(None, {name: state[name] for name in segment.inputs})
             state |= dict(zip(segment.outputs, found, strict=True))
             assert np.abs(state[f"{segment.exit}.logits"] - expected[segment.exit].detach().numpy()).max() < 1e-2
