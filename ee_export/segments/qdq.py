@@ -31,7 +31,7 @@ from ee_export.runtime import ort as backend
 from ee_export.segments.join import load
 from ee_export.segments.precision import heads
 
-_INSTALL = "`pip install 'nvidia-modelopt[onnx]'`"
+_INSTALL = "`pip install --no-deps nvidia-modelopt` (its pins exclude this onnx), then what it misses"
 _SMALLEST_SCALE = 2.0**-14
 """The smallest normal number of fp16: scales are stored in the precision of the rest."""
 
