@@ -91,7 +91,9 @@ def one_at_a_time(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
         os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: who waits on it then sees that it is no longer the one at `lock`
+        lock.unlink(
+            missing_ok=True
+        )  # while it is held: who waits on it then sees that it is no longer the one at `lock`
         os.close(handle)
 
 

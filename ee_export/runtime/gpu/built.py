@@ -30,7 +30,9 @@ class BuiltOn:
         try:
             return cls(**{name: compiled[name] for name in cls.__dataclass_fields__})
         except KeyError as missing:
-            raise BadPackage(f"{where}: compiled.{missing.args[0]}: missing, so nobody knows where its engines run") from None
+            raise BadPackage(
+                f"{where}: compiled.{missing.args[0]}: missing, so nobody knows where its engines run"
+            ) from None
 
     def texts(self) -> dict[str, str]:
         """For a manifest."""

@@ -126,7 +126,7 @@ class TensorRtSegment:
         for profile in range(self._engine.num_optimization_profiles):
             distance, holds = 0, True
             for tensor in self.inputs:
-                least, best, most = (list(shape) for shape in self._engine.get_tensor_profile_shape(tensor.name, profile))
+                least, best, most = map(_sizes, self._engine.get_tensor_profile_shape(tensor.name, profile))
                 for at, axis in enumerate(tensor.shape):
                     if isinstance(axis, str):
                         limits.setdefault(axis, []).append((least[at], most[at]))
@@ -165,7 +165,7 @@ class BoundEngine:
         if missing := context.infer_shapes():
             raise DeviceError(f"{segment.exit}: TensorRT lacks shapes of {', '.join(missing)}")
         for tensor in segment.outputs:
-            found, expected = tuple(context.get_tensor_shape(tensor.name)), _shape(tensor, sizes)
+            found, expected = _sizes(context.get_tensor_shape(tensor.name)), _shape(tensor, sizes)
             if found != expected:
                 raise DeviceError(f"{segment.exit}: {tensor.name} would be {list(found)}, expected {list(expected)}")
         address, size = segment._scratch.take()
@@ -186,7 +186,10 @@ class BoundEngine:
 
 def _deserialized(plan: bytes, file: str, host_code: bool) -> tuple[trt.ICudaEngine, trt.Runtime]:
     last_errors()  # of what came before
-    runtime = trt.Runtime(LOG)
+    try:
+        runtime = trt.Runtime(LOG)
+    except TypeError:  # what pybind makes of a null pointer
+        raise DeviceError(f"TensorRT {trt.__version__} made no runtime: {last_errors()}") from None
     if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
@@ -225,10 +228,14 @@ def _require_tensors(engine: trt.ICudaEngine, spec: SegmentSpec) -> None:
             f"{spec.file}: has the tensors {', '.join(sorted(names))}, expected {', '.join(sorted(expected))}; compile it again"
         )
     for name in names:
-        found = (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name)))
+        found = (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), _sizes(engine.get_tensor_shape(name)))
         if found != expected[name]:
             was, wanted = (f"{mode.name} {dtype.name} {list(shape)}" for mode, dtype, shape in (found, expected[name]))
             raise BadPackage(f"{spec.file}: {name} is {was}, expected {wanted}; compile it again")
+
+
+def _sizes(dims: trt.Dims) -> tuple[int, ...]:
+    return tuple(int(dims[at]) for at in range(len(dims)))
 
 
 def _shape(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
