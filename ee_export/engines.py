@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorrt as trt
@@ -13,16 +13,20 @@ from ee_export.errors import DeviceError
 from ee_export.manifest import TensorSpec
 from ee_export.recipes import TargetRecipe
 from ee_export.runtime.gpu.built import BuiltOn
+from ee_export.runtime.gpu.shapes import Shapes
 from ee_export.runtime.gpu.tensorrt_log import LOG, last_errors
 
-Range = tuple[int, int, int]
-"""Least, best and most of an axis in one optimization profile."""
+HARDWARE = {
+    "none": trt.HardwareCompatibilityLevel.NONE,
+    "ampere_plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+    "same_compute_capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
+}
 
 
 def build_engine(
     graph: Path,
     inputs: Sequence[TensorSpec],
-    profiles: Sequence[Mapping[str, Range]],
+    profiles: Sequence[Shapes],
     recipe: TargetRecipe,
     cache: Path | None,
 ) -> bytes:
@@ -31,7 +35,7 @@ def build_engine(
     Args:
         graph: an ONNX file whose types say what is computed in what.
         inputs: its inputs.
-        profiles: per profile, what each of the axes ``B``, ``T`` and ``L`` is from and to.
+        profiles: the shapes that it is for, as :func:`ee_export.runtime.gpu.shapes.profile_shapes` makes them.
         recipe: how it is built.
         cache: of measured kernels; read, and written anew with what was measured.
 
@@ -53,7 +57,7 @@ def _parsed(
     network: trt.INetworkDefinition,
     graph: Path,
     inputs: Sequence[TensorSpec],
-    profiles: Sequence[Mapping[str, Range]],
+    profiles: Sequence[Shapes],
     recipe: TargetRecipe,
     cache: Path | None,
 ) -> bytes:
@@ -78,13 +82,13 @@ def _built(
     config: trt.IBuilderConfig,
     graph: Path,
     inputs: Sequence[TensorSpec],
-    profiles: Sequence[Mapping[str, Range]],
+    profiles: Sequence[Shapes],
     recipe: TargetRecipe,
     cache: Path | None,
 ) -> bytes:
     _configure(config, recipe)
-    for ranges in profiles:
-        _add_profile(builder, config, graph.name, inputs, ranges)
+    for shapes in profiles:
+        _add_profile(builder, config, graph.name, inputs, shapes)
     if cache is not None:
         _read_cache(config, cache)
     plan = builder.build_serialized_network(network, config)
@@ -96,7 +100,7 @@ def _built(
 
 
 def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
-    if recipe.workspace_mib is not None:
+    if recipe.workspace_mib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
     config.builder_optimization_level = recipe.builder_level
     config.max_aux_streams = recipe.max_aux_streams
@@ -108,17 +112,10 @@ def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if recipe.strip:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    if recipe.refit:
+    if recipe.refit == "any":
         config.set_flag(trt.BuilderFlag.REFIT)
-    elif recipe.strip:  # it gets the weights it was built with
+    elif recipe.refit == "identical":
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
-
-
-HARDWARE = {
-    "none": trt.HardwareCompatibilityLevel.NONE,
-    "ampere_plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
-    "same_compute_capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
-}
 
 
 def _add_profile(
@@ -126,16 +123,14 @@ def _add_profile(
     config: trt.IBuilderConfig,
     name: str,
     inputs: Sequence[TensorSpec],
-    ranges: Mapping[str, Range],
+    shapes: Shapes,
 ) -> None:
     profile = builder.create_optimization_profile()
     for tensor in inputs:
-        least, best, most = (
-            tuple(axis if isinstance(axis, int) else ranges[axis][at] for axis in tensor.shape) for at in range(3)
-        )
+        least, best, most = shapes[tensor.name]
         profile.set_shape(tensor.name, least, best, most)
     if config.add_optimization_profile(profile) < 0:
-        raise DeviceError(f"{name}: TensorRT refused the profile {dict(ranges)}: {last_errors()}")
+        raise DeviceError(f"{name}: TensorRT refused the profile {shapes}: {last_errors()}")
 
 
 def cache_name(here: BuiltOn) -> str:

@@ -227,5 +227,5 @@ def test_a_stripped_engine_takes_its_weights_from_its_graph(
     assert "Refitter.refit_cuda_engine" in tensorrt.names
     tensorrt.fake.on("Refitter.refit_cuda_engine", lambda refitter: False)
     tensorrt.fake.on("Refitter.get_missing_weights", lambda refitter: ["layer.weight"])
-    with pytest.raises(DeviceError, match="does not take its weights: layer.weight"):
+    with pytest.raises(DeviceError, match=r"does not take its weights: layer\.weight"):
         tensorrt.open(device, weights=tmp_path / "encoder.1.onnx")

@@ -6,13 +6,16 @@ next to TensorRT 11 alone only the CUDA provider works. Its sessions cannot be c
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
 
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.recipes import TargetRecipe
+from ee_export.runtime.gpu.shapes import Shapes
+from ee_export.runtime.ort import available_threads, session_options
 
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
 """Of the backends of this module."""
@@ -21,6 +24,8 @@ INSTALL = {
     "onnxruntime-tensorrt": "`pip install onnxruntime-gpu` in place of onnxruntime, with CUDA 13, cuDNN 9 and TensorRT 10 "
     "(`pip install 'tensorrt-cu13<11'`)",
 }
+Provider: TypeAlias = tuple[str, dict[str, str]]
+"""Its name and its options."""
 _BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16: numpy has no such type."""
 
@@ -31,7 +36,7 @@ class OrtGpuSegment:
     Args:
         spec: the manifest's entry.
         graph: its ONNX file, with the weights beside it.
-        providers: with their options, as :func:`providers` gives them; the first is required, and what it does not know runs on
+        providers: with their options, as :func:`cuda_provider` gives them; the first is required, and what it does not know runs on
             the others.
         stream: the CUstream that all is enqueued on.
         device: where addresses are, ``cuda`` or ``cpu``, and its number.
@@ -45,7 +50,7 @@ class OrtGpuSegment:
         self,
         spec: SegmentSpec,
         graph: Path,
-        providers: Sequence[tuple[str, dict[str, str]]],
+        providers: Sequence[Provider],
         stream: int,
         device: tuple[str, int] = ("cuda", 0),
     ) -> None:
@@ -55,13 +60,15 @@ class OrtGpuSegment:
         self._stream = stream
         self._device = device
         wanted = providers[0][0]
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        if wanted not in ort.get_available_providers():
+            raise DeviceError(f"onnxruntime {ort.__version__} has no {wanted}: {_needs(wanted)}")
+        options = session_options(available_threads())
         try:
-            self._session = ort.InferenceSession(str(graph), options, providers=list(providers))
+            # Without enable_fallback=0 a provider that fails is left out with no more than a print.
+            self._session = ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
-        # One that cannot be loaded is left out with no more than a line in the log.
+        # One whose library cannot be loaded is left out all the same, with a line in the log.
         if wanted not in self._session.get_providers():
             raise DeviceError(f"onnxruntime {ort.__version__} could not load its {wanted}: {_needs(wanted)}")
 
@@ -98,6 +105,50 @@ class BoundSession:
             self._segment._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise DeviceError(f"{self._segment.exit}: onnxruntime failed: {' '.join(str(error).split())}") from None
+
+
+def cuda_provider(device: int, stream: int) -> Provider:
+    """The CUDA provider on a stream of ours, with every node of a session on that stream."""
+    return "CUDAExecutionProvider", {
+        "device_id": str(device),
+        "has_user_compute_stream": "1",
+        "user_compute_stream": str(stream),
+        "use_ep_level_unified_stream": "1",
+        "use_tf32": "0",
+    }
+
+
+def tensorrt_provider(
+    device: int, stream: int, recipe: TargetRecipe, profiles: Sequence[Shapes], cache: Path
+) -> Provider:
+    """The TensorRT provider on a stream of ours. Without its own fp16, bf16 and int8 options it takes the graph's types.
+
+    ``cache``: a folder for the engine that it builds when the session is first made, which takes minutes.
+    """
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = {
+        "device_id": str(device),
+        "has_user_compute_stream": "1",
+        "user_compute_stream": str(stream),
+        "trt_builder_optimization_level": str(recipe.builder_level),
+        "trt_auxiliary_streams": str(recipe.max_aux_streams),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+    }
+    if recipe.workspace_mib:
+        options["trt_max_workspace_size"] = str(recipe.workspace_mib << 20)
+    if recipe.timing_cache:
+        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(cache.parent)}
+    if recipe.hardware_compatibility == "ampere_plus":
+        options["trt_engine_hw_compatible"] = "1"
+    if recipe.strip:
+        options["trt_weight_stripped_engine_enable"] = "1"
+    for at, which in enumerate(("min", "opt", "max")):
+        # An input that is named once a profile: that is how it is told of several.
+        options[f"trt_profile_{which}_shapes"] = ",".join(
+            f"{name}:{'x'.join(map(str, shapes[at]))}" for profile in profiles for name, shapes in profile.items()
+        )
+    return "TensorrtExecutionProvider", options
 
 
 def require_provider(backend: str) -> None:
