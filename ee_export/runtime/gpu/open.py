@@ -11,7 +11,8 @@ from ee_export.manifest import Target
 from ee_export.package import Package
 from ee_export.recipes import TargetRecipe, read_recipe
 from ee_export.runtime.gpu.built import BuiltOn, rebuild, require_built_for
-from ee_export.runtime.gpu.scratch import Memory, Scratch
+from ee_export.runtime.gpu.host import Copies
+from ee_export.runtime.gpu.scratch import Scratch
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.gpu.shapes import profile_shapes
 
@@ -20,7 +21,7 @@ RECIPE = "recipe.toml"
 """In a target's folder: what it was compiled by."""
 
 
-class Gpu(Memory, Protocol):
+class Gpu(Copies, Protocol):
     """A device, and what engines are compared with."""
 
     number: int
