@@ -4,7 +4,7 @@ TensorRT 11 has no builder flags for precision, and no runtime chooses otherwise
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -63,6 +63,7 @@ class _Casting:
     """One graph while it is rewritten."""
 
     def __init__(self, model: ModelProto, precision: str, islands: Collection[str]) -> None:
+        self.model = model
         self.graph = model.graph
         self.opset = next(entry.version for entry in model.opset_import if not entry.domain)
         self.low = LOW[precision]
@@ -197,7 +198,7 @@ class _Casting:
             "softmax": self._scores,
             "layer_norm": lambda: (node for node in self.graph.node if node.op_type in _NORMS),
             "pooling": self._pooling,
-            "logits": self._heads,
+            "logits": lambda: heads(self.model),
         }
         for name in islands:
             kept |= {id(node) for node in find[name]()}
@@ -237,17 +238,20 @@ class _Casting:
                 near = [self.made.get(node.input[0]), *self.readers.get(node.output[0], [])]
                 yield from (each for each in near if each is not None and each.op_type in _ELEMENTWISE)
 
-    def _heads(self) -> Iterable[NodeProto]:
-        """From logits back through at most two products with weights, and the activations between them."""
-        for name in self.answers:
-            node, products = self.made.get(name), 0
-            while node is not None and products < _HEAD_PRODUCTS:
-                biased = node.op_type == "Add" and self.weights.keys() & set(node.input)
-                if not biased and node.op_type not in _PRODUCTS | _ACTIVATIONS:
-                    break
-                yield node
-                products += node.op_type in _PRODUCTS
-                node = next((self.made[each] for each in node.input if each in self.made), None)
+
+def heads(model: ModelProto) -> Iterator[NodeProto]:
+    """The nodes of heads: from logits and gates back through at most two products, and the activations between them."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    made = {output: node for node in model.graph.node for output in node.output}
+    for value in model.graph.output:
+        node, products = made.get(value.name) if is_answer(value.name) else None, 0
+        while node is not None and products < _HEAD_PRODUCTS:
+            biased = node.op_type == "Add" and weights & set(node.input)
+            if not biased and node.op_type not in _PRODUCTS | _ACTIVATIONS:
+                break
+            yield node
+            products += node.op_type in _PRODUCTS
+            node = next((made[each] for each in node.input if each in made), None)
 
 
 def is_answer(name: str) -> bool:
