@@ -1,5 +1,6 @@
 """A package's target for a GPU, as a recipe says: typed graphs, engines built of them, and a chain of those to measure."""
 
+import logging
 import shutil
 import statistics
 import tempfile
@@ -21,6 +22,7 @@ from ee_export.runtime.gpu.shapes import profile_shapes
 from ee_export.segments.prepare import prepare_segments
 
 SOURCE = "cpu-fp32"
+_log = logging.getLogger("ee_export")
 
 
 def recipe_target(
@@ -114,6 +116,7 @@ def _engines(
                 if recipe.attention == "plain" or not has_attention(graphs / spec.file):
                     raise
                 progress(f"plain attention: {spec.exit}", 0, 1)
+                _log.warning("%s: built with plain attention, for %s", spec.exit, refused)
                 if not fallback.exists():
                     prepare_segments(package, with_plain_attention(recipe), fallback, samples)
                 try:

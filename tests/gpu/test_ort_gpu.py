@@ -86,5 +86,7 @@ def test_an_onnxruntime_without_the_provider_says_what_to_install(backend: str) 
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the provider")
-    with pytest.raises(BadRequest, match=r"has no .*: `pip install onnxruntime-gpu` in place of onnxruntime, with CUDA 13"):
+    with pytest.raises(
+        BadRequest, match=r"has no .*: `pip install onnxruntime-gpu` in place of onnxruntime, with CUDA 13"
+    ):
         require_provider(backend)
