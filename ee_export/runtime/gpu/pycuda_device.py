@@ -148,7 +148,9 @@ class PycudaDevice:
 
     def _stream(self, stream: int) -> cuda.Stream:
         if stream not in self._streams:
-            raise DeviceError(f"pycuda cannot use the stream {stream:#x}, which it did not make; open the device by cuda-bindings")
+            raise DeviceError(
+                f"pycuda cannot use the stream {stream:#x}, which it did not make; open the device by cuda-bindings"
+            )
         return self._streams[stream]
 
     def _host(self, address: int, size: int) -> np.ndarray | None:
