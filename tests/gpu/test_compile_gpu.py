@@ -97,6 +97,23 @@ def test_the_manifest_says_what_engines_were_built_on_and_of(tensorrt: FakeTenso
     assert "plain_attention" not in texts
 
 
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n", "535.104.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n", "580.65.06"),
+        ("something else\n", "of CUDA 13.0"),
+    ],
+)
+def test_the_driver_is_named_as_the_system_names_it(
+    text: str, driver: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(opening, "DRIVER_FILE", tmp_path / "version")
+    assert opening.driver_of(Gpu()) == "of CUDA 13.0"
+    (tmp_path / "version").write_text(text)
+    assert opening.driver_of(Gpu()) == driver
+
+
 def test_engines_of_another_gpu_or_tensorrt_are_refused_before_one_is_loaded(
     tensorrt: FakeTensorRt, made: Package
 ) -> None:

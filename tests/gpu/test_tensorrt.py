@@ -74,9 +74,8 @@ def test_pages_beyond_every_profile_are_refused_with_the_limit(tensorrt: FakeTen
     assert "ICudaEngine.create_execution_context" not in tensorrt.names
 
 
-def test_segments_in_a_row_share_one_scratch_as_large_as_the_largest_needs(
-    tensorrt: FakeTensorRt, gpu: Gpu, scratch: Scratch
-) -> None:
+def test_segments_in_a_row_share_one_scratch_as_large_as_the_largest_needs(tensorrt: FakeTensorRt, gpu: Gpu) -> None:
+    scratch = Scratch(gpu)
     sizes = iter((1000, 9000, 5000))
     tensorrt.fake.on("ICudaEngine.device_memory_size_v2", lambda engine: next(sizes))
     segments = [tensorrt.open(scratch) for _ in range(3)]

@@ -56,7 +56,7 @@ def _here(gpu: Device, tensorrt: str) -> BuiltOn:
 def driver_of(gpu: Device) -> str:
     """The driver's own version where the system says it, else that of the CUDA that it is for."""
     with contextlib.suppress(OSError):
-        if found := re.search(r"Kernel Module\D*? (\d[\d.]+)", DRIVER_FILE.read_text()):
+        if found := re.search(r"NVRM version:.*?\s(\d+\.\d[\d.]*)\s", DRIVER_FILE.read_text()):
             return found[1]
     return f"of CUDA {gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
 
