@@ -10,8 +10,10 @@ from onnx import TensorProto, helper
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.manifest import SegmentSpec, TensorSpec
 from ee_export.package import Package
+from ee_export.recipes import Profile, Range, TargetRecipe
 from ee_export.runtime.gpu.buffers import shape_of
-from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment, Provider, require_provider
+from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment, Provider, require_provider, tensorrt_provider
+from ee_export.runtime.gpu.shapes import profile_shapes
 from ee_export.runtime.ort import OrtSegment
 
 CPU: list[Provider] = [("CPUExecutionProvider", {})]
@@ -91,3 +93,18 @@ def test_an_onnxruntime_without_the_provider_says_what_to_install(backend: str) 
         BadRequest, match=r"has no .*: `pip install onnxruntime-gpu` in place of onnxruntime, with CUDA 13"
     ):
         require_provider(backend)
+
+
+def test_the_tensorrt_provider_is_given_every_profile_and_no_precision_of_its_own(tmp_path: Path) -> None:
+    recipe = TargetRecipe("mine", "onnxruntime-tensorrt", "fp16", workspace_mib=512, builder_level=4, cuda_graphs=False)
+    inputs = [TensorSpec("text", "float16", ("B", "T", 8)), TensorSpec("bbox", "int64", ("B", "T", 4))]
+    text = Range(1, 128, 256)
+    shapes = profile_shapes(inputs, [Profile(Range(1, 1, 1), text), Profile(Range(2, 8, 16), text)], 5)
+    name, options = tensorrt_provider(1, 42, recipe, shapes, tmp_path / "cache")
+    assert name == "TensorrtExecutionProvider"
+    assert options["trt_profile_min_shapes"] == "text:1x1x8,bbox:1x1x4,text:2x1x8,bbox:2x1x4"
+    assert options["trt_profile_max_shapes"] == "text:1x256x8,bbox:1x256x4,text:16x256x8,bbox:16x256x4"
+    assert (options["device_id"], options["user_compute_stream"]) == ("1", "42")
+    assert options["trt_max_workspace_size"] == str(512 << 20)
+    assert not {key for key in options if key.endswith(("fp16_enable", "bf16_enable", "int8_enable"))}
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
