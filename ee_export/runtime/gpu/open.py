@@ -31,7 +31,7 @@ def require_gpu_backend(backend: str) -> None:
     if backend == "tensorrt":
         try:
             import tensorrt  # noqa: F401
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: its own libraries are missing
             raise BadRequest(
                 f"TensorRT cannot be imported ({error}): `pip install 'ee_export[tensorrt]'`, and an NVIDIA driver for it"
             ) from None
