@@ -3,10 +3,12 @@
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ee_export.errors import BadRequest, EeError
@@ -47,6 +49,85 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
     finally:
         os.close(lock)
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all; what stood there is replaced in one step.
+
+    Raises:
+        EeError: the disk is full or the place is not writable; nothing of the attempt is left.
+    """
+    staging = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        staging = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.chmod(0o644)
+        os.replace(staging, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        if staging is not None:
+            staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a file or folder that is about to be replaced, also against other processes; freed when one dies.
+
+    Args:
+        path: what is locked; the lock is a hidden file beside it, so that replacing ``path`` does not lose it.
+        waits: told, once, who holds the lock, when somebody does.
+    """
+    path = Path(os.path.abspath(path))
+    lock = path.with_name(f".{path.name}.lock")
+    handle = _locked(lock, waits)
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        yield
+    finally:
+        lock.unlink(
+            missing_ok=True
+        )  # while it is held: who waits on it then sees that it is no longer the one at `lock`
+        os.close(handle)
+
+
+def _locked(lock: Path, waits: Callable[[str], None]) -> int:
+    """A handle of the lock's file, held, and still the file that is there."""
+    told = False
+    while True:
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise _cannot_write(lock, error) from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    waits(_holder(handle))
+                    told = True
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), lock.stat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    try:
+        found = json.loads(os.pread(handle, 4096, 0))
+        return f"process {found['pid']} on {found['host']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock and did not write yet
+        return "another process"
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:

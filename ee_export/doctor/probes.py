@@ -7,6 +7,7 @@ whatever else the library raises where it is and does not work.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import re
@@ -67,7 +68,7 @@ def context() -> Facts:
 
 def tensorrt() -> Facts:
     """TensorRT's bindings, the native library behind them, and whether it makes a builder and a parser here."""
-    wheels = {name: version for name, version in _installed(r"tensorrt(_cu\d+)?(_libs|_bindings)?$").items()}
+    wheels = _installed(r"tensorrt(_cu\d+)?(_libs|_bindings)?$")
     facts: Facts = {"wheels": wheels, "version": None, "native": None, "builder": None, "why": ""}
     try:
         import tensorrt as trt
@@ -138,7 +139,7 @@ def onnxruntime() -> Facts:
     ort.set_default_logger_severity(4)
     for provider, library in (("CUDAExecutionProvider", "cuda"), ("TensorrtExecutionProvider", "tensorrt")):
         file = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
-        facts[library] = _provider(ort, provider, file) if provider in facts["listed"] else None
+        facts[library] = _provider(provider, file) if provider in facts["listed"] else None
     return facts
 
 
@@ -155,10 +156,8 @@ def openvino() -> Facts:
 def tesseract() -> Facts:
     """The OCR engine, and the package through which it is called."""
     facts: Facts = {"pytesseract": None, "program": None}
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         facts["pytesseract"] = metadata.version("pytesseract")
-    except metadata.PackageNotFoundError:
-        pass
     try:
         done = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, timeout=20, check=True)
     except FileNotFoundError:
@@ -167,8 +166,15 @@ def tesseract() -> Facts:
 
 
 PROBES: dict[str, Callable[[], Facts]] = {
-    probe.__name__: probe
-    for probe in (driver, context, tensorrt, cuda_bindings, nvrtc, pycuda, onnxruntime, openvino, tesseract)
+    "driver": driver,
+    "context": context,
+    "tensorrt": tensorrt,
+    "cuda_bindings": cuda_bindings,
+    "nvrtc": nvrtc,
+    "pycuda": pycuda,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "tesseract": tesseract,
 }
 
 
@@ -198,10 +204,8 @@ def _call(cuda: ctypes.CDLL, name: str, *arguments: Any) -> None:
 
 def _error_name(cuda: ctypes.CDLL, status: int) -> str:
     name = ctypes.c_char_p()
-    try:
+    with contextlib.suppress(AttributeError):
         cuda.cuGetErrorName(status, ctypes.byref(name))
-    except AttributeError:
-        pass
     return name.value.decode() if name.value else f"CUDA error {status}"
 
 
@@ -231,11 +235,13 @@ def _installed(pattern: str) -> dict[str, str]:
     return {name: version for name, version in sorted(names) if re.match(pattern, name)}
 
 
-def _provider(ort: Any, name: str, library: Path) -> Facts:
+def _provider(name: str, library: Path) -> Facts:
     """Whether a session gets a provider; if not, what the loader says of its library. And TensorRT's major that it is linked to."""
+    import onnxruntime as ort
+
     needs = sorted({int(major) for major in re.findall(rb"libnvinfer\.so\.(\d+)", _contents(library))})
-    session = ort.InferenceSession(_RELU, providers=[name, "CPUExecutionProvider"])
-    runs, why = name in session.get_providers(), ""
+    given = ort.InferenceSession(_RELU, providers=[name, "CPUExecutionProvider"]).get_providers()
+    runs, why = name in given, ""
     if not runs:
         try:
             ctypes.CDLL(str(library))
