@@ -203,7 +203,7 @@ def _can_run(needed: Sequence[str], done: Mapping[str, Check]) -> Look:
     unmet = [done[name] for name in needed if done[name].status != "ok"]
     if not unmet:
         return Look("ok", "can be compiled and run here")
-    return Look("missing", f"cannot run here: {', '.join(f'{one.name} {one.status}' for one in unmet)}")
+    return Look("missing", f"cannot run here without {', '.join(one.name for one in unmet)}")
 
 
 def _executor(name: str, done: Mapping[str, Check], survey: look.Survey) -> Look:

@@ -1,20 +1,18 @@
 """The commands that install what is missing on this machine."""
 
-import os
 import shutil
 from pathlib import Path
 
-_DEBIAN = "sudo apt-get install nvidia-driver firmware-misc-nonfree"  # from Debian's non-free section
+_DEBIAN = "sudo apt-get install nvidia-driver"  # in Debian's section non-free
 _UBUNTU = "sudo apt-get install ubuntu-drivers-common && sudo ubuntu-drivers install"
 
 
 def install_driver(cards: int) -> str:
     """How to get the driver; ``cards``: NVIDIA devices on the PCI bus."""
+    where = "" if cards else "on a machine with an NVIDIA GPU: "
     if in_container():
-        return "start the container with the GPU: docker run --gpus all … (the host needs the driver and nvidia-container-toolkit)"
-    if not cards:
-        return "run this on a machine with an NVIDIA GPU"
-    return f"{_UBUNTU if _distribution() == 'ubuntu' else _DEBIAN}, then restart"
+        return f"{where}docker run --gpus all … (driver and nvidia-container-toolkit on the host)"
+    return f"{where}{_UBUNTU if _distribution() == 'ubuntu' else _DEBIAN}, then restart"
 
 
 def update_driver() -> str:
@@ -41,7 +39,7 @@ INSTALL_ORT_GPU = "pip uninstall -y onnxruntime && pip install 'ee_export[gpu]' 
 
 
 def in_container() -> bool:
-    return Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or bool(os.environ.get("container"))
+    return Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
 
 
 def _distribution() -> str:
