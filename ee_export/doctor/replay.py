@@ -60,11 +60,11 @@ def replayed(executor: Executor, package: Package, target_name: str) -> Look:
             off = float(np.abs(logits - page.of(target_name)[name]).max())
             differences[name] = max(differences[name], off if off == off else float("inf"))
             drift = max(drift, float(np.abs(logits - page.logits[name]).max()))
-        said, trained = int(logits.argmax()), int(page.logits[exits[-1]].argmax())
-        if said != trained:
+        answer, trained = int(logits.argmax()), int(page.logits[exits[-1]].argmax())
+        if answer != trained:
             labels = package.manifest.labels
             raise NotEqual(
-                f"golden page {number} is answered {labels[said]}, and by the trained model {labels[trained]}"
+                f"golden page {number} is answered {labels[answer]}, and by the trained model {labels[trained]}"
             )
     golden.require_same(differences, target.tolerance, target_name)
     for name, point in target.operating_points.items():
@@ -77,9 +77,10 @@ def replayed(executor: Executor, package: Package, target_name: str) -> Look:
                 )
     largest = max(differences.values())
     said = (
-        f"{len(pages)} golden pages at {len(exits)} exits: logits within {largest:.0e} (allowed {target.tolerance:.0e})"
+        f"{len(pages)} golden pages at {len(exits)} exits: logits within {largest:.0e} (allowed {target.tolerance:.0e}) of the "
+        f"target's own, {drift:.0e} of the trained model's"
     )
-    return Look("ok", said, facts={"differences": differences, "tolerance": target.tolerance})
+    return Look("ok", said, facts={"differences": differences, "tolerance": target.tolerance, "from_trained": drift})
 
 
 def leaving_at(exits: Sequence[str], name: str) -> OperatingPoint:

@@ -92,17 +92,17 @@ def markdown(checks: Sequence[Check], targets: Sequence[str]) -> str:
 def anonymous(text: str) -> str:
     """Text without the places, the user and the host of this machine."""
     places = {
-        tempfile.gettempdir(): "<tmp>",
-        sys.prefix: "<python>",
-        sys.base_prefix: "<python>",
-        str(Path(ee_export.__file__).resolve().parent): "<ee_export>",
-        os.getcwd(): "<here>",
+        tempfile.gettempdir(): "[tmp]",
+        sys.prefix: "[python]",
+        sys.base_prefix: "[python]",
+        str(Path(ee_export.__file__).resolve().parent): "[ee_export]",
+        os.getcwd(): "[here]",
         str(Path.home()): "~",
     }
     for place in sorted(places, key=len, reverse=True):
         if len(place) > 1:
             text = re.sub(rf"{re.escape(place)}(?![\w.-])", places[place], text)
-    for name, instead in ((socket.gethostname(), "<host>"), (_user(), "<user>")):
+    for name, instead in ((socket.gethostname(), "[host]"), (_user(), "[user]")):
         if len(name) >= _SHORT:
             text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", instead, text)
     return text
@@ -110,9 +110,10 @@ def anonymous(text: str) -> str:
 
 def _user() -> str:
     try:
-        return getpass.getuser()
+        name = getpass.getuser()
     except (OSError, KeyError):  # a user id without a name
         return ""
+    return "" if name == "root" else name
 
 
 def _cell(text: str) -> str:

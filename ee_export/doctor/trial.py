@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from ee_export.console import Progress
 from ee_export.doctor.check import Check, Look, guarded
+from ee_export.doctor.examine import EXECUTORS, GPU_TARGETS, fits
 from ee_export.doctor.replay import Executor, agreed, replayed
 from ee_export.doctor.timing import timed
 from ee_export.encode import Arrays
@@ -33,6 +34,44 @@ class Rig:
     compile: Callable[[Package, str, Progress], Package]
     executors: Mapping[str, Callable[[Package, str], Executor]]
     whole: Callable[[Package, str], Callable[[Arrays], np.ndarray]]
+
+
+def prove(
+    package: Path | None,
+    targets: Sequence[str],
+    checks: Sequence[Check],
+    rig: Callable[[], Rig],
+    progress: Progress,
+    runs: int = RUNS,
+) -> list[Check]:
+    """The trial of every target that can run here; one skipped check that says why for every other.
+
+    Args:
+        package: see :func:`trial`; ``None``: there is none.
+        targets: of a GPU.
+        checks: what :func:`~ee_export.doctor.examine.examine` found.
+        rig: gives what is tried.
+        progress: told of every step.
+        runs: timed ones.
+    """
+    found: list[Check] = []
+    state = {check.name: check for check in checks}
+    executors = {name: state[f"executor: {name}"] for name in EXECUTORS}
+    barred = {name: check.found for name, check in executors.items() if check.status != "ok"}
+    for target in targets:
+        able = next(state[f"target {pattern}"] for pattern in GPU_TARGETS if fits(pattern, target))
+        if able.status != "ok":
+            why = able.found
+        elif package is None:
+            why = "no package to compile: the sample is not beside the source; name one"
+        else:
+            try:
+                found += trial(package, target, rig(), barred, progress, runs)
+            except Exception as error:
+                found.append(guarded(f"{target}: trial", partial(_raise, error), asked=True))
+            continue
+        found.append(guarded(f"{target}: trial", partial(Look, "skipped", f"not run: {why}"), asked=True))
+    return found
 
 
 def trial(
@@ -111,3 +150,7 @@ def _replayed(name: str, rig: Rig, package: Package, target: str, opened: dict[s
 def _closed(executor: Executor) -> Look:
     executor.close()
     return Look("ok", "")
+
+
+def _raise(error: Exception) -> Look:
+    raise error
