@@ -13,6 +13,7 @@ import ee_export
 from ee_export.doctor import look
 from ee_export.doctor.check import Check, Look, cause, guarded, isolated
 from ee_export.doctor.probes import PROBES
+from ee_export.doctor.remedies import update_driver
 from ee_export.errors import BadRequest
 from ee_export.package import Package, open_package
 
@@ -202,17 +203,18 @@ def _openvino(survey: look.Survey) -> Look:
 def _can_run(needed: Sequence[str], done: Mapping[str, Check]) -> Look:
     unmet = [done[name] for name in needed if done[name].status != "ok"]
     if not unmet:
-        return Look("ok", "can be compiled and run here")
-    return Look("missing", f"cannot run here without {', '.join(one.name for one in unmet)}")
+        return Look("ok", "can run here")
+    causes = [
+        one for one in unmet if one.status != "skipped"
+    ] or unmet  # what was skipped for want of another says nothing
+    return Look("missing", f"cannot run here without {', '.join(one.name for one in causes)}")
 
 
 def _executor(name: str, done: Mapping[str, Check], survey: look.Survey) -> Look:
     found = _can_run(EXECUTORS[name], done)
-    if found.status != "ok":
-        return found
-    version = survey["driver"]["library"]
-    if name == "conditional graph" and version < CONDITIONAL_DRIVER:
+    version = survey["driver"].get("library")
+    if found.status == "ok" and name == "conditional graph" and version < CONDITIONAL_DRIVER:
         have, want = look.cuda_version(version), look.cuda_version(CONDITIONAL_DRIVER)
-        said = f"cannot run here: the driver is of CUDA {have}, and its conditional nodes need {want}; a graph per segment runs instead"
-        return Look("missing", said, look.remedies.update_driver())
-    return Look("ok", "can run here")
+        said = f"cannot run here: the driver is of CUDA {have}, and conditional nodes need {want}; a graph per segment runs instead"
+        return Look("missing", said, update_driver())
+    return found

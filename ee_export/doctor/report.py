@@ -42,17 +42,14 @@ def table(checks: Sequence[Check]) -> Table:
     return shown
 
 
-def sentences(checks: Sequence[Check]) -> str:
+def sentences(checks: Sequence[Check], *, gpu: bool) -> str:
     """What mends what, and what is wrong of what was asked for; lines that are not broken, so that they can be copied."""
     lines = [f"{', '.join(names)}:\n  {remedy}" for remedy, names in remedies(checks).items()]
     wrong = [check.name for check in checks if check.wrong]
     asked = sum(check.asked for check in checks)
-    verdict = (
-        f"wrong: {', '.join(wrong)} ({len(wrong)} of {asked} asked for)"
-        if wrong
-        else f"all {asked} asked for are right"
-    )
-    return "\n".join([*lines, verdict])
+    only = "" if gpu else "; a GPU was only looked for: --gpu asks for one"
+    verdict = f"{len(wrong)} of {asked} checks that were asked for are wrong: {', '.join(wrong)}"
+    return "\n".join([*lines, verdict if wrong else f"all {asked} checks that were asked for are ok{only}"])
 
 
 def remedies(checks: Sequence[Check]) -> dict[str, list[str]]:
