@@ -29,6 +29,8 @@ EXECUTORS = {
     "graph per segment": ("driver", "GPU", "context", "cuda-bindings", "NVRTC"),
     "conditional graph": ("driver", "GPU", "context", "cuda-bindings", "NVRTC"),
 }
+ASKED = {"tensorrt-*": ("host chain", "graph per segment"), "cuda-*": ("host chain",)}
+"""The executors that must run for a kind of target: conditional nodes take a newer driver, and onnxruntime is never captured."""
 CONDITIONAL_DRIVER = 12080
 """CUDA version of the first driver whose conditional nodes have SWITCH and may be empty."""
 
@@ -67,7 +69,9 @@ def examine(
         BadRequest: a target is not one of a GPU.
     """
     opened = None if package is None else open_package(package)
-    needed = {name for target in targets for name in needs(target)}
+    executors = {name for target in targets for name in ASKED[target_kind(target)]}
+    needed = {name for target in targets for name in GPU_TARGETS[target_kind(target)]}
+    needed |= {name for executor in executors for name in EXECUTORS[executor]}
     survey = survey_with(probe)
     checks = [
         guarded("machine", _machine, asked=True),
@@ -79,31 +83,25 @@ def examine(
     ]
     checks += [guarded(name, partial(see, survey), asked=name in needed) for name, see in _LOOKS.items()]
     done = {check.name: check for check in checks}
+    kinds = {target_kind(target) for target in targets}
     checks += [
-        guarded(f"target {name}", partial(_can_run, needed_by, done), asked=any(fits(name, one) for one in targets))
-        for name, needed_by in GPU_TARGETS.items()
+        guarded(f"target {kind}", partial(_can_run, needed_by, done), asked=kind in kinds)
+        for kind, needed_by in GPU_TARGETS.items()
     ]
     checks += [
-        guarded(
-            f"executor: {name}", partial(_executor, name, done, survey), asked=bool(targets) and name == "host chain"
-        )
+        guarded(f"executor: {name}", partial(_executor, name, done, survey), asked=name in executors)
         for name in EXECUTORS
     ]
     return checks
 
 
-def needs(target: str) -> tuple[str, ...]:
-    """The checks that a GPU's target needs; raises BadRequest for another's."""
-    for pattern, found in GPU_TARGETS.items():
-        if fits(pattern, target):
-            return found
-    raise BadRequest(
-        f"'{target}' is no target of a GPU: expected one that begins with {' or '.join(p.rstrip('*') for p in GPU_TARGETS)}"
-    )
-
-
-def fits(pattern: str, target: str) -> bool:
-    return target.startswith(pattern.rstrip("*"))
+def target_kind(target: str) -> str:
+    """The entry of :data:`GPU_TARGETS` that a target is of; raises BadRequest for one that is not of a GPU."""
+    for kind in GPU_TARGETS:
+        if target.startswith(kind.rstrip("*")):
+            return kind
+    begins = " or ".join(kind.rstrip("*") for kind in GPU_TARGETS)
+    raise BadRequest(f"'{target}' is no target of a GPU: expected one that begins with {begins}")
 
 
 def survey_with(probe: Callable[[str], dict[str, Any]]) -> Mapping[str, dict[str, Any]]:
@@ -212,7 +210,7 @@ def _can_run(needed: Sequence[str], done: Mapping[str, Check]) -> Look:
 
 def _executor(name: str, done: Mapping[str, Check], survey: look.Survey) -> Look:
     found = _can_run(EXECUTORS[name], done)
-    version = survey["driver"].get("library")
+    version = survey["driver"].get("library") or 0
     if found.status == "ok" and name == "conditional graph" and version < CONDITIONAL_DRIVER:
         have, want = look.cuda_version(version), look.cuda_version(CONDITIONAL_DRIVER)
         said = f"cannot run here: the driver is of CUDA {have}, and conditional nodes need {want}; a graph per segment runs instead"

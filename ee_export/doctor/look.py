@@ -13,7 +13,6 @@ Survey = Mapping[str, Facts]
 """What each probe found, by its name."""
 
 _OLDEST_DRIVER = 12000
-_CONDITIONAL_DRIVER = 12080
 _TENSORRT_MAJORS = ("10", "11")
 _OLDEST_GPU = (7, 5)
 

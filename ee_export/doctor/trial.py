@@ -12,7 +12,7 @@ import numpy as np
 
 from ee_export.console import Progress
 from ee_export.doctor.check import Check, Look, guarded
-from ee_export.doctor.examine import EXECUTORS, GPU_TARGETS, fits
+from ee_export.doctor.examine import EXECUTORS, target_kind
 from ee_export.doctor.replay import Executor, agreed, replayed
 from ee_export.doctor.timing import timed
 from ee_export.encode import Arrays
@@ -59,7 +59,7 @@ def prove(
     executors = {name: state[f"executor: {name}"] for name in EXECUTORS}
     barred = {name: check.found for name, check in executors.items() if check.status != "ok"}
     for target in targets:
-        able = next(state[f"target {pattern}"] for pattern in GPU_TARGETS if fits(pattern, target))
+        able = state[f"target {target_kind(target)}"]
         if able.status != "ok":
             why = able.found
         elif package is None:
