@@ -385,9 +385,9 @@ def doctor(package: Path | None, gpu: bool, targets: tuple[str, ...], report: Pa
     if asked:
         with progress_bars() as show:
             checks += prove(folder, asked, checks, rig, show)
+    print_result(as_json, reports.to_json(checks, asked), reports.table(checks), reports.sentences(checks, gpu=gpu))
     if report is not None:
         write_file(report, reports.markdown(checks, asked).encode())
-    print_result(as_json, reports.to_json(checks, asked), reports.table(checks), reports.sentences(checks, gpu=gpu))
     if any(check.wrong for check in checks):
         sys.exit(1)
 

@@ -15,7 +15,7 @@ from ee_export.doctor.check import Check, Look, cause, guarded, isolated
 from ee_export.doctor.probes import PROBES
 from ee_export.doctor.remedies import update_driver
 from ee_export.errors import BadRequest
-from ee_export.package import Package, open_package
+from ee_export.package import MANIFEST, Package, open_package
 
 LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "Pillow", "click", "rich")
 """What every installation has."""
@@ -65,10 +65,11 @@ def examine(
         probe: see :func:`~ee_export.doctor.check.isolated`.
 
     Raises:
-        BadPackage: ``package`` is none.
+        BadPackage: ``package`` is no package; one that is damaged is a failed check.
         BadRequest: a target is not one of a GPU.
     """
-    opened = None if package is None else open_package(package)
+    if package is not None and not (package / MANIFEST).is_file():
+        open_package(package)  # says what is wrong
     executors = {name for target in targets for name in ASKED[target_kind(target)]}
     needed = {name for target in targets for name in GPU_TARGETS[target_kind(target)]}
     needed |= {name for executor in executors for name in EXECUTORS[executor]}
@@ -77,7 +78,7 @@ def examine(
         guarded("machine", _machine, asked=True),
         guarded("Python", _python, asked=True),
         guarded("libraries", _libraries, asked=True),
-        *_packages(opened),
+        *_packages(package),
         guarded("OCR", partial(_ocr, survey), asked=False),
         guarded("OpenVINO", partial(_openvino, survey), asked=False),
     ]
@@ -144,10 +145,14 @@ def _libraries() -> Look:
     return Look("ok", named, facts=found)
 
 
-def _packages(package: Package | None) -> list[Check]:
-    if package is None:
+def _packages(folder: Path | None) -> list[Check]:
+    if folder is None:
         why = "no sample beside the source; `ee-export doctor PACKAGE` verifies one"
-        return [guarded("target cpu-fp32", lambda: Look("skipped", why), asked=False)]
+        return [guarded("target cpu-fp32", partial(Look, "skipped", why), asked=False)]
+    try:
+        package = open_package(folder)
+    except Exception as error:
+        return [guarded("package", partial(Look, "failed", cause(error)), asked=True)]
     return [
         guarded(f"target {name}", partial(_verified, package, name), asked=target.backend in _CPU_BACKENDS)
         for name, target in package.manifest.targets.items()
