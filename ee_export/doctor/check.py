@@ -71,7 +71,7 @@ def isolated(name: str, patience_s: float = _PATIENCE_S) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=patience_s)
     except subprocess.TimeoutExpired:
-        return {"error": f"gave no answer within {patience_s:.0f} s"}
+        return {"error": f"gave no answer within {patience_s:g} s"}
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(MARK):
             facts: dict[str, Any] = json.loads(line.removeprefix(MARK))

@@ -55,14 +55,14 @@ def sample() -> Path | None:
 
 
 def examine(
-    package: Path | None, targets: Sequence[str] = (), probe: Callable[[str], dict[str, Any]] = isolated
+    package: Path | None, targets: Sequence[str] = (), probe: Callable[[str], dict[str, Any]] | None = None
 ) -> list[Check]:
     """Everything that can be said without compiling.
 
     Args:
         package: whose targets are verified; ``None``: nothing is.
         targets: those of a GPU that the caller means to use: what they need must be there. None: a GPU is no more than looked for.
-        probe: see :func:`~ee_export.doctor.check.isolated`.
+        probe: default :func:`~ee_export.doctor.check.isolated`.
 
     Raises:
         BadPackage: ``package`` is no package; one that is damaged is a failed check.
@@ -73,7 +73,7 @@ def examine(
     executors = {name for target in targets for name in ASKED[target_kind(target)]}
     needed = {name for target in targets for name in GPU_TARGETS[target_kind(target)]}
     needed |= {name for executor in executors for name in EXECUTORS[executor]}
-    survey = survey_with(probe)
+    survey = survey_with(probe or isolated)
     checks = [
         guarded("machine", _machine, asked=True),
         guarded("Python", _python, asked=True),

@@ -42,7 +42,7 @@ def prove(
     checks: Sequence[Check],
     rig: Callable[[], Rig],
     progress: Progress,
-    runs: int = RUNS,
+    runs: int | None = None,
 ) -> list[Check]:
     """The trial of every target that can run here; one skipped check that says why for every other.
 
@@ -52,7 +52,7 @@ def prove(
         checks: what :func:`~ee_export.doctor.examine.examine` found.
         rig: gives what is tried.
         progress: told of every step.
-        runs: timed ones.
+        runs: timed ones; default :data:`RUNS`.
     """
     found: list[Check] = []
     state = {check.name: check for check in checks}
@@ -66,7 +66,7 @@ def prove(
             why = "no package to compile: the sample is not beside the source; name one"
         else:
             try:
-                found += trial(package, target, rig(), barred, progress, runs)
+                found += trial(package, target, rig(), barred, progress, runs or RUNS)
             except Exception as error:
                 found.append(guarded(f"{target}: trial", partial(_raise, error), asked=True))
             continue
