@@ -186,18 +186,32 @@ def build(
 @cli.command()
 @click.argument("package", type=_FOLDER)
 @click.argument("data", type=_FOLDER)
-@click.option("--target", default="cpu-int8", show_default=True, help="What to compile for.")
+@click.option("--target", default="cpu-int8", show_default=True, help="What to compile for, or a recipe's TOML file.")
 @click.option("--quantization", default="dynamic", show_default=True, help="Or static: ranges as on a part of DATA.")
+@click.option("--graphs", type=_FOLDER, help="Only write the typed ONNX graphs of a GPU's target there; takes no GPU.")
 @seed_option
 @force_option
 @json_option
-def compile(package: Path, data: Path, target: str, quantization: str, seed: int, force: bool, as_json: bool) -> None:
+def compile(
+    package: Path,
+    data: Path,
+    target: str,
+    quantization: str,
+    graphs: Path | None,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Give PACKAGE another target, with a calibration and operating points of its own by held-out pages in DATA."""
     from ee_export.package import open_package
 
     with export_extra(), progress_bars() as show:
-        from ee_export.compile import compile_target
+        from ee_export.compile import compile_target, recipe_of, write_graphs
 
+        if graphs is not None:
+            written = write_graphs(open_package(package), target, data, graphs, _engine(), seed)
+            out.print_json(data={"graphs": str(written)}) if as_json else out.print(str(written))
+            return
         found = compile_target(
             open_package(package),
             target,
@@ -208,7 +222,8 @@ def compile(package: Path, data: Path, target: str, quantization: str, seed: int
             overwrite=force,
             progress=show,
         )
-    _present(found, target, as_json)
+        recipe = recipe_of(target)
+    _present(found, recipe.name if recipe else target, as_json)
 
 
 @cli.command()

@@ -14,26 +14,30 @@ from pathlib import Path
 import numpy as np
 
 from ee_export import fit, golden
-from ee_export.atomic import staged_folder
+from ee_export.atomic import one_at_a_time, staged_folder
 from ee_export.console import Progress
 from ee_export.data import Dataset, read_dataset
 from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, require_known
+from ee_export.gpu_target import device_costs, recipe_target
 from ee_export.manifest import Manifest, Target
 from ee_export.observe import Observed, held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, Package, link_files, open_package
 from ee_export.page import Ocr
-from ee_export.runtime.backends import open_segment, require_runnable
+from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, shipped
+from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, open_segment, require_runnable
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name, measure
+from ee_export.runtime.gpu.open import GPU_BACKENDS
 from ee_export.runtime.ort import available_threads
 from ee_export.runtime.plan import FULL, operating_point
+from ee_export.segments.prepare import prepare_segments
 from ee_export.segments.quantize import KINDS, quantize_segments
 from ee_export.verify import seal_verified
 
 SOURCE = "cpu-fp32"
 TARGETS = {"cpu-int8": "onnxruntime", "openvino-bf16": "openvino"}
-"""The targets that a package can be compiled for, and what runs them."""
+"""The targets that a package can be compiled for without a recipe, and what runs them."""
 LOSS = 0.005
 """Largest share of the right answers of an exit that quantizing may cost; segments that cost more stay float."""
 _SAMPLES = 32
@@ -53,7 +57,7 @@ def compile_target(
     overwrite: bool = False,
     progress: Progress,
 ) -> Package:
-    """Give a package another target, in one step; all that was there stays as it was.
+    """Give a package another target, in one step; all that was there stays as it was. Others who compile it wait.
 
     A quantized target is compared with ``cpu-fp32`` on the held-out pages, exit by exit: where it loses more than 0.5 points of
     accuracy, the segment that costs most is left float, until it does not. Its golden logits are its own, and its tolerance is how far
@@ -61,7 +65,7 @@ def compile_target(
 
     Args:
         package: has the target ``cpu-fp32``.
-        target_name: one of :data:`TARGETS`.
+        target_name: one of :data:`TARGETS` or of the shipped recipes, or a recipe's file, whose name is the target's then.
         data: held-out pages in class folders; they are split as for a new package.
         kind: of quantization, one of :data:`~ee_export.segments.quantize.KINDS`.
         ocr: reads pages without words.
@@ -70,20 +74,88 @@ def compile_target(
         progress: told of every step.
 
     Raises:
-        BadRequest: there is no such target or kind, it cannot run here, or the package has it already.
+        BadRequest: there is no such target, recipe or kind, it cannot run here, or the package has it already.
         BadData, BadPage: the pages cannot be used.
+        DeviceError: there is no GPU, or it or a library for it refused something; the package is as it was.
     """
-    require_known(target_name, TARGETS, "target to compile for")
+    recipe = recipe_of(target_name)
     require_known(kind, KINDS, "kind of quantization")
-    require_runnable(TARGETS[target_name])
-    if target_name in package.manifest.targets and not overwrite:
-        raise BadRequest(f"{package.path}: has the target '{target_name}'; pass --force to replace it")
+    require_runnable(recipe.backend if recipe else TARGETS[target_name])
+    waits = partial(_waits, progress)
+    with one_at_a_time(package.path.resolve(), waits):
+        package = open_package(package.path)  # who held the lock may have replaced it
+        name = recipe.name if recipe else target_name
+        if name in package.manifest.targets and not overwrite:
+            raise BadRequest(f"{package.path}: has the target '{name}'; pass --force to replace it")
+        return _compiled(
+            package,
+            name,
+            recipe,
+            Path(target_name) if _is_file(target_name) else shipped(target_name),
+            data,
+            kind,
+            ocr,
+            seed,
+            progress,
+        )
+
+
+def recipe_of(target_name: str) -> TargetRecipe | None:
+    """A target's recipe, shipped or a user's own; ``None`` for those that need none. Raises BadRequest naming the nearest."""
+    if target_name in TARGETS:
+        return None
+    if not _is_file(target_name):
+        require_known(target_name, (*TARGETS, *SHIPPED), "target to compile for")
+    return find_recipe(target_name)
+
+
+def write_graphs(package: Package, target_name: str, data: Path, folder: Path, ocr: Ocr | None, seed: int) -> Path:
+    """Only the typed graphs that a recipe's target is built of, in a folder of their own; takes no GPU.
+
+    Raises:
+        BadRequest: the target has no recipe, or the folder is there.
+        NotEqual: a graph cannot be written in this precision.
+    """
+    recipe = recipe_of(target_name)
+    if recipe is None:
+        raise BadRequest(
+            f"{target_name} is compiled without a recipe and has no graphs of its own; take one of {', '.join(SHIPPED)}"
+        )
+    with staged_folder(folder) as staging:
+        prepare_segments(package, recipe, staging, _samples(recipe, load_package(package, SOURCE), data, ocr, seed))
+    return folder / recipe.name
+
+
+def _samples(recipe: TargetRecipe, before: Chain, data: Path, ocr: Ocr | None, seed: int) -> list[Arrays]:
+    """Encoded pages that give activations their range, for a recipe that wants them."""
+    if recipe.precision != "int8":
+        return []
+    parts, _ = held_out(read_dataset(data, before.package.manifest.labels), seed)
+    return [before.encode([page]) for page in read_pages(parts["calibrate"], ocr)[: recipe.int8.pages]]
+
+
+def _compiled(
+    package: Package,
+    target_name: str,
+    recipe: TargetRecipe | None,
+    recipe_file: Path,
+    data: Path,
+    kind: str,
+    ocr: Ocr | None,
+    seed: int,
+    progress: Progress,
+) -> Package:
     source = package.target(SOURCE)
     parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
     before = load_package(package, SOURCE)
     wanted = observe_each(before, parts, ocr, partial(_named, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
-        if target_name == "cpu-int8":
+        if recipe is not None:
+            samples = _samples(recipe, before, data, ocr, seed)
+            target = recipe_target(before, recipe, recipe_file, staging, samples, open_gpu(), progress)
+            chain = drafted(before, target_name, target, staging)
+            seen = observe_each(chain, parts, ocr, progress)
+        elif target_name == "cpu-int8":
             pages = read_pages(parts["calibrate"], ocr)[:_SAMPLES] if kind == "static" else []
             samples = [before.encode([page]) for page in pages]
             folder = staging / target_name
@@ -93,7 +165,8 @@ def compile_target(
             chain = drafted(before, target_name, target, package.path)
             seen = observe_each(chain, parts, ocr, progress)
         ocr_ms, start_ms = (source.costs.ocr_ms, source.costs.ocr_start_ms) if source.costs else (None, 0.0)
-        target = replace(target, costs=measure(chain, read_pages(parts["tune"], None)[:12], ocr_ms, start_ms))
+        costs = measure(chain, read_pages(parts["tune"], None)[:12], ocr_ms, start_ms)
+        target = replace(target, costs=costs if recipe is None else device_costs(chain, costs, open_gpu().name))
         target = fit.first(package.manifest, target, seen)
         target = _compared(package.manifest, source, target, wanted, seen)
         # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
@@ -160,6 +233,14 @@ def _multiplies_bytes() -> bool:
     return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
+def _is_file(target_name: str) -> bool:
+    return "/" in target_name or target_name.endswith(".toml")
+
+
+def _waits(progress: Progress, holder: str) -> None:
+    progress(f"waits for {holder}", 0, 1)
+
+
 def _named(progress: Progress, what: str, part: str, done: int, total: int) -> None:
     progress(f"{what}: {part}", done, total)
 
@@ -168,10 +249,13 @@ def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
     """The chain of a target whose segments are not in a package yet."""
     manifest = before.package.manifest
     package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
+    point = operating_point(target, FULL)
+    if target.backend in GPU_BACKENDS:
+        return Chain(package, target, point, open_drafted_on_gpu(target, name, folder), before.encoder)
     threads = available_threads()
     opened = partial(open_segment, contents=None, threads=threads, one_pool=True)
     segments = [opened(target.backend, spec, folder / spec.file) for spec in target.segments]
-    return Chain(package, target, operating_point(target, FULL), segments, before.encoder)
+    return Chain(package, target, point, segments, before.encoder)
 
 
 def _losing(before: Mapping[str, Observed], after: Mapping[str, Observed], kept: Sequence[str]) -> str | None:

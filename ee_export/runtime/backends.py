@@ -1,15 +1,20 @@
 """What runs a target's segments, by the name that its manifest gives; the segments of one process share what they hold."""
 
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import SegmentSpec
+from ee_export.manifest import SegmentSpec, Target
+from ee_export.package import Package
+from ee_export.runtime.gpu.host import HostSegment
+from ee_export.runtime.gpu.open import GPU_BACKENDS, Gpu, open_package_segments, open_segments, require_gpu_backend
+from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.openvino import OpenVinoSegment, require_bf16
 from ee_export.runtime.ort import OrtSegment
 from ee_export.runtime.segment import Segment
 
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", *GPU_BACKENDS)
 
 _opened: weakref.WeakValueDictionary[tuple[object, ...], Segment] = weakref.WeakValueDictionary()
 
@@ -23,6 +28,38 @@ def require_runnable(backend: str) -> None:
         )
     if backend == "openvino":
         require_bf16()
+    elif backend in GPU_BACKENDS:
+        require_gpu_backend(backend)
+        open_gpu()
+
+
+def open_gpu() -> Gpu:
+    """The GPU of this process, its primary context current in this thread.
+
+    Raises:
+        DeviceError: no driver, no GPU, or the bindings are not installed; says what to do.
+    """
+    from ee_export.runtime.gpu.device import open_device
+
+    return open_device()
+
+
+def open_on_gpu(package: Package, target_name: str) -> list[Segment]:
+    """A package's target on this process's GPU, its segments run one by one from the host; see :func:`open_package_segments`."""
+    gpu = open_gpu()
+    return _from_host(open_package_segments(package, target_name, gpu, gpu.stream()), package.target(target_name), gpu)
+
+
+def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:
+    """The same of a target in a folder that is not a package yet: what lies there was written by this process."""
+    gpu = open_gpu()
+    opened = open_segments(target, name, folder, lambda file: (folder / file).read_bytes(), gpu, gpu.stream())
+    return _from_host(opened, target, gpu)
+
+
+def _from_host(segments: Sequence[DeviceSegment], target: Target, gpu: Gpu) -> list[Segment]:
+    visual_tokens = int(target.compiled["visual_tokens"])
+    return [HostSegment(segment, gpu, gpu.stream(), visual_tokens) for segment in segments]
 
 
 def open_segment(
@@ -31,7 +68,7 @@ def open_segment(
     """A segment ready to run; one that this process has open already is shared, weights and all.
 
     Args:
-        backend: one of :data:`BACKENDS`.
+        backend: one of :data:`BACKENDS` on the CPU; a GPU's targets are opened whole, by :func:`open_on_gpu`.
         spec: its manifest entry.
         graph: its file.
         contents: sha256 of all that the target's graphs and weights are made of, by which it is known again; ``None``: not shared.

@@ -18,8 +18,9 @@ from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
-from ee_export.runtime.backends import open_segment, require_runnable
+from ee_export.runtime.backends import open_on_gpu, open_segment, require_runnable
 from ee_export.runtime.bulk import Bulk, MakesPage, cheapest_sizes
+from ee_export.runtime.gpu.open import GPU_BACKENDS
 from ee_export.runtime.plan import FULL, PlanStep, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
@@ -78,12 +79,17 @@ def load_package(
         package.read(spec.file)
         return open_segment(found.backend, spec, package.path / spec.file, contents, pool, one_pool=one_pool)
 
+    if found.backend in GPU_BACKENDS:
+        return Chain(package, found, point, open_on_gpu(package, target), _encoder(package))
     with ThreadPoolExecutor(2) as workers:
         checked = workers.submit(package.check, target)  # the weights take longest: hash them while sessions are made
         segments = list(workers.map(opened, found.segments))
         checked.result()
-    encoder = Encoder(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
-    return Chain(package, found, point, segments, encoder)
+    return Chain(package, found, point, segments, _encoder(package))
+
+
+def _encoder(package: Package) -> Encoder:
+    return Encoder(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
 
 
 class Chain:

@@ -59,10 +59,16 @@ def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
 
 
 def open_session(graph: str | bytes, threads: int, *, one_pool: bool = True) -> ort.InferenceSession:
-    """A session for a graph's path or bytes, as all of this package are made.
+    """A session for a graph's path or bytes, as all of this package on the CPU are made; see :func:`session_options`."""
+    options = session_options(threads, one_pool=one_pool)
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    ``one_pool``: it works on the process's one thread pool and in its one arena, made with ``threads`` threads if there is
-    none yet; else it gets threads of its own, which do not spin between runs.
+
+def session_options(threads: int, *, one_pool: bool = True) -> ort.SessionOptions:
+    """What all sessions of this package are made with.
+
+    ``one_pool``: they work on the process's one thread pool and in its one arena, made with ``threads`` threads if there is
+    none yet; else each gets threads of its own, which do not spin between runs.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -73,7 +79,7 @@ def open_session(graph: str | bytes, threads: int, *, one_pool: bool = True) -> 
     else:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def _one_pool(threads: int) -> bool:

@@ -15,14 +15,14 @@ _WORTH_SHARING = 2**20
 """Bytes: a smaller weight that two segments hold is packed in both; that is faster, and takes little memory."""
 
 
-def share(graphs: Sequence[onnx.ModelProto], folder: Path) -> None:
+def share(graphs: Sequence[onnx.ModelProto], folder: Path, *, constant: bool = False) -> None:
     """Move the weights of graphs that stand in order into ``folder/weights.bin``; the graphs refer to it by offset.
 
     The answer part of a layer and its rest hold the same weights, in two segments. A runtime packs the constant
     weights of every graph into a layout of its own, so they would take memory twice; but a weight that a later graph
     holds too serves here for the ``[CLS]`` row alone, and packing a large one does not pay for one row. It is declared an
     input with a default value, which a runtime reads where it lies. Integers are not: a product of them needs them packed, and
-    what is no constant onnxruntime packs at every run.
+    what is no constant onnxruntime packs at every run. ``constant``: none is; compilers for GPUs want weights that they can fold.
     """
     places: dict[bytes, tuple[int, int]] = {}
     held = [{digest for _, digest in _large(graph)} for graph in graphs]
@@ -35,7 +35,7 @@ def share(graphs: Sequence[onnx.ModelProto], folder: Path) -> None:
                     file.write(b"\0" * (-file.tell() % _ALIGNMENT))
                     places[digest] = (file.tell(), len(raw))
                     file.write(raw)
-                if digest in later and len(raw) >= _WORTH_SHARING and tensor.data_type == onnx.TensorProto.FLOAT:
+                if not constant and digest in later and len(raw) >= _WORTH_SHARING and tensor.data_type == onnx.TensorProto.FLOAT:
                     graph.graph.input.append(
                         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                     )

@@ -1,0 +1,160 @@
+"""Building TensorRT engines, of TensorRT 10 and 11, from strongly typed ONNX; imported only where a target needs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorrt as trt
+
+from ee_export.atomic import write_file
+from ee_export.errors import DeviceError
+from ee_export.manifest import TensorSpec
+from ee_export.recipes import TargetRecipe
+from ee_export.runtime.gpu.built import BuiltOn
+from ee_export.runtime.gpu.shapes import Shapes
+from ee_export.runtime.gpu.tensorrt_log import LOG, last_errors
+
+HARDWARE = {
+    "none": trt.HardwareCompatibilityLevel.NONE,
+    "ampere_plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+    "same_compute_capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
+}
+
+
+def build_engine(
+    graph: Path,
+    inputs: Sequence[TensorSpec],
+    profiles: Sequence[Shapes],
+    recipe: TargetRecipe,
+    cache: Path | None,
+) -> bytes:
+    """The engine of a strongly typed graph, as its file's bytes; its weights lie beside it.
+
+    Args:
+        graph: an ONNX file whose types say what is computed in what.
+        inputs: its inputs.
+        profiles: the shapes that it is for, as :func:`ee_export.runtime.gpu.shapes.profile_shapes` makes them.
+        recipe: how it is built.
+        cache: of measured kernels; read, and written anew with what was measured.
+
+    Raises:
+        DeviceError: the parser or the builder refused it; says at which node, in TensorRT's words.
+    """
+    last_errors()  # of what came before
+    try:
+        builder = trt.Builder(LOG)
+    except TypeError:  # what pybind makes of a null pointer
+        raise DeviceError(f"TensorRT {trt.__version__} made no builder: {last_errors()}") from None
+    # Nested calls, so that all dies in the reverse of the order it was made in, and the parser (it owns the weights) last.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return _parsed(builder, network, graph, inputs, profiles, recipe, cache)
+
+
+def _parsed(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    graph: Path,
+    inputs: Sequence[TensorSpec],
+    profiles: Sequence[Shapes],
+    recipe: TargetRecipe,
+    cache: Path | None,
+) -> bytes:
+    parser = trt.OnnxParser(network, LOG)
+    # By path, so that it finds the weights beside the graph.
+    if not parser.parse_from_file(str(graph)):
+        errors = [_said(parser.get_error(at)) for at in range(parser.num_errors)]
+        raise DeviceError(
+            f"{graph.name}: TensorRT {trt.__version__} cannot parse it: {'; '.join(errors[:3]) or last_errors()}"
+        )
+    return _built(builder, network, builder.create_builder_config(), graph, inputs, profiles, recipe, cache)
+
+
+def _said(error: trt.ParserError) -> str:
+    name, operator = error.node_name(), error.node_operator()
+    return f"node '{name}' ({operator}): {error.desc()}" if operator else error.desc()
+
+
+def _built(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    graph: Path,
+    inputs: Sequence[TensorSpec],
+    profiles: Sequence[Shapes],
+    recipe: TargetRecipe,
+    cache: Path | None,
+) -> bytes:
+    _configure(config, recipe)
+    for shapes in profiles:
+        _add_profile(builder, config, graph.name, inputs, shapes)
+    if cache is not None:
+        _read_cache(config, cache)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise DeviceError(f"{graph.name}: TensorRT {trt.__version__} built no engine of it: {last_errors()}")
+    if cache is not None:
+        _write_cache(config, cache)
+    return bytes(plan)
+
+
+def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
+    if recipe.workspace_mib:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
+    config.builder_optimization_level = recipe.builder_level
+    config.max_aux_streams = recipe.max_aux_streams
+    config.hardware_compatibility_level = HARDWARE[recipe.hardware_compatibility]
+    config.clear_flag(trt.BuilderFlag.TF32)  # types are in the graph: what is float32 there is computed so
+    if recipe.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if recipe.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if recipe.strip:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if recipe.refit == "any":
+        config.set_flag(trt.BuilderFlag.REFIT)
+    elif recipe.refit == "identical":
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+
+
+def _add_profile(
+    builder: trt.Builder,
+    config: trt.IBuilderConfig,
+    name: str,
+    inputs: Sequence[TensorSpec],
+    shapes: Shapes,
+) -> None:
+    profile = builder.create_optimization_profile()
+    for tensor in inputs:
+        least, best, most = shapes[tensor.name]
+        profile.set_shape(tensor.name, least, best, most)
+    if config.add_optimization_profile(profile) < 0:
+        raise DeviceError(f"{name}: TensorRT refused the profile {shapes}: {last_errors()}")
+
+
+def cache_name(here: BuiltOn) -> str:
+    """The file of a timing cache: what one TensorRT measured on one GPU says nothing of others."""
+    return re.sub(r"[^\w.]+", "-", f"tensorrt-{here.tensorrt} {here.gpu} {here.compute_capability}") + ".timing"
+
+
+def _read_cache(config: trt.IBuilderConfig, path: Path) -> None:
+    """Give the builder what was measured before; nothing where it was measured elsewhere, or the file is damaged."""
+    known = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
+    if known is not None and config.set_timing_cache(known, False):
+        return
+    last_errors()  # that the file is of no use is no error
+    empty = config.create_timing_cache(b"")
+    if empty is not None:
+        config.set_timing_cache(empty, False)
+
+
+def _write_cache(config: trt.IBuilderConfig, path: Path) -> None:
+    """Write what is known now; what other processes wrote meanwhile stays in it."""
+    measured = config.get_timing_cache()
+    if measured is None:
+        return
+    theirs = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
+    if theirs is not None:
+        measured.combine(theirs, False)
+    write_file(path, bytes(measured.serialize()))

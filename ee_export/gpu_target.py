@@ -1,0 +1,182 @@
+"""A package's target for a GPU, as a recipe says: typed graphs, engines built of them, and a chain of those to measure."""
+
+import logging
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ee_export.console import Progress
+from ee_export.encode import Arrays, blank_page
+from ee_export.errors import DeviceError
+from ee_export.manifest import Costs, SegmentSpec, Target
+from ee_export.package import Package
+from ee_export.recipes import TargetRecipe, with_plain_attention
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.costs import RUNS
+from ee_export.runtime.gpu.host import HostSegment
+from ee_export.runtime.gpu.open import RECIPE, Gpu, built_here, cache_folder, source_hash
+from ee_export.runtime.gpu.shapes import profile_shapes
+from ee_export.segments.prepare import prepare_segments
+
+SOURCE = "cpu-fp32"
+_log = logging.getLogger("ee_export")
+
+
+def recipe_target(
+    before: Chain,
+    recipe: TargetRecipe,
+    recipe_file: Path,
+    staging: Path,
+    samples: Sequence[Arrays],
+    gpu: Gpu,
+    progress: Progress,
+) -> Target:
+    """Fill ``staging/<recipe.name>`` with what runs a target; neither measured nor calibrated.
+
+    TensorRT may refuse the attention operator of a segment: that segment is then built of plain nodes, ``compiled`` says of
+    which, and the progress too.
+
+    Args:
+        before: the chain of ``cpu-fp32``.
+        recipe: of the target.
+        recipe_file: that it was read from; copied beside the segments.
+        staging: a package's folder that is being made.
+        samples: encoded pages, for int8.
+        gpu: that engines are for, its context current.
+        progress: told of every step.
+
+    Raises:
+        NotEqual: a graph cannot be written in this precision.
+        DeviceError: TensorRT refused a segment, and its plain nodes too.
+    """
+    package = before.package
+    folder = staging / recipe.name
+    shutil.rmtree(folder, ignore_errors=True)
+    visual = visual_tokens(before)
+    compiled = {
+        "from": SOURCE,
+        "source": source_hash(package, SOURCE),
+        "recipe": recipe.hash,
+        "precision": recipe.precision,
+        "visual_tokens": str(visual),
+        "longest_text": str(package.manifest.encoding.max_text_tokens),
+    }
+    progress("prepare", 0, 1)
+    if recipe.backend == "tensorrt":
+        compiled |= built_here(gpu, recipe).texts()
+        specs, plain = _engines(package, recipe, folder, samples, gpu, visual, progress)
+        if plain:
+            compiled["plain_attention"] = ", ".join(plain)
+        if recipe.strip:
+            compiled["stripped"] = "yes"
+    else:
+        specs = prepare_segments(package, recipe, staging, samples)
+    shutil.copyfile(recipe_file, folder / RECIPE)
+    return Target(recipe.backend, 0.0, {}, specs, compiled=compiled)
+
+
+def _engines(
+    package: Package,
+    recipe: TargetRecipe,
+    folder: Path,
+    samples: Sequence[Arrays],
+    gpu: Gpu,
+    visual: int,
+    progress: Progress,
+) -> tuple[tuple[SegmentSpec, ...], list[str]]:
+    """The engines' manifest entries, and of which exits the attention is plain."""
+    from ee_export.engines import build_engine, cache_name
+
+    profiles = recipe.profiles(package.manifest.encoding.max_text_tokens)
+    cache = None
+    if recipe.timing_cache:
+        own = Path(recipe.timing_cache) if isinstance(recipe.timing_cache, str) else None
+        cache = own or cache_folder() / cache_name(built_here(gpu, recipe))
+
+    def built(graph: Path, spec: SegmentSpec) -> bytes:
+        shapes = profile_shapes(spec.inputs, profiles, visual)
+        return build_engine(graph, spec.inputs, shapes, recipe, cache)
+
+    # Beside the staging folder and not in it: what is there becomes the package.
+    with tempfile.TemporaryDirectory(prefix="ee-graphs-") as work:
+        typed = prepare_segments(package, recipe, Path(work) / "asked", samples)
+        progress("prepare", 1, 1)
+        folder.mkdir()
+        specs, plain = [], []
+        graphs = Path(work) / "asked"
+        fallback = Path(work) / "plain"
+        for at, spec in enumerate(typed):
+            progress("engines", at, len(typed))
+            try:
+                plan = built(graphs / spec.file, spec)
+            except DeviceError as refused:
+                if recipe.attention == "plain" or not has_attention(graphs / spec.file):
+                    raise
+                progress(f"plain attention: {spec.exit}", 0, 1)
+                _log.warning("%s: built with plain attention, for %s", spec.exit, refused)
+                if not fallback.exists():
+                    prepare_segments(package, with_plain_attention(recipe), fallback, samples)
+                try:
+                    plan = built(fallback / spec.file, spec)
+                except DeviceError as too:
+                    raise DeviceError(f"{refused}; and with plain attention: {too}") from None
+                progress(f"plain attention: {spec.exit}", 1, 1)
+                plain.append(spec.exit)
+            file = f"{recipe.name}/{spec.exit}.engine"
+            (folder.parent / file).write_bytes(plan)
+            specs.append(replace(spec, file=file))
+        progress("engines", len(typed), len(typed))
+        if recipe.strip:
+            _keep_graphs(typed, plain, graphs, fallback, folder.parent)
+    return tuple(specs), plain
+
+
+def _keep_graphs(
+    typed: Sequence[SegmentSpec], plain: Sequence[str], graphs: Path, fallback: Path, staging: Path
+) -> None:
+    """Keep the graphs that stripped engines take their weights from."""
+    for spec in typed:
+        source = (fallback if spec.exit in plain else graphs) / spec.file
+        shutil.copyfile(source, staging / spec.file)
+    for source in (graphs, fallback):
+        for weights in source.glob("*/*") if source.exists() else ():
+            if weights.suffix != ".onnx":
+                shutil.copyfile(weights, staging / weights.relative_to(source))
+
+
+def has_attention(graph: Path) -> bool:
+    """Whether a graph has the attention operator."""
+    import onnx
+
+    return any(node.op_type == "Attention" for node in onnx.load(graph, load_external_data=False).graph.node)
+
+
+def visual_tokens(chain: Chain) -> int:
+    """How many visual tokens stand after a page's text ones, V in L = T + V; 0 for a model without."""
+    text = 3
+    state = blank_page(chain.encoder.encoding, text)
+    for segment in chain.segments:
+        logits, others = segment.run(state)
+        for tensor, array in zip(segment.outputs, (logits, *others), strict=True):
+            if "L" in tensor.shape:
+                return int(array.shape[tensor.shape.index("L")]) - text
+            state[tensor.name] = array
+    return 0
+
+
+def device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
+    """The same costs with what segments take on the device, without the copies of :class:`HostSegment`."""
+    times: dict[str, list[float]] = {name: [] for name in chain.exits}
+    for tokens in costs.tokens:
+        rounds: dict[str, list[float]] = {name: [] for name in chain.exits}
+        for run in range(RUNS + 1):
+            chain.logits(blank_page(chain.encoder.encoding, tokens))
+            for segment in chain.segments:
+                if run and isinstance(segment, HostSegment):  # the first round binds
+                    rounds[segment.exit].append(segment.device_ms)
+        for name, found in rounds.items():
+            times[name].append(round(statistics.median(found), 4))
+    return replace(costs, machine=machine, runs=RUNS, segments_ms={name: tuple(each) for name, each in times.items()})

@@ -1,0 +1,78 @@
+"""What an engine was built on, and whether it may run here: decided before a byte of it is given to TensorRT."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from ee_export.errors import BadPackage, BadRequest
+
+_AMPERE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltOn:
+    """The library and the GPU that engines are for. In a manifest: texts in a target's ``compiled``.
+
+    ``hardware``: which other GPUs they run on, ``none``, ``ampere_plus`` or ``same_compute_capability``. ``versions``: which
+    other TensorRT they run on, ``same`` or ``newer`` (of the same major).
+    """
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    driver: str
+    hardware: str = "none"
+    versions: str = "same"
+
+    @classmethod
+    def read(cls, compiled: Mapping[str, str], where: str) -> Self:
+        """From a manifest; raises BadPackage where it does not say."""
+        try:
+            return cls(**{name: compiled[name] for name in cls.__dataclass_fields__})
+        except KeyError as missing:
+            raise BadPackage(
+                f"{where}: compiled.{missing.args[0]}: missing, so nobody knows where its engines run"
+            ) from None
+
+    def texts(self) -> dict[str, str]:
+        """For a manifest."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"TensorRT {self.tensorrt} on {self.gpu} (compute capability {self.compute_capability}, driver {self.driver})"
+
+    def differs(self, here: "BuiltOn") -> list[str]:
+        """Why engines for this would not run ``here``, each a few words; empty where they do. The driver is no reason."""
+        reasons = []
+        if self.versions == "newer":
+            was, now = _numbers(self.tensorrt), _numbers(here.tensorrt)
+            if was[0] != now[0] or was > now:
+                reasons.append(f"version-compatible engines run on the same or a newer TensorRT {was[0]}")
+        elif self.tensorrt != here.tensorrt:
+            reasons.append("another TensorRT")
+        if self.hardware == "ampere_plus":
+            if _numbers(here.compute_capability)[0] < _AMPERE:
+                reasons.append("hardware-compatible engines take a compute capability of 8.0 or more")
+        elif self.compute_capability != here.compute_capability:
+            reasons.append("another compute capability")
+        elif self.hardware == "none" and self.gpu != here.gpu:
+            reasons.append("another GPU")
+        return reasons
+
+
+def require_built_for(built: BuiltOn, here: BuiltOn, package: str, target: str) -> None:
+    """Raise BadRequest, with the command that rebuilds them, where engines cannot run here; names all that differs."""
+    if reasons := built.differs(here):
+        raise BadRequest(
+            f"{package}: engines of {target} were built by {built}; here is {here}: {', '.join(reasons)}; "
+            f"build them here: {rebuild(package, target)}"
+        )
+
+
+def rebuild(package: str, target: str) -> str:
+    """The command that replaces a target's engines."""
+    return f"`ee-export compile {package} DATA --target {target} --force`"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -1,0 +1,150 @@
+"""A target's segments on a GPU, ready to be bound: found to fit this machine first, and opened then."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from ee_export.errors import BadRequest
+from ee_export.manifest import Target
+from ee_export.package import Package
+from ee_export.recipes import TargetRecipe, read_recipe
+from ee_export.runtime.gpu.built import BuiltOn, rebuild, require_built_for
+from ee_export.runtime.gpu.host import Copies
+from ee_export.runtime.gpu.scratch import Scratch
+from ee_export.runtime.gpu.segment import DeviceSegment
+from ee_export.runtime.gpu.shapes import profile_shapes
+
+GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
+RECIPE = "recipe.toml"
+"""In a target's folder: what it was compiled by."""
+
+
+class Gpu(Copies, Protocol):
+    """A device, and what engines are compared with."""
+
+    number: int
+    name: str
+    compute_capability: str
+    driver: str
+
+
+def require_gpu_backend(backend: str) -> None:
+    """Raise BadRequest, with the command that installs it, where what runs a target's segments is not there."""
+    if backend == "tensorrt":
+        try:
+            import tensorrt  # noqa: F401
+        except ImportError as error:
+            raise BadRequest(
+                f"TensorRT cannot be imported ({error}): `pip install 'ee_export[tensorrt]'`, and an NVIDIA driver for it"
+            ) from None
+    else:
+        from ee_export.runtime.gpu.ort_gpu import require_provider
+
+        require_provider(backend)
+
+
+def built_here(gpu: Gpu, recipe: TargetRecipe) -> BuiltOn:
+    """What engines that are built now, on this GPU by this recipe, are for."""
+    import tensorrt
+
+    versions = "newer" if recipe.version_compatible else "same"
+    return BuiltOn(
+        tensorrt.__version__, gpu.name, gpu.compute_capability, gpu.driver, recipe.hardware_compatibility, versions
+    )
+
+
+def open_package_segments(package: Package, target_name: str, gpu: Gpu, stream: int) -> list[DeviceSegment]:
+    """The segments of a package's target; every file that they are read from has the hash that its manifest says.
+
+    Raises:
+        BadRequest: its engines were built for another GPU or TensorRT, or of other segments than the package has; says which,
+            and the command that builds them here.
+        BadPackage: a file is missing, changed or not what the manifest says.
+        DeviceError: the backend refused one, or the GPU has not enough memory.
+    """
+    target = package.target(target_name)
+    require_fits(package, target_name, gpu)
+    package.check(target_name)
+    return open_segments(target, target_name, package.path, package.read, gpu, stream)
+
+
+def require_fits(package: Package, target_name: str, gpu: Gpu) -> None:
+    """Raise BadRequest where a target's engines are not for this machine, or not of the segments that the package has now."""
+    target = package.target(target_name)
+    source = target.compiled.get("from", "")
+    if source in package.manifest.targets and target.compiled.get("source") != source_hash(package, source):
+        raise BadRequest(
+            f"{package.path}: {target_name} was compiled of other segments than the package's {source}: "
+            f"{rebuild(str(package.path), target_name)}"
+        )
+    if target.backend == "tensorrt":
+        import tensorrt
+
+        built = BuiltOn.read(target.compiled, f"{package.path}/manifest.json: targets.{target_name}")
+        here = BuiltOn(tensorrt.__version__, gpu.name, gpu.compute_capability, gpu.driver)
+        require_built_for(built, here, str(package.path), target_name)
+
+
+def open_segments(
+    target: Target, target_name: str, folder: Path, read: Callable[[str], bytes], gpu: Gpu, stream: int
+) -> list[DeviceSegment]:
+    """The segments of a target that is known to fit this machine.
+
+    Args:
+        target: one of :data:`GPU_BACKENDS` runs it.
+        target_name: for messages.
+        folder: of its package, or that a package is being made in.
+        read: gives a file's contents; those of an engine are run, so it vouches for them.
+        gpu: where they run; its context is current in the calling thread.
+        stream: that onnxruntime's sessions are made for.
+    """
+    if target.backend == "tensorrt":
+        from ee_export.runtime.gpu.tensorrt import TensorRtSegment
+
+        scratch = Scratch(gpu)
+        stripped = target.compiled.get("stripped") == "yes"
+        return [
+            TensorRtSegment(
+                spec,
+                read(spec.file),
+                target_name,
+                gpu,
+                scratch,
+                host_code=target.compiled.get("versions") == "newer",
+                weights=(folder / spec.file).with_suffix(".onnx") if stripped else None,
+            )
+            for spec in target.segments
+        ]
+    return _sessions(target, folder, gpu, stream)
+
+
+def _sessions(target: Target, folder: Path, gpu: Gpu, stream: int) -> list[DeviceSegment]:
+    from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment, cuda_provider, tensorrt_provider
+
+    cuda = cuda_provider(gpu.number, stream)
+    opened: list[DeviceSegment] = []
+    for spec in target.segments:
+        graph = folder / spec.file
+        providers = [cuda]
+        if target.backend == "onnxruntime-tensorrt":
+            recipe = read_recipe(graph.parent / RECIPE)
+            longest = int(target.compiled["longest_text"])
+            shapes = profile_shapes(spec.inputs, recipe.profiles(longest), int(target.compiled["visual_tokens"]))
+            content = hashlib.sha256(f"{target.compiled['source']} {recipe.hash} {spec.file}".encode()).hexdigest()
+            providers.insert(0, tensorrt_provider(gpu.number, stream, recipe, shapes, cache_folder() / content[:16]))
+        opened.append(OrtGpuSegment(spec, graph, providers, stream, ("cuda", gpu.number)))
+    return opened
+
+
+def source_hash(package: Package, target_name: str) -> str:
+    """sha256 of all graphs and weights of a target, by the hashes that the manifest gives them."""
+    names = sorted(package.files_of(target_name))
+    lines = "".join(f"{PurePosixPath(name).name} {package.manifest.files[name].sha256}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where timing caches lie, and the engines that onnxruntime builds for itself: the user's own, in no package."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ee_export"

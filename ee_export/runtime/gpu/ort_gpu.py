@@ -1,0 +1,161 @@
+"""Segments on ONNX Runtime's CUDA and TensorRT execution providers.
+
+onnxruntime-gpu 1.31 is built for CUDA 13 and cuDNN 9, and its TensorRT provider for TensorRT 10 (it loads libnvinfer.so.10):
+next to TensorRT 11 alone only the CUDA provider works. Its sessions cannot be captured into a CUDA graph of ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime as ort
+
+from ee_export.errors import BadPackage, BadRequest, DeviceError
+from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.recipes import TargetRecipe
+from ee_export.runtime.gpu.shapes import Shapes
+from ee_export.runtime.ort import available_threads, session_options
+
+PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
+"""Of the backends of this module."""
+INSTALL = {
+    "onnxruntime-cuda": "`pip install onnxruntime-gpu` in place of onnxruntime, with CUDA 13 and cuDNN 9",
+    "onnxruntime-tensorrt": "`pip install onnxruntime-gpu` in place of onnxruntime, with CUDA 13, cuDNN 9 and TensorRT 10 "
+    "(`pip install 'tensorrt-cu13<11'`)",
+}
+Provider: TypeAlias = tuple[str, dict[str, str]]
+"""Its name and its options."""
+_BFLOAT16 = 16
+"""onnx.TensorProto.BFLOAT16: numpy has no such type."""
+
+
+class OrtGpuSegment:
+    """One graph in one session, on one stream: that is an option of a session, and not of a run.
+
+    Args:
+        spec: the manifest's entry.
+        graph: its ONNX file, with the weights beside it.
+        providers: with their options, as :func:`cuda_provider` gives them; the first is required, and what it does not know runs on
+            the others.
+        stream: the CUstream that all is enqueued on.
+        device: where addresses are, ``cuda`` or ``cpu``, and its number.
+
+    Raises:
+        DeviceError: the first provider could not be loaded; says what it needs.
+        BadPackage: onnxruntime cannot load the graph.
+    """
+
+    def __init__(
+        self,
+        spec: SegmentSpec,
+        graph: Path,
+        providers: Sequence[Provider],
+        stream: int,
+        device: tuple[str, int] = ("cuda", 0),
+    ) -> None:
+        self.exit = spec.exit
+        self.inputs: tuple[TensorSpec, ...] = spec.inputs
+        self.outputs: tuple[TensorSpec, ...] = spec.outputs
+        self._stream = stream
+        self._device = device
+        wanted = providers[0][0]
+        if wanted not in ort.get_available_providers():
+            raise DeviceError(f"onnxruntime {ort.__version__} has no {wanted}: {_needs(wanted)}")
+        options = session_options(available_threads())
+        try:
+            # Without enable_fallback=0 a provider that fails is left out with no more than a print.
+            self._session = ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
+        # One whose library cannot be loaded is left out all the same, with a line in the log.
+        if wanted not in self._session.get_providers():
+            raise DeviceError(f"onnxruntime {ort.__version__} could not load its {wanted}: {_needs(wanted)}")
+
+    def bind(self, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> "BoundSession":
+        """See :meth:`ee_export.runtime.gpu.segment.DeviceSegment.bind`; every size fits."""
+        binding = self._session.io_binding()
+        for tensors, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
+            for tensor in tensors:
+                kind = _BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).type
+                shape = [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape]
+                bind(tensor.name, *self._device, kind, shape, addresses[tensor.name])
+        return BoundSession(self, binding)
+
+
+class BoundSession:
+    """A session with its tensors; see :class:`~ee_export.runtime.gpu.segment.BoundSegment`."""
+
+    capturable = False
+
+    def __init__(self, segment: OrtGpuSegment, binding: Any) -> None:
+        self._binding = binding
+        self._segment = segment
+        self._options = ort.RunOptions()
+        # Else a run ends by waiting for the stream.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def enqueue(self, stream: int) -> None:
+        """See :meth:`ee_export.runtime.gpu.segment.BoundSegment.enqueue`."""
+        if stream != self._segment._stream:
+            raise BadRequest(
+                f"{self._segment.exit}: its session is bound to another stream; open the chain on this one"
+            )
+        try:
+            self._segment._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise DeviceError(f"{self._segment.exit}: onnxruntime failed: {' '.join(str(error).split())}") from None
+
+
+def cuda_provider(device: int, stream: int) -> Provider:
+    """The CUDA provider on a stream of ours, with every node of a session on that stream."""
+    return "CUDAExecutionProvider", {
+        "device_id": str(device),
+        "has_user_compute_stream": "1",
+        "user_compute_stream": str(stream),
+        "use_ep_level_unified_stream": "1",
+        "use_tf32": "0",
+    }
+
+
+def tensorrt_provider(
+    device: int, stream: int, recipe: TargetRecipe, profiles: Sequence[Shapes], cache: Path
+) -> Provider:
+    """The TensorRT provider on a stream of ours. Without its own fp16, bf16 and int8 options it takes the graph's types.
+
+    ``cache``: a folder for the engine that it builds when the session is first made, which takes minutes.
+    """
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = {
+        "device_id": str(device),
+        "has_user_compute_stream": "1",
+        "user_compute_stream": str(stream),
+        "trt_builder_optimization_level": str(recipe.builder_level),
+        "trt_auxiliary_streams": str(recipe.max_aux_streams),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+    }
+    if recipe.workspace_mib:
+        options["trt_max_workspace_size"] = str(recipe.workspace_mib << 20)
+    if recipe.timing_cache:
+        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(cache.parent)}
+    if recipe.hardware_compatibility == "ampere_plus":
+        options["trt_engine_hw_compatible"] = "1"
+    if recipe.strip:
+        options["trt_weight_stripped_engine_enable"] = "1"
+    for at, which in enumerate(("min", "opt", "max")):
+        # An input that is named once a profile: that is how it is told of several.
+        options[f"trt_profile_{which}_shapes"] = ",".join(
+            f"{name}:{'x'.join(map(str, shapes[at]))}" for profile in profiles for name, shapes in profile.items()
+        )
+    return "TensorrtExecutionProvider", options
+
+
+def require_provider(backend: str) -> None:
+    """Raise BadRequest where this onnxruntime was built without a backend's provider; whether it loads is seen later."""
+    if PROVIDERS[backend] not in ort.get_available_providers():
+        raise BadRequest(f"onnxruntime {ort.__version__} here has no {PROVIDERS[backend]}: {INSTALL[backend]}")
+
+
+def _needs(provider: str) -> str:
+    return next(INSTALL[backend] for backend, name in PROVIDERS.items() if name == provider)

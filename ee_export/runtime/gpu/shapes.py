@@ -1,0 +1,35 @@
+"""Optimization profiles of a segment: what its inputs' shapes are between, for a recipe's ranges of pages and text."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from ee_export.manifest import TensorSpec
+from ee_export.recipes import Profile
+
+Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = dict[str, tuple[Shape, Shape, Shape]]
+"""Least, best and largest shape of each input."""
+
+
+def profile_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile], visual_tokens: int) -> list[Shapes]:
+    """The profiles of one segment; those that say the same of it, as they do where it reads no text, are one."""
+    found: list[Shapes] = []
+    for profile in profiles:
+        sizes = [
+            {"B": pages, "T": tokens, "L": tokens + visual_tokens}
+            for pages, tokens in (
+                (profile.batch.min, profile.text.min),
+                (profile.batch.opt, profile.text.opt),
+                (profile.batch.max, profile.text.max),
+            )
+        ]
+        least, best, most = ({tensor.name: shape_of(tensor, one) for tensor in inputs} for one in sizes)
+        shapes = {tensor.name: (least[tensor.name], best[tensor.name], most[tensor.name]) for tensor in inputs}
+        if shapes not in found:
+            found.append(shapes)
+    return found
+
+
+def shape_of(tensor: TensorSpec, sizes: dict[str, int]) -> Shape:
+    """A tensor's shape, with these sizes for its symbolic axes."""
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape)

@@ -1,0 +1,105 @@
+"""The Attention operator (opset 23) as it is, or as the products and the softmax that it stands for."""
+
+import math
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ee_export.errors import NotEqual
+
+_DEFAULTS = {"is_causal": 0, "softcap": 0.0, "qk_matmul_output_mode": 0}
+
+
+def one_output(model: ModelProto) -> ModelProto:
+    """The graph with no outputs of Attention but the first: TensorRT's parser refuses a node that names more (TensorRT issue 4738).
+
+    Raises:
+        NotEqual: another output is read.
+    """
+    changed = ModelProto()
+    changed.CopyFrom(model)
+    read = {name for node in changed.graph.node for name in node.input} | {value.name for value in changed.graph.output}
+    for node in changed.graph.node:
+        if node.op_type == "Attention":
+            for name in node.output[1:]:
+                if name and name in read:
+                    raise NotEqual(f"Attention '{node.name}': its output '{name}' is read, which TensorRT does not give")
+            del node.output[1:]
+    return changed
+
+
+def plain(model: ModelProto) -> ModelProto:
+    """The graph with ``softmax(q/√d · kᵀ + bias) · v`` in place of every Attention node, each head by itself.
+
+    The query is scaled before the product, not the scores after it: TensorRT's fused kernels want it so, and it keeps products in
+    the range of 16-bit floats.
+
+    Raises:
+        NotEqual: a node does more than that (causal, grouped heads, a cache, a cap), or the size of its heads is not known.
+    """
+    changed = one_output(model)
+    graph = changed.graph
+    widths = _widths(changed)
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Attention" and not node.domain:
+            nodes += _replaced(node, graph, widths)
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return changed
+
+
+def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> list[NodeProto]:
+    """The nodes that do what one Attention does: ``[B, L, h·d]`` in and out, the bias ``[B, h, L, L]`` added."""
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    stem = node.name or node.output[0]
+    heads = given.get("q_num_heads", 0)
+    width = widths.get(node.input[0])
+    unlike = [name for name, default in _DEFAULTS.items() if given.get(name, default) != default]
+    if unlike or len(node.input) > 4 or not heads or given.get("kv_num_heads") != heads:
+        what = f"it sets {unlike[0]}" if unlike else "its heads are grouped or its keys are cached"
+        raise NotEqual(f"Attention '{stem}': {what}, which plain nodes of this toolkit do not do; take attention = \"operator\"")
+    if width is None or width % heads:
+        raise NotEqual(f"Attention '{stem}': the width of its query is not known, so neither is its scale")
+    scale = given.get("scale") or 1 / math.sqrt(width // heads)
+
+    def constant(what: str, value: np.ndarray) -> str:
+        name = f"{stem}_{what}"
+        graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    split = constant("split", np.array([0, 0, heads, width // heads], np.int64))
+    joined = constant("joined", np.array([0, 0, width], np.int64))
+    made: list[NodeProto] = []
+
+    def add(kind: str, inputs: list[str], what: str, **attributes: object) -> str:
+        out = node.output[0] if what == "out" else f"{stem}_{what}"
+        made.append(helper.make_node(kind, inputs, [out], f"{stem}/{what}", **attributes))
+        return out
+
+    def head_rows(name: str, what: str, perm: list[int]) -> str:
+        return add("Transpose", [add("Reshape", [name, split], f"{what}_split")], what, perm=perm)
+
+    query = head_rows(node.input[0], "query", [0, 2, 1, 3])
+    query = add("Mul", [query, constant("scale", np.array(scale, np.float32))], "scaled")
+    key = head_rows(node.input[1], "key", [0, 2, 3, 1])
+    scores = add("MatMul", [query, key], "scores")
+    if len(node.input) > 3 and node.input[3]:
+        scores = add("Add", [scores, node.input[3]], "biased")
+    context = add("MatMul", [add("Softmax", [scores], "shares", axis=-1), head_rows(node.input[2], "value", [0, 2, 1, 3])], "seen")
+    add("Reshape", [add("Transpose", [context], "rows", perm=[0, 2, 1, 3]), joined], "out")
+    return made
+
+
+def _widths(model: ModelProto) -> dict[str, int]:
+    """The last axis of every value of floats where it is known."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    found = {}
+    for value in (*inferred.value_info, *inferred.input):
+        shape = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and len(shape) == 3 and shape[-1].HasField("dim_value"):
+            found[value.name] = shape[-1].dim_value
+    return found

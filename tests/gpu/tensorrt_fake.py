@@ -1,0 +1,148 @@
+"""TensorRT's real surface, old and new, behaving as an engine of given tensors would; and a device that counts its memory."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ee_export.errors import DeviceError
+from ee_export.manifest import SegmentSpec, TensorSpec
+from tests.gpu import bindings
+from tests.gpu.fake import Fake
+
+OURS = ("ee_export.runtime.gpu.tensorrt_log", "ee_export.runtime.gpu.tensorrt", "ee_export.engines")
+"""Modules that import tensorrt: each test gets them anew, with the fake in its place."""
+
+SPEC = SegmentSpec(
+    "encoder.1",
+    "tensorrt-fp16/encoder.1.engine",
+    (TensorSpec("text", "float16", ("B", "T", 8)), TensorSpec("bbox", "int64", ("B", "T", 4))),
+    (TensorSpec("encoder.1.logits", "float32", ("B", 3)), TensorSpec("hidden.0", "float16", ("B", "L", 8))),
+)
+VISUAL = 5
+PROFILES = ({"B": (1, 1, 1), "T": (1, 128, 512)}, {"B": (1, 8, 16), "T": (1, 256, 512)})
+SIZES = {"B": 1, "T": 100, "L": 105}
+ADDRESSES = {"text": 0x1000, "bbox": 0x2000, "encoder.1.logits": 0x3000, "hidden.0": 0x4000}
+
+
+class Device:
+    """A device's memory as the engines ask for it; ``size`` bytes of it."""
+
+    def __init__(self, size: int = 1 << 30) -> None:
+        self.left = size
+        self.held: dict[int, int] = {}
+        self.synchronized: list[int] = []
+
+    def allocate(self, size: int) -> int:
+        if size > self.left:
+            raise DeviceError(f"the GPU has {self.left} bytes left, and {size} are needed")
+        self.left -= size
+        address = 0x100 * (1 + len(self.held))
+        self.held[address] = size
+        return address
+
+    def free(self, address: int) -> None:
+        self.left += self.held.pop(address)
+
+    def stream(self) -> int:
+        return 7
+
+    def synchronize(self, stream: int) -> None:
+        self.synchronized.append(stream)
+
+
+class FakeTensorRt:
+    """The fake with an engine in it, and our modules as they import it."""
+
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+        self.trt: Any = fake.modules["tensorrt"]
+        self.log, self.runtime = (importlib.import_module(name) for name in OURS[:2])
+        self.complain: Callable[..., None] = lambda text: self.log.LOG.log(self.trt.ILogger.Severity.ERROR, text)
+        self.engine_of(SPEC, PROFILES)
+        fake.on("Builder.build_serialized_network", lambda builder, network, config: b"plan")
+        fake.on("ITimingCache.serialize", lambda cache: b"measured")
+
+    @property
+    def engines(self) -> Any:
+        """The module that builds."""
+        return importlib.import_module(OURS[2])
+
+    @property
+    def names(self) -> list[str]:
+        """What was called, without the making of fakes' values."""
+        return self.fake.names
+
+    def arguments(self, name: str) -> list[dict[str, Any]]:
+        return [call.arguments for call in self.fake.calls if call.name == name]
+
+    def deaths(self) -> list[str]:
+        gc.collect()
+        return [name for name in self.names if name.startswith("~")]
+
+    def engine_of(self, spec: SegmentSpec, profiles: Sequence[Mapping[str, tuple[int, int, int]]]) -> None:
+        """Let engines have these tensors, and contexts work out the outputs' shapes from those of the inputs."""
+        trt, fake = self.trt, self.fake
+        tensors = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
+        inputs = {tensor.name for tensor in spec.inputs}
+
+        def shapes(_: Any, name: str, profile: int) -> list[tuple[int, ...]]:
+            def size(axis: int | str, at: int) -> int:
+                ranges = profiles[profile]
+                if isinstance(axis, int):
+                    return axis
+                return ranges["T"][at] + VISUAL if axis == "L" else ranges[axis][at]
+
+            return [tuple(size(axis, at) for axis in tensors[name].shape) for at in range(3)]
+
+        given: dict[str, int] = {}
+
+        def set_shape(_: Any, name: str, shape: Sequence[int]) -> bool:
+            given.update(
+                {axis: size for axis, size in zip(tensors[name].shape, shape, strict=True) if isinstance(axis, str)}
+            )
+            given["L"] = given.get("T", 0) + VISUAL
+            return True
+
+        def shape_of(_: Any, name: str) -> tuple[int, ...]:
+            return tuple(given[axis] if isinstance(axis, str) else axis for axis in tensors[name].shape)
+
+        mode = trt.TensorIOMode
+        fake.on("ICudaEngine.num_io_tensors", lambda engine: len(tensors))
+        fake.on("ICudaEngine.get_tensor_name", lambda engine, at: list(tensors)[at])
+        fake.on("ICudaEngine.get_tensor_mode", lambda engine, name: mode.INPUT if name in inputs else mode.OUTPUT)
+        fake.on("ICudaEngine.get_tensor_dtype", lambda engine, name: self.runtime.DTYPES[tensors[name].dtype])
+        fake.on(
+            "ICudaEngine.get_tensor_shape",
+            lambda engine, name: tuple(-1 if isinstance(axis, str) else axis for axis in tensors[name].shape),
+        )
+        fake.on("ICudaEngine.num_optimization_profiles", lambda engine: len(profiles))
+        fake.on("ICudaEngine.get_tensor_profile_shape", shapes)
+        fake.on("ICudaEngine.device_memory_size_v2", lambda engine: 4096)
+        fake.on("IExecutionContext.set_input_shape", set_shape)
+        fake.on("IExecutionContext.get_tensor_shape", shape_of)
+
+    def open(self, device: Device, spec: SegmentSpec = SPEC, scratch: Any = None, **options: Any) -> Any:
+        """A segment of this engine."""
+        scratch = scratch or self.runtime.Scratch(device)
+        return self.runtime.TensorRtSegment(spec, b"plan", "tensorrt-fp16", device, scratch, **options)
+
+
+def fakes(binding: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:
+    """A fake in the place of ``tensorrt``, for as long as a test takes; skips where the real surface is not installed."""
+    try:
+        fake = Fake(binding)
+    except bindings.Missing as error:
+        pytest.skip(f"{binding}: {error}")
+    fake.install(monkeypatch)
+    before: dict[str, ModuleType] = {name: sys.modules.pop(name) for name in OURS if name in sys.modules}
+    yield FakeTensorRt(fake)
+    for name in OURS:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)

@@ -1,0 +1,240 @@
+"""`ee-export compile` for a GPU: everything but TensorRT itself runs, on a stand-in that computes with onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from ee_export import gpu_target
+from ee_export.cli import cli
+from ee_export.compile import compile_target
+from ee_export.data import read_dataset
+from ee_export.errors import BadPackage, BadRequest, DeviceError
+from ee_export.package import Package, open_package
+from ee_export.runtime import backends
+from ee_export.runtime.chain import load_package
+from ee_export.verify import verify_package
+from tests.gpu.stand_in import HostGpu, computing
+from tests.gpu.tensorrt_fake import FakeTensorRt, fakes
+
+TARGET = "tensorrt-fp32"
+
+
+@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
+def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRt]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gpu = HostGpu()
+    monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
+    monkeypatch.setattr("ee_export.compile.open_gpu", lambda: gpu)
+    for fake in fakes(request.param, monkeypatch):
+        computing(fake)
+        yield fake
+
+
+def compiled(package: Path, pages: Path, target: str = TARGET, **options: Any) -> Package:
+    return compile_target(open_package(package), target, pages, progress=lambda *_: None, **options)
+
+
+def test_a_compiled_target_answers_as_the_one_it_is_made_of_and_verifies(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path
+) -> None:
+    found = compiled(package, pages_folder)
+    target = found.target(TARGET)
+    assert [segment.file for segment in target.segments] == [
+        f"{TARGET}/{exit_name}.engine" for exit_name in found.manifest.exits
+    ]
+    assert max(verify_package(found, TARGET).differences.values()) == 0
+    assert max(target.equality.values()) < 1e-4
+    floats, chain = load_package(found), load_package(found, TARGET)
+    data = read_dataset(pages_folder)
+    arrays = floats.encode([data.page(at) for at in range(0, len(data), 13)])
+    for name, values in floats.logits(arrays).items():
+        assert chain.logits(arrays)[name] == pytest.approx(values, abs=1e-4)
+    assert target.costs is not None and target.costs.machine == HostGpu.name
+    assert {"full", "default"} <= set(target.operating_points)
+    assert [file.name for file in (tmp_path / "cache" / "ee_export").iterdir()] == [
+        f"tensorrt-{tensorrt.trt.__version__}-NVIDIA-H100-80GB-HBM3-9.0.timing"
+    ]
+
+
+def test_the_manifest_says_what_engines_were_built_on_and_of(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+) -> None:
+    made = compiled(package, pages_folder).target(TARGET).compiled
+    assert made["tensorrt"] == tensorrt.trt.__version__
+    assert (made["gpu"], made["compute_capability"], made["driver"]) == ("NVIDIA H100 80GB HBM3", "9.0", "580.65")
+    assert made["from"] == "cpu-fp32" and len(made["source"]) == len(made["recipe"]) == 64
+    assert "plain_attention" not in made
+
+
+def test_engines_of_another_gpu_or_tensorrt_are_refused_before_one_is_loaded(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+) -> None:
+    found = compiled(package, pages_folder)
+    loaded = tensorrt.names.count("Runtime.deserialize_cuda_engine")
+    change(package, lambda made: made.update(tensorrt="9.3.0.1", gpu="NVIDIA A10", compute_capability="8.6"))
+    with pytest.raises(BadRequest) as refused:
+        load_package(open_package(found.path), TARGET)
+    for part in (
+        "built by TensorRT 9.3.0.1 on NVIDIA A10",
+        f"here is TensorRT {tensorrt.trt.__version__} on NVIDIA H100",
+        f"`ee-export compile {package} DATA --target {TARGET} --force`",
+    ):
+        assert part in str(refused.value)
+    assert tensorrt.names.count("Runtime.deserialize_cuda_engine") == loaded
+
+
+def test_engines_of_other_segments_than_the_package_has_now_are_refused(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+) -> None:
+    compiled(package, pages_folder)
+    change(package, lambda made: made.update(source="0" * 64))
+    with pytest.raises(BadRequest, match=r"compiled of other segments than the package's cpu-fp32: `ee-export compile"):
+        load_package(open_package(package), TARGET)
+
+
+def test_a_tampered_engine_is_refused_before_one_is_loaded(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+) -> None:
+    found = compiled(package, pages_folder)
+    loaded = tensorrt.names.count("Runtime.deserialize_cuda_engine")
+    engine = package / found.target(TARGET).segments[-1].file
+    data = bytearray(engine.read_bytes())
+    data[100] ^= 1
+    engine.write_bytes(data)
+    with pytest.raises(BadPackage, match=r"final\.engine: sha256 differs"):
+        load_package(open_package(package), TARGET)
+    assert tensorrt.names.count("Runtime.deserialize_cuda_engine") == loaded
+
+
+def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_is_said(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+) -> None:
+    parse = tensorrt.fake._behaviour["OnnxParser.parse_from_file"]
+    parsed: list[str] = []
+
+    def refuse_attention(parser: Any, path: str) -> bool:
+        parsed.append(path)
+        if gpu_target.has_attention(Path(path)) and "encoder.2" in path:
+            return False
+        return bool(parse(parser, path))
+
+    tensorrt.fake.on("OnnxParser.parse_from_file", refuse_attention)
+    tensorrt.fake.on("OnnxParser.num_errors", lambda parser: 1)
+    tensorrt.fake.on("ParserError.node_name", lambda error: "attention_1")
+    tensorrt.fake.on("ParserError.node_operator", lambda error: "Attention")
+    tensorrt.fake.on("ParserError.desc", lambda error: "unsupported")
+    told: list[str] = []
+    found = compile_target(
+        open_package(package), TARGET, pages_folder, progress=lambda stage, done, total: told.append(stage)
+    )
+    assert found.target(TARGET).compiled["plain_attention"] == "encoder.2"
+    assert "plain attention: encoder.2" in told
+    assert max(verify_package(found, TARGET).differences.values()) == 0
+    assert sum("encoder.2" in path for path in parsed) == 2
+
+
+def test_a_refusal_of_both_forms_is_said_with_the_node_and_leaves_the_package_as_it_was(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+) -> None:
+    before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
+    tensorrt.fake.on("OnnxParser.parse_from_file", lambda parser, path: False)
+    tensorrt.fake.on("OnnxParser.num_errors", lambda parser: 1)
+    tensorrt.fake.on("ParserError.node_name", lambda error: "conv_7")
+    tensorrt.fake.on("ParserError.node_operator", lambda error: "Conv")
+    tensorrt.fake.on("ParserError.desc", lambda error: "no such thing")
+    with pytest.raises(
+        DeviceError, match=r"vision\.onnx: TensorRT .* cannot parse it: node 'conv_7' \(Conv\): no such"
+    ):
+        compiled(package, pages_folder)
+    assert {path: path.read_bytes() for path in package.rglob("*") if path.is_file()} == before
+    assert [path.name for path in package.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_pages_beyond_the_profiles_are_refused_with_the_limit(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+) -> None:
+    chain = load_package(compiled(package, pages_folder), TARGET)
+    page = chain.encode([read_dataset(pages_folder).page(0)])
+    many = {name: np.repeat(array, 200, 0) for name, array in page.items()}
+    with pytest.raises(BadRequest, match=rf"no profile of {TARGET} holds 200 pages.*pages: 1 to"):
+        chain.logits(many)
+
+
+def test_a_recipe_of_one_s_own_gives_a_target_of_its_file_s_name(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'backend = "tensorrt"\nprecision = "fp16"\nattention = "plain"\nstrip = true\nrefit = "identical"\ntiming_cache = false\n'
+    )
+    found = compiled(package, pages_folder, str(tmp_path / "mine.toml"))
+    target = found.target("mine")
+    assert target.compiled["stripped"] == "yes" and target.compiled["precision"] == "fp16"
+    assert (package / "mine" / "recipe.toml").read_text().startswith('backend = "tensorrt"')
+    assert all((package / segment.file).with_suffix(".onnx").exists() for segment in target.segments)
+    assert "OnnxParserRefitter.refit_from_file" in tensorrt.names
+    assert 1e-6 < max(target.equality.values()) < 0.5, "float16 moved the logits, and not far"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("tensorrt-fp61", "unknown target to compile for 'tensorrt-fp61': .*did you mean tensorrt-fp16"),
+        ("cpu-int88", "did you mean cpu-int8"),
+        ("no/such.toml", r"no/such\.toml: cannot read this recipe"),
+    ],
+)
+def test_an_unknown_target_is_refused_and_the_nearest_named(
+    package: Path, pages_folder: Path, target: str, message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        compiled(package, pages_folder, target)
+
+
+def test_without_tensorrt_it_is_said_at_once_and_nothing_is_written(package: Path, pages_folder: Path) -> None:
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("TensorRT is installed here")
+    before = sorted(package.parent.rglob("*"))
+    done = CliRunner().invoke(cli, ["compile", str(package), str(pages_folder), "--target", "tensorrt-fp16"])
+    assert isinstance(done.exception, BadRequest)
+    assert "pip install 'ee_export[tensorrt]'" in str(done.exception)
+    assert sorted(package.parent.rglob("*")) == before
+
+
+def test_the_typed_graphs_alone_are_written_without_a_gpu(package: Path, pages_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "graphs"
+    arguments = [
+        "compile",
+        str(package),
+        str(pages_folder),
+        "--target",
+        "tensorrt-fp16",
+        "--graphs",
+        str(out),
+        "--json",
+    ]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    folder = Path(json.loads(done.stdout)["graphs"])
+    for exit_name in open_package(package).manifest.exits:
+        onnx.checker.check_model(folder / f"{exit_name}.onnx")
+    assert set(open_package(package).manifest.targets) == {"cpu-fp32"}
+
+
+def change(package: Path, edit: Any) -> None:
+    """Change what a manifest says of the target's making."""
+    manifest = json.loads((package / "manifest.json").read_text())
+    edit(manifest["targets"][TARGET]["compiled"])
+    (package / "manifest.json").write_text(json.dumps(manifest))
