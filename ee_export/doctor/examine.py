@@ -22,6 +22,7 @@ LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "Pillow", "click", "rich")
 GPU_TARGETS = {
     "tensorrt-*": ("driver", "GPU", "context", "TensorRT", "pycuda", "cuda-bindings"),
     "cuda-*": ("driver", "GPU", "context", "onnxruntime-gpu"),
+    "ort-tensorrt-*": ("driver", "GPU", "context", "onnxruntime-gpu", "onnxruntime's TensorRT"),
 }
 """Targets by the beginning of their name, and the checks that must be ok for them."""
 EXECUTORS = {
@@ -29,7 +30,11 @@ EXECUTORS = {
     "graph per segment": ("driver", "GPU", "context", "cuda-bindings", "NVRTC"),
     "conditional graph": ("driver", "GPU", "context", "cuda-bindings", "NVRTC"),
 }
-ASKED = {"tensorrt-*": ("host chain", "graph per segment"), "cuda-*": ("host chain",)}
+ASKED = {
+    "tensorrt-*": ("host chain", "graph per segment"),
+    "cuda-*": ("host chain",),
+    "ort-tensorrt-*": ("host chain",),
+}
 """The executors that must run for a kind of target: conditional nodes take a newer driver, and onnxruntime is never captured."""
 CONDITIONAL_DRIVER = 12080
 """CUDA version of the first driver whose conditional nodes have SWITCH and may be empty."""

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from ee_export.console import Progress
 from ee_export.doctor.check import Check, Look, guarded
 from ee_export.doctor.examine import EXECUTORS, target_kind
 from ee_export.doctor.replay import Executor, agreed, replayed
 from ee_export.doctor.timing import timed
-from ee_export.encode import Arrays
 from ee_export.package import Package, open_package
 
 RUNS = 300
@@ -27,13 +24,13 @@ class Rig:
     """What the trial tries.
 
     ``compile``: gives a package a target (name, and told of every step). ``executors``: by name, what opens one on a target;
-    the first is what the others are compared with. ``whole``: the target's whole model as one engine, from inputs to the final
-    logits, float32 ``[B, C]``.
+    the first is what the others are compared with. ``whole``: the same of the package's whole model as one engine, which has one
+    exit.
     """
 
     compile: Callable[[Package, str, Progress], Package]
     executors: Mapping[str, Callable[[Package, str], Executor]]
-    whole: Callable[[Package, str], Callable[[Arrays], np.ndarray]]
+    whole: Callable[[Package, str], Executor]
 
 
 def prove(
