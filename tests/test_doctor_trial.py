@@ -229,7 +229,7 @@ def test_engines_that_cannot_be_built_leave_the_rest_skipped(opened: list[OnCpu]
 
 def test_one_engine_that_gives_other_logits_is_not_compared_with(opened: list[OnCpu]) -> None:
     wrong = dataclasses.replace(
-        rig(opened), whole=lambda *asked: Whole(*asked, lambda left, logits: (left, logits + 1))
+        rig(opened), whole=lambda package, target: Whole(package, target, lambda left, logits: (left, logits + 1))
     )
     checks = tried(wrong)
     assert [name for name, one in checks.items() if one.wrong] == ["latency"]
