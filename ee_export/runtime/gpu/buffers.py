@@ -1,0 +1,325 @@
+"""A chain's tensors in device memory: made once, at fixed addresses, for the largest batch and length."""
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ee_export.errors import BadRequest
+from ee_export.manifest import TensorSpec, gate_name
+from ee_export.runtime.gpu.arrays import DeviceArray, is_device_array, item_size, size_of, view_of
+from ee_export.runtime.gpu.device import Device
+from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
+
+_ALIGNED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a chain is made for.
+
+    ``batches``, ``lengths``: rising numbers of pages and of text tokens (``T``); a batch runs in the least that holds it, its last
+    rows and tokens unused. ``lengths`` is empty where no segment has ``T``. ``visual``: visual tokens, ``L`` − ``T``. ``padding``: of
+    the inputs that have ``T``, what fills a page's unused tokens; 0 where not said.
+    """
+
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...] = ()
+    visual: int = 0
+    padding: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for what, numbers in (("batches", self.batches), ("lengths", self.lengths)):
+            if list(numbers) != sorted(set(numbers)) or any(number < 1 for number in numbers):
+                raise BadRequest(f"{what} are {numbers}; expected rising numbers, 1 or more")
+        if not self.batches:
+            raise BadRequest("no batch sizes; expected at least one")
+
+    def batch(self, rows: int) -> int:
+        """The least batch size that holds so many pages; raises BadRequest, naming the limit, where none does."""
+        return _least(self.batches, rows, "pages")
+
+    def length(self, tokens: int) -> int:
+        """The least length that holds so many text tokens; raises BadRequest, naming the limit, where none does."""
+        return _least(self.lengths, tokens, "text tokens")
+
+    def axes(self, rows: int, tokens: int) -> dict[str, int]:
+        """What ``B``, ``T`` and ``L`` stand for."""
+        return {"B": rows, "T": tokens, "L": tokens + self.visual}
+
+
+def _least(numbers: Sequence[int], wanted: int, what: str) -> int:
+    for number in numbers:
+        if number >= wanted:
+            return number
+    raise BadRequest(
+        f"{wanted} {what}: this chain was opened for {numbers[-1] if numbers else 0} at most; open it for more"
+    )
+
+
+def shape_of(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """A tensor's shape with numbers for its symbolic axes."""
+    return tuple(axis if isinstance(axis, int) else axes[axis] for axis in spec.shape)
+
+
+def has_length(spec: TensorSpec) -> bool:
+    """Whether a tensor's shape depends on the text's length."""
+    return "T" in spec.shape or "L" in spec.shape
+
+
+class Buffers:
+    """The tensors of a chain's segments, and the pinned memory through which inputs come.
+
+    A tensor for fewer pages or tokens begins at the same address, so that graphs and bound segments never change. Tensors between
+    segments share memory where their lives do not overlap (integers excepted: an unused row would hold nonsense as an index): the
+    hidden states of a row of layers alternate between two places. Rows are packed in place. All memory is zero at first.
+
+    ``names``: per segment, the tensors that live after it, those not yet given included.
+    """
+
+    def __init__(
+        self, device: Device, segments: Sequence[DeviceSegment], sizes: Sizes, stream: int | None = None
+    ) -> None:
+        self.device = device
+        self.segments = segments
+        self.sizes = sizes
+        self.specs = {spec.name: spec for segment in segments for spec in (*segment.inputs, *segment.outputs)}
+        _require_pages_first(self.specs.values())
+        made = {spec.name for segment in segments for spec in segment.outputs}
+        self.inputs = tuple(name for name in self.specs if name not in made)
+        self._needed = _needed(segments)
+        self._bound: dict[tuple[int, int, int], BoundSegment] = {}
+        self._closing = contextlib.ExitStack()
+        try:
+            with device.current():
+                self._allocate(stream)
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self, stream: int | None) -> None:
+        self.stream = self._own(self.device.create_stream(), self.device.destroy_stream) if stream is None else stream
+        self.uploaded = self._own(self.device.create_event(), self.device.destroy_event)
+        most = self.sizes.axes(self.sizes.batches[-1], self.sizes.lengths[-1] if self.sizes.lengths else 0)
+        place_of, places = _places(
+            self.segments,
+            self.inputs,
+            {name: size_of(shape_of(spec, most), spec.dtype) for name, spec in self.specs.items()},
+        )
+        addresses = [self.allocate(size) for size in places]
+        self.addresses = {name: addresses[place] for name, place in place_of.items()}
+        self._staging = {
+            name: self.allocate_pinned(size_of(shape_of(self.specs[name], most), self.specs[name].dtype))
+            for name in self.inputs
+        }
+        self.device.synchronize(self.stream)
+
+    def allocate(self, size: int) -> int:
+        """Device memory, zeroed, that is freed with the rest."""
+        size = -(-max(size, 1) // _ALIGNED) * _ALIGNED
+        address = self._own(self.device.allocate(size), self.device.free)
+        self.device.clear(address, size, self.stream)
+        return address
+
+    def allocate_pinned(self, size: int) -> int:
+        """Pinned memory that is freed with the rest."""
+        return self._own(self.device.allocate_pinned(max(size, 1)), self.device.free_pinned)
+
+    def event(self) -> int:
+        """An event that is destroyed with the rest."""
+        return self._own(self.device.create_event(), self.device.destroy_event)
+
+    def _own(self, handle: int, release: Callable[[int], None]) -> int:
+        self._closing.callback(release, handle)
+        return handle
+
+    def logits(self, step: int) -> str:
+        """Name of a segment's raw logits."""
+        return self.segments[step].outputs[0].name
+
+    def gate(self, step: int) -> str | None:
+        """Name of a segment's go/stop logit, where its exit has a gate."""
+        name = gate_name(self.segments[step].exit)
+        return name if any(spec.name == name for spec in self.segments[step].outputs) else None
+
+    def live(self, step: int) -> list[str]:
+        """Tensors that a later segment reads and that an earlier one, or ``step``, reads or makes: what is packed after it."""
+        known = {spec.name for segment in self.segments[: step + 1] for spec in (*segment.inputs, *segment.outputs)}
+        return [name for name in self.specs if name in known and name in self._needed[step]]
+
+    def row_bytes(self, name: str, tokens: int) -> int:
+        """Bytes of a page's part of a tensor."""
+        spec = self.specs[name]
+        return size_of(shape_of(spec, self.sizes.axes(1, tokens)), spec.dtype)
+
+    def reads_length(self, first: int, end: int) -> bool:
+        """Whether the shape of anything that these segments touch depends on the text's length."""
+        touched = (spec for segment in self.segments[first:end] for spec in (*segment.inputs, *segment.outputs))
+        return any(has_length(spec) for spec in touched)
+
+    def bound(self, step: int, batch: int, tokens: int) -> BoundSegment:
+        """A segment over these tensors, for one of the batch sizes and lengths; bound once.
+
+        Raises:
+            BadRequest: no profile of the segment holds such sizes.
+        """
+        segment = self.segments[step]
+        key = (step, batch, tokens if self.reads_length(step, step + 1) else 0)
+        if key not in self._bound:
+            addresses = {spec.name: self.addresses[spec.name] for spec in (*segment.inputs, *segment.outputs)}
+            axes = self.sizes.axes(batch, tokens)
+            used = {axis for spec in (*segment.inputs, *segment.outputs) for axis in spec.shape}
+            self._bound[key] = segment.bind(addresses, {name: size for name, size in axes.items() if name in used})
+        return self._bound[key]
+
+    def tokens_of(self, inputs: Mapping[str, object]) -> int | None:
+        """Text tokens of the longest of some inputs; ``None`` where none of them has any."""
+        found = [
+            _shape(value)[self.specs[name].shape.index("T")]
+            for name, value in inputs.items()
+            if name in self.specs and "T" in self.specs[name].shape
+        ]
+        return max(found, default=None)
+
+    def give(self, inputs: Mapping[str, object], rows: int, tokens: int) -> None:
+        """Append copies of inputs, host or device arrays ``[rows, …]``, to the stream, padded to ``tokens`` text tokens.
+
+        Host arrays go through pinned memory, so that the caller may change them at once. Device arrays are copied on the device, after
+        what fills them; one that is a view of the input itself, see :meth:`view`, is left where it is.
+
+        Raises:
+            BadRequest: an unknown input, another shape or dtype, or a device array whose text is not as long as ``tokens``.
+        """
+        for name, value in inputs.items():
+            if name not in self.inputs:
+                raise BadRequest(f"unknown input '{name}': this chain takes {', '.join(self.inputs)}")
+            if is_device_array(value):
+                self._give_device(name, value, rows, tokens)
+        hosts = {name: np.asarray(value) for name, value in inputs.items() if not is_device_array(value)}
+        if not hosts:
+            return
+        for name, given in hosts.items():
+            self._require(name, given.shape, str(given.dtype), rows, tokens, exact=False)
+        self.device.wait(self.uploaded)  # pinned memory may still be read for the pages before
+        for name, given in hosts.items():
+            spec = self.specs[name]
+            shape = shape_of(spec, self.sizes.axes(rows, tokens))
+            held = host_array(self._staging[name], shape, spec.dtype)
+            if given.shape != shape:
+                held[...] = (self.sizes.padding or {}).get(name, 0)
+            held[tuple(slice(size) for size in given.shape)] = given
+            self.device.copy(self.addresses[name], self._staging[name], held.nbytes, self.stream)
+        self.device.record(self.uploaded, self.stream)
+
+    def _give_device(self, name: str, value: object, rows: int, tokens: int) -> None:
+        held = view_of(value, self.stream, name)
+        self._require(name, held.shape, held.dtype, rows, tokens, exact=True)
+        if held.address == self.addresses[name]:
+            return
+        if held.stream is not None and held.stream != self.stream:
+            self.device.follow(self.stream, held.stream)
+        self.device.copy(self.addresses[name], held.address, held.nbytes, self.stream)
+
+    def _require(self, name: str, shape: tuple[int, ...], dtype: str, rows: int, tokens: int, *, exact: bool) -> None:
+        spec = self.specs[name]
+        wanted = shape_of(spec, self.sizes.axes(rows, tokens))
+        fits = len(shape) == len(wanted) and all(
+            have == want or (axis == "T" and have < want and not exact)
+            for have, want, axis in zip(shape, wanted, spec.shape, strict=False)
+        )
+        if not fits:
+            raise BadRequest(
+                f"{name}: shape {tuple(shape)}; expected {wanted}{' (a device array is not padded)' * exact}"
+            )
+        if dtype != spec.dtype:
+            raise BadRequest(f"{name}: dtype {dtype}; expected {spec.dtype}")
+
+    def view(self, name: str, rows: int, tokens: int = 0) -> DeviceArray:
+        """A tensor where it lies: an input to be filled by another library without a copy, or what a segment left there."""
+        spec = self.specs[name]
+        shape = shape_of(spec, self.sizes.axes(rows, tokens))
+        return DeviceArray(
+            self.addresses[name],
+            shape,
+            spec.dtype,
+            self.device.index,
+            self,
+            self.stream,
+            lambda other: self.lend(other),
+        )
+
+    def lend(self, other: int) -> None:
+        """Work on another library's stream waits for what this one holds."""
+        with self.device.current():
+            self.device.follow(other, self.stream)
+
+    def close(self) -> None:
+        """Free everything, after what is under way; the addresses are then worth nothing."""
+        self._bound.clear()
+        with self.device.current(), self._closing:
+            if hasattr(self, "stream"):
+                with contextlib.suppress(Exception):  # the device failed before: its memory is freed all the same
+                    self.device.synchronize(self.stream)
+
+
+def host_array(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Pinned memory as an array."""
+    held = (ctypes.c_uint8 * size_of(shape, dtype)).from_address(address)
+    return np.frombuffer(held, np.dtype(dtype)).reshape(shape)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if hasattr(value, "__cuda_array_interface__") and not hasattr(value, "shape"):
+        return tuple(value.__cuda_array_interface__["shape"])
+    return tuple(np.shape(value) if not hasattr(value, "shape") else value.shape)
+
+
+def _require_pages_first(specs: Iterable[TensorSpec]) -> None:
+    for spec in specs:
+        if not spec.shape or spec.shape[0] != "B":
+            raise BadRequest(
+                f"{spec.name}: shape {spec.shape}; expected pages, 'B', as its first axis and nowhere else"
+            )
+        item_size(spec.dtype)
+
+
+def _needed(segments: Sequence[DeviceSegment]) -> list[set[str]]:
+    """Per segment, the names that later ones read."""
+    needed: list[set[str]] = []
+    later: set[str] = set()
+    for segment in reversed(segments):
+        needed.append(set(later))
+        later |= {spec.name for spec in segment.inputs}
+    return needed[::-1]
+
+
+def _places(
+    segments: Sequence[DeviceSegment], inputs: Sequence[str], bytes_of: Mapping[str, int]
+) -> tuple[dict[str, int], list[int]]:
+    """Where each tensor lies, and how large each place is: an input has its own, others take one that is free by then."""
+    needed = _needed(segments)
+    place_of: dict[str, int] = {}
+    places: list[int] = []
+    free: list[int] = []
+    for name in inputs:
+        place_of[name] = len(places)
+        places.append(bytes_of[name])
+    for at, segment in enumerate(segments):
+        for spec in segment.outputs:
+            shares = spec.dtype in ("float32", "float16", "bfloat16") and spec.name in needed[at]
+            if shares and free:
+                place = min(free, key=lambda one: abs(places[one] - bytes_of[spec.name]))
+                free.remove(place)
+                places[place] = max(places[place], bytes_of[spec.name])
+            else:
+                place = len(places)
+                places.append(bytes_of[spec.name])
+            place_of[spec.name] = place
+        for spec in segment.inputs:
+            floating = spec.dtype in ("float32", "float16", "bfloat16")
+            if spec.name not in inputs and spec.name not in needed[at] and floating:
+                free.append(place_of[spec.name])
+    return place_of, places

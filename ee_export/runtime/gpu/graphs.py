@@ -1,0 +1,226 @@
+"""CUDA graphs by cuda-bindings: capture, child graphs, kernels and conditional nodes, and what may stand in their bodies."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cuda.bindings import driver
+
+from ee_export.errors import DeviceError
+from ee_export.runtime.gpu.cuda_device import done, require, value
+from ee_export.runtime.gpu.device import Device
+from ee_export.runtime.gpu.kernels import DECIDE, GATHER_ROWS, Launch, compile_cubin
+
+CUDA_12 = driver.CUDA_VERSION < 13000
+
+Graph = driver.CUgraph
+Node = driver.CUgraphNode
+Handle = driver.CUgraphConditionalHandle
+
+_KERNEL = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
+_CHILD = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_GRAPH
+_WORK = (
+    _KERNEL,
+    driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_MEMCPY,
+    driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_MEMSET,
+)
+_ALLOWED = (*_WORK, _CHILD, driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_EMPTY)
+"""What the body of a conditional node may hold (CUDA programming guide, "Conditional Graph Nodes: Body Graph Requirements");
+other conditional nodes too, but not in a segment's graph, for a child graph takes none."""
+
+
+def capture(device: Device, stream: int, enqueue: Callable[[int], None], what: str) -> Graph:
+    """The work that ``enqueue`` appends to a stream, as a graph; nothing of it runs. The caller destroys it.
+
+    The stream is captured alone, never within another capture: segments may use streams of their own, which must not be in two open
+    captures (the recipe of TensorRT's guide: enqueue once, wait, capture, and embed the graph as a child).
+
+    Args:
+        device: whose context is current.
+        stream: not the legacy default stream.
+        enqueue: given the stream; it ran on it once before, so that nothing is allocated or compiled now.
+        what: is captured, for messages.
+
+    Raises:
+        DeviceError: the work cannot be captured, or nothing was recorded.
+    """
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    done(driver.cuStreamBeginCapture(stream, mode), f"{what}: cuStreamBeginCapture")
+    try:
+        enqueue(stream)
+    except BaseException:
+        status, graph = driver.cuStreamEndCapture(stream)  # or else the stream could not be used any more
+        if status == driver.CUresult.CUDA_SUCCESS:
+            driver.cuGraphDestroy(graph)
+        raise
+    graph = value(driver.cuStreamEndCapture(stream), f"{what}: cuStreamEndCapture")
+    if not any(kind in _WORK for _, kind in walk(graph)):
+        driver.cuGraphDestroy(graph)
+        raise DeviceError(f"{what}: its capture recorded no work; its backend refused to run without saying so")
+    return graph
+
+
+def walk(graph: Graph) -> Iterator[tuple[Node, driver.CUgraphNodeType]]:
+    """The nodes of a graph and of its child graphs, with their types."""
+    status, _, count = driver.cuGraphGetNodes(graph)
+    require(status, "cuGraphGetNodes")
+    if count == 0:
+        return
+    status, nodes, _ = driver.cuGraphGetNodes(graph, count)
+    require(status, "cuGraphGetNodes")
+    for node in nodes:
+        kind = value(driver.cuGraphNodeGetType(node), "cuGraphNodeGetType")
+        yield node, kind
+        if kind == _CHILD:
+            yield from walk(value(driver.cuGraphChildGraphNodeGetGraph(node), "cuGraphChildGraphNodeGetGraph"))
+
+
+def require_embeddable(graph: Graph, what: str) -> None:
+    """Raise DeviceError for a segment's graph that cannot stand in the body of a conditional node; names the first such node."""
+    for _, kind in walk(graph):
+        if kind not in _ALLOWED:
+            name = kind.name.removeprefix("CU_GRAPH_NODE_TYPE_").lower().replace("_", " ")
+            raise DeviceError(
+                f"{what}: its graph has a node of type '{name}', which the body of a conditional node may not hold; "
+                "use the executor 'graphs'"
+            )
+
+
+def new_graph() -> Graph:
+    return value(driver.cuGraphCreate(0), "cuGraphCreate")
+
+
+def destroy(graph: Graph) -> None:
+    done(driver.cuGraphDestroy(graph), "cuGraphDestroy")
+
+
+def add_child(graph: Graph, after: Sequence[Node], child: Graph) -> Node:
+    """A node that runs a copy of ``child``."""
+    return value(driver.cuGraphAddChildGraphNode(graph, list(after), len(after), child), "cuGraphAddChildGraphNode")
+
+
+def add_kernel(graph: Graph, after: Sequence[Node], function: driver.CUfunction, launch: Launch, context: int) -> Node:
+    """A node that launches a kernel; the argument is copied into it."""
+    params = driver.CUgraphNodeParams()
+    params.type = _KERNEL
+    kernel = params.kernel
+    kernel.func = function
+    kernel.gridDimX, kernel.gridDimY, kernel.gridDimZ = launch.grid
+    kernel.blockDimX, kernel.blockDimY, kernel.blockDimZ = launch.block
+    kernel.sharedMemBytes = launch.shared_bytes
+    kernel.kernelParams = launch.kernel_params
+    kernel.ctx = driver.CUcontext(context)
+    return _add(graph, after, params, "a kernel")
+
+
+def new_handle(graph: Graph, context: int, default: int) -> Handle:
+    """A handle for one conditional node of this very graph; ``default`` is its value at each launch until a kernel sets it."""
+    made = driver.cuGraphConditionalHandleCreate(graph, context, default, driver.CU_GRAPH_COND_ASSIGN_DEFAULT)
+    return value(made, "cuGraphConditionalHandleCreate")
+
+
+def add_if(graph: Graph, after: Sequence[Node], handle: Handle, context: int) -> tuple[Node, Graph]:
+    """A node that runs its body if the handle's value is not 0, and the body, to be filled; the node owns it."""
+    node, bodies = _add_conditional(
+        graph, after, handle, driver.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_IF, 1, context
+    )
+    return node, bodies[0]
+
+
+def add_switch(
+    graph: Graph, after: Sequence[Node], handle: Handle, size: int, context: int
+) -> tuple[Node, list[Graph]]:
+    """A node that runs the body whose number the handle's value is, none if that is ``size`` or more, and its bodies, to be filled."""
+    return _add_conditional(
+        graph, after, handle, driver.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_SWITCH, size, context
+    )
+
+
+def _add_conditional(
+    graph: Graph,
+    after: Sequence[Node],
+    handle: Handle,
+    kind: driver.CUgraphConditionalNodeType,
+    size: int,
+    context: int,
+) -> tuple[Node, list[Graph]]:
+    params = driver.CUgraphNodeParams()
+    params.type = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
+    conditional = params.conditional
+    conditional.handle = handle
+    conditional.type = kind
+    conditional.size = size
+    conditional.ctx = driver.CUcontext(context)
+    node = _add(graph, after, params, "a conditional node")
+    bodies = list(params.conditional.phGraph_out)
+    if len(bodies) != size:
+        raise DeviceError(f"cuGraphAddNode: {len(bodies)} bodies of a conditional node of {size}; update cuda-bindings")
+    return node, bodies
+
+
+def _add(graph: Graph, after: Sequence[Node], params: driver.CUgraphNodeParams, what: str) -> Node:
+    if CUDA_12:
+        return value(driver.cuGraphAddNode(graph, list(after), len(after), params), f"cuGraphAddNode of {what}")
+    return value(driver.cuGraphAddNode(graph, list(after), None, len(after), params), f"cuGraphAddNode of {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Launchable:
+    """An instantiated graph. One runs at a time; a launch waits on the GPU for the one before."""
+
+    graph: driver.CUgraphExec
+
+    def launch(self, stream: int) -> None:
+        """Append the graph's work to a stream; raises DeviceError if the driver refuses."""
+        done(driver.cuGraphLaunch(self.graph, stream), "cuGraphLaunch")
+
+    def close(self) -> None:
+        done(driver.cuGraphExecDestroy(self.graph), "cuGraphExecDestroy")
+
+
+def instantiate(graph: Graph, stream: int, what: str) -> Launchable:
+    """A graph ready to be launched, its parameters in device memory; the graph itself may then be destroyed.
+
+    Raises:
+        DeviceError: the driver does not take it.
+    """
+    made = Launchable(value(driver.cuGraphInstantiate(graph, 0), f"{what}: cuGraphInstantiate"))
+    try:
+        done(driver.cuGraphUpload(made.graph, stream), f"{what}: cuGraphUpload")
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+class Kernels:
+    """The kernels of ``kernels.cu``, compiled for a device and loaded into its context, which is current."""
+
+    def __init__(self, device: Device) -> None:
+        cubin = compile_cubin(device.compute_capability)
+        self._module = value(driver.cuModuleLoadData(cubin), "cuModuleLoadData")
+        try:
+            self.functions = {
+                name: value(driver.cuModuleGetFunction(self._module, name.encode()), "cuModuleGetFunction")
+                for name in (DECIDE, GATHER_ROWS)
+            }
+        except BaseException:
+            self.close()
+            raise
+
+    def enqueue(self, launch: Launch, stream: int) -> None:
+        """Append a kernel to a stream."""
+        launched = driver.cuLaunchKernel(
+            self.functions[launch.kernel],
+            *launch.grid,
+            *launch.block,
+            launch.shared_bytes,
+            stream,
+            launch.kernel_params,
+            0,
+        )
+        done(launched, f"cuLaunchKernel of {launch.kernel}")
+
+    def close(self) -> None:
+        with contextlib.suppress(DeviceError):  # a context that failed has no modules any more
+            done(driver.cuModuleUnload(self._module), "cuModuleUnload")
