@@ -99,13 +99,19 @@ def simulated_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *, version: 
     monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
 
 
+@pytest.fixture(autouse=True)
+def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip can compile pycuda here, whether or not it can."""
+    monkeypatch.setattr("ee_export.doctor.remedies.compiles_pycuda", lambda: True)
+
+
 # This machine.
 
 
 @without_driver
 def test_without_a_gpu_doctor_says_what_is_missing_with_the_command_and_nothing_is_wrong() -> None:
     out = doctor()
-    for name in ("driver", "GPU", "TensorRT", "cuda-bindings", "executor: conditional graph"):
+    for name in ("driver", "GPU", "TensorRT", "cuda-bindings", "executor conditional"):
         assert any(name in line and "missing" in line for line in out.splitlines()), name
     assert f"  {PIP}\n" in out
     assert "pip install 'ee_export[gpu]'" in out
@@ -116,7 +122,7 @@ def test_without_a_gpu_doctor_says_what_is_missing_with_the_command_and_nothing_
 @without_driver
 def test_a_gpu_that_is_asked_for_and_not_there_is_wrong_and_nothing_is_compiled() -> None:
     got = json.loads(doctor("--gpu", "--json", status=1))
-    assert {"driver", "GPU", "TensorRT", "target tensorrt-*", "executor: host chain"} <= set(got["wrong"])
+    assert {"driver", "GPU", "TensorRT", "target tensorrt-*", "executor host"} <= set(got["wrong"])
     assert "onnxruntime-gpu" not in got["wrong"]  # another target's
     (trial,) = (check for check in got["checks"] if check["name"] == "tensorrt-fp16: trial")
     assert trial["status"] == "skipped"
@@ -332,7 +338,7 @@ def test_a_driver_that_does_not_start_failed(
 def test_where_all_is_well_all_targets_and_executors_can_run() -> None:
     checks = found(None, "tensorrt-fp16", "cuda-fp16")
     assert not [check.name for check in checks.values() if check.wrong]
-    assert checks["executor: conditional graph"].status == "ok"
+    assert checks["executor conditional"].status == "ok"
     assert checks["onnxruntime's TensorRT"].found == "needs TensorRT 10 (libnvinfer.so.10); TensorRT 11 is installed"
     assert checks["onnxruntime's TensorRT"].remedy == "pip install 'tensorrt>=10,<11'"
 
@@ -344,15 +350,12 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
         "tensorrt": {**WELL["tensorrt"], "wheels": {"tensorrt_cu12_libs": "11.4.0.106"}},
     }
     checks = found(old, "tensorrt-fp16")
-    conditional = checks["executor: conditional graph"]
+    conditional = checks["executor conditional"]
     assert conditional.status == "missing"
-    assert (
-        "the driver is of CUDA 12.4, and conditional nodes need 12.8; a graph per segment runs instead"
-        in conditional.found
-    )
+    assert "the driver is of CUDA 12.4, and conditional nodes need 12.8; `graphs` runs instead" in conditional.found
     assert conditional.remedy
     assert not conditional.wrong
-    assert checks["executor: graph per segment"].status == checks["executor: host chain"].status == "ok"
+    assert checks["executor graphs"].status == checks["executor host"].status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -397,6 +400,14 @@ def test_what_is_wrong_is_said_with_what_mends_it(
     assert said in check.found
     assert check.remedy
     assert remedy in check.remedy
+
+
+def test_where_pycuda_cannot_be_compiled_it_is_left_out_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ee_export.doctor.remedies.compiles_pycuda", lambda: False)
+    checks = found({"tensorrt": {"absent": "x"}, "pycuda": {"absent": "x"}}, "tensorrt-fp16")
+    assert checks["TensorRT"].remedy == "pip install 'tensorrt>=10,<12' 'cuda-bindings[all]>=12.8,<14'"
+    assert checks["pycuda"].remedy == "sudo apt-get install g++ nvidia-cuda-toolkit && pip install 'pycuda>=2025.1'"
+    assert not checks["pycuda"].wrong
 
 
 def test_gpus_that_are_hidden_are_not_taken_for_absent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_executors_that_agree_are_ok_and_compared_with_one_engine(opened: list[O
     assert set(states(checks).values()) == {"ok"}
     assert list(checks) == ["engines", *EXECUTORS, "agreement", "latency"]
     assert all(one.asked for one in checks.values())
-    assert "bit for bit the same on host chain, graph per segment, conditional graph" in checks["agreement"].found
+    assert "bit for bit the same on host, graphs, conditional" in checks["agreement"].found
     rows = checks["latency"].facts["rows"]
     assert [row["executor"] for row in rows if row["exit"] == "never"] == ["one engine", *EXECUTORS]
     assert {row["exit"] for row in rows if row["executor"] == HOST} > {"never", "vision", "encoder.4"}
@@ -146,14 +146,14 @@ def off_by_a_bit(left: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.n
 def test_one_bit_of_one_logit_in_a_batch_is_a_disagreement(opened: list[OnCpu]) -> None:
     checks = tried(rig(opened, **{CONDITIONAL: off_by_a_bit}))
     assert [name for name, one in checks.items() if one.wrong] == ["agreement"]
-    assert "conditional graph and host chain, batch 3: same exits, logits differ by" in checks["agreement"].found
+    assert "conditional and host, batch 3: same exits, logits differ by" in checks["agreement"].found
 
 
 def test_an_executor_that_leaves_elsewhere_fails_and_the_others_are_still_compared(opened: list[OnCpu]) -> None:
     checks = tried(rig(opened, **{PER_SEGMENT: lambda left, logits: (np.minimum(left + 1, 6), logits)}))
     assert [name for name, one in checks.items() if one.wrong] == [PER_SEGMENT]
     assert "a page that must leave at vision left at text.40" in checks[PER_SEGMENT].found
-    assert checks["agreement"].found.endswith("on host chain, conditional graph")
+    assert checks["agreement"].found.endswith("on host, conditional")
     assert PER_SEGMENT not in {row["executor"] for row in checks["latency"].facts["rows"]}
 
 
@@ -161,7 +161,7 @@ def test_exits_that_all_executors_get_wrong_are_found_by_the_policy(opened: list
     late: DAMAGE = lambda left, logits: (left if len(left) == 1 else np.minimum(left + 1, 6), logits)  # noqa: E731
     checks = tried(rig(opened, **dict.fromkeys(EXECUTORS, late)))
     assert checks["agreement"].status == "failed"
-    assert "host chain, batch 3: exits and the policy's differ" in checks["agreement"].found
+    assert "host, batch 3: exits and the policy's differ" in checks["agreement"].found
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e3])

@@ -16,28 +16,25 @@ from ee_export.doctor.probes import PROBES
 from ee_export.doctor.remedies import update_driver
 from ee_export.errors import BadRequest
 from ee_export.package import MANIFEST, Package, open_package
+from ee_export.runtime.gpu.device import CONDITIONAL_DRIVER
 
 LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "Pillow", "click", "rich")
 """What every installation has."""
+_GPU = ("driver", "GPU", "context")
 GPU_TARGETS = {
-    "tensorrt-*": ("driver", "GPU", "context", "TensorRT", "pycuda", "cuda-bindings"),
-    "cuda-*": ("driver", "GPU", "context", "onnxruntime-gpu"),
-    "ort-tensorrt-*": ("driver", "GPU", "context", "onnxruntime-gpu", "onnxruntime's TensorRT"),
+    "tensorrt-*": (*_GPU, "cuda-bindings", "TensorRT"),
+    "cuda-*": (*_GPU, "cuda-bindings", "onnxruntime-gpu"),
+    "ort-tensorrt-*": (*_GPU, "cuda-bindings", "onnxruntime-gpu", "onnxruntime's TensorRT"),
 }
 """Targets by the beginning of their name, and the checks that must be ok for them."""
 EXECUTORS = {
-    "host chain": ("driver", "GPU", "context", "cuda-bindings"),
-    "graph per segment": ("driver", "GPU", "context", "cuda-bindings", "NVRTC"),
-    "conditional graph": ("driver", "GPU", "context", "cuda-bindings", "NVRTC"),
+    "host": (*_GPU, "cuda-bindings"),
+    "graphs": (*_GPU, "cuda-bindings"),
+    "conditional": (*_GPU, "cuda-bindings", "NVRTC"),
 }
-ASKED = {
-    "tensorrt-*": ("host chain", "graph per segment"),
-    "cuda-*": ("host chain",),
-    "ort-tensorrt-*": ("host chain",),
-}
+"""Executors, and the checks that must be ok for them: see :func:`ee_export.runtime.gpu.device.preflight`."""
+ASKED = {"tensorrt-*": ("host", "graphs"), "cuda-*": ("host",), "ort-tensorrt-*": ("host",)}
 """The executors that must run for a kind of target: conditional nodes take a newer driver, and onnxruntime is never captured."""
-CONDITIONAL_DRIVER = 12080
-"""CUDA version of the first driver whose conditional nodes have SWITCH and may be empty."""
 
 _CPU_BACKENDS = ("onnxruntime", "openvino")
 _LOOKS: dict[str, Callable[[look.Survey], Look]] = {
@@ -78,6 +75,7 @@ def examine(
     executors = {name for target in targets for name in ASKED[target_kind(target)]}
     needed = {name for target in targets for name in GPU_TARGETS[target_kind(target)]}
     needed |= {name for executor in executors for name in EXECUTORS[executor]}
+    needed |= {"NVRTC"} if "graphs" in executors else set()  # without it they run, and not as fast as they could
     survey = survey_with(probe or isolated)
     checks = [
         guarded("machine", _machine, asked=True),
@@ -95,7 +93,7 @@ def examine(
         for kind, needed_by in GPU_TARGETS.items()
     ]
     checks += [
-        guarded(f"executor: {name}", partial(_executor, name, done, survey), asked=name in executors)
+        guarded(f"executor {name}", partial(_executor, name, done, survey), asked=name in executors)
         for name in EXECUTORS
     ]
     return checks
@@ -221,8 +219,10 @@ def _can_run(needed: Sequence[str], done: Mapping[str, Check]) -> Look:
 def _executor(name: str, done: Mapping[str, Check], survey: look.Survey) -> Look:
     found = _can_run(EXECUTORS[name], done)
     version = survey["driver"].get("library") or 0
-    if found.status == "ok" and name == "conditional graph" and version < CONDITIONAL_DRIVER:
+    if found.status == "ok" and name == "conditional" and version < CONDITIONAL_DRIVER:
         have, want = look.cuda_version(version), look.cuda_version(CONDITIONAL_DRIVER)
-        said = f"cannot run here: the driver is of CUDA {have}, and conditional nodes need {want}; a graph per segment runs instead"
+        said = (
+            f"cannot run here: the driver is of CUDA {have}, and conditional nodes need {want}; `graphs` runs instead"
+        )
         return Look("missing", said, update_driver())
     return found

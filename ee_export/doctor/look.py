@@ -102,7 +102,7 @@ def tensorrt(survey: Survey) -> Look:
 
 def pycuda(survey: Survey) -> Look:
     facts, version = survey["pycuda"], _driver_version(survey)
-    install = remedies.install_pycuda(version)
+    install = remedies.install_pycuda()
     if "absent" in facts:
         return Look("missing", "not installed", install)
     _needed(facts)

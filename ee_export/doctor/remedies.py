@@ -22,16 +22,28 @@ def update_driver() -> str:
 
 
 def install_tensorrt(driver: int | None) -> str:
-    """The extra whose wheels fit the driver (CUDA version as cuDriverGetVersion gives it, such as 12080; ``None``: not known)."""
-    extra = "tensorrt-cu12" if driver is not None and driver < 13000 else "tensorrt"
-    return f"pip install 'ee_export[{extra}]'"
+    """TensorRT, cuda-bindings and NVRTC that fit the driver (CUDA as cuDriverGetVersion gives it, 12080; ``None``: not known).
+
+    The extra brings pycuda too, which pip must compile; where that cannot be, it is left out: nothing needs it.
+    """
+    old = driver is not None and driver < 13000
+    if compiles_pycuda():
+        return f"pip install 'ee_export[{'tensorrt-cu12' if old else 'tensorrt'}]'"
+    if old:
+        return "pip install 'tensorrt-cu12>=10,<12' 'cuda-bindings[all]>=12.8,<13'"
+    return "pip install 'tensorrt>=10,<12' 'cuda-bindings[all]>=12.8,<14'"
 
 
-def install_pycuda(driver: int | None) -> str:
+def install_pycuda() -> str:
     """pycuda has no wheel: pip compiles it."""
-    if shutil.which("nvcc") and shutil.which("g++"):
-        return install_tensorrt(driver)
-    return f"sudo apt-get install g++ nvidia-cuda-toolkit && {install_tensorrt(driver)}"
+    return (
+        f"{'' if compiles_pycuda() else 'sudo apt-get install g++ nvidia-cuda-toolkit && '}pip install 'pycuda>=2025.1'"
+    )
+
+
+def compiles_pycuda() -> bool:
+    """Whether a C++ compiler and CUDA's headers (which come with nvcc) are there."""
+    return shutil.which("nvcc") is not None and shutil.which("g++") is not None
 
 
 INSTALL_ORT_GPU = "pip uninstall -y onnxruntime && pip install 'ee_export[gpu]' && pip install --force-reinstall --no-deps onnxruntime-gpu"

@@ -53,7 +53,7 @@ def prove(
     """
     found: list[Check] = []
     state = {check.name: check for check in checks}
-    executors = {name: state[f"executor: {name}"] for name in EXECUTORS}
+    executors = {name: state[f"executor {name}"] for name in EXECUTORS}
     barred = {name: check.found for name, check in executors.items() if check.status != "ok"}
     for target in targets:
         able = state[f"target {target_kind(target)}"]

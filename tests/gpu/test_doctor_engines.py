@@ -62,7 +62,7 @@ def test_the_trial_runs_from_end_to_end(tensorrt: FakeTensorRt, tmp_path: Path) 
         one = engines.compiled(engines.whole(package, tmp_path / "one.ee"), target, lambda *_: None)
         return OnCpu(one, target)
 
-    rig = Rig(engines.compiled, {"host chain": OnCpu, "graph per segment": OnCpu}, whole)
+    rig = Rig(engines.compiled, {"host": OnCpu, "graphs": OnCpu}, whole)
     shipped = sample()
     assert shipped is not None
     checks = trial(shipped, "tensorrt-fp16", rig, {}, lambda *_: None, runs=2)
