@@ -268,7 +268,7 @@ class Buffers:
 def host_array(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Pinned memory as an array."""
     held = (ctypes.c_uint8 * size_of(shape, dtype)).from_address(address)
-    return np.frombuffer(held, np.dtype(dtype)).reshape(shape)
+    return np.frombuffer(memoryview(held), np.dtype(dtype)).reshape(shape)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
