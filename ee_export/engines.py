@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tensorrt as trt
@@ -23,52 +24,63 @@ HARDWARE = {
 }
 
 
-def build_engine(
-    graph: Path,
-    inputs: Sequence[TensorSpec],
-    profiles: Sequence[Shapes],
-    recipe: TargetRecipe,
-    cache: Path | None,
-) -> bytes:
-    """The engine of a strongly typed graph, as its file's bytes; its weights lie beside it.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An engine to be built of a strongly typed graph.
 
-    Args:
-        graph: an ONNX file whose types say what is computed in what.
-        inputs: its inputs.
-        profiles: the shapes that it is for, as :func:`ee_export.runtime.gpu.shapes.profile_shapes` makes them.
-        recipe: how it is built.
-        cache: of measured kernels; read, and written anew with what was measured.
+    ``graph``: an ONNX file whose types say what is computed in what; its weights lie beside it. ``profiles``: the shapes that it
+    is for. ``cache``: a file of measured kernels, which is read, and written anew with what was measured.
+    """
+
+    graph: Path
+    inputs: Sequence[TensorSpec]
+    profiles: Sequence[Shapes]
+    recipe: TargetRecipe
+    cache: Path | None
+
+    @property
+    def name(self) -> str:
+        return self.graph.name
+
+
+def build_engine(wanted: Wanted) -> bytes:
+    """The engine, as its file's bytes.
 
     Raises:
         DeviceError: the parser or the builder refused it; says at which node, in TensorRT's words.
     """
     last_errors()  # of what came before
     try:
+        return _with_builder(wanted)
+    except DeviceError as error:
+        raise error.with_traceback(None) from None  # its frames hold a network and all its weights
+
+
+# Nested, so that all dies in the reverse of the order it was made in: the parser, which owns the weights, outlives the build.
+
+
+def _with_builder(wanted: Wanted) -> bytes:
+    try:
         builder = trt.Builder(LOG)
     except TypeError:  # what pybind makes of a null pointer
         raise DeviceError(f"TensorRT {trt.__version__} made no builder: {last_errors()}") from None
-    # Nested calls, so that all dies in the reverse of the order it was made in, and the parser (it owns the weights) last.
+    return _with_network(builder, wanted)
+
+
+def _with_network(builder: trt.Builder, wanted: Wanted) -> bytes:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    return _parsed(builder, network, graph, inputs, profiles, recipe, cache)
+    return _with_parser(builder, network, wanted)
 
 
-def _parsed(
-    builder: trt.Builder,
-    network: trt.INetworkDefinition,
-    graph: Path,
-    inputs: Sequence[TensorSpec],
-    profiles: Sequence[Shapes],
-    recipe: TargetRecipe,
-    cache: Path | None,
-) -> bytes:
+def _with_parser(builder: trt.Builder, network: trt.INetworkDefinition, wanted: Wanted) -> bytes:
     parser = trt.OnnxParser(network, LOG)
     # By path, so that it finds the weights beside the graph.
-    if not parser.parse_from_file(str(graph)):
+    if not parser.parse_from_file(str(wanted.graph)):
         errors = [_said(parser.get_error(at)) for at in range(parser.num_errors)]
         raise DeviceError(
-            f"{graph.name}: TensorRT {trt.__version__} cannot parse it: {'; '.join(errors[:3]) or last_errors()}"
+            f"{wanted.name}: TensorRT {trt.__version__} cannot parse it: {'; '.join(errors[:3]) or last_errors()}"
         )
-    return _built(builder, network, builder.create_builder_config(), graph, inputs, profiles, recipe, cache)
+    return _built(builder, network, wanted)
 
 
 def _said(error: trt.ParserError) -> str:
@@ -76,26 +88,18 @@ def _said(error: trt.ParserError) -> str:
     return f"node '{name}' ({operator}): {error.desc()}" if operator else error.desc()
 
 
-def _built(
-    builder: trt.Builder,
-    network: trt.INetworkDefinition,
-    config: trt.IBuilderConfig,
-    graph: Path,
-    inputs: Sequence[TensorSpec],
-    profiles: Sequence[Shapes],
-    recipe: TargetRecipe,
-    cache: Path | None,
-) -> bytes:
-    _configure(config, recipe)
-    for shapes in profiles:
-        _add_profile(builder, config, graph.name, inputs, shapes)
-    if cache is not None:
-        _read_cache(config, cache)
+def _built(builder: trt.Builder, network: trt.INetworkDefinition, wanted: Wanted) -> bytes:
+    config = builder.create_builder_config()
+    _configure(config, wanted.recipe)
+    for shapes in wanted.profiles:
+        _add_profile(builder, config, wanted, shapes)
+    if wanted.cache is not None:
+        _read_cache(config, wanted.cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise DeviceError(f"{graph.name}: TensorRT {trt.__version__} built no engine of it: {last_errors()}")
-    if cache is not None:
-        _write_cache(config, cache)
+        raise DeviceError(f"{wanted.name}: TensorRT {trt.__version__} built no engine of it: {last_errors()}")
+    if wanted.cache is not None:
+        _write_cache(config, wanted.cache)
     return bytes(plan)
 
 
@@ -118,19 +122,13 @@ def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
-def _add_profile(
-    builder: trt.Builder,
-    config: trt.IBuilderConfig,
-    name: str,
-    inputs: Sequence[TensorSpec],
-    shapes: Shapes,
-) -> None:
+def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, wanted: Wanted, shapes: Shapes) -> None:
     profile = builder.create_optimization_profile()
-    for tensor in inputs:
+    for tensor in wanted.inputs:
         least, best, most = shapes[tensor.name]
         profile.set_shape(tensor.name, least, best, most)
     if config.add_optimization_profile(profile) < 0:
-        raise DeviceError(f"{name}: TensorRT refused the profile {shapes}: {last_errors()}")
+        raise DeviceError(f"{wanted.name}: TensorRT refused the profile {shapes}: {last_errors()}")
 
 
 def cache_name(here: BuiltOn) -> str:

@@ -17,7 +17,7 @@ from ee_export.recipes import TargetRecipe, with_plain_attention
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.costs import RUNS
 from ee_export.runtime.gpu.host import HostSegment
-from ee_export.runtime.gpu.open import RECIPE, Gpu, built_here, cache_folder, source_hash
+from ee_export.runtime.gpu.open import PLAIN, RECIPE, Gpu, built_here, cache_folder, source_hash
 from ee_export.runtime.gpu.shapes import profile_shapes
 from ee_export.segments.prepare import prepare_segments
 
@@ -88,7 +88,7 @@ def _engines(
     progress: Progress,
 ) -> tuple[tuple[SegmentSpec, ...], list[str]]:
     """The engines' manifest entries, and of which exits the attention is plain."""
-    from ee_export.engines import build_engine, cache_name
+    from ee_export.engines import Wanted, build_engine, cache_name
 
     profiles = recipe.profiles(package.manifest.encoding.max_text_tokens)
     cache = None
@@ -98,53 +98,40 @@ def _engines(
 
     def built(graph: Path, spec: SegmentSpec) -> bytes:
         shapes = profile_shapes(spec.inputs, profiles, visual)
-        return build_engine(graph, spec.inputs, shapes, recipe, cache)
+        return build_engine(Wanted(graph, spec.inputs, shapes, recipe, cache))
 
-    # Beside the staging folder and not in it: what is there becomes the package.
+    # Not in the staging folder: what is there becomes the package.
     with tempfile.TemporaryDirectory(prefix="ee-graphs-") as work:
-        typed = prepare_segments(package, recipe, Path(work) / "asked", samples)
+        asked, simpler = Path(work) / "asked", Path(work) / PLAIN
+        typed = prepare_segments(package, recipe, asked, samples)
         progress("prepare", 1, 1)
         folder.mkdir()
         specs, plain = [], []
-        graphs = Path(work) / "asked"
-        fallback = Path(work) / "plain"
         for at, spec in enumerate(typed):
             progress("engines", at, len(typed))
             try:
-                plan = built(graphs / spec.file, spec)
+                plan = built(asked / spec.file, spec)
             except DeviceError as refused:
-                if recipe.attention == "plain" or not has_attention(graphs / spec.file):
+                if recipe.attention == "plain" or not has_attention(asked / spec.file):
                     raise
                 progress(f"plain attention: {spec.exit}", 0, 1)
                 _log.warning("%s: built with plain attention, for %s", spec.exit, refused)
-                if not fallback.exists():
-                    prepare_segments(package, with_plain_attention(recipe), fallback, samples)
+                if not simpler.exists():
+                    prepare_segments(package, with_plain_attention(recipe), simpler, samples)
                 try:
-                    plan = built(fallback / spec.file, spec)
+                    plan = built(simpler / spec.file, spec)
                 except DeviceError as too:
                     raise DeviceError(f"{refused}; and with plain attention: {too}") from None
                 progress(f"plain attention: {spec.exit}", 1, 1)
                 plain.append(spec.exit)
-            file = f"{recipe.name}/{spec.exit}.engine"
-            (folder.parent / file).write_bytes(plan)
-            specs.append(replace(spec, file=file))
+            specs.append(replace(spec, file=f"{recipe.name}/{spec.exit}.engine"))
+            (folder.parent / specs[-1].file).write_bytes(plan)
         progress("engines", len(typed), len(typed))
-        if recipe.strip:
-            _keep_graphs(typed, plain, graphs, fallback, folder.parent)
+        if recipe.strip:  # their weights come from the graphs that they were built of
+            shutil.copytree(asked / recipe.name, folder, dirs_exist_ok=True)
+            if plain:
+                shutil.copytree(simpler / recipe.name, folder / PLAIN)
     return tuple(specs), plain
-
-
-def _keep_graphs(
-    typed: Sequence[SegmentSpec], plain: Sequence[str], graphs: Path, fallback: Path, staging: Path
-) -> None:
-    """Keep the graphs that stripped engines take their weights from."""
-    for spec in typed:
-        source = (fallback if spec.exit in plain else graphs) / spec.file
-        shutil.copyfile(source, staging / spec.file)
-    for source in (graphs, fallback):
-        for weights in source.glob("*/*") if source.exists() else ():
-            if weights.suffix != ".onnx":
-                shutil.copyfile(weights, staging / weights.relative_to(source))
 
 
 def has_attention(graph: Path) -> bool:

@@ -59,12 +59,13 @@ class Int8:
     """How activations get their scales.
 
     ``tool``: ``modelopt`` (NVIDIA ModelOpt), ``onnxruntime`` (its static quantizer), or ``auto``: ModelOpt where it is installed.
-    ``method``: ``max`` (the largest value seen), ``entropy``, or ``percentile`` (99.99 %, onnxruntime only). ``pages``: at most
-    that many give ranges. ``convolutions``: whether they are quantized too. ``kept``: exits whose segments stay in 16 bits.
+    ``method``: ``max`` (the largest value seen), or ``entropy``, which clips rare ones (ModelOpt only: onnxruntime's wants pages of
+    one length). ``pages``: at most that many give ranges. ``convolutions``: whether they are quantized too. ``kept``: exits whose
+    segments stay in 16 bits.
     """
 
     tool: Literal["auto", "modelopt", "onnxruntime"] = "auto"
-    method: Literal["max", "entropy", "percentile"] = "entropy"
+    method: Literal["max", "entropy"] = "max"
     pages: int = 32
     convolutions: bool = False
     kept: tuple[str, ...] = ()
@@ -114,7 +115,7 @@ class TargetRecipe:
     def profiles(self, longest: int) -> tuple[Profile, ...]:
         """Every pair of a batch range and a text range, for a model whose pages have up to ``longest`` text tokens.
 
-        Longer ranges are cut there, and those that then say the same are one.
+        Ranges are cut there; of those that begin beyond, one stays where no other holds the longest page.
 
         Raises:
             BadRequest: no range holds such a page; says the limit.
@@ -125,7 +126,10 @@ class TargetRecipe:
                 f"{self.name}: text: its profiles hold pages of up to {largest} tokens, but pages of this model have up to {longest}; "
                 f"raise max to {longest}"
             )
-        texts = dict.fromkeys(Range(*(min(size, longest) for size in (text.min, text.opt, text.max))) for text in self.text)
+        holding = [text for text in self.text if text.min <= longest]
+        if max((text.max for text in holding), default=0) < longest:
+            holding.append(min((text for text in self.text if text.min > longest), key=lambda text: text.min))
+        texts = dict.fromkeys(Range(*(min(size, longest) for size in (r.min, r.opt, r.max))) for r in holding)
         return tuple(Profile(batch, text) for batch in self.batch for text in texts)
 
 
@@ -144,7 +148,9 @@ def find_recipe(name_or_path: str | Path) -> TargetRecipe:
 
 def shipped(name: str) -> Path:
     """The file of a shipped recipe."""
-    return next((place for folder in _PLACES if (place := folder / f"{name}.toml").exists()), _PLACES[0] / f"{name}.toml")
+    return next(
+        (place for folder in _PLACES if (place := folder / f"{name}.toml").exists()), _PLACES[0] / f"{name}.toml"
+    )
 
 
 def read_recipe(path: Path) -> TargetRecipe:
@@ -157,7 +163,9 @@ def read_recipe(path: Path) -> TargetRecipe:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadRequest(f"{path}: cannot read this recipe ({error.strerror}); shipped are {', '.join(SHIPPED)}") from None
+        raise BadRequest(
+            f"{path}: cannot read this recipe ({error.strerror}); shipped are {', '.join(SHIPPED)}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"{path}: not valid TOML ({error})") from None
     name = path.stem
@@ -197,17 +205,14 @@ def _value(kind: Any, value: Any, where: str, key: str) -> Any:
         return _one_of(value, typing.get_args(kind), where, key)
     if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    if kind is int and type(value) is int or kind is bool and isinstance(value, bool):
-        return value
-    if kind == bool | str and isinstance(value, bool | str):
+    if kind in _PLAIN and isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
         return value
     raise BadRequest(f"{where}: {key}: found {json.dumps(value, default=str)}, expected {_WHAT[kind]}")
 
 
+_PLAIN: dict[Any, str] = {int: "a whole number", bool: "true or false", bool | str: "true, false or a path"}
 _WHAT: dict[Any, str] = {
-    int: "a whole number",
-    bool: "true or false",
-    bool | str: "true, false or a path",
+    **_PLAIN,
     tuple[str, ...]: "a list of names",
     Int8: "a table",
 }
@@ -277,11 +282,15 @@ def _check_backend(recipe: TargetRecipe, where: str, given: Collection[str]) -> 
 _EXCLUDED: tuple[tuple[Callable[[TargetRecipe], bool], str], ...] = (
     (
         lambda r: r.strip and r.refit == "none",
-        "strip: an engine without weights must be refitted; set refit = \"identical\"",
+        'strip: an engine without weights must be refitted; set refit = "identical"',
     ),
     (
         lambda r: r.weight_streaming and r.cuda_graphs,
         "weight_streaming: TensorRT cannot be captured while it streams weights; set cuda_graphs = false",
+    ),
+    (
+        lambda r: r.version_compatible and (r.strip or r.refit != "none"),
+        'version_compatible: TensorRT\'s lean runtime, which runs such engines, cannot refit; set refit = "none" and strip = false',
     ),
     (
         lambda r: r.max_aux_streams > 0 and r.cuda_graphs,
@@ -300,8 +309,8 @@ _EXCLUDED: tuple[tuple[Callable[[TargetRecipe], bool], str], ...] = (
         "cuda_graphs: onnxruntime's segments cannot run inside a capture of ours; set cuda_graphs = false",
     ),
     (
-        lambda r: r.int8.tool == "modelopt" and r.int8.method == "percentile",
-        "int8.method: ModelOpt knows max and entropy; take one of them, or tool = \"onnxruntime\"",
+        lambda r: r.int8.tool == "onnxruntime" and r.int8.method == "entropy",
+        'int8.method: onnxruntime finds it for pages of one length only; take max, or tool = "modelopt"',
     ),
 )
 

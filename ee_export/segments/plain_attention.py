@@ -1,6 +1,7 @@
 """The Attention operator (opset 23) as it is, or as the products and the softmax that it stands for."""
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,9 @@ def one_output(model: ModelProto) -> ModelProto:
         if node.op_type == "Attention":
             for name in node.output[1:]:
                 if name and name in read:
-                    raise NotEqual(f"Attention '{node.name}': its output '{name}' is read, which TensorRT does not give")
+                    raise NotEqual(
+                        f"Attention '{node.name}': its output '{name}' is read, which TensorRT does not give"
+                    )
             del node.output[1:]
     return changed
 
@@ -61,7 +64,9 @@ def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -
     unlike = [name for name, default in _DEFAULTS.items() if given.get(name, default) != default]
     if unlike or len(node.input) > 4 or not heads or given.get("kv_num_heads") != heads:
         what = f"it sets {unlike[0]}" if unlike else "its heads are grouped or its keys are cached"
-        raise NotEqual(f"Attention '{stem}': {what}, which plain nodes of this toolkit do not do; take attention = \"operator\"")
+        raise NotEqual(
+            f"Attention '{stem}': {what}, which plain nodes of this toolkit do not do; take attention = \"operator\""
+        )
     if width is None or width % heads:
         raise NotEqual(f"Attention '{stem}': the width of its query is not known, so neither is its scale")
     scale = given.get("scale") or 1 / math.sqrt(width // heads)
@@ -75,7 +80,7 @@ def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -
     joined = constant("joined", np.array([0, 0, width], np.int64))
     made: list[NodeProto] = []
 
-    def add(kind: str, inputs: list[str], what: str, **attributes: object) -> str:
+    def add(kind: str, inputs: list[str], what: str, **attributes: Any) -> str:
         out = node.output[0] if what == "out" else f"{stem}_{what}"
         made.append(helper.make_node(kind, inputs, [out], f"{stem}/{what}", **attributes))
         return out
@@ -89,7 +94,9 @@ def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -
     scores = add("MatMul", [query, key], "scores")
     if len(node.input) > 3 and node.input[3]:
         scores = add("Add", [scores, node.input[3]], "biased")
-    context = add("MatMul", [add("Softmax", [scores], "shares", axis=-1), head_rows(node.input[2], "value", [0, 2, 1, 3])], "seen")
+    context = add(
+        "MatMul", [add("Softmax", [scores], "shares", axis=-1), head_rows(node.input[2], "value", [0, 2, 1, 3])], "seen"
+    )
     add("Reshape", [add("Transpose", [context], "rows", perm=[0, 2, 1, 3]), joined], "out")
     return made
 
@@ -100,6 +107,10 @@ def _widths(model: ModelProto) -> dict[str, int]:
     found = {}
     for value in (*inferred.value_info, *inferred.input):
         shape = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT and len(shape) == 3 and shape[-1].HasField("dim_value"):
+        if (
+            value.type.tensor_type.elem_type == TensorProto.FLOAT
+            and len(shape) == 3
+            and shape[-1].HasField("dim_value")
+        ):
             found[value.name] = shape[-1].dim_value
     return found

@@ -3,7 +3,6 @@
 TensorRT 11 has no builder flags for precision, and no runtime chooses otherwise than a strongly typed graph says.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 import ml_dtypes
@@ -19,12 +18,28 @@ LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Names of the types that state between segments has."""
 
-_NUMPY = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+_NUMPY: dict[int, np.dtype] = {
+    TensorProto.FLOAT16: np.dtype(np.float16),
+    TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+}
 _LOWEST = {"fp16": -(2.0**14), "bf16": -1e30}
 """What stands for minus infinity in masks: its exponential is 0, and neither it plus a score nor three of it are infinite."""
 
 _MOVES = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Expand Concat Slice Gather Split Identity Flatten Cast Tile".split()
+    {
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Expand",
+        "Concat",
+        "Slice",
+        "Gather",
+        "Split",
+        "Identity",
+        "Flatten",
+        "Cast",
+    }
 )
 """Operators that compute nothing: they follow the type of what reads them."""
 _READ_AS_IS = frozenset({"Cast", "Shape", "Size"})
@@ -109,7 +124,7 @@ class _Casting:
             if name in self.floats and node.op_type not in _READ_AS_IS:
                 node.input[at] = self._as(name, kind if can(at) else TensorProto.FLOAT)
             elif name in self.floats and name in self.weights:
-                self._as(name, TensorProto.FLOAT)
+                node.input[at] = self._as(name, TensorProto.FLOAT)
         for attribute in node.attribute:
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT:
                 attribute.i = kind
@@ -124,7 +139,7 @@ class _Casting:
         """The name of a value in a type; a Cast is put in where there is none yet."""
         if name in self.weights:
             self.uses.setdefault(name, set()).add(kind)
-            return name if kind == TensorProto.FLOAT else self._low_name(name)
+            return f"{name}_float32" if kind == TensorProto.FLOAT else name
         if self.types[name] == kind:
             return name
         if (name, kind) not in self.casts:
@@ -152,32 +167,16 @@ class _Casting:
         if out is None:
             self.nodes.append(helper.make_node("Cast", [inner], [value.name], f"{value.name}_out", to=kind))
 
-    def _low_name(self, name: str) -> str:
-        return f"{name}_{self.suffix}"
-
     def _convert_weights(self) -> None:
-        """Give every weight the types it is read in; where that is one, it keeps its name."""
+        """Give every weight the types it is read in: the precision under its own name, float32 under another."""
         made = []
         for name, tensor in self.weights.items():
             if name not in self.floats:
                 made.append(tensor)
-                continue
-            uses = self.uses.get(name, set())
-            if TensorProto.FLOAT in uses:
-                made.append(self._converted(tensor, TensorProto.FLOAT, name))
-            if self.low in uses:
-                made.append(self._converted(tensor, self.low, self._low_name(name)))
+            for kind in sorted(self.uses.get(name, ())):
+                made.append(self._converted(tensor, kind, f"{name}_float32" if kind == TensorProto.FLOAT else name))
         del self.graph.initializer[:]
         self.graph.initializer.extend(made)
-        for node in self.graph.node:
-            for at, name in enumerate(node.input):
-                original = name.removesuffix(f"_{self.suffix}")
-                if original in self.weights and self.uses.get(original) == {self.low}:
-                    node.input[at] = original
-        for tensor in self.graph.initializer:
-            original = tensor.name.removesuffix(f"_{self.suffix}")
-            if original in self.weights and self.uses.get(original) == {self.low}:
-                tensor.name = original
 
     def _converted(self, tensor: TensorProto, kind: int, name: str) -> TensorProto:
         values = np.maximum(numpy_helper.to_array(tensor), np.float32(self.lowest))
@@ -211,7 +210,11 @@ class _Casting:
     def _read_in_float32(self, node: NodeProto, kept: set[int]) -> bool:
         readers = [reader for name in node.output for reader in self.readers.get(name, [])]
         outs = set(node.output)
-        return not outs & self.state and all(id(reader) in kept for reader in readers) and bool(readers or outs & self.answers)
+        return (
+            not outs & self.state
+            and all(id(reader) in kept for reader in readers)
+            and bool(readers or outs & self.answers)
+        )
 
     def _scores(self) -> Iterable[NodeProto]:
         """Every softmax, and what is done to its scores after their product."""
@@ -259,17 +262,11 @@ def is_answer(name: str) -> bool:
     return name.endswith((".logits", ".gate"))
 
 
-def casts(model: ModelProto) -> Counter[str]:
-    """How many Casts lead to each type, by numpy's name of it."""
-    to = (node.attribute[0].i for node in model.graph.node if node.op_type == "Cast")
-    return Counter(helper.tensor_dtype_to_np_dtype(kind).name for kind in to)
-
-
 def _can_be(node: NodeProto, opset: int, kind: int) -> Callable[[int | None], bool]:
     """Whether an operator takes a type at an input, by its schema; ``None``: at the first of its inputs that is generic."""
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     allowed = {each.type_param_str: set(each.allowed_type_strs) for each in schema.type_constraints}
-    name = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}[kind]
+    name = TensorProto.DataType.Name(kind).lower()
 
     def can(at: int | None) -> bool:
         formal = schema.inputs[min(at or 0, len(schema.inputs) - 1)] if schema.inputs else schema.outputs[0]

@@ -1,5 +1,7 @@
 """Segments with QuantizeLinear and DequantizeLinear around their matrix products, as TensorRT reads int8."""
 
+import contextlib
+import io
 import logging
 import multiprocessing
 import re
@@ -8,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -31,11 +32,6 @@ from ee_export.segments.join import load
 from ee_export.segments.precision import heads
 
 _INSTALL = "`pip install 'nvidia-modelopt[onnx]'`"
-_METHODS = {
-    "max": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-}
 _SMALLEST_SCALE = 2.0**-14
 """The smallest normal number of fp16: scales are stored in the precision of the rest."""
 
@@ -75,11 +71,12 @@ def qdq_segments(
 
 def _tool(choice: Int8) -> str:
     """What finds the scales: ModelOpt or onnxruntime."""
-    installed = find_spec("modelopt") is not None
-    if choice.tool == "modelopt" and not installed:
-        raise BadRequest(f"int8.tool: NVIDIA ModelOpt is not installed: {_INSTALL}, or take onnxruntime")
-    takes = installed and choice.method != "percentile"
-    return "modelopt" if choice.tool == "modelopt" or (choice.tool == "auto" and takes) else "onnxruntime"
+    if choice.tool == "onnxruntime" or (choice.tool == "auto" and choice.method == "max" and not find_spec("modelopt")):
+        return "onnxruntime"
+    if not find_spec("modelopt"):
+        asked = f"int8.tool: {choice.tool}, int8.method: {choice.method}"
+        raise BadRequest(f"{asked}: NVIDIA ModelOpt is not installed: {_INSTALL}, or take onnxruntime and max")
+    return "modelopt"
 
 
 def _write(
@@ -103,7 +100,10 @@ def _write(
         if names:
             pages = _Pages([{tensor.name: state[tensor.name] for tensor in segment.inputs} for state in states])
             out = scratch / f"{segment.exit}.int8.onnx"
-            (_by_modelopt if tool == "modelopt" else _by_onnxruntime)(file, out, pages, names, choice)
+            if tool == "modelopt":
+                _by_modelopt(file, out, pages, names, choice.method)
+            else:
+                _by_onnxruntime(file, out, pages, names)
             graph = onnx.load(out)
             _tidy(graph)
             onnx.save(graph, file)
@@ -141,7 +141,7 @@ class _Pages(CalibrationDataReader):
         self._left = iter(self._inputs)
 
 
-def _by_onnxruntime(file: Path, out: Path, pages: _Pages, names: Sequence[str], choice: Int8) -> None:
+def _by_onnxruntime(file: Path, out: Path, pages: _Pages, names: Sequence[str]) -> None:
     quantize_static(
         file,
         out,
@@ -152,7 +152,7 @@ def _by_onnxruntime(file: Path, out: Path, pages: _Pages, names: Sequence[str], 
         per_channel=True,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method=_METHODS[choice.method],
+        calibrate_method=CalibrationMethod.MinMax,
         extra_options={
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
@@ -160,27 +160,34 @@ def _by_onnxruntime(file: Path, out: Path, pages: _Pages, names: Sequence[str], 
             "MatMulConstBOnly": True,
             # What follows a product is computed in floats: its result need not be rounded again.
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul", "Conv"],
-            "CalibPercentile": 99.99,
         },
     )
 
 
-def _by_modelopt(file: Path, out: Path, pages: _Pages, names: Sequence[str], choice: Int8) -> None:
-    """NVIDIA ModelOpt 0.47: ``modelopt.onnx.quantization.quantize``; the rest stays float32, for this toolkit to cast."""
-    from modelopt.onnx.quantization import quantize
+def _by_modelopt(file: Path, out: Path, pages: _Pages, names: Sequence[str], method: str) -> None:
+    """``modelopt.onnx.quantization.quantize``, run with 0.47; what is not quantized stays float32, for this toolkit to cast."""
+    try:
+        from modelopt.onnx.quantization import quantize
 
-    options: dict[str, Any] = {"calibration_eps": ["cpu"], "calibration_method": choice.method, "log_level": "ERROR"}
-    quantize(
-        str(file),
-        "int8",
-        calibration_data_reader=pages,
-        nodes_to_quantize=[f"^{re.escape(name)}$" for name in names],
-        op_types_to_quantize=["Gemm", "MatMul", "Conv"],
-        disable_mha_qdq=True,
-        high_precision_dtype="fp32",
-        output_path=str(out),
-        **options,
-    )
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars, one a tensor
+            quantize(
+                str(file),
+                "int8",
+                calibration_data_reader=pages,
+                calibration_method=method,
+                calibration_eps=["cpu"],
+                nodes_to_quantize=[f"^{re.escape(name)}$" for name in names],
+                op_types_to_quantize=["Gemm", "MatMul", "Conv"],
+                disable_mha_qdq=True,
+                high_precision_dtype="fp32",
+                output_path=str(out),
+                log_level="ERROR",
+            )
+    except Exception as error:  # whatever it or its own packages raise
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadRequest(
+            f'int8.tool: NVIDIA ModelOpt cannot quantize {file.stem} ({what[0]}); take tool = "onnxruntime" and method = "max"'
+        ) from None
 
 
 def _tidy(model: ModelProto) -> None:

@@ -35,7 +35,12 @@ def share(graphs: Sequence[onnx.ModelProto], folder: Path, *, constant: bool = F
                     file.write(b"\0" * (-file.tell() % _ALIGNMENT))
                     places[digest] = (file.tell(), len(raw))
                     file.write(raw)
-                if not constant and digest in later and len(raw) >= _WORTH_SHARING and tensor.data_type == onnx.TensorProto.FLOAT:
+                if (
+                    not constant
+                    and digest in later
+                    and len(raw) >= _WORTH_SHARING
+                    and tensor.data_type == onnx.TensorProto.FLOAT
+                ):
                     graph.graph.input.append(
                         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                     )

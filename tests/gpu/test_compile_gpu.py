@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +43,21 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
         yield fake
 
 
+@pytest.fixture
+def made(tensorrt: FakeTensorRt, tiny_package: Package, pages_folder: Path, tmp_path: Path) -> Package:
+    """A package with the target, made once for each TensorRT, in a folder of the test's own."""
+    before = _MADE.get(tensorrt.trt.__version__)
+    path = Path(shutil.copytree(before or tiny_package.path, tmp_path / "made.ee"))
+    if before is None:
+        compiled(path, pages_folder)
+        keep = tiny_package.path.parent / f"made-{tensorrt.trt.__version__}.ee"
+        _MADE[tensorrt.trt.__version__] = Path(shutil.copytree(path, keep))
+    return open_package(path)
+
+
+_MADE: dict[str, Path] = {}
+
+
 def compiled(package: Path, pages: Path, target: str = TARGET, **options: Any) -> Package:
     return compile_target(open_package(package), target, pages, progress=lambda *_: None, **options)
 
@@ -64,65 +84,59 @@ def test_a_compiled_target_answers_as_the_one_it_is_made_of_and_verifies(
     ]
 
 
-def test_the_manifest_says_what_engines_were_built_on_and_of(
-    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
-) -> None:
-    made = compiled(package, pages_folder).target(TARGET).compiled
-    assert made["tensorrt"] == tensorrt.trt.__version__
-    assert (made["gpu"], made["compute_capability"], made["driver"]) == ("NVIDIA H100 80GB HBM3", "9.0", "580.65")
-    assert made["from"] == "cpu-fp32" and len(made["source"]) == len(made["recipe"]) == 64
-    assert "plain_attention" not in made
+def test_the_manifest_says_what_engines_were_built_on_and_of(tensorrt: FakeTensorRt, made: Package) -> None:
+    texts = made.target(TARGET).compiled
+    assert texts["tensorrt"] == tensorrt.trt.__version__
+    assert (texts["gpu"], texts["compute_capability"], texts["driver"]) == ("NVIDIA H100 80GB HBM3", "9.0", "580.65")
+    assert texts["from"] == "cpu-fp32" and len(texts["source"]) == len(texts["recipe"]) == 64
+    assert "plain_attention" not in texts
 
 
 def test_engines_of_another_gpu_or_tensorrt_are_refused_before_one_is_loaded(
-    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+    tensorrt: FakeTensorRt, made: Package
 ) -> None:
-    found = compiled(package, pages_folder)
     loaded = tensorrt.names.count("Runtime.deserialize_cuda_engine")
-    change(package, lambda made: made.update(tensorrt="9.3.0.1", gpu="NVIDIA A10", compute_capability="8.6"))
+    change(made.path, lambda texts: texts.update(tensorrt="9.3.0.1", gpu="NVIDIA A10", compute_capability="8.6"))
     with pytest.raises(BadRequest) as refused:
-        load_package(open_package(found.path), TARGET)
+        load_package(open_package(made.path), TARGET)
     for part in (
         "built by TensorRT 9.3.0.1 on NVIDIA A10",
         f"here is TensorRT {tensorrt.trt.__version__} on NVIDIA H100",
-        f"`ee-export compile {package} DATA --target {TARGET} --force`",
+        f"`ee-export compile {made.path} DATA --target {TARGET} --force`",
     ):
         assert part in str(refused.value)
     assert tensorrt.names.count("Runtime.deserialize_cuda_engine") == loaded
 
 
-def test_engines_of_other_segments_than_the_package_has_now_are_refused(
-    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
-) -> None:
-    compiled(package, pages_folder)
-    change(package, lambda made: made.update(source="0" * 64))
+def test_engines_of_other_segments_than_the_package_has_now_are_refused(tensorrt: FakeTensorRt, made: Package) -> None:
+    change(made.path, lambda texts: texts.update(source="0" * 64))
     with pytest.raises(BadRequest, match=r"compiled of other segments than the package's cpu-fp32: `ee-export compile"):
-        load_package(open_package(package), TARGET)
+        load_package(open_package(made.path), TARGET)
 
 
-def test_a_tampered_engine_is_refused_before_one_is_loaded(
-    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
-) -> None:
-    found = compiled(package, pages_folder)
+def test_a_tampered_engine_is_refused_before_one_is_loaded(tensorrt: FakeTensorRt, made: Package) -> None:
     loaded = tensorrt.names.count("Runtime.deserialize_cuda_engine")
-    engine = package / found.target(TARGET).segments[-1].file
+    engine = made.path / made.target(TARGET).segments[-1].file
     data = bytearray(engine.read_bytes())
     data[100] ^= 1
     engine.write_bytes(data)
     with pytest.raises(BadPackage, match=r"final\.engine: sha256 differs"):
-        load_package(open_package(package), TARGET)
+        load_package(open_package(made.path), TARGET)
     assert tensorrt.names.count("Runtime.deserialize_cuda_engine") == loaded
 
 
 def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_is_said(
-    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    (tmp_path / "operator.toml").write_text(
+        'backend = "tensorrt"\nprecision = "fp32"\nattention = "operator"\nstrip = true\nrefit = "identical"\n'
+    )
     parse = tensorrt.fake._behaviour["OnnxParser.parse_from_file"]
-    parsed: list[str] = []
+    refused: list[str] = []
 
     def refuse_attention(parser: Any, path: str) -> bool:
-        parsed.append(path)
-        if gpu_target.has_attention(Path(path)) and "encoder.2" in path:
+        if Path(path).name == "final.onnx" and gpu_target.has_attention(Path(path)):
+            refused.append(path)
             return False
         return bool(parse(parser, path))
 
@@ -132,13 +146,23 @@ def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_i
     tensorrt.fake.on("ParserError.node_operator", lambda error: "Attention")
     tensorrt.fake.on("ParserError.desc", lambda error: "unsupported")
     told: list[str] = []
-    found = compile_target(
-        open_package(package), TARGET, pages_folder, progress=lambda stage, done, total: told.append(stage)
-    )
-    assert found.target(TARGET).compiled["plain_attention"] == "encoder.2"
-    assert "plain attention: encoder.2" in told
-    assert max(verify_package(found, TARGET).differences.values()) == 0
-    assert sum("encoder.2" in path for path in parsed) == 2
+    recipe = str(tmp_path / "operator.toml")
+    with caplog.at_level("WARNING", "ee_export"):
+        found = compile_target(
+            open_package(package), recipe, pages_folder, progress=lambda stage, done, total: told.append(stage)
+        )
+    assert found.target("operator").compiled["plain_attention"] == "final"
+    assert "plain attention: final" in told
+    assert "final: built with plain attention, for final.onnx: TensorRT" in caplog.text
+    assert "node 'attention_1' (Attention): unsupported" in caplog.text
+    assert max(verify_package(found, "operator").differences.values()) == 0
+    assert len(refused) == 1
+    weights = [Path(call["model"]) for call in tensorrt.arguments("OnnxParserRefitter.refit_from_file")]
+    assert {path.relative_to(package).as_posix() for path in weights if path.is_relative_to(package)} >= {
+        "operator/plain/final.onnx",
+        "operator/encoder.1.onnx",
+    }
+    assert all(path.exists() for path in weights if path.is_relative_to(package))
 
 
 def test_a_refusal_of_both_forms_is_said_with_the_node_and_leaves_the_package_as_it_was(
@@ -159,9 +183,9 @@ def test_a_refusal_of_both_forms_is_said_with_the_node_and_leaves_the_package_as
 
 
 def test_pages_beyond_the_profiles_are_refused_with_the_limit(
-    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+    tensorrt: FakeTensorRt, made: Package, pages_folder: Path
 ) -> None:
-    chain = load_package(compiled(package, pages_folder), TARGET)
+    chain = load_package(made, TARGET)
     page = chain.encode([read_dataset(pages_folder).page(0)])
     many = {name: np.repeat(array, 200, 0) for name, array in page.items()}
     with pytest.raises(BadRequest, match=rf"no profile of {TARGET} holds 200 pages.*pages: 1 to"):
@@ -238,3 +262,56 @@ def change(package: Path, edit: Any) -> None:
     manifest = json.loads((package / "manifest.json").read_text())
     edit(manifest["targets"][TARGET]["compiled"])
     (package / "manifest.json").write_text(json.dumps(manifest))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import pytest
+from ee_export.compile import compile_target
+from ee_export.package import open_package
+from ee_export.runtime import backends
+from tests.gpu.stand_in import HostGpu, computing
+from tests.gpu.tensorrt_fake import fakes
+
+with pytest.MonkeyPatch.context() as patch:
+    for fake in fakes(sys.argv[3], patch):
+        computing(fake)
+        patch.setattr("ee_export.compile.open_gpu", HostGpu)
+        patch.setattr(backends, "require_runnable", lambda backend: None)
+        build, engines = fake.fake._behaviour["Builder.build_serialized_network"], []
+
+        def killed(builder, network, config):
+            engines.append(build(builder, network, config))
+            if len(engines) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return engines[-1]
+
+        fake.fake.on("Builder.build_serialized_network", killed)
+        compile_target(open_package(Path(sys.argv[1])), "tensorrt-fp32", Path(sys.argv[2]), progress=lambda *_: None)
+"""
+
+
+def test_a_killed_compile_leaves_the_package_as_it_was_and_the_next_one_cleans_up(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
+    version = f"tensorrt-{tensorrt.trt.__version__.split('.')[0]}"
+    arguments = [sys.executable, "-c", KILLED, str(package), str(pages_folder), version]
+    done = subprocess.run(arguments, cwd=request.config.rootpath, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert {path: path.read_bytes() for path in package.rglob("*") if path.is_file()} == before
+    left = [path.name for path in package.parent.iterdir() if path.name.startswith(f".{package.name}")]
+    assert len(left) == 2, "a staging folder and a lock that nobody holds"
+    compiled(package, pages_folder)
+    assert [path for path in package.parent.iterdir() if path.name.startswith(f".{package.name}")] == []
+
+
+def test_two_compiles_of_one_package_run_one_after_the_other_and_lose_nothing(
+    tensorrt: FakeTensorRt, package: Path, pages_folder: Path
+) -> None:
+    with ThreadPoolExecutor(2) as workers:
+        first = workers.submit(compiled, package, pages_folder)
+        second = workers.submit(compiled, package, pages_folder, "cpu-int8")
+        first.result(), second.result()
+    assert set(open_package(package).manifest.targets) == {"cpu-fp32", "cpu-int8", TARGET}

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import Target
+from ee_export.manifest import SegmentSpec, Target
 from ee_export.package import Package
 from ee_export.recipes import TargetRecipe, read_recipe
 from ee_export.runtime.gpu.built import BuiltOn, rebuild, require_built_for
@@ -19,6 +19,8 @@ from ee_export.runtime.gpu.shapes import profile_shapes
 GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 RECIPE = "recipe.toml"
 """In a target's folder: what it was compiled by."""
+PLAIN = "plain"
+"""In the folder of a target of stripped engines: the graphs of those that were built with plain attention though another was asked."""
 
 
 class Gpu(Copies, Protocol):
@@ -104,7 +106,6 @@ def open_segments(
         from ee_export.runtime.gpu.tensorrt import TensorRtSegment
 
         scratch = Scratch(gpu)
-        stripped = target.compiled.get("stripped") == "yes"
         return [
             TensorRtSegment(
                 spec,
@@ -113,11 +114,20 @@ def open_segments(
                 gpu,
                 scratch,
                 host_code=target.compiled.get("versions") == "newer",
-                weights=(folder / spec.file).with_suffix(".onnx") if stripped else None,
+                weights=_weights(target, spec, folder),
             )
             for spec in target.segments
         ]
     return _sessions(target, folder, gpu, stream)
+
+
+def _weights(target: Target, spec: SegmentSpec, folder: Path) -> Path | None:
+    """The graph that a stripped engine takes its weights from; none for one that has them."""
+    if target.compiled.get("stripped") != "yes":
+        return None
+    engine = folder / spec.file
+    plain = spec.exit in target.compiled.get("plain_attention", "").split(", ")
+    return (engine.parent / PLAIN if plain else engine.parent) / f"{spec.exit}.onnx"
 
 
 def _sessions(target: Target, folder: Path, gpu: Gpu, stream: int) -> list[DeviceSegment]:
