@@ -16,14 +16,14 @@ from ee_export.console import Progress
 from ee_export.doctor import replay, trial
 from ee_export.doctor.check import Check
 from ee_export.doctor.examine import EXECUTORS, sample
-from ee_export.encode import Arrays, tokens_read
+from ee_export.encode import Arrays
 from ee_export.errors import DeviceError
 from ee_export.manifest import OperatingPoint
 from ee_export.package import Package
 from ee_export.policy.decide import leave_at, score_pages
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.plan import rules
-from tests.test_doctor import WELL
+from tests.test_doctor_look import WELL
 
 TARGET = "cpu-fp32"
 HOST, PER_SEGMENT, CONDITIONAL = EXECUTORS
@@ -50,9 +50,7 @@ class OnCpu:
         logits = [SEEN[key][name] for name in self.chain.exits]
         package, target = self.chain.package, self.chain.target
         found = rules(package.manifest, target, point.weights)
-        batch = len(logits[0])
-        tokens = [[tokens_read(inputs, rule.reads)] * batch for rule in found]
-        probabilities, scores = score_pages(logits, found, point.criterion, tokens)
+        probabilities, scores = score_pages(logits, found, point.criterion, replay.text_known(inputs, found))
         bars = [point.thresholds[name] for name in self.chain.exits[:-1]]
         left = leave_at(scores, bars, probabilities.argmax(2))
         return self.damage(left, np.stack([logits[at][row] for row, at in enumerate(left)]))

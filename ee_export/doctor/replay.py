@@ -12,7 +12,7 @@ from ee_export.encode import Arrays, tokens_read
 from ee_export.errors import NotEqual
 from ee_export.manifest import OperatingPoint
 from ee_export.package import Package
-from ee_export.policy.decide import leave_at, score_pages
+from ee_export.policy.decide import Rule, leave_at, score_pages
 from ee_export.runtime.plan import rules
 
 DRAWS = 200
@@ -104,8 +104,7 @@ def agreed(executors: Mapping[str, Executor], package: Package, target_name: str
         inputs = _batch(pages, batch)
         ran = [executors[first].run(inputs, leaving_at(exits, name))[1] for name in exits]
         found = rules(package.manifest, package.target(target_name), {})
-        tokens = [[tokens_read(inputs, rule.reads)] * batch for rule in found]
-        probabilities, scores = score_pages(ran, found, _CRITERION, tokens)
+        probabilities, scores = score_pages(ran, found, _CRITERION, text_known(inputs, found))
         for _ in range(DRAWS):
             thresholds = _drawn(rng, scores[:-1])
             point = OperatingPoint(_CRITERION, dict(zip(exits, thresholds, strict=False)))
@@ -124,6 +123,16 @@ def agreed(executors: Mapping[str, Executor], package: Package, target_name: str
     if not others:
         return Look("skipped", f"{said}; {first} ran alone, so there was nothing to compare it with")
     return Look("ok", f"{said}, logits bit for bit the same on {', '.join(executors)}")
+
+
+def text_known(inputs: Arrays, found: Sequence[Rule]) -> list[list[int]]:
+    """Text tokens that each exit knows of each page of a batch, ``[E][B]``."""
+    pages = [{name: values[at : at + 1] for name, values in inputs.items()} for at in range(_rows(inputs))]
+    return [[tokens_read(page, rule.reads) for page in pages] for rule in found]
+
+
+def _rows(inputs: Arrays) -> int:
+    return len(next(iter(inputs.values())))
 
 
 def _batch(pages: Sequence[Arrays], size: int) -> Arrays:
