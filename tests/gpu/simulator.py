@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from ee_export.runtime.gpu import kernels
+from tests.gpu.describe import split
 from tests.gpu.fake import Fake
 from tests.gpu.host_kernels import host_library
 
@@ -172,7 +173,7 @@ class Simulator:
         for kind in HANDLES:
             self.fake.on(f"{kind}.__init__", lambda one, value=0, *_: vars(one).update(handle=int(value)))
             self.fake.on(f"{kind}.__int__", lambda one: vars(one).get("handle", 0))
-            if kind != "CUdevice":
+            if "__index__" in self.fake.surface["modules"]["cuda.bindings.driver"][kind]["members"]:
                 self.fake.on(f"{kind}.__index__", lambda one: vars(one).get("handle", 0))
         names = vars(self.driver)
         for name in [name for name in dir(self) if name.startswith("cu")]:
@@ -188,7 +189,7 @@ class Simulator:
 
     def _answer(self, name: str, behaviour: Callable[..., Any]) -> None:
         declared = self.fake.surface["modules"]["cuda.bindings.driver"][name]["signatures"][0]["returns"]
-        others = declared.count(",") if "list" not in declared else declared.replace("list[CUgraphNode]", "x").count(",")
+        others = len(split(declared.removeprefix("builtins.tuple[")[:-1])) - 1
 
         def answer(*arguments: Any) -> Any:
             self.trace.append(name)
