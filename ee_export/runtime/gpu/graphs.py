@@ -209,19 +209,6 @@ class Kernels:
             self.close()
             raise
 
-    def enqueue(self, launch: Launch, stream: int) -> None:
-        """Append a kernel to a stream."""
-        launched = driver.cuLaunchKernel(
-            self.functions[launch.kernel],
-            *launch.grid,
-            *launch.block,
-            launch.shared_bytes,
-            stream,
-            launch.kernel_params,
-            0,
-        )
-        done(launched, f"cuLaunchKernel of {launch.kernel}")
-
     def close(self) -> None:
         with contextlib.suppress(DeviceError):  # a context that failed has no modules any more
             done(driver.cuModuleUnload(self._module), "cuModuleUnload")

@@ -34,6 +34,11 @@ _MOVERS = 256  # threads of a block that moves rows
 _BLOCKS = 2048  # blocks that fill any GPU several times over
 
 
+_ADDRESSES = ["logits", "gates", "policy", "tokens", "trail", "scratch", "rows", "alive", "ids", "source"]
+_ADDRESSES += ["exits", "scores", "answers", "value", "buckets", "handle"]
+_NUMBERS = ["exit", "exit_count", "classes", "bucket_count", "flags", "_unused"]
+
+
 class Decide(ctypes.Structure):
     """The argument of :data:`DECIDE`; addresses in device memory (of the host for the source built by a C++ compiler).
 
@@ -67,17 +72,7 @@ class Decide(ctypes.Structure):
     ============ ================================================================================================
     """
 
-    _fields_ = [
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("logits", "gates", "policy", "tokens", "trail", "scratch", "rows", "alive")
-        ),
-        *(
-            (name, ctypes.c_uint64)
-            for name in ("ids", "source", "exits", "scores", "answers", "value", "buckets", "handle")
-        ),
-        *((name, ctypes.c_int32) for name in ("exit", "exit_count", "classes", "bucket_count", "flags", "_unused")),
-    ]
+    _fields_ = [(name, ctypes.c_uint64) for name in _ADDRESSES] + [(name, ctypes.c_int32) for name in _NUMBERS]
 
 
 class Gather(ctypes.Structure):

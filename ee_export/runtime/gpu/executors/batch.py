@@ -10,7 +10,7 @@ from ee_export.errors import BadRequest
 from ee_export.manifest import OperatingPoint
 from ee_export.policy.decide import Rule, Threshold
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers
+from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
 
 Stretch = tuple[int, int]
 """Segments that run on the same inputs with no return to the host's program: the first, and the one after the last."""
@@ -165,7 +165,7 @@ class Board:
     ``answers [E, P, C]``; P is the largest batch.
     """
 
-    def __init__(self, buffers: Buffers, exits: int, classes: int) -> None:
+    def __init__(self, buffers: Buffers, memory: Memory, exits: int, classes: int) -> None:
         pages = buffers.sizes.batches[-1]
         self.pages = pages
         self.dtype = np.dtype(
@@ -179,15 +179,13 @@ class Board:
             ]
         )
         self.buffers = buffers
-        self.address = buffers.allocate(self.dtype.itemsize)
-        self._mirror = buffers.allocate_pinned(self.dtype.itemsize)
-        self.event = buffers.event()
+        self.address = memory.allocate(self.dtype.itemsize)
+        self._mirror = memory.allocate_pinned(self.dtype.itemsize)
+        self.event = memory.event()
 
     @property
     def host(self) -> np.ndarray:
         """The mirror, a record of :attr:`dtype`."""
-        from ee_export.runtime.gpu.buffers import host_array
-
         return host_array(self._mirror, (self.dtype.itemsize,), "uint8").view(self.dtype)[0]
 
     def at(self, field: str, exit: int = 0) -> int:

@@ -53,9 +53,11 @@ def open_executor(
     """
     require_known(kind, ("auto", *KINDS), "executor")
     whole = tuple(stretches) or ((0, len(segments)),)
-    with contextlib.closing(Buffers(device, segments, sizes, stream)) as buffers:
-        with contextlib.closing(_open(buffers, policy, whole, kind)) as executor:
-            yield executor
+    with (
+        contextlib.closing(Buffers(device, segments, sizes, stream)) as buffers,
+        contextlib.closing(_open(buffers, policy, whole, kind)) as executor,
+    ):
+        yield executor
 
 
 def _open(buffers: Buffers, policy: Policy, stretches: Sequence[Stretch], kind: str) -> Executor:

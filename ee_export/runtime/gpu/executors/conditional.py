@@ -8,7 +8,7 @@ import numpy as np
 from ee_export.errors import BadRequest, DeviceError
 from ee_export.runtime.gpu import graphs
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers, host_array
+from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
 from ee_export.runtime.gpu.executors.batch import Board, Left, Policy, Stretch, classes_of, require_policy
 from ee_export.runtime.gpu.executors.host import length_of
 from ee_export.runtime.gpu.graphs import Graph, Handle, Launchable, Node
@@ -48,6 +48,7 @@ class ConditionalChain:
         self._pages: list[int] = []
         self._left: list[Left | None] = []
         self._length = 0
+        self._memory = Memory(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._ready: dict[tuple[Stretch, int, int], Launchable] = {}
         try:
@@ -63,35 +64,37 @@ class ConditionalChain:
     # What the graphs read and write, besides the tensors.
 
     def _allocate(self) -> None:
-        buffers, most = self.buffers, self.buffers.sizes.batches[-1]
+        buffers, memory = self.buffers, self._memory
+        most = buffers.sizes.batches[-1]
         self._kernels = graphs.Kernels(buffers.device)
         self._closers.append(self._kernels.close)
-        self._board = Board(buffers, self._exits, self._classes)
-        self._source = buffers.allocate(4 * most)
-        self._trail = buffers.allocate(trail_bytes(most, self._classes))
+        self._board = Board(buffers, memory, self._exits, self._classes)
+        self._source = memory.allocate(4 * most)
+        self._trail = memory.allocate(trail_bytes(most, self._classes))
         scratch = scratch_bytes(most, self._classes)
-        self._scratch = buffers.allocate(scratch) if scratch else 0
-        self._tokens = buffers.allocate(4 * self._exits * most)
-        self._tokens_pinned = buffers.allocate_pinned(4 * self._exits * most)
+        self._scratch = memory.allocate(scratch) if scratch else 0
+        self._tokens = memory.allocate(4 * self._exits * most)
+        self._tokens_pinned = memory.allocate_pinned(4 * self._exits * most)
         size = policy_bytes(self._exits, self._classes)
-        self._policy = buffers.allocate(size)
-        self._policy_pinned = buffers.allocate_pinned(size)
-        self._retuned = buffers.event()
-        self._counted = buffers.event()
+        self._policy = memory.allocate(size)
+        self._policy_pinned = memory.allocate_pinned(size)
+        self._retuned = memory.event()
+        self._counts = False
+        self._counted = memory.event()
         self._buckets = self._constant(np.array(buffers.sizes.batches, np.int32))
         self._tables: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     def _constant(self, values: np.ndarray) -> int:
         """Device memory with these values."""
-        buffers = self.buffers
-        pinned = buffers.device.allocate_pinned(values.nbytes)
+        memory, device = self._memory, self.buffers.device
+        pinned = device.allocate_pinned(values.nbytes)
         try:
             host_array(pinned, (values.nbytes,), "uint8")[:] = values.view(np.uint8).reshape(-1)
-            address = buffers.allocate(values.nbytes)
-            buffers.device.copy(address, pinned, values.nbytes, buffers.stream)
-            buffers.device.synchronize(buffers.stream)
+            address = memory.allocate(values.nbytes)
+            device.copy(address, pinned, values.nbytes, memory.stream)
+            device.synchronize(memory.stream)
         finally:
-            buffers.device.free_pinned(pinned)
+            device.free_pinned(pinned)
         return address
 
     def _table(self, step: int, length: int) -> tuple[int, int, int]:
@@ -257,6 +260,9 @@ class ConditionalChain:
             buffers.give(inputs, rows, self._length)
             if tokens is not None:
                 self._count(stretch[0], tokens)
+            elif self._counts:
+                device.clear(self._tokens, 4 * self._exits * self._board.pages, buffers.stream)
+                self._counts = False
             if stretch[0] == 0:
                 device.wait(self._board.event)  # the mirror may still be read for the pages before
                 self._board.host["rows"] = rows
@@ -268,6 +274,7 @@ class ConditionalChain:
     def _count(self, first: int, tokens: np.ndarray) -> None:
         """Text tokens that each exit of a stretch knows of each page, by page."""
         device, most = self.buffers.device, self._board.pages
+        self._counts = True
         device.wait(self._counted)
         held = host_array(self._tokens_pinned, (self._exits, most), "int32")
         for row, page in enumerate(self._pages):
@@ -309,5 +316,4 @@ class ConditionalChain:
             for close in self._closers:
                 closing.callback(close)
             self._closers = []
-            with contextlib.suppress(DeviceError):  # it failed before
-                self.buffers.device.synchronize(self.buffers.stream)
+            closing.callback(self._memory.close)  # first: it waits for what is under way

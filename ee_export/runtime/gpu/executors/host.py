@@ -1,5 +1,6 @@
 """The host chain: a segment at a time, its logits read back, the exit decided here; portable, and what the others are checked by."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +10,7 @@ from ee_export.errors import BadLogits, BadRequest, DeviceError
 from ee_export.policy.criteria import CRITERIA, Known, top
 from ee_export.policy.decide import NEVER, calibrated, go, limits
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers, host_array
+from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
 from ee_export.runtime.gpu.executors.batch import Board, Left, Policy, Stretch, classes_of, require_policy
 
 Enqueue = Callable[[int], None]
@@ -28,6 +29,7 @@ class HostChain:
         self.stretches = tuple(stretches)
         self._classes = classes_of(buffers)
         self._length = 0
+        self._memory = Memory(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._enqueue: dict[tuple[int, int, int], Enqueue] = {}
         self._pages: list[int] = []
@@ -36,9 +38,9 @@ class HostChain:
         try:
             with buffers.device.current():
                 size = 4 * (self._classes + 1) * buffers.sizes.batches[-1]
-                self._pinned = buffers.allocate_pinned(size)
-                self._event = buffers.event()
-                self._board = Board(buffers, len(buffers.segments), self._classes)
+                self._pinned = self._memory.allocate_pinned(size)
+                self._event = self._memory.event()
+                self._board = Board(buffers, self._memory, len(buffers.segments), self._classes)
                 self._prepare(graphs)
         except BaseException:
             self.close()
@@ -177,10 +179,12 @@ class HostChain:
         self._limits = [limits(threshold, self._classes) for threshold in (*policy.thresholds, -NEVER)]
 
     def close(self) -> None:
-        with self.buffers.device.current():
-            while self._closers:
-                self._closers.pop()()
         self._enqueue.clear()
+        with self.buffers.device.current(), contextlib.ExitStack() as closing:
+            for close in self._closers:
+                closing.callback(close)
+            self._closers = []
+            closing.callback(self._memory.close)  # first: it waits for what is under way
 
 
 def packed(stays: Sequence[bool]) -> tuple[list[tuple[int, int]], list[int]]:
