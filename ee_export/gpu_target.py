@@ -16,8 +16,9 @@ from ee_export.package import Package
 from ee_export.recipes import TargetRecipe, with_plain_attention
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.costs import RUNS
+from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.host import HostSegment
-from ee_export.runtime.gpu.open import PLAIN, RECIPE, Gpu, built_here, cache_folder, source_hash
+from ee_export.runtime.gpu.open import PLAIN, RECIPE, built_here, cache_folder, source_hash
 from ee_export.runtime.gpu.shapes import profile_shapes
 from ee_export.segments.prepare import prepare_segments
 
@@ -31,7 +32,7 @@ def recipe_target(
     recipe_file: Path,
     staging: Path,
     samples: Sequence[Arrays],
-    gpu: Gpu,
+    gpu: Device,
     progress: Progress,
 ) -> Target:
     """Fill ``staging/<recipe.name>`` with what runs a target; neither measured nor calibrated.
@@ -45,7 +46,7 @@ def recipe_target(
         recipe_file: that it was read from; copied beside the segments.
         staging: a package's folder that is being made.
         samples: encoded pages, for int8.
-        gpu: that engines are for, its context current.
+        gpu: that engines are for.
         progress: told of every step.
 
     Raises:
@@ -67,7 +68,8 @@ def recipe_target(
     progress("prepare", 0, 1)
     if recipe.backend == "tensorrt":
         compiled |= built_here(gpu, recipe).texts()
-        specs, plain = _engines(package, recipe, folder, samples, gpu, visual, progress)
+        with gpu.current():
+            specs, plain = _engines(package, recipe, folder, samples, gpu, visual, progress)
         if plain:
             compiled["plain_attention"] = ", ".join(plain)
         if recipe.strip:
@@ -83,7 +85,7 @@ def _engines(
     recipe: TargetRecipe,
     folder: Path,
     samples: Sequence[Arrays],
-    gpu: Gpu,
+    gpu: Device,
     visual: int,
     progress: Progress,
 ) -> tuple[tuple[SegmentSpec, ...], list[str]]:

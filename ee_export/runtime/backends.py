@@ -1,14 +1,17 @@
 """What runs a target's segments, by the name that its manifest gives; the segments of one process share what they hold."""
 
+import threading
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from ee_export.errors import BadRequest
 from ee_export.manifest import SegmentSpec, Target
 from ee_export.package import Package
+from ee_export.runtime.gpu.device import Device, open_device
 from ee_export.runtime.gpu.host import HostSegment
-from ee_export.runtime.gpu.open import GPU_BACKENDS, Gpu, open_package_segments, open_segments, require_gpu_backend
+from ee_export.runtime.gpu.open import GPU_BACKENDS, open_package_segments, open_segments, require_gpu_backend
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.openvino import OpenVinoSegment, require_bf16
 from ee_export.runtime.ort import OrtSegment
@@ -33,33 +36,37 @@ def require_runnable(backend: str) -> None:
         open_gpu()
 
 
-def open_gpu() -> Gpu:
-    """The GPU of this process, its primary context current in this thread.
+@cache
+def open_gpu() -> Device:
+    """The GPU of this process.
 
     Raises:
         DeviceError: no driver, no GPU, or the bindings are not installed; says what to do.
     """
-    from ee_export.runtime.gpu.device import open_device
-
     return open_device()
 
 
 def open_on_gpu(package: Package, target_name: str) -> list[Segment]:
     """A package's target on this process's GPU, its segments run one by one from the host; see :func:`open_package_segments`."""
     gpu = open_gpu()
-    return _from_host(open_package_segments(package, target_name, gpu, gpu.stream()), package.target(target_name), gpu)
+    with gpu.current():
+        stream = gpu.create_stream()
+        opened = open_package_segments(package, target_name, gpu, stream)
+    return _from_host(opened, package.target(target_name), gpu, stream)
 
 
 def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:
     """The same of a target in a folder that is not a package yet: what lies there was written by this process."""
     gpu = open_gpu()
-    opened = open_segments(target, name, folder, lambda file: (folder / file).read_bytes(), gpu, gpu.stream())
-    return _from_host(opened, target, gpu)
+    with gpu.current():
+        stream = gpu.create_stream()
+        opened = open_segments(target, name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
+    return _from_host(opened, target, gpu, stream)
 
 
-def _from_host(segments: Sequence[DeviceSegment], target: Target, gpu: Gpu) -> list[Segment]:
-    visual_tokens = int(target.compiled["visual_tokens"])
-    return [HostSegment(segment, gpu, gpu.stream(), visual_tokens) for segment in segments]
+def _from_host(segments: Sequence[DeviceSegment], target: Target, gpu: Device, stream: int) -> list[Segment]:
+    visual_tokens, lock = int(target.compiled["visual_tokens"]), threading.Lock()
+    return [HostSegment(segment, gpu, stream, visual_tokens, lock) for segment in segments]
 
 
 def open_segment(

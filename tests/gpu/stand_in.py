@@ -1,4 +1,4 @@
-"""A GPU and a TensorRT that compute: host memory and onnxruntime, behind the real signatures of TensorRT 10 and 11.
+"""A TensorRT that computes, with onnxruntime in host memory, behind the real signatures of TensorRT 10 and 11.
 
 An engine's file is its ONNX graph with all weights in it; a context runs it over the addresses that it was given. So
 everything that is ours runs whole: graphs, profiles, files, manifests, bindings, chain; nothing is learnt of TensorRT.
@@ -13,47 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ee_export.errors import DeviceError
-from ee_export.runtime.gpu.built import BuiltOn
 from ee_export.runtime.ort import open_session
 from tests.gpu.tensorrt_fake import FakeTensorRt
 
 _TYPES = {1: ("float32", "FLOAT"), 10: ("float16", "HALF"), 7: ("int64", "INT64"), 16: ("uint16", "BF16")}
-
-
-class HostGpu:
-    """Host memory as a GPU's."""
-
-    number = 0
-    name = "NVIDIA H100 80GB HBM3"
-    compute_capability = "9.0"
-    driver = "580.65"
-
-    def __init__(self, size: int = 1 << 32) -> None:
-        self.left = size
-        self.held: dict[int, np.ndarray] = {}
-
-    def allocate(self, size: int) -> int:
-        if size > self.left:
-            raise DeviceError(f"the GPU has {self.left} bytes left, and {size} are needed")
-        memory = np.zeros(max(size, 1), np.uint8)
-        self.left -= memory.nbytes
-        self.held[memory.ctypes.data] = memory
-        return memory.ctypes.data
-
-    def free(self, address: int) -> None:
-        self.left += self.held.pop(address).nbytes
-
-    def stream(self) -> int:
-        return 7
-
-    def synchronize(self, stream: int) -> None: ...
-
-    def to_device(self, address: int, array: np.ndarray) -> None:
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-
-    def to_host(self, array: np.ndarray, address: int) -> None:
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
 
 def computing(tensorrt: FakeTensorRt) -> None:
@@ -180,8 +143,3 @@ class Engine:
                 array = value.numpy()
                 ctypes.memmove(addresses[name], array.ctypes.data, array.nbytes)
         return values
-
-
-def here(trt: Any) -> BuiltOn:
-    """What engines built here, now, are for."""
-    return BuiltOn(trt.__version__, HostGpu.name, HostGpu.compute_capability, HostGpu.driver)

@@ -1,18 +1,22 @@
-"""TensorRT's real surface, old and new, behaving as an engine of given tensors would; and a device that counts its memory."""
+"""TensorRT's real surface, old and new, behaving as an engine of given tensors would; and host memory as a device."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ee_export.errors import DeviceError
 from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.runtime.gpu.scratch import Scratch
 from tests.gpu import bindings
 from tests.gpu.fake import Fake
 
@@ -31,30 +35,79 @@ SIZES = {"B": 1, "T": 100, "L": 105}
 ADDRESSES = {"text": 0x1000, "bbox": 0x2000, "encoder.1.logits": 0x3000, "hidden.0": 0x4000}
 
 
-class Device:
-    """A device's memory as the engines ask for it; ``size`` bytes of it."""
+class Gpu:
+    """A device by host memory, ``size`` bytes of it, that keeps what it gave and is current only when asked to be."""
 
-    def __init__(self, size: int = 1 << 30) -> None:
+    def __init__(self, size: int = 1 << 32) -> None:
+        self.index = 0
+        self.name = "NVIDIA H100 80GB HBM3"
+        self.compute_capability = (9, 0)
+        self.driver_version = 13000
+        self.context = 1
         self.left = size
-        self.held: dict[int, int] = {}
+        self.held: dict[int, np.ndarray] = {}
+        self.streams: list[int] = []
         self.synchronized: list[int] = []
+        self.depth = 0
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self.depth += 1
+        yield
+        self.depth -= 1
+
+    def free_memory(self) -> int:
+        return self.left
 
     def allocate(self, size: int) -> int:
         if size > self.left:
-            raise DeviceError(f"the GPU has {self.left} bytes left, and {size} are needed")
+            raise DeviceError(f"{self.name}: {size} bytes of memory asked and {self.left} free")
         self.left -= size
-        address = 0x100 * (1 + len(self.held))
-        self.held[address] = size
-        return address
+        return self._host(size)
 
     def free(self, address: int) -> None:
-        self.left += self.held.pop(address)
+        self.left += self.held.pop(address).nbytes - 1
 
-    def stream(self) -> int:
-        return 7
+    def allocate_pinned(self, size: int) -> int:
+        return self._host(size)
+
+    def free_pinned(self, address: int) -> None:
+        del self.held[address]
+
+    def _host(self, size: int) -> int:
+        memory = np.zeros(size + 1, np.uint8)
+        self.held[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def create_stream(self) -> int:
+        self.streams.append(7 + len(self.streams))
+        return self.streams[-1]
+
+    def destroy_stream(self, stream: int) -> None:
+        self.streams.remove(stream)
+
+    def create_event(self) -> int:
+        raise NotImplementedError
+
+    def destroy_event(self, event: int) -> None: ...
+
+    def copy(self, to: int, source: int, size: int, stream: int) -> None:
+        ctypes.memmove(to, source, size)
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        ctypes.memset(address, 0, size)
+
+    def record(self, event: int, stream: int) -> None: ...
+
+    def wait(self, event: int) -> None: ...
+
+    def follow(self, stream: int, other: int) -> None: ...
 
     def synchronize(self, stream: int) -> None:
+        assert stream in self.streams
         self.synchronized.append(stream)
+
+    def close(self) -> None: ...
 
 
 class FakeTensorRt:
@@ -128,10 +181,9 @@ class FakeTensorRt:
         fake.on("IExecutionContext.set_input_shape", set_shape)
         fake.on("IExecutionContext.get_tensor_shape", shape_of)
 
-    def open(self, device: Device, spec: SegmentSpec = SPEC, scratch: Any = None, **options: Any) -> Any:
+    def open(self, scratch: Scratch, spec: SegmentSpec = SPEC, **options: Any) -> Any:
         """A segment of this engine."""
-        scratch = scratch or self.runtime.Scratch(device)
-        return self.runtime.TensorRtSegment(spec, b"plan", "tensorrt-fp16", device, scratch, **options)
+        return self.runtime.TensorRtSegment(spec, b"plan", "tensorrt-fp16", scratch, **options)
 
 
 def fakes(binding: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:

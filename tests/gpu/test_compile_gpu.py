@@ -25,9 +25,10 @@ from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.package import Package, open_package
 from ee_export.runtime import backends
 from ee_export.runtime.chain import load_package
+from ee_export.runtime.gpu import open as opening
 from ee_export.verify import verify_package
-from tests.gpu.stand_in import HostGpu, computing
-from tests.gpu.tensorrt_fake import FakeTensorRt, fakes
+from tests.gpu.stand_in import computing
+from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu, fakes
 
 TARGET = "tensorrt-fp32"
 
@@ -35,8 +36,12 @@ TARGET = "tensorrt-fp32"
 @pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
 def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRt]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    gpu = HostGpu()
+    gpu = Gpu()
     monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
+    monkeypatch.setattr(opening, "DRIVER_FILE", tmp_path / "version")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\nGCC version: 13.3.0\n"
+    )
     monkeypatch.setattr("ee_export.compile.open_gpu", lambda: gpu)
     for fake in fakes(request.param, monkeypatch):
         computing(fake)
@@ -77,7 +82,7 @@ def test_a_compiled_target_answers_as_the_one_it_is_made_of_and_verifies(
     arrays = floats.encode([data.page(at) for at in range(0, len(data), 13)])
     for name, values in floats.logits(arrays).items():
         assert chain.logits(arrays)[name] == pytest.approx(values, abs=1e-4)
-    assert target.costs is not None and target.costs.machine == HostGpu.name
+    assert target.costs is not None and target.costs.machine == Gpu().name
     assert {"full", "default"} <= set(target.operating_points)
     assert [file.name for file in (tmp_path / "cache" / "ee_export").iterdir()] == [
         f"tensorrt-{tensorrt.trt.__version__}-NVIDIA-H100-80GB-HBM3-9.0.timing"
@@ -90,6 +95,23 @@ def test_the_manifest_says_what_engines_were_built_on_and_of(tensorrt: FakeTenso
     assert (texts["gpu"], texts["compute_capability"], texts["driver"]) == ("NVIDIA H100 80GB HBM3", "9.0", "580.65")
     assert texts["from"] == "cpu-fp32" and len(texts["source"]) == len(texts["recipe"]) == 64
     assert "plain_attention" not in texts
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n", "535.104.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n", "580.65.06"),
+        ("something else\n", "of CUDA 13.0"),
+    ],
+)
+def test_the_driver_is_named_as_the_system_names_it(
+    text: str, driver: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(opening, "DRIVER_FILE", tmp_path / "version")
+    assert opening.driver_of(Gpu()) == "of CUDA 13.0"
+    (tmp_path / "version").write_text(text)
+    assert opening.driver_of(Gpu()) == driver
 
 
 def test_engines_of_another_gpu_or_tensorrt_are_refused_before_one_is_loaded(
@@ -135,8 +157,8 @@ def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_i
     refused: list[str] = []
 
     def refuse_attention(parser: Any, path: str) -> bool:
-        if Path(path).name == "final.onnx" and gpu_target.has_attention(Path(path)):
-            refused.append(path)
+        if not refused and gpu_target.has_attention(Path(path)):
+            refused.append(Path(path).stem)
             return False
         return bool(parse(parser, path))
 
@@ -151,16 +173,15 @@ def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_i
         found = compile_target(
             open_package(package), recipe, pages_folder, progress=lambda stage, done, total: told.append(stage)
         )
-    assert found.target("operator").compiled["plain_attention"] == "final"
-    assert "plain attention: final" in told
-    assert "final: built with plain attention, for final.onnx: TensorRT" in caplog.text
+    assert found.target("operator").compiled["plain_attention"] == refused[0]
+    assert f"plain attention: {refused[0]}" in told
+    assert f"{refused[0]}: built with plain attention, for {refused[0]}.onnx: TensorRT" in caplog.text
     assert "node 'attention_1' (Attention): unsupported" in caplog.text
     assert max(verify_package(found, "operator").differences.values()) == 0
-    assert len(refused) == 1
     weights = [Path(call["model"]) for call in tensorrt.arguments("OnnxParserRefitter.refit_from_file")]
     assert {path.relative_to(package).as_posix() for path in weights if path.is_relative_to(package)} >= {
-        "operator/plain/final.onnx",
-        "operator/encoder.1.onnx",
+        f"operator/plain/{refused[0]}.onnx",
+        "operator/vision.onnx",
     }
     assert all(path.exists() for path in weights if path.is_relative_to(package))
 
@@ -271,14 +292,14 @@ import pytest
 from ee_export.compile import compile_target
 from ee_export.package import open_package
 from ee_export.runtime import backends
-from tests.gpu.stand_in import HostGpu, computing
-from tests.gpu.tensorrt_fake import fakes
+from tests.gpu.stand_in import computing
+from tests.gpu.tensorrt_fake import Gpu, fakes
 
 with pytest.MonkeyPatch.context() as patch:
     for fake in fakes(sys.argv[3], patch):
         computing(fake)
-        patch.setattr("ee_export.compile.open_gpu", HostGpu)
-        patch.setattr(backends, "require_runnable", lambda backend: None)
+        patch.setattr("ee_export.compile.open_gpu", Gpu)
+        patch.setattr(backends, "open_gpu", Gpu)
         build, engines = fake.fake._behaviour["Builder.build_serialized_network"], []
 
         def killed(builder, network, config):

@@ -12,8 +12,8 @@ import pytest
 from ee_export.errors import DeviceError
 from ee_export.manifest import TensorSpec
 from ee_export.recipes import Profile, Range, TargetRecipe
+from ee_export.runtime.gpu.built import BuiltOn
 from ee_export.runtime.gpu.shapes import profile_shapes
-from tests.gpu.stand_in import here
 from tests.gpu.tensorrt_fake import SPEC, VISUAL, FakeTensorRt, fakes
 
 RECIPE = TargetRecipe("mine", "tensorrt", "fp16", workspace_mib=512, builder_level=4)
@@ -223,7 +223,7 @@ def test_a_timing_cache_that_is_of_no_use_is_begun_anew(tensorrt: FakeTensorRt, 
 
 
 def test_caches_of_two_gpus_or_versions_are_two_files(tensorrt: FakeTensorRt) -> None:
-    one = here(tensorrt.trt)
+    one = BuiltOn(tensorrt.trt.__version__, "NVIDIA H100 80GB HBM3", "9.0", "580.65")
     names = {
         tensorrt.engines.cache_name(each)
         for each in (one, replace(one, gpu="NVIDIA A10/x"), replace(one, tensorrt="10.0.0.1"))

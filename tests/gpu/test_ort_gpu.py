@@ -10,10 +10,11 @@ from onnx import TensorProto, helper
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.manifest import SegmentSpec, TensorSpec
 from ee_export.package import Package
-from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment, require_provider
+from ee_export.runtime.gpu.buffers import shape_of
+from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment, Provider, require_provider
 from ee_export.runtime.ort import OrtSegment
 
-CPU = [("CPUExecutionProvider", {})]
+CPU: list[Provider] = [("CPUExecutionProvider", {})]
 STREAM = 42
 
 
@@ -28,8 +29,8 @@ def test_a_segment_writes_what_a_plain_session_gives_to_the_addresses_it_was_bou
         if {tensor.name for tensor in each.inputs} == {"pixel_values"}
     )
     graph = tiny_package.path / spec.file
-    pixels = np.random.default_rng(0).standard_normal((2, *spec.inputs[0].shape[1:]), np.float32)
-    logits = np.empty((2, spec.outputs[0].shape[1]), np.float32)
+    pixels = np.random.default_rng(0).standard_normal(shape_of(spec.inputs[0], {"B": 2}), np.float32)
+    logits = np.empty(shape_of(spec.outputs[0], {"B": 2}), np.float32)
     bound = opened(spec, graph).bind(
         {"pixel_values": pixels.ctypes.data, spec.outputs[0].name: logits.ctypes.data}, {"B": 2}
     )

@@ -1,5 +1,6 @@
 """Loading, binding and running engines, by the real signatures of TensorRT 10 and 11."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.manifest import TensorSpec
-from tests.gpu.tensorrt_fake import ADDRESSES, SIZES, SPEC, Device, FakeTensorRt, fakes
+from ee_export.runtime.gpu.scratch import Scratch
+from tests.gpu.tensorrt_fake import ADDRESSES, SIZES, SPEC, FakeTensorRt, Gpu, fakes
 
 
 @pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
@@ -17,14 +19,19 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def device() -> Device:
-    return Device()
+def gpu() -> Gpu:
+    return Gpu()
+
+
+@pytest.fixture
+def scratch(gpu: Gpu) -> Scratch:
+    return Scratch(gpu)
 
 
 def test_a_context_gets_its_profile_its_shapes_its_memory_and_its_addresses_before_it_runs(
-    tensorrt: FakeTensorRt, device: Device
+    tensorrt: FakeTensorRt, gpu: Gpu, scratch: Scratch
 ) -> None:
-    bound = tensorrt.open(device).bind(ADDRESSES, SIZES)
+    bound = tensorrt.open(scratch).bind(ADDRESSES, SIZES)
     bound.enqueue(11)
     contexts = [name for name in tensorrt.names if name.startswith("IExecutionContext.")]
     assert contexts == [
@@ -40,24 +47,24 @@ def test_a_context_gets_its_profile_its_shapes_its_memory_and_its_addresses_befo
     ]
     user_managed = tensorrt.trt.ExecutionContextAllocationStrategy.USER_MANAGED
     assert tensorrt.arguments("ICudaEngine.create_execution_context") == [{"strategy": user_managed}]
-    assert tensorrt.arguments("IExecutionContext.set_device_memory") == [{"memory": 0x100, "size": 4096}]
+    assert tensorrt.arguments("IExecutionContext.set_device_memory") == [{"memory": scratch.take()[0], "size": 4096}]
     assert {
         (call["name"], call["memory"]) for call in tensorrt.arguments("IExecutionContext.set_tensor_address")
     } == set(ADDRESSES.items())
     assert tensorrt.arguments("IExecutionContext.execute_async_v3") == [{"stream_handle": 11}]
-    assert device.synchronized == [7], "the profile is there before pages come on another stream"
+    assert gpu.synchronized == [scratch.stream], "the profile is there before pages come on another stream"
 
 
-def test_the_profile_is_the_one_optimized_nearest_to_the_pages(tensorrt: FakeTensorRt, device: Device) -> None:
-    segment = tensorrt.open(device)
+def test_the_profile_is_the_one_optimized_nearest_to_the_pages(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+    segment = tensorrt.open(scratch)
     chosen = "IExecutionContext.set_optimization_profile_async"
     for sizes, profile in ((SIZES, 0), ({"B": 1, "T": 400, "L": 405}, 1), ({"B": 8, "T": 20, "L": 25}, 1)):
         segment.bind(ADDRESSES, sizes)
         assert tensorrt.arguments(chosen)[-1]["profile_index"] == profile
 
 
-def test_pages_beyond_every_profile_are_refused_with_the_limit(tensorrt: FakeTensorRt, device: Device) -> None:
-    segment = tensorrt.open(device)
+def test_pages_beyond_every_profile_are_refused_with_the_limit(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+    segment = tensorrt.open(scratch)
     with pytest.raises(
         BadRequest, match=r"no profile of tensorrt-fp16 holds 1 pages and 600 text tokens .*1 to 512.*recipe"
     ):
@@ -67,42 +74,37 @@ def test_pages_beyond_every_profile_are_refused_with_the_limit(tensorrt: FakeTen
     assert "ICudaEngine.create_execution_context" not in tensorrt.names
 
 
-def test_segments_in_a_row_share_one_scratch_as_large_as_the_largest_needs(
-    tensorrt: FakeTensorRt, device: Device
-) -> None:
+def test_segments_in_a_row_share_one_scratch_as_large_as_the_largest_needs(tensorrt: FakeTensorRt, gpu: Gpu) -> None:
+    scratch = Scratch(gpu)
     sizes = iter((1000, 9000, 5000))
     tensorrt.fake.on("ICudaEngine.device_memory_size_v2", lambda engine: next(sizes))
-    scratch = tensorrt.runtime.Scratch(device)
-    segments = [tensorrt.open(device, scratch=scratch) for _ in range(3)]
-    assert device.held == {}, "nothing is allocated before it is known how much is needed"
+    segments = [tensorrt.open(scratch) for _ in range(3)]
+    assert gpu.held == {}, "nothing is allocated before it is known how much is needed"
     bound = [segment.bind(ADDRESSES, SIZES) for segment in segments]
-    assert list(device.held.values()) == [9000]
+    assert (1 << 32) - gpu.left == 9000
     given = {(call["memory"], call["size"]) for call in tensorrt.arguments("IExecutionContext.set_device_memory")}
-    assert given == {(0x100, 9000)}
-    del bound
-    scratch.close()
-    assert device.held == {}
+    assert given == {scratch.take()} and scratch.take()[1] == 9000
+    del bound, segments, scratch
+    gc.collect()
+    assert gpu.held == {} and gpu.streams == [], "what nobody uses is given back"
 
 
-def test_addresses_given_before_stay_good_when_a_larger_engine_comes_later(
-    tensorrt: FakeTensorRt, device: Device
-) -> None:
-    scratch = tensorrt.runtime.Scratch(device)
+def test_addresses_given_before_stay_good_when_a_larger_engine_comes_later(gpu: Gpu, scratch: Scratch) -> None:
     scratch.reserve(100)
     first = scratch.take()
     scratch.reserve(300)
     assert scratch.take()[1] == 300
-    assert first[0] in device.held
+    assert first[0] in gpu.held
     assert scratch.take() == scratch.take()
 
 
 def test_a_gpu_with_too_little_memory_is_told_with_both_numbers(tensorrt: FakeTensorRt) -> None:
-    with pytest.raises(DeviceError, match="1000 bytes left, and 4096 are needed"):
-        tensorrt.open(Device(1000)).bind(ADDRESSES, SIZES)
+    with pytest.raises(DeviceError, match="4096 bytes of memory asked and 1000 free"):
+        tensorrt.open(Scratch(Gpu(1000))).bind(ADDRESSES, SIZES)
 
 
-def test_contexts_die_before_their_engine_and_that_before_its_runtime(tensorrt: FakeTensorRt, device: Device) -> None:
-    segment = tensorrt.open(device)
+def test_contexts_die_before_their_engine_and_that_before_its_runtime(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+    segment = tensorrt.open(scratch)
     bound = [segment.bind(ADDRESSES, SIZES) for _ in range(2)]
     del segment
     assert "~ICudaEngine" not in tensorrt.deaths()
@@ -114,8 +116,8 @@ def test_contexts_die_before_their_engine_and_that_before_its_runtime(tensorrt: 
     assert found == ["~IExecutionContext", "~IExecutionContext", "~ICudaEngine", "~Runtime"], "the logger lives on"
 
 
-def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeTensorRt, device: Device) -> None:
-    segment = tensorrt.open(device)
+def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+    segment = tensorrt.open(scratch)
     tensorrt.fake.on("IExecutionContext.set_input_shape", lambda context, name, shape: False)
     with pytest.raises(DeviceError, match="refused text of shape"):
         segment.bind(ADDRESSES, SIZES)
@@ -133,9 +135,9 @@ def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeT
     ],
 )
 def test_what_tensorrt_refuses_is_said_with_its_last_words(
-    tensorrt: FakeTensorRt, device: Device, call: str, answer: Any, message: str
+    tensorrt: FakeTensorRt, scratch: Scratch, call: str, answer: Any, message: str
 ) -> None:
-    segment = tensorrt.open(device)
+    segment = tensorrt.open(scratch)
 
     def refuse(*_: Any, **__: Any) -> Any:
         tensorrt.complain("no\n room")
@@ -147,9 +149,9 @@ def test_what_tensorrt_refuses_is_said_with_its_last_words(
 
 
 def test_an_engine_that_enqueues_nothing_is_an_error_and_not_an_old_answer(
-    tensorrt: FakeTensorRt, device: Device
+    tensorrt: FakeTensorRt, scratch: Scratch
 ) -> None:
-    bound = tensorrt.open(device).bind(ADDRESSES, SIZES)
+    bound = tensorrt.open(scratch).bind(ADDRESSES, SIZES)
 
     def fail(context: Any, stream: int) -> bool:
         tensorrt.complain("IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (an illegal memory access)")
@@ -160,7 +162,7 @@ def test_an_engine_that_enqueues_nothing_is_an_error_and_not_an_old_answer(
         bound.enqueue(11)
 
 
-def test_a_plan_that_cannot_be_loaded_is_said_with_its_last_words(tensorrt: FakeTensorRt, device: Device) -> None:
+def test_a_plan_that_cannot_be_loaded_is_said_with_its_last_words(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
     def refuse(runtime: Any, plan: bytes) -> None:
         tensorrt.complain("CUDA out of memory")
 
@@ -168,18 +170,18 @@ def test_a_plan_that_cannot_be_loaded_is_said_with_its_last_words(tensorrt: Fake
     with pytest.raises(
         DeviceError, match=r"encoder\.1\.engine: TensorRT 1\d\.\S+ cannot load it \(4 bytes\): CUDA out of"
     ):
-        tensorrt.open(device)
+        tensorrt.open(scratch)
     assert tensorrt.deaths().count("~Runtime") == 1
 
 
-def test_a_runtime_that_cannot_be_made_is_said_with_its_last_words(tensorrt: FakeTensorRt, device: Device) -> None:
+def test_a_runtime_that_cannot_be_made_is_said_with_its_last_words(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
     def refuse(runtime: Any, logger: Any) -> None:
         tensorrt.complain("CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     tensorrt.fake.on("Runtime.__init__", refuse)
     with pytest.raises(DeviceError, match="failure with error: 35"):
-        tensorrt.open(device)
+        tensorrt.open(scratch)
 
 
 @pytest.mark.parametrize(
@@ -191,27 +193,27 @@ def test_a_runtime_that_cannot_be_made_is_said_with_its_last_words(tensorrt: Fak
     ],
 )
 def test_an_engine_of_other_tensors_than_the_manifest_s_is_refused(
-    tensorrt: FakeTensorRt, device: Device, tensor: TensorSpec, message: str
+    tensorrt: FakeTensorRt, scratch: Scratch, tensor: TensorSpec, message: str
 ) -> None:
     with pytest.raises(BadPackage, match=message):
-        tensorrt.open(device, replace(SPEC, inputs=(tensor, SPEC.inputs[1])))
+        tensorrt.open(scratch, replace(SPEC, inputs=(tensor, SPEC.inputs[1])))
 
 
 @pytest.mark.parametrize(("budget", "capturable"), [(100, False), (1000, True)])
 def test_an_engine_that_streams_its_weights_is_not_captured(
-    tensorrt: FakeTensorRt, device: Device, budget: int, capturable: bool
+    tensorrt: FakeTensorRt, scratch: Scratch, budget: int, capturable: bool
 ) -> None:
     tensorrt.fake.on("ICudaEngine.streamable_weights_size", lambda engine: 1000)
     tensorrt.fake.on("ICudaEngine.get_weight_streaming_automatic_budget", lambda engine: budget)
-    assert tensorrt.open(device).bind(ADDRESSES, SIZES).capturable is capturable
+    assert tensorrt.open(scratch).bind(ADDRESSES, SIZES).capturable is capturable
     streaming = tensorrt.names.index("ICudaEngine.weight_streaming_budget_v2=")
     assert streaming < tensorrt.names.index("ICudaEngine.create_execution_context")
 
 
-def test_only_a_version_compatible_engine_may_bring_code_of_its_own(tensorrt: FakeTensorRt, device: Device) -> None:
-    tensorrt.open(device)
+def test_only_a_version_compatible_engine_may_bring_code_of_its_own(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+    tensorrt.open(scratch)
     assert "Runtime.engine_host_code_allowed=" not in tensorrt.names
-    tensorrt.open(device, host_code=True)
+    tensorrt.open(scratch, host_code=True)
     allowed, loaded = (
         tensorrt.names[::-1].index(f"Runtime.{name}")
         for name in ("engine_host_code_allowed=", "deserialize_cuda_engine")
@@ -220,12 +222,12 @@ def test_only_a_version_compatible_engine_may_bring_code_of_its_own(tensorrt: Fa
 
 
 def test_a_stripped_engine_takes_its_weights_from_its_graph(
-    tensorrt: FakeTensorRt, device: Device, tmp_path: Any
+    tensorrt: FakeTensorRt, scratch: Scratch, tmp_path: Any
 ) -> None:
-    tensorrt.open(device, weights=tmp_path / "encoder.1.onnx")
+    tensorrt.open(scratch, weights=tmp_path / "encoder.1.onnx")
     assert tensorrt.arguments("OnnxParserRefitter.refit_from_file") == [{"model": str(tmp_path / "encoder.1.onnx")}]
     assert "Refitter.refit_cuda_engine" in tensorrt.names
     tensorrt.fake.on("Refitter.refit_cuda_engine", lambda refitter: False)
     tensorrt.fake.on("Refitter.get_missing_weights", lambda refitter: ["layer.weight"])
     with pytest.raises(DeviceError, match=r"does not take its weights: layer\.weight"):
-        tensorrt.open(device, weights=tmp_path / "encoder.1.onnx")
+        tensorrt.open(scratch, weights=tmp_path / "encoder.1.onnx")

@@ -1,33 +1,28 @@
 """A device's segment as the chain on the host runs one: arrays go in and come out. For compiling and verifying; slow, and simple."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ee_export.manifest import TensorSpec
-from ee_export.runtime.gpu.scratch import Memory
+from ee_export.runtime.gpu.buffers import host_array, shape_of
+from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
-from ee_export.runtime.gpu.shapes import shape_of
-
-
-class Copies(Memory, Protocol):
-    """A device's memory, to and from which arrays are copied; both return when the copy is done."""
-
-    def to_device(self, address: int, array: np.ndarray) -> None: ...
-
-    def to_host(self, array: np.ndarray, address: int) -> None: ...
 
 
 class HostSegment:
-    """See :class:`ee_export.runtime.segment.Segment`. bfloat16 is uint16 on the host. One at a time on ``stream``.
+    """See :class:`ee_export.runtime.segment.Segment`. bfloat16 is uint16 on the host.
 
-    ``device_ms``: how long the last run took on the device, without the copies.
+    The segments of a chain share ``lock``, for they share a stream and the memory that they compute in. ``device_ms``: how long
+    the last run took on the device, without the copies.
     """
 
-    def __init__(self, segment: DeviceSegment, device: Copies, stream: int, visual_tokens: int) -> None:
+    def __init__(
+        self, segment: DeviceSegment, device: Device, stream: int, visual_tokens: int, lock: threading.Lock
+    ) -> None:
         self.exit = segment.exit
         self.inputs: tuple[TensorSpec, ...] = segment.inputs
         self.outputs: tuple[TensorSpec, ...] = segment.outputs
@@ -39,32 +34,45 @@ class HostSegment:
         self._visual_tokens = visual_tokens
         self._sizes: dict[str, int] = {}
         self._addresses: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._staged: dict[str, np.ndarray] = {}
+        self._lock = lock
 
     def run(self, state: dict[str, np.ndarray], last: Sequence[str] = ()) -> tuple[np.ndarray, Sequence[np.ndarray]]:
         """See :meth:`ee_export.runtime.segment.Segment.run`."""
-        given = {tensor.name: np.ascontiguousarray(state[tensor.name]) for tensor in self.inputs}
+        given = {tensor.name: state[tensor.name] for tensor in self.inputs}
         for name in last:
             del state[name]
-        with self._lock:
+        with self._lock, self._device.current():
             bound = self._bind(self._sizes_of(given))
             for name, array in given.items():
-                self._device.to_device(self._addresses[name], array)
+                self._staged[name][...] = array
+                self._copy(name, to_device=True)
+            self._device.synchronize(self._stream)
             began = time.perf_counter()
             bound.enqueue(self._stream)
             self._device.synchronize(self._stream)
             self.device_ms = (time.perf_counter() - began) * 1e3
-            logits, *others = (self._fetched(tensor) for tensor in self.outputs)
+            for tensor in self.outputs:
+                self._copy(tensor.name, to_device=False)
+            self._device.synchronize(self._stream)
+            logits, *others = (self._staged[tensor.name].copy() for tensor in self.outputs)
         return logits, others
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self._bound = None
-        for address in self._addresses.values():
-            self._device.free(address)
-        self._addresses, self._sizes = {}, {}
+        with self._lock, self._device.current():
+            self._release()
 
-    def _sizes_of(self, given: dict[str, np.ndarray]) -> dict[str, int]:
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the device may have failed, or been closed
+            self.close()
+
+    def _copy(self, name: str, *, to_device: bool) -> None:
+        host, device = self._staged[name].ctypes.data, self._addresses[name]
+        to, source = (device, host) if to_device else (host, device)
+        self._device.copy(to, source, self._staged[name].nbytes, self._stream)
+
+    def _sizes_of(self, given: Mapping[str, np.ndarray]) -> dict[str, int]:
         sizes = {
             axis: size
             for tensor in self.inputs
@@ -73,26 +81,25 @@ class HostSegment:
         }
         if "T" in sizes:
             sizes["L"] = sizes["T"] + self._visual_tokens
-        elif "L" in sizes:
-            sizes["T"] = sizes["L"] - self._visual_tokens
         return sizes
 
     def _bind(self, sizes: dict[str, int]) -> BoundSegment:
+        """Bound for these sizes; memory is kept until others come."""
         if self._bound is None or sizes != self._sizes:
-            self.close()
+            self._release()
             for tensor in (*self.inputs, *self.outputs):
-                bytes_wanted = int(np.prod(shape_of(tensor, sizes))) * host_dtype(tensor).itemsize
-                self._addresses[tensor.name] = self._device.allocate(bytes_wanted)
+                shape, dtype = shape_of(tensor, sizes), "uint16" if tensor.dtype == "bfloat16" else tensor.dtype
+                size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+                self._staged[tensor.name] = host_array(self._device.allocate_pinned(size), shape, dtype)
+                self._addresses[tensor.name] = self._device.allocate(size)
             self._bound = self._segment.bind(self._addresses, sizes)
             self._sizes = sizes
         return self._bound
 
-    def _fetched(self, tensor: TensorSpec) -> np.ndarray:
-        array = np.empty(shape_of(tensor, self._sizes), host_dtype(tensor))
-        self._device.to_host(array, self._addresses[tensor.name])
-        return array
-
-
-def host_dtype(tensor: TensorSpec) -> np.dtype:
-    """What a tensor's elements are on the host."""
-    return np.dtype("uint16" if tensor.dtype == "bfloat16" else tensor.dtype)
+    def _release(self) -> None:
+        self._bound = None
+        for address in self._addresses.values():
+            self._device.free(address)
+        for array in self._staged.values():
+            self._device.free_pinned(array.ctypes.data)
+        self._addresses, self._staged, self._sizes = {}, {}, {}

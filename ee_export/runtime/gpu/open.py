@@ -1,35 +1,29 @@
 """A target's segments on a GPU, ready to be bound: found to fit this machine first, and opened then."""
 
+import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from ee_export.errors import BadRequest
 from ee_export.manifest import SegmentSpec, Target
 from ee_export.package import Package
 from ee_export.recipes import TargetRecipe, read_recipe
 from ee_export.runtime.gpu.built import BuiltOn, rebuild, require_built_for
-from ee_export.runtime.gpu.host import Copies
+from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.scratch import Scratch
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.gpu.shapes import profile_shapes
 
 GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 RECIPE = "recipe.toml"
 """In a target's folder: what it was compiled by."""
 PLAIN = "plain"
 """In the folder of a target of stripped engines: the graphs of those that were built with plain attention though another was asked."""
-
-
-class Gpu(Copies, Protocol):
-    """A device, and what engines are compared with."""
-
-    number: int
-    name: str
-    compute_capability: str
-    driver: str
 
 
 def require_gpu_backend(backend: str) -> None:
@@ -47,17 +41,27 @@ def require_gpu_backend(backend: str) -> None:
         require_provider(backend)
 
 
-def built_here(gpu: Gpu, recipe: TargetRecipe) -> BuiltOn:
+def built_here(gpu: Device, recipe: TargetRecipe) -> BuiltOn:
     """What engines that are built now, on this GPU by this recipe, are for."""
     import tensorrt
 
     versions = "newer" if recipe.version_compatible else "same"
-    return BuiltOn(
-        tensorrt.__version__, gpu.name, gpu.compute_capability, gpu.driver, recipe.hardware_compatibility, versions
-    )
+    return replace(_here(gpu, tensorrt.__version__), hardware=recipe.hardware_compatibility, versions=versions)
 
 
-def open_package_segments(package: Package, target_name: str, gpu: Gpu, stream: int) -> list[DeviceSegment]:
+def _here(gpu: Device, tensorrt: str) -> BuiltOn:
+    return BuiltOn(tensorrt, gpu.name, ".".join(map(str, gpu.compute_capability)), driver_of(gpu))
+
+
+def driver_of(gpu: Device) -> str:
+    """The driver's own version where the system says it, else that of the CUDA that it is for."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"NVRM version:.*?\s(\d+\.\d[\d.]*)\s", DRIVER_FILE.read_text()):
+            return found[1]
+    return f"of CUDA {gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
+
+
+def open_package_segments(package: Package, target_name: str, gpu: Device, stream: int) -> list[DeviceSegment]:
     """The segments of a package's target; every file that they are read from has the hash that its manifest says.
 
     Raises:
@@ -72,7 +76,7 @@ def open_package_segments(package: Package, target_name: str, gpu: Gpu, stream: 
     return open_segments(target, target_name, package.path, package.read, gpu, stream)
 
 
-def require_fits(package: Package, target_name: str, gpu: Gpu) -> None:
+def require_fits(package: Package, target_name: str, gpu: Device) -> None:
     """Raise BadRequest where a target's engines are not for this machine, or not of the segments that the package has now."""
     target = package.target(target_name)
     source = target.compiled.get("from", "")
@@ -85,12 +89,11 @@ def require_fits(package: Package, target_name: str, gpu: Gpu) -> None:
         import tensorrt
 
         built = BuiltOn.read(target.compiled, f"{package.path}/manifest.json: targets.{target_name}")
-        here = BuiltOn(tensorrt.__version__, gpu.name, gpu.compute_capability, gpu.driver)
-        require_built_for(built, here, str(package.path), target_name)
+        require_built_for(built, _here(gpu, tensorrt.__version__), str(package.path), target_name)
 
 
 def open_segments(
-    target: Target, target_name: str, folder: Path, read: Callable[[str], bytes], gpu: Gpu, stream: int
+    target: Target, target_name: str, folder: Path, read: Callable[[str], bytes], gpu: Device, stream: int
 ) -> list[DeviceSegment]:
     """The segments of a target that is known to fit this machine.
 
@@ -99,7 +102,7 @@ def open_segments(
         target_name: for messages.
         folder: of its package, or that a package is being made in.
         read: gives a file's contents; those of an engine are run, so it vouches for them.
-        gpu: where they run; its context is current in the calling thread.
+        gpu: where they run, current in the calling thread.
         stream: that onnxruntime's sessions are made for.
     """
     if target.backend == "tensorrt":
@@ -111,7 +114,6 @@ def open_segments(
                 spec,
                 read(spec.file),
                 target_name,
-                gpu,
                 scratch,
                 host_code=target.compiled.get("versions") == "newer",
                 weights=_weights(target, spec, folder),
@@ -130,10 +132,10 @@ def _weights(target: Target, spec: SegmentSpec, folder: Path) -> Path | None:
     return (engine.parent / PLAIN if plain else engine.parent) / f"{spec.exit}.onnx"
 
 
-def _sessions(target: Target, folder: Path, gpu: Gpu, stream: int) -> list[DeviceSegment]:
+def _sessions(target: Target, folder: Path, gpu: Device, stream: int) -> list[DeviceSegment]:
     from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment, cuda_provider, tensorrt_provider
 
-    cuda = cuda_provider(gpu.number, stream)
+    cuda = cuda_provider(gpu.index, stream)
     opened: list[DeviceSegment] = []
     for spec in target.segments:
         graph = folder / spec.file
@@ -143,8 +145,8 @@ def _sessions(target: Target, folder: Path, gpu: Gpu, stream: int) -> list[Devic
             longest = int(target.compiled["longest_text"])
             shapes = profile_shapes(spec.inputs, recipe.profiles(longest), int(target.compiled["visual_tokens"]))
             content = hashlib.sha256(f"{target.compiled['source']} {recipe.hash} {spec.file}".encode()).hexdigest()
-            providers.insert(0, tensorrt_provider(gpu.number, stream, recipe, shapes, cache_folder() / content[:16]))
-        opened.append(OrtGpuSegment(spec, graph, providers, stream, ("cuda", gpu.number)))
+            providers.insert(0, tensorrt_provider(gpu.index, stream, recipe, shapes, cache_folder() / content[:16]))
+        opened.append(OrtGpuSegment(spec, graph, providers, stream, ("cuda", gpu.index)))
     return opened
 
 

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from ee_export.manifest import TensorSpec
 from ee_export.recipes import Profile
+from ee_export.runtime.gpu.buffers import shape_of
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = dict[str, tuple[Shape, Shape, Shape]]
@@ -28,8 +29,3 @@ def profile_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile], vi
         if shapes not in found:
             found.append(shapes)
     return found
-
-
-def shape_of(tensor: TensorSpec, sizes: dict[str, int]) -> Shape:
-    """A tensor's shape, with these sizes for its symbolic axes."""
-    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape)

@@ -9,7 +9,8 @@ import tensorrt as trt
 
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.manifest import SegmentSpec, TensorSpec
-from ee_export.runtime.gpu.scratch import Memory, Scratch
+from ee_export.runtime.gpu.buffers import shape_of
+from ee_export.runtime.gpu.scratch import Scratch
 from ee_export.runtime.gpu.tensorrt_log import LOG, last_errors
 
 DTYPES = {
@@ -26,14 +27,13 @@ _AXES = {"B": "pages", "T": "text tokens", "L": "text and visual tokens"}
 
 
 class TensorRtSegment:
-    """One engine. Bindings are not thread-safe and share ``scratch``: what is enqueued at one time is on one stream.
+    """One engine. All calls are made inside ``with device.current()``. Bindings are not thread-safe and share ``scratch``: what is enqueued at one time is on one stream.
 
     Args:
         spec: the manifest's entry, which the engine must agree with.
         plan: the engine's bytes, which the caller found to have the manifest's hash: they are code.
         target: the name of the target, for messages.
-        device: where it runs.
-        scratch: that of all engines of the chain.
+        scratch: that of all engines of the chain, on the device where it runs.
         host_code: whether the plan may bring a runtime of its own, as version-compatible ones do.
         weights: the typed ONNX file that a stripped plan takes its weights from.
 
@@ -47,7 +47,6 @@ class TensorRtSegment:
         spec: SegmentSpec,
         plan: bytes,
         target: str,
-        device: Memory,
         scratch: Scratch,
         *,
         host_code: bool = False,
@@ -57,10 +56,9 @@ class TensorRtSegment:
         self.inputs: tuple[TensorSpec, ...] = spec.inputs
         self.outputs: tuple[TensorSpec, ...] = spec.outputs
         self._target = target
-        self._device = device
-        self._scratch = scratch
         # Attributes die in the order they were made in: an engine before its runtime.
         self._engine, self._runtime = _deserialized(plan, spec.file, host_code)
+        self._scratch = scratch
         if weights is not None:
             _refit(self._engine, weights)
         self._streams = _stream_weights(self._engine)
@@ -108,16 +106,16 @@ class BoundEngine:
 
     def _prepare(self, addresses: Mapping[str, int], profile: int, sizes: Mapping[str, int]) -> None:
         segment, context = self._segment, self._context
-        stream = segment._device.stream()
+        stream = segment._scratch.stream
         self._require(context.set_optimization_profile_async(profile, stream), f"optimization profile {profile}")
-        segment._device.synchronize(stream)  # pages come on other streams, and may not overtake it
+        segment._scratch.device.synchronize(stream)  # pages come on other streams, and may not overtake it
         for tensor in segment.inputs:
-            shape = _shape(tensor, sizes)
+            shape = shape_of(tensor, sizes)
             self._require(context.set_input_shape(tensor.name, shape), f"{tensor.name} of shape {list(shape)}")
         if missing := context.infer_shapes():
             raise DeviceError(f"{segment.exit}: TensorRT lacks shapes of {', '.join(missing)}")
         for tensor in segment.outputs:
-            found, expected = _sizes(context.get_tensor_shape(tensor.name)), _shape(tensor, sizes)
+            found, expected = _sizes(context.get_tensor_shape(tensor.name)), shape_of(tensor, sizes)
             if found != expected:
                 raise DeviceError(f"{segment.exit}: {tensor.name} would be {list(found)}, expected {list(expected)}")
         address, size = segment._scratch.take()
@@ -188,10 +186,6 @@ def _require_tensors(engine: trt.ICudaEngine, spec: SegmentSpec) -> None:
 
 def _sizes(dims: trt.Dims) -> tuple[int, ...]:
     return tuple(int(dims[at]) for at in range(len(dims)))
-
-
-def _shape(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape)
 
 
 def _beyond(target: str, exit_name: str, sizes: Mapping[str, int], limits: Mapping[str, list[tuple[int, int]]]) -> str:
