@@ -18,7 +18,6 @@ from ee_export.manifest import OperatingPoint
 from ee_export.package import Package
 from ee_export.runtime import backends
 from ee_export.runtime.gpu.buffers import Buffers, Sizes
-from ee_export.runtime.gpu.device import open_device
 from ee_export.runtime.gpu.executors.batch import Policy, run
 from ee_export.runtime.gpu.executors.choose import make
 from ee_export.runtime.gpu.open import open_package_segments
@@ -46,12 +45,11 @@ class OnGpu:
             raise
 
     def _open(self, kind: str, target_name: str) -> None:
-        device = open_device()
-        self._closing.callback(device.close)
+        device = backends.open_gpu()
         self._closing.enter_context(device.current())
         stream = device.create_stream()
         self._closing.callback(device.destroy_stream, stream)
-        segments = open_package_segments(self._package, target_name, backends.open_gpu(), stream)
+        segments = open_package_segments(self._package, target_name, device, stream)
         pages = [page.inputs for page in golden.read(self._package)[0]]
         lengths = {page["input_ids"].shape[1] for page in pages if "input_ids" in page}
         visual = int(self._target.compiled["visual_tokens"])
