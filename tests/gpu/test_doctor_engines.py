@@ -27,7 +27,9 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     gpu = Gpu()
     monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
     monkeypatch.setattr(opening, "DRIVER_FILE", tmp_path / "version")
-    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\n")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\n"
+    )
     for fake in fakes(request.param, monkeypatch):
         computing(fake)
         yield fake

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import ee_export.runtime.gpu
 from ee_export.doctor import replay
 from ee_export.doctor.check import Check
 from ee_export.doctor.trial import trial
@@ -39,8 +41,13 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
     except bindings.Missing as error:
         pytest.skip(str(error))
     driver.install(monkeypatch)
+    for name, module in list(vars(ee_export.runtime.gpu).items()):
+        if isinstance(module, ModuleType):  # `from ee_export.runtime.gpu import graphs` looks here before it imports
+            monkeypatch.delattr(ee_export.runtime.gpu, name)
     backends.open_gpu.cache_clear()
-    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\n")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\n"
+    )
     monkeypatch.setattr("ee_export.runtime.gpu.open.DRIVER_FILE", tmp_path / "version")
     for fake in fakes(f"tensorrt-{tensorrt}", monkeypatch):
         computing(fake)
@@ -68,3 +75,21 @@ def test_all_executors_replay_the_golden_pages_and_agree(machine: Machine, tiny_
     assert "host, graphs, conditional" in checks["agreement"].found
     assert machine.driver.faults == []
     assert machine.driver.ran
+
+
+def test_a_graph_that_cannot_be_instantiated_is_said_and_the_host_chain_still_replays(
+    machine: Machine, tiny_package: Package
+) -> None:
+    machine.driver.fail("cuGraphInstantiate", "CUDA_ERROR_NOT_SUPPORTED")
+    checks = tried(tiny_package)
+    assert checks["host"].status == "ok"
+    assert "CUDA_ERROR_NOT_SUPPORTED" in checks["graphs"].found or "cuGraphInstantiate" in checks["graphs"].found
+    assert checks["conditional"].status == "failed"
+    assert checks["agreement"].wrong
+    assert checks["latency"].wrong  # one engine is a graph too
+
+
+def test_memory_graphs_and_events_of_the_trial_are_given_back(machine: Machine, tiny_package: Package) -> None:
+    tried(tiny_package)
+    kept = ("stream", "the primary context")  # the process holds its GPU; compiled targets are run on streams of their own
+    assert [one for one in machine.driver.leaks() if not one.startswith(kept)] == []
