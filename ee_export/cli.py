@@ -375,6 +375,38 @@ def monitor(package: Path, answers: Any, false_alarm: float, target: str, operat
 
 
 @cli.command()
+@click.argument("package", type=_FOLDER, required=False)
+@click.option("--gpu", is_flag=True, help="Compile PACKAGE for this GPU, replay it on every executor, compare.")
+@click.option("--target", "targets", multiple=True, help="To compile with --gpu, repeatable; default tensorrt-fp16.")
+@click.option("--report", type=_FOLDER, help="Also write all of it to this Markdown file, to attach to an issue.")
+@json_option
+def doctor(package: Path | None, gpu: bool, targets: tuple[str, ...], report: Path | None, as_json: bool) -> None:
+    """What can run here, what is missing for more, and the command that installs it.
+
+    PACKAGE is the shipped sample unless named; it is not changed. Exit status 1: something that was asked for is wrong. A GPU is
+    asked for by --gpu alone.
+    """
+    from ee_export.atomic import write_file
+    from ee_export.doctor import report as reports
+    from ee_export.doctor.examine import examine, sample
+    from ee_export.doctor.trial import prove
+
+    if targets and not gpu:
+        raise BadRequest("--target says what --gpu compiles; pass --gpu too")
+    asked = targets or ("tensorrt-fp16",) if gpu else ()
+    folder = package or sample()
+    checks = examine(folder, asked)
+    if asked:
+        with progress_bars() as show:
+            checks += prove(folder, asked, checks, _rig, show)
+    print_result(as_json, reports.to_json(checks, asked), reports.table(checks), reports.sentences(checks, gpu=gpu))
+    if report is not None:
+        write_file(report, reports.markdown(checks, asked).encode())
+    if any(check.wrong for check in checks):
+        sys.exit(1)
+
+
+@cli.command()
 @click.option("--sample", type=_FOLDER, help="Folder of the shipped sample; default engines/ beside the source.")
 @target_option
 @point_option
@@ -414,6 +446,13 @@ _ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "de
 
 def _engine() -> Ocr | None:
     return tesseract() if installed() else None
+
+
+def _rig() -> Any:
+    """What the trial tries; compiling takes an extra."""
+    with export_extra():
+        from ee_export.doctor.rig import rig
+    return rig()
 
 
 def _present(package: Any, target: str, as_json: bool) -> None:

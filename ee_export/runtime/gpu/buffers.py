@@ -2,13 +2,13 @@
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ee_export.errors import BadRequest
+from ee_export.errors import BadRequest, DeviceError
 from ee_export.manifest import TensorSpec, gate_name
 from ee_export.runtime.gpu.arrays import DeviceArray, is_device_array, item_size, size_of, view_of
 from ee_export.runtime.gpu.device import Device
@@ -70,6 +70,39 @@ def has_length(spec: TensorSpec) -> bool:
     return "T" in spec.shape or "L" in spec.shape
 
 
+class Memory:
+    """Memory and events of a device that are freed together; where one cannot be, the others are all the same."""
+
+    def __init__(self, device: Device, stream: int) -> None:
+        self.device = device
+        self.stream = stream
+        self._closing = contextlib.ExitStack()
+
+    def allocate(self, size: int) -> int:
+        """Device memory, zeroed in the stream."""
+        size = -(-max(size, 1) // _ALIGNED) * _ALIGNED
+        address = self.device.allocate(size)
+        self._closing.callback(self.device.free, address)
+        self.device.clear(address, size, self.stream)
+        return address
+
+    def allocate_pinned(self, size: int) -> int:
+        """Page-locked host memory, see :func:`host_array`."""
+        address = self.device.allocate_pinned(max(size, 1))
+        self._closing.callback(self.device.free_pinned, address)
+        return address
+
+    def event(self) -> int:
+        event = self.device.create_event()
+        self._closing.callback(self.device.destroy_event, event)
+        return event
+
+    def close(self) -> None:
+        """Free everything, after what is under way in the stream; the context is current."""
+        with self._closing, contextlib.suppress(DeviceError):  # the device failed before: all is freed all the same
+            self.device.synchronize(self.stream)
+
+
 class Buffers:
     """The tensors of a chain's segments, and the pinned memory through which inputs come.
 
@@ -92,49 +125,29 @@ class Buffers:
         self.inputs = tuple(name for name in self.specs if name not in made)
         self._needed = _needed(segments)
         self._bound: dict[tuple[int, int, int], BoundSegment] = {}
-        self._closing = contextlib.ExitStack()
+        self._own_stream: int | None = None
+        with device.current():
+            if stream is None:
+                stream = self._own_stream = device.create_stream()
+            self.stream = stream
+            self.memory = Memory(device, stream)
         try:
             with device.current():
-                self._allocate(stream)
+                self._allocate()
         except BaseException:
             self.close()
             raise
 
-    def _allocate(self, stream: int | None) -> None:
-        self.stream = self._own(self.device.create_stream(), self.device.destroy_stream) if stream is None else stream
-        self.uploaded = self._own(self.device.create_event(), self.device.destroy_event)
+    def _allocate(self) -> None:
+        memory = self.memory
+        self._uploaded = memory.event()
         most = self.sizes.axes(self.sizes.batches[-1], self.sizes.lengths[-1] if self.sizes.lengths else 0)
-        place_of, places = _places(
-            self.segments,
-            self.inputs,
-            {name: size_of(shape_of(spec, most), spec.dtype) for name, spec in self.specs.items()},
-        )
-        addresses = [self.allocate(size) for size in places]
+        bytes_of = {name: size_of(shape_of(spec, most), spec.dtype) for name, spec in self.specs.items()}
+        place_of, places = _places(self.segments, self.inputs, bytes_of)
+        addresses = [memory.allocate(size) for size in places]
         self.addresses = {name: addresses[place] for name, place in place_of.items()}
-        self._staging = {
-            name: self.allocate_pinned(size_of(shape_of(self.specs[name], most), self.specs[name].dtype))
-            for name in self.inputs
-        }
+        self._staging = {name: memory.allocate_pinned(bytes_of[name]) for name in self.inputs}
         self.device.synchronize(self.stream)
-
-    def allocate(self, size: int) -> int:
-        """Device memory, zeroed, that is freed with the rest."""
-        size = -(-max(size, 1) // _ALIGNED) * _ALIGNED
-        address = self._own(self.device.allocate(size), self.device.free)
-        self.device.clear(address, size, self.stream)
-        return address
-
-    def allocate_pinned(self, size: int) -> int:
-        """Pinned memory that is freed with the rest."""
-        return self._own(self.device.allocate_pinned(max(size, 1)), self.device.free_pinned)
-
-    def event(self) -> int:
-        """An event that is destroyed with the rest."""
-        return self._own(self.device.create_event(), self.device.destroy_event)
-
-    def _own(self, handle: int, release: Callable[[int], None]) -> int:
-        self._closing.callback(release, handle)
-        return handle
 
     def logits(self, step: int) -> str:
         """Name of a segment's raw logits."""
@@ -203,7 +216,7 @@ class Buffers:
             return
         for name, given in hosts.items():
             self._require(name, given.shape, str(given.dtype), rows, tokens, exact=False)
-        self.device.wait(self.uploaded)  # pinned memory may still be read for the pages before
+        self.device.wait(self._uploaded)  # pinned memory may still be read for the pages before
         for name, given in hosts.items():
             spec = self.specs[name]
             shape = shape_of(spec, self.sizes.axes(rows, tokens))
@@ -212,7 +225,7 @@ class Buffers:
                 held[...] = (self.sizes.padding or {}).get(name, 0)
             held[tuple(slice(size) for size in given.shape)] = given
             self.device.copy(self.addresses[name], self._staging[name], held.nbytes, self.stream)
-        self.device.record(self.uploaded, self.stream)
+        self.device.record(self._uploaded, self.stream)
 
     def _give_device(self, name: str, value: object, rows: int, tokens: int) -> None:
         held = view_of(value, self.stream, name)
@@ -259,16 +272,17 @@ class Buffers:
     def close(self) -> None:
         """Free everything, after what is under way; the addresses are then worth nothing."""
         self._bound.clear()
-        with self.device.current(), self._closing:
-            if hasattr(self, "stream"):
-                with contextlib.suppress(Exception):  # the device failed before: its memory is freed all the same
-                    self.device.synchronize(self.stream)
+        with self.device.current(), contextlib.ExitStack() as closing:
+            if self._own_stream is not None:
+                closing.callback(self.device.destroy_stream, self._own_stream)
+                self._own_stream = None
+            closing.callback(self.memory.close)
 
 
 def host_array(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Pinned memory as an array."""
     held = (ctypes.c_uint8 * size_of(shape, dtype)).from_address(address)
-    return np.frombuffer(held, np.dtype(dtype)).reshape(shape)
+    return np.frombuffer(memoryview(held), np.dtype(dtype)).reshape(shape)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cuda.bindings import driver
 
@@ -13,9 +14,9 @@ from ee_export.runtime.gpu.kernels import DECIDE, GATHER_ROWS, Launch, compile_c
 
 CUDA_12 = driver.CUDA_VERSION < 13000
 
-Graph = driver.CUgraph
-Node = driver.CUgraphNode
-Handle = driver.CUgraphConditionalHandle
+Graph: TypeAlias = driver.CUgraph
+Node: TypeAlias = driver.CUgraphNode
+Handle: TypeAlias = driver.CUgraphConditionalHandle
 
 _KERNEL = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
 _CHILD = driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_GRAPH
@@ -207,19 +208,6 @@ class Kernels:
         except BaseException:
             self.close()
             raise
-
-    def enqueue(self, launch: Launch, stream: int) -> None:
-        """Append a kernel to a stream."""
-        launched = driver.cuLaunchKernel(
-            self.functions[launch.kernel],
-            *launch.grid,
-            *launch.block,
-            launch.shared_bytes,
-            stream,
-            launch.kernel_params,
-            0,
-        )
-        done(launched, f"cuLaunchKernel of {launch.kernel}")
 
     def close(self) -> None:
         with contextlib.suppress(DeviceError):  # a context that failed has no modules any more

@@ -1,0 +1,223 @@
+"""What every executor is told and gives: a policy, stretches of segments, and where each page left."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ee_export.errors import BadRequest
+from ee_export.manifest import OperatingPoint
+from ee_export.policy.decide import Rule, Threshold
+from ee_export.runtime.gpu.arrays import DeviceArray
+from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
+
+Stretch = tuple[int, int]
+"""Segments that run on the same inputs with no return to the host's program: the first, and the one after the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a chain decides: a rule an exit, in order, a criterion, and a threshold for each exit but the last, which always answers."""
+
+    rules: tuple[Rule, ...]
+    criterion: str
+    thresholds: tuple[Threshold, ...]
+
+    @staticmethod
+    def of(point: OperatingPoint, rules: Sequence[Rule], exits: Sequence[str]) -> "Policy":
+        """An operating point's, for these exits of a chain; ``rules`` as :func:`ee_export.runtime.plan.rules` makes them."""
+        return Policy(tuple(rules), point.criterion, tuple(point.thresholds.get(name) for name in exits[:-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Where a page left a chain.
+
+    ``exit``: its index, or −1 − index where logits were not finite there. ``scores`` float64 ``[visited]`` and ``logits`` float32
+    ``[visited, C]``, raw: of every exit that the page was asked at, the last of them where it left; a score is NaN where logits
+    are not finite.
+    """
+
+    exit: int
+    scores: np.ndarray
+    logits: np.ndarray
+
+
+class Executor(Protocol):
+    """A chain over fixed device tensors, for one batch at a time; not thread-safe.
+
+    ``kind``: ``host``, ``graphs`` or ``conditional``. ``stretches``: what :meth:`advance` runs, in turn.
+    """
+
+    kind: str
+    buffers: Buffers
+    stretches: tuple[Stretch, ...]
+    policy: Policy
+
+    def start(self, rows: int) -> None:
+        """Begin a new batch; what was not answered of the one before is forgotten.
+
+        Raises:
+            BadRequest: no page, or more than the largest batch.
+        """
+        ...
+
+    def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
+        """Run the next stretch on the pages that are undecided.
+
+        Args:
+            inputs: those that its segments read and that were not given before, host or device arrays; rows are the undecided
+                pages in the order in which they were returned last (at first 0, 1, …).
+            tokens: int ``[segments of the stretch, rows]``, text tokens that each exit knows of each page, where the criterion asks.
+
+        Returns:
+            The pages that are still undecided, in the order of their rows.
+
+        Raises:
+            BadRequest: inputs that do not fit, or longer than the chain was opened for.
+            DeviceError: the device failed.
+        """
+        ...
+
+    def results(self) -> list[Left | None]:
+        """Where each page left, in the order of the batch; ``None``: it is undecided."""
+        ...
+
+    def results_on_device(self) -> dict[str, DeviceArray]:
+        """The results in device memory, until the next :meth:`start`, with no wait for them.
+
+        ``exits`` int32 ``[rows]``, as in :class:`Left`; ``scores`` float64 ``[E, largest batch]`` and ``answers`` float32
+        ``[E, largest batch, C]``: raw logits, of the exits where a page was asked; other entries are of pages before.
+        """
+        ...
+
+    def retune(self, policy: Policy) -> None:
+        """Decide by another policy from the next :meth:`start` on; nothing is captured or compiled for it.
+
+        Raises:
+            BadRequest: it is not of this chain's exits and classes.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything on the device that this executor made. Its buffers are closed by whoever made them."""
+        ...
+
+
+def run(executor: Executor, inputs: Mapping[str, object], rows: int, tokens: np.ndarray | None = None) -> list[Left]:
+    """All stretches, for pages whose inputs are all at hand; see :class:`Executor` for the arguments and errors.
+
+    ``tokens``: int ``[E, rows]``.
+    """
+    executor.start(rows)
+    pages = list(range(rows))
+    given: set[str] = set()
+    for first, end in executor.stretches:
+        if not pages:
+            break
+        segments = executor.buffers.segments[first:end]
+        asked = {spec.name for segment in segments for spec in segment.inputs} & inputs.keys()
+        part = {name: _rows(inputs[name], pages, rows) for name in asked - given}
+        given |= asked
+        pages = executor.advance(part, None if tokens is None else tokens[first:end][:, pages])
+    left = [one for one in executor.results() if one is not None]
+    assert len(left) == rows  # the last exit always answers
+    return left
+
+
+def _rows(value: object, pages: Sequence[int], rows: int) -> object:
+    """Some rows of an input; a device array must be given to a single stretch, for nothing here moves its rows."""
+    if list(pages) == list(range(rows)):
+        return value
+    if not isinstance(value, np.ndarray):
+        raise BadRequest(
+            "a device array for a chain in several stretches: give each stretch its rows, see Executor.advance"
+        )
+    return value[list(pages)]
+
+
+def require_policy(policy: Policy, exits: int, classes: int) -> None:
+    """Raise BadRequest for a policy of another number of exits or classes."""
+    if len(policy.rules) != exits or len(policy.thresholds) != exits - 1:
+        raise BadRequest(
+            f"a policy of {len(policy.rules)} exits and {len(policy.thresholds)} thresholds for a chain of {exits} exits"
+        )
+    for at, rule in enumerate(policy.rules):
+        if len(rule.scale) != classes or len(rule.bias) != classes:
+            raise BadRequest(
+                f"the policy's calibration of exit {at} is of {len(rule.scale)} classes; the chain has {classes}"
+            )
+
+
+def classes_of(buffers: Buffers) -> int:
+    """C, from the logits of the first exit."""
+    count = buffers.specs[buffers.logits(0)].shape[-1]
+    if not isinstance(count, int):
+        raise BadRequest(f"{buffers.logits(0)}: the number of classes is '{count}'; expected a number")
+    return count
+
+
+class Board:
+    """Where a batch's results stand: in one piece of device memory, and its mirror in pinned memory.
+
+    int32 ``rows`` (how many are undecided), ``value``, ``ids [P]``, ``exits [P]``; float64 ``scores [E, P]``; float32
+    ``answers [E, P, C]``; P is the largest batch.
+    """
+
+    def __init__(self, buffers: Buffers, memory: Memory, exits: int, classes: int) -> None:
+        pages = buffers.sizes.batches[-1]
+        self.pages = pages
+        self.dtype = np.dtype(
+            [
+                ("rows", "<i4"),
+                ("value", "<i4"),
+                ("ids", "<i4", (pages,)),
+                ("exits", "<i4", (pages,)),
+                ("scores", "<f8", (exits, pages)),
+                ("answers", "<f4", (exits, pages, classes)),
+            ]
+        )
+        self.buffers = buffers
+        self.address = memory.allocate(self.dtype.itemsize)
+        self._mirror = memory.allocate_pinned(self.dtype.itemsize)
+        self.event = memory.event()
+
+    @property
+    def host(self) -> np.ndarray:
+        """The mirror, a record of :attr:`dtype`."""
+        return host_array(self._mirror, (self.dtype.itemsize,), "uint8").view(self.dtype)[0]
+
+    def at(self, field: str, exit: int = 0) -> int:
+        """Device address of a field, of an exit's part of it."""
+        fields = self.dtype.fields
+        assert fields is not None
+        kind, offset = fields[field][:2]
+        part = kind.itemsize // kind.shape[0] if field in ("scores", "answers") else 0
+        return self.address + offset + exit * part
+
+    def send(self, size: int) -> None:
+        """Append a copy of the mirror's first bytes to the device."""
+        device, stream = self.buffers.device, self.buffers.stream
+        device.copy(self.address, self._mirror, size, stream)
+        device.record(self.event, stream)
+
+    def fetch(self) -> None:
+        """Copy the board to its mirror and wait for it: the one wait of a stretch in a graph."""
+        device, stream = self.buffers.device, self.buffers.stream
+        device.copy(self._mirror, self.address, self.dtype.itemsize, stream)
+        device.record(self.event, stream)
+        device.wait(self.event)
+
+    def arrays(self, rows: int) -> dict[str, DeviceArray]:
+        """See :meth:`Executor.results_on_device`."""
+        fields = self.dtype.fields
+        assert fields is not None
+        found = {}
+        for name, dtype in (("exits", "int32"), ("scores", "float64"), ("answers", "float32")):
+            shape = (rows,) if name == "exits" else fields[name][0].shape
+            buffers = self.buffers
+            found[name] = DeviceArray(
+                self.at(name), shape, dtype, buffers.device.index, buffers, buffers.stream, buffers.lend
+            )
+        return found

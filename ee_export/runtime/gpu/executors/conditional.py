@@ -1,0 +1,319 @@
+"""One CUDA graph for a whole stretch of the chain: exits are decided on the device, and what a page does not need is never run."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ee_export.errors import BadRequest, DeviceError
+from ee_export.runtime.gpu import graphs
+from ee_export.runtime.gpu.arrays import DeviceArray
+from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
+from ee_export.runtime.gpu.executors.batch import Board, Left, Policy, Stretch, classes_of, require_policy
+from ee_export.runtime.gpu.executors.host import length_of
+from ee_export.runtime.gpu.graphs import Graph, Handle, Launchable, Node
+from ee_export.runtime.gpu.kernels import (
+    CONDITIONAL,
+    DECIDE,
+    FIRST,
+    GATHER_ROWS,
+    ROW,
+    Decide,
+    Gather,
+    decide_launch,
+    gather_launch,
+    policy_block,
+    policy_bytes,
+    scratch_bytes,
+    trail_bytes,
+)
+
+
+class ConditionalChain:
+    """See :class:`ee_export.runtime.gpu.executors.batch.Executor`.
+
+    A page alone runs through nested IF nodes, (segment, decision, IF (segment, decision, IF …)), so that one false condition skips
+    all the rest. A batch runs through a row of SWITCH nodes, one a segment, with a body for each batch size: (segment, decision,
+    packing); nesting those would take as many bodies as there are ways to shrink. Each decision sets the next node's condition; where
+    none ran, the condition's default lets no body run.
+    """
+
+    kind = "conditional"
+
+    def __init__(self, buffers: Buffers, policy: Policy, stretches: Sequence[Stretch]) -> None:
+        self.buffers = buffers
+        self.stretches = tuple(stretches)
+        self._classes = classes_of(buffers)
+        self._exits = len(buffers.segments)
+        self._pages: list[int] = []
+        self._left: list[Left | None] = []
+        self._length = 0
+        self._memory = Memory(buffers.device, buffers.stream)
+        self._closers: list[Callable[[], None]] = []
+        self._ready: dict[tuple[Stretch, int, int], Launchable] = {}
+        try:
+            with buffers.device.current():
+                self._allocate()
+                self.retune(policy)
+                self._build()
+                buffers.device.synchronize(buffers.stream)
+        except BaseException:
+            self.close()
+            raise
+
+    # What the graphs read and write, besides the tensors.
+
+    def _allocate(self) -> None:
+        buffers, memory = self.buffers, self._memory
+        most = buffers.sizes.batches[-1]
+        self._kernels = graphs.Kernels(buffers.device)
+        self._closers.append(self._kernels.close)
+        self._board = Board(buffers, memory, self._exits, self._classes)
+        self._source = memory.allocate(4 * most)
+        self._trail = memory.allocate(trail_bytes(most, self._classes))
+        scratch = scratch_bytes(most, self._classes)
+        self._scratch = memory.allocate(scratch) if scratch else 0
+        self._tokens = memory.allocate(4 * self._exits * most)
+        self._tokens_pinned = memory.allocate_pinned(4 * self._exits * most)
+        size = policy_bytes(self._exits, self._classes)
+        self._policy = memory.allocate(size)
+        self._policy_pinned = memory.allocate_pinned(size)
+        self._retuned = memory.event()
+        self._counts = False
+        self._counted = memory.event()
+        self._buckets = self._constant(np.array(buffers.sizes.batches, np.int32))
+        self._tables: dict[tuple[int, int], tuple[int, int, int]] = {}
+
+    def _constant(self, values: np.ndarray) -> int:
+        """Device memory with these values."""
+        memory, device = self._memory, self.buffers.device
+        pinned = device.allocate_pinned(values.nbytes)
+        try:
+            host_array(pinned, (values.nbytes,), "uint8")[:] = values.view(np.uint8).reshape(-1)
+            address = memory.allocate(values.nbytes)
+            device.copy(address, pinned, values.nbytes, memory.stream)
+            device.synchronize(memory.stream)
+        finally:
+            device.free_pinned(pinned)
+        return address
+
+    def _table(self, step: int, length: int) -> tuple[int, int, int]:
+        """What is packed after a segment: the address of its table, how many tensors, and bytes of the largest row."""
+        if (step, length) not in self._tables:
+            rows = [
+                (self.buffers.addresses[name], self.buffers.addresses[name], self.buffers.row_bytes(name, length))
+                for name in self.buffers.live(step)
+            ]
+            table = np.array(rows, ROW)
+            largest = max((size for _, _, size in rows), default=0)
+            self._tables[step, length] = (self._constant(table) if rows else 0, len(rows), largest)
+        return self._tables[step, length]
+
+    # The graphs.
+
+    def _build(self) -> None:
+        buffers = self.buffers
+        for first, end in self.stretches:
+            lengths = buffers.sizes.lengths if buffers.reads_length(0, end) else (0,)
+            for length in lengths:
+                with self._captured(first, end, length) as segments:
+                    for batch in buffers.sizes.batches:
+                        what = f"the chain from {buffers.segments[first].exit} at batch {batch}"
+                        graph = graphs.new_graph()
+                        try:
+                            if batch == 1:
+                                self._nest(graph, first, end, segments)
+                            else:
+                                self._line_up(graph, first, end, batch, length, segments)
+                            ready = graphs.instantiate(graph, buffers.stream, what)
+                        finally:
+                            graphs.destroy(graph)
+                        self._closers.append(ready.close)
+                        self._ready[(first, end), batch, length] = ready
+
+    @contextlib.contextmanager
+    def _captured(self, first: int, end: int, length: int) -> Iterator[dict[tuple[int, int], Graph]]:
+        """Each segment of a stretch at each batch size, captured alone; destroyed at the end, for child graph nodes hold copies."""
+        buffers, device = self.buffers, self.buffers.device
+        with contextlib.ExitStack() as held:
+            found = {}
+            for step in range(first, end):
+                for batch in buffers.sizes.batches:
+                    what = f"{buffers.segments[step].exit} at batch {batch}" + (
+                        f" and {length} tokens" if length else ""
+                    )
+                    bound = buffers.bound(step, batch, length)
+                    if not bound.capturable:
+                        raise DeviceError(
+                            f"{what}: its backend cannot be captured into a CUDA graph; use the executor 'host'"
+                        )
+                    bound.enqueue(buffers.stream)  # what a backend allocates and compiles at its first run
+                    device.synchronize(buffers.stream)
+                    found[step, batch] = graphs.capture(device, buffers.stream, bound.enqueue, what)
+                    held.callback(graphs.destroy, found[step, batch])
+                    graphs.require_embeddable(found[step, batch], what)
+            yield found
+
+    def _nest(self, graph: Graph, step: int, end: int, segments: Mapping[tuple[int, int], Graph]) -> None:
+        """(segment, decision, IF (…)), for a page alone."""
+        context = self.buffers.device.context
+        child = graphs.add_child(graph, [], segments[step, 1])
+        handle = graphs.new_handle(graph, context, 0) if step + 1 < end else None
+        decided = self._decide(graph, [child], step, 1, handle, switch=0)
+        if handle is not None:
+            _, body = graphs.add_if(graph, [decided], handle, context)
+            self._nest(body, step + 1, end, segments)
+
+    def _line_up(
+        self, graph: Graph, first: int, end: int, batch: int, length: int, segments: Mapping[tuple[int, int], Graph]
+    ) -> None:
+        """(segment, decision, packing), then a SWITCH for each segment after the first."""
+        context = self.buffers.device.context
+        batches = [size for size in self.buffers.sizes.batches if size <= batch]
+        # The default is the value for which no body runs: it stands where the node before ran none either.
+        handles = {step: graphs.new_handle(graph, context, len(batches)) for step in range(first + 1, end)}
+
+        def part(where: Graph, step: int, rows: int) -> Node:
+            child = graphs.add_child(where, [], segments[step, rows])
+            decided = self._decide(where, [child], step, rows, handles.get(step + 1), switch=len(batches))
+            return self._pack(where, [decided], step, rows, length)
+
+        last = part(graph, first, batch)
+        for step in range(first + 1, end):
+            last, bodies = graphs.add_switch(graph, [last], handles[step], len(batches), context)
+            for body, rows in zip(bodies, batches, strict=True):
+                part(body, step, rows)
+
+    def _decide(
+        self, graph: Graph, after: Sequence[Node], step: int, rows: int, handle: Handle | None, *, switch: int
+    ) -> Node:
+        """The exit's decision, which sets a handle: to the body of a SWITCH with that many, or of an IF."""
+        buffers, board = self.buffers, self._board
+        gate = buffers.gate(step)
+        flags = (FIRST if step == 0 else 0) | (CONDITIONAL if handle is not None else 0)
+        argument = Decide(
+            logits=buffers.addresses[buffers.logits(step)],
+            gates=0 if gate is None else buffers.addresses[gate],
+            policy=self._policy,
+            tokens=self._tokens + 4 * step * board.pages,
+            trail=self._trail,
+            scratch=self._scratch,
+            rows=board.at("rows"),
+            alive=board.at("rows"),
+            ids=board.at("ids"),
+            source=self._source,
+            exits=board.at("exits"),
+            scores=board.at("scores", step),
+            answers=board.at("answers", step),
+            value=board.at("value"),
+            buckets=self._buckets if switch else 0,
+            handle=0 if handle is None else int(handle),
+            exit=step,
+            exit_count=self._exits,
+            classes=self._classes,
+            bucket_count=switch,
+            flags=flags,
+        )
+        launch = decide_launch(argument, rows)
+        return graphs.add_kernel(graph, after, self._kernels.functions[DECIDE], launch, buffers.device.context)
+
+    def _pack(self, graph: Graph, after: list[Node], step: int, rows: int, length: int) -> Node:
+        """What later segments read, of the pages that stay, packed in place; nothing where there is nothing."""
+        table, count, largest = self._table(step, length)
+        if not count:
+            return after[0]
+        launch = gather_launch(Gather(table, self._source, self._board.at("rows"), count), rows, largest)
+        return graphs.add_kernel(
+            graph, after, self._kernels.functions[GATHER_ROWS], launch, self.buffers.device.context
+        )
+
+    # A batch.
+
+    def start(self, rows: int) -> None:
+        if rows < 1:
+            raise BadRequest("no pages in a batch; expected 1 or more")
+        self.buffers.sizes.batch(rows)
+        self._rows = rows
+        self._next = 0
+        self._pages = list(range(rows))
+        self._left = [None] * rows
+
+    def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
+        if self.enqueue(inputs, tokens):
+            with self.buffers.device.current():
+                self._board.fetch()
+            self._take()
+        return list(self._pages)
+
+    def enqueue(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> bool:
+        """Append the next stretch to the stream and return at once; False where no page is undecided, and nothing was appended.
+
+        What runs is not known then: use :meth:`results_on_device`, or :meth:`advance`. See there for arguments and errors.
+        """
+        stretch = self.stretches[self._next]
+        self._next += 1
+        if not self._pages:
+            return False
+        rows, buffers, device = len(self._pages), self.buffers, self.buffers.device
+        self._length = length_of(buffers, inputs, stretch, self._length)
+        with device.current():
+            buffers.give(inputs, rows, self._length)
+            if tokens is not None:
+                self._count(stretch[0], tokens)
+            elif self._counts:
+                device.clear(self._tokens, 4 * self._exits * self._board.pages, buffers.stream)
+                self._counts = False
+            if stretch[0] == 0:
+                device.wait(self._board.event)  # the mirror may still be read for the pages before
+                self._board.host["rows"] = rows
+                self._board.send(4)
+            length = self._length if buffers.reads_length(0, stretch[1]) else 0
+            self._ready[stretch, buffers.sizes.batch(rows), length].launch(buffers.stream)
+        return True
+
+    def _count(self, first: int, tokens: np.ndarray) -> None:
+        """Text tokens that each exit of a stretch knows of each page, by page."""
+        device, most = self.buffers.device, self._board.pages
+        self._counts = True
+        device.wait(self._counted)
+        held = host_array(self._tokens_pinned, (self._exits, most), "int32")
+        for row, page in enumerate(self._pages):
+            held[first : first + len(tokens), page] = tokens[:, row]
+        device.copy(self._tokens, self._tokens_pinned, held.nbytes, self.buffers.stream)
+        device.record(self._counted, self.buffers.stream)
+
+    def _take(self) -> None:
+        """Who left, from the board."""
+        board = self._board.host
+        staying = board["ids"][: board["rows"]].tolist()
+        for page in set(self._pages) - set(staying):
+            exit = int(board["exits"][page])
+            visited = (exit if exit >= 0 else -1 - exit) + 1
+            scores, logits = board["scores"][:visited, page], board["answers"][:visited, page]
+            self._left[page] = Left(exit, scores.copy(), logits.copy())
+        self._pages = staying
+
+    def results(self) -> list[Left | None]:
+        return list(self._left)
+
+    def results_on_device(self) -> dict[str, DeviceArray]:
+        return self._board.arrays(self._rows)
+
+    def retune(self, policy: Policy) -> None:
+        require_policy(policy, self._exits, self._classes)
+        block = policy_block(policy.rules, policy.criterion, policy.thresholds, self._classes)
+        device = self.buffers.device
+        with device.current():
+            device.wait(self._retuned)
+            host_array(self._policy_pinned, block.shape, "uint8")[:] = block
+            device.copy(self._policy, self._policy_pinned, block.nbytes, self.buffers.stream)
+            device.record(self._retuned, self.buffers.stream)
+        self.policy = policy
+
+    def close(self) -> None:
+        self._ready.clear()
+        with self.buffers.device.current(), contextlib.ExitStack() as closing:
+            for close in self._closers:
+                closing.callback(close)
+            self._closers = []
+            closing.callback(self._memory.close)  # first: it waits for what is under way

@@ -1,0 +1,224 @@
+"""The host chain: a segment at a time, its logits read back, the exit decided here; portable, and what the others are checked by."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ee_export.errors import BadLogits, BadRequest, DeviceError
+from ee_export.policy.criteria import CRITERIA, Known, top
+from ee_export.policy.decide import NEVER, calibrated, go, limits
+from ee_export.runtime.gpu.arrays import DeviceArray
+from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
+from ee_export.runtime.gpu.executors.batch import Board, Left, Policy, Stretch, classes_of, require_policy
+
+Enqueue = Callable[[int], None]
+"""Appends a segment's work to a stream."""
+
+
+class HostChain:
+    """See :class:`ee_export.runtime.gpu.executors.batch.Executor`.
+
+    With ``graphs`` each segment is captured once per batch size and length, when the chain is made, and then launched as a graph.
+    """
+
+    def __init__(self, buffers: Buffers, policy: Policy, stretches: Sequence[Stretch], *, graphs: bool) -> None:
+        self.kind = "graphs" if graphs else "host"
+        self.buffers = buffers
+        self.stretches = tuple(stretches)
+        self._classes = classes_of(buffers)
+        self._length = 0
+        self._memory = Memory(buffers.device, buffers.stream)
+        self._closers: list[Callable[[], None]] = []
+        self._enqueue: dict[tuple[int, int, int], Enqueue] = {}
+        self._pages: list[int] = []
+        self._results: list[Left | None] = []
+        self.retune(policy)
+        try:
+            with buffers.device.current():
+                size = 4 * (self._classes + 1) * buffers.sizes.batches[-1]
+                self._pinned = self._memory.allocate_pinned(size)
+                self._event = self._memory.event()
+                self._board = Board(buffers, self._memory, len(buffers.segments), self._classes)
+                self._prepare(graphs)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, graphs: bool) -> None:
+        buffers, stream = self.buffers, self.buffers.stream
+        for step, segment in enumerate(buffers.segments):
+            for length in buffers.sizes.lengths if buffers.reads_length(step, step + 1) else (0,):
+                for batch in buffers.sizes.batches:
+                    bound = buffers.bound(step, batch, length)
+                    if not graphs:
+                        self._enqueue[step, batch, length] = bound.enqueue
+                        continue
+                    what = f"{segment.exit} at batch {batch}" + (f" and {length} tokens" if length else "")
+                    self._enqueue[step, batch, length] = self._captured(bound.enqueue, bound.capturable, what, stream)
+
+    def _captured(self, enqueue: Enqueue, capturable: bool, what: str, stream: int) -> Enqueue:
+        from ee_export.runtime.gpu import graphs  # cuda-bindings, which executor `host` does not need
+
+        if not capturable:
+            raise DeviceError(f"{what}: its backend cannot be captured into a CUDA graph; use the executor 'host'")
+        device = self.buffers.device
+        enqueue(stream)  # what a backend allocates and compiles at its first run
+        device.synchronize(stream)
+        captured = graphs.capture(device, stream, enqueue, what)
+        try:
+            ready = graphs.instantiate(captured, stream, what)
+        finally:
+            graphs.destroy(captured)
+        self._closers.append(ready.close)
+        return ready.launch
+
+    def start(self, rows: int) -> None:
+        self.buffers.sizes.batch(rows)
+        if rows < 1:
+            raise BadRequest("no pages in a batch; expected 1 or more")
+        self._rows = rows
+        self._next = 0
+        self._pages = list(range(rows))
+        self._known = [Known() for _ in range(rows)]
+        self._scores: list[list[float]] = [[] for _ in range(rows)]
+        self._logits: list[list[np.ndarray]] = [[] for _ in range(rows)]
+        self._results = [None] * rows
+
+    def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
+        first, end = self.stretches[self._next]
+        self._next += 1
+        buffers = self.buffers
+        if not self._pages:
+            return []
+        self._length = length_of(buffers, inputs, (first, end), self._length)
+        with buffers.device.current():
+            buffers.give(inputs, len(self._pages), self._length)
+            seen = {page: row for row, page in enumerate(self._pages)}
+            for step in range(first, end):
+                counts = None if tokens is None else [int(tokens[step - first, seen[page]]) for page in self._pages]
+                self._step(step, counts)
+                if not self._pages:
+                    break
+        return list(self._pages)
+
+    def _step(self, step: int, tokens: Sequence[int] | None) -> None:
+        buffers, rows = self.buffers, len(self._pages)
+        length = self._length if buffers.reads_length(step, step + 1) else 0
+        self._enqueue[step, buffers.sizes.batch(rows), length](buffers.stream)
+        logits, gates = self._read(step, rows)
+        stays = [self._stays(step, row, logits[row], gates, tokens) for row in range(rows)]
+        if all(stays):
+            return
+        moves, order = packed(stays)
+        self._pages = [self._pages[row] for row in order]
+        if self._pages:
+            for name in buffers.live(step):
+                size = buffers.row_bytes(name, self._length)
+                for to, source in moves:
+                    at = buffers.addresses[name]
+                    buffers.device.copy(at + to * size, at + source * size, size, buffers.stream)
+
+    def _read(self, step: int, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """A segment's raw logits ``[rows, C]`` and gates ``[rows]``, when they are there."""
+        buffers, device = self.buffers, self.buffers.device
+        size = 4 * rows * self._classes
+        device.copy(self._pinned, buffers.addresses[buffers.logits(step)], size, buffers.stream)
+        gate = buffers.gate(step)
+        if gate is not None:
+            device.copy(self._pinned + size, buffers.addresses[gate], 4 * rows, buffers.stream)
+        device.record(self._event, buffers.stream)
+        device.wait(self._event)
+        logits = host_array(self._pinned, (rows, self._classes), "float32").copy()
+        return logits, None if gate is None else host_array(self._pinned + size, (rows,), "float32").copy()
+
+    def _stays(
+        self, step: int, row: int, logits: np.ndarray, gates: np.ndarray | None, tokens: Sequence[int] | None
+    ) -> bool:
+        """Decide about a row, as :meth:`ee_export.runtime.chain.Chain._advance` does."""
+        page = self._pages[row]
+        rule, known = self.policy.rules[step], self._known[page]
+        self._logits[page].append(logits)
+        try:
+            known.probabilities.append(calibrated(logits.tolist(), rule.scale, rule.bias))
+            known.tokens = 0 if tokens is None else tokens[row]
+            known.gate = None if gates is None else go(float(gates[row]), rule.gate)
+        except BadLogits:
+            self._leave(page, -1 - step, math.nan)
+            return False
+        score = CRITERIA[self.policy.criterion](known, rule.weights)
+        if score >= self._limits[step][top(known.probabilities[-1])]:
+            self._leave(page, step, score)
+            return False
+        self._scores[page].append(score)
+        return True
+
+    def _leave(self, page: int, exit: int, score: float) -> None:
+        self._scores[page].append(score)
+        self._results[page] = Left(exit, np.array(self._scores[page]), np.stack(self._logits[page]))
+
+    def results(self) -> list[Left | None]:
+        return list(self._results)
+
+    def results_on_device(self) -> dict[str, DeviceArray]:
+        board = self._board
+        with self.buffers.device.current():
+            self.buffers.device.wait(board.event)  # it may still be read for the pages before
+            for page, left in enumerate(self._results):
+                if left is not None:
+                    board.host["exits"][page] = left.exit
+                    board.host["scores"][: len(left.scores), page] = left.scores
+                    board.host["answers"][: len(left.scores), page] = left.logits
+            board.send(board.dtype.itemsize)
+        return board.arrays(self._rows)
+
+    def retune(self, policy: Policy) -> None:
+        require_policy(policy, len(self.buffers.segments), self._classes)
+        self.policy = policy
+        self._limits = [limits(threshold, self._classes) for threshold in (*policy.thresholds, -NEVER)]
+
+    def close(self) -> None:
+        self._enqueue.clear()
+        with self.buffers.device.current(), contextlib.ExitStack() as closing:
+            for close in self._closers:
+                closing.callback(close)
+            self._closers = []
+            closing.callback(self._memory.close)  # first: it waits for what is under way
+
+
+def packed(stays: Sequence[bool]) -> tuple[list[tuple[int, int]], list[int]]:
+    """How rows that stay are packed in place, as the device's kernel does it: those at the end move into the holes.
+
+    Returns:
+        The moves, as (to, from), and the old row of each new one.
+    """
+    alive = sum(stays)
+    holes = [row for row in range(alive) if not stays[row]]
+    movers = [row for row in range(alive, len(stays)) if stays[row]]
+    order = list(range(alive))
+    for to, source in zip(holes, movers, strict=True):
+        order[to] = source
+    return list(zip(holes, movers, strict=True)), order
+
+
+def length_of(buffers: Buffers, inputs: Mapping[str, object], stretch: Stretch, before: int) -> int:
+    """The length in which a stretch runs: that of its inputs, or else of those before; 0 where nothing has one.
+
+    Raises:
+        BadRequest: it is longer than the chain was opened for, an input is missing, or tensors of another length are still read.
+    """
+    tokens = buffers.tokens_of(inputs)
+    if tokens is None:
+        return before
+    length = buffers.sizes.length(tokens)
+    if length != before and before:
+        first, end = stretch
+        older = {spec.name for segment in buffers.segments[:first] for spec in (*segment.inputs, *segment.outputs)}
+        for segment in buffers.segments[first:end]:
+            for spec in segment.inputs:
+                if spec.name in older and spec.name not in inputs and ("T" in spec.shape or "L" in spec.shape):
+                    raise BadRequest(
+                        f"{spec.name} is of {before} tokens and the inputs of {length}; give pages of one length"
+                    )
+    return length

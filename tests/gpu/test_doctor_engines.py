@@ -1,0 +1,85 @@
+"""What `doctor --gpu` compiles, on a TensorRT that computes with onnxruntime: nothing is learnt of TensorRT, much of our own steps."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ee_export.doctor import engines
+from ee_export.doctor.examine import sample
+from ee_export.doctor.trial import Rig, trial
+from ee_export.errors import DeviceError
+from ee_export.package import Package, open_package
+from ee_export.runtime import backends
+from ee_export.runtime.gpu import open as opening
+from ee_export.verify import verify_package
+from tests.gpu.stand_in import computing
+from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu, fakes
+from tests.test_doctor_trial import OnCpu
+
+
+@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
+def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRt]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gpu = Gpu()
+    monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
+    monkeypatch.setattr(opening, "DRIVER_FILE", tmp_path / "version")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\n"
+    )
+    for fake in fakes(request.param, monkeypatch):
+        computing(fake)
+        yield fake
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Package:
+    shipped = sample()
+    assert shipped is not None
+    return open_package(shutil.copytree(shipped, tmp_path / shipped.name))
+
+
+@pytest.mark.parametrize("target", ["tensorrt-fp32", "tensorrt-fp16"])
+def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
+    tensorrt: FakeTensorRt, copy: Package, target: str
+) -> None:
+    found = engines.compiled(copy, target, lambda *_: None)
+    assert verify_package(found, target).pages == 7
+    assert found.target(target).operating_points == copy.target("cpu-fp32").operating_points
+    assert verify_package(found, "cpu-fp32").pages == 7
+    assert max(found.target(target).equality.values()) < (1e-4 if target.endswith("fp32") else 0.1)
+
+
+def test_the_whole_model_is_one_engine_of_the_same_recipe(
+    tensorrt: FakeTensorRt, copy: Package, tmp_path: Path
+) -> None:
+    one = engines.compiled(engines.whole(copy, tmp_path / "one.ee"), "tensorrt-fp32", lambda *_: None)
+    assert [segment.file for segment in one.target("tensorrt-fp32").segments] == ["tensorrt-fp32/final.engine"]
+    assert verify_package(one, "tensorrt-fp32").differences.keys() == {"final"}
+    assert tensorrt.fake.names.count("Builder.build_serialized_network") == 1
+
+
+def test_the_trial_runs_from_end_to_end(tensorrt: FakeTensorRt, tmp_path: Path) -> None:
+    def whole(package: Package, target: str) -> OnCpu:
+        one = engines.compiled(engines.whole(package, tmp_path / "one.ee"), target, lambda *_: None)
+        return OnCpu(one, target)
+
+    rig = Rig(engines.compiled, {"host": OnCpu, "graphs": OnCpu}, whole)
+    shipped = sample()
+    assert shipped is not None
+    checks = trial(shipped, "tensorrt-fp16", rig, {}, lambda *_: None, runs=2)
+    assert [check.name for check in checks if check.status != "ok"] == []
+    assert "tensorrt 1" in checks[0].found
+    assert f"gpu {Gpu().name}" in checks[0].found
+
+
+def test_a_builder_that_refuses_is_the_engines_failure(
+    tensorrt: FakeTensorRt, copy: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt.fake.on("Builder.build_serialized_network", lambda *_: None)
+    with pytest.raises(DeviceError, match="built no engine"):
+        engines.compiled(copy, "tensorrt-fp16", lambda *_: None)
+    assert list(open_package(copy.path).manifest.targets) == ["cpu-fp32"]
