@@ -11,9 +11,11 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,13 @@ HANDLES = (
 NO_CONTEXT = ("cuInit", "cuDevice", "cuDriver", "cuCtx", "cuGetError")
 BODY = {"KERNEL", "MEMCPY", "MEMSET", "GRAPH", "EMPTY", "CONDITIONAL"}
 """What a conditional node's body may hold."""
+
+
+@cache
+def built() -> ctypes.CDLL:
+    """`kernels.cu` by g++, once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        return host_library(Path(folder))
 
 
 class Refused(Exception):
@@ -76,7 +85,9 @@ class Graph:
         made = Graph(handles=dict(self.handles), above=above)
         twins: dict[Node, Node] = {}
         for node in self.nodes:
-            twins[node] = Node(node.kind, [twins[one] for one in node.after], node.run, None, [], node.handle, node.switch)
+            twins[node] = Node(
+                node.kind, [twins[one] for one in node.after], node.run, None, [], node.handle, node.switch
+            )
             twins[node].child = node.child.copy() if node.child else None
             twins[node].bodies = [body.copy(made) for body in node.bodies]
         made.nodes = list(twins.values())
@@ -102,10 +113,10 @@ class Stream:
 class Simulator:
     """``trace``: the driver's calls, by name. ``ran``: how often each kernel ran. ``faults``: see the module."""
 
-    def __init__(self, binding: str, folder: Path) -> None:
+    def __init__(self, binding: str) -> None:
         self.fake = Fake(binding)
         self.driver: Any = self.fake.modules["cuda.bindings.driver"]
-        self.library = host_library(folder)
+        self.library = built()
         self.driver_version = self.driver.CUDA_VERSION
         self.total = 1 << 32
         self.trace: list[str] = []
