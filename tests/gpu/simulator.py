@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ee_export.runtime import gpu
 from ee_export.runtime.gpu import kernels
 from tests.gpu.describe import split
 from tests.gpu.fake import Fake
@@ -147,7 +148,9 @@ class Simulator:
         self.fake.install(monkeypatch)
         for name in list(sys.modules):
             if name.startswith("ee_export.runtime.gpu."):
+                above, _, leaf = name.rpartition(".")
                 monkeypatch.delitem(sys.modules, name)
+                monkeypatch.delattr(sys.modules.get(above, gpu), leaf, raising=False)  # `from package import module` reads it
 
     # What a test does to it.
 

@@ -98,12 +98,12 @@ class HostChain:
             seen = {page: row for row, page in enumerate(self._pages)}
             for step in range(first, end):
                 counts = None if tokens is None else [int(tokens[step - first, seen[page]]) for page in self._pages]
-                self._step(step, counts)
+                self._step(step, end, counts)
                 if not self._pages:
                     break
         return list(self._pages)
 
-    def _step(self, step: int, tokens: Sequence[int] | None) -> None:
+    def _step(self, step: int, end: int, tokens: Sequence[int] | None) -> None:
         buffers, rows = self.buffers, len(self._pages)
         length = self._length if buffers.reads_length(step, step + 1) else 0
         self._enqueue[step, buffers.sizes.batch(rows), length](buffers.stream)
@@ -114,7 +114,7 @@ class HostChain:
         moves, order = packed(stays)
         self._pages = [self._pages[row] for row in order]
         if self._pages:
-            for name in buffers.live(step):
+            for name in buffers.live(step, end):
                 size = buffers.row_bytes(name, self._length)
                 for to, source in moves:
                     at = buffers.addresses[name]
