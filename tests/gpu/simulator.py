@@ -150,7 +150,9 @@ class Simulator:
             if name.startswith("ee_export.runtime.gpu."):
                 above, _, leaf = name.rpartition(".")
                 monkeypatch.delitem(sys.modules, name)
-                monkeypatch.delattr(sys.modules.get(above, gpu), leaf, raising=False)  # `from package import module` reads it
+                monkeypatch.delattr(
+                    sys.modules.get(above, gpu), leaf, raising=False
+                )  # `from package import module` reads it
 
     # What a test does to it.
 

@@ -10,7 +10,7 @@ from ee_export.runtime.gpu import graphs
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
 from ee_export.runtime.gpu.executors.batch import Board, Left, Policy, Stretch, classes_of, require_policy
-from ee_export.runtime.gpu.executors.host import length_of
+from ee_export.runtime.gpu.executors.host import length_of, require_given
 from ee_export.runtime.gpu.graphs import Graph, Handle, Launchable, Node
 from ee_export.runtime.gpu.kernels import (
     CONDITIONAL,
@@ -47,7 +47,6 @@ class ConditionalChain:
         self._exits = len(buffers.segments)
         self._pages: list[int] = []
         self._left: list[Left | None] = []
-        self._length = 0
         self._memory = Memory(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._ready: dict[tuple[Stretch, int, int], Launchable] = {}
@@ -235,6 +234,8 @@ class ConditionalChain:
         self.buffers.sizes.batch(rows)
         self._rows = rows
         self._next = 0
+        self._length = 0
+        self._given: set[str] = set()
         self._pages = list(range(rows))
         self._left = [None] * rows
 
@@ -256,6 +257,8 @@ class ConditionalChain:
             return False
         rows, buffers, device = len(self._pages), self.buffers, self.buffers.device
         self._length = length_of(buffers, inputs, stretch, self._length)
+        self._given |= inputs.keys()
+        require_given(buffers, stretch, self._given)
         with device.current():
             buffers.give(inputs, rows, self._length)
             if tokens is not None:
