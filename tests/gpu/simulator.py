@@ -212,6 +212,8 @@ class Simulator:
             self._counts[name] += 1
             try:
                 if name in self._fails and self._counts[name] >= self._fails[name][0]:
+                    if name == "cuStreamEndCapture":  # that fails ends the capture all the same
+                        self._stream(arguments[0]).capturing = None
                     raise Refused(self._fails[name][1])
                 if not name.startswith(NO_CONTEXT) and not self._contexts:
                     raise Refused("CUDA_ERROR_INVALID_CONTEXT")

@@ -152,14 +152,18 @@ def test_a_segment_runs_in_the_least_batch_size_that_holds_the_pages_that_are_le
 ) -> None:
     segments = segments_on(simulator)
     inputs = pages(32, 5)
-    inputs["pixel_values"][3:, 0, :] = 100.0
+    inputs["pixel_values"][:3], inputs["pixel_values"][3:, 0] = 0.0, 100.0
     with opened(simulator, kind, segments=segments) as executor:
         ran: list[int] = []
         real = segments[1].compute
-        segments[1].compute = lambda given: ran.append(len(given["input_ids"])) or real(given)  # type: ignore[func-returns-value]
-        exits = check(executor, inputs, policy((0.999, 0.0, None, None)))
-    assert exits == [1] * 3 + [0] * 29
-    assert ran[:1] == [4]
+
+        def counted(given: Any) -> Any:
+            ran.append(len(given["input_ids"]))
+            return real(given)
+
+        segments[1].compute = counted
+        assert check(executor, inputs, policy((0.999, 0.0, None, None))) == [1] * 3 + [0] * 29
+    assert ran == [4]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,6 +177,8 @@ def test_logits_that_are_not_finite_end_their_own_page_only(simulator: Simulator
             executor.retune(how)
             left = run(executor, inputs, rows)
             assert left[0].exit == -1 and np.isnan(left[0].scores).all() and not np.isfinite(left[0].logits).all()
+            if rows == 1:
+                continue
             others = {name: values[1:] for name, values in inputs.items()}
             tokens = np.zeros((len(EXITS), rows - 1), np.int32)
             for found, wanted in zip(
@@ -188,10 +194,11 @@ def test_text_is_asked_only_of_pages_that_the_image_does_not_decide(simulator: S
     inputs = pages(13, 9, 5)
     with opened(simulator, kind, stretches=STRETCHES, how=how) as executor:
         exits = check(executor, inputs, how)
+        simulator.ran.clear()
         executor.start(13)
         undecided = executor.advance({"pixel_values": inputs["pixel_values"]})
         assert sorted(undecided) == [page for page, exit in enumerate(exits) if exit > 0]
-        assert 0 < len(undecided) < 13 and simulator.ran["text"] == 1
+        assert 0 < len(undecided) < 13 and simulator.ran["text"] == 0
         texts = {name: values[undecided] for name, values in inputs.items() if name != "pixel_values"}
         assert executor.advance(texts) == []
         assert [left.exit for left in executor.results()] == exits
@@ -199,7 +206,7 @@ def test_text_is_asked_only_of_pages_that_the_image_does_not_decide(simulator: S
         executor.start(13)
         assert executor.advance({"pixel_values": inputs["pixel_values"]}) == []
         assert executor.advance({}) == []  # and nothing is needed for pages that are decided
-        assert simulator.ran["text"] == 2
+        assert simulator.ran["text"] == 1
 
 
 @pytest.mark.parametrize("rows", [1, 8])
@@ -349,6 +356,8 @@ CALLS = [
 def test_what_the_driver_refuses_falls_back_and_leaks_nothing(
     simulator: Simulator, caplog: pytest.LogCaptureFixture, call: str, kind: str, at: int
 ) -> None:
+    if call == "cuModuleLoadData" and at == 2:
+        pytest.skip("there is one module")
     simulator.fail(call, "CUDA_ERROR_NOT_SUPPORTED", at)
     with opened(simulator, "conditional", batches=(1, 4)) as executor:
         assert executor.kind == kind
@@ -396,9 +405,11 @@ def test_what_cannot_be_made_is_told_and_leaks_nothing(simulator: Simulator, kin
 
 def test_too_little_memory_is_told_with_what_is_asked_and_what_is_free(simulator: Simulator) -> None:
     simulator.total = 8 << 20
-    with pytest.raises(DeviceError, match=r"Simulated GPU: \d+ MiB of memory asked and \d MiB free; use smaller"):
-        with opened(simulator, "conditional", batches=(1, 1024), lengths=(2048,)):
-            pass
+    with (
+        pytest.raises(DeviceError, match=r"Simulated GPU: \d+ MiB of memory asked and \d MiB free; use smaller"),
+        opened(simulator, "conditional", batches=(1, 1024), lengths=(2048,)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -410,7 +421,7 @@ def test_a_failure_while_running_is_told_and_everything_is_freed(simulator: Simu
     with opened(simulator, kind, batches=(1, 4)) as executor:
         simulator.fail(call, "CUDA_ERROR_LAUNCH_FAILED")
         if used:
-            with pytest.raises(DeviceError, match="CUDA_ERROR_LAUNCH_FAILED|717|719|LAUNCH"):
+            with pytest.raises(DeviceError, match=call):
                 run(executor, pages(3, 5), 3)
 
 
@@ -439,7 +450,7 @@ def test_inputs_that_do_not_fit_are_refused_with_what_would(simulator: Simulator
             with pytest.raises(BadRequest, match=message):
                 executor.advance({**good, **change})
         executor.start(2)
-        with pytest.raises(BadRequest, match="pixel_values.*not given"):
+        with pytest.raises(BadRequest, match="pixel_values: read by vision and not given"):
             executor.advance({name: values for name, values in good.items() if name != "pixel_values"})
         for rows, message in ((0, "no pages"), (5, "5 pages: this chain was opened for 4")):
             with pytest.raises(BadRequest, match=message):
@@ -472,7 +483,10 @@ def test_inputs_on_the_device_are_copied_there_after_what_fills_them(simulator: 
         target = simulator.array(late.address, (4, 3, 4), "float32")
         fill = simulator.function("fill", lambda: target.__setitem__(..., inputs["pixel_values"]))
         simulator.driver.cuLaunchKernel(fill, 1, 1, 1, 1, 1, 1, 0, other, 0, [])
-        given = {**{name: OnDevice(simulator, values) for name, values in inputs.items()}, "pixel_values": late}
+        given = {
+            **{name: OnDevice(simulator, values) for name, values in inputs.items() if values.dtype == np.int64},
+            "pixel_values": late,
+        }
         left = run(executor, given, 4)
         wanted = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
         for found, one in zip(left, wanted, strict=True):
@@ -495,8 +509,6 @@ def test_an_input_written_where_it_lies_is_not_copied(simulator: Simulator, kind
         for name, view in views.items():
             simulator.array(view.address, view.shape, view.dtype)[...] = inputs[name]
         simulator.trace.clear()
-        executor.start(4)
-        executor.buffers.give  # noqa: B018
         with executor.buffers.device.current():
             executor.buffers.give({n: _interface(view) for n, view in views.items()}, 4, 5)
         assert "cuMemcpyAsync" not in simulator.trace
