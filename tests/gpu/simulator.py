@@ -170,7 +170,7 @@ class Simulator:
         """Memory as a kernel sees it; a fault where it is not there."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._at(address, size, kind)
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)
+        return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.dtype(dtype)).reshape(shape)
 
     def leaks(self) -> list[str]:
         """What was made and not given back."""
@@ -457,7 +457,7 @@ class Simulator:
         name, run, kind = self._functions[function]
         argument = None
         if kind is not None:
-            (pointer,) = (ctypes.c_void_p * 1).from_address(params)
+            pointer = ctypes.c_uint64.from_address(params).value
             argument = kind.from_buffer_copy((ctypes.c_uint8 * ctypes.sizeof(kind)).from_address(pointer))
 
         def launch() -> None:
