@@ -11,15 +11,18 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ee_export.runtime import gpu
 from ee_export.runtime.gpu import kernels
 from tests.gpu.describe import split
 from tests.gpu.fake import Fake
@@ -41,6 +44,13 @@ HANDLES = (
 NO_CONTEXT = ("cuInit", "cuDevice", "cuDriver", "cuCtx", "cuGetError")
 BODY = {"KERNEL", "MEMCPY", "MEMSET", "GRAPH", "EMPTY", "CONDITIONAL"}
 """What a conditional node's body may hold."""
+
+
+@cache
+def built() -> ctypes.CDLL:
+    """`kernels.cu` by g++, once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        return host_library(Path(folder))
 
 
 class Refused(Exception):
@@ -76,7 +86,9 @@ class Graph:
         made = Graph(handles=dict(self.handles), above=above)
         twins: dict[Node, Node] = {}
         for node in self.nodes:
-            twins[node] = Node(node.kind, [twins[one] for one in node.after], node.run, None, [], node.handle, node.switch)
+            twins[node] = Node(
+                node.kind, [twins[one] for one in node.after], node.run, None, [], node.handle, node.switch
+            )
             twins[node].child = node.child.copy() if node.child else None
             twins[node].bodies = [body.copy(made) for body in node.bodies]
         made.nodes = list(twins.values())
@@ -102,10 +114,10 @@ class Stream:
 class Simulator:
     """``trace``: the driver's calls, by name. ``ran``: how often each kernel ran. ``faults``: see the module."""
 
-    def __init__(self, binding: str, folder: Path) -> None:
+    def __init__(self, binding: str) -> None:
         self.fake = Fake(binding)
         self.driver: Any = self.fake.modules["cuda.bindings.driver"]
-        self.library = host_library(folder)
+        self.library = built()
         self.driver_version = self.driver.CUDA_VERSION
         self.total = 1 << 32
         self.trace: list[str] = []
@@ -136,7 +148,11 @@ class Simulator:
         self.fake.install(monkeypatch)
         for name in list(sys.modules):
             if name.startswith("ee_export.runtime.gpu."):
+                above, _, leaf = name.rpartition(".")
                 monkeypatch.delitem(sys.modules, name)
+                monkeypatch.delattr(
+                    sys.modules.get(above, gpu), leaf, raising=False
+                )  # `from package import module` reads it
 
     # What a test does to it.
 
@@ -154,7 +170,7 @@ class Simulator:
         """Memory as a kernel sees it; a fault where it is not there."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._at(address, size, kind)
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)
+        return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.dtype(dtype)).reshape(shape)
 
     def leaks(self) -> list[str]:
         """What was made and not given back."""
@@ -196,6 +212,8 @@ class Simulator:
             self._counts[name] += 1
             try:
                 if name in self._fails and self._counts[name] >= self._fails[name][0]:
+                    if name == "cuStreamEndCapture":  # that fails ends the capture all the same
+                        self._stream(arguments[0]).capturing = None
                     raise Refused(self._fails[name][1])
                 if not name.startswith(NO_CONTEXT) and not self._contexts:
                     raise Refused("CUDA_ERROR_INVALID_CONTEXT")
@@ -439,7 +457,7 @@ class Simulator:
         name, run, kind = self._functions[function]
         argument = None
         if kind is not None:
-            (pointer,) = (ctypes.c_void_p * 1).from_address(params)
+            pointer = ctypes.c_uint64.from_address(params).value
             argument = kind.from_buffer_copy((ctypes.c_uint8 * ctypes.sizeof(kind)).from_address(pointer))
 
         def launch() -> None:

@@ -158,10 +158,11 @@ class Buffers:
         name = gate_name(self.segments[step].exit)
         return name if any(spec.name == name for spec in self.segments[step].outputs) else None
 
-    def live(self, step: int) -> list[str]:
-        """Tensors that a later segment reads and that an earlier one, or ``step``, reads or makes: what is packed after it."""
-        known = {spec.name for segment in self.segments[: step + 1] for spec in (*segment.inputs, *segment.outputs)}
-        return [name for name in self.specs if name in known and name in self._needed[step]]
+    def live(self, step: int, end: int) -> list[str]:
+        """What is packed after ``step`` in a stretch up to ``end``: what later segments read and is there by now, inputs included."""
+        there = {spec.name for segment in self.segments[: step + 1] for spec in segment.outputs}
+        there |= {spec.name for segment in self.segments[:end] for spec in segment.inputs if spec.name in self.inputs}
+        return [name for name in self.specs if name in there and name in self._needed[step]]
 
     def row_bytes(self, name: str, tokens: int) -> int:
         """Bytes of a page's part of a tensor."""

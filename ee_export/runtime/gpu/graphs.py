@@ -55,9 +55,12 @@ def capture(device: Device, stream: int, enqueue: Callable[[int], None], what: s
             driver.cuGraphDestroy(graph)
         raise
     graph = value(driver.cuStreamEndCapture(stream), f"{what}: cuStreamEndCapture")
-    if not any(kind in _WORK for _, kind in walk(graph)):
+    try:
+        if not any(kind in _WORK for _, kind in walk(graph)):
+            raise DeviceError(f"{what}: its capture recorded no work; its backend refused to run without saying so")
+    except BaseException:
         driver.cuGraphDestroy(graph)
-        raise DeviceError(f"{what}: its capture recorded no work; its backend refused to run without saying so")
+        raise
     return graph
 
 

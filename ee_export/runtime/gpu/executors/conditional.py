@@ -10,7 +10,7 @@ from ee_export.runtime.gpu import graphs
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
 from ee_export.runtime.gpu.executors.batch import Board, Left, Policy, Stretch, classes_of, require_policy
-from ee_export.runtime.gpu.executors.host import length_of
+from ee_export.runtime.gpu.executors.host import length_of, require_given
 from ee_export.runtime.gpu.graphs import Graph, Handle, Launchable, Node
 from ee_export.runtime.gpu.kernels import (
     CONDITIONAL,
@@ -47,7 +47,6 @@ class ConditionalChain:
         self._exits = len(buffers.segments)
         self._pages: list[int] = []
         self._left: list[Left | None] = []
-        self._length = 0
         self._memory = Memory(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._ready: dict[tuple[Stretch, int, int], Launchable] = {}
@@ -82,7 +81,7 @@ class ConditionalChain:
         self._counts = False
         self._counted = memory.event()
         self._buckets = self._constant(np.array(buffers.sizes.batches, np.int32))
-        self._tables: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._tables: dict[tuple[int, int, int], tuple[int, int, int]] = {}
 
     def _constant(self, values: np.ndarray) -> int:
         """Device memory with these values."""
@@ -97,17 +96,17 @@ class ConditionalChain:
             device.free_pinned(pinned)
         return address
 
-    def _table(self, step: int, length: int) -> tuple[int, int, int]:
+    def _table(self, step: int, end: int, length: int) -> tuple[int, int, int]:
         """What is packed after a segment: the address of its table, how many tensors, and bytes of the largest row."""
-        if (step, length) not in self._tables:
+        if (step, end, length) not in self._tables:
             rows = [
                 (self.buffers.addresses[name], self.buffers.addresses[name], self.buffers.row_bytes(name, length))
-                for name in self.buffers.live(step)
+                for name in self.buffers.live(step, end)
             ]
             table = np.array(rows, ROW)
             largest = max((size for _, _, size in rows), default=0)
-            self._tables[step, length] = (self._constant(table) if rows else 0, len(rows), largest)
-        return self._tables[step, length]
+            self._tables[step, end, length] = (self._constant(table) if rows else 0, len(rows), largest)
+        return self._tables[step, end, length]
 
     # The graphs.
 
@@ -176,7 +175,7 @@ class ConditionalChain:
         def part(where: Graph, step: int, rows: int) -> Node:
             child = graphs.add_child(where, [], segments[step, rows])
             decided = self._decide(where, [child], step, rows, handles.get(step + 1), switch=len(batches))
-            return self._pack(where, [decided], step, rows, length)
+            return self._pack(where, [decided], step, end, rows, length)
 
         last = part(graph, first, batch)
         for step in range(first + 1, end):
@@ -217,9 +216,9 @@ class ConditionalChain:
         launch = decide_launch(argument, rows)
         return graphs.add_kernel(graph, after, self._kernels.functions[DECIDE], launch, buffers.device.context)
 
-    def _pack(self, graph: Graph, after: list[Node], step: int, rows: int, length: int) -> Node:
+    def _pack(self, graph: Graph, after: list[Node], step: int, end: int, rows: int, length: int) -> Node:
         """What later segments read, of the pages that stay, packed in place; nothing where there is nothing."""
-        table, count, largest = self._table(step, length)
+        table, count, largest = self._table(step, end, length)
         if not count:
             return after[0]
         launch = gather_launch(Gather(table, self._source, self._board.at("rows"), count), rows, largest)
@@ -235,6 +234,8 @@ class ConditionalChain:
         self.buffers.sizes.batch(rows)
         self._rows = rows
         self._next = 0
+        self._length = 0
+        self._given: set[str] = set()
         self._pages = list(range(rows))
         self._left = [None] * rows
 
@@ -256,6 +257,8 @@ class ConditionalChain:
             return False
         rows, buffers, device = len(self._pages), self.buffers, self.buffers.device
         self._length = length_of(buffers, inputs, stretch, self._length)
+        self._given |= inputs.keys()
+        require_given(buffers, stretch, self._given)
         with device.current():
             buffers.give(inputs, rows, self._length)
             if tokens is not None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -28,7 +28,6 @@ class HostChain:
         self.buffers = buffers
         self.stretches = tuple(stretches)
         self._classes = classes_of(buffers)
-        self._length = 0
         self._memory = Memory(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._enqueue: dict[tuple[int, int, int], Enqueue] = {}
@@ -75,11 +74,13 @@ class HostChain:
         return ready.launch
 
     def start(self, rows: int) -> None:
-        self.buffers.sizes.batch(rows)
         if rows < 1:
             raise BadRequest("no pages in a batch; expected 1 or more")
+        self.buffers.sizes.batch(rows)
         self._rows = rows
         self._next = 0
+        self._length = 0
+        self._given: set[str] = set()
         self._pages = list(range(rows))
         self._known = [Known() for _ in range(rows)]
         self._scores: list[list[float]] = [[] for _ in range(rows)]
@@ -93,17 +94,19 @@ class HostChain:
         if not self._pages:
             return []
         self._length = length_of(buffers, inputs, (first, end), self._length)
+        self._given |= inputs.keys()
+        require_given(buffers, (first, end), self._given)
         with buffers.device.current():
             buffers.give(inputs, len(self._pages), self._length)
             seen = {page: row for row, page in enumerate(self._pages)}
             for step in range(first, end):
                 counts = None if tokens is None else [int(tokens[step - first, seen[page]]) for page in self._pages]
-                self._step(step, counts)
+                self._step(step, end, counts)
                 if not self._pages:
                     break
         return list(self._pages)
 
-    def _step(self, step: int, tokens: Sequence[int] | None) -> None:
+    def _step(self, step: int, end: int, tokens: Sequence[int] | None) -> None:
         buffers, rows = self.buffers, len(self._pages)
         length = self._length if buffers.reads_length(step, step + 1) else 0
         self._enqueue[step, buffers.sizes.batch(rows), length](buffers.stream)
@@ -114,7 +117,7 @@ class HostChain:
         moves, order = packed(stays)
         self._pages = [self._pages[row] for row in order]
         if self._pages:
-            for name in buffers.live(step):
+            for name in buffers.live(step, end):
                 size = buffers.row_bytes(name, self._length)
                 for to, source in moves:
                     at = buffers.addresses[name]
@@ -202,11 +205,19 @@ def packed(stays: Sequence[bool]) -> tuple[list[tuple[int, int]], list[int]]:
     return list(zip(holes, movers, strict=True)), order
 
 
+def require_given(buffers: Buffers, stretch: Stretch, given: Set[str]) -> None:
+    """Raise BadRequest where a stretch reads an input that was not given."""
+    for segment in buffers.segments[stretch[0] : stretch[1]]:
+        for spec in segment.inputs:
+            if spec.name in buffers.inputs and spec.name not in given:
+                raise BadRequest(f"{spec.name}: read by {segment.exit} and not given")
+
+
 def length_of(buffers: Buffers, inputs: Mapping[str, object], stretch: Stretch, before: int) -> int:
     """The length in which a stretch runs: that of its inputs, or else of those before; 0 where nothing has one.
 
     Raises:
-        BadRequest: it is longer than the chain was opened for, an input is missing, or tensors of another length are still read.
+        BadRequest: it is longer than the chain was opened for, or tensors of another length are still read.
     """
     tokens = buffers.tokens_of(inputs)
     if tokens is None:
