@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from ee_export.errors import BadRequest
+from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import SegmentSpec, Target
 from ee_export.package import Package
+from ee_export.recipes import read_recipe
 from ee_export.runtime.gpu.device import Device, open_device
+from ee_export.runtime.gpu.executors.choose import KINDS
 from ee_export.runtime.gpu.host import HostSegment
-from ee_export.runtime.gpu.open import GPU_BACKENDS, open_package_segments, open_segments, require_gpu_backend
+from ee_export.runtime.gpu.open import GPU_BACKENDS, RECIPE, open_package_segments, open_segments, require_gpu_backend
+from ee_export.runtime.gpu.pages import OnDevice, sizes_of
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.openvino import OpenVinoSegment, require_bf16
 from ee_export.runtime.ort import OrtSegment
+from ee_export.runtime.plan import FULL, make_plan, operating_point, runs
 from ee_export.runtime.segment import Segment
 
 BACKENDS = ("onnxruntime", "openvino", *GPU_BACKENDS)
@@ -46,13 +50,25 @@ def open_gpu() -> Device:
     return open_device()
 
 
-def open_on_gpu(package: Package, target_name: str) -> list[Segment]:
-    """A package's target on this process's GPU, its segments run one by one from the host; see :func:`open_package_segments`."""
+def open_on_gpu(package: Package, target_name: str, executor: str) -> tuple[list[Segment], OnDevice]:
+    """A package's target on this process's GPU: its segments to be run one by one from the host, and the executor of them all.
+
+    Raises:
+        BadRequest: an unknown executor; and as :func:`open_package_segments`.
+    """
+    require_known(executor, ("auto", *KINDS), "executor")
     gpu = open_gpu()
+    target, encoding = package.target(target_name), package.manifest.encoding
     with gpu.current():
         stream = gpu.create_stream()
         opened = open_package_segments(package, target_name, gpu, stream)
-    return _from_host(opened, package.target(target_name), gpu, stream)
+    segments, lock = _from_host(opened, target, gpu, stream)
+    point = operating_point(target, FULL)
+    stretches = runs(make_plan(package.manifest, target, point, segments), every_step=True)
+    longest = encoding.max_text_tokens if package.manifest.reads("text") else 0
+    recipe = read_recipe(package.path / target_name / RECIPE)
+    sizes = sizes_of(recipe, longest, int(target.compiled["visual_tokens"]), {"input_ids": encoding.pad_id})
+    return segments, OnDevice(gpu, opened, sizes, stretches, executor, stream, lock)
 
 
 def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:
@@ -61,12 +77,21 @@ def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment
     with gpu.current():
         stream = gpu.create_stream()
         opened = open_segments(target, name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
-    return _from_host(opened, target, gpu, stream)
+    return _from_host(opened, target, gpu, stream)[0]
 
 
-def _from_host(segments: Sequence[DeviceSegment], target: Target, gpu: Device, stream: int) -> list[Segment]:
+def _from_host(
+    segments: Sequence[DeviceSegment], target: Target, gpu: Device, stream: int
+) -> tuple[list[Segment], threading.Lock]:
     visual_tokens, lock = int(target.compiled["visual_tokens"]), threading.Lock()
-    return [HostSegment(segment, gpu, stream, visual_tokens, lock) for segment in segments]
+    # All that uses the stream holds the lock, so it goes with the last of them; a process that ends gives all back anyway.
+    weakref.finalize(lock, _destroy, gpu, stream).atexit = False
+    return [HostSegment(segment, gpu, stream, visual_tokens, lock) for segment in segments], lock
+
+
+def _destroy(gpu: Device, stream: int) -> None:
+    with gpu.current():
+        gpu.destroy_stream(stream)
 
 
 def open_segment(

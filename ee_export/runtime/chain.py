@@ -21,6 +21,7 @@ from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.backends import open_on_gpu, open_segment, require_runnable
 from ee_export.runtime.bulk import Bulk, MakesPage, cheapest_sizes
 from ee_export.runtime.gpu.open import GPU_BACKENDS
+from ee_export.runtime.gpu.pages import OnDevice
 from ee_export.runtime.plan import FULL, PlanStep, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
@@ -37,6 +38,7 @@ def load(
     threads: int | None = None,
     *,
     one_pool: bool = True,
+    executor: str = "auto",
 ) -> "Chain":
     """Open a package, check its files and make its chain ready.
 
@@ -51,12 +53,16 @@ def load(
         one_pool: whether to make that pool. Once a process has it, onnxruntime refuses every session made with default
             options (it wants ``use_per_session_threads = False``); pass ``False`` where another library makes such sessions.
             The segments then get threads of their own, which costs a few percent.
+        executor: of a GPU's target: ``conditional``, ``graphs`` or ``host``, or ``auto``, the fastest of them as measured when the first
+            page comes; see docs/gpu.md.
 
     Raises:
         BadPackage: a file is missing, changed or extra, or the manifest is not understood.
         BadRequest: there is no such target or operating point, or the target cannot run here.
     """
-    return load_package(open_package(Path(path)), target, operating_point, threads, one_pool=one_pool)
+    return load_package(
+        open_package(Path(path)), target, operating_point, threads, one_pool=one_pool, executor=executor
+    )
 
 
 def load_package(
@@ -66,6 +72,7 @@ def load_package(
     threads: int | None = None,
     *,
     one_pool: bool = True,
+    executor: str = "auto",
 ) -> "Chain":
     """The chain of an opened package; ``full`` works before anything was calibrated or tuned."""
     found = package.target(target)
@@ -80,7 +87,12 @@ def load_package(
         return open_segment(found.backend, spec, package.path / spec.file, contents, pool, one_pool=one_pool)
 
     if found.backend in GPU_BACKENDS:
-        return Chain(package, found, point, open_on_gpu(package, target), _encoder(package))
+        on_host, on_device = open_on_gpu(package, target, executor)
+        return Chain(package, found, point, on_host, _encoder(package), on_device)
+    if executor != "auto":
+        raise BadRequest(
+            f"executor '{executor}': {target} runs on the processor, which has none to choose; leave it out"
+        )
     with ThreadPoolExecutor(2) as workers:
         checked = workers.submit(package.check, target)  # the weights take longest: hash them while sessions are made
         segments = list(workers.map(opened, found.segments))
@@ -102,6 +114,7 @@ class Chain:
         point: OperatingPoint,
         segments: Sequence[Segment],
         encoder: Encoder,
+        on_device: OnDevice | None = None,
     ) -> None:
         manifest = package.manifest
         self.package = package
@@ -119,6 +132,7 @@ class Chain:
         self._reads_image = manifest.reads("image")
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
         self._batch_sizes: dict[int, dict[str, int]] = {}
+        self._on_device = on_device
 
     @property
     def rules(self) -> list[Rule]:
@@ -131,7 +145,7 @@ class Chain:
 
     def with_point(self, point: OperatingPoint) -> "Chain":
         """The same chain with thresholds that no manifest has."""
-        chain = Chain(self.package, self.target, point, self.segments, self.encoder)
+        chain = Chain(self.package, self.target, point, self.segments, self.encoder, self._on_device)
         chain._batch_sizes = self._batch_sizes
         return chain
 
@@ -162,6 +176,12 @@ class Chain:
             Record(TextReader(page, image if whole else None))
             for page, (image, whole) in zip(pages, images, strict=True)
         ]
+        if self._on_device is not None and call.deadline is None:  # an executor cannot be stopped between two segments
+            most = self._on_device.most
+            for at in range(0, len(pages), most):
+                some = slice(at, at + most)
+                self._on_device.run(self, [image for image, _ in images[some]], records[some], call)
+            return [self._answer(record, begin) for record in records]
         (_, first_text, _), *text_runs = self._runs if call.deadline is None else self._anytime_runs
         groups = []
         for at in range(0, len(pages), _MAX_BATCH):

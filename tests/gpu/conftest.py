@@ -1,0 +1,54 @@
+"""A machine with a GPU, as far as a CPU can play one: the simulated CUDA driver, and a TensorRT that computes with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import ee_export.runtime.gpu
+from ee_export.runtime import backends
+from tests.gpu import bindings
+from tests.gpu.simulator import Simulator
+from tests.gpu.stand_in import computing
+from tests.gpu.tensorrt_fake import FakeTensorRt, fakes
+
+
+@dataclass
+class Machine:
+    driver: Simulator
+    tensorrt: FakeTensorRt
+
+
+@pytest.fixture(params=["10-12", "11-13"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
+    tensorrt, cuda = request.param.split("-")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    try:
+        driver = Simulator(f"cuda-{cuda}")
+    except bindings.Missing as error:
+        pytest.skip(str(error))
+    driver.install(monkeypatch)
+    for name, module in list(vars(ee_export.runtime.gpu).items()):
+        if isinstance(module, ModuleType):  # `from ee_export.runtime.gpu import graphs` looks here before it imports
+            monkeypatch.delattr(ee_export.runtime.gpu, name)
+    backends.open_gpu.cache_clear()
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\n"
+    )
+    monkeypatch.setattr("ee_export.runtime.gpu.open.DRIVER_FILE", tmp_path / "version")
+    for fake in fakes(f"tensorrt-{tensorrt}", monkeypatch):
+        computing(fake)
+        computes = fake.fake._behaviour["IExecutionContext.execute_async_v3"]
+
+        def queued(context: Any, stream: int, computes: Any = computes) -> bool:
+            driver._append(stream, "KERNEL", lambda: computes(context, stream))
+            return True
+
+        fake.fake.on("IExecutionContext.execute_async_v3", queued)
+        yield Machine(driver, fake)
+    backends.open_gpu.cache_clear()
