@@ -1,0 +1,215 @@
+"""What an exit costs on a GPU, per executor: latency, the chain against one graph, and how well batches shrink.
+
+python benchmarks/gpu_executors.py --record benchmarks/results/gpu_executors.json
+
+Segments are NVRTC kernels that hold the GPU for a given time (`gpu_segments.py`): these are costs of the executors, on the GPU that
+is named, and no times of a model or of TensorRT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ee_export.errors import EeError
+from ee_export.policy.decide import Rule
+from ee_export.runtime.gpu.buffers import Buffers, Sizes
+from ee_export.runtime.gpu.device import Device, open_device, preflight
+from ee_export.runtime.gpu.executors.batch import Executor, Policy, run
+from ee_export.runtime.gpu.executors.choose import make
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gpu_segments import CLASSES, KernelSegment, kernel_chain  # noqa: E402
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+WIDTH = 709 * 768 // 2  # 1.09 MB a row in float32: the hidden state of LayoutLMv3-base at 512 text tokens in fp16
+
+
+@click.command()
+@click.option("--pages", default=10_000, show_default=True, help="Pages of the latency comparison.")
+@click.option("--segments", default=6, show_default=True, help="Segments of the chain.")
+@click.option("--spin-us", default=50.0, show_default=True, help="How long a segment takes at batch 1.")
+@click.option("--row-us", default=20.0, show_default=True, help="How much longer for each further page of a batch.")
+@click.option("--device", "index", default=0, show_default=True, help="Which GPU.")
+@click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
+def main(pages: int, segments: int, spin_us: float, row_us: float, index: int, record: Path | None) -> None:
+    """Batch 1: latency by exit, overhead of an exit, no exit against one graph. Batch 32: compaction."""
+    try:
+        device = open_device(index)
+    except EeError as error:
+        raise click.ClickException(f"no GPU to measure on: {error}") from None
+    for check in preflight(device):
+        if not check.runs:
+            print(f"executor '{check.executor}' cannot run here: {check.why}")
+    kinds = [check.executor for check in preflight(device) if check.runs]
+    major, minor = device.driver_version // 1000, device.driver_version % 1000 // 10
+    print(f"{device.name}, driver of CUDA {major}.{minor}; {segments} spin segments of {spin_us} us, not a model")
+    with device.current():
+        base, each = round(1e3 * spin_us), round(1e3 * row_us)
+        alone = kernel_chain(device, segments, WIDTH, base - each, each)
+    result: dict[str, Any] = {
+        "gpu": device.name,
+        "driver": f"{major}.{minor}",
+        "segments": segments,
+        "spin_us": spin_us,
+    }
+    result["batch_1"] = batch_1(device, alone, kinds, pages, spin_us)
+    if "graphs" in kinds:
+        result["one_graph_us"] = one_graph(device, alone)
+        for kind in kinds:
+            whole = result["batch_1"][kind]["by_exit_us"][-1] / result["one_graph_us"]
+            print(f"  no exit, of one graph of all segments: {kind} {whole:.3f}")
+    result["batch_32"] = batch_32(device, alone, kinds)
+    if record is not None:
+        record.write_text(json.dumps(result, indent=1) + "\n")
+    device.close()
+
+
+def policy(count: int, thresholds: Sequence[float | None]) -> Policy:
+    return Policy((Rule((0.05,) * CLASSES, (0.0,) * CLASSES),) * count, "max_probability", tuple(thresholds))
+
+
+@contextlib.contextmanager
+def opened(device: Device, segments: Sequence[KernelSegment], kind: str, batches: tuple[int, ...]) -> Any:
+    never = policy(len(segments), [None] * (len(segments) - 1))
+    with (
+        contextlib.closing(Buffers(device, segments, Sizes(batches))) as buffers,
+        contextlib.closing(make(kind, buffers, never, [(0, len(segments))])) as executor,
+    ):
+        yield executor
+
+
+def timed(call: Callable[[], object], runs: int) -> np.ndarray:
+    """Microseconds of each of ``runs`` calls, the first ten not counted."""
+    found = []
+    for _ in range(runs + 10):
+        started = time.perf_counter_ns()
+        call()
+        found.append((time.perf_counter_ns() - started) / 1e3)
+    return np.array(found[10:])
+
+
+def blank(executor: Executor, rows: int) -> dict[str, object]:
+    """Inputs that lie where the chain reads them, so that no copy is measured."""
+    return {name: executor.buffers.view(name, rows) for name in executor.buffers.inputs}
+
+
+def batch_1(
+    device: Device, segments: Sequence[KernelSegment], kinds: Sequence[str], pages: int, spin_us: float
+) -> dict[str, Any]:
+    """Per executor: median latency when leaving at each exit, its slope beyond the segment itself, and p50/p99 over mixed exits."""
+    count = len(segments)
+    found: dict[str, Any] = {}
+    exits = np.random.default_rng(0).integers(0, count, pages)
+    for kind in kinds:
+        with opened(device, segments, kind, (1,)) as executor:
+            inputs = blank(executor, 1)
+            points = [policy(count, [0.0 if exit == at else None for exit in range(count - 1)]) for at in range(count)]
+            by_exit = []
+            for point in points:
+                executor.retune(point)
+                by_exit.append(float(np.median(timed(lambda: run(executor, inputs, 1), 300))))
+            latencies = []
+            for at in exits:
+                executor.retune(points[at])
+                started = time.perf_counter_ns()
+                run(executor, inputs, 1)
+                latencies.append((time.perf_counter_ns() - started) / 1e3)
+        slope = float(np.polyfit(np.arange(count), by_exit, 1)[0]) - spin_us
+        p50, p99 = np.percentile(latencies, [50, 99])
+        found[kind] = {
+            "by_exit_us": by_exit,
+            "exit_us": slope,
+            "p50_us": float(p50),
+            "p99_us": float(p99),
+            "pages": pages,
+        }
+        print(
+            f"  {kind:12s} an exit {slope:6.2f} us beyond its segment; {pages} pages: p50 {p50:.1f} us, p99 {p99:.1f} us"
+        )
+    return found
+
+
+def one_graph(device: Device, segments: Sequence[KernelSegment]) -> float:
+    """Microseconds of all segments captured as one graph at batch 1, no decision in between, with a wait at the end."""
+    from ee_export.runtime.gpu import graphs
+
+    with contextlib.closing(Buffers(device, segments, Sizes((1,)))) as buffers, device.current():
+        bound = [buffers.bound(step, 1, 0) for step in range(len(segments))]
+
+        def enqueue(stream: int) -> None:
+            for one in bound:
+                one.enqueue(stream)
+
+        enqueue(buffers.stream)
+        device.synchronize(buffers.stream)
+        captured = graphs.capture(device, buffers.stream, enqueue, "the whole chain")
+        ready = graphs.instantiate(captured, buffers.stream, "the whole chain")
+        graphs.destroy(captured)
+
+        def once() -> None:
+            ready.launch(buffers.stream)
+            device.synchronize(buffers.stream)
+
+        took = float(np.median(timed(once, 300)))
+        ready.close()
+        return took
+
+
+def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[str]) -> dict[str, Any]:
+    """Compaction efficiency: the segments alone, each at the batch size that its pages need, over the chain's measured time."""
+    count = len(segments)
+    point = policy(count, [0.165] * (count - 1))
+    states = np.random.default_rng(1).normal(size=(32, WIDTH)).astype(np.float32)
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        with opened(device, segments, kind, BATCHES) as executor:
+            alone = {(step, rows): segment_us(executor, step, rows) for step in range(count) for rows in BATCHES}
+            executor.retune(point)
+            left = [one.exit for one in run(executor, {"state.0": states}, 32)]
+            reached = [sum(exit >= at for exit in left) for at in range(count)]
+            sizes = executor.buffers.sizes
+            ideal = sum(alone[step, sizes.batch(rows)] for step, rows in enumerate(reached) if rows)
+            times = []
+            for _ in range(60):
+                with device.current():  # compaction moved rows: give them again, outside of the time
+                    executor.buffers.give({"state.0": states}, 32, 0)
+                    device.synchronize(executor.buffers.stream)
+                times.append(float(timed_once(lambda: run(executor, blank(executor, 32), 32))))
+        took = statistics.median(times[10:])
+        found[kind] = {"reached": reached, "ideal_us": ideal, "us": took, "efficiency": ideal / took}
+        print(f"  {kind:12s} batch 32, pages at each exit {reached}: {took:.0f} us, efficiency {ideal / took:.3f}")
+    return found
+
+
+def timed_once(call: Callable[[], object]) -> float:
+    started = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - started) / 1e3
+
+
+def segment_us(executor: Executor, step: int, rows: int) -> float:
+    """Microseconds of one segment at a batch size, of 20 enqueued in a row."""
+    buffers = executor.buffers
+    bound = buffers.bound(step, rows, 0)
+
+    def twenty() -> None:
+        for _ in range(20):
+            bound.enqueue(buffers.stream)
+        buffers.device.synchronize(buffers.stream)
+
+    with buffers.device.current():
+        return float(np.median(timed(twenty, 20))) / 20
+
+
+if __name__ == "__main__":
+    main()
