@@ -177,7 +177,7 @@ def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[
         with opened(device, segments, kind, BATCHES) as executor:
             alone = {(step, rows): segment_us(executor, step, rows) for step in range(count) for rows in BATCHES}
             executor.retune(point)
-            left = [one.exit for one in run(executor, {"state.0": states}, 32)]
+            left = [len(one.scores) - 1 for one in run(executor, {"state.0": states}, 32)]
             reached = [sum(exit >= at for exit in left) for at in range(count)]
             sizes = executor.buffers.sizes
             ideal = sum(alone[step, sizes.batch(rows)] for step, rows in enumerate(reached) if rows)

@@ -21,7 +21,7 @@ from ee_export.runtime.bulk import MakesPage
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.executors.batch import Executor, Policy, Stretch, run
+from ee_export.runtime.gpu.executors.batch import Executor, Policy, Stretch
 from ee_export.runtime.gpu.executors.choose import open_executor
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.records import Call, Group, Record
@@ -199,7 +199,8 @@ class GpuChain(Chain):
             return {name: np.concatenate([part[0][name] for part in parts]) for name in names}, times
         with self._opened.lock:
             executor = self._stepwise(replace(self._policy, thresholds=(None,) * (len(self._all) - 1)))
-            buffers, given = executor.buffers, set()
+            buffers = executor.buffers
+            given: set[str] = set()
             found: dict[str, np.ndarray] = {}
             times = {}
             executor.start(rows)
