@@ -213,7 +213,7 @@ def test_a_context_of_pycudas_own_is_refused(
     other = pycuda.new("Context")
     pycuda.on("Context.get_current", lambda *_: other)
     pycuda.on("Context.handle", lambda one: 0x99 if one is other else 0x77)
-    with pytest.raises(DeviceError, match="pycuda.autoprimaryctx instead of pycuda.autoinit"):
+    with pytest.raises(DeviceError, match=r"pycuda\.autoprimaryctx instead of pycuda\.autoinit"):
         module("device").open_device(0, "pycuda")
     pycuda.on("Context.get_current", lambda *_: None)
     monkeypatch.setitem(sys.modules, "pycuda.autoinit", sys)
