@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from ee_export.runtime.gpu.device import Device, open_device, preflight
 from ee_export.runtime.gpu.executors.batch import Executor, Policy, run
 from ee_export.runtime.gpu.executors.choose import make
 
-sys.path.insert(0, str(Path(__file__).parent))
-from gpu_segments import CLASSES, KernelSegment, kernel_chain  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.gpu_segments import CLASSES, KernelSegment, kernel_chain
 
 BATCHES = (1, 2, 4, 8, 16, 32)
+RUNS = 300
 WIDTH = 709 * 768 // 2  # 1.09 MB a row in float32: the hidden state of LayoutLMv3-base at 512 text tokens in fp16
 
 
@@ -117,7 +119,7 @@ def batch_1(
             by_exit = []
             for point in points:
                 executor.retune(point)
-                by_exit.append(float(np.median(timed(lambda: run(executor, inputs, 1), 300))))
+                by_exit.append(float(np.median(timed(partial(run, executor, inputs, 1), RUNS))))
             latencies = []
             for at in exits:
                 executor.retune(points[at])
@@ -160,7 +162,7 @@ def one_graph(device: Device, segments: Sequence[KernelSegment]) -> float:
             ready.launch(buffers.stream)
             device.synchronize(buffers.stream)
 
-        took = float(np.median(timed(once, 300)))
+        took = float(np.median(timed(once, RUNS)))
         ready.close()
         return took
 
@@ -175,7 +177,7 @@ def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[
         with opened(device, segments, kind, BATCHES) as executor:
             alone = {(step, rows): segment_us(executor, step, rows) for step in range(count) for rows in BATCHES}
             executor.retune(point)
-            left = [one.exit for one in run(executor, {"state.0": states}, 32)]
+            left = [len(one.scores) - 1 for one in run(executor, {"state.0": states}, 32)]
             reached = [sum(exit >= at for exit in left) for at in range(count)]
             sizes = executor.buffers.sizes
             ideal = sum(alone[step, sizes.batch(rows)] for step, rows in enumerate(reached) if rows)

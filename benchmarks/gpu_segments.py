@@ -43,13 +43,13 @@ extern "C" __global__ void segment(const float *state, float *next, float *logit
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bound:
     enqueue: Callable[[int], None]
     capturable: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass
 class KernelSegment:
     """Segment ``number`` of a chain; reads ``state.<number>`` ``[B, width]``. Times in nanoseconds."""
 
@@ -61,18 +61,11 @@ class KernelSegment:
     base_ns: int
     each_ns: int
 
-    @property
-    def exit(self) -> str:
-        return "final" if self.last else f"encoder.{self.number + 1}"
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec(f"state.{self.number}", "float32", ("B", self.width)),)
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        state = TensorSpec(f"state.{self.number + 1}", "float32", ("B", self.width))
-        return (TensorSpec(f"{self.exit}.logits", "float32", ("B", CLASSES)), state)
+    def __post_init__(self) -> None:
+        self.exit = "final" if self.last else f"encoder.{self.number + 1}"
+        read, made = (TensorSpec(f"state.{at}", "float32", ("B", self.width)) for at in (self.number, self.number + 1))
+        self.inputs: tuple[TensorSpec, ...] = (read,)
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec(f"{self.exit}.logits", "float32", ("B", CLASSES)), made)
 
     def bind(self, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> Bound:
         tensors = [f"state.{self.number}", f"state.{self.number + 1}", f"{self.exit}.logits"]

@@ -124,6 +124,9 @@ class Simulator:
         self.ran: Counter[str] = Counter()
         self.faults: list[str] = []
         self.random = random.Random(0)
+        self.offered: dict[
+            str, tuple[Callable[[Any], None], Any]
+        ] = {}  # kernels of a test's own, and their arguments' types
         self._fails: dict[str, tuple[int, str]] = {}
         self._counts: Counter[str] = Counter()
         self._next = 0x1000
@@ -440,6 +443,7 @@ class Simulator:
 
     def cuModuleGetFunction(self, module: Any, name: bytes) -> Any:
         known = {"ee_decide": (self._decide, kernels.Decide), "ee_gather_rows": (self._gather, kernels.Gather)}
+        known |= self.offered
         if name.decode() not in known:
             raise Refused("CUDA_ERROR_NOT_FOUND")
         handle = self._handle()
@@ -455,8 +459,13 @@ class Simulator:
         if function not in self._functions or min(shape) < 1 or shape[3] > 1024:
             raise Refused("CUDA_ERROR_INVALID_VALUE")
         name, run, kind = self._functions[function]
-        argument = None
-        if kind is not None:
+        argument: Any = None
+        if isinstance(kind, list):
+            pointers = (ctypes.c_uint64 * len(kind)).from_address(params)
+            argument = [one.from_address(pointer).value for one, pointer in zip(kind, pointers, strict=True)] + [
+                shape[0]
+            ]
+        elif kind is not None:
             pointer = ctypes.c_uint64.from_address(params).value
             argument = kind.from_buffer_copy((ctypes.c_uint8 * ctypes.sizeof(kind)).from_address(pointer))
 

@@ -76,7 +76,7 @@ def require_equal(executors: list[Executor], inputs: dict[str, np.ndarray], poli
             np.testing.assert_array_equal(one.logits, host.logits)
             # CUDA's exp and log differ from libm's in the last digit
             np.testing.assert_allclose(one.scores, host.scores, rtol=1e-12)
-    return [one.exit for one in found[-1]]
+    return [one.exit for one in found[-1] if one.exit is not None]
 
 
 def test_executors_agree_at_thousands_of_random_thresholds(executors: list[Executor]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,3 +196,28 @@ def test_a_call_outside_of_the_context_is_refused(simulator: Simulator) -> None:
     found = importlib.import_module("ee_export.runtime.gpu.device").open_device()
     with pytest.raises(DeviceError, match="201"):
         found.allocate(64)
+
+
+def test_the_gpu_benchmark_and_its_segments_run(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that it does not fail at its first GPU; what it measures here is nothing."""
+
+    def segment(arguments: Any) -> None:
+        state, following, logits, width, classes, salt, _, _, rows = arguments
+        given = simulator.array(state, (rows, width), "float32")
+        simulator.array(following, (rows, width), "float32")[...] = np.roll(given, -1, axis=1)
+        simulator.array(logits, (rows, classes), "float32")[...] = given[:, :classes] * (salt + 1)
+
+    pointer, number, long = ctypes.c_uint64, ctypes.c_int32, ctypes.c_int64
+    simulator.offered["segment"] = (segment, [pointer, pointer, pointer, number, number, number, long, long])
+    for name in ("benchmarks.gpu_segments", "benchmarks.gpu_executors"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    benchmark = importlib.import_module("benchmarks.gpu_executors")
+    monkeypatch.setattr(benchmark, "WIDTH", 64)
+    monkeypatch.setattr(benchmark, "RUNS", 2)
+    benchmark.main(["--pages", "5", "--segments", "3"], standalone_mode=False)
+    told = capsys.readouterr().out
+    assert all(told.count(f"  {kind} ") == 2 for kind in ("host", "graphs", "conditional"))
+    assert simulator.faults == []
+    assert simulator.leaks() == ["1 modules"]  # the benchmark's own kernel

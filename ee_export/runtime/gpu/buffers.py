@@ -265,6 +265,20 @@ class Buffers:
             lambda other: self.lend(other),
         )
 
+    def read(self, name: str, rows: int, tokens: int = 0) -> np.ndarray:
+        """A copy of a tensor's first rows on the host, after all that is under way."""
+        spec = self.specs[name]
+        shape = shape_of(spec, self.sizes.axes(rows, tokens))
+        size = size_of(shape, spec.dtype)
+        with self.device.current():
+            pinned = self.device.allocate_pinned(size)
+            try:
+                self.device.copy(pinned, self.addresses[name], size, self.stream)
+                self.device.synchronize(self.stream)
+                return host_array(pinned, shape, spec.dtype).copy()
+            finally:
+                self.device.free_pinned(pinned)
+
     def lend(self, other: int) -> None:
         """Work on another library's stream waits for what this one holds."""
         with self.device.current():

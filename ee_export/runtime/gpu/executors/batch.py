@@ -34,12 +34,12 @@ class Policy:
 class Left:
     """Where a page left a chain.
 
-    ``exit``: its index, or −1 − index where logits were not finite there. ``scores`` float64 ``[visited]`` and ``logits`` float32
+    ``exit``: its index, −1 − index where logits were not finite there, ``None`` while the page is undecided. ``scores`` float64 ``[visited]`` and ``logits`` float32
     ``[visited, C]``, raw: of every exit that the page was asked at, the last of them where it left; a score is NaN where logits
     are not finite.
     """
 
-    exit: int
+    exit: int | None
     scores: np.ndarray
     logits: np.ndarray
 
@@ -80,8 +80,8 @@ class Executor(Protocol):
         """
         ...
 
-    def results(self) -> list[Left | None]:
-        """Where each page left, in the order of the batch; ``None``: it is undecided."""
+    def results(self) -> list[Left]:
+        """Where each page left, in the order of the batch."""
         ...
 
     def results_on_device(self) -> dict[str, DeviceArray]:
@@ -121,9 +121,7 @@ def run(executor: Executor, inputs: Mapping[str, object], rows: int, tokens: np.
         part = {name: _rows(inputs[name], pages, rows) for name in asked - given}
         given |= asked
         pages = executor.advance(part, None if tokens is None else tokens[first:end][:, pages])
-    left = [one for one in executor.results() if one is not None]
-    assert len(left) == rows  # the last exit always answers
-    return left
+    return executor.results()
 
 
 def _rows(value: object, pages: Sequence[int], rows: int) -> object:

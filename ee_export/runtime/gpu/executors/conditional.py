@@ -46,7 +46,6 @@ class ConditionalChain:
         self._classes = classes_of(buffers)
         self._exits = len(buffers.segments)
         self._pages: list[int] = []
-        self._left: list[Left | None] = []
         self._memory = Memory(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._ready: dict[tuple[Stretch, int, int], Launchable] = {}
@@ -237,13 +236,14 @@ class ConditionalChain:
         self._length = 0
         self._given: set[str] = set()
         self._pages = list(range(rows))
-        self._left = [None] * rows
+        none = Left(None, np.zeros(0), np.zeros((0, self._classes), np.float32))
+        self._left = [none] * rows
 
     def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
         if self.enqueue(inputs, tokens):
             with self.buffers.device.current():
                 self._board.fetch()
-            self._take()
+            self._take(self.stretches[self._next - 1][1])
         return list(self._pages)
 
     def enqueue(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> bool:
@@ -285,18 +285,19 @@ class ConditionalChain:
         device.copy(self._tokens, self._tokens_pinned, held.nbytes, self.buffers.stream)
         device.record(self._counted, self.buffers.stream)
 
-    def _take(self) -> None:
-        """Who left, from the board."""
+    def _take(self, end: int) -> None:
+        """Who left in a stretch up to ``end``, and with what, from the board."""
         board = self._board.host
         staying = board["ids"][: board["rows"]].tolist()
-        for page in set(self._pages) - set(staying):
-            exit = int(board["exits"][page])
-            visited = (exit if exit >= 0 else -1 - exit) + 1
+        undecided = set(staying)
+        for page in self._pages:
+            exit = None if page in undecided else int(board["exits"][page])
+            visited = end if exit is None else (exit if exit >= 0 else -1 - exit) + 1
             scores, logits = board["scores"][:visited, page], board["answers"][:visited, page]
             self._left[page] = Left(exit, scores.copy(), logits.copy())
         self._pages = staying
 
-    def results(self) -> list[Left | None]:
+    def results(self) -> list[Left]:
         return list(self._left)
 
     def results_on_device(self) -> dict[str, DeviceArray]:

@@ -32,7 +32,6 @@ class HostChain:
         self._closers: list[Callable[[], None]] = []
         self._enqueue: dict[tuple[int, int, int], Enqueue] = {}
         self._pages: list[int] = []
-        self._results: list[Left | None] = []
         self.retune(policy)
         try:
             with buffers.device.current():
@@ -85,7 +84,7 @@ class HostChain:
         self._known = [Known() for _ in range(rows)]
         self._scores: list[list[float]] = [[] for _ in range(rows)]
         self._logits: list[list[np.ndarray]] = [[] for _ in range(rows)]
-        self._results = [None] * rows
+        self._exits: list[int | None] = [None] * rows
 
     def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
         first, end = self.stretches[self._next]
@@ -159,17 +158,21 @@ class HostChain:
 
     def _leave(self, page: int, exit: int, score: float) -> None:
         self._scores[page].append(score)
-        self._results[page] = Left(exit, np.array(self._scores[page]), np.stack(self._logits[page]))
+        self._exits[page] = exit
 
-    def results(self) -> list[Left | None]:
-        return list(self._results)
+    def results(self) -> list[Left]:
+        none = np.zeros((0, self._classes), np.float32)
+        return [
+            Left(exit, np.array(scores), np.stack(logits) if logits else none)
+            for exit, scores, logits in zip(self._exits, self._scores, self._logits, strict=True)
+        ]
 
     def results_on_device(self) -> dict[str, DeviceArray]:
         board = self._board
         with self.buffers.device.current():
             self.buffers.device.wait(board.event)  # it may still be read for the pages before
-            for page, left in enumerate(self._results):
-                if left is not None:
+            for page, left in enumerate(self.results()):
+                if left.exit is not None:
                     board.host["exits"][page] = left.exit
                     board.host["scores"][: len(left.scores), page] = left.scores
                     board.host["answers"][: len(left.scores), page] = left.logits
