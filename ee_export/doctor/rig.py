@@ -67,11 +67,13 @@ class OnGpu:
         rows = len(next(iter(inputs.values())))
         tokens = np.array(text_known(inputs, self._executor.policy.rules)) if point.weights else None
         left = run(self._executor, inputs, rows, tokens)
-        for page, one in enumerate(left):
-            if one.exit < 0:
-                name = self._package.manifest.exits[-1 - one.exit]
-                raise DeviceError(f"page {page}: logits at {name} are not finite: {one.logits[-1].tolist()}")
-        return np.array([one.exit for one in left]), np.stack([one.logits[-1] for one in left])
+        exits = [one.exit for one in left if one.exit is not None]
+        assert len(exits) == rows  # the last exit always answers
+        for page, exit in enumerate(exits):
+            if exit < 0:
+                name = self._package.manifest.exits[-1 - exit]
+                raise DeviceError(f"page {page}: logits at {name} are not finite: {left[page].logits[-1].tolist()}")
+        return np.array(exits), np.stack([one.logits[-1] for one in left])
 
     def close(self) -> None:
         self._closing.close()

@@ -315,10 +315,10 @@ def test_a_target_of_another_device_is_named(sample: Path, pages_folder: Path, t
     package = Path(shutil.copytree(sample, tmp_path / "copy.ee"))
     manifest = package / "manifest.json"
     found = json.loads(manifest.read_text())
-    found["targets"]["tensorrt-fp16"] = {**found["targets"]["cpu-fp32"], "backend": "tensorrt"}
+    found["targets"]["npu-fp16"] = {**found["targets"]["cpu-fp32"], "backend": "npu"}
     manifest.write_text(json.dumps(found))
-    with pytest.raises(BadRequest, match="for the backend 'tensorrt', which this version does not know"):
-        invoke("run", package, pages_folder, "--target", "tensorrt-fp16")
+    with pytest.raises(BadRequest, match="for the backend 'npu', which this version does not know"):
+        invoke("run", package, pages_folder, "--target", "npu-fp16")
 
 
 def test_work_that_is_none_is_named(sample: Path, recorded: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class Machine:
 @pytest.fixture(params=["10-12", "11-13"])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
     tensorrt, cuda = request.param.split("-")
+    loaded = set(sys.modules)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     try:
         driver = Simulator(f"cuda-{cuda}")
@@ -52,3 +54,9 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
         fake.fake.on("IExecutionContext.execute_async_v3", queued)
         yield Machine(driver, fake)
     backends.open_gpu.cache_clear()
+    for name in set(sys.modules) - loaded:  # what was imported over the fakes
+        if name.startswith("ee_export.runtime.gpu."):
+            above, _, leaf = name.rpartition(".")
+            del sys.modules[name]
+            if above in sys.modules and leaf in vars(sys.modules[above]):
+                delattr(sys.modules[above], leaf)

@@ -149,13 +149,19 @@ class Simulator:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """`import cuda.bindings.driver` gives this driver; our modules that did so before are imported anew."""
         self.fake.install(monkeypatch)
-        for name in list(sys.modules):
-            if name.startswith("ee_export.runtime.gpu."):
-                above, _, leaf = name.rpartition(".")
-                monkeypatch.delitem(sys.modules, name)
-                monkeypatch.delattr(
-                    sys.modules.get(above, gpu), leaf, raising=False
-                )  # `from package import module` reads it
+        folder = Path(gpu.__path__[0])
+        names = [".".join(file.relative_to(folder).with_suffix("").parts) for file in folder.rglob("*.py")]
+        modules = [f"{gpu.__name__}.{name.removesuffix('.__init__')}" for name in names if name != "__init__"]
+        for name in [*modules, "benchmarks.gpu_segments", "benchmarks.gpu_executors"]:
+            # Set first, so that what is imported from now on is forgotten with the test: a real GPU's tests must not find it.
+            above, _, leaf = name.rpartition(".")
+            monkeypatch.setitem(sys.modules, name, sys.modules.get(name, gpu))
+            monkeypatch.delitem(sys.modules, name)
+            for package in (gpu, sys.modules.get(above, gpu)):  # `from package import module` reads the attribute
+                if package.__name__ == above:
+                    monkeypatch.setattr(package, leaf, None, raising=False)
+                    monkeypatch.delattr(package, leaf)
+                    break
 
     # What a test does to it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_tensors_that_are_needed_at_once_never_share_memory_and_integers_never_d
 
 def test_a_row_of_hidden_states_alternates_between_two_places() -> None:
     hidden = [TensorSpec(f"hidden.{at}", "float32", ("B", 4)) for at in range(12)]
-    segments: list[Any] = [SimpleNamespace(inputs=(a,), outputs=(b,)) for a, b in zip(hidden, hidden[1:], strict=False)]
+    segments: list[Any] = [SimpleNamespace(inputs=(a,), outputs=(b,)) for a, b in pairwise(hidden)]
     segments.append(SimpleNamespace(inputs=(hidden[-1],), outputs=(TensorSpec("final.logits", "float32", ("B", 4)),)))
     _, places = _places(segments, ["hidden.0"], {spec.name: 16 for spec in (*hidden, *segments[-1].outputs)})
     assert len(places) == 1 + 2 + 1

@@ -99,6 +99,9 @@ def test_a_machine_without_nvrtc_has_no_conditional_graph_but_the_others(simulat
 class Pinned(np.ndarray):
     """What pycuda gives as the base of a page-locked array: it can be freed."""
 
+    simulator: Simulator
+    address: int
+
     def free(self) -> None:
         self.simulator.cuMemFreeHost(self.address)
 

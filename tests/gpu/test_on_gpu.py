@@ -27,6 +27,7 @@ def device() -> Iterator[Any]:
         found = open_device()
     except DeviceError as error:
         pytest.skip(f"no GPU to run on: {error}")
+    assert found.name != "Simulated GPU"
     why = preflight(found)[-1].why
     if why:
         found.close()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ee_export.errors import DeviceError
+from ee_export.runtime import gpu
 from tests.gpu import bindings
 from tests.gpu.simulator import Simulator
 
@@ -211,8 +212,6 @@ def test_the_gpu_benchmark_and_its_segments_run(
 
     pointer, number, long = ctypes.c_uint64, ctypes.c_int32, ctypes.c_int64
     simulator.offered["segment"] = (segment, [pointer, pointer, pointer, number, number, number, long, long])
-    for name in ("benchmarks.gpu_segments", "benchmarks.gpu_executors"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     benchmark = importlib.import_module("benchmarks.gpu_executors")
     monkeypatch.setattr(benchmark, "WIDTH", 64)
     monkeypatch.setattr(benchmark, "RUNS", 2)
@@ -221,3 +220,18 @@ def test_the_gpu_benchmark_and_its_segments_run(
     assert all(told.count(f"  {kind} ") == 2 for kind in ("host", "graphs", "conditional"))
     assert simulator.faults == []
     assert simulator.leaks() == ["1 modules"]  # the benchmark's own kernel
+
+
+def test_no_module_that_saw_the_simulated_driver_outlives_its_test() -> None:
+    try:
+        made = Simulator("cuda-13")
+    except bindings.Missing as error:
+        pytest.skip(f"cuda-13: {error}")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made.install(monkeypatch)
+        importlib.import_module("ee_export.runtime.gpu.device").open_device()
+        importlib.import_module("ee_export.runtime.gpu.executors.conditional")
+        importlib.import_module("benchmarks.gpu_executors")
+    for name in ("cuda_device", "graphs", "executors.conditional"):
+        assert f"ee_export.runtime.gpu.{name}" not in sys.modules
+    assert "benchmarks.gpu_executors" not in sys.modules and not hasattr(gpu, "graphs")

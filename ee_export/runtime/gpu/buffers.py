@@ -109,8 +109,6 @@ class Buffers:
     A tensor for fewer pages or tokens begins at the same address, so that graphs and bound segments never change. Tensors between
     segments share memory where their lives do not overlap (integers excepted: an unused row would hold nonsense as an index): the
     hidden states of a row of layers alternate between two places. Rows are packed in place. All memory is zero at first.
-
-    ``names``: per segment, the tensors that live after it, those not yet given included.
     """
 
     def __init__(

@@ -117,7 +117,6 @@ class OnDevice:
                 ran.append(((first, end), entered, (time.perf_counter() - started) * 1e3))
             results = executor.results()
         for page, (record, left) in enumerate(zip(records, results, strict=True)):
-            assert left is not None  # the last exit always answers
             _visits(chain, record, left, ran, [visits[page] for visits in between])
             record.finish(deadline_hit=False)
 
@@ -159,6 +158,7 @@ def _visits(
     between: Sequence[Sequence[Visit]],
 ) -> None:
     """Write down where a page was. A stretch's time stands at the last exit that was asked there: nobody watched the others."""
+    assert left.exit is not None  # the last exit always answers
     if left.exit < 0:
         name = chain.exits[-1 - left.exit]
         raise BadLogits(f"{name}: logits are not finite; the model or the page's inputs are damaged")
