@@ -30,8 +30,8 @@ HOST, PER_SEGMENT, CONDITIONAL = EXECUTORS
 DAMAGE = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-SEEN: dict[bytes, dict[str, np.ndarray]] = {}
-"""What the sample's graphs say of inputs, by their hash: every test asks the same."""
+SEEN: dict[tuple[str, bytes], dict[str, np.ndarray]] = {}
+"""What the sample's graphs say of inputs, by the target and the inputs' hash: every test asks the same."""
 
 
 class OnCpu:
@@ -39,12 +39,13 @@ class OnCpu:
 
     def __init__(self, package: Package, target: str, damage: DAMAGE = lambda left, logits: (left, logits)) -> None:
         self.chain = load_package(package, target)
+        self.target = target
         self.damage = damage
         self.closed = False
 
     def run(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
         assert not self.closed
-        key = hashlib.sha256(b"".join(values.tobytes() for values in inputs.values())).digest()
+        key = self.target, hashlib.sha256(b"".join(values.tobytes() for values in inputs.values())).digest()
         if key not in SEEN:
             SEEN[key] = self.chain.logits(inputs)
         logits = [SEEN[key][name] for name in self.chain.exits]
