@@ -44,7 +44,10 @@ class OnCpu:
 
     def run(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
         assert not self.closed
-        key = self.chain.target.segments[0].file, hashlib.sha256(b"".join(values.tobytes() for values in inputs.values())).digest()
+        key = (
+            self.chain.target.segments[0].file,
+            hashlib.sha256(b"".join(values.tobytes() for values in inputs.values())).digest(),
+        )
         if key not in SEEN:
             SEEN[key] = self.chain.logits(inputs)
         logits = [SEEN[key][name] for name in self.chain.exits]
