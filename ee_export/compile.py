@@ -24,11 +24,11 @@ from ee_export.manifest import Manifest, Target
 from ee_export.observe import Observed, held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, Package, link_files, open_package
 from ee_export.page import Ocr
-from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, shipped
+from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
 from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, open_segment, require_runnable
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name, measure
-from ee_export.runtime.gpu.open import GPU_BACKENDS
+from ee_export.runtime.gpu import GPU_BACKENDS
 from ee_export.runtime.ort import available_threads
 from ee_export.runtime.plan import FULL, operating_point
 from ee_export.segments.prepare import prepare_segments
@@ -91,7 +91,7 @@ def compile_target(
             package,
             name,
             recipe,
-            Path(target_name) if _is_file(target_name) else shipped(target_name),
+            recipe_file(target_name),
             data,
             kind,
             ocr,
@@ -104,7 +104,7 @@ def recipe_of(target_name: str) -> TargetRecipe | None:
     """A target's recipe, shipped or a user's own; ``None`` for those that need none. Raises BadRequest naming the nearest."""
     if target_name in TARGETS:
         return None
-    if not _is_file(target_name):
+    if not is_file(target_name):
         require_known(target_name, (*TARGETS, *SHIPPED), "target to compile for")
     return find_recipe(target_name)
 
@@ -231,10 +231,6 @@ def _multiplies_bytes() -> bool:
         return True
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
-
-
-def _is_file(target_name: str) -> bool:
-    return "/" in target_name or target_name.endswith(".toml")
 
 
 def _waits(progress: Progress, holder: str) -> None:

@@ -79,6 +79,7 @@ class Encoder:
         std = np.asarray(encoding.image_std, np.float32).reshape(3, 1, 1)
         levels = np.arange(256, dtype=np.float32) / np.float32(255)
         self._levels = ((levels[None, :] - mean[:, 0]) / std[:, 0]).astype(np.float32)
+        self._alike = bool((self._levels == self._levels[0]).all())
 
     def open(self, page: Page) -> tuple[Image.Image, bool]:
         """A page's image, of a JPEG file no larger than :meth:`pixels` needs, and whether that is the whole of it."""
@@ -113,7 +114,7 @@ class Encoder:
         for page, image in zip(values, images, strict=True):
             pixels = self.pixels(image)
             for channel, levels in enumerate(self._levels):
-                if channel and len(pixels) == 1 and np.array_equal(levels, self._levels[0]):
+                if channel and len(pixels) == 1 and self._alike:
                     page[channel] = page[0]
                 else:
                     # No index is out of range; "clip" is how take writes where it is told to, in an eighth of the time of indexing.

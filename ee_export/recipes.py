@@ -139,11 +139,20 @@ def find_recipe(name_or_path: str | Path) -> TargetRecipe:
     Raises:
         BadRequest: there is no such recipe (the nearest is named), or it cannot be used (see :func:`read_recipe`).
     """
+    if not is_file(name_or_path):
+        require_known(str(name_or_path), SHIPPED, "target to compile for")
+    return read_recipe(recipe_file(name_or_path))
+
+
+def recipe_file(name_or_path: str | Path) -> Path:
+    """The file of a recipe that :func:`find_recipe` finds."""
+    return Path(name_or_path) if is_file(name_or_path) else shipped(str(name_or_path))
+
+
+def is_file(name_or_path: str | Path) -> bool:
+    """Whether this is the path of a user's own recipe, and not the name of a shipped one."""
     name = str(name_or_path)
-    if isinstance(name_or_path, Path) or "/" in name or name.endswith(".toml"):
-        return read_recipe(Path(name))
-    require_known(name, SHIPPED, "target to compile for")
-    return read_recipe(shipped(name))
+    return isinstance(name_or_path, Path) or "/" in name or name.endswith(".toml")
 
 
 def shipped(name: str) -> Path:

@@ -1,25 +1,28 @@
-"""What runs a target's segments, by the name that its manifest gives; the segments of one process share what they hold."""
+"""What runs a target's segments, by the name that its manifest gives; the segments of one process share what they hold.
+
+What a GPU takes is imported where a GPU's target is opened: it would double what the processor's targets import.
+"""
 
 import threading
 import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import SegmentSpec, Target
 from ee_export.package import Package
-from ee_export.recipes import read_recipe
-from ee_export.runtime.gpu.device import Device, open_device
-from ee_export.runtime.gpu.executors.choose import KINDS
-from ee_export.runtime.gpu.host import HostSegment
-from ee_export.runtime.gpu.open import GPU_BACKENDS, RECIPE, open_package_segments, open_segments, require_gpu_backend
-from ee_export.runtime.gpu.pages import OnDevice, sizes_of
-from ee_export.runtime.gpu.segment import DeviceSegment
+from ee_export.runtime.gpu import GPU_BACKENDS
 from ee_export.runtime.openvino import OpenVinoSegment, require_bf16
 from ee_export.runtime.ort import OrtSegment
 from ee_export.runtime.plan import FULL, make_plan, operating_point, runs
 from ee_export.runtime.segment import Segment
+
+if TYPE_CHECKING:
+    from ee_export.runtime.gpu.device import Device
+    from ee_export.runtime.gpu.pages import OnDevice
+    from ee_export.runtime.gpu.segment import DeviceSegment
 
 BACKENDS = ("onnxruntime", "openvino", *GPU_BACKENDS)
 
@@ -36,26 +39,35 @@ def require_runnable(backend: str) -> None:
     if backend == "openvino":
         require_bf16()
     elif backend in GPU_BACKENDS:
+        from ee_export.runtime.gpu.open import require_gpu_backend
+
         require_gpu_backend(backend)
         open_gpu()
 
 
 @cache
-def open_gpu() -> Device:
+def open_gpu() -> "Device":
     """The GPU of this process.
 
     Raises:
         DeviceError: no driver, no GPU, or the bindings are not installed; says what to do.
     """
+    from ee_export.runtime.gpu.device import open_device
+
     return open_device()
 
 
-def open_on_gpu(package: Package, target_name: str, executor: str) -> tuple[list[Segment], OnDevice]:
+def open_on_gpu(package: Package, target_name: str, executor: str) -> "tuple[list[Segment], OnDevice]":
     """A package's target on this process's GPU: its segments to be run one by one from the host, and the executor of them all.
 
     Raises:
         BadRequest: an unknown executor; and as :func:`open_package_segments`.
     """
+    from ee_export.recipes import read_recipe
+    from ee_export.runtime.gpu.executors.choose import KINDS
+    from ee_export.runtime.gpu.open import RECIPE, open_package_segments
+    from ee_export.runtime.gpu.pages import OnDevice, sizes_of
+
     require_known(executor, ("auto", *KINDS), "executor")
     gpu = open_gpu()
     target, encoding = package.target(target_name), package.manifest.encoding
@@ -73,6 +85,8 @@ def open_on_gpu(package: Package, target_name: str, executor: str) -> tuple[list
 
 def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:
     """The same of a target in a folder that is not a package yet: what lies there was written by this process."""
+    from ee_export.runtime.gpu.open import open_segments
+
     gpu = open_gpu()
     with gpu.current():
         stream = gpu.create_stream()
@@ -81,15 +95,17 @@ def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment
 
 
 def _from_host(
-    segments: Sequence[DeviceSegment], target: Target, gpu: Device, stream: int
+    segments: "Sequence[DeviceSegment]", target: Target, gpu: "Device", stream: int
 ) -> tuple[list[Segment], threading.Lock]:
+    from ee_export.runtime.gpu.host import HostSegment
+
     visual_tokens, lock = int(target.compiled["visual_tokens"]), threading.Lock()
     # All that uses the stream holds the lock, so it goes with the last of them; a process that ends gives all back anyway.
     weakref.finalize(lock, _destroy, gpu, stream).atexit = False
     return [HostSegment(segment, gpu, stream, visual_tokens, lock) for segment in segments], lock
 
 
-def _destroy(gpu: Device, stream: int) -> None:
+def _destroy(gpu: "Device", stream: int) -> None:
     with gpu.current():
         gpu.destroy_stream(stream)
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,13 +21,15 @@ from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.backends import open_on_gpu, open_segment, require_runnable
 from ee_export.runtime.bulk import Bulk, MakesPage, cheapest_sizes
-from ee_export.runtime.gpu.open import GPU_BACKENDS
-from ee_export.runtime.gpu.pages import OnDevice
+from ee_export.runtime.gpu import GPU_BACKENDS
 from ee_export.runtime.plan import FULL, PlanStep, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
 from ee_export.runtime.segment import Segment
 from ee_export.strips import TextReader
+
+if TYPE_CHECKING:
+    from ee_export.runtime.gpu.pages import OnDevice
 
 _MAX_BATCH = 16
 
@@ -114,7 +117,7 @@ class Chain:
         point: OperatingPoint,
         segments: Sequence[Segment],
         encoder: Encoder,
-        on_device: OnDevice | None = None,
+        on_device: "OnDevice | None" = None,
     ) -> None:
         manifest = package.manifest
         self.package = package

@@ -13,10 +13,30 @@ import pytest
 
 import ee_export.runtime.gpu
 from ee_export.runtime import backends
-from tests.gpu import bindings
-from tests.gpu.simulator import Simulator
+from tests.gpu.simulator import Simulator, driver_of
 from tests.gpu.stand_in import computing
-from tests.gpu.tensorrt_fake import FakeTensorRt, fakes
+from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu, fakes
+
+
+@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
+def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRt]:
+    """A TensorRT that computes with onnxruntime, on a GPU whose memory is the host's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gpu = Gpu()
+    monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
+    monkeypatch.setattr("ee_export.compile.open_gpu", lambda: gpu)
+    say_version(monkeypatch, tmp_path)
+    for fake in fakes(request.param, monkeypatch):
+        computing(fake)
+        yield fake
+
+
+def say_version(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Have the system say which driver it has."""
+    (folder / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\nGCC version: 13.3.0\n"
+    )
+    monkeypatch.setattr("ee_export.runtime.gpu.open.DRIVER_FILE", folder / "version")
 
 
 @dataclass
@@ -30,19 +50,12 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
     tensorrt, cuda = request.param.split("-")
     loaded = set(sys.modules)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    try:
-        driver = Simulator(f"cuda-{cuda}")
-    except bindings.Missing as error:
-        pytest.skip(str(error))
-    driver.install(monkeypatch)
+    driver = driver_of(f"cuda-{cuda}", monkeypatch)
     for name, module in list(vars(ee_export.runtime.gpu).items()):
         if isinstance(module, ModuleType):  # `from ee_export.runtime.gpu import graphs` looks here before it imports
             monkeypatch.delattr(ee_export.runtime.gpu, name)
     backends.open_gpu.cache_clear()
-    (tmp_path / "version").write_text(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\n"
-    )
-    monkeypatch.setattr("ee_export.runtime.gpu.open.DRIVER_FILE", tmp_path / "version")
+    say_version(monkeypatch, tmp_path)
     for fake in fakes(f"tensorrt-{tensorrt}", monkeypatch):
         computing(fake)
         computes = fake.fake._behaviour["IExecutionContext.execute_async_v3"]

@@ -24,6 +24,7 @@ import pytest
 
 from ee_export.runtime import gpu
 from ee_export.runtime.gpu import kernels
+from tests.gpu import bindings
 from tests.gpu.describe import split
 from tests.gpu.fake import Fake
 from tests.gpu.host_kernels import host_library
@@ -700,3 +701,13 @@ def _fits(node: Node) -> bool:
     """Whether a node may stand in the body of a conditional node."""
     inner = node.child.nodes if node.child else []
     return node.kind in BODY and all(_fits(one) and one.kind != "CONDITIONAL" for one in inner)
+
+
+def driver_of(binding: str, monkeypatch: pytest.MonkeyPatch) -> Simulator:
+    """A simulated driver, in place of the binding; skips where that is not installed."""
+    try:
+        made = Simulator(binding)
+    except bindings.Missing as error:
+        pytest.skip(f"{binding}: {error}")
+    made.install(monkeypatch)
+    return made

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,29 +22,12 @@ from ee_export.compile import compile_target
 from ee_export.data import read_dataset
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.package import Package, open_package
-from ee_export.runtime import backends
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.gpu import open as opening
 from ee_export.verify import verify_package
-from tests.gpu.stand_in import computing
-from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu, fakes
+from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu
 
 TARGET = "tensorrt-fp32"
-
-
-@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
-def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRt]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    gpu = Gpu()
-    monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
-    monkeypatch.setattr(opening, "DRIVER_FILE", tmp_path / "version")
-    (tmp_path / "version").write_text(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\nGCC version: 13.3.0\n"
-    )
-    monkeypatch.setattr("ee_export.compile.open_gpu", lambda: gpu)
-    for fake in fakes(request.param, monkeypatch):
-        computing(fake)
-        yield fake
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from ee_export.errors import BadRequest, DeviceError
 from ee_export.runtime.gpu import arrays
 from ee_export.runtime.gpu.device import open_device
 from tests.gpu import bindings
+from tests.gpu.conftest import driver_of
 from tests.gpu.fake import Fake
 from tests.gpu.simulator import Simulator
 from tests.gpu.small_chain import VISUAL, expected, pages, segments_on
@@ -54,11 +55,7 @@ def test_an_unknown_library_is_refused() -> None:
 
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    try:
-        made = Simulator("cuda-13")
-    except bindings.Missing as error:
-        pytest.skip(f"cuda-13: {error}")
-    made.install(monkeypatch)
+    made = driver_of("cuda-13", monkeypatch)
     yield made
     assert made.faults == []
     assert made.leaks() == []

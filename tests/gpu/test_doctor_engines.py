@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,9 @@ from ee_export.doctor.examine import sample
 from ee_export.doctor.trial import Rig, trial
 from ee_export.errors import DeviceError
 from ee_export.package import Package, open_package
-from ee_export.runtime import backends
-from ee_export.runtime.gpu import open as opening
 from ee_export.verify import verify_package
-from tests.gpu.stand_in import computing
-from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu, fakes
+from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu
 from tests.test_doctor_trial import OnCpu
-
-
-@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
-def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRt]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    gpu = Gpu()
-    monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
-    monkeypatch.setattr(opening, "DRIVER_FILE", tmp_path / "version")
-    (tmp_path / "version").write_text(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\n"
-    )
-    for fake in fakes(request.param, monkeypatch):
-        computing(fake)
-        yield fake
 
 
 @pytest.fixture

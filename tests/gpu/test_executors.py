@@ -14,8 +14,7 @@ import pytest
 from ee_export.errors import BadRequest, DeviceError
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Rule
-from tests.gpu import bindings
-from tests.gpu.simulator import Simulator
+from tests.gpu.simulator import Simulator, driver_of
 from tests.gpu.small_chain import CLASSES, EXITS, STRETCHES, VISUAL, expected, pages, segments_on
 
 KINDS = ("host", "graphs", "conditional")
@@ -25,11 +24,7 @@ BATCHES, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (5, 9)
 @pytest.fixture(params=["cuda-12", "cuda-13"])
 def simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
     """A driver; at the end nothing is left in it, and nothing touched memory that was not there."""
-    try:
-        made = Simulator(request.param)
-    except bindings.Missing as error:
-        pytest.skip(f"{request.param}: {error}")
-    made.install(monkeypatch)
+    made = driver_of(request.param, monkeypatch)
     yield made
     assert made.faults == []
     assert made.leaks() == []

@@ -14,16 +14,12 @@ import pytest
 from ee_export.errors import DeviceError
 from ee_export.runtime import gpu
 from tests.gpu import bindings
-from tests.gpu.simulator import Simulator
+from tests.gpu.simulator import Simulator, driver_of
 
 
 @pytest.fixture(params=["cuda-12", "cuda-13"])
 def simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    try:
-        made = Simulator(request.param)
-    except bindings.Missing as error:
-        pytest.skip(f"{request.param}: {error}")
-    made.install(monkeypatch)
+    made = driver_of(request.param, monkeypatch)
     yield made
 
 

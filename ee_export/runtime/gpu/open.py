@@ -18,7 +18,6 @@ from ee_export.runtime.gpu.scratch import Scratch
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.gpu.shapes import profile_shapes
 
-GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 RECIPE = "recipe.toml"
 """In a target's folder: what it was compiled by."""

@@ -12,7 +12,7 @@ from PIL import Image
 from ee_export.encode import Arrays, tokens_read
 from ee_export.errors import BadLogits
 from ee_export.policy.criteria import COUNTS_TOKENS, top
-from ee_export.policy.decide import calibrated
+from ee_export.policy.decide import Rule, calibrated
 from ee_export.recipes import TargetRecipe
 from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import Device
@@ -117,7 +117,7 @@ class OnDevice:
                 ran.append(((first, end), entered, (time.perf_counter() - started) * 1e3))
             results = executor.results()
         for page, (record, left) in enumerate(zip(records, results, strict=True)):
-            _visits(chain, record, left, ran, [visits[page] for visits in between])
+            _visits(chain, policy.rules, record, left, ran, [visits[page] for visits in between])
             record.finish(deadline_hit=False)
 
     def _opened(self, policy: Policy) -> Executor:
@@ -152,6 +152,7 @@ class OnDevice:
 
 def _visits(
     chain: "Chain",
+    rules: Sequence[Rule],
     record: Record,
     left: Left,
     ran: Sequence[tuple[Stretch, int, float]],
@@ -162,7 +163,6 @@ def _visits(
     if left.exit < 0:
         name = chain.exits[-1 - left.exit]
         raise BadLogits(f"{name}: logits are not finite; the model or the page's inputs are damaged")
-    rules = chain.rules
     for ((first, end), pages, took), before in zip(ran, between, strict=True):
         if first > left.exit:
             return

@@ -1,6 +1,6 @@
 """What every executor is told and gives: a policy, stretches of segments, and where each page left."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -154,6 +154,74 @@ def classes_of(buffers: Buffers) -> int:
     if not isinstance(count, int):
         raise BadRequest(f"{buffers.logits(0)}: the number of classes is '{count}'; expected a number")
     return count
+
+
+class Batch:
+    """Where a batch stands in a chain.
+
+    ``rows``: pages that it began with. ``pages``: those that are undecided, in the order of their rows. ``stretch``: the one that runs,
+    and ``length``: its text length, 0 where it has none.
+
+    Raises:
+        BadRequest: no page, or more than the largest batch.
+    """
+
+    def __init__(self, buffers: Buffers, stretches: Sequence[Stretch], rows: int) -> None:
+        if rows < 1:
+            raise BadRequest("no pages in a batch; expected 1 or more")
+        buffers.sizes.batch(rows)
+        self.rows = rows
+        self.pages = list(range(rows))
+        self.length = 0
+        self._buffers = buffers
+        self._stretches = stretches
+        self._next = 0
+        self._given: set[str] = set()
+
+    def advance(self, inputs: Mapping[str, object]) -> bool:
+        """Go on to the next stretch with these inputs; False where no page is undecided, and it need not run.
+
+        Raises:
+            BadRequest: an input is missing, or they are of a length that does not fit.
+        """
+        self.stretch = self._stretches[self._next]
+        self._next += 1
+        if not self.pages:
+            return False
+        self.length = _length_of(self._buffers, inputs, self.stretch, self.length)
+        self._given |= inputs.keys()
+        _require_given(self._buffers, self.stretch, self._given)
+        return True
+
+
+def _require_given(buffers: Buffers, stretch: Stretch, given: Set[str]) -> None:
+    """Raise BadRequest where a stretch reads an input that was not given."""
+    for segment in buffers.segments[stretch[0] : stretch[1]]:
+        for spec in segment.inputs:
+            if spec.name in buffers.inputs and spec.name not in given:
+                raise BadRequest(f"{spec.name}: read by {segment.exit} and not given")
+
+
+def _length_of(buffers: Buffers, inputs: Mapping[str, object], stretch: Stretch, before: int) -> int:
+    """The length in which a stretch runs: that of its inputs, or else of those before; 0 where nothing has one.
+
+    Raises:
+        BadRequest: it is longer than the chain was opened for, or tensors of another length are still read.
+    """
+    tokens = buffers.tokens_of(inputs)
+    if tokens is None:
+        return before
+    length = buffers.sizes.length(tokens)
+    if length != before and before:
+        first, end = stretch
+        older = {spec.name for segment in buffers.segments[:first] for spec in (*segment.inputs, *segment.outputs)}
+        for segment in buffers.segments[first:end]:
+            for spec in segment.inputs:
+                if spec.name in older and spec.name not in inputs and ("T" in spec.shape or "L" in spec.shape):
+                    raise BadRequest(
+                        f"{spec.name} is of {before} tokens and the inputs of {length}; give pages of one length"
+                    )
+    return length
 
 
 class Board:

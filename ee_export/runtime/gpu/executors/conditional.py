@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ee_export.errors import BadRequest, DeviceError
+from ee_export.errors import DeviceError
 from ee_export.runtime.gpu import graphs
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
-from ee_export.runtime.gpu.executors.batch import Board, Left, Policy, Stretch, classes_of, require_policy
-from ee_export.runtime.gpu.executors.host import length_of, require_given
+from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
 from ee_export.runtime.gpu.graphs import Graph, Handle, Launchable, Node
 from ee_export.runtime.gpu.kernels import (
     CONDITIONAL,
@@ -45,7 +44,6 @@ class ConditionalChain:
         self.stretches = tuple(stretches)
         self._classes = classes_of(buffers)
         self._exits = len(buffers.segments)
-        self._pages: list[int] = []
         self._memory = Memory(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._ready: dict[tuple[Stretch, int, int], Launchable] = {}
@@ -228,14 +226,7 @@ class ConditionalChain:
     # A batch.
 
     def start(self, rows: int) -> None:
-        if rows < 1:
-            raise BadRequest("no pages in a batch; expected 1 or more")
-        self.buffers.sizes.batch(rows)
-        self._rows = rows
-        self._next = 0
-        self._length = 0
-        self._given: set[str] = set()
-        self._pages = list(range(rows))
+        self._batch = Batch(self.buffers, self.stretches, rows)
         none = Left(None, np.zeros(0), np.zeros((0, self._classes), np.float32))
         self._left = [none] * rows
 
@@ -243,24 +234,20 @@ class ConditionalChain:
         if self.enqueue(inputs, tokens):
             with self.buffers.device.current():
                 self._board.fetch()
-            self._take(self.stretches[self._next - 1][1])
-        return list(self._pages)
+            self._take(self._batch.stretch[1])
+        return list(self._batch.pages)
 
     def enqueue(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> bool:
         """Append the next stretch to the stream and return at once; False where no page is undecided, and nothing was appended.
 
         What runs is not known then: use :meth:`results_on_device`, or :meth:`advance`. See there for arguments and errors.
         """
-        stretch = self.stretches[self._next]
-        self._next += 1
-        if not self._pages:
+        batch, buffers, device = self._batch, self.buffers, self.buffers.device
+        if not batch.advance(inputs):
             return False
-        rows, buffers, device = len(self._pages), self.buffers, self.buffers.device
-        self._length = length_of(buffers, inputs, stretch, self._length)
-        self._given |= inputs.keys()
-        require_given(buffers, stretch, self._given)
+        rows, stretch = len(batch.pages), batch.stretch
         with device.current():
-            buffers.give(inputs, rows, self._length)
+            buffers.give(inputs, rows, batch.length)
             if tokens is not None:
                 self._count(stretch[0], tokens)
             elif self._counts:
@@ -270,7 +257,7 @@ class ConditionalChain:
                 device.wait(self._board.event)  # the mirror may still be read for the pages before
                 self._board.host["rows"] = rows
                 self._board.send(4)
-            length = self._length if buffers.reads_length(0, stretch[1]) else 0
+            length = batch.length if buffers.reads_length(0, stretch[1]) else 0
             self._ready[stretch, buffers.sizes.batch(rows), length].launch(buffers.stream)
         return True
 
@@ -280,7 +267,7 @@ class ConditionalChain:
         self._counts = True
         device.wait(self._counted)
         held = host_array(self._tokens_pinned, (self._exits, most), "int32")
-        for row, page in enumerate(self._pages):
+        for row, page in enumerate(self._batch.pages):
             held[first : first + len(tokens), page] = tokens[:, row]
         device.copy(self._tokens, self._tokens_pinned, held.nbytes, self.buffers.stream)
         device.record(self._counted, self.buffers.stream)
@@ -290,18 +277,18 @@ class ConditionalChain:
         board = self._board.host
         staying = board["ids"][: board["rows"]].tolist()
         undecided = set(staying)
-        for page in self._pages:
+        for page in self._batch.pages:
             exit = None if page in undecided else int(board["exits"][page])
             visited = end if exit is None else (exit if exit >= 0 else -1 - exit) + 1
             scores, logits = board["scores"][:visited, page], board["answers"][:visited, page]
             self._left[page] = Left(exit, scores.copy(), logits.copy())
-        self._pages = staying
+        self._batch.pages = staying
 
     def results(self) -> list[Left]:
         return list(self._left)
 
     def results_on_device(self) -> dict[str, DeviceArray]:
-        return self._board.arrays(self._rows)
+        return self._board.arrays(self._batch.rows)
 
     def retune(self, policy: Policy) -> None:
         require_policy(policy, self._exits, self._classes)

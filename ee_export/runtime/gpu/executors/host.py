@@ -2,16 +2,16 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ee_export.errors import BadLogits, BadRequest, DeviceError
+from ee_export.errors import BadLogits, DeviceError
 from ee_export.policy.criteria import CRITERIA, Known, top
 from ee_export.policy.decide import NEVER, calibrated, go, limits
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
-from ee_export.runtime.gpu.executors.batch import Board, Left, Policy, Stretch, classes_of, require_policy
+from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
 
 Enqueue = Callable[[int], None]
 """Appends a segment's work to a stream."""
@@ -31,7 +31,6 @@ class HostChain:
         self._memory = Memory(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._enqueue: dict[tuple[int, int, int], Enqueue] = {}
-        self._pages: list[int] = []
         self.retune(policy)
         try:
             with buffers.device.current():
@@ -73,51 +72,41 @@ class HostChain:
         return ready.launch
 
     def start(self, rows: int) -> None:
-        if rows < 1:
-            raise BadRequest("no pages in a batch; expected 1 or more")
-        self.buffers.sizes.batch(rows)
-        self._rows = rows
-        self._next = 0
-        self._length = 0
-        self._given: set[str] = set()
-        self._pages = list(range(rows))
+        self._batch = Batch(self.buffers, self.stretches, rows)
         self._known = [Known() for _ in range(rows)]
         self._scores: list[list[float]] = [[] for _ in range(rows)]
         self._logits: list[list[np.ndarray]] = [[] for _ in range(rows)]
         self._exits: list[int | None] = [None] * rows
 
     def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
-        first, end = self.stretches[self._next]
-        self._next += 1
-        buffers = self.buffers
-        if not self._pages:
+        buffers, batch = self.buffers, self._batch
+        if not batch.advance(inputs):
             return []
-        self._length = length_of(buffers, inputs, (first, end), self._length)
-        self._given |= inputs.keys()
-        require_given(buffers, (first, end), self._given)
+        first, end = batch.stretch
         with buffers.device.current():
-            buffers.give(inputs, len(self._pages), self._length)
-            seen = {page: row for row, page in enumerate(self._pages)}
+            buffers.give(inputs, len(batch.pages), batch.length)
+            seen = {page: row for row, page in enumerate(batch.pages)}
             for step in range(first, end):
-                counts = None if tokens is None else [int(tokens[step - first, seen[page]]) for page in self._pages]
+                counts = None if tokens is None else [int(tokens[step - first, seen[page]]) for page in batch.pages]
                 self._step(step, end, counts)
-                if not self._pages:
+                if not batch.pages:
                     break
-        return list(self._pages)
+        return list(batch.pages)
 
     def _step(self, step: int, end: int, tokens: Sequence[int] | None) -> None:
-        buffers, rows = self.buffers, len(self._pages)
-        length = self._length if buffers.reads_length(step, step + 1) else 0
+        buffers, batch = self.buffers, self._batch
+        rows = len(batch.pages)
+        length = batch.length if buffers.reads_length(step, step + 1) else 0
         self._enqueue[step, buffers.sizes.batch(rows), length](buffers.stream)
         logits, gates = self._read(step, rows)
         stays = [self._stays(step, row, logits[row], gates, tokens) for row in range(rows)]
         if all(stays):
             return
         moves, order = packed(stays)
-        self._pages = [self._pages[row] for row in order]
-        if self._pages:
+        batch.pages = [batch.pages[row] for row in order]
+        if batch.pages:
             for name in buffers.live(step, end):
-                size = buffers.row_bytes(name, self._length)
+                size = buffers.row_bytes(name, batch.length)
                 for to, source in moves:
                     at = buffers.addresses[name]
                     buffers.device.copy(at + to * size, at + source * size, size, buffers.stream)
@@ -139,7 +128,7 @@ class HostChain:
         self, step: int, row: int, logits: np.ndarray, gates: np.ndarray | None, tokens: Sequence[int] | None
     ) -> bool:
         """Decide about a row, as :meth:`ee_export.runtime.chain.Chain._advance` does."""
-        page = self._pages[row]
+        page = self._batch.pages[row]
         rule, known = self.policy.rules[step], self._known[page]
         self._logits[page].append(logits)
         try:
@@ -177,7 +166,7 @@ class HostChain:
                     board.host["scores"][: len(left.scores), page] = left.scores
                     board.host["answers"][: len(left.scores), page] = left.logits
             board.send(board.dtype.itemsize)
-        return board.arrays(self._rows)
+        return board.arrays(self._batch.rows)
 
     def retune(self, policy: Policy) -> None:
         require_policy(policy, len(self.buffers.segments), self._classes)
@@ -206,33 +195,3 @@ def packed(stays: Sequence[bool]) -> tuple[list[tuple[int, int]], list[int]]:
     for to, source in zip(holes, movers, strict=True):
         order[to] = source
     return list(zip(holes, movers, strict=True)), order
-
-
-def require_given(buffers: Buffers, stretch: Stretch, given: Set[str]) -> None:
-    """Raise BadRequest where a stretch reads an input that was not given."""
-    for segment in buffers.segments[stretch[0] : stretch[1]]:
-        for spec in segment.inputs:
-            if spec.name in buffers.inputs and spec.name not in given:
-                raise BadRequest(f"{spec.name}: read by {segment.exit} and not given")
-
-
-def length_of(buffers: Buffers, inputs: Mapping[str, object], stretch: Stretch, before: int) -> int:
-    """The length in which a stretch runs: that of its inputs, or else of those before; 0 where nothing has one.
-
-    Raises:
-        BadRequest: it is longer than the chain was opened for, or tensors of another length are still read.
-    """
-    tokens = buffers.tokens_of(inputs)
-    if tokens is None:
-        return before
-    length = buffers.sizes.length(tokens)
-    if length != before and before:
-        first, end = stretch
-        older = {spec.name for segment in buffers.segments[:first] for spec in (*segment.inputs, *segment.outputs)}
-        for segment in buffers.segments[first:end]:
-            for spec in segment.inputs:
-                if spec.name in older and spec.name not in inputs and ("T" in spec.shape or "L" in spec.shape):
-                    raise BadRequest(
-                        f"{spec.name} is of {before} tokens and the inputs of {length}; give pages of one length"
-                    )
-    return length
