@@ -97,7 +97,7 @@ class Queues:
 
     def oldest(self) -> tuple[int, Group] | None:
         """The batch in which the page stands that was begun before all others."""
-        begun = {key: min(group.rows[0] for group in groups) for key, groups in self._waiting.items()}
+        begun = {key: min(min(group.rows) for group in groups) for key, groups in self._waiting.items()}
         return self._take(min(begun, key=begun.__getitem__)) if begun else None
 
     def _take(self, key: tuple[int, int]) -> tuple[int, Group]:
@@ -124,7 +124,10 @@ class Bulk:
     def __init__(self, chain: "Chain", sizes: Mapping[str, int], streams: int) -> None:
         self._chain = chain
         self._sizes = [sizes[exit_name] for exit_name in chain.exits]
-        self._steps = [at for at, step in enumerate(chain._plan) if not step.skippable]
+        if chain._on_device is None:
+            self._ends = {at: at + 1 for at, step in enumerate(chain._plan) if not step.skippable}
+        else:  # an executor runs all segments that need no more text
+            self._ends = {first: end for first, end, _ in chain._runs if first < end}
         self._reads = {first: reads for first, _, reads in chain._runs[1:]}
         self._streams = streams
         self._batch = max(self._sizes)
@@ -214,18 +217,18 @@ class Bulk:
         """Run a segment, and make those that stay ready for the next."""
         rows = group.rows
         try:
-            self._chain._advance(group, at, at + 1, self._records, self._call)
+            self._chain._advance(group, at, self._ends[at], self._records, self._call)
         except EeError as error:
             for row in rows:
                 self._settle(row, error)
             return []
         for row in set(rows).difference(group.rows):
             self._settle(row, self._chain._answer(self._records.pop(row), self._begun[row]))
-        return self._arrive(at + 1, group) if group.rows else []
+        return self._arrive(self._ends[at], group) if group.rows else []
 
     def _arrive(self, after: int, group: Group) -> Arrivals:
         """Where a group goes on from step ``after``; where more text is needed, it is read, and every page goes by its length."""
-        at = next(step for step in self._steps if step >= after)
+        at = next(step for step in self._ends if step >= after)
         if at not in self._reads or not any(self._unread(row) for row in group.rows):
             return [(at, group)]
         arrivals = []
@@ -248,6 +251,8 @@ class Bulk:
         return record.text is None or (record.reader is not None and record.reader.runs_ocr)
 
     def _padded(self, at: int, tokens: int) -> int:
+        if self._chain._on_device is not None:
+            return self._chain._on_device.length(tokens)
         grain = _GRAIN if max(self._sizes[at:]) > 1 else 1
         return min(-(-tokens // grain) * grain, self._chain.encoder.encoding.max_text_tokens)
 

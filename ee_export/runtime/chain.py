@@ -130,8 +130,10 @@ class Chain:
         self._plan = make_plan(manifest, target, point, segments)
         self._judge = CRITERIA[point.criterion]
         self._counts_tokens = point.criterion in COUNTS_TOKENS
-        self._runs = runs(self._plan, every_step=False)
-        self._anytime_runs = runs(self._plan, every_step=True)
+        runs_of = runs if on_device is None else on_device.runs
+        self._runs = runs_of(self._plan, every_step=False)
+        self._anytime_runs = runs_of(self._plan, every_step=True)
+        self._most = _MAX_BATCH if on_device is None else on_device.most
         self._reads_image = manifest.reads("image")
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
         self._batch_sizes: dict[int, dict[str, int]] = {}
@@ -179,16 +181,10 @@ class Chain:
             Record(TextReader(page, image if whole else None))
             for page, (image, whole) in zip(pages, images, strict=True)
         ]
-        if self._on_device is not None and call.deadline is None:  # an executor cannot be stopped between two segments
-            most = self._on_device.most
-            for at in range(0, len(pages), most):
-                some = slice(at, at + most)
-                self._on_device.run(self, [image for image, _ in images[some]], records[some], call)
-            return [self._answer(record, begin) for record in records]
         (_, first_text, _), *text_runs = self._runs if call.deadline is None else self._anytime_runs
         groups = []
-        for at in range(0, len(pages), _MAX_BATCH):
-            rows = list(range(at, min(at + _MAX_BATCH, len(pages))))
+        for at in range(0, len(pages), self._most):
+            rows = list(range(at, min(at + self._most, len(pages))))
             groups.append(Group(rows, self._pixels([images[row][0] for row in rows]), 0))
             self._advance(groups[-1], 0, first_text, records, call)
         for first, end, reads in text_runs:
@@ -232,19 +228,23 @@ class Chain:
                 raise BadRequest(f"no batch size for '{exit_name}'; expected one of each: {', '.join(self.exits)}")
             if sizes[exit_name] < 1:
                 raise BadRequest(f"the batch of '{exit_name}' is {sizes[exit_name]}; expected 1 or more")
+        if self._on_device is not None:
+            sizes = {name: min(size, self._most) for name, size in sizes.items()}
         return Bulk(self, sizes, streams).run(pages)
 
     def batch_sizes(self, most: int = 16) -> dict[str, int]:
         """How many pages at a time cost each segment least a page, up to ``most``, per exit.
 
         Measured with pages of full length, on this machine, once for all chains with these segments; it takes as long as a
-        few hundred pages.
+        few hundred pages. On a GPU not measured: ``most``, or what the target was compiled for if that is less.
 
         Raises:
             BadRequest: ``most`` is below 1.
         """
         if most < 1:
             raise BadRequest(f"batch is {most}; expected 1 or more")
+        if self._on_device is not None:
+            return dict.fromkeys(self.exits, min(most, self._most))
         if most not in self._batch_sizes:
             page = blank_page(self.encoder.encoding, self.encoder.encoding.max_text_tokens)
             self._batch_sizes[most] = cheapest_sizes(self._plan, page, most)
@@ -255,7 +255,9 @@ class Chain:
         begin = time.perf_counter()
         call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
         record = Record(text=arrays)
-        self._advance(Group([0], dict(arrays), arrays["input_ids"].shape[1]), 0, len(self._plan), [record], call)
+        group = Group([0], dict(arrays), arrays["input_ids"].shape[1])
+        for first, end, _ in self._runs if deadline_ms is None else self._anytime_runs:
+            self._advance(group, first, end, [record], call)
         return self._answer(record, begin)
 
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -299,6 +301,9 @@ class Chain:
         self, group: Group, first: int, end: int, records: Mapping[int, Record] | Sequence[Record], call: Call
     ) -> None:
         """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""
+        if self._on_device is not None:
+            self._on_device.advance(self, group, first, end, records, call)
+            return
         # Between two segments the caches are cold, and every line that runs is fetched anew: nothing here that need not be.
         judge, counts = self._judge, self._counts_tokens
         for step in self._plan[first:end]:
@@ -356,7 +361,7 @@ class Chain:
             length = entry[0]["input_ids"].shape[1]
             if (
                 not batches
-                or len(batches[-1]) == _MAX_BATCH
+                or len(batches[-1]) == self._most
                 or length > 8 + 1.1 * batches[-1][0][0]["input_ids"].shape[1]
             ):
                 batches.append([])

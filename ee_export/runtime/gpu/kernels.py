@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ee_export.errors import BadRequest, DeviceError, require_known
-from ee_export.policy.criteria import CRITERIA
+from ee_export.policy.criteria import CRITERIA, Known, top
 from ee_export.policy.decide import NEVER, Rule, Threshold, limits
 
 MAX_ROWS = 1024
@@ -152,6 +152,14 @@ def scratch_bytes(rows: int, classes: int) -> int:
 def trail_bytes(pages: int, classes: int) -> int:
     """Size of ``Decide.trail``; it needs no initial value."""
     return 8 * pages * (2 * classes + 3)
+
+
+def trail_of(known: Known, classes: int) -> np.ndarray:
+    """A page's part of ``Decide.trail``, float64 ``[2 C + 3]``, as the exits that it was asked at would have left it."""
+    answers = [top(found) for found in known.probabilities]
+    run = next((at for at, answer in enumerate(reversed(answers)) if answer != answers[-1]), len(answers))
+    counts = np.bincount(answers, minlength=classes)
+    return np.concatenate([known.probabilities[-1], counts, [len(answers), answers[-1], run]])
 
 
 def policy_bytes(exits: int, classes: int) -> int:

@@ -2,24 +2,26 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from ee_export.encode import Arrays, tokens_read
 from ee_export.errors import BadLogits
-from ee_export.policy.criteria import COUNTS_TOKENS, top
-from ee_export.policy.decide import Rule, calibrated
+from ee_export.manifest import OperatingPoint
+from ee_export.policy.criteria import ASKS_EXITS_BEFORE, COUNTS_TOKENS, Known, top
+from ee_export.policy.decide import NEVER, calibrated
 from ee_export.recipes import TargetRecipe
 from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.executors.batch import Executor, Left, Policy, Stretch
+from ee_export.runtime.gpu.executors.batch import Executor, Left, Policy
 from ee_export.runtime.gpu.executors.choose import open_executor
 from ee_export.runtime.gpu.segment import DeviceSegment
-from ee_export.runtime.records import Call, Record, Visit
+from ee_export.runtime.plan import PlanStep
+from ee_export.runtime.records import Call, Group, Record
 
 if TYPE_CHECKING:
     from ee_export.runtime.chain import Chain
@@ -47,7 +49,12 @@ def sizes_of(recipe: TargetRecipe, longest: int, visual: int, padding: dict[str,
 
 
 class OnDevice:
-    """The executor of a target, opened when the first pages come; all chains of the target take turns on it."""
+    """The executor of a target, opened when the first pages come; all chains of the target share it.
+
+    A batch stays on the device between two stretches, while text is read, until other pages come: it is then begun anew, up to
+    where it was, with nothing decided on the way. What stands before text is read is a small part of a model, so that waiting for OCR
+    holds nobody up, and pages of several batches can go on together.
+    """
 
     def __init__(
         self,
@@ -69,64 +76,100 @@ class OnDevice:
         self._lock = lock
         self._closing = ExitStack()
         self._executor: Executor | None = None
+        self._point: OperatingPoint | None = None
+        self._held: list[
+            Known
+        ] = []  # what is known of the undecided pages on the device, by which they are known again
+        self._rows: list[int] = []  # which page of the batch each of them is
+        self._next = 0  # the stretch before which they stand
+        self._given: set[str] = set()
 
     @property
     def kind(self) -> str | None:
         """Which executor runs; ``None`` before the first page."""
         return None if self._executor is None else self._executor.kind
 
-    def run(self, chain: "Chain", images: Sequence[Image.Image | None], records: Sequence[Record], call: Call) -> None:
-        """Answer up to :attr:`most` pages: afterwards each record has what was visited.
+    def length(self, tokens: int) -> int:
+        """The length in which so many text tokens run."""
+        return self._sizes.length(tokens)
+
+    def runs(self, plan: Sequence[PlanStep], *, every_step: bool) -> list[tuple[int, int, int]]:
+        """See :func:`ee_export.runtime.plan.runs`: here of whole stretches, for those are what was captured."""
+        found = [
+            one for one in self._stretches if every_step or not all(step.skippable for step in plan[one[0] : one[1]])
+        ]
+        return found if found[0][2] == 0 else [(0, 0, 0), *found]
+
+    def advance(
+        self,
+        chain: "Chain",
+        group: Group,
+        first: int,
+        end: int,
+        records: Mapping[int, Record] | Sequence[Record],
+        call: Call,
+    ) -> None:
+        """Run a stretch on a group of up to :attr:`most` pages; survivors stay in the group, whose state are the inputs alone.
+
+        With a deadline, pages answer at the last exit of the stretch that can be reached in time, by its measured cost.
 
         Raises:
             BadLogits: a page's logits are not finite.
-            BadPage, NoText: a page's text is needed and cannot be had.
+            BadRequest: a page's text is longer than the target was compiled for.
             DeviceError: the device failed.
         """
-        point = chain.operating_point
-        policy = Policy.of(point, chain.rules, chain.exits)
-        pixels = chain._pixels(images)
+        if first == end or not group.rows:
+            return
         with self._lock, self._device.current():
-            executor = self._opened(policy)
-            if executor.policy != policy:
+            at = next(at for at, stretch in enumerate(self._stretches) if stretch[:2] == (first, end))
+            executor, policy = self._opened(chain), self._policy
+            between = range(self._next, at)
+            continues = self._arranged(group, records) and self._next <= at and not any(map(self._makes_state, between))
+            held, self._held = self._held, []  # whatever fails, the next pages begin anew
+            replayed = [] if continues else [one for one in range(at) if self._makes_state(one)]
+            reached = end - 1
+            if call.deadline is not None:
+                before = [step for one in replayed for step in range(*self._stretches[one][:2])]
+                found = _reachable(chain, group, before, range(first, end), call.deadline)
+                if found is None and all(records[row].visits for row in group.rows):
+                    for row in group.rows:
+                        records[row].finish(deadline_hit=True)
+                    group.keep([])
+                    self._held = held
+                    return
+                reached = first if found is None else found
+            if reached < end - 1:
+                policy = _answering_at(policy, reached)
+            if group.places is not None:
+                group.pack()
+            mine = [records[row] for row in group.rows]
+            started = time.perf_counter()
+            if not continues:
+                self._begin(executor, chain, group, mine, at, replayed)
+            else:
+                for _ in between:
+                    executor.skip()
+            if executor.policy is not policy:
                 executor.retune(policy)
-            executor.start(len(records))
-            pages, given = list(range(len(records))), set[str]()
-            between: list[list[list[Visit]]] = []
-            ran: list[tuple[Stretch, int, float]] = []
-            for first, end, reads in self._stretches:
-                if not pages:
-                    break
-                asked = {tensor.name for segment in self._segments[first:end] for tensor in segment.inputs}
-                between.append([[] for _ in records])
-                inputs = {name: pixels[name][pages] for name in pixels if name in asked and name not in given}
-                given |= inputs.keys()
-                if reads:
-                    for page in pages:
-                        chain._read(records[page], reads, call)
-                        between[-1][page], records[page].visits = records[page].visits, []
-                    inputs |= self._texts(chain, [records[page] for page in pages], asked)
-                tokens = None
-                if point.criterion in COUNTS_TOKENS:
-                    known = [
-                        [tokens_read(records[p].text, rule.reads) for p in pages] for rule in policy.rules[first:end]
-                    ]
-                    tokens = np.array(known)
-                started, entered = time.perf_counter(), len(pages)
-                pages = executor.advance(inputs, tokens)
-                ran.append(((first, end), entered, (time.perf_counter() - started) * 1e3))
+            pages = executor.advance(self._inputs(chain, group, at), self._tokens(chain, mine, first, end))
+            took = (time.perf_counter() - started) * 1e3
             results = executor.results()
-        for page, (record, left) in enumerate(zip(records, results, strict=True)):
-            _visits(chain, policy.rules, record, left, ran, [visits[page] for visits in between])
-            record.finish(deadline_hit=False)
+            for page, record in zip(self._rows, mine, strict=True):
+                _visit(chain, record, results[page], range(first, end), len(mine), took)
+            places = {page: place for place, page in enumerate(self._rows)}
+            group.keep([places[page] for page in pages])
+            self._held, self._rows, self._next = [records[row].known for row in group.rows], pages, at + 1
 
-    def _opened(self, policy: Policy) -> Executor:
+    def _opened(self, chain: "Chain") -> Executor:
+        if self._point is not chain.operating_point:
+            self._point = chain.operating_point
+            self._policy = Policy.of(self._point, chain.rules, chain.exits)
         if self._executor is None:
             self._executor = self._closing.enter_context(
                 open_executor(
                     self._device,
                     self._segments,
-                    policy,
+                    self._policy,
                     self._sizes,
                     stretches=[(first, end) for first, end, _ in self._stretches],
                     kind=self._kind,
@@ -135,14 +178,67 @@ class OnDevice:
             )
         return self._executor
 
-    def _texts(self, chain: "Chain", records: Sequence[Record], asked: set[str]) -> Arrays:
-        texts = [record.text for record in records if record.text is not None]
-        return {name: array for name, array in chain.encoder.collate(texts).items() if name in asked}
+    def _arranged(self, group: Group, records: Mapping[int, Record] | Sequence[Record]) -> bool:
+        """Whether the device holds just these pages; they are then brought into the order of its rows."""
+        if len(self._held) != len(group.rows):
+            return False
+        positions = {id(records[row].known): position for position, row in enumerate(group.rows)}
+        order = [positions.get(id(known)) for known in self._held]
+        if None in order:
+            return False
+        if order != list(range(len(order))):
+            group.keep([position for position in order if position is not None])
+        return True
+
+    def _begin(
+        self,
+        executor: Executor,
+        chain: "Chain",
+        group: Group,
+        mine: Sequence[Record],
+        at: int,
+        replayed: Sequence[int],
+    ) -> None:
+        """A new batch of these pages, before a stretch: what it reads of earlier ones is made again, and nothing decided there."""
+        executor.start(len(mine))
+        self._rows, self._given = list(range(len(mine))), set()
+        if replayed:
+            executor.retune(replace(self._policy, thresholds=(None,) * len(self._policy.thresholds)))
+        for one in range(at):
+            if one not in replayed:
+                executor.skip()
+            elif len(executor.advance(self._inputs(chain, group, one))) < len(mine):
+                raise BadLogits(
+                    f"{chain.exits[self._stretches[one][1] - 1]}: logits are not finite any more; the device failed"
+                )
+        if at and chain.operating_point.criterion in ASKS_EXITS_BEFORE and mine[0].known.probabilities:
+            executor.recall([record.known for record in mine])
+
+    def _makes_state(self, at: int) -> bool:
+        """Whether a later stretch reads what one makes."""
+        first, end, _ = self._stretches[at]
+        made = {spec.name for segment in self._segments[first:end] for spec in segment.outputs}
+        return any(spec.name in made for segment in self._segments[end:] for spec in segment.inputs)
+
+    def _inputs(self, chain: "Chain", group: Group, at: int) -> Arrays:
+        """What a stretch reads and the device has not, or not all: more of a page's text may be there than before."""
+        first, end, reads = self._stretches[at]
+        kinds = chain.package.manifest.inputs
+        asked = {spec.name for segment in self._segments[first:end] for spec in segment.inputs} & group.state.keys()
+        found = {name for name in asked if name not in self._given or (reads and kinds.get(name) == "text")}
+        self._given |= found
+        return {name: group.state[name] for name in found}
+
+    def _tokens(self, chain: "Chain", mine: Sequence[Record], first: int, end: int) -> np.ndarray | None:
+        if chain.operating_point.criterion not in COUNTS_TOKENS:
+            return None
+        rules = self._policy.rules[first:end]
+        return np.array([[tokens_read(record.text, rule.reads) for record in mine] for rule in rules])
 
     def close(self) -> None:
         """Free what the executor holds on the device."""
         with self._lock, self._device.current():
-            self._executor = None
+            self._executor, self._held = None, []
             self._closing.close()
 
     def __del__(self) -> None:
@@ -150,27 +246,37 @@ class OnDevice:
             self.close()
 
 
-def _visits(
-    chain: "Chain",
-    rules: Sequence[Rule],
-    record: Record,
-    left: Left,
-    ran: Sequence[tuple[Stretch, int, float]],
-    between: Sequence[Sequence[Visit]],
-) -> None:
-    """Write down where a page was. A stretch's time stands at the last exit that was asked there: nobody watched the others."""
-    assert left.exit is not None  # the last exit always answers
-    if left.exit < 0:
+def _reachable(
+    chain: "Chain", group: Group, before: Sequence[int], steps: Sequence[int], deadline: float
+) -> int | None:
+    """The last of some exits that the group reaches in time, by measured costs; ``None``: not even the first of them."""
+    costs, reached, now = chain.target.costs, None, time.perf_counter()
+    for step in (*before, *steps):
+        if costs is not None:
+            now += costs.segment_ms(chain.exits[step], group.tokens, len(group.rows)) / 1e3
+        if now > deadline:
+            break
+        reached = step
+    return reached if reached in steps else None
+
+
+def _answering_at(policy: Policy, exit: int) -> Policy:
+    """The same policy, but all pages that come to an exit leave there."""
+    return replace(policy, thresholds=(*policy.thresholds[:exit], -NEVER, *policy.thresholds[exit + 1 :]))
+
+
+def _visit(chain: "Chain", record: Record, left: Left, steps: Sequence[int], pages: int, took: float) -> None:
+    """Write down where a page was in a stretch, whose time stands at the last exit that was asked: nobody watched the others."""
+    if left.exit is not None and left.exit < 0:
         name = chain.exits[-1 - left.exit]
         raise BadLogits(f"{name}: logits are not finite; the model or the page's inputs are damaged")
-    for ((first, end), pages, took), before in zip(ran, between, strict=True):
-        if first > left.exit:
-            return
-        record.visits.extend(before)
-        last = min(end, left.exit + 1) - 1
-        for at in range(first, last + 1):
-            found = calibrated(left.logits[at].tolist(), rules[at].scale, rules[at].bias)
-            record.known.probabilities.append(found)
-            label, score = chain.labels[top(found)], float(left.scores[at])
-            ms = took if at == last else 0.0
-            record.visits.append((chain.exits[at], pages, ms, label, score, at == left.exit))
+    last = steps[-1] if left.exit is None else left.exit
+    for at in range(steps[0], last + 1):
+        step = chain._plan[at]
+        found = calibrated(left.logits[at].tolist(), step.rule.scale, step.rule.bias)
+        record.known.probabilities.append(found)
+        answer, score = top(found), float(left.scores[at])
+        leaves = at == left.exit and score >= step.limits[answer]
+        record.visits.append((step.exit, pages, took if at == last else 0.0, chain.labels[answer], score, leaves))
+    if left.exit is not None:
+        record.finish(deadline_hit=not leaves)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ee_export.errors import BadRequest
 from ee_export.manifest import OperatingPoint
+from ee_export.policy.criteria import Known
 from ee_export.policy.decide import Rule, Threshold
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
@@ -80,6 +81,16 @@ class Executor(Protocol):
         """
         ...
 
+    def skip(self) -> None:
+        """Go past the next stretch without running it: nothing that later ones read is made there. Its exits were not asked, and what
+        :meth:`results` has of them means nothing."""
+        ...
+
+    def recall(self, known: Sequence[Known]) -> None:
+        """Take these probabilities for what the exits before said of the undecided pages, in the order of their rows, one or more each: criteria
+        that look back go by them."""
+        ...
+
     def results(self) -> list[Left]:
         """Where each page left, in the order of the batch."""
         ...
@@ -93,7 +104,7 @@ class Executor(Protocol):
         ...
 
     def retune(self, policy: Policy) -> None:
-        """Decide by another policy from the next :meth:`start` on; nothing is captured or compiled for it.
+        """Decide by another policy from the next :meth:`advance` on; nothing is captured or compiled for it.
 
         Raises:
             BadRequest: it is not of this chain's exits and classes.
@@ -178,14 +189,18 @@ class Batch:
         self._next = 0
         self._given: set[str] = set()
 
+    def skip(self) -> None:
+        """Go past the next stretch."""
+        self.stretch = self._stretches[self._next]
+        self._next += 1
+
     def advance(self, inputs: Mapping[str, object]) -> bool:
         """Go on to the next stretch with these inputs; False where no page is undecided, and it need not run.
 
         Raises:
             BadRequest: an input is missing, or they are of a length that does not fit.
         """
-        self.stretch = self._stretches[self._next]
-        self._next += 1
+        self.skip()
         if not self.pages:
             return False
         self.length = _length_of(self._buffers, inputs, self.stretch, self.length)

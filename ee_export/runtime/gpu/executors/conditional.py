@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ee_export.errors import DeviceError
+from ee_export.policy.criteria import Known
 from ee_export.runtime.gpu import graphs
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
@@ -25,6 +26,7 @@ from ee_export.runtime.gpu.kernels import (
     policy_bytes,
     scratch_bytes,
     trail_bytes,
+    trail_of,
 )
 
 
@@ -67,6 +69,8 @@ class ConditionalChain:
         self._board = Board(buffers, memory, self._exits, self._classes)
         self._source = memory.allocate(4 * most)
         self._trail = memory.allocate(trail_bytes(most, self._classes))
+        self._trail_pinned = memory.allocate_pinned(trail_bytes(most, self._classes))
+        self._recalled = memory.event()
         scratch = scratch_bytes(most, self._classes)
         self._scratch = memory.allocate(scratch) if scratch else 0
         self._tokens = memory.allocate(4 * self._exits * most)
@@ -229,6 +233,7 @@ class ConditionalChain:
         self._batch = Batch(self.buffers, self.stretches, rows)
         none = Left(None, np.zeros(0), np.zeros((0, self._classes), np.float32))
         self._left = [none] * rows
+        self._began = False
 
     def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
         if self.enqueue(inputs, tokens):
@@ -253,10 +258,12 @@ class ConditionalChain:
             elif self._counts:
                 device.clear(self._tokens, 4 * self._exits * self._board.pages, buffers.stream)
                 self._counts = False
-            if stretch[0] == 0:
+            if not self._began:
                 device.wait(self._board.event)  # the mirror may still be read for the pages before
                 self._board.host["rows"] = rows
-                self._board.send(4)
+                self._board.host["ids"][:rows] = range(rows)
+                self._board.send(self._board.at("exits") - self._board.address)
+                self._began = True
             length = batch.length if buffers.reads_length(0, stretch[1]) else 0
             self._ready[stretch, buffers.sizes.batch(rows), length].launch(buffers.stream)
         return True
@@ -271,6 +278,23 @@ class ConditionalChain:
             held[first : first + len(tokens), page] = tokens[:, row]
         device.copy(self._tokens, self._tokens_pinned, held.nbytes, self.buffers.stream)
         device.record(self._counted, self.buffers.stream)
+
+    def skip(self) -> None:
+        self._batch.skip()
+        if not self._began:  # the chain's first decision is not made, which begins the trail
+            with self.buffers.device.current():
+                size = trail_bytes(self._board.pages, self._classes)
+                self.buffers.device.clear(self._trail, size, self.buffers.stream)
+
+    def recall(self, known: Sequence[Known]) -> None:
+        device, pages = self.buffers.device, self._batch.pages
+        with device.current():
+            device.wait(self._recalled)
+            held = host_array(self._trail_pinned, (self._board.pages, 2 * self._classes + 3), "float64")
+            for page, one in zip(pages, known, strict=True):
+                held[page] = trail_of(one, self._classes)
+            device.copy(self._trail, self._trail_pinned, held.nbytes, self.buffers.stream)
+            device.record(self._recalled, self.buffers.stream)
 
     def _take(self, end: int) -> None:
         """Who left in a stretch up to ``end``, and with what, from the board."""

@@ -93,6 +93,17 @@ class HostChain:
                     break
         return list(batch.pages)
 
+    def skip(self) -> None:
+        self._batch.skip()
+        first, end = self._batch.stretch
+        for page in self._batch.pages:
+            self._scores[page] += [math.nan] * (end - first)
+            self._logits[page] += [np.zeros(self._classes, np.float32)] * (end - first)
+
+    def recall(self, known: Sequence[Known]) -> None:
+        for page, one in zip(self._batch.pages, known, strict=True):
+            self._known[page] = Known(list(one.probabilities))
+
     def _step(self, step: int, end: int, tokens: Sequence[int] | None) -> None:
         buffers, batch = self.buffers, self._batch
         rows = len(batch.pages)
