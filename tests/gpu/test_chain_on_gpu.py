@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from ee_export.data import read_dataset
 from ee_export.doctor.engines import compiled
@@ -54,8 +55,9 @@ def points(chain: Chain, probe: list[Page]) -> list[OperatingPoint]:
         found = sorted(answer.score for answer in chain.with_point(leaving_at(chain.exits, name)).predict_batch(probe))
         low, high = max(itertools.pairwise(found), key=lambda pair: pair[1] - pair[0])
         scores[name] = (low + high) / 2  # no page's own: sums differ in their last digits from batch to batch
+    never = OperatingPoint("patience", dict.fromkeys(scores))
     mixed = [OperatingPoint(name, dict(scores)) for name in ("max_probability", "margin", "entropy", "patience")]
-    return mixed + [leaving_at(chain.exits, name) for name in chain.exits]
+    return [never, *mixed] + [leaving_at(chain.exits, name) for name in chain.exits]
 
 
 @pytest.mark.parametrize("kind", ["host", "graphs", "conditional", "auto"])
@@ -150,10 +152,12 @@ def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pa
     stretches = [first, (begin, middle, reads), (middle, end, reads)]
     halved = OnDevice(device._device, device._segments, device._sizes, stretches, kind, device._stream, device._lock)
     assert [halved._makes_state(at) for at in range(3)] == [False, True, False]
-    for point in points(chain, pages):
+    words, boxes = pages[0].text(None)
+    alike = [Page(page.image, words, boxes) for page in pages]  # of one length: they stay together, as they are packed
+    for point in points(chain, alike):
         here = Chain(chain.package, chain.target, point, chain.segments, chain.encoder, halved)
-        wanted = chain.with_point(point).predict_batch(pages)
-        for found in (here.predict_batch(pages), here.predict_many(pages, batch=2)):
+        wanted = chain.with_point(point).predict_batch(alike)
+        for found in (here.predict_batch(alike), here.predict_many(alike, batch=2)):
             for one, other in zip(found, wanted, strict=True):
                 assert isinstance(one, Answer)
                 assert (one.exit, one.label) == (other.exit, other.label)
@@ -177,6 +181,32 @@ def test_a_page_with_a_deadline_answers_at_the_last_exit_that_its_costs_allow(
             assert (answer.exit, answer.deadline_hit) == (answers, slow is not None)
             assert not answer.trace[-1].left if slow else answer.trace[-1].left
         assert timed.predict(pages[0]).exit == "final"  # thresholds are the chain's own again
+
+
+def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_more_text_goes_to_the_gpu(
+    machine: Machine, sample: Path, tmp_path: Path, pages: list[Page]
+) -> None:
+    package = compiled(open_package(Path(shutil.copytree(sample, tmp_path / "gpu.ee"))), TARGET, lambda *_: None)
+    chain = load_package(package, TARGET, executor="conditional")
+    strips: list[float] = []
+
+    def ocr(image: Image.Image) -> tuple[list[str], list[list[int]]]:
+        strips.append(image.height)
+        tall = [at * 1000 // 40 for at in range(40)]
+        return ["total"] * 40, [[10, top, 200, top + 20] for top in tall]
+
+    read = []
+    for name in ("text.40", "text.50", "text", "final"):
+        strips.clear()
+        forced = chain.with_point(leaving_at(chain.exits, name))
+        found = forced.predict(Page(pages[0].image, ocr=ocr))
+        read.append((name, len(strips)))
+        wanted = one_by_one(forced).predict(Page(pages[0].image, ocr=ocr))
+        assert (found.exit, found.label) == (wanted.exit, wanted.label) == (name, found.label)
+        assert found.score == pytest.approx(wanted.score, abs=2e-3)
+        asked = chain.exits[: chain.exits.index(name) + 1]
+        assert [step.name for step in found.trace if step.name != "ocr"] == list(asked)
+    assert read == [("text.40", 1), ("text.50", 2), ("text", 3), ("final", 3)]
 
 
 def test_a_page_without_text_is_an_error_and_the_next_batch_is_answered(on_gpu: Package, pages: list[Page]) -> None:

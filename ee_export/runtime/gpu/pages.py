@@ -125,7 +125,6 @@ class OnDevice:
             executor, policy = self._opened(chain), self._policy
             between = range(self._next, at)
             continues = self._arranged(group, records) and self._next <= at and not any(map(self._makes_state, between))
-            held, self._held = self._held, []  # whatever fails, the next pages begin anew
             replayed = [] if continues else [one for one in range(at) if self._makes_state(one)]
             reached = end - 1
             if call.deadline is not None:
@@ -135,11 +134,11 @@ class OnDevice:
                     for row in group.rows:
                         records[row].finish(deadline_hit=True)
                     group.keep([])
-                    self._held = held
                     return
                 reached = first if found is None else found
             if reached < end - 1:
                 policy = _answering_at(policy, reached)
+            self._held = []  # whatever fails, the next pages begin anew
             if group.places is not None:
                 group.pack()
             mine = [records[row] for row in group.rows]
