@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 from collections.abc import Iterator
@@ -509,6 +510,35 @@ def test_an_input_written_where_it_lies_is_not_copied(simulator: Simulator, kind
         with executor.buffers.device.current():
             executor.buffers.give({n: _interface(view) for n, view in views.items()}, 4, 5)
         assert "cuMemcpyAsync" not in simulator.trace
+
+
+def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator: Simulator) -> None:
+    """What torch and CuPy do: memory of an array that nobody has is given to the next one at once, in another stream."""
+
+    class Pooled(OnDevice):
+        def __del__(self) -> None:
+            told = self.__cuda_array_interface__
+            simulator.array(self.address, told["shape"], np.dtype(told["typestr"]).name)[...] = 1
+
+    inputs, how = pages(4, 5), policy()
+    wanted = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
+    with opened(simulator, "conditional", batches=(4,), how=how) as executor, executor.buffers.device.current():
+        addresses = []
+        for _ in range(2):
+            given = {name: Pooled(simulator, values) for name, values in inputs.items()}
+            addresses += [held.address for held in given.values()]
+            executor.start(4)
+            executor.enqueue(given)
+            del given
+            gc.collect()
+        answers = executor.results_on_device()["answers"]
+        executor.buffers.device.synchronize(executor.buffers.stream)
+        found = simulator.array(answers.address, answers.shape, "float32")
+        for page, one in enumerate(wanted):
+            np.testing.assert_array_equal(found[: one.exit + 1, page], one.logits)
+        executor.buffers._copied.clear()
+        for address in addresses:
+            simulator.driver.cuMemFree(address)
 
 
 def _interface(view: Any) -> Any:

@@ -111,7 +111,7 @@ def test_missing_libraries_of_tensorrt_are_no_fault_of_the_package(
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
     spec = tiny_package.target("cpu-fp32").segments[0]
-    with pytest.raises(DeviceError, match="could not load its TensorrtExecutionProvider: .*tensorrt-cu13<11"):
+    with pytest.raises(DeviceError, match=r"could not load its TensorrtExecutionProvider: .*tensorrt-cu13<11"):
         OrtGpuSegment(spec, tiny_package.path / spec.file, [("TensorrtExecutionProvider", {}), *CPU], STREAM)
 
 
