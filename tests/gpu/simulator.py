@@ -206,7 +206,7 @@ class Simulator:
             if name in names:
                 self._answer(name, getattr(self, name))
         # From 13 on, cuGraphAddNode takes edge data before the count; in 12 it is `_v2` that does.
-        self.fake.on("nvrtcVersion", lambda: (self._nvrtc(), 13, 0))
+        self.fake.on("nvrtcVersion", lambda: (self._nvrtc(), self.driver.CUDA_VERSION // 1000, 0))
         self.fake.on("nvrtcGetSupportedArchs", lambda: (self._nvrtc(), [75, 80, 86, 89, 90]))
         self.fake.on("nvrtcGetCUBINSize", lambda program: (self._nvrtc(), 8))
 
