@@ -516,16 +516,19 @@ def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator
     """What torch and CuPy do: memory of an array that nobody has is given to the next one at once, in another stream."""
 
     class Pooled(OnDevice):
+        def __init__(self, values: np.ndarray) -> None:
+            super().__init__(simulator, values)
+            self.memory = simulator.array(self.address, values.shape, str(values.dtype))
+
         def __del__(self) -> None:
-            told = self.__cuda_array_interface__
-            simulator.array(self.address, told["shape"], np.dtype(told["typestr"]).name)[...] = 1
+            self.memory[...] = 1
 
     inputs, how = pages(4, 5), policy()
     wanted = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
     with opened(simulator, "conditional", batches=(4,), how=how) as executor, executor.buffers.device.current():
         addresses = []
         for _ in range(2):
-            given = {name: Pooled(simulator, values) for name, values in inputs.items()}
+            given = {name: Pooled(values) for name, values in inputs.items()}
             addresses += [held.address for held in given.values()]
             executor.start(4)
             executor.enqueue(given)
