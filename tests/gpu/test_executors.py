@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -588,3 +589,22 @@ def test_captures_never_nest_and_their_graphs_are_destroyed_once_embedded(simula
             open_captures += {"cuStreamBeginCapture": 1, "cuStreamEndCapture": -1}.get(call, 0)
             assert open_captures in (0, 1)
         assert simulator.trace.count("cuGraphDestroy") == simulator.trace.count("cuStreamBeginCapture") + 4
+
+
+def test_a_segment_of_the_host_that_is_garbage_while_another_runs_gives_its_memory_back(simulator: Simulator) -> None:
+    """The collector may come in any line, with the lock of their chain held by this very thread."""
+    device, lock = module("device").open_device(), threading.Lock()
+    with device.current():
+        stream = device.create_stream()
+    segment = segments_on(simulator)[0]
+    held = module("host").HostSegment(segment, device, stream, VISUAL, lock)
+    held.run({"pixel_values": pages(2, 5)["pixel_values"]})
+    with lock:
+        waiting = threading.Thread(target=held.__del__, daemon=True)
+        waiting.start()
+        waiting.join(5)
+        assert not waiting.is_alive()
+    assert simulator.leaks()[:-1] == [f"stream {stream:#x}"]
+    with device.current():
+        device.destroy_stream(stream)
+    device.close()
