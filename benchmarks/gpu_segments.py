@@ -24,11 +24,13 @@ __device__ unsigned long long now() {
 }
 
 // One block a row: state [B, W], next [B, W], logits [B, C]; holds its block for `base` ns, and `each` ns for every row.
-extern "C" __global__ void segment(const float *state, float *next, float *logits, int width, int classes, int salt,
-                                   long long base, long long each) {
+extern "C" __global__ void segment(const float *__restrict__ state, float *__restrict__ next, float *logits, int width,
+                                   int classes, int salt, long long base, long long each) {
     const unsigned long long begin = now();
     const float *mine = state + (long long)blockIdx.x * width;
-    for (int at = threadIdx.x; at < width; at += blockDim.x) next[(long long)blockIdx.x * width + at] = mine[(at + 1) % width];
+    float *following = next + (long long)blockIdx.x * width;
+    #pragma unroll 8
+    for (int at = threadIdx.x; at < width; at += blockDim.x) following[at] = mine[at + 1 < width ? at + 1 : 0];
     if (threadIdx.x < classes) {
         float total = 0.0f;
         for (int at = 0; at < 64 && at < width; ++at) {
@@ -79,7 +81,7 @@ class KernelSegment:
 
         def enqueue(stream: int, held: object = values) -> None:
             (status,) = self.driver.cuLaunchKernel(
-                self.function, rows, 1, 1, 128, 1, 1, 0, stream, ctypes.addressof(pointers), 0
+                self.function, rows, 1, 1, 1024, 1, 1, 0, stream, ctypes.addressof(pointers), 0
             )
             if status != self.driver.CUresult.CUDA_SUCCESS:
                 raise DeviceError(f"cuLaunchKernel of {self.exit}: {status}")

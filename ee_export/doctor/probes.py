@@ -137,6 +137,9 @@ def onnxruntime() -> Facts:
     wheels = _installed(r"onnxruntime(_gpu)?$")
     facts: Facts = {"wheels": wheels, "version": ort.__version__, "listed": ort.get_available_providers()}
     ort.set_default_logger_severity(4)
+    ort.preload_dlls()  # as ee_export.runtime.gpu.ort_gpu does: what pip installed of CUDA lies where no loader looks
+    with contextlib.suppress(ImportError, OSError):
+        import tensorrt  # noqa: F401
     for provider, library in (("CUDAExecutionProvider", "cuda"), ("TensorrtExecutionProvider", "tensorrt")):
         file = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
         facts[library] = _provider(provider, file) if provider in facts["listed"] else None

@@ -43,6 +43,8 @@ HANDLES = (
     "CUstream",
 )
 NO_CONTEXT = ("cuInit", "cuDevice", "cuDriver", "cuCtx", "cuGetError")
+CONTEXT = 0x77
+"""The primary one."""
 BODY = {"KERNEL", "MEMCPY", "MEMSET", "GRAPH", "EMPTY", "CONDITIONAL"}
 """What a conditional node's body may hold."""
 
@@ -206,7 +208,7 @@ class Simulator:
             if name in names:
                 self._answer(name, getattr(self, name))
         # From 13 on, cuGraphAddNode takes edge data before the count; in 12 it is `_v2` that does.
-        self.fake.on("nvrtcVersion", lambda: (self._nvrtc(), 13, 0))
+        self.fake.on("nvrtcVersion", lambda: (self._nvrtc(), self.driver.CUDA_VERSION // 1000, 0))
         self.fake.on("nvrtcGetSupportedArchs", lambda: (self._nvrtc(), [75, 80, 86, 89, 90]))
         self.fake.on("nvrtcGetCUBINSize", lambda program: (self._nvrtc(), 8))
 
@@ -269,13 +271,13 @@ class Simulator:
 
     def cuDevicePrimaryCtxRetain(self, device: Any) -> Any:
         self._retained += 1
-        return self._made("CUcontext", 0x77)
+        return self._made("CUcontext", CONTEXT)
 
     def cuDevicePrimaryCtxRelease(self, device: Any) -> None:
         self._retained -= 1
 
     def cuCtxPushCurrent(self, context: Any) -> None:
-        if int(context) != 0x77 or not self._retained:
+        if int(context) != CONTEXT or not self._retained:
             raise Refused("CUDA_ERROR_INVALID_CONTEXT")
         self._contexts.append(int(context))
 
@@ -608,6 +610,8 @@ class Simulator:
         switch = told.type.name.endswith("SWITCH")
         if told.size < 1 or (told.size > 2 and not switch):
             raise Refused("CUDA_ERROR_INVALID_VALUE")
+        if int(told.ctx) != CONTEXT:  # none is no default here
+            raise Refused("CUDA_ERROR_INVALID_VALUE")
         held = self._graph(graph)
         node = Node(kind, [], handle=int(told.handle), switch=switch)
         node.bodies = [Graph(above=held) for _ in range(told.size)]
@@ -621,6 +625,8 @@ class Simulator:
         return made
 
     def cuGraphConditionalHandleCreate(self, graph: Any, context: Any, default: int, flags: int) -> Any:
+        if int(context) != CONTEXT or flags & ~self.driver.CU_GRAPH_COND_ASSIGN_DEFAULT:
+            raise Refused("CUDA_ERROR_INVALID_VALUE")
         handle = self._handle()
         self._graph(graph).handles[handle] = default if flags & self.driver.CU_GRAPH_COND_ASSIGN_DEFAULT else None
         return self._made("CUgraphConditionalHandle", handle)

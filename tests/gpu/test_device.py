@@ -90,6 +90,16 @@ def test_a_machine_without_nvrtc_has_no_conditional_graph_but_the_others(simulat
     device.close()
 
 
+def test_what_nvrtc_compiles_for_a_newer_driver_is_not_given_to_this_one(simulator: Simulator) -> None:
+    simulator.driver_version = 12080
+    device = module("device").open_device()
+    checks = {check.executor: check for check in module("device").preflight(device)}
+    assert checks["graphs"].runs
+    assert "NVRTC 13.0 compiles for drivers of CUDA 13, and this one is of 12.8" in checks["conditional"].why
+    assert "pip install 'cuda-bindings[all]>=12.8,<13'" in checks["conditional"].why
+    device.close()
+
+
 # pycuda, on the simulated driver's memory and streams.
 
 
@@ -262,6 +272,14 @@ def test_a_view_of_a_dlpack_array_is_its_memory() -> None:
     turned = type("Given", (), {"__dlpack__": lambda self, stream: torch.zeros(2, 3).T.__dlpack__()})()
     with pytest.raises(BadRequest, match="make it contiguous"):
         arrays.view_of(turned, 0, "x")
+
+
+def test_an_array_that_its_library_does_not_give_is_told_with_its_words() -> None:
+    def refuse(_: Any, stream: int) -> Any:
+        raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
+    with pytest.raises(BadRequest, match=r"x: its library does not give it: .*detach"):
+        arrays.view_of(type("Given", (), {"__dlpack__": refuse})(), 0, "x")
 
 
 def test_a_consumers_stream_waits_for_the_array_unless_it_says_not_to() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -511,6 +513,38 @@ def test_an_input_written_where_it_lies_is_not_copied(simulator: Simulator, kind
         assert "cuMemcpyAsync" not in simulator.trace
 
 
+def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator: Simulator) -> None:
+    """What torch and CuPy do: memory of an array that nobody has is given to the next one at once, in another stream."""
+
+    class Pooled(OnDevice):
+        def __init__(self, values: np.ndarray) -> None:
+            super().__init__(simulator, values)
+            self.memory = simulator.array(self.address, values.shape, str(values.dtype))
+
+        def __del__(self) -> None:
+            self.memory[...] = 1
+
+    inputs, how = pages(4, 5), policy()
+    wanted = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
+    with opened(simulator, "conditional", batches=(4,), how=how) as executor, executor.buffers.device.current():
+        addresses = []
+        for _ in range(2):
+            given = {name: Pooled(values) for name, values in inputs.items()}
+            addresses += [held.address for held in given.values()]
+            executor.start(4)
+            executor.enqueue(given)
+            del given
+            gc.collect()
+        answers = executor.results_on_device()["answers"]
+        executor.buffers.device.synchronize(executor.buffers.stream)
+        found = simulator.array(answers.address, answers.shape, "float32")
+        for page, one in enumerate(wanted):
+            np.testing.assert_array_equal(found[: one.exit + 1, page], one.logits)
+        executor.buffers._copied.clear()
+        for address in addresses:
+            simulator.driver.cuMemFree(address)
+
+
 def _interface(view: Any) -> Any:
     """A consumer that knows `__cuda_array_interface__` only."""
     return type("Other", (), {"__cuda_array_interface__": view.__cuda_array_interface__, "shape": view.shape})()
@@ -555,3 +589,22 @@ def test_captures_never_nest_and_their_graphs_are_destroyed_once_embedded(simula
             open_captures += {"cuStreamBeginCapture": 1, "cuStreamEndCapture": -1}.get(call, 0)
             assert open_captures in (0, 1)
         assert simulator.trace.count("cuGraphDestroy") == simulator.trace.count("cuStreamBeginCapture") + 4
+
+
+def test_a_segment_of_the_host_that_is_garbage_while_another_runs_gives_its_memory_back(simulator: Simulator) -> None:
+    """The collector may come in any line, with the lock of their chain held by this very thread."""
+    device, lock = module("device").open_device(), threading.Lock()
+    with device.current():
+        stream = device.create_stream()
+    segment = segments_on(simulator)[0]
+    held = module("host").HostSegment(segment, device, stream, VISUAL, lock)
+    held.run({"pixel_values": pages(2, 5)["pixel_values"]})
+    with lock:
+        waiting = threading.Thread(target=held.__del__, daemon=True)
+        waiting.start()
+        waiting.join(5)
+        assert not waiting.is_alive()
+    assert simulator.leaks()[:-1] == [f"stream {stream:#x}"]
+    with device.current():
+        device.destroy_stream(stream)
+    device.close()

@@ -1,9 +1,12 @@
 """Sessions over tensors at fixed addresses: ONNX Runtime's CPU provider and host memory stand in for those of a GPU."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -77,6 +80,41 @@ def test_a_provider_that_does_not_load_is_an_error_and_not_a_slow_cpu(tiny_packa
         OrtGpuSegment(spec, tiny_package.path / spec.file, [("CUDAExecutionProvider", {}), *CPU], STREAM)
 
 
+def test_libraries_that_pip_installed_are_loaded_before_a_session_looks_for_them(
+    tiny_package: Package, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    session = onnxruntime.InferenceSession
+
+    def opening(*arguments: Any, **options: Any) -> Any:
+        calls.append("session")
+        return session(*arguments, **options)
+
+    def load() -> None:
+        print("Failed to load libcudart.so.13")
+        calls.append("libraries")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", load)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opening)
+    spec = tiny_package.target("cpu-fp32").segments[0]
+    opened(spec, tiny_package.path / spec.file)
+    assert calls == ["libraries", "session"]
+    assert capsys.readouterr().out == ""
+
+
+def test_missing_libraries_of_tensorrt_are_no_fault_of_the_package(
+    tiny_package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Please install TensorRT libraries as mentioned in the GPU requirements page")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    spec = tiny_package.target("cpu-fp32").segments[0]
+    with pytest.raises(DeviceError, match=r"could not load its TensorrtExecutionProvider: .*tensorrt-cu13<11"):
+        OrtGpuSegment(spec, tiny_package.path / spec.file, [("TensorrtExecutionProvider", {}), *CPU], STREAM)
+
+
 def test_a_graph_that_is_none_is_named(tmp_path: Path, tiny_package: Package) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(BadPackage, match=r"bad\.onnx: onnxruntime .* cannot load it"):
@@ -85,8 +123,6 @@ def test_a_graph_that_is_none_is_named(tmp_path: Path, tiny_package: Package) ->
 
 @pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
 def test_an_onnxruntime_without_the_provider_says_what_to_install(backend: str) -> None:
-    import onnxruntime
-
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the provider")
     with pytest.raises(
@@ -97,6 +133,7 @@ def test_an_onnxruntime_without_the_provider_says_what_to_install(backend: str) 
 
 def test_the_tensorrt_provider_is_given_every_profile_and_no_precision_of_its_own(tmp_path: Path) -> None:
     recipe = TargetRecipe("mine", "onnxruntime-tensorrt", "fp16", workspace_mib=512, builder_level=4, cuda_graphs=False)
+    recipe = replace(recipe, hardware_compatibility="ampere_plus", strip=True)
     inputs = [TensorSpec("text", "float16", ("B", "T", 8)), TensorSpec("bbox", "int64", ("B", "T", 4))]
     text = Range(1, 128, 256)
     shapes = profile_shapes(inputs, [Profile(Range(1, 1, 1), text), Profile(Range(2, 8, 16), text)], 5)
@@ -107,4 +144,9 @@ def test_the_tensorrt_provider_is_given_every_profile_and_no_precision_of_its_ow
     assert (options["device_id"], options["user_compute_stream"]) == ("1", "42")
     assert options["trt_max_workspace_size"] == str(512 << 20)
     assert not {key for key in options if key.endswith(("fp16_enable", "bf16_enable", "int8_enable"))}
+    # The Python binding of onnxruntime-gpu 1.31.1 knows no other of its names than these, and flags by these words only.
+    flags = {"trt_engine_cache_enable", "trt_timing_cache_enable", "trt_engine_hw_compatible"}
+    flags |= {"trt_weight_stripped_engine_enable"}
+    assert {options[key] for key in flags & options.keys()} == {"True"}
+    assert "has_user_compute_stream" not in options
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import sys
 from collections.abc import Iterator
@@ -85,6 +86,20 @@ def test_what_a_capture_does_not_allow_is_refused(simulator: Simulator, device: 
         graphs.capture(device, stream, lambda at: launch(simulator, "k", at), "it")
     )  # the stream is still of use
     assert simulator.ran["k"] == 0
+
+
+def test_no_garbage_is_collected_in_a_capture(simulator: Simulator, device: Any, graphs: Any) -> None:
+    """It may own memory of the device: to free that is refused, and the capture lost."""
+    stream, collects = device.create_stream(), []
+
+    def enqueue(to: int) -> None:
+        collects.append(gc.isenabled())
+        launch(simulator, "k", to)
+
+    graphs.destroy(graphs.capture(device, stream, enqueue, "it"))
+    with pytest.raises(DeviceError):
+        graphs.capture(device, stream, lambda _: device.allocate(64), "it")
+    assert collects == [False] and gc.isenabled()
 
 
 def conditional(
@@ -215,7 +230,7 @@ def test_the_gpu_benchmark_and_its_segments_run(
     told = capsys.readouterr().out
     assert all(told.count(f"  {kind} ") == 2 for kind in ("host", "graphs", "conditional"))
     assert simulator.faults == []
-    assert simulator.leaks() == ["1 modules"]  # the benchmark's own kernel
+    assert simulator.leaks() == ["2 modules"]  # the benchmark's own kernel, of two widths
 
 
 def test_no_module_that_saw_the_simulated_driver_outlives_its_test() -> None:

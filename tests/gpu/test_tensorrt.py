@@ -148,6 +148,28 @@ def test_what_tensorrt_refuses_is_said_with_its_last_words(
         segment.bind(ADDRESSES, SIZES)
 
 
+def test_shapes_that_do_not_go_together_are_said_with_tensorrt_s_last_words(
+    tensorrt: FakeTensorRt, scratch: Scratch
+) -> None:
+    segment = tensorrt.open(scratch)
+
+    def refuse(*_: Any) -> Any:
+        tensorrt.complain("broadcast dimensions must be conformable")
+        raise RuntimeError("infer_shapes error code: -1")
+
+    tensorrt.fake.on("IExecutionContext.infer_shapes", refuse)
+    with pytest.raises(DeviceError, match=r"infers no shapes .*error code: -1.: broadcast dimensions"):
+        segment.bind(ADDRESSES, SIZES)
+
+
+def test_a_size_that_the_engine_knows_at_run_time_only_is_no_difference(
+    tensorrt: FakeTensorRt, scratch: Scratch
+) -> None:
+    ranks = {tensor.name: len(tensor.shape) for tensor in (*SPEC.inputs, *SPEC.outputs)}
+    tensorrt.fake.on("ICudaEngine.get_tensor_shape", lambda engine, name: (-1,) * ranks[name])
+    tensorrt.open(scratch).bind(ADDRESSES, SIZES)
+
+
 def test_an_engine_that_enqueues_nothing_is_an_error_and_not_an_old_answer(
     tensorrt: FakeTensorRt, scratch: Scratch
 ) -> None:

@@ -168,10 +168,13 @@ def view_of(value: Any, stream: int, name: str) -> DeviceArray:
         name: of the input, for messages.
 
     Raises:
-        BadRequest: it is not contiguous, or of a dtype that no tensor has.
+        BadRequest: it is not contiguous, or of a dtype that no tensor has, or wants a gradient.
     """
     if hasattr(value, "__dlpack__"):
-        capsule = value.__dlpack__(stream=stream)
+        try:
+            capsule = value.__dlpack__(stream=stream)
+        except BufferError as error:
+            raise BadRequest(f"{name}: its library does not give it: {error}") from None
         tensor = _Managed.from_address(_read(capsule, _NAME)).tensor
         shape = tuple(tensor.shape[: tensor.ndim])
         strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None

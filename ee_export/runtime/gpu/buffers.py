@@ -123,6 +123,7 @@ class Buffers:
         self.inputs = tuple(name for name in self.specs if name not in made)
         self._needed = _needed(segments)
         self._bound: dict[tuple[int, int, int], BoundSegment] = {}
+        self._copied: list[DeviceArray] = []
         self._own_stream: int | None = None
         with device.current():
             if stream is None:
@@ -200,40 +201,42 @@ class Buffers:
         """Append copies of inputs, host or device arrays ``[rows, …]``, to the stream, padded to ``tokens`` text tokens.
 
         Host arrays go through pinned memory, so that the caller may change them at once. Device arrays are copied on the device, after
-        what fills them; one that is a view of the input itself, see :meth:`view`, is left where it is.
+        what fills them, and kept until they are, for their owner would give their memory to others; the caller changes them after
+        the results only. One that is a view of the input itself, see :meth:`view`, is left where it is.
 
         Raises:
             BadRequest: an unknown input, another shape or dtype, or a device array whose text is not as long as ``tokens``.
         """
-        for name, value in inputs.items():
+        for name in inputs:
             if name not in self.inputs:
                 raise BadRequest(f"unknown input '{name}': this chain takes {', '.join(self.inputs)}")
-            if is_device_array(value):
-                self._give_device(name, value, rows, tokens)
         hosts = {name: np.asarray(value) for name, value in inputs.items() if not is_device_array(value)}
-        if not hosts:
-            return
         for name, given in hosts.items():
             self._require(name, given.shape, str(given.dtype), rows, tokens, exact=False)
-        self.device.wait(self._uploaded)  # pinned memory may still be read for the pages before
+        views = {name: self._view_of(name, inputs[name], rows, tokens) for name in inputs if name not in hosts}
+        copied = {name: held for name, held in views.items() if held.address != self.addresses[name]}
+        if not hosts and not copied:
+            return
+        self.device.wait(self._uploaded)  # what comes from the host or others may still be read for the pages before
+        self._copied = list(copied.values())
+        for name, held in copied.items():
+            if held.stream is not None and held.stream != self.stream:
+                self.device.follow(self.stream, held.stream)
+            self.device.copy(self.addresses[name], held.address, held.nbytes, self.stream)
         for name, given in hosts.items():
             spec = self.specs[name]
             shape = shape_of(spec, self.sizes.axes(rows, tokens))
-            held = host_array(self._staging[name], shape, spec.dtype)
+            staged = host_array(self._staging[name], shape, spec.dtype)
             if given.shape != shape:
-                held[...] = (self.sizes.padding or {}).get(name, 0)
-            held[tuple(slice(size) for size in given.shape)] = given
-            self.device.copy(self.addresses[name], self._staging[name], held.nbytes, self.stream)
+                staged[...] = (self.sizes.padding or {}).get(name, 0)
+            staged[tuple(slice(size) for size in given.shape)] = given
+            self.device.copy(self.addresses[name], self._staging[name], staged.nbytes, self.stream)
         self.device.record(self._uploaded, self.stream)
 
-    def _give_device(self, name: str, value: object, rows: int, tokens: int) -> None:
+    def _view_of(self, name: str, value: object, rows: int, tokens: int) -> DeviceArray:
         held = view_of(value, self.stream, name)
         self._require(name, held.shape, held.dtype, rows, tokens, exact=True)
-        if held.address == self.addresses[name]:
-            return
-        if held.stream is not None and held.stream != self.stream:
-            self.device.follow(self.stream, held.stream)
-        self.device.copy(self.addresses[name], held.address, held.nbytes, self.stream)
+        return held
 
     def _require(self, name: str, shape: tuple[int, ...], dtype: str, rows: int, tokens: int, *, exact: bool) -> None:
         spec = self.specs[name]
@@ -279,8 +282,9 @@ class Buffers:
 
     def lend(self, other: int) -> None:
         """Work on another library's stream waits for what this one holds."""
-        with self.device.current():
-            self.device.follow(other, self.stream)
+        if other != self.stream:
+            with self.device.current():
+                self.device.follow(other, self.stream)
 
     def close(self) -> None:
         """Free everything, after what is under way; the addresses are then worth nothing."""
@@ -289,7 +293,8 @@ class Buffers:
             if self._own_stream is not None:
                 closing.callback(self.device.destroy_stream, self._own_stream)
                 self._own_stream = None
-            closing.callback(self.memory.close)
+            closing.callback(self._copied.clear)
+            closing.callback(self.memory.close)  # first: it waits for what is under way
 
 
 def host_array(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -131,7 +131,7 @@ def preflight(device: Device) -> tuple[Check, ...]:
     return (
         Check("host", ""),
         Check("graphs", graphs),
-        Check("conditional", graphs or _conditional_missing(device) or _nvrtc_missing()),
+        Check("conditional", graphs or _conditional_missing(device) or _nvrtc_missing(device)),
     )
 
 
@@ -160,13 +160,18 @@ def _conditional_missing(device: Device) -> str:
     return ""
 
 
-def _nvrtc_missing() -> str:
+def _nvrtc_missing(device: Device) -> str:
     from cuda.bindings import nvrtc
 
     try:
-        nvrtc.nvrtcVersion()
+        _, major, minor = nvrtc.nvrtcVersion()
     except RuntimeError as error:
         return f"no NVRTC to compile the exit decision with ({_first_line(error)}); {PIP_CUDA}"
+    if major > device.driver_version // 1000:
+        return (
+            f"NVRTC {major}.{minor} compiles for drivers of CUDA {major}, and this one is of {_version(device.driver_version)}; "
+            f"update it, or pip install 'cuda-bindings[all]>=12.8,<{major}'"
+        )
     return ""
 
 

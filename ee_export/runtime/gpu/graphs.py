@@ -1,6 +1,7 @@
 """CUDA graphs by cuda-bindings: capture, child graphs, kernels and conditional nodes, and what may stand in their bodies."""
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -48,7 +49,8 @@ def capture(device: Device, stream: int, enqueue: Callable[[int], None], what: s
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     done(driver.cuStreamBeginCapture(stream, mode), f"{what}: cuStreamBeginCapture")
     try:
-        enqueue(stream)
+        with _no_collection():
+            enqueue(stream)
     except BaseException:
         status, graph = driver.cuStreamEndCapture(stream)  # or else the stream could not be used any more
         if status == driver.CUresult.CUDA_SUCCESS:
@@ -62,6 +64,18 @@ def capture(device: Device, stream: int, enqueue: Callable[[int], None], what: s
         driver.cuGraphDestroy(graph)
         raise
     return graph
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage may own memory of the device, and to free it would spoil a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def walk(graph: Graph) -> Iterator[tuple[Node, driver.CUgraphNodeType]]:

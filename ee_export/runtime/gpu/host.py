@@ -64,8 +64,9 @@ class HostSegment:
             self._release()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # the device may have failed, or been closed
-            self.close()
+        # Without the lock: this thread may hold it, and nobody else has this segment any more.
+        with contextlib.suppress(Exception), self._device.current():  # the device may have failed, or been closed
+            self._release()
 
     def _copy(self, name: str, *, to_device: bool) -> None:
         host, device = self._staged[name].ctypes.data, self._addresses[name]

@@ -4,6 +4,8 @@ onnxruntime-gpu 1.31 is built for CUDA 13 and cuDNN 9, and its TensorRT provider
 next to TensorRT 11 alone only the CUDA provider works. Its sessions cannot be captured into a CUDA graph of ours.
 """
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -62,11 +64,16 @@ class OrtGpuSegment:
         wanted = providers[0][0]
         if wanted not in ort.get_available_providers():
             raise DeviceError(f"onnxruntime {ort.__version__} has no {wanted}: {_needs(wanted)}")
+        _load_libraries(wanted)
         options = session_options(available_threads())
         try:
             # Without enable_fallback=0 a provider that fails is left out with no more than a print.
             self._session = ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base class
+            if "Please install" in str(error):  # so it says of TensorRT's libraries, before it looks at the graph
+                raise DeviceError(
+                    f"onnxruntime {ort.__version__} could not load its {wanted}: {_needs(wanted)}"
+                ) from None
             raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
         # One whose library cannot be loaded is left out all the same, with a line in the log.
         if wanted not in self._session.get_providers():
@@ -111,7 +118,6 @@ def cuda_provider(device: int, stream: int) -> Provider:
     """The CUDA provider on a stream of ours, with every node of a session on that stream."""
     return "CUDAExecutionProvider", {
         "device_id": str(device),
-        "has_user_compute_stream": "1",
         "user_compute_stream": str(stream),
         "use_ep_level_unified_stream": "1",
         "use_tf32": "0",
@@ -125,24 +131,24 @@ def tensorrt_provider(
 
     ``cache``: a folder for the engine that it builds when the session is first made, which takes minutes.
     """
+    # Flags are "True" or "False": onnxruntime's Python binding takes no 1 here, though it does of the CUDA provider.
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = {
         "device_id": str(device),
-        "has_user_compute_stream": "1",
         "user_compute_stream": str(stream),
         "trt_builder_optimization_level": str(recipe.builder_level),
         "trt_auxiliary_streams": str(recipe.max_aux_streams),
-        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(cache),
     }
     if recipe.workspace_mib:
         options["trt_max_workspace_size"] = str(recipe.workspace_mib << 20)
     if recipe.timing_cache:
-        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(cache.parent)}
+        options |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(cache.parent)}
     if recipe.hardware_compatibility == "ampere_plus":
-        options["trt_engine_hw_compatible"] = "1"
+        options["trt_engine_hw_compatible"] = "True"
     if recipe.strip:
-        options["trt_weight_stripped_engine_enable"] = "1"
+        options["trt_weight_stripped_engine_enable"] = "True"
     for at, which in enumerate(("min", "opt", "max")):
         # An input that is named once a profile: that is how it is told of several.
         options[f"trt_profile_{which}_shapes"] = ",".join(
@@ -155,6 +161,15 @@ def require_provider(backend: str) -> None:
     """Raise BadRequest where this onnxruntime was built without a backend's provider; whether it loads is seen later."""
     if PROVIDERS[backend] not in ort.get_available_providers():
         raise BadRequest(f"onnxruntime {ort.__version__} here has no {PROVIDERS[backend]}: {INSTALL[backend]}")
+
+
+def _load_libraries(provider: str) -> None:
+    """Load what pip installed of CUDA, cuDNN and TensorRT: the providers are linked to them, and no loader looks where they lie."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; a session says that as well
+        ort.preload_dlls()
+    if provider == "TensorrtExecutionProvider":
+        with contextlib.suppress(ImportError, OSError):
+            import tensorrt  # noqa: F401
 
 
 def _needs(provider: str) -> str:

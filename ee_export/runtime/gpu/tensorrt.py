@@ -112,7 +112,11 @@ class BoundEngine:
         for tensor in segment.inputs:
             shape = shape_of(tensor, sizes)
             self._require(context.set_input_shape(tensor.name, shape), f"{tensor.name} of shape {list(shape)}")
-        if missing := context.infer_shapes():
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:  # so its binding says that the shapes do not go together
+            raise DeviceError(f"{segment.exit}: TensorRT infers no shapes ({error}): {last_errors()}") from None
+        if missing:
             raise DeviceError(f"{segment.exit}: TensorRT lacks shapes of {', '.join(missing)}")
         for tensor in segment.outputs:
             found, expected = _sizes(context.get_tensor_shape(tensor.name)), shape_of(tensor, sizes)
@@ -166,7 +170,10 @@ def _stream_weights(engine: trt.ICudaEngine) -> bool:
 
 
 def _require_tensors(engine: trt.ICudaEngine, spec: SegmentSpec) -> None:
-    """Raise BadPackage for the first tensor that is not as the manifest says."""
+    """Raise BadPackage for the first tensor that is not as the manifest says.
+
+    Where either leaves a size open the other may know it: a bound engine's are checked when they are numbers.
+    """
     expected = {
         tensor.name: (mode, DTYPES[tensor.dtype], tuple(axis if isinstance(axis, int) else -1 for axis in tensor.shape))
         for mode, tensors in ((trt.TensorIOMode.INPUT, spec.inputs), (trt.TensorIOMode.OUTPUT, spec.outputs))
@@ -179,9 +186,13 @@ def _require_tensors(engine: trt.ICudaEngine, spec: SegmentSpec) -> None:
         )
     for name in names:
         found = (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), _sizes(engine.get_tensor_shape(name)))
-        if found != expected[name]:
+        if found[:2] != expected[name][:2] or not _agree(found[2], expected[name][2]):
             was, wanted = (f"{mode.name} {dtype.name} {list(shape)}" for mode, dtype, shape in (found, expected[name]))
             raise BadPackage(f"{spec.file}: {name} is {was}, expected {wanted}; compile it again")
+
+
+def _agree(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return len(shape) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(shape, other, strict=True))
 
 
 def _sizes(dims: trt.Dims) -> tuple[int, ...]:
