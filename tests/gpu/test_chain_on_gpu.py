@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -140,6 +142,40 @@ def test_pages_that_wait_for_ocr_hold_no_others_up_and_go_on_where_they_were(
     assert [step.name for step in found.trace if step.name != "ocr"] == list(
         chain.exits[: chain.exits.index(found.exit) + 1]
     )
+
+
+def test_pages_that_wait_for_their_turn_are_copied_to_the_gpu_meanwhile(
+    on_gpu: Package, pages: list[Page], machine: Machine
+) -> None:
+    chain = load_package(on_gpu, TARGET, executor="conditional").with_point(
+        OperatingPoint("max_probability", dict.fromkeys(("vision", "text"), 1.1))
+    )
+    device = chain._on_device
+    assert device is not None
+    wanted = [chain.predict(page) for page in pages]
+    landed: list[str] = []
+    from ee_export.runtime.gpu.landing import Landing  # this machine's, over its fake driver
+
+    put = Landing.put
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
+
+        def noted(self: Landing, arrays: Any, rows: int, tokens: int) -> Any:
+            found = put(self, arrays, rows, tokens)
+            landed.extend(arrays)
+            return found
+
+        patch.setattr(Landing, "put", noted)
+        device._lock.acquire()
+        found = [threads.submit(chain.predict, page) for page in pages]
+        until = time.monotonic() + 20
+        while landed.count("pixel_values") < 2 and time.monotonic() < until:  # as many as may wait there
+            time.sleep(0.001)
+        device._lock.release()
+        assert landed.count("pixel_values") >= 2
+        for one, other in zip(found, wanted, strict=True):
+            assert one.result(60).score == pytest.approx(other.score, abs=2e-3)
+            assert (one.result().exit, one.result().label) == (other.exit, other.label)
+    assert machine.driver.faults == []
 
 
 @pytest.mark.parametrize("kind", ["graphs", "conditional"])

@@ -1,20 +1,18 @@
 """A chain's tensors in device memory: made once, at fixed addresses, for the largest batch and length."""
 
 import contextlib
-import ctypes
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ee_export.errors import BadRequest, DeviceError
+from ee_export.errors import BadRequest
 from ee_export.manifest import TensorSpec, gate_name
 from ee_export.runtime.gpu.arrays import DeviceArray, is_device_array, item_size, size_of, view_of
 from ee_export.runtime.gpu.device import Device
+from ee_export.runtime.gpu.memory import Memory, host_array
 from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
-
-_ALIGNED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,11 @@ class Sizes:
         """What ``B``, ``T`` and ``L`` stand for."""
         return {"B": rows, "T": tokens, "L": tokens + self.visual}
 
+    def most_bytes(self, spec: TensorSpec) -> int:
+        """Bytes of a tensor for the largest batch and length."""
+        most = self.axes(self.batches[-1], self.lengths[-1] if self.lengths else 0)
+        return size_of(shape_of(spec, most), spec.dtype)
+
 
 def _least(numbers: Sequence[int], wanted: int, what: str) -> int:
     for number in numbers:
@@ -70,37 +73,38 @@ def has_length(spec: TensorSpec) -> bool:
     return "T" in spec.shape or "L" in spec.shape
 
 
-class Memory:
-    """Memory and events of a device that are freed together; where one cannot be, the others are all the same."""
+class Staging:
+    """Pinned memory through which host arrays come to tensors in device memory, padded on the way.
 
-    def __init__(self, device: Device, stream: int) -> None:
-        self.device = device
-        self.stream = stream
-        self._closing = contextlib.ExitStack()
+    ``inputs``: the tensors that come so; ``addresses``: where they lie, each as large as ``sizes`` allow.
+    """
 
-    def allocate(self, size: int) -> int:
-        """Device memory, zeroed in the stream."""
-        size = -(-max(size, 1) // _ALIGNED) * _ALIGNED
-        address = self.device.allocate(size)
-        self._closing.callback(self.device.free, address)
-        self.device.clear(address, size, self.stream)
-        return address
+    def __init__(
+        self, memory: Memory, inputs: Sequence[TensorSpec], sizes: Sizes, addresses: Mapping[str, int]
+    ) -> None:
+        self._memory = memory
+        self._specs = {spec.name: spec for spec in inputs}
+        self._sizes = sizes
+        self._addresses = addresses
+        self._held = {spec.name: memory.allocate_pinned(sizes.most_bytes(spec)) for spec in inputs}
+        self._read = memory.event()
 
-    def allocate_pinned(self, size: int) -> int:
-        """Page-locked host memory, see :func:`host_array`."""
-        address = self.device.allocate_pinned(max(size, 1))
-        self._closing.callback(self.device.free_pinned, address)
-        return address
+    def wait(self) -> None:
+        """Block until pinned memory, and whatever else was being copied, is read."""
+        self._memory.device.wait(self._read)
 
-    def event(self) -> int:
-        event = self.device.create_event()
-        self._closing.callback(self.device.destroy_event, event)
-        return event
-
-    def close(self) -> None:
-        """Free everything, after what is under way in the stream; the context is current."""
-        with self._closing, contextlib.suppress(DeviceError):  # the device failed before: all is freed all the same
-            self.device.synchronize(self.stream)
+    def put(self, arrays: Mapping[str, np.ndarray], rows: int, tokens: int) -> None:
+        """Append copies to the stream, after :meth:`wait`; the arrays may be changed at once."""
+        device, stream = self._memory.device, self._memory.stream
+        for name, given in arrays.items():
+            spec = self._specs[name]
+            shape = shape_of(spec, self._sizes.axes(rows, tokens))
+            held = host_array(self._held[name], shape, spec.dtype)
+            if given.shape != shape:
+                held[...] = (self._sizes.padding or {}).get(name, 0)
+            held[tuple(slice(size) for size in given.shape)] = given
+            device.copy(self._addresses[name], self._held[name], held.nbytes, stream)
+        device.record(self._read, stream)
 
 
 class Buffers:
@@ -139,13 +143,11 @@ class Buffers:
 
     def _allocate(self) -> None:
         memory = self.memory
-        self._uploaded = memory.event()
-        most = self.sizes.axes(self.sizes.batches[-1], self.sizes.lengths[-1] if self.sizes.lengths else 0)
-        bytes_of = {name: size_of(shape_of(spec, most), spec.dtype) for name, spec in self.specs.items()}
+        bytes_of = {name: self.sizes.most_bytes(spec) for name, spec in self.specs.items()}
         place_of, places = _places(self.segments, self.inputs, bytes_of)
         addresses = [memory.allocate(size) for size in places]
         self.addresses = {name: addresses[place] for name, place in place_of.items()}
-        self._staging = {name: memory.allocate_pinned(bytes_of[name]) for name in self.inputs}
+        self._staging = Staging(memory, [self.specs[name] for name in self.inputs], self.sizes, self.addresses)
         self.device.synchronize(self.stream)
 
     def logits(self, step: int) -> str:
@@ -217,21 +219,13 @@ class Buffers:
         copied = {name: held for name, held in views.items() if held.address != self.addresses[name]}
         if not hosts and not copied:
             return
-        self.device.wait(self._uploaded)  # what comes from the host or others may still be read for the pages before
+        self._staging.wait()  # what comes from the host or others may still be read for the pages before
         self._copied = list(copied.values())
         for name, held in copied.items():
             if held.stream is not None and held.stream != self.stream:
                 self.device.follow(self.stream, held.stream)
             self.device.copy(self.addresses[name], held.address, held.nbytes, self.stream)
-        for name, given in hosts.items():
-            spec = self.specs[name]
-            shape = shape_of(spec, self.sizes.axes(rows, tokens))
-            staged = host_array(self._staging[name], shape, spec.dtype)
-            if given.shape != shape:
-                staged[...] = (self.sizes.padding or {}).get(name, 0)
-            staged[tuple(slice(size) for size in given.shape)] = given
-            self.device.copy(self.addresses[name], self._staging[name], staged.nbytes, self.stream)
-        self.device.record(self._uploaded, self.stream)
+        self._staging.put(hosts, rows, tokens)
 
     def _view_of(self, name: str, value: object, rows: int, tokens: int) -> DeviceArray:
         held = view_of(value, self.stream, name)
@@ -295,12 +289,6 @@ class Buffers:
                 self._own_stream = None
             closing.callback(self._copied.clear)
             closing.callback(self.memory.close)  # first: it waits for what is under way
-
-
-def host_array(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Pinned memory as an array."""
-    held = (ctypes.c_uint8 * size_of(shape, dtype)).from_address(address)
-    return np.frombuffer(memoryview(held), np.dtype(dtype)).reshape(shape)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -1,24 +1,27 @@
 """Pages through an executor: what the public chain does on a GPU, a stretch of segments at a time, text read in between."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ee_export.encode import Arrays, tokens_read
-from ee_export.errors import BadLogits
+from ee_export.encode import tokens_read
+from ee_export.errors import BadLogits, DeviceError
 from ee_export.manifest import OperatingPoint
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, COUNTS_TOKENS, Known, top
 from ee_export.policy.decide import NEVER, calibrated
 from ee_export.recipes import TargetRecipe
+from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.executors.batch import Executor, Left, Policy
 from ee_export.runtime.gpu.executors.choose import open_executor
+from ee_export.runtime.gpu.landing import Landing
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.plan import PlanStep
 from ee_export.runtime.records import Call, Group, Record
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _BATCHES = (1, 2, 4, 8, 16)
 _LENGTHS = (64, 128, 256, 384)
+_LANDINGS = 2
+"""How many batches may wait on the device for their turn."""
 
 
 def sizes_of(recipe: TargetRecipe, longest: int, visual: int, padding: dict[str, float]) -> Sizes:
@@ -83,6 +88,9 @@ class OnDevice:
         self._rows: list[int] = []  # which page of the batch each of them is
         self._next = 0  # the stretch before which they stand
         self._given: set[str] = set()
+        self._landings: list[Landing] = []  # those that nobody uses
+        self._landing_count = 0
+        self._landing_lock = threading.Lock()
 
     @property
     def kind(self) -> str | None:
@@ -120,9 +128,12 @@ class OnDevice:
         """
         if first == end or not group.rows:
             return
-        with self._lock, self._device.current():
-            at = next(at for at, stretch in enumerate(self._stretches) if stretch[:2] == (first, end))
+        if group.places is not None:
+            group.pack()
+        at = next(at for at, stretch in enumerate(self._stretches) if stretch[:2] == (first, end))
+        with self._device.current(), self._turn(group, at) as landed:
             executor, policy = self._opened(chain), self._policy
+            rows = list(group.rows)
             between = range(self._next, at)
             continues = self._arranged(group, records) and self._next <= at and not any(map(self._makes_state, between))
             replayed = [] if continues else [one for one in range(at) if self._makes_state(one)]
@@ -139,18 +150,20 @@ class OnDevice:
             if reached < end - 1:
                 policy = _answering_at(policy, reached)
             self._held = []  # whatever fails, the next pages begin anew
+            if group.rows != rows:
+                landed = {}
             if group.places is not None:
                 group.pack()
             mine = [records[row] for row in group.rows]
             started = time.perf_counter()
             if not continues:
-                self._begin(executor, chain, group, mine, at, replayed)
+                self._begin(executor, chain, group, mine, at, replayed, landed)
             else:
                 for _ in between:
                     executor.skip()
             if executor.policy is not policy:
                 executor.retune(policy)
-            pages = executor.advance(self._inputs(chain, group, at), self._tokens(chain, mine, first, end))
+            pages = executor.advance(self._inputs(chain, group, at, landed), self._tokens(chain, mine, first, end))
             took = (time.perf_counter() - started) * 1e3
             results = executor.results()
             for page, record in zip(self._rows, mine, strict=True):
@@ -197,6 +210,7 @@ class OnDevice:
         mine: Sequence[Record],
         at: int,
         replayed: Sequence[int],
+        landed: Mapping[str, DeviceArray],
     ) -> None:
         """A new batch of these pages, before a stretch: what it reads of earlier ones is made again, and nothing decided there."""
         executor.start(len(mine))
@@ -206,7 +220,7 @@ class OnDevice:
         for one in range(at):
             if one not in replayed:
                 executor.skip()
-            elif len(executor.advance(self._inputs(chain, group, one))) < len(mine):
+            elif len(executor.advance(self._inputs(chain, group, one, landed))) < len(mine):
                 raise BadLogits(
                     f"{chain.exits[self._stretches[one][1] - 1]}: logits are not finite any more; the device failed"
                 )
@@ -219,14 +233,53 @@ class OnDevice:
         made = {spec.name for segment in self._segments[first:end] for spec in segment.outputs}
         return any(spec.name in made for segment in self._segments[end:] for spec in segment.inputs)
 
-    def _inputs(self, chain: "Chain", group: Group, at: int) -> Arrays:
-        """What a stretch reads and the device has not, or not all: more of a page's text may be there than before."""
-        first, end, reads = self._stretches[at]
-        kinds = chain.package.manifest.inputs
-        asked = {spec.name for segment in self._segments[first:end] for spec in segment.inputs} & group.state.keys()
+    def _inputs(self, chain: "Chain", group: Group, at: int, landed: Mapping[str, DeviceArray]) -> dict[str, object]:
+        """What a stretch reads and the executor has not, or not all: more of a page's text may be there than before."""
+        kinds, reads = chain.package.manifest.inputs, self._stretches[at][2]
+        asked = self._asked(group, at)
         found = {name for name in asked if name not in self._given or (reads and kinds.get(name) == "text")}
         self._given |= found
-        return {name: group.state[name] for name in found}
+        return {name: landed[name] if name in landed else group.state[name] for name in found}
+
+    def _asked(self, group: Group, at: int) -> set[str]:
+        """Inputs that a stretch reads."""
+        first, end, _ = self._stretches[at]
+        return {spec.name for segment in self._segments[first:end] for spec in segment.inputs} & group.state.keys()
+
+    @contextlib.contextmanager
+    def _turn(self, group: Group, at: int) -> Iterator[Mapping[str, DeviceArray]]:
+        """The executor to oneself; a thread that must wait for it has its inputs copied to the device meanwhile, and gets them."""
+        landing, landed = None, {}
+        if not self._lock.acquire(blocking=False):
+            if landing := self._landing():
+                arrays = {name: np.asarray(group.state[name]) for name in self._asked(group, at)}
+                landed = landing.put(arrays, len(group.rows), self._sizes.length(group.tokens) if group.tokens else 0)
+            self._lock.acquire()
+        try:
+            yield landed
+        except BaseException:
+            with contextlib.suppress(DeviceError):
+                self._device.synchronize(self._stream)  # what was landed may still be read
+            raise
+        finally:
+            self._lock.release()
+            if landing is not None:
+                self._landings.append(landing)
+
+    def _landing(self) -> Landing | None:
+        """One that nobody uses; none where there are enough, or no memory for more."""
+        with self._landing_lock:
+            if self._landings:
+                return self._landings.pop()
+            if self._executor is None or self._landing_count == _LANDINGS:
+                return None
+            specs = {spec.name: spec for segment in self._segments for spec in segment.inputs}
+            inputs = [specs[name] for name in self._executor.buffers.inputs]
+            self._landing_count += 1
+            try:
+                return Landing(self._device, inputs, self._sizes)
+            except DeviceError:
+                return None
 
     def _tokens(self, chain: "Chain", mine: Sequence[Record], first: int, end: int) -> np.ndarray | None:
         if chain.operating_point.criterion not in COUNTS_TOKENS:
@@ -238,6 +291,8 @@ class OnDevice:
         """Free what the executor holds on the device."""
         with self._lock, self._device.current():
             self._executor, self._held = None, []
+            while self._landings:
+                self._landings.pop().close()
             self._closing.close()
 
     def __del__(self) -> None:

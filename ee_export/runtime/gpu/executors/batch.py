@@ -11,7 +11,8 @@ from ee_export.manifest import OperatingPoint
 from ee_export.policy.criteria import Known
 from ee_export.policy.decide import Rule, Threshold
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
+from ee_export.runtime.gpu.buffers import Buffers
+from ee_export.runtime.gpu.memory import Memory, host_array
 
 Stretch = tuple[int, int]
 """Segments that run on the same inputs with no return to the host's program: the first, and the one after the last."""

@@ -9,7 +9,7 @@ from ee_export.errors import DeviceError
 from ee_export.policy.criteria import Known
 from ee_export.runtime.gpu import graphs
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
+from ee_export.runtime.gpu.buffers import Buffers
 from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
 from ee_export.runtime.gpu.graphs import Graph, Handle, Launchable, Node
 from ee_export.runtime.gpu.kernels import (
@@ -28,6 +28,7 @@ from ee_export.runtime.gpu.kernels import (
     trail_bytes,
     trail_of,
 )
+from ee_export.runtime.gpu.memory import Memory, host_array
 
 
 class ConditionalChain:

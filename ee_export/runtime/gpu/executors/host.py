@@ -10,8 +10,9 @@ from ee_export.errors import BadLogits, DeviceError
 from ee_export.policy.criteria import CRITERIA, Known, top
 from ee_export.policy.decide import NEVER, calibrated, go, limits
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers, Memory, host_array
+from ee_export.runtime.gpu.buffers import Buffers
 from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
+from ee_export.runtime.gpu.memory import Memory, host_array
 
 Enqueue = Callable[[int], None]
 """Appends a segment's work to a stream."""
