@@ -344,7 +344,6 @@ CALLS = [
     ("cuStreamBeginCapture", "host"),
     ("cuStreamEndCapture", "host"),
     ("cuGraphInstantiate", "host"),
-    ("cuGraphUpload", "host"),
 ]
 
 
@@ -362,6 +361,15 @@ def test_what_the_driver_refuses_falls_back_and_leaks_nothing(
         assert executor.kind == kind
         check(executor, pages(3, 5), policy())
     assert call in caplog.text
+
+
+def test_a_graph_that_cannot_be_uploaded_is_launched_all_the_same(
+    simulator: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    simulator.fail("cuGraphUpload", "CUDA_ERROR_NOT_SUPPORTED", 1)
+    with opened(simulator, "conditional", batches=(1, 4)) as executor:
+        assert executor.kind == "conditional" and not caplog.messages
+        check(executor, pages(3, 5), policy())
 
 
 def test_the_same_fallback_is_said_once(simulator: Simulator, caplog: pytest.LogCaptureFixture) -> None:
