@@ -22,6 +22,7 @@ from ee_export.errors import BadRequest, EeError, NoText
 from ee_export.manifest import OperatingPoint
 from ee_export.package import Package, open_package
 from ee_export.page import Page
+from ee_export.policy.decide import Threshold
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.gpu.pages import OnDevice
@@ -198,7 +199,8 @@ def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pa
     ]
     several = points(chain, alike)
     last = chain.exits[middle - 1]
-    half = replace(several[0], thresholds=dict.fromkeys(chain.exits, 1.1) | {last: several[0].thresholds[last]})
+    bars: dict[str, Threshold] = dict.fromkeys(chain.exits, 1.1)
+    half = replace(several[0], thresholds=bars | {last: several[0].thresholds[last]})
     for point in (half, *several):
         here = Chain(chain.package, chain.target, point, chain.segments, chain.encoder, halved)
         wanted = chain.with_point(point).predict_batch(alike)
