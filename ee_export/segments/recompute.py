@@ -81,7 +81,9 @@ def _is_integer(tensor: TensorSpec) -> bool:
 def _extracted(model: ModelProto, segment: SegmentSpec, tensor: TensorSpec) -> Recomputation | None:
     graph = model.graph
     given = {each.name: each for each in segment.inputs}
-    needed, read, nodes, sizes = {tensor.name}, set(), [], []
+    needed, read = {tensor.name}, set[str]()
+    nodes: list[NodeProto] = []
+    sizes: list[NodeProto] = []
     for node in reversed(graph.node):
         if not needed.intersection(node.output):
             continue
@@ -178,7 +180,7 @@ def _merge_operator_sets(model: ModelProto, other: ModelProto, exit_name: str) -
     for entry in other.opset_import:
         if known.setdefault(entry.domain, entry.version) != entry.version:
             raise NotEqual(
-                f"{exit_name}: its graph is of opset {known[entry.domain]} and the bias of {entry.version}; set bias = \"carried\""
+                f'{exit_name}: its graph is of opset {known[entry.domain]} and the bias of {entry.version}; set bias = "carried"'
             )
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in known.items())
