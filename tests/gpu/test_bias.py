@@ -17,11 +17,12 @@ from ee_export import gpu_bias
 from ee_export.data import read_dataset
 from ee_export.doctor import engines
 from ee_export.errors import DeviceError
-from ee_export.manifest import OperatingPoint
+from ee_export.manifest import OperatingPoint, Target
 from ee_export.package import Package, open_package
 from ee_export.page import Page
-from ee_export.recipes import Range, TargetRecipe, find_recipe
+from ee_export.recipes import Range, TargetRecipe, find_recipe, shipped
 from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment
 from ee_export.runtime.plan import leaving_at
 from ee_export.verify import verify_package
 from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu
@@ -100,7 +101,7 @@ def test_both_ways_are_timed_on_the_device_at_the_largest_batch_and_nothing_is_l
         return found
 
     monkeypatch.setattr(gpu_bias, "measure_bias", watched)
-    package = compile()
+    package = compile(strip=True, refit="identical")  # what is timed keeps its weights all the same
     texts = package.target(TARGET).compiled
     tokens = package.manifest.encoding.max_text_tokens + int(texts["visual_tokens"])
     assert moved[:2] == [8 * 2 * tokens * tokens * 2] * 2, "half of 16 pages, two heads, float16"
@@ -108,6 +109,25 @@ def test_both_ways_are_timed_on_the_device_at_the_largest_batch_and_nothing_is_l
     assert float(texts["bias_recomputed_ms"]) > 0 and float(texts["bias_moved_ms"]) > 0
     cheaper = float(texts["bias_recomputed_ms"]) < float(texts["bias_moved_ms"])
     assert texts["bias"] == ("recomputed" if cheaper else "carried")
+
+
+def test_onnxruntime_s_backends_are_timed_by_a_session_of_the_graph(
+    tiny_package: Package, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: list[Path] = []
+
+    def on_the_processor(target: Target, name: str, folder: Path, read: object, gpu: Gpu, stream: int) -> list[Any]:
+        (spec,) = target.segments
+        opened.append(folder / spec.file)
+        return [OrtGpuSegment(spec, opened[-1], [("CPUExecutionProvider", {})], stream, ("cpu", 0))]
+
+    monkeypatch.setattr(gpu_bias, "open_segments", on_the_processor)
+    texts = {"longest_text": "64", "visual_tokens": "50"}
+    told: list[str] = []
+    arguments = (tiny_package, find_recipe("cuda-fp16"), texts, shipped("cuda-fp16"), None, Gpu())
+    choice, said = gpu_bias.choose_bias(*arguments, lambda stage, done, total: told.append(stage))
+    assert said["bias"] == choice and f"bias {choice}: " in told[-1]
+    assert [path.name for path in opened] == ["bias.onnx"] and not opened[0].exists()
 
 
 def test_batches_of_one_page_carry_it_and_nothing_is_measured(
@@ -175,7 +195,7 @@ def point_between(chain: Chain, probe: list[Page]) -> OperatingPoint:
         name: sorted(chain.with_point(leaving_at(chain.exits, name)).predict(page).score for page in probe)[2] + 1e-2
         for name in chain.exits[:-1]
     }
-    return OperatingPoint("max_probability", scores)
+    return OperatingPoint("max_probability", {**scores})
 
 
 def test_what_is_chosen_is_what_costs_less() -> None:
