@@ -11,6 +11,7 @@ from pathlib import Path
 from ee_export.console import Progress
 from ee_export.encode import Arrays, blank_page
 from ee_export.errors import DeviceError
+from ee_export.gpu_bias import Build, choose_bias
 from ee_export.manifest import Costs, SegmentSpec, Target
 from ee_export.package import Package
 from ee_export.recipes import TargetRecipe, with_plain_attention
@@ -38,7 +39,7 @@ def recipe_target(
     """Fill ``staging/<recipe.name>`` with what runs a target; neither measured nor calibrated.
 
     TensorRT may refuse the attention operator of a segment: that segment is then built of plain nodes, ``compiled`` says of
-    which, and the progress too.
+    which, and the progress too. So do both of a bias that is measured, see :mod:`ee_export.gpu_bias`.
 
     Args:
         before: the chain of ``cpu-fp32``.
@@ -65,11 +66,20 @@ def recipe_target(
         "visual_tokens": str(visual),
         "longest_text": str(package.manifest.encoding.max_text_tokens),
     }
-    progress("prepare", 0, 1)
+    build = None
     if recipe.backend == "tensorrt":
         compiled |= built_here(gpu, recipe).texts()
+        build = _builder(package, recipe, gpu, visual)
+    if recipe.bias == "auto":
+        choice, said = choose_bias(package, recipe, compiled, recipe_file, build, gpu, progress)
+        recipe = replace(recipe, bias=choice)
+        compiled |= said
+    elif recipe.bias == "recomputed":
+        compiled["bias"] = recipe.bias
+    progress("prepare", 0, 1)
+    if build is not None:
         with gpu.current():
-            specs, plain = _engines(package, recipe, folder, samples, gpu, visual, progress)
+            specs, plain = _engines(package, recipe, folder, samples, build, progress)
         if plain:
             compiled["plain_attention"] = ", ".join(plain)
         if recipe.strip:
@@ -80,16 +90,8 @@ def recipe_target(
     return Target(recipe.backend, 0.0, {}, specs, compiled=compiled)
 
 
-def _engines(
-    package: Package,
-    recipe: TargetRecipe,
-    folder: Path,
-    samples: Sequence[Arrays],
-    gpu: Device,
-    visual: int,
-    progress: Progress,
-) -> tuple[tuple[SegmentSpec, ...], list[str]]:
-    """The engines' manifest entries, and of which exits the attention is plain."""
+def _builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -> Build:
+    """Builds engines of a recipe's profiles, with its timing cache."""
     from ee_export.engines import Wanted, build_engine, cache_name
 
     profiles = recipe.profiles(package.manifest.encoding.max_text_tokens)
@@ -98,10 +100,22 @@ def _engines(
         own = Path(recipe.timing_cache) if isinstance(recipe.timing_cache, str) else None
         cache = own or cache_folder() / cache_name(built_here(gpu, recipe))
 
-    def built(graph: Path, spec: SegmentSpec) -> bytes:
+    def build(graph: Path, spec: SegmentSpec, recipe: TargetRecipe) -> bytes:
         shapes = profile_shapes(spec.inputs, profiles, visual)
         return build_engine(Wanted(graph, spec.inputs, shapes, recipe, cache))
 
+    return build
+
+
+def _engines(
+    package: Package,
+    recipe: TargetRecipe,
+    folder: Path,
+    samples: Sequence[Arrays],
+    build: Build,
+    progress: Progress,
+) -> tuple[tuple[SegmentSpec, ...], list[str]]:
+    """The engines' manifest entries, and of which exits the attention is plain."""
     # Not in the staging folder: what is there becomes the package.
     with tempfile.TemporaryDirectory(prefix="ee-graphs-") as work:
         asked, simpler = Path(work) / "asked", Path(work) / PLAIN
@@ -112,7 +126,7 @@ def _engines(
         for at, spec in enumerate(typed):
             progress("engines", at, len(typed))
             try:
-                plan = built(asked / spec.file, spec)
+                plan = build(asked / spec.file, spec, recipe)
             except DeviceError as refused:
                 if recipe.attention == "plain" or not has_attention(asked / spec.file):
                     raise
@@ -121,7 +135,7 @@ def _engines(
                 if not simpler.exists():
                     prepare_segments(package, with_plain_attention(recipe), simpler, samples)
                 try:
-                    plan = built(simpler / spec.file, spec)
+                    plan = build(simpler / spec.file, spec, recipe)
                 except DeviceError as too:
                     raise DeviceError(f"{refused}; and with plain attention: {too}") from None
                 progress(f"plain attention: {spec.exit}", 1, 1)

@@ -85,6 +85,10 @@ class TargetRecipe:
     graphs when it is loaded), ``weight_streaming``.
 
     ``cuda_graphs``: whether segments may be captured; else they are enqueued.
+
+    ``bias``: of the attention, the largest state. ``carried``: passed on by the segment that makes it, and moved where a batch is
+    packed; ``recomputed``: every segment makes it for itself from boxes and mask; ``auto``: what is measured to be cheaper when the
+    target is compiled, see :mod:`ee_export.gpu_bias`.
     """
 
     name: str
@@ -104,6 +108,7 @@ class TargetRecipe:
     strip: bool = False
     weight_streaming: bool = False
     cuda_graphs: bool = True
+    bias: Literal["carried", "recomputed", "auto"] = "carried"
     int8: Int8 = field(default_factory=Int8)
 
     @property

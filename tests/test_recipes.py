@@ -74,6 +74,11 @@ def test_the_hash_is_of_what_can_change_an_engine(tmp_path: Path) -> None:
     assert one.hash == same.hash != unlike.hash
 
 
+def test_shipped_recipes_measure_the_bias_and_one_without_the_key_carries_it(tmp_path: Path) -> None:
+    assert {find_recipe(name).bias for name in SHIPPED} == {"auto"}
+    assert read_recipe(written(tmp_path, SMALLEST)).bias == "carried"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -92,6 +97,8 @@ def test_the_hash_is_of_what_can_change_an_engine(tmp_path: Path) -> None:
         (SMALLEST + 'float32 = "softmax"', 'float32: found "softmax", expected a list of names'),
         (SMALLEST + 'float32 = ["soft_max"]', "unknown float32 'soft_max'.*did you mean softmax"),
         (SMALLEST + 'attention = "fused"', "unknown attention 'fused': expected one of operator, plain"),
+        (SMALLEST + 'bias = "recompute"', "unknown bias 'recompute'.*did you mean recomputed"),
+        (SMALLEST + "bias = true", "bias: found true, expected one of carried, recomputed, auto"),
         (SMALLEST + 'hardware_compatibility = "ampere"', "did you mean ampere_plus"),
         (SMALLEST + "batch = 4", "batch: expected a list of sizes"),
         (SMALLEST + "batch = []", "batch: expected a list of sizes"),

@@ -23,7 +23,7 @@ def join(package: Package, target_name: str, outputs: Sequence[str] | None = Non
         joined.graph.node.extend(graph.node)
         asked = (logits_name(segment.exit),) if outputs is None else outputs
         joined.graph.output.extend(value for value in graph.output if value.name in asked)
-    _remove_unused(joined.graph)
+    remove_unused(joined.graph)
     return joined
 
 
@@ -72,7 +72,7 @@ def _prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
     return model
 
 
-def _remove_unused(graph: onnx.GraphProto) -> None:
+def remove_unused(graph: onnx.GraphProto) -> None:
     """Drop nodes, weights and inputs that no output needs."""
     used = {output.name for output in graph.output}
     kept = []

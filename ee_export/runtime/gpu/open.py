@@ -143,7 +143,8 @@ def _sessions(target: Target, folder: Path, gpu: Device, stream: int) -> list[De
             recipe = read_recipe(graph.parent / RECIPE)
             longest = int(target.compiled["longest_text"])
             shapes = profile_shapes(spec.inputs, recipe.profiles(longest), int(target.compiled["visual_tokens"]))
-            content = hashlib.sha256(f"{target.compiled['source']} {recipe.hash} {spec.file}".encode()).hexdigest()
+            told = (target.compiled["source"], recipe.hash, target.compiled.get("bias", ""), spec.file)
+            content = hashlib.sha256(" ".join(told).encode()).hexdigest()
             providers.insert(0, tensorrt_provider(gpu.index, stream, recipe, shapes, cache_folder() / content[:16]))
         opened.append(OrtGpuSegment(spec, graph, providers, stream, ("cuda", gpu.index)))
     return opened
