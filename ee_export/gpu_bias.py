@@ -1,6 +1,7 @@
 """Whether a target's segments pass the attention's bias on or compute it again, by what both take on the GPU."""
 
 import logging
+import shutil
 import statistics
 import tempfile
 import time
@@ -52,41 +53,50 @@ class BiasTimes:
         return "recomputed" if self.recomputed_ms < self.moved_ms else "carried"
 
 
-def choose_bias(
-    package: Package,
-    recipe: TargetRecipe,
-    compiled: Mapping[str, str],
-    source: Path,
-    build: Build | None,
-    gpu: Device,
-    progress: Progress,
-) -> tuple[Choice, dict[str, str]]:
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a target is compiled by and for.
+
+    ``file``: the recipe's. ``compiled``: what the manifest says of the target so far. ``build``: for TensorRT; ``None`` where graphs
+    themselves are opened.
+    """
+
+    recipe: TargetRecipe
+    file: Path
+    compiled: Mapping[str, str]
+    build: Build | None
+    gpu: Device
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the largest batch of the longest pages."""
+        tokens = int(self.compiled["longest_text"])
+        pages = max(pages.max for pages in self.recipe.batch)
+        return {"B": pages, "T": tokens, "L": tokens + int(self.compiled["visual_tokens"])}
+
+
+def choose_bias(package: Package, setting: Setting, progress: Progress) -> tuple[Choice, dict[str, str]]:
     """How a recipe with ``bias = "auto"`` is to be compiled, and what the manifest says of it.
 
     Nothing is measured where the model has no bias that can be recomputed, or batches are of one page. Where the GPU or a library
-    refuses what is measured it is carried, which takes nothing of them, and that is logged.
+    refuses what is measured the bias is carried, which asks nothing new of them, and that is logged.
 
     Args:
         package: has the target ``cpu-fp32``.
-        recipe: of the target.
-        compiled: what its manifest entry says so far.
-        source: the recipe's file.
-        build: for TensorRT; ``None`` where the graph itself is opened.
-        gpu: that it is compiled for.
+        setting: of the target.
         progress: told which was chosen and by which times.
     """
-    found = recomputable(package, recipe)
-    batch = largest_batch(recipe)
-    if not found or batch == 1:
+    found = recomputable(package, setting.recipe)
+    if not found or setting.sizes["B"] == 1:
         return "carried", {"bias": "carried"} if found else {}
     progress("bias", 0, 1)
     try:
-        times = measure_bias(found, recipe, batch, compiled, source, build, gpu)
+        times = measure_bias(found, setting)
     except EeError as error:
         _log.warning("bias: carried, for it could not be measured: %s", error)
         return "carried", {"bias": "carried"}
     said = f"bias {times.choice}: {times.recomputed_ms:.3f} ms to recompute, {times.moved_ms:.3f} ms to move"
-    _log.info("%s (%d pages)", said, batch)
+    _log.info("%s (%d pages)", said, setting.sizes["B"])
     progress("bias", 1, 1)
     progress(said, 1, 1)
     return times.choice, {
@@ -96,61 +106,38 @@ def choose_bias(
     }
 
 
-def largest_batch(recipe: TargetRecipe) -> int:
-    """Pages in the largest batch that a recipe's segments take."""
-    return max(pages.max for pages in recipe.batch)
-
-
-def measure_bias(
-    found: Sequence[Recomputation],
-    recipe: TargetRecipe,
-    batch: int,
-    compiled: Mapping[str, str],
-    source: Path,
-    build: Build | None,
-    gpu: Device,
-) -> BiasTimes:
-    """Time the bias on the GPU: its graph alone as a segment of the target's backend, and a copy of half of its rows; see :func:`choose_bias`.
+def measure_bias(found: Sequence[Recomputation], setting: Setting) -> BiasTimes:
+    """Time the bias on the GPU: its graph alone as a segment of the target's backend, and a copy of half of its rows.
 
     Pages are blank: what a lookup takes hardly depends on what is looked up in tables that a cache holds.
 
     Raises:
-        DeviceError: the GPU or a library refused something, or there is not enough memory.
+        EeError: the GPU or a library refused something, or there is not enough memory.
     """
     recomputed, moved = 0.0, 0.0
-    tokens = int(compiled["longest_text"])
-    sizes = {"B": batch, "T": tokens, "L": tokens + int(compiled["visual_tokens"])}
     for each in found:
-        with tempfile.TemporaryDirectory(prefix="ee-bias-") as work, gpu.current():
-            one, other = _timed(each, recipe, sizes, compiled, source, build, gpu, Path(work))
+        with tempfile.TemporaryDirectory(prefix="ee-bias-") as work, setting.gpu.current():
+            one, other = _timed(each, setting, Path(work))
         recomputed, moved = recomputed + one, moved + other
     return BiasTimes(recomputed, moved)
 
 
-def _timed(
-    each: Recomputation,
-    recipe: TargetRecipe,
-    sizes: Mapping[str, int],
-    compiled: Mapping[str, str],
-    source: Path,
-    build: Build | None,
-    gpu: Device,
-    folder: Path,
-) -> tuple[float, float]:
+def _timed(each: Recomputation, setting: Setting, folder: Path) -> tuple[float, float]:
     """Milliseconds to compute one tensor and to move half of it."""
+    recipe, gpu = setting.recipe, setting.gpu
     spec = SegmentSpec(each.tensor.name, f"{recipe.name}/{each.tensor.name}.onnx", each.inputs, (each.tensor,))
     (folder / recipe.name).mkdir()
     (folder / spec.file).write_bytes(each.graph.SerializeToString(deterministic=True))
-    (folder / recipe.name / RECIPE).write_bytes(source.read_bytes())
-    if build is not None:
-        plan = build(folder / spec.file, spec, replace(recipe, strip=False))
+    shutil.copyfile(setting.file, folder / recipe.name / RECIPE)
+    if setting.build is not None:
+        plan = setting.build(folder / spec.file, spec, replace(recipe, strip=False))
         spec = replace(spec, file=f"{recipe.name}/{each.tensor.name}.engine")
         (folder / spec.file).write_bytes(plan)
-    target = Target(recipe.backend, 0.0, {}, (spec,), compiled=dict(compiled))
+    target = Target(recipe.backend, 0.0, {}, (spec,), compiled=dict(setting.compiled))
     stream = gpu.create_stream()
     try:
         (segment,) = open_segments(target, recipe.name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
-        return _run(segment, sizes, gpu, stream)
+        return _run(segment, setting.sizes, gpu, stream)
     finally:
         gpu.destroy_stream(stream)
 

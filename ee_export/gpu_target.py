@@ -11,7 +11,7 @@ from pathlib import Path
 from ee_export.console import Progress
 from ee_export.encode import Arrays, blank_page
 from ee_export.errors import DeviceError
-from ee_export.gpu_bias import Build, choose_bias
+from ee_export.gpu_bias import Build, Setting, choose_bias
 from ee_export.manifest import Costs, SegmentSpec, Target
 from ee_export.package import Package
 from ee_export.recipes import TargetRecipe, with_plain_attention
@@ -71,7 +71,7 @@ def recipe_target(
         compiled |= built_here(gpu, recipe).texts()
         build = _builder(package, recipe, gpu, visual)
     if recipe.bias == "auto":
-        choice, said = choose_bias(package, recipe, compiled, recipe_file, build, gpu, progress)
+        choice, said = choose_bias(package, Setting(recipe, recipe_file, compiled, build, gpu), progress)
         recipe = replace(recipe, bias=choice)
         compiled |= said
     elif recipe.bias == "recomputed":

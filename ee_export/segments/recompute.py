@@ -30,8 +30,8 @@ class Recomputation:
 
 def is_square(tensor: TensorSpec) -> bool:
     """Whether a tensor holds a float for every two tokens of a page."""
-    *_, rows, columns = (None, *tensor.shape)
-    return not _is_integer(tensor) and rows == columns and isinstance(rows, str) and rows != "B"
+    axes = tensor.shape[1:]
+    return not _is_integer(tensor) and len(axes) > 1 and axes[-1] == axes[-2] and isinstance(axes[-1], str)
 
 
 def alone(model: ModelProto, segment: SegmentSpec) -> list[Recomputation]:
