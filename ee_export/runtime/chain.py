@@ -22,7 +22,7 @@ from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.backends import open_on_gpu, open_segment, require_runnable
 from ee_export.runtime.bulk import Bulk, MakesPage, cheapest_sizes
 from ee_export.runtime.gpu import GPU_BACKENDS
-from ee_export.runtime.plan import FULL, PlanStep, make_plan, runs
+from ee_export.runtime.plan import FULL, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
 from ee_export.runtime.segment import Segment
@@ -310,10 +310,10 @@ class Chain:
             if call.deadline is None:
                 if step.skippable:
                     continue
-            elif self._overruns(call.deadline, step, group) and all(records[row].visits for row in group.rows):
-                for row in group.rows:
-                    records[row].finish(deadline_hit=True)
-                group.keep([])
+            elif time.perf_counter() + self._cost_s(step.exit, group) > call.deadline and all(
+                records[row].visits for row in group.rows
+            ):
+                group.out_of_time(records)
             if not group.rows:
                 return
             if group.places is not None:
@@ -404,10 +404,10 @@ class Chain:
         rows = [group.rows[position] for _, group, position in batch]
         return Group(rows, state, texts["input_ids"].shape[1])
 
-    def _overruns(self, deadline: float, step: PlanStep, group: Group) -> bool:
+    def _cost_s(self, exit_name: str, group: Group) -> float:
+        """Seconds of a segment by its measured cost; 0 where none was measured."""
         costs = self.target.costs
-        cost = costs.segment_ms(step.exit, group.tokens, len(group.rows)) if costs else 0.0
-        return time.perf_counter() + cost / 1e3 > deadline
+        return costs.segment_ms(exit_name, group.tokens, len(group.rows)) / 1e3 if costs else 0.0
 
     def _answer(self, record: Record, begin: float) -> Answer:
         trace = tuple(map(Step._make, record.visits))

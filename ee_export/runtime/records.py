@@ -1,7 +1,7 @@
 """What a chain keeps while it runs: of the call, of pages that run together, and of each page."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ee_export.encode import Arrays
@@ -16,6 +16,27 @@ class Call:
 
     begin: float
     deadline: float | None
+
+
+Visit = tuple[str, int, float, str | None, float | None, bool]
+"""What becomes a :class:`Step` once the page is answered: between two segments the caches are cold, and every line costs."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one page so far."""
+
+    reader: TextReader | None = None
+    visits: list[Visit] = field(default_factory=list)
+    known: Known = field(default_factory=Known)
+    text: Arrays | None = None
+    ocr_used: bool = False
+    finished: float = 0.0
+    deadline_hit: bool = False
+
+    def finish(self, *, deadline_hit: bool) -> None:
+        self.finished = time.perf_counter()
+        self.deadline_hit = deadline_hit
 
 
 @dataclass(slots=True)
@@ -39,6 +60,12 @@ class Group:
         self.places = [self.place(position) for position in positions]
         if 2 * len(positions) < max(map(len, self.state.values()), default=0):
             self.pack()  # else pages that wait would hold more memory for those that have left than for themselves
+
+    def out_of_time(self, records: Mapping[int, Record] | Sequence[Record]) -> None:
+        """Let the deadline decide: every page is answered by the last exit that it reached."""
+        for row in self.rows:
+            records[row].finish(deadline_hit=True)
+        self.keep([])
 
     def place(self, position: int) -> int:
         """Where the page at ``position`` stands in the tensors of ``state``."""
@@ -72,24 +99,3 @@ class Group:
             for name in groups[0].state
         }
         return Group([row for group in groups for row in group.rows], state, groups[0].tokens)
-
-
-Visit = tuple[str, int, float, str | None, float | None, bool]
-"""What becomes a :class:`Step` once the page is answered: between two segments the caches are cold, and every line costs."""
-
-
-@dataclass(slots=True)
-class Record:
-    """What is known of one page so far."""
-
-    reader: TextReader | None = None
-    visits: list[Visit] = field(default_factory=list)
-    known: Known = field(default_factory=Known)
-    text: Arrays | None = None
-    ocr_used: bool = False
-    finished: float = 0.0
-    deadline_hit: bool = False
-
-    def finish(self, *, deadline_hit: bool) -> None:
-        self.finished = time.perf_counter()
-        self.deadline_hit = deadline_hit

@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BUILD = Path(__file__).resolve().parents[2] / "build"
 FOLDER = BUILD / "bindings"
 DESCRIBE = Path(__file__).with_name("describe.py")
@@ -152,6 +154,14 @@ def surface(name: str) -> dict[str, Any]:
         staging.rename(file)
     found: dict[str, Any] = json.loads(file.read_text())
     return found
+
+
+def over(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, with a real binding; the test skips where that is not installed."""
+    if not place(name).is_dir():
+        pytest.skip(f"{name} is not installed: `make bindings`")
+    environment = {**os.environ, "PYTHONPATH": f"{place(name)}:{os.getcwd()}"}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
 
 
 def refusal(name: str) -> Path:

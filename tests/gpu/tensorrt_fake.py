@@ -139,6 +139,13 @@ class FakeTensorRt:
         gc.collect()
         return [name for name in self.names if name.startswith("~")]
 
+    def refuses(self, node: str, operator: str, why: str, errors: int = 1) -> None:
+        """What the parser says of a graph that it refuses."""
+        self.fake.on("OnnxParser.num_errors", lambda parser: errors)
+        self.fake.on("ParserError.node_name", lambda error: node)
+        self.fake.on("ParserError.node_operator", lambda error: operator)
+        self.fake.on("ParserError.desc", lambda error: why)
+
     def engine_of(self, spec: SegmentSpec, profiles: Sequence[Mapping[str, tuple[int, int, int]]]) -> None:
         """Let engines have these tensors, and contexts work out the outputs' shapes from those of the inputs."""
         trt, fake = self.trt, self.fake

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ee_export.data import read_dataset
 from ee_export.doctor.engines import compiled
-from ee_export.errors import BadRequest, EeError, NoText
+from ee_export.errors import BadRequest, DeviceError, EeError, NoText
 from ee_export.manifest import OperatingPoint
 from ee_export.package import Package, open_package
 from ee_export.page import Page
@@ -182,6 +182,25 @@ def test_pages_that_wait_for_their_turn_are_copied_to_the_gpu_meanwhile(
     assert machine.driver.faults == []
 
 
+def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
+    on_gpu: Package, pages: list[Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = load_package(on_gpu, TARGET, executor="conditional")
+    device = chain._on_device
+    assert device is not None
+    chain.predict(pages[0])
+    from ee_export.runtime.gpu.landing import Landing  # this machine's, over its fake driver
+
+    def fails(self: Landing, arrays: Any, rows: int, tokens: int) -> Any:
+        raise DeviceError("cuMemcpyAsync: no")
+
+    with monkeypatch.context() as patch, device._lock, pytest.raises(DeviceError, match="cuMemcpyAsync"):
+        patch.setattr(Landing, "put", fails)
+        chain.predict(pages[1])
+    assert len(device._landings) == 1
+    assert chain.predict(pages[1]).label in chain.labels
+
+
 @pytest.mark.parametrize("kind", ["graphs", "conditional"])
 def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pages: list[Page], kind: str) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
@@ -191,7 +210,7 @@ def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pa
     assert device is not None
     stretches = [first, (begin, middle, reads), (middle, end, reads)]
     halved = OnDevice(device._device, device._segments, device._sizes, stretches, kind, device._stream, device._lock)
-    assert [halved._makes_state(at) for at in range(3)] == [False, True, False]
+    assert halved._makes_state == [False, True, False]
     # Of nearly one length, so that they stay together; but they are packed in another order than that of their lengths.
     alike = [
         Page(page.image, ["total"] * (20 - at % 3), [[10 * at, 10, 10 * at + 90, 30]] * (20 - at % 3))

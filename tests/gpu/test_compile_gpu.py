@@ -145,10 +145,7 @@ def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_i
         return bool(parse(parser, path))
 
     tensorrt.fake.on("OnnxParser.parse_from_file", refuse_attention)
-    tensorrt.fake.on("OnnxParser.num_errors", lambda parser: 1)
-    tensorrt.fake.on("ParserError.node_name", lambda error: "attention_1")
-    tensorrt.fake.on("ParserError.node_operator", lambda error: "Attention")
-    tensorrt.fake.on("ParserError.desc", lambda error: "unsupported")
+    tensorrt.refuses("attention_1", "Attention", "unsupported")
     told: list[str] = []
     recipe = str(tmp_path / "operator.toml")
     with caplog.at_level("WARNING", "ee_export"):
@@ -173,10 +170,7 @@ def test_a_refusal_of_both_forms_is_said_with_the_node_and_leaves_the_package_as
 ) -> None:
     before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
     tensorrt.fake.on("OnnxParser.parse_from_file", lambda parser, path: False)
-    tensorrt.fake.on("OnnxParser.num_errors", lambda parser: 1)
-    tensorrt.fake.on("ParserError.node_name", lambda error: "conv_7")
-    tensorrt.fake.on("ParserError.node_operator", lambda error: "Conv")
-    tensorrt.fake.on("ParserError.desc", lambda error: "no such thing")
+    tensorrt.refuses("conv_7", "Conv", "no such thing")
     with pytest.raises(
         DeviceError, match=r"vision\.onnx: TensorRT .* cannot parse it: node 'conv_7' \(Conv\): no such"
     ):

@@ -5,8 +5,6 @@ The simulator takes its signatures from them, but not what their code asks of a 
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -20,12 +18,7 @@ HERE = 77
 
 @pytest.mark.parametrize("binding", ["cuda-12", "cuda-13"])
 def test_the_real_binding_takes_the_arguments_of_every_call(binding: str) -> None:
-    if not bindings.place(binding).is_dir():
-        pytest.skip(f"{binding} is not installed: `make bindings`")
-    environment = {**os.environ, "PYTHONPATH": f"{bindings.place(binding)}:{os.getcwd()}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.test_conversions"], env=environment, capture_output=True, text=True
-    )
+    done = bindings.over(binding, "-m", "tests.gpu.test_conversions")
     if done.returncode == HERE:
         pytest.skip("there is a driver here, which would be given handles that are none")
     assert done.returncode == 0, done.stderr

@@ -122,10 +122,7 @@ def test_no_workspace_limit_is_none_at_all(tensorrt: FakeTensorRt) -> None:
 
 def test_what_the_parser_refuses_is_said_with_the_node_and_its_operator(tensorrt: FakeTensorRt) -> None:
     tensorrt.fake.on("OnnxParser.parse_from_file", lambda parser, path: False)
-    tensorrt.fake.on("OnnxParser.num_errors", lambda parser: 2)
-    tensorrt.fake.on("ParserError.node_name", lambda error: "attention_3")
-    tensorrt.fake.on("ParserError.node_operator", lambda error: "Attention")
-    tensorrt.fake.on("ParserError.desc", lambda error: "Assertion failed: two outputs")
+    tensorrt.refuses("attention_3", "Attention", "Assertion failed: two outputs", errors=2)
     with pytest.raises(
         DeviceError,
         match=r"encoder\.1\.onnx: TensorRT 1\d\..* cannot parse it: node 'attention_3' \(Attention\): Assertion",

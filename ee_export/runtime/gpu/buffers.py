@@ -257,7 +257,7 @@ class Buffers:
             self.device.index,
             self,
             self.stream,
-            lambda other: self.lend(other),
+            self.lend,
         )
 
     def read(self, name: str, rows: int, tokens: int = 0) -> np.ndarray:

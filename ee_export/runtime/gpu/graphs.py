@@ -203,9 +203,8 @@ def instantiate(graph: Graph, stream: int, what: str) -> Launchable:
         DeviceError: the driver does not take it.
     """
     made = Launchable(value(driver.cuGraphInstantiate(graph, 0), f"{what}: cuGraphInstantiate"))
-    with contextlib.suppress(
-        DeviceError
-    ):  # the first launch uploads what is not there; no document says that every graph can be before
+    # The first launch uploads what is not there; no document says that every graph can be before.
+    with contextlib.suppress(DeviceError):
         done(driver.cuGraphUpload(made.graph, stream), f"{what}: cuGraphUpload")
     return made
 

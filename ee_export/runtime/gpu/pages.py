@@ -76,17 +76,22 @@ class OnDevice:
         self._segments = segments
         self._sizes = sizes
         self._stretches = [stretch for stretch in stretches if stretch[0] < stretch[1]]
+        parts = [segments[first:end] for first, end, _ in self._stretches]
+        self._reads = [{spec.name for segment in part for spec in segment.inputs} for part in parts]
+        made = [{spec.name for segment in part for spec in segment.outputs} for part in parts]
+        # Of each stretch, whether a later one reads what it makes.
+        self._makes_state = [not made[at].isdisjoint(set().union(*self._reads[at + 1 :])) for at in range(len(parts))]
         self._kind = kind
         self._stream = stream
         self._lock = lock
         self._closing = ExitStack()
         self._executor: Executor | None = None
         self._point: OperatingPoint | None = None
-        self._held: list[
-            Known
-        ] = []  # what is known of the undecided pages on the device, by which they are known again
-        self._rows: list[int] = []  # which page of the batch each of them is
-        self._next = 0  # the stretch before which they stand
+        # Of the undecided pages on the device: what is known of each, by which it is known again; which page of the batch it is; and
+        # the stretch before which they stand.
+        self._held: list[Known] = []
+        self._rows: list[int] = []
+        self._next = 0
         self._given: set[str] = set()
         self._landings: list[Landing] = []  # those that nobody uses
         self._landing_count = 0
@@ -133,33 +138,29 @@ class OnDevice:
         at = next(at for at, stretch in enumerate(self._stretches) if stretch[:2] == (first, end))
         with self._device.current(), self._turn(group, at) as landed:
             executor, policy = self._opened(chain), self._policy
-            rows = list(group.rows)
-            between = range(self._next, at)
-            continues = self._arranged(group, records) and self._next <= at and not any(map(self._makes_state, between))
-            replayed = [] if continues else [one for one in range(at) if self._makes_state(one)]
+            passed = self._makes_state[self._next : at]
+            continues = self._arranged(group, records) and self._next <= at and not any(passed)
+            replayed = [] if continues else [one for one in range(at) if self._makes_state[one]]
             reached = end - 1
             if call.deadline is not None:
                 before = [step for one in replayed for step in range(*self._stretches[one][:2])]
                 found = _reachable(chain, group, before, range(first, end), call.deadline)
                 if found is None and all(records[row].visits for row in group.rows):
-                    for row in group.rows:
-                        records[row].finish(deadline_hit=True)
-                    group.keep([])
+                    group.out_of_time(records)
                     return
                 reached = first if found is None else found
             if reached < end - 1:
                 policy = _answering_at(policy, reached)
             self._held = []  # whatever fails, the next pages begin anew
-            if group.rows != rows:
-                landed = {}
-            if group.places is not None:
+            if group.places is not None:  # brought into another order than that in which they landed
                 group.pack()
+                landed = {}
             mine = [records[row] for row in group.rows]
             started = time.perf_counter()
             if not continues:
                 self._begin(executor, chain, group, mine, at, replayed, landed)
             else:
-                for _ in between:
+                for _ in passed:
                     executor.skip()
             if executor.policy is not policy:
                 executor.retune(policy)
@@ -227,44 +228,33 @@ class OnDevice:
         if at and chain.operating_point.criterion in ASKS_EXITS_BEFORE and mine[0].known.probabilities:
             executor.recall([record.known for record in mine])
 
-    def _makes_state(self, at: int) -> bool:
-        """Whether a later stretch reads what one makes."""
-        first, end, _ = self._stretches[at]
-        made = {spec.name for segment in self._segments[first:end] for spec in segment.outputs}
-        return any(spec.name in made for segment in self._segments[end:] for spec in segment.inputs)
-
     def _inputs(self, chain: "Chain", group: Group, at: int, landed: Mapping[str, DeviceArray]) -> dict[str, object]:
         """What a stretch reads and the executor has not, or not all: more of a page's text may be there than before."""
         kinds, reads = chain.package.manifest.inputs, self._stretches[at][2]
-        asked = self._asked(group, at)
+        asked = self._reads[at] & group.state.keys()
         found = {name for name in asked if name not in self._given or (reads and kinds.get(name) == "text")}
         self._given |= found
         return {name: landed[name] if name in landed else group.state[name] for name in found}
 
-    def _asked(self, group: Group, at: int) -> set[str]:
-        """Inputs that a stretch reads."""
-        first, end, _ = self._stretches[at]
-        return {spec.name for segment in self._segments[first:end] for spec in segment.inputs} & group.state.keys()
-
     @contextlib.contextmanager
     def _turn(self, group: Group, at: int) -> Iterator[Mapping[str, DeviceArray]]:
         """The executor to oneself; a thread that must wait for it has its inputs copied to the device meanwhile, and gets them."""
-        landing, landed = None, {}
-        if not self._lock.acquire(blocking=False):
-            if landing := self._landing():
-                arrays = {name: np.asarray(group.state[name]) for name in self._asked(group, at)}
-                landed = landing.put(arrays, len(group.rows), self._sizes.length(group.tokens) if group.tokens else 0)
-            self._lock.acquire()
-        try:
-            yield landed
-        except BaseException:
-            with contextlib.suppress(DeviceError):
-                self._device.synchronize(self._stream)  # what was landed may still be read
-            raise
-        finally:
-            self._lock.release()
-            if landing is not None:
-                self._landings.append(landing)
+        with ExitStack() as turn:
+            landed: dict[str, DeviceArray] = {}
+            if not self._lock.acquire(blocking=False):
+                if landing := self._landing():
+                    turn.callback(self._landings.append, landing)
+                    arrays = {name: np.asarray(group.state[name]) for name in self._reads[at] & group.state.keys()}
+                    tokens = self._sizes.length(group.tokens) if group.tokens else 0
+                    landed = landing.put(arrays, len(group.rows), tokens)
+                self._lock.acquire()
+            turn.callback(self._lock.release)
+            try:
+                yield landed
+            except BaseException:
+                with contextlib.suppress(DeviceError):
+                    self._device.synchronize(self._stream)  # what was landed may still be read
+                raise
 
     def _landing(self) -> Landing | None:
         """One that nobody uses; none where there are enough, or no memory for more."""
@@ -304,10 +294,9 @@ def _reachable(
     chain: "Chain", group: Group, before: Sequence[int], steps: Sequence[int], deadline: float
 ) -> int | None:
     """The last of some exits that the group reaches in time, by measured costs; ``None``: not even the first of them."""
-    costs, reached, now = chain.target.costs, None, time.perf_counter()
+    reached, now = None, time.perf_counter()
     for step in (*before, *steps):
-        if costs is not None:
-            now += costs.segment_ms(chain.exits[step], group.tokens, len(group.rows)) / 1e3
+        now += chain._cost_s(chain.exits[step], group)
         if now > deadline:
             break
         reached = step
