@@ -15,6 +15,10 @@ class BadPage(EeError):
     """A page image cannot be read, or its words and boxes do not fit together."""
 
 
+class OcrFailed(BadPage):
+    """An OCR engine raised an exception, or returned something other than words and boxes that fit together."""
+
+
 class NoText(EeError):
     """A page is undecided after the exits that need no text, and has neither words nor an OCR engine."""
 
@@ -45,6 +49,42 @@ class NotEqual(EeError):
 
 class DeviceError(EeError):
     """A GPU, its driver or a library for it is missing, refused something, or failed."""
+
+
+class UnexpectedError(EeError):
+    """An exception that this package did not foresee: a fault of its own. It stands in for the answer of one page."""
+
+
+class ForkedError(EeError):
+    """A chain is used in a process that was forked after the chain was loaded."""
+
+
+def unexpected(name: str, error: BaseException) -> UnexpectedError:
+    """The error that a page gets for an exception nobody foresaw: it names the page, the exception and where to report it."""
+    return UnexpectedError(
+        f"{name}: unexpected {type(error).__name__} ({shorten(error)}); this is a fault of ee-export: report it to its "
+        "maintainers with this line and the kind of file (the page itself is not needed)"
+    )
+
+
+def shorten(value: object, most: int = 200) -> str:
+    """A value as text of at most ``most`` characters, for an error message; its middle is replaced by an ellipsis."""
+    text = str(value)
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
+
+
+def printable(text: object) -> str:
+    """Text that is safe to print on one line: control characters, line breaks and half surrogate pairs are escaped.
+
+    File names, labels and manifest keys come from outside, and an escape sequence in one of them would be carried out by the
+    terminal. Bytes of a name that is not UTF-8 arrive as half surrogate pairs, which no stream can encode.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
+    )
 
 
 def require_known(name: str, valid: Collection[str], what: str) -> None:

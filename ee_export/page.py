@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ee_export.errors import BadPage, NoText
+from ee_export.limits import DEFAULT_LIMITS, Limits
 
 Words = list[str]
 Boxes = list[list[int]]
@@ -29,7 +30,7 @@ class Page:
     predicted. ``words`` and ``boxes`` (x0, y0, x1, y1 in 0–1000 of the page's width and height): the page's text where it
     is known; a page with no words is a normal page, ``words=[]``. ``ocr``: a callable that is given the decoded page and
     returns words and boxes; it is called only if the page is still undecided when its text is needed. ``name`` stands in
-    error messages. A page for a model that reads words alone needs neither image nor boxes.
+    error messages. ``limits``: the largest image and word file that are read. A page for a model that reads words alone needs neither image nor boxes.
 
     Raises:
         BadPage: words and boxes differ in number, a box is not four numbers in 0–1000, or there are neither image nor words.
@@ -40,6 +41,7 @@ class Page:
     boxes: Sequence[Sequence[float]] | None = None
     ocr: Ocr | None = None
     name: str = "page"
+    limits: Limits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
         if self.name == "page" and isinstance(self.image, str | Path):
