@@ -25,10 +25,11 @@ from ee_export.observe import Observed, held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, Package, link_files, open_package
 from ee_export.page import Ocr
 from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
-from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, open_segment, require_runnable
+from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name, measure
 from ee_export.runtime.gpu import GPU_BACKENDS
+from ee_export.runtime.opening import open_segment
 from ee_export.runtime.ort import available_threads
 from ee_export.runtime.plan import FULL, operating_point
 from ee_export.segments.prepare import prepare_segments
@@ -249,7 +250,7 @@ def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
     if target.backend in GPU_BACKENDS:
         return Chain(package, target, point, open_drafted_on_gpu(target, name, folder), before.encoder)
     threads = available_threads()
-    opened = partial(open_segment, contents=None, threads=threads, one_pool=True)
+    opened = partial(open_segment, threads=threads, one_pool=True)
     segments = [opened(target.backend, spec, folder / spec.file) for spec in target.segments]
     return Chain(package, target, point, segments, before.encoder)
 

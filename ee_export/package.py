@@ -11,11 +11,12 @@ from pathlib import Path, PurePosixPath
 from ee_export.atomic import staged_folder
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.manifest import FileEntry, Manifest, Target, from_json, to_json
+from ee_export.reading import REPAIR as _REPAIR
+from ee_export.reading import Reading
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
-_REPAIR = "copy the package again, or rebuild it with `ee-export build`"
 _MAX_MANIFEST = 64 * 2**20
 
 
@@ -32,21 +33,12 @@ class Package:
         Raises:
             BadPackage: the file is missing, not a plain file, or differs from the manifest.
         """
-        return self._verified(name, keep=True)
+        with self.reading() as files:
+            return files.read(name)
 
-    def _verified(self, name: str, *, keep: bool) -> bytes:
-        entry = self.manifest.files[name]
-        digest = hashlib.sha256()
-        chunks = []
-        for chunk in _read_file(self.path, name, entry.size):
-            digest.update(chunk)
-            if keep:
-                chunks.append(chunk)
-        if digest.hexdigest() != entry.sha256:
-            raise BadPackage(
-                f"{self.path / name}: sha256 differs from the manifest (file changed or copied in part); {_REPAIR}"
-            )
-        return b"".join(chunks)
+    def reading(self) -> Reading:
+        """The package's files, to be read more than once and by a library that opens them by path."""
+        return Reading(self.path, self.manifest.files)
 
     def target(self, name: str) -> Target:
         """One of the package's targets; raises BadRequest naming those it has."""
@@ -59,8 +51,8 @@ class Package:
 
     def check(self, target: str | None = None) -> None:
         """Hash every file, or only those that ``target`` needs; raises BadPackage at the first that differs."""
-        for name in self.manifest.files if target is None else self.needed_by(target):
-            self._verified(name, keep=False)
+        with self.reading() as files:
+            files.hash(self.manifest.files if target is None else self.needed_by(target))
 
     def needed_by(self, target: str) -> list[str]:
         """The files that a target needs: its own, and those that are of no target."""
@@ -68,9 +60,15 @@ class Package:
         return [name for name in self.manifest.files if name not in others]
 
     def files_of(self, target: str) -> tuple[str, ...]:
-        """Graphs and weights of a target: all in the folders that its segments lie in, which may be those of another target."""
-        folders = tuple({f"{PurePosixPath(segment.file).parent}/" for segment in self.target(target).segments})
-        return tuple(name for name in self.manifest.files if name.startswith(folders))
+        """Graphs and weights of a target: all in the folders that its segments lie in, which may be those of another target.
+
+        If a segment lies at the package's root, that is every file but the tokenizer and the golden pages.
+        """
+        folders = {PurePosixPath(segment.file).parent for segment in self.target(target).segments}
+        prefixes = tuple("" if folder == PurePosixPath() else f"{folder}/" for folder in folders)
+        return tuple(
+            name for name in self.manifest.files if name.startswith(prefixes) and name not in (TOKENIZER, GOLDEN)
+        )
 
 
 def open_package(path: Path) -> Package:

@@ -1,4 +1,4 @@
-"""What runs a target's segments, by the name that its manifest gives; the segments of one process share what they hold.
+"""What runs a target's segments, by the name that its manifest gives.
 
 What a GPU takes is imported where a GPU's target is opened: it would double what the processor's targets import.
 """
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.manifest import SegmentSpec, Target
+from ee_export.manifest import Target
 from ee_export.package import Package
 from ee_export.runtime.gpu import GPU_BACKENDS
-from ee_export.runtime.openvino import OpenVinoSegment, require_bf16
-from ee_export.runtime.ort import OrtSegment
+from ee_export.runtime.openvino import require_bf16
 from ee_export.runtime.plan import FULL, make_plan, operating_point, runs
 from ee_export.runtime.segment import Segment
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from ee_export.runtime.gpu.segment import DeviceSegment
 
 BACKENDS = ("onnxruntime", "openvino", *GPU_BACKENDS)
-
-_opened: weakref.WeakValueDictionary[tuple[object, ...], Segment] = weakref.WeakValueDictionary()
 
 
 def require_runnable(backend: str) -> None:
@@ -108,28 +105,3 @@ def _from_host(
 def _destroy(gpu: "Device", stream: int) -> None:
     with gpu.current():
         gpu.destroy_stream(stream)
-
-
-def open_segment(
-    backend: str, spec: SegmentSpec, graph: Path, contents: tuple[str, ...] | None, threads: int, *, one_pool: bool
-) -> Segment:
-    """A segment ready to run; one that this process has open already is shared, weights and all.
-
-    Args:
-        backend: one of :data:`BACKENDS` on the CPU; a GPU's targets are opened whole, by :func:`open_on_gpu`.
-        spec: its manifest entry.
-        graph: its file.
-        contents: sha256 of all that the target's graphs and weights are made of, by which it is known again; ``None``: not shared.
-        threads: of the backend.
-        one_pool: see :func:`ee_export.runtime.chain.load`.
-    """
-    key = (backend, spec, contents, threads, one_pool)
-    found = _opened.get(key) if contents is not None else None
-    if found is None:
-        if backend == "openvino":
-            found = OpenVinoSegment(spec, graph, threads)
-        else:
-            found = OrtSegment(spec, graph, threads, one_pool=one_pool)
-        if contents is not None:
-            found = _opened.setdefault(key, found)
-    return found

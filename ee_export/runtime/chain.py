@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,17 +10,19 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.encode import Arrays, Encoder, blank_page, tokens_read
-from ee_export.errors import BadRequest, EeError
-from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
+from ee_export.errors import BadPackage, BadRequest, EeError
+from ee_export.manifest import OperatingPoint, Target, gate_name
 from ee_export.package import TOKENIZER, Package, open_package
 from ee_export.page import Page, require_known_boxes
 from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
+from ee_export.reading import folder_identity
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
-from ee_export.runtime.backends import open_on_gpu, open_segment, require_runnable
+from ee_export.runtime.backends import open_on_gpu, require_runnable
 from ee_export.runtime.bulk import Bulk, MakesPage, cheapest_sizes
 from ee_export.runtime.gpu import GPU_BACKENDS
+from ee_export.runtime.opening import open_segments
 from ee_export.runtime.plan import FULL, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
@@ -42,6 +43,7 @@ def load(
     *,
     one_pool: bool = True,
     executor: str = "auto",
+    in_memory: bool = False,
 ) -> "Chain":
     """Open a package, check its files and make its chain ready.
 
@@ -58,14 +60,31 @@ def load(
             The segments then get threads of their own, which costs a few percent.
         executor: of a GPU's target: ``conditional``, ``graphs`` or ``host``, or ``auto``, the fastest of them as measured when the first
             page comes; see docs/gpu.md.
+        in_memory: whether to read the weights into memory. By default they are mapped from the package's files, so a file that
+            is overwritten in place later changes the answers, and one that is truncated ends the process by SIGBUS. The
+            backend onnxruntime on the CPU only; see docs/security.md for its cost.
 
     Raises:
-        BadPackage: a file is missing, changed or extra, or the manifest is not understood.
+        BadPackage: a file is missing, changed or extra, the manifest is not understood, a graph is not the one that it describes,
+            or the package was replaced meanwhile: load it again.
         BadRequest: there is no such target or operating point, or the target cannot run here.
     """
-    return load_package(
-        open_package(Path(path)), target, operating_point, threads, one_pool=one_pool, executor=executor
-    )
+    path = Path(path)
+    before = folder_identity(path)
+    try:
+        return load_package(
+            open_package(path),
+            target,
+            operating_point,
+            threads,
+            one_pool=one_pool,
+            executor=executor,
+            in_memory=in_memory,
+        )
+    except BadPackage:
+        if before is not None and folder_identity(path) != before:
+            raise BadPackage(f"{path}: replaced while it was loaded; load the package again") from None
+        raise
 
 
 def load_package(
@@ -76,6 +95,7 @@ def load_package(
     *,
     one_pool: bool = True,
     executor: str = "auto",
+    in_memory: bool = False,
 ) -> "Chain":
     """The chain of an opened package; ``full`` works before anything was calibrated or tuned."""
     found = package.target(target)
@@ -83,23 +103,16 @@ def load_package(
     pool = threads or backend.available_threads()
 
     require_runnable(found.backend)
-    contents = tuple(package.manifest.files[name].sha256 for name in package.files_of(target))
-
-    def opened(spec: SegmentSpec) -> Segment:
-        package.read(spec.file)
-        return open_segment(found.backend, spec, package.path / spec.file, contents, pool, one_pool=one_pool)
-
     if found.backend in GPU_BACKENDS:
+        if in_memory:
+            raise BadRequest(f"in_memory=True: {target} runs on a GPU, which holds its weights anyway; leave it out")
         on_host, on_device = open_on_gpu(package, target, executor)
         return Chain(package, found, point, on_host, _encoder(package), on_device)
     if executor != "auto":
         raise BadRequest(
             f"executor '{executor}': {target} runs on the processor, which has none to choose; leave it out"
         )
-    with ThreadPoolExecutor(2) as workers:
-        checked = workers.submit(package.check, target)  # the weights take longest: hash them while sessions are made
-        segments = list(workers.map(opened, found.segments))
-        checked.result()
+    segments = open_segments(package, target, pool, one_pool=one_pool, in_memory=in_memory)
     return Chain(package, found, point, segments, _encoder(package))
 
 

@@ -10,29 +10,59 @@ import numpy as np
 
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.runtime.signature import Port, one_line, require_signature, run_failed, wrong_rows
 
 
 class OpenVinoSegment:
     """One graph, compiled. Thread-safe: every thread has a request of its own, and outputs are copied out of it."""
 
-    def __init__(self, spec: SegmentSpec, graph: Path, threads: int) -> None:
+    def __init__(self, spec: SegmentSpec, graph: Path, threads: int, *, source: str | None = None) -> None:
+        """Compile a graph; ``source`` is a path to open in place of ``graph``, which messages then name all the same.
+
+        Raises:
+            BadPackage: OpenVINO cannot compile the graph, or it is not the one that the manifest describes.
+        """
         self.exit = spec.exit
         self.inputs: tuple[TensorSpec, ...] = spec.inputs
         self.outputs: tuple[TensorSpec, ...] = spec.outputs
-        self._compiled = _compile(graph, threads)
+        self._spec = spec
+        self._graph = graph
+        self._compiled = _compile(graph, threads, source or str(graph))
+        inputs, outputs = self._compiled.inputs, self._compiled.outputs
+        require_signature(spec, graph, _ports(inputs, spec.inputs), _ports(outputs, spec.outputs))
+        self._classes = spec.outputs[0].shape[1]
         self._requests = threading.local()
 
     def run(self, state: dict[str, np.ndarray], last: Sequence[str] = ()) -> tuple[np.ndarray, Sequence[np.ndarray]]:
         """See :meth:`ee_export.runtime.segment.Segment.run`."""
-        feeds = {tensor.name: state[tensor.name] for tensor in self.inputs}
-        for name in last:
-            del state[name]
-        request = getattr(self._requests, "one", None)
-        if request is None:
-            request = self._requests.one = self._compiled.create_infer_request()
-        found = request.infer(feeds, share_inputs=True)
-        logits, *others = (found[tensor.name] for tensor in self.outputs)
+        try:
+            feeds = {tensor.name: state[tensor.name] for tensor in self.inputs}
+            for name in last:
+                del state[name]
+            request = getattr(self._requests, "one", None)
+            if request is None:
+                request = self._requests.one = self._compiled.create_infer_request()
+            results = request.infer(feeds, share_inputs=True)
+            logits, *others = (results[tensor.name] for tensor in self.outputs)
+        except Exception as error:  # OpenVINO raises several kinds for inputs of another shape or type
+            raise run_failed(self._spec, self._graph, state, "OpenVINO", error) from None
+        rows = len(feeds[self.inputs[0].name])
+        if logits.shape != (rows, self._classes) or any(tensor.shape[:1] != (rows,) for tensor in others):
+            raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
         return logits, others
+
+
+def _ports(ports: Sequence[Any], stated: Sequence[TensorSpec]) -> list[Port]:
+    """Inputs or outputs of a compiled model. A port can have several names; that of the manifest counts."""
+    known = {tensor.name for tensor in stated}
+    described = []
+    for port in ports:
+        names = sorted(port.get_names(), key=lambda name: (name not in known, name))
+        shape = port.get_partial_shape()
+        sizes = [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
+        dtype = np.dtype(port.get_element_type().to_dtype()).name
+        described.append(Port(names[0] if names else "", dtype, sizes))
+    return described
 
 
 def require_openvino() -> None:
@@ -50,7 +80,7 @@ def require_bf16() -> None:
         raise BadRequest("this processor has no bfloat16, which the target computes in; take cpu-fp32 or cpu-int8")
 
 
-def _compile(graph: Path, threads: int) -> Any:
+def _compile(graph: Path, threads: int, source: str) -> Any:
     import openvino
 
     options = {
@@ -60,7 +90,7 @@ def _compile(graph: Path, threads: int) -> Any:
     }
     core = openvino.Core()
     try:
-        return core.compile_model(core.read_model(graph), "CPU", options)
+        return core.compile_model(core.read_model(source), "CPU", options)
     except RuntimeError as error:
-        line = str(error).strip().splitlines()[-1]
+        line = one_line(str(error).strip().splitlines()[-1].replace(source, str(graph)))
         raise BadPackage(f"{graph}: OpenVINO {openvino.__version__} cannot compile it ({line})") from None

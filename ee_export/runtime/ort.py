@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from ee_export.errors import BadPackage
 from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.runtime.signature import Port, one_line, require_signature, run_failed, wrong_rows
 
 Tensor: TypeAlias = np.ndarray
 
@@ -22,28 +23,77 @@ _pool: dict[str, bool] = {}
 
 
 class OrtSegment:
-    """One graph in one session. Thread-safe: a run keeps nothing; its outputs belong to the caller."""
+    """One graph in one session. Thread-safe: a run keeps nothing; its outputs belong to the caller.
 
-    def __init__(self, spec: SegmentSpec, graph: Path, threads: int, *, one_pool: bool = True) -> None:
+    Args:
+        spec: its manifest entry.
+        graph: its file, for messages too.
+        threads: see :func:`session_options`, as ``one_pool``.
+        source: a path to open in place of ``graph``, or the contents of it. Weights in other files are mapped from beside a
+            path. For contents they are given as ``weights``.
+        weights: arrays by name, as :func:`ee_export.runtime.graph.external_weights` names them.
+
+    Raises:
+        BadPackage: onnxruntime cannot load the graph, or it is not the one that the manifest describes.
+    """
+
+    def __init__(
+        self,
+        spec: SegmentSpec,
+        graph: Path,
+        threads: int,
+        *,
+        one_pool: bool = True,
+        source: str | bytes | None = None,
+        weights: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self._spec = spec
         self.exit = spec.exit
         self.inputs: tuple[TensorSpec, ...] = spec.inputs
         self.outputs: tuple[TensorSpec, ...] = spec.outputs
+        self._graph = graph
         self._input_names = [tensor.name for tensor in spec.inputs]
         self._output_names = [tensor.name for tensor in spec.outputs]
+        opened = str(graph) if source is None else source
         try:
-            # By path, so that weights are mapped from the file beside the graph instead of copied.
-            self._session = open_session(str(graph), threads, one_pool=one_pool)
+            self._session = open_session(opened, threads, one_pool=one_pool, weights=weights)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
+            text = str(error) if isinstance(opened, bytes) else str(error).replace(opened, str(graph))
+            raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({one_line(text)})") from None
+        self._weights = weights  # onnxruntime may read them for as long as the session lives
+        require_signature(spec, graph, _ports(self._session.get_inputs()), _ports(self._session.get_outputs()))
+        self._classes = spec.outputs[0].shape[1]
 
     def run(self, state: dict[str, Tensor], last: Sequence[str] = ()) -> tuple[np.ndarray, Sequence[Tensor]]:
         """See :meth:`ee_export.runtime.segment.Segment.run`."""
-        feeds = {name: state[name] for name in self._input_names}
-        for name in last:
-            del state[name]
-        # Arrays pass in and out without a copy, and at a sixth of what run_with_ort_values costs a call.
-        logits, *others = self._session.run(self._output_names, feeds)
+        try:
+            feeds = {name: state[name] for name in self._input_names}
+            for name in last:
+                del state[name]
+            # Arrays pass in and out without a copy, and at a sixth of what run_with_ort_values costs a call.
+            logits, *others = self._session.run(self._output_names, feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise run_failed(self._spec, self._graph, state, f"onnxruntime {ort.__version__}", error) from None
+        rows = len(feeds[self._input_names[0]])
+        if logits.shape != (rows, self._classes):
+            raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
+        for tensor in others:
+            if tensor.shape[:1] != (rows,):
+                raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
         return logits, others
+
+
+def _ports(arguments: Sequence[ort.NodeArg]) -> list[Port]:
+    """Inputs or outputs of a session."""
+    return [Port(argument.name, _numpy_name(argument.type), argument.shape) for argument in arguments]
+
+
+def _numpy_name(kind: str) -> str:
+    """``float32`` for onnxruntime's ``tensor(float)``; what is no tensor keeps onnxruntime's name."""
+    if not (kind.startswith("tensor(") and kind.endswith(")")):
+        return kind
+    element = kind[len("tensor(") : -1]
+    return {"float": "float32", "double": "float64"}.get(element, element)
 
 
 def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
@@ -58,9 +108,19 @@ def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
     return packed
 
 
-def open_session(graph: str | bytes, threads: int, *, one_pool: bool = True) -> ort.InferenceSession:
-    """A session for a graph's path or bytes, as all of this package on the CPU are made; see :func:`session_options`."""
+def open_session(
+    graph: str | bytes, threads: int, *, one_pool: bool = True, weights: Mapping[str, np.ndarray] | None = None
+) -> ort.InferenceSession:
+    """A session for a graph's path or bytes, as all of this package on the CPU are made; see :func:`session_options`.
+
+    ``weights``: arrays for the weights that a graph given as bytes takes from other files. They must outlive the session.
+    """
     options = session_options(threads, one_pool=one_pool)
+    # A file in onnxruntime's own format, whatever it is called, is read by another parser, which checks less.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

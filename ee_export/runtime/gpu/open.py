@@ -71,8 +71,11 @@ def open_package_segments(package: Package, target_name: str, gpu: Device, strea
     """
     target = package.target(target_name)
     require_fits(package, target_name, gpu)
-    package.check(target_name)
-    return open_segments(target, target_name, package.path, package.read, gpu, stream)
+    with package.reading() as files:
+        files.hash(package.needed_by(target_name))
+        segments = open_segments(target, target_name, package.path, files.read, gpu, stream)
+        files.require_unchanged()  # some files were opened by path
+    return segments
 
 
 def require_fits(package: Package, target_name: str, gpu: Device) -> None:

@@ -1,0 +1,147 @@
+"""Open a target's segments on the CPU; the chains of one process share those that were verified."""
+
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from ee_export.errors import BadPackage, BadRequest, printable, shorten
+from ee_export.manifest import SegmentSpec
+from ee_export.package import MANIFEST, Package
+from ee_export.reading import REPAIR, Reading
+from ee_export.runtime.graph import ExternalWeight, as_array, external_weights
+from ee_export.runtime.openvino import OpenVinoSegment
+from ee_export.runtime.ort import OrtSegment
+from ee_export.runtime.segment import Segment
+from ee_export.runtime.signature import require_connected
+
+_verified: weakref.WeakValueDictionary[tuple[object, ...], Segment] = weakref.WeakValueDictionary()
+_publishing = threading.Lock()
+
+
+def open_segment(backend: str, spec: SegmentSpec, graph: Path, threads: int, *, one_pool: bool) -> Segment:
+    """A segment of its own, made of a file that this process wrote; for the files of a package see :func:`open_segments`.
+
+    Args:
+        backend: one that runs on the CPU; a GPU's targets are opened whole, by :func:`ee_export.runtime.backends.open_on_gpu`.
+        spec: its manifest entry.
+        graph: its file.
+        threads: of the backend.
+        one_pool: see :func:`ee_export.runtime.chain.load`.
+    """
+    if backend == "openvino":
+        return OpenVinoSegment(spec, graph, threads)
+    return OrtSegment(spec, graph, threads, one_pool=one_pool)
+
+
+def open_segments(
+    package: Package, target_name: str, threads: int, *, one_pool: bool, in_memory: bool
+) -> list[Segment]:
+    """The segments of a package's target on the CPU, ready to run. Those that this process has open already are shared.
+
+    All files that the target needs are hashed while the segments are opened. A segment is shared with other loads only after
+    all files had the right hashes and were found unchanged, and under the hashes that this load computed.
+
+    Args:
+        package: the package.
+        target_name: one of its targets on the CPU.
+        threads: of the backend.
+        one_pool: see :func:`ee_export.runtime.chain.load`, as ``in_memory``.
+
+    Raises:
+        BadPackage: a file differs from the manifest, changed meanwhile, or is not the graph that the manifest describes.
+        BadRequest: ``in_memory`` for a backend that opens files itself.
+    """
+    target = package.target(target_name)
+    if in_memory and target.backend != "onnxruntime":
+        raise BadRequest(
+            f"in_memory=True: {target_name} runs on {target.backend}, which reads its files itself; "
+            "leave it out, or take a target of the backend onnxruntime, such as cpu-fp32"
+        )
+    require_connected(package.manifest, target, package.path / MANIFEST)
+    with package.reading() as files, ThreadPoolExecutor(2) as workers:
+        hashing = workers.submit(files.hash, package.needed_by(target_name))  # the weights take longest
+        load = _Load(package, files, target.backend, threads, one_pool=one_pool, in_memory=in_memory)
+        try:
+            opened = list(workers.map(load.open, target.segments))
+        except BadPackage:
+            hashing.result()  # a file that differs explains more than a session that cannot be made of it
+            raise
+        hashing.result()
+        hashes = files.hash({name for each in opened for name in each.files})
+        if not in_memory:
+            files.require_unchanged()
+    with _publishing:
+        return [_verified.setdefault(load.key(each.spec, each.files, hashes), each.segment) for each in opened]
+
+
+class _Opened(NamedTuple):
+    """A segment of a load that is not checked yet, and the files that it is made of: the graph, then its weights."""
+
+    segment: Segment
+    spec: SegmentSpec
+    files: tuple[str, ...]
+
+
+class _Load:
+    """One load of a target."""
+
+    def __init__(
+        self, package: Package, files: Reading, backend: str, threads: int, *, one_pool: bool, in_memory: bool
+    ) -> None:
+        self._package = package
+        self._files = files
+        self._backend = backend
+        self._threads = threads
+        self._one_pool = one_pool
+        self._in_memory = in_memory
+        self._stated = {name: entry.sha256 for name, entry in package.manifest.files.items()}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._reading = threading.Lock()
+
+    def open(self, spec: SegmentSpec) -> _Opened:
+        """A segment that another load has verified, if these files are what the manifest states, or else a new one."""
+        graph = self._package.path / spec.file
+        contents = self._files.read(spec.file)
+        weights = external_weights(contents, str(graph))
+        places = {weight.location: self._find(spec, weight) for weight in weights}
+        files = (spec.file, *places.values())
+        segment = _verified.get(self.key(spec, files, self._stated))
+        if segment is not None:
+            return _Opened(segment, spec, files)
+        if self._backend == "openvino":
+            segment = OpenVinoSegment(spec, graph, self._threads, source=self._files.path(spec.file))
+        elif self._in_memory:
+            held = {each.name: as_array(each, self._array(places[each.location]), str(graph)) for each in weights}
+            segment = OrtSegment(spec, graph, self._threads, one_pool=self._one_pool, source=contents, weights=held)
+        else:
+            # By path, so that weights are mapped from the file beside the graph instead of copied.
+            source = self._files.path(spec.file)
+            segment = OrtSegment(spec, graph, self._threads, one_pool=self._one_pool, source=source)
+        return _Opened(segment, spec, files)
+
+    def key(self, spec: SegmentSpec, files: Sequence[str], hashes: Mapping[str, str]) -> tuple[object, ...]:
+        """All that decides how a segment computes: its entry, the contents of its files, and how it is run."""
+        contents = tuple(hashes[name] for name in files)
+        return self._backend, spec, contents, self._threads, self._one_pool, self._in_memory
+
+    def _find(self, spec: SegmentSpec, weight: ExternalWeight) -> str:
+        """The file of the package that a weight lies in; onnxruntime looks from the graph's folder on."""
+        name = (PurePosixPath(spec.file).parent / weight.location).as_posix()
+        if name not in self._stated:
+            raise BadPackage(
+                f"{self._package.path / spec.file}: weight '{printable(shorten(weight.name))}' lies in "
+                f"'{printable(shorten(name))}', which is no file of the package; {REPAIR}"
+            )
+        return name
+
+    def _array(self, name: str) -> np.ndarray:
+        """Contents of a file of weights, read once for all segments of the load."""
+        with self._reading:
+            if name not in self._arrays:
+                self._arrays[name] = self._files.read_array(name)
+            return self._arrays[name]

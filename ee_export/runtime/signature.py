@@ -1,0 +1,148 @@
+"""Compare graphs with their manifest entries: names, element types, ranks and sizes of all that goes in and comes out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ee_export.encode import Encoding
+from ee_export.errors import BadPackage, BadRequest, EeError, printable, shorten
+from ee_export.manifest import Axis, Manifest, SegmentSpec, Target, TensorSpec, gate_name, logits_name
+from ee_export.reading import REPAIR
+
+_AXES = ("B", "T", "L")
+
+
+class Port(NamedTuple):
+    """An input or output as a compiled graph states it. ``dtype`` as numpy names it; ``None`` in ``shape``: not stated."""
+
+    name: str
+    dtype: str
+    shape: Sequence[Axis | None]
+
+
+def require_signature(spec: SegmentSpec, graph: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+    """Raise BadPackage if a graph does not take and give what its manifest entry states; names the file and the tensor.
+
+    A graph may leave a size open that the manifest states; each run then checks the logits'.
+    """
+    logits = spec.outputs[0] if spec.outputs else None
+    if logits is None or logits.name != logits_name(spec.exit) or len(logits.shape) != 2 or logits.shape[0] != "B":
+        raise BadPackage(
+            f"{graph}: the manifest's first output of exit '{_text(spec.exit)}' is {_describe(logits)}, "
+            f"expected '{_text(logits_name(spec.exit))}' float32 [B, classes]; {REPAIR}"
+        )
+    if not spec.inputs:
+        raise BadPackage(f"{graph}: exit '{_text(spec.exit)}' has no inputs, expected one or more; {REPAIR}")
+    for what, stated, ports in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
+        names = [tensor.name for tensor in stated]
+        if len(set(names)) != len(names) or set(names) != {port.name for port in ports}:
+            raise BadPackage(
+                f"{graph}: the graph's {what}s are {_names(port.name for port in ports)}, "
+                f"the manifest states {_names(names)}; {REPAIR}"
+            )
+        by_name = {port.name: port for port in ports}
+        for tensor in stated:
+            port = by_name[tensor.name]
+            if port.dtype != tensor.dtype or not _fits(port.shape, tensor.shape):
+                raise BadPackage(
+                    f"{graph}: {what} '{_text(tensor.name)}' is {_describe(port)}, "
+                    f"the manifest states {_describe(tensor)}; {REPAIR}"
+                )
+
+
+def require_connected(manifest: Manifest, target: Target, where: Path) -> None:
+    """Raise BadPackage if a segment's logits do not fit the labels, or an input is given by nothing before; names both."""
+    given = {name: tensor for name, tensor in _pages(manifest.encoding).items() if name in manifest.inputs}
+    for spec in target.segments:
+        at = f"{where}: exit '{_text(spec.exit)}'"
+        for tensor in spec.inputs:
+            source = given.get(tensor.name)
+            if source is None:
+                raise BadPackage(
+                    f"{at}: input '{_text(tensor.name)}' is given by no page and no segment before, "
+                    f"expected one of {_names(given)}; {REPAIR}"
+                )
+            if (source.dtype, source.shape) != (tensor.dtype, tensor.shape):
+                raise BadPackage(
+                    f"{at}: input '{_text(tensor.name)}' is {_describe(tensor)}, but it is given as {_describe(source)}; {REPAIR}"
+                )
+        expected = [TensorSpec(logits_name(spec.exit), "float32", ("B", len(manifest.labels)))]
+        if any(tensor.name == gate_name(spec.exit) for tensor in spec.outputs):
+            expected.append(TensorSpec(gate_name(spec.exit), "float32", ("B", 1)))
+        for place, tensor in enumerate(expected):
+            stated = spec.outputs[place] if place < len(spec.outputs) else None
+            if stated != tensor:
+                raise BadPackage(
+                    f"{at}: output {place + 1} is {_describe(stated)}, expected {_describe(tensor)} for "
+                    f"{len(manifest.labels)} labels; {REPAIR}"
+                )
+        given |= {tensor.name: tensor for tensor in spec.outputs[len(expected) :]}
+
+
+def run_failed(
+    segment: SegmentSpec, graph: Path, state: Mapping[str, np.ndarray], runner: str, error: Exception
+) -> EeError:
+    """The error for an exception that a segment's run raised: BadRequest for an input that is missing, else BadPackage."""
+    where = f"{graph}: exit '{_text(segment.exit)}'"
+    missing = [tensor.name for tensor in segment.inputs if tensor.name not in state]
+    if isinstance(error, KeyError) and missing:
+        return BadRequest(f"{where}: input '{_text(missing[0])}' is missing; give all of {_names(_inputs(segment))}")
+    return BadPackage(f"{where}: {runner} cannot run it ({one_line(error)}); check the inputs, or {REPAIR}")
+
+
+def wrong_rows(segment: SegmentSpec, graph: Path, rows: int, outputs: Sequence[np.ndarray]) -> BadPackage:
+    """The error for outputs whose shapes do not fit ``rows`` pages; names the first of them."""
+    shape = [rows, segment.outputs[0].shape[1]]
+    name, array, expected = segment.outputs[0].name, outputs[0], str(shape)
+    if list(array.shape) == shape:
+        wrong = next(at for at, output in enumerate(outputs) if output.shape[:1] != (rows,))
+        name, array, expected = segment.outputs[wrong].name, outputs[wrong], f"[{rows}, …]"
+    return BadPackage(
+        f"{graph}: exit '{_text(segment.exit)}' gives '{_text(name)}' of shape {list(array.shape)} for {rows} pages, "
+        f"expected {expected}; {REPAIR}"
+    )
+
+
+def one_line(text: object) -> str:
+    """An exception of a library as one short line that is safe to print."""
+    return printable(shorten(" ".join(str(text).split())))
+
+
+def _inputs(segment: SegmentSpec) -> list[str]:
+    return [tensor.name for tensor in segment.inputs]
+
+
+def _pages(encoding: Encoding) -> dict[str, TensorSpec]:
+    side = encoding.image_size
+    tensors = (
+        TensorSpec("pixel_values", "float32", ("B", 3, side, side)),
+        TensorSpec("input_ids", "int64", ("B", "T")),
+        TensorSpec("bbox", "int64", ("B", "T", 4)),
+        TensorSpec("attention_mask", "int64", ("B", "T")),
+    )
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _fits(shape: Sequence[Axis | None], stated: Sequence[Axis]) -> bool:
+    """Whether a graph's shape contradicts no axis that the manifest states. Symbols of a graph's own say nothing."""
+    return len(shape) == len(stated) and all(
+        size == axis if isinstance(size, int) or (size in _AXES and isinstance(axis, str)) else True
+        for size, axis in zip(shape, stated, strict=True)
+    )
+
+
+def _describe(tensor: Port | TensorSpec | None) -> str:
+    if tensor is None:
+        return "missing"
+    shape = ", ".join("?" if axis is None else str(axis) for axis in tensor.shape)
+    return f"'{_text(tensor.name)}' {_text(tensor.dtype)} [{_text(shape)}]"
+
+
+def _names(names: Iterable[str]) -> str:
+    return _text(", ".join(names) or "none")
+
+
+def _text(text: str) -> str:
+    return printable(shorten(text))

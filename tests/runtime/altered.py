@@ -1,0 +1,85 @@
+"""Packages that were changed on purpose, by somebody who can write files and compute hashes."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ee_export.encode import Arrays, blank_page
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.graph import external_weights
+
+
+def copied(package: Path, destination: Path) -> Path:
+    """A copy of a package that may be changed."""
+    return Path(shutil.copytree(package, destination))
+
+
+def with_manifest(package: Path, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> Path:
+    """The package after its manifest was changed and all its files were hashed anew, so that no hash gives it away."""
+    path = package / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    change(manifest)
+    manifest["files"] = {
+        file.relative_to(package).as_posix(): {
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "size": file.stat().st_size,
+        }
+        for file in sorted(package.rglob("*"))
+        if file.is_file() and file != path
+    }
+    path.write_text(json.dumps(manifest))
+    return package
+
+
+def with_graph(package: Path, file: str, change: Callable[[onnx.ModelProto], object]) -> Path:
+    """The package after one graph was changed, with right hashes."""
+    path = package / file
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return with_manifest(package)
+
+
+def negate_heads(weights: Path) -> None:
+    """Other weights of the same size: the last matrix of each exit's head is negated, so that every answer changes."""
+    contents = bytearray(weights.read_bytes())
+    for graph in sorted(weights.parent.glob("*.onnx")):
+        last = external_weights(graph.read_bytes(), str(graph))[-1]
+        assert last.length is not None
+        values = np.frombuffer(contents, np.float32, last.length // 4, last.offset)
+        values[:] = -values
+    weights.write_bytes(contents)
+
+
+def flattened(package: Path) -> Path:
+    """The package after its segments were moved to its root."""
+    for file in (package / "cpu-fp32").iterdir():
+        file.rename(package / file.name)
+    (package / "cpu-fp32").rmdir()
+
+    def change(manifest: dict[str, Any]) -> None:
+        for segment in manifest["targets"]["cpu-fp32"]["segments"]:
+            segment["file"] = segment["file"].partition("/")[2]
+
+    return with_manifest(package, change)
+
+
+def some_arrays(chain: Chain, tokens: int = 12) -> Arrays:
+    """Inputs of a page of noise."""
+    noise = np.random.default_rng(3)
+    arrays = blank_page(chain.encoder.encoding, tokens)
+    arrays["pixel_values"] = noise.standard_normal(arrays["pixel_values"].shape).astype(np.float32)
+    arrays["input_ids"] = noise.integers(5, 400, arrays["input_ids"].shape)
+    return arrays
+
+
+def same_logits(one: Chain, other: Chain) -> bool:
+    """Whether two chains give the same logits, bit for bit, at every exit."""
+    ours, theirs = one.logits(some_arrays(one)), other.logits(some_arrays(other))
+    return all(np.array_equal(ours[name], theirs[name]) for name in one.exits)
