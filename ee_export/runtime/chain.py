@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer
 
 from ee_export.encode import Arrays, Encoder, blank_page, tokens_read
 from ee_export.errors import BadRequest, EeError
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, gate_name
-from ee_export.package import TOKENIZER, Package, open_package
+from ee_export.package import Package, open_package
 from ee_export.page import Page, require_known_boxes
 from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
@@ -27,6 +26,7 @@ from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
 from ee_export.runtime.segment import Segment
 from ee_export.strips import TextReader
+from ee_export.tokenizer import package_tokenizer
 
 if TYPE_CHECKING:
     from ee_export.runtime.gpu.pages import OnDevice
@@ -104,7 +104,7 @@ def load_package(
 
 
 def _encoder(package: Package) -> Encoder:
-    return Encoder(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
+    return Encoder(package.manifest.encoding, package_tokenizer(package))
 
 
 class Chain:
