@@ -16,7 +16,7 @@ from ee_export.manifest import SCHEMA, Manifest, Target
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
-from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
+from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
 from ee_export.page import Ocr, find_pages, read_page
 from ee_export.ranges import require_labels
 from ee_export.runtime.chain import load_package
@@ -78,7 +78,8 @@ def build(
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     inputs = golden_inputs(model, encoder, golden_folder)
 
-    with staged_folder(out, overwrite=overwrite) as staging:
+    # Locked, so that nobody who tunes the package that is there writes their result over the new one.
+    with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         package = export(model, tokenizer.to_str(), inputs, staging, out.name.removesuffix(".ee"), progress)
         chain = load_package(package)
         target = package.target(TARGET)

@@ -1,5 +1,6 @@
 """A package on disk: every file hashed, read with suspicion, written whole or not at all."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -7,12 +8,14 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import BinaryIO
 
-from ee_export.atomic import staged_folder
+from ee_export.atomic import one_at_a_time, staged_folder
 from ee_export.check_manifest import check
-from ee_export.errors import BadPackage, BadRequest, printable, shorten
+from ee_export.errors import BadPackage, BadRequest, EeError, printable, shorten
 from ee_export.manifest import FileEntry, Manifest, Target, to_json
+from ee_export.ranges import require_name
 from ee_export.read_manifest import from_json
 from ee_export.strict_json import Refused
 
@@ -103,32 +106,45 @@ def open_package(path: Path) -> Package:
     return Package(path, manifest)
 
 
-def write_package(path: Path, manifest: Manifest, fill: Callable[[Path], None], *, overwrite: bool = False) -> Package:
-    """Write a package in one step: ``fill`` puts its files into a staging folder, then they are hashed and it is renamed.
+@contextlib.contextmanager
+def locked(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Hold the lock of a package that is about to be changed. Others who change it wait, and then open it anew.
 
     Args:
-        path: where the package appears, usually ``<name>.ee``.
-        manifest: its ``files`` are replaced by what ``fill`` wrote.
-        fill: writes all files except manifest.json below the folder it is given.
-        overwrite: replace a package that is there.
-    """
-    with staged_folder(path, overwrite=overwrite) as staging:
-        fill(staging)
-        seal(staging, manifest)
-    return open_package(path)
-
-
-def seal(folder: Path, manifest: Manifest) -> Package:
-    """Hash the files in a staging folder and write its manifest.
+        path: the package's folder, which need not be there yet.
+        progress: told who holds the lock, if somebody does.
 
     Raises:
-        BadPackage: nobody could open the package with such a manifest; names the field.
+        EeError: the place is not writable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EeError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+    with one_at_a_time(path.resolve(), lambda holder: progress(f"waits for {holder}", 0, 1)):
+        yield
+
+
+def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = MappingProxyType({})) -> Package:
+    """Hash the files in a staging folder and write its manifest.
+
+    Args:
+        folder: holds all files of the package but the manifest.
+        manifest: its ``files`` are replaced.
+        kept: entries of files that come from another package. They must still be what that package's manifest said: a file
+            that was damaged since would else get a new hash, and be right ever after.
+
+    Raises:
+        BadPackage: a file of ``kept`` differs, or nobody could open the package with such a manifest; names file or field.
     """
     files = {}
     for name in sorted(_list_files(folder)):
         if name != MANIFEST:
             data = (folder / name).read_bytes()
             files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+    for name, entry in kept.items():
+        if files.get(name) != entry:
+            raise BadPackage(f"{name}: sha256 differs from the manifest (changed or damaged); {_REPAIR}")
     sealed = replace(manifest, files=files)
     try:
         check(sealed)
@@ -139,14 +155,18 @@ def seal(folder: Path, manifest: Manifest) -> Package:
 
 
 def rewrite_package(package: Package, manifest: Manifest, changed: dict[str, bytes]) -> Package:
-    """Replace a package by one with another manifest and some other files, in one step; the rest is linked, not copied."""
+    """Replace a package by one with another manifest and some other files, in one step; the rest is linked, not copied.
 
-    def fill(staging: Path) -> None:
-        link_files(package, [name for name in package.manifest.files if name not in changed], staging)
+    Raises:
+        BadPackage: a file that is linked differs from the package's manifest; the package is as it was.
+    """
+    kept = {name: entry for name, entry in package.manifest.files.items() if name not in changed}
+    with staged_folder(package.path.resolve(), overwrite=True) as staging:
+        link_files(package, kept, staging)
         for name, data in changed.items():
             (staging / name).write_bytes(data)
-
-    return write_package(package.path.resolve(), manifest, fill, overwrite=True)
+        seal(staging, manifest, kept)
+    return open_package(package.path)
 
 
 def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
@@ -157,6 +177,18 @@ def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
             os.link(package.path / name, folder / name)
         except OSError:
             shutil.copy2(package.path / name, folder / name)
+
+
+def require_name_of(what: str, name: str) -> None:
+    """Refuse a name for a target or operating point that no package can hold, before work is spent on it.
+
+    Raises:
+        BadRequest: it has a slash, begins with a dot or dash, is empty or too long, or holds a control character.
+    """
+    try:
+        require_name(what, name)
+    except Refused as error:
+        raise BadRequest(f"{error}; choose another name") from None
 
 
 def _list_files(folder: Path) -> dict[str, int]:
