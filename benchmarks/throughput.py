@@ -31,18 +31,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tokenizers import Tokenizer
 
 import ee_export
 from ee_export.bench.statistics import spread
 from ee_export.data import read_dataset
 from ee_export.encode import Arrays, Encoder
 from ee_export.manifest import OperatingPoint
-from ee_export.package import TOKENIZER
 from ee_export.page import Page
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.costs import machine_name
 from ee_export.runtime.ort import available_threads
+from ee_export.tokenizer import package_tokenizer
 
 SIZES = (1, 2, 4, 8, 16, 32)
 DEFAULT, THIRDS = "default", "thirds"
@@ -79,7 +78,7 @@ class TimedEncoder(Encoder):
 def main(package: Path, data: Path, rounds: int, record: Path | None) -> None:
     """Measure PACKAGE on the pages in DATA."""
     chain = ee_export.load(package, threads=1)
-    encoder = TimedEncoder(chain.encoder.encoding, Tokenizer.from_buffer(chain.package.read(TOKENIZER)))
+    encoder = TimedEncoder(chain.encoder.encoding, package_tokenizer(chain.package))
     pages = read_pages(data)
     thirds = leave_in_thirds(chain, pages)
     points = {

@@ -11,16 +11,18 @@ from ee_export import __version__, fit, golden
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import read_dataset
 from ee_export.encode import Arrays, Encoder
-from ee_export.errors import BadData
+from ee_export.errors import BadCheckpoint, BadData
 from ee_export.manifest import SCHEMA, Manifest, Target
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
-from ee_export.package import GOLDEN, TOKENIZER, Package, open_package, seal
+from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
 from ee_export.page import Ocr, find_pages, read_page
+from ee_export.ranges import require_labels
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.costs import measure, measure_ocr
 from ee_export.segments import equality, export_segments
+from ee_export.strict_json import Refused
 from ee_export.verify import seal_verified
 
 TARGET = "cpu-fp32"
@@ -66,11 +68,18 @@ def build(
     if exits is not None:
         model.keep_exits(exits)
     labels = checkpoint.labels_of(model.config)
+    try:
+        require_labels(labels)
+    except Refused as error:
+        raise BadCheckpoint(
+            f"{checkpoint_folder / 'config.json'}: id2label: {error}; rename the classes and train anew"
+        ) from None
     parts, split = held_out(read_dataset(data, labels), seed)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     inputs = golden_inputs(model, encoder, golden_folder)
 
-    with staged_folder(out, overwrite=overwrite) as staging:
+    # Locked, so that nobody who tunes the package that is there writes their result over the new one.
+    with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         package = export(model, tokenizer.to_str(), inputs, staging, out.name.removesuffix(".ee"), progress)
         chain = load_package(package)
         target = package.target(TARGET)

@@ -1,8 +1,10 @@
 """A package's segments for another target, with a calibration and operating points of its own."""
 
 import multiprocessing
+import os
 import platform
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ee_export import fit, golden
-from ee_export.atomic import one_at_a_time, staged_folder
+from ee_export.atomic import staged_folder
 from ee_export.console import Progress
 from ee_export.data import Dataset, read_dataset
 from ee_export.encode import Arrays
@@ -22,7 +24,7 @@ from ee_export.errors import BadRequest, require_known
 from ee_export.gpu_target import device_costs, recipe_target
 from ee_export.manifest import Manifest, Target
 from ee_export.observe import Observed, held_out, observe_each, read_pages
-from ee_export.package import GOLDEN, Package, link_files, open_package
+from ee_export.package import GOLDEN, Package, link_files, locked, open_package, require_name_of
 from ee_export.page import Ocr
 from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
 from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
@@ -82,10 +84,10 @@ def compile_target(
     recipe = recipe_of(target_name)
     require_known(kind, KINDS, "kind of quantization")
     require_runnable(recipe.backend if recipe else TARGETS[target_name])
-    waits = partial(_waits, progress)
-    with one_at_a_time(package.path.resolve(), waits):
+    name = recipe.name if recipe else target_name
+    require_name_of("target", name)
+    with locked(package.path, progress):
         package = open_package(package.path)  # who held the lock may have replaced it
-        name = recipe.name if recipe else target_name
         if name in package.manifest.targets and not overwrite:
             raise BadRequest(f"{package.path}: has the target '{name}'; pass --force to replace it")
         return _compiled(
@@ -171,11 +173,15 @@ def _compiled(
         target = fit.first(package.manifest, target, seen)
         target = _compared(package.manifest, source, target, wanted, seen)
         # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
-        others = [name for name in package.manifest.files if not name.startswith(f"{target_name}/") and name != GOLDEN]
-        link_files(package, others, staging)
+        kept = {
+            name: entry
+            for name, entry in package.manifest.files.items()
+            if not name.startswith(f"{target_name}/") and name != GOLDEN
+        }
+        link_files(package, kept, staging)
         target, said = with_golden(chain, target_name, target, golden.read(package)[0])
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target}, split=split)
-        seal_verified(staging, manifest, said, target_name, progress)
+        seal_verified(staging, manifest, said, target_name, progress, kept)
     return open_package(package.path)
 
 
@@ -217,7 +223,7 @@ def quantized_target(
     folder.mkdir()
     reduced = not _multiplies_bytes()
     # In a process of its own: where there is a global thread pool, onnxruntime's calibration cannot open its sessions.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent) as worker:
         asked = (package.path, SOURCE, folder, kind, samples, tuple(kept), reduced)
         specs = worker.submit(quantize_segments, *asked).result()
     compiled = {"from": SOURCE, "quantization": kind, "weight_bits": "7" if reduced else "8", "machine": machine_name()}
@@ -226,16 +232,24 @@ def quantized_target(
     return Target("onnxruntime", 0.0, {}, specs, compiled=compiled)
 
 
+def _end_with_parent() -> None:
+    """Let a worker end when the process that began it is killed. It would else wait for work for ever, and write meanwhile."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _multiplies_bytes() -> bool:
     """Whether this processor adds up products of 8-bit numbers without overflow: VNNI or AMX, or no x86 at all."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
-
-
-def _waits(progress: Progress, holder: str) -> None:
-    progress(f"waits for {holder}", 0, 1)
 
 
 def _named(progress: Progress, what: str, part: str, done: int, total: int) -> None:

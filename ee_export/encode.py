@@ -23,7 +23,8 @@ class Encoding:
     ``image_size``: side S of the square the page is resized to, in pixels. ``image_mode``: ``L`` or ``RGB``.
     ``image_mean``, ``image_std``: normalise channel values in [0, 1]. ``max_text_tokens``: tokens read of a page,
     ``bos_id`` and ``eos_id`` included. ``bands``: percentages of the page's height that the exits ``text.<p>`` read to, rising;
-    the words of a page are put in the order of its bands.
+    the words of a page are put in the order of its bands. ``vocab_size``: token ids that the model has rows for, ``None`` in
+    packages from before it was written.
     """
 
     image_size: int
@@ -35,6 +36,7 @@ class Encoding:
     eos_id: int
     pad_id: int
     bands: tuple[int, ...] = ()
+    vocab_size: int | None = None
 
 
 def band_of(exit_name: str) -> int:

@@ -12,7 +12,7 @@ from ee_export.data import read_dataset
 from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import Calibration, Certificate, Costs, Manifest, OperatingPoint, Seen, Split, Target, gate_name
 from ee_export.observe import Observed, held_out, observe_each
-from ee_export.package import GOLDEN, Package, rewrite_package
+from ee_export.package import GOLDEN, Package, locked, open_package, require_name_of, rewrite_package
 from ee_export.page import Ocr
 from ee_export.policy import certify
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
@@ -339,7 +339,7 @@ def refit(
     """Calibrate (where a method is named) and tune a target of a package on held-out pages, and write it in one step.
 
     Recalibrating replaces every operating point, since thresholds mean nothing under another calibration; tuning alone
-    replaces ``full`` and ``point_name``.
+    replaces ``full`` and ``point_name``. Others who change the package wait, and begin with what this leaves.
 
     Raises:
         BadData, BadPage: the pages cannot be used, or are too few for the certificate asked.
@@ -349,13 +349,17 @@ def refit(
         require_known(recalibrate, METHODS, "calibration method")
     if point_name == FULL:
         raise BadRequest(f"operating point '{FULL}' never leaves early and is not tuned; name another one")
-    target = package.target(target_name)
-    parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
-    kept = target.operating_points
-    if recalibrate is not None:
-        target, kept = calibrated(target, parts["calibrate"], recalibrate), {}
-    target = tuned(package.manifest, target, parts, ocr_ms, point_name, wish)
-    return store(package, target_name, replace(target, operating_points={**kept, **target.operating_points}), split)
+    require_name_of("operating point", point_name)
+    with locked(package.path, progress):
+        package = open_package(package.path)  # who held the lock may have replaced it
+        target = package.target(target_name)
+        parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
+        kept = target.operating_points
+        if recalibrate is not None:
+            target, kept = calibrated(target, parts["calibrate"], recalibrate), {}
+        target = tuned(package.manifest, target, parts, ocr_ms, point_name, wish)
+        points = {**kept, **target.operating_points}
+        return _store(package, target_name, replace(target, operating_points=points), split)
 
 
 def frontier_of(
@@ -395,10 +399,10 @@ def observe_parts(
     return observe_each(load_package(package, target_name), parts, ocr, progress), split
 
 
-def store(package: Package, target_name: str, target: Target, split: Split | None = None) -> Package:
-    """Write a package with one target changed; its golden file states the new expected exits."""
+def _store(package: Package, target_name: str, target: Target, split: Split) -> Package:
+    """Write a package with one target changed; its golden file states the new expected exits. The caller holds the lock."""
     targets = {**package.manifest.targets, target_name: target}
-    manifest = replace(package.manifest, targets=targets, split=split or package.manifest.split)
+    manifest = replace(package.manifest, targets=targets, split=split)
     pages, _ = golden.read(package)
     return rewrite_package(package, manifest, {GOLDEN: golden.write(pages, manifest)})
 

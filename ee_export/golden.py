@@ -1,19 +1,25 @@
 """Golden inputs: a few pages with the logits they must give, so that a package can prove itself anywhere."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ee_export.encode import Arrays, tokens_read
-from ee_export.errors import BadPackage, NotEqual
-from ee_export.manifest import Manifest, Target, gate_name
+from ee_export.encode import TEXT_INPUTS, Arrays, tokens_read
+from ee_export.errors import BadPackage, BadRequest, NotEqual, printable, shorten
+from ee_export.manifest import SOURCES, Manifest, Target, gate_name
 from ee_export.package import GOLDEN, Package
 from ee_export.policy.decide import leave_at, score_pages
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import operating_point, rules
+from ee_export.stored_arrays import ArrayFile, StoredArray
 
-INPUTS = ("pixel_values", "input_ids", "bbox", "attention_mask")
+INPUTS = tuple(SOURCES)
+MOST_PAGES = 1000
+MOST_BYTES = 2**30
+"""Of all arrays unpacked. Pages of 224 pixels take 0.6 MB each."""
+LARGEST_FILE = 2**28
+_REBUILD = "copy the package again, or rebuild it with `ee-export build`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,11 @@ def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, s
 
 
 def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
-    """golden.npz: inputs and logits of every page, and the exit each leaves at per target and operating point."""
+    """golden.npz: inputs and logits of every page, and the exit each leaves at per target and operating point.
+
+    Raises:
+        BadRequest: the pages are so many or so large that nobody could read the file.
+    """
     arrays: Arrays = {}
     for at, page in enumerate(pages):
         arrays |= {f"{at}/{name}": value for name, value in page.inputs.items()}
@@ -65,7 +75,12 @@ def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
         for point in target.operating_points:
             arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, said, manifest, target, point)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **{name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    size = max(sum(values.nbytes for values in arrays.values()) / MOST_BYTES, buffer.tell() / LARGEST_FILE)
+    if len(pages) > MOST_PAGES or size > 1:
+        raise BadRequest(
+            f"{len(pages)} golden pages are too many or too large to carry; take fewer, {MOST_PAGES} at most"
+        )
     return buffer.getvalue()
 
 
@@ -73,31 +88,104 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
     """The golden pages, and the expected exits by ``target/operating point``.
 
     Raises:
-        BadPackage: golden.npz is damaged or lacks an entry.
+        BadPackage: golden.npz is damaged, lacks an entry, has another, or an entry is not of the type, shape and range that the
+            manifest gives it. Nothing is unpacked before names, types and sizes are known to be right.
     """
-    where = package.path / GOLDEN
+    where, manifest = package.path / GOLDEN, package.manifest
+    if manifest.files[GOLDEN].size > LARGEST_FILE:
+        raise BadPackage(f"{where}: larger than {LARGEST_FILE:,} bytes; {_REBUILD}")
     try:
-        with np.load(io.BytesIO(package.read(GOLDEN)), allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
-        count = len({name.split("/")[0] for name in arrays if name.split("/")[0].isdigit()})
-        names = package.manifest.answers()
-        pages = [
-            GoldenPage(
-                {name: arrays[f"{at}/{name}"] for name in INPUTS},
-                {name: arrays[f"{at}/{name}.logits"] for name in names},
-                {
-                    target: {name: arrays[f"{at}/{target}/{name}.logits"] for name in names}
-                    for target in package.manifest.targets
-                    if f"{at}/{target}/{names[-1]}.logits" in arrays
-                },
-            )
-            for at in range(count)
-        ]
-    except (ValueError, KeyError, OSError, EOFError) as error:
-        raise BadPackage(f"{where}: damaged ({error}); rebuild the package with `ee-export build`") from None
-    if not pages:
-        raise BadPackage(f"{where}: holds no pages; rebuild the package with `ee-export build`")
+        file = ArrayFile(package.read(GOLDEN))
+        count = _count(file.stored)
+        _require_fitting(file.stored, count, manifest)
+        arrays = {name: file.unpacked(name) for name in file.stored}
+        _require_ranges(arrays, manifest)
+    except ValueError as error:
+        raise BadPackage(f"{where}: {printable(shorten(error))}; {_REBUILD}") from None
+    names = manifest.answers()
+    pages = [
+        GoldenPage(
+            {name: arrays[f"{at}/{name}"] for name in INPUTS},
+            {name: arrays[f"{at}/{name}.logits"] for name in names},
+            {
+                target: {name: arrays[f"{at}/{target}/{name}.logits"] for name in names}
+                for target in manifest.targets
+                if f"{at}/{target}/{names[-1]}.logits" in arrays
+            },
+        )
+        for at in range(count)
+    ]
     return pages, {name.removeprefix("exits/"): arrays[name] for name in arrays if name.startswith("exits/")}
+
+
+def _count(names: Iterable[str]) -> int:
+    numbers = {name.split("/")[0] for name in names} - {"exits"}
+    count = len(numbers)
+    if not count:
+        raise ValueError("holds no pages")
+    if count > MOST_PAGES or numbers != {str(at) for at in range(count)}:
+        raise ValueError(f"its pages are not numbered 0 to {count - 1}, {MOST_PAGES} at most")
+    return count
+
+
+def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Manifest) -> None:
+    """Refuse entries unless they are those of ``count`` pages, of the types and shapes that the manifest gives them.
+
+    An axis of any length, up to the longest text, is ``None``.
+    """
+    side, classes = manifest.encoding.image_size, len(manifest.labels)
+    shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        "pixel_values": ("<f4", (1, 3, side, side)),
+        "input_ids": ("<i8", (1, None)),
+        "bbox": ("<i8", (1, None, 4)),
+        "attention_mask": ("<i8", (1, None)),
+    }
+    answers = {f"{name}.logits": ("<f4", (1, classes if name in manifest.exits else 1)) for name in manifest.answers()}
+    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        f"exits/{target}/{point}": ("<i8", (count,))
+        for target, found in manifest.targets.items()
+        for point in found.operating_points
+    }
+    for at in range(count):
+        expected |= {f"{at}/{name}": kind for name, kind in (shapes | answers).items()}
+        for target in manifest.targets:
+            own = {f"{at}/{target}/{name}": kind for name, kind in answers.items()}
+            if any(name in stored for name in own):
+                expected |= own
+    for name in stored:
+        if name not in expected:
+            raise ValueError(f"{name}: unknown entry")
+    for name, (dtype, shape) in expected.items():
+        if name not in stored:
+            raise ValueError(f"{name}: missing")
+        found = stored[name]
+        fits = len(found.shape) == len(shape) and all(
+            1 <= size <= manifest.encoding.max_text_tokens if wanted is None else size == wanted
+            for size, wanted in zip(found.shape, shape, strict=True)
+        )
+        if found.dtype != dtype or not fits:
+            wants = [f"1–{manifest.encoding.max_text_tokens}" if size is None else size for size in shape]
+            raise ValueError(f"{name}: {found.dtype} {list(found.shape)}, expected {dtype} {wants}")
+    for at in range(count):
+        lengths = {stored[f"{at}/{name}"].shape[1] for name in TEXT_INPUTS}
+        if len(lengths) > 1:
+            raise ValueError(f"{at}/input_ids: not as long as bbox and attention_mask")
+    total = sum(array.size for array in stored.values())
+    if total > MOST_BYTES:
+        raise ValueError(f"unpacks to {total:,} bytes, more than {MOST_BYTES:,}")
+
+
+def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> None:
+    rows = manifest.encoding.vocab_size if manifest.reads("text") else None
+    highest = {"bbox": 1000, "attention_mask": 1, "input_ids": np.iinfo(np.int64).max if rows is None else rows - 1}
+    for name, values in arrays.items():
+        if values.dtype.kind == "f":
+            fits = bool(np.isfinite(values).all())
+        else:
+            last = len(manifest.exits) - 1 if name.startswith("exits/") else highest[name.split("/")[1]]
+            fits = values.min() >= 0 and values.max() <= last
+        if not fits:
+            raise ValueError(f"{name}: a value is out of range")
 
 
 def expected_exits(
@@ -108,7 +196,7 @@ def expected_exits(
     point_name: str,
 ) -> np.ndarray:
     """Index of the exit where each page leaves, int64 ``[N]``, by the logits that were ``said`` of it."""
-    point = target.operating_points[point_name]
+    point = operating_point(target, point_name)
     logits = [np.concatenate([one[name] for one in said]) for name in manifest.exits]
     found = rules(manifest, target, point.weights)
     tokens = [[tokens_read(page.inputs, rule.reads) for page in pages] for rule in found]

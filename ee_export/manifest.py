@@ -1,15 +1,15 @@
-"""manifest.json as values: what a package says of itself, and how it is read from and written to JSON."""
+"""manifest.json as values: what a package says of itself. Reading it is :mod:`ee_export.read_manifest`."""
 
 import json
-import types
-import typing
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ee_export.encode import Encoding
-from ee_export.errors import BadPackage
 
 SCHEMA = 1
+
+SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
+"""The input tensors that an encoder makes, and the part of a page that each is made from."""
 
 Axis = int | str
 
@@ -207,122 +207,3 @@ class Manifest:
 def to_json(manifest: Manifest) -> bytes:
     """The manifest as indented UTF-8 JSON."""
     return (json.dumps(asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def from_json(data: bytes, where: str) -> Manifest:
-    """Read a manifest, trusting nothing.
-
-    Raises:
-        BadPackage: not JSON, a newer schema, or a field that is missing, unknown or of the wrong type; names it.
-    """
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadPackage(
-            f"{where}: not valid JSON ({error}); copy the package again, or rebuild it with `ee-export build`"
-        ) from None
-    schema = found.get("schema") if isinstance(found, dict) else None
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise BadPackage(f"{where}: schema is {schema!r}, expected a whole number; this is no package manifest")
-    if schema > SCHEMA:
-        raise BadPackage(
-            f"{where}: schema {schema} is newer than this version understands ({SCHEMA}); `pip install --upgrade ee_export`"
-        )
-    manifest = _decode(Manifest, found, where, "")
-    _check(manifest, where)
-    return manifest
-
-
-def _check(manifest: Manifest, where: str) -> None:
-    classes = len(manifest.labels)
-    if classes < 2 or len(set(manifest.labels)) != classes:
-        raise BadPackage(f"{where}: labels must be at least two different names")
-    if not manifest.exits or manifest.exits[-1] != "final":
-        raise BadPackage(f"{where}: exits must end with 'final'")
-    for name, target in manifest.targets.items():
-        at = f"{where}: targets.{name}"
-        if tuple(segment.exit for segment in target.segments) != manifest.exits:
-            raise BadPackage(f"{at}.segments: not one segment for each exit in order ({', '.join(manifest.exits)})")
-        for segment in target.segments:
-            if segment.file not in manifest.files:
-                raise BadPackage(f"{at}: {segment.file} is not listed in files")
-        for exit_name, calibration in target.calibration.items():
-            size = 1 if exit_name in map(gate_name, manifest.exits) else classes
-            known = size == 1 or exit_name in manifest.exits
-            if not known or {len(calibration.scale), len(calibration.bias)} != {size}:
-                raise BadPackage(
-                    f"{at}.calibration.{exit_name}: expected {size} numbers each for an exit of the package"
-                )
-        for point_name, point in target.operating_points.items():
-            if set(point.thresholds) != set(manifest.exits[:-1]):
-                raise BadPackage(
-                    f"{at}.operating_points.{point_name}: expected one threshold for each exit before final"
-                )
-            for exit_name, threshold in point.thresholds.items():
-                if isinstance(threshold, tuple) and len(threshold) != classes:
-                    raise BadPackage(
-                        f"{at}.operating_points.{point_name}.thresholds.{exit_name}: expected one number, or {classes}"
-                    )
-        if target.costs is not None and set(target.costs.segments_ms) != set(manifest.exits):
-            raise BadPackage(f"{at}.costs: expected one list for each exit")
-
-
-def _decode(kind: Any, value: Any, where: str, path: str) -> Any:
-    """``value`` as ``kind``: a dataclass, a tuple or dict of kinds, a union, or a plain JSON type."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (types.UnionType, typing.Union):
-        for option in arguments:
-            if _fits(option, value):
-                return _decode(option, value, where, path)
-    elif is_dataclass(kind) and isinstance(value, dict):
-        return _decode_dataclass(kind, value, where, path)
-    elif origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, where, f"{path}[{at}]") for at, item in enumerate(value))
-    elif origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, where, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
-    elif _fits(kind, value):
-        return float(value) if kind is float else value
-    raise BadPackage(f"{where}: {path or 'the top'}: found {_short(value)}, expected {_kind_name(kind)}")
-
-
-def _decode_dataclass(kind: Any, value: dict[str, Any], where: str, path: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    known = {entry.name: entry for entry in fields(kind)}
-    prefix = f"{path}." if path else ""
-    for key in value:
-        if key not in known:
-            raise BadPackage(f"{where}: {prefix}{key}: unknown field; this schema has {', '.join(known)}")
-    arguments = {}
-    for name, entry in known.items():
-        if name in value:
-            arguments[name] = _decode(hints[name], value[name], where, prefix + name)
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise BadPackage(f"{where}: {prefix}{name}: missing")
-    return kind(**arguments)
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    if kind is type(None):
-        return value is None
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind in (str, bool):
-        return isinstance(value, kind)
-    return isinstance(value, list if typing.get_origin(kind) is tuple else dict)
-
-
-def _kind_name(kind: Any) -> str:
-    if is_dataclass(kind) or typing.get_origin(kind) is dict:
-        return "an object"
-    if typing.get_origin(kind) is tuple:
-        return "a list"
-    return {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "…"

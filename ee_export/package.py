@@ -1,23 +1,30 @@
 """A package on disk: every file hashed, read with suspicion, written whole or not at all."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import BinaryIO
 
-from ee_export.atomic import staged_folder
-from ee_export.errors import BadPackage, BadRequest
-from ee_export.manifest import FileEntry, Manifest, Target, from_json, to_json
+from ee_export.atomic import one_at_a_time, staged_folder
+from ee_export.check_manifest import check
+from ee_export.errors import BadPackage, BadRequest, EeError, printable, shorten
+from ee_export.manifest import FileEntry, Manifest, Target, to_json
+from ee_export.ranges import require_name
+from ee_export.read_manifest import from_json
 from ee_export.reading import REPAIR as _REPAIR
 from ee_export.reading import Reading
+from ee_export.strict_json import Refused
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
-_MAX_MANIFEST = 64 * 2**20
+_MAX_MANIFEST = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,64 +87,84 @@ def open_package(path: Path) -> Package:
         BadPackage: no package, an unreadable manifest, or a file that is missing, extra, a symbolic link, of another
             size, or named by a path that leaves the folder.
     """
-    if not path.is_dir():
-        raise BadPackage(f"{path}: no such package folder; build one with `ee-export build`")
-    manifest = from_json(b"".join(_read_file(path, MANIFEST, None)), str(path / MANIFEST))
-    for name in manifest.files:
-        parts = PurePosixPath(name).parts
-        if not parts or name != "/".join(parts) or ".." in parts or parts[0] == "/" or "\\" in name or "\0" in name:
-            raise BadPackage(f"{path / MANIFEST}: files: '{name}' is not a plain path inside the package; {_REPAIR}")
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise BadPackage(
+            f"{_named(path)}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
+    if not is_folder:
+        raise BadPackage(f"{_named(path)}: no such package folder; build one with `ee-export build`")
+    manifest = from_json(_read_manifest(path / MANIFEST), str(path / MANIFEST))
     for name in (TOKENIZER, GOLDEN):
         if name not in manifest.files:
             raise BadPackage(f"{path / MANIFEST}: files: {name} is not listed; {_REPAIR}")
-    found = _list_files(path)
-    for name, entry in manifest.files.items():
-        if name not in found:
-            raise BadPackage(f"{path / name}: missing; {_REPAIR}")
-        if found[name] != entry.size:
-            raise BadPackage(f"{path / name}: {found[name]} bytes, the manifest says {entry.size}; {_REPAIR}")
-    for name in found:
-        if name not in manifest.files and name != MANIFEST:
-            raise BadPackage(f"{path / name}: not part of the package; remove it, or {_REPAIR}")
+    sizes = {**{name: entry.size for name, entry in manifest.files.items()}, MANIFEST: None}
+    _require_files(path, sizes)
     return Package(path, manifest)
 
 
-def write_package(path: Path, manifest: Manifest, fill: Callable[[Path], None], *, overwrite: bool = False) -> Package:
-    """Write a package in one step: ``fill`` puts its files into a staging folder, then they are hashed and it is renamed.
+@contextlib.contextmanager
+def locked(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Hold the lock of a package that is about to be changed. Others who change it wait, and then open it anew.
 
     Args:
-        path: where the package appears, usually ``<name>.ee``.
-        manifest: its ``files`` are replaced by what ``fill`` wrote.
-        fill: writes all files except manifest.json below the folder it is given.
-        overwrite: replace a package that is there.
+        path: the package's folder, which need not be there yet.
+        progress: told who holds the lock, if somebody does.
+
+    Raises:
+        EeError: the place is not writable.
     """
-    with staged_folder(path, overwrite=overwrite) as staging:
-        fill(staging)
-        seal(staging, manifest)
-    return open_package(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EeError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+    with one_at_a_time(path.resolve(), lambda holder: progress(f"waits for {holder}", 0, 1)):
+        yield
 
 
-def seal(folder: Path, manifest: Manifest) -> Package:
-    """Hash the files in a staging folder and write its manifest."""
+def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = MappingProxyType({})) -> Package:
+    """Hash the files in a staging folder and write its manifest.
+
+    Args:
+        folder: holds all files of the package but the manifest.
+        manifest: its ``files`` are replaced.
+        kept: entries of files that come from another package. They must still be what that package's manifest said: a file
+            that was damaged since would else get a new hash, and be right ever after.
+
+    Raises:
+        BadPackage: a file of ``kept`` differs, or nobody could open the package with such a manifest; names file or field.
+    """
     files = {}
     for name in sorted(_list_files(folder)):
         if name != MANIFEST:
             data = (folder / name).read_bytes()
             files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+    for name, entry in kept.items():
+        if files.get(name) != entry:
+            raise BadPackage(f"{name}: sha256 differs from the manifest (changed or damaged); {_REPAIR}")
     sealed = replace(manifest, files=files)
+    try:
+        check(sealed)
+    except Refused as error:
+        raise BadPackage(f"{folder / MANIFEST}: {error}; nothing was written") from None
     (folder / MANIFEST).write_bytes(to_json(sealed))
     return Package(folder, sealed)
 
 
 def rewrite_package(package: Package, manifest: Manifest, changed: dict[str, bytes]) -> Package:
-    """Replace a package by one with another manifest and some other files, in one step; the rest is linked, not copied."""
+    """Replace a package by one with another manifest and some other files, in one step; the rest is linked, not copied.
 
-    def fill(staging: Path) -> None:
-        link_files(package, [name for name in package.manifest.files if name not in changed], staging)
+    Raises:
+        BadPackage: a file that is linked differs from the package's manifest; the package is as it was.
+    """
+    kept = {name: entry for name, entry in package.manifest.files.items() if name not in changed}
+    with staged_folder(package.path.resolve(), overwrite=True) as staging:
+        link_files(package, kept, staging)
         for name, data in changed.items():
             (staging / name).write_bytes(data)
-
-    return write_package(package.path.resolve(), manifest, fill, overwrite=True)
+        seal(staging, manifest, kept)
+    return open_package(package.path)
 
 
 def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
@@ -150,38 +177,83 @@ def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
             shutil.copy2(package.path / name, folder / name)
 
 
-def _list_files(folder: Path) -> dict[str, int]:
-    """Size of every file below a folder; a symbolic link or a device is an error."""
-    found = {}
-    for root, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(root) / name
-            mode = path.lstat()
-            if stat.S_ISLNK(mode.st_mode):
-                raise BadPackage(f"{path}: a symbolic link; a package holds plain files only; {_REPAIR}")
-            if name in names:
-                if not stat.S_ISREG(mode.st_mode):
-                    raise BadPackage(f"{path}: not a plain file; {_REPAIR}")
-                found[path.relative_to(folder).as_posix()] = mode.st_size
-    return found
+def require_name_of(what: str, name: str) -> None:
+    """Refuse a name for a target or operating point that no package can hold, before work is spent on it.
 
-
-def _read_file(folder: Path, name: str, size: int | None) -> Iterator[bytes]:
-    """A plain file in chunks, so that hashing a large one takes no memory."""
-    path = folder / name
+    Raises:
+        BadRequest: it has a slash, begins with a dot or dash, is empty or too long, or holds a control character.
+    """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        require_name(what, name)
+    except Refused as error:
+        raise BadRequest(f"{error}; choose another name") from None
+
+
+def _list_files(folder: Path) -> dict[str, int]:
+    """Size of every file below a folder that this process fills."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def _require_files(folder: Path, sizes: Mapping[str, int | None]) -> None:
+    """Refuse a folder unless it holds these files of these sizes, plain ones, and nothing else.
+
+    The walk ends at the first entry that the manifest does not name, so its cost is bounded by the manifest.
+    """
+    folders = {parent.as_posix() for name in sizes for parent in PurePosixPath(name).parents}
+    missing = dict.fromkeys(sizes)
+    waiting = [""]
+    try:
+        while waiting:
+            inside = waiting.pop()
+            with os.scandir(folder / inside) as entries:
+                for entry in entries:
+                    name = f"{inside}/{entry.name}" if inside else entry.name
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISLNK(status.st_mode):
+                        raise BadPackage(
+                            f"{_named(folder / name)}: a symbolic link; a package holds plain files only; {_REPAIR}"
+                        )
+                    if stat.S_ISDIR(status.st_mode) and name in folders:
+                        waiting.append(name)
+                        continue
+                    if name not in sizes:
+                        raise BadPackage(f"{_named(folder / name)}: not part of the package; remove it, or {_REPAIR}")
+                    if not stat.S_ISREG(status.st_mode):
+                        raise BadPackage(f"{_named(folder / name)}: not a plain file; {_REPAIR}")
+                    if sizes[name] not in (None, status.st_size):
+                        raise BadPackage(
+                            f"{_named(folder / name)}: {status.st_size} bytes, the manifest says {sizes[name]}; {_REPAIR}"
+                        )
+                    del missing[name]
+    except OSError as error:
+        raise BadPackage(f"{_named(folder)}: cannot be listed ({error.strerror}); {_REPAIR}") from None
+    for name in missing:
+        raise BadPackage(f"{_named(folder / name)}: missing; {_REPAIR}")
+
+
+def _named(path: Path) -> str:
+    """A path as a message shows it: a package's file names come from outside."""
+    return printable(shorten(path, 300))
+
+
+def _read_manifest(path: Path) -> bytes:
+    """The whole manifest, of which no more is read than one may have."""
+    with _opened(path) as file:
+        data = file.read(_MAX_MANIFEST + 1)
+    if len(data) > _MAX_MANIFEST:
+        raise BadPackage(f"{path}: more than {_MAX_MANIFEST:,} bytes, too large for a manifest; {_REPAIR}")
+    return data
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A plain file opened to read. A pipe would make the process wait for a writer, and a device could have no end."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise BadPackage(f"{path}: missing; {_REPAIR}") from None
     except OSError as error:
         raise BadPackage(f"{path}: cannot be opened as a plain file ({error.strerror}); {_REPAIR}") from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise BadPackage(f"{path}: not a plain file; {_REPAIR}")
-        if size is not None and status.st_size != size:
-            raise BadPackage(f"{path}: {status.st_size} bytes, the manifest says {size}; {_REPAIR}")
-        if size is None and status.st_size > _MAX_MANIFEST:
-            raise BadPackage(f"{path}: {status.st_size} bytes is too large for a manifest; {_REPAIR}")
-        while chunk := file.read(2**20):
-            yield chunk
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BadPackage(f"{path}: not a plain file; {_REPAIR}")
+    return os.fdopen(handle, "rb")

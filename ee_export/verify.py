@@ -1,14 +1,15 @@
 """Replay a package's golden inputs on this machine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from ee_export import golden
 from ee_export.errors import BadRequest, NotEqual
-from ee_export.manifest import Manifest
+from ee_export.manifest import FileEntry, Manifest
 from ee_export.package import GOLDEN, Package, open_package, seal
 from ee_export.runtime.chain import load_package
 
@@ -19,10 +20,14 @@ def seal_verified(
     pages: Sequence[golden.GoldenPage],
     target_name: str,
     progress: Callable[[str, int, int], None],
+    kept: Mapping[str, FileEntry] = MappingProxyType({}),
 ) -> None:
-    """Give a package in a staging folder its golden file and its manifest, and verify one of its targets."""
+    """Give a package in a staging folder its golden file and its manifest, and verify one of its targets.
+
+    ``kept``: entries of files that come from another package, see :func:`~ee_export.package.seal`.
+    """
     (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
-    seal(staging, manifest)
+    seal(staging, manifest, kept)
     progress("verify", 0, 1)
     verify_package(open_package(staging), target_name)
     progress("verify", 1, 1)

@@ -8,16 +8,15 @@ from functools import partial
 from typing import Any
 
 from PIL import Image
-from tokenizers import Tokenizer
 
 from ee_export.bench.stages import ENCODE, OCR, READ, REST
 from ee_export.bench.work import Work
 from ee_export.encode import Arrays, Encoder
 from ee_export.errors import EeError
-from ee_export.package import TOKENIZER
 from ee_export.page import Boxes, Page, Words
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
+from ee_export.tokenizer import package_tokenizer
 
 SUM = "sum"
 
@@ -105,7 +104,7 @@ class TimedEncoder(Encoder):
 
     def __init__(self, chain: Chain) -> None:
         package = chain.package
-        super().__init__(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
+        super().__init__(package.manifest.encoding, package_tokenizer(package))
         self._lock = threading.Lock()
         self._ms: dict[str, float] = defaultdict(float)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ee_export.console import Progress
 from ee_export.draw import LABELS, draw_page
@@ -20,6 +19,7 @@ from ee_export.ocr import installed, tesseract
 from ee_export.package import TOKENIZER, Package
 from ee_export.page import Page, find_pages, read_page
 from ee_export.runtime.chain import Chain
+from ee_export.tokenizer import package_tokenizer
 
 RECORDED = ".npz"
 _DRAWN = 8
@@ -126,7 +126,7 @@ def read_recorded(path: Path, package: Package) -> Work:
     if not labels:
         raise _bad(path, "no page in it")
     names = {*TEXT_INPUTS, *package.manifest.inputs}
-    words = Tokenizer.from_buffer(package.read(TOKENIZER)).get_vocab_size()
+    words = package_tokenizer(package).get_vocab_size()
     inputs = tuple(
         {name: _checked(found, f"{at}/{name}", package, words, path) for name in sorted(names)}
         for at in range(len(labels))

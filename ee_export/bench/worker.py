@@ -102,13 +102,11 @@ def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
 
 
 def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
-    from tokenizers import Tokenizer
-
-    from ee_export.package import TOKENIZER
+    from ee_export.tokenizer import package_tokenizer
 
     package = subject.opened()
     manifest = package.manifest
-    encoder = Encoder(manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
+    encoder = Encoder(manifest.encoding, package_tokenizer(package))
     run, size = PEERS[name](subject)
     run = _timed(stages, MODEL, run)
 

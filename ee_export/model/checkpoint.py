@@ -13,11 +13,14 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from ee_export.encode import Encoding, band_of
-from ee_export.errors import BadCheckpoint, BadRequest
+from ee_export.errors import BadCheckpoint, BadRequest, EeError
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX
+from ee_export.tokenizer import LARGEST, read_whole_tokenizer, require_rows
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+_AGAIN = "copy the checkpoint again"
 
 ENDS = {"bos_token_id": ("[CLS]", "<s>"), "eos_token_id": ("[SEP]", "</s>"), "pad_token_id": ("[PAD]", "<pad>")}
 """What begins, ends and fills a text: the fields of a configuration, and what BERT's and RoBERTa's tokenizers call it."""
@@ -52,7 +55,8 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
         )
     with _loading(folder), _quiet():
         model, info = family.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = _tokenizer(folder)
+    _require_rows(folder, model, tokenizer)
     if info["missing_keys"] or info["unexpected_keys"]:
         wrong = sorted(info["missing_keys"] or info["unexpected_keys"])[0]
         kind = "lacks" if info["missing_keys"] else "has an unknown"
@@ -87,6 +91,7 @@ def load_stock(
             if getattr(config, name) is None:  # a BERT's configuration leaves them to its tokenizer
                 setattr(config, name, value)
         model = family.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    _require_rows(folder, model, tokenizer)
     for name, tokens in ENDS.items():
         if getattr(config, name) is None:
             raise BadCheckpoint(
@@ -141,6 +146,7 @@ def encoding_of(config: Any) -> Encoding:
         eos_id=config.eos_token_id,
         pad_id=config.pad_token_id,
         bands=tuple(band_of(name) for name in config.exit_names() if name.startswith("text.")),
+        vocab_size=config.vocab_size,
     )
 
 
@@ -152,16 +158,29 @@ def labels_of(config: Any) -> tuple[str, ...]:
 def _stock_tokenizer(folder: Path, family: type[EarlyExitModel]) -> Tokenizer:
     """The tokenizer of a stock checkpoint, made to take a page word by word and whole."""
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = _tokenizer(folder)
     elif not family.reads("text"):
         return train_tokenizer(iter([]), 0)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        made = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
+        tokenizer = read_whole_tokenizer(made.encode(), f"{folder}: its tokenizer", BadCheckpoint, _AGAIN)
     if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
         tokenizer.pre_tokenizer.add_prefix_space = True  # else a word reads as the end of the one before it
     return tokenizer
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    return read_whole_tokenizer(data, str(path), BadCheckpoint, _AGAIN)
+
+
+def _require_rows(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that has more tokens than the model's embedding has rows: pages with such tokens would fail."""
+    if model.reads("text"):
+        remedy = "resize the model (`resize_token_embeddings`), or take the tokenizer that it was trained with"
+        require_rows(tokenizer, model.config.vocab_size, str(folder / "tokenizer.json"), BadCheckpoint, remedy)
 
 
 def _model_type(folder: Path) -> str:
@@ -175,6 +194,8 @@ def _model_type(folder: Path) -> str:
 def _loading(folder: Path) -> Iterator[None]:
     try:
         yield
+    except EeError:
+        raise
     except SafetensorError as error:
         raise BadCheckpoint(f"{folder / 'model.safetensors'}: damaged ({error}); copy the checkpoint again") from None
     except Exception as error:  # tokenizers raises no class of its own

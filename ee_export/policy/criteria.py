@@ -123,6 +123,11 @@ def features(known: Known) -> list[float]:
     ]
 
 
+def feature_count(criterion: str, classes: int) -> int | None:
+    """How many weights a criterion needs at each exit; ``None`` if it needs none."""
+    return 7 + classes if criterion == "failure_prediction" else None
+
+
 def top(probabilities: Sequence[float]) -> int:
     """Index of the largest, the first of equals."""
     return probabilities.index(max(probabilities))

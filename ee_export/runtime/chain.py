@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer
 
 from ee_export.encode import Arrays, Encoder, blank_page, tokens_read
 from ee_export.errors import BadPackage, BadRequest, EeError
 from ee_export.manifest import OperatingPoint, Target, gate_name
-from ee_export.package import TOKENIZER, Package, open_package
+from ee_export.package import Package, open_package
 from ee_export.page import Page, require_known_boxes
 from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
@@ -28,6 +27,7 @@ from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
 from ee_export.runtime.segment import Segment
 from ee_export.strips import TextReader
+from ee_export.tokenizer import package_tokenizer
 
 if TYPE_CHECKING:
     from ee_export.runtime.gpu.pages import OnDevice
@@ -117,7 +117,7 @@ def load_package(
 
 
 def _encoder(package: Package) -> Encoder:
-    return Encoder(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
+    return Encoder(package.manifest.encoding, package_tokenizer(package))
 
 
 class Chain:

@@ -1,0 +1,120 @@
+"""Ranges of a manifest's values: of a manifest that passes, no later stage stumbles over a field."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+
+from ee_export.check_targets import check_target
+from ee_export.encode import Encoding
+from ee_export.manifest import SOURCES, FileEntry, Manifest, Split
+from ee_export.ranges import (
+    require,
+    require_keys,
+    require_labels,
+    require_name,
+    require_number,
+    require_numbers,
+    require_rising,
+    require_sha256,
+    require_text,
+)
+from ee_export.strict_json import Refused
+
+MODES = ("L", "RGB")
+PURPOSES = ("calibrate", "tune", "certify")
+_MOST_FILES = 10_000
+_MOST_TARGETS = 100
+_LARGEST_FILE = 1 << 46
+_EXIT = re.compile(r"(vision)|text\.([1-9][0-9]?)|(text)|(fusion)|encoder\.([1-9][0-9]{0,3})|(final)")
+
+
+def check(manifest: Manifest) -> None:
+    """Check every field of a manifest whose types are right.
+
+    Raises:
+        Refused: a value is out of range, or does not fit to others; names the field.
+    """
+    require_text("name", manifest.name)
+    require_text("created_by", manifest.created_by)
+    require_labels(manifest.labels)
+    _check_exits(manifest.exits)
+    _check_encoding(manifest.encoding, manifest.exits)
+    require(bool(manifest.inputs), "inputs", manifest.inputs, f"one or more of {', '.join(SOURCES)}")
+    for name, source in manifest.inputs.items():
+        known = SOURCES.get(name)
+        if known is None:
+            raise Refused(f"inputs.{name}", f"unknown input; expected one or more of {', '.join(SOURCES)}")
+        require(source == known, f"inputs.{name}", source, f"'{known}'")
+    if "layers" in manifest.model:
+        layers = manifest.model["layers"]
+        require(type(layers) is int and 1 <= layers <= 10_000, "model.layers", layers, "a whole number in 1 to 10,000")
+    _check_files(manifest.files)
+    if manifest.split is not None:
+        _check_split(manifest.split)
+    require(0 < len(manifest.targets) <= _MOST_TARGETS, "targets", len(manifest.targets), f"1 to {_MOST_TARGETS}")
+    for name, target in manifest.targets.items():
+        require_name(f"targets.{name}", name)
+        check_target(f"targets.{name}", target, manifest)
+
+
+def _check_exits(exits: tuple[str, ...]) -> None:
+    places = []
+    for at, name in enumerate(exits):
+        match = _EXIT.fullmatch(name)
+        if match is None:
+            expected = "vision, text.<1–99>, text, fusion, encoder.<k> or final"
+            require(False, f"exits[{at}]", name, expected)
+        else:
+            places.append((match.lastindex or 0, int(number) if (number := match[2] or match[5]) else 0))
+    if not exits or exits[-1] != "final":
+        raise Refused("exits", "must end with 'final'")
+    if places != sorted(set(places)):
+        raise Refused("exits", "must rise, each once: vision, text.<p>, text, fusion, encoder.<k>, final")
+
+
+def _check_encoding(encoding: Encoding, exits: tuple[str, ...]) -> None:
+    require_number("encoding.image_size", encoding.image_size, 1, 4096)
+    require(encoding.image_mode in MODES, "encoding.image_mode", encoding.image_mode, " or ".join(MODES))
+    for name, values in (("image_mean", encoding.image_mean), ("image_std", encoding.image_std)):
+        require(len(values) == 3, f"encoding.{name}", values, "3 numbers")
+        require_numbers(f"encoding.{name}", values, -1e6, 1e6)
+    for at, value in enumerate(encoding.image_std):
+        require(abs(value) >= 1e-6, f"encoding.image_std[{at}]", value, "a number that divides, 0.000001 or more")
+    require_number("encoding.max_text_tokens", encoding.max_text_tokens, 2, 32_768)
+    if encoding.vocab_size is not None:
+        require_number("encoding.vocab_size", encoding.vocab_size, 1, 10_000_000)
+    last = (encoding.vocab_size or 10_000_000) - 1
+    for name in ("bos_id", "eos_id", "pad_id"):
+        require_number(f"encoding.{name}", getattr(encoding, name), 0, last)
+    require_numbers("encoding.bands", encoding.bands, 1, 99)
+    require_rising("encoding.bands", encoding.bands)
+    read = tuple(int(name.removeprefix("text.")) for name in exits if name.startswith("text."))
+    require(encoding.bands == read, "encoding.bands", encoding.bands, f"{list(read)}, as the exits text.<p> say")
+
+
+def _check_files(files: Mapping[str, FileEntry]) -> None:
+    require(len(files) <= _MOST_FILES, "files", len(files), f"at most {_MOST_FILES:,}")
+    alike: dict[str, str] = {}
+    for name, entry in files.items():
+        if not _is_plain_path(name):
+            raise Refused(f"files.{name}", "not a plain path inside the package")
+        twin = alike.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if twin != name:
+            raise Refused(f"files.{name}", f"differs from '{twin}' in case or Unicode form alone")
+        require_sha256(f"files.{name}.sha256", entry.sha256)
+        require_number(f"files.{name}.size", entry.size, 0, _LARGEST_FILE)
+
+
+def _is_plain_path(name: str) -> bool:
+    """Whether a name is a path below a folder that every system reads alike, such as ``cpu-fp32/final.onnx``."""
+    if not name.isprintable() or "\\" in name or len(name.encode()) > 1000 or name == "manifest.json":
+        return False
+    return all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in name.split("/"))
+
+
+def _check_split(split: Split) -> None:
+    require_sha256("split.data", split.data)
+    require_keys("split.shares", split.shares, PURPOSES)
+    require_keys("split.pages", split.pages, PURPOSES)
+    require_numbers("split.shares", split.shares.values(), 0, 1)
+    require_numbers("split.pages", split.pages.values(), 0, 1_000_000_000)

@@ -1,0 +1,232 @@
+"""Ranges of one target's values in a manifest: its segments, costs, calibration and operating points."""
+
+import re
+from collections.abc import Mapping
+from math import prod
+
+from ee_export.manifest import (
+    Axis,
+    Certificate,
+    Costs,
+    Manifest,
+    OperatingPoint,
+    Seen,
+    SegmentSpec,
+    Target,
+    TensorSpec,
+    gate_name,
+    logits_name,
+)
+from ee_export.policy.criteria import feature_count
+from ee_export.policy.drift import BINS
+from ee_export.ranges import (
+    require,
+    require_keys,
+    require_name,
+    require_number,
+    require_numbers,
+    require_rising,
+    require_sha256,
+    require_text,
+)
+from ee_export.strict_json import Refused, mismatch
+
+DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+AXES = ("B", "T", "L")
+LARGEST = 1e9
+"""Of a score's threshold, a weight and a calibration: what no real number of theirs comes near."""
+_LONGEST_MS = 1e9
+_MOST_PAGES = 100_000_000
+_WHOLE, _VERSION = re.compile(r"[0-9]{1,7}"), re.compile(r"[0-9]{1,7}([.+-][0-9A-Za-z]{1,40}){0,8}")
+_COMPILED = {
+    "visual_tokens": _WHOLE,
+    "longest_text": _WHOLE,
+    "tensorrt": _VERSION,
+    "compute_capability": _VERSION,
+}
+"""What a target on a GPU computes with."""
+_ON_GPU = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")  # as in runtime.gpu, which stands above this module
+
+
+def check_target(path: str, target: Target, manifest: Manifest) -> None:
+    """Check one target.
+
+    Raises:
+        Refused: a value is out of range, or does not fit to others of the manifest; names the field.
+    """
+    exits, classes = manifest.exits, len(manifest.labels)
+    require_name(f"{path}.backend", target.backend)
+    require_number(f"{path}.tolerance", target.tolerance, 0, LARGEST)
+    gated = _check_segments(f"{path}.segments", target.segments, manifest)
+    answers = (*exits, *map(gate_name, gated))
+    for name, difference in target.equality.items():
+        require(name in answers, f"{path}.equality.{name}", difference, f"an exit: {', '.join(answers)}")
+        require_number(f"{path}.equality.{name}", difference, 0, LARGEST)
+    if target.costs is not None:
+        _check_costs(f"{path}.costs", target.costs, exits)
+    for name, calibration in target.calibration.items():
+        at = f"{path}.calibration.{name}"
+        size = 1 if name in map(gate_name, exits) else classes
+        known = size == 1 or name in exits
+        if not known or {len(calibration.scale), len(calibration.bias)} != {size}:
+            raise Refused(at, f"expected {size} numbers each for an exit of the package")
+        require_numbers(f"{at}.scale", calibration.scale, -LARGEST, LARGEST)
+        require_numbers(f"{at}.bias", calibration.bias, -LARGEST, LARGEST)
+    for name, point in target.operating_points.items():
+        require_name(f"{path}.operating_points.{name}", name)
+        _check_point(f"{path}.operating_points.{name}", point, exits, classes, gated)
+    _check_compiled(f"{path}.compiled", target)
+
+
+def _check_compiled(path: str, target: Target) -> None:
+    for key, value in target.compiled.items():
+        require_text(f"{path}.{key}", value)
+        if pattern := _COMPILED.get(key):
+            require(pattern.fullmatch(value) is not None, f"{path}.{key}", value, "a number or a version")
+    for key in ("visual_tokens", "longest_text") if target.backend in _ON_GPU else ():
+        if key not in target.compiled:
+            raise Refused(f"{path}.{key}", "missing")
+
+
+def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Manifest) -> set[str]:
+    """Check that each segment reads only what is there when it runs; returns the exits that have a gate."""
+    if tuple(segment.exit for segment in segments) != manifest.exits:
+        raise Refused(path, f"not one segment for each exit in order ({', '.join(manifest.exits)})")
+    side, classes, gated = manifest.encoding.image_size, len(manifest.labels), set()
+    shapes: dict[str, tuple[str, tuple[Axis, ...]]] = {
+        "pixel_values": ("float32", ("B", 3, side, side)),
+        "input_ids": ("int64", ("B", "T")),
+        "bbox": ("int64", ("B", "T", 4)),
+        "attention_mask": ("int64", ("B", "T")),
+    }
+    there = {name: TensorSpec(name, *shapes[name]) for name in manifest.inputs}
+    for segment in segments:
+        at = f"{path}.{segment.exit}"
+        if segment.file not in manifest.files:
+            raise Refused(f"{at}.file", f"{segment.file} is not listed in files")
+        names = [tensor.name for tensor in segment.inputs]
+        require(len(set(names)) == len(names), f"{at}.inputs", names, "each input once")
+        for tensor in segment.inputs:
+            given = there.get(tensor.name)
+            if given is None:
+                raise Refused(
+                    f"{at}.inputs.{tensor.name}", "neither an input of the package nor made by a segment before"
+                )
+            if tensor != given:
+                raise mismatch(f"{at}.inputs.{tensor.name}", _shown(tensor), _shown(given))
+        logits = TensorSpec(logits_name(segment.exit), "float32", ("B", classes))
+        gate = TensorSpec(gate_name(segment.exit), "float32", ("B", 1))
+        if not segment.outputs or segment.outputs[0] != logits:
+            raise Refused(f"{at}.outputs", f"the first is not {logits.name} {_shown(logits)}")
+        for place, tensor in enumerate(segment.outputs):
+            where = f"{at}.outputs.{tensor.name}"
+            require_text(where, tensor.name, 200)
+            if tensor.name in there:
+                raise Refused(where, "made twice")
+            if tensor.name == gate.name:
+                require(place == 1 and tensor == gate, where, _shown(tensor), f"the second output, {_shown(gate)}")
+                gated.add(segment.exit)
+            _check_tensor(where, tensor)
+            there[tensor.name] = tensor
+    return gated
+
+
+def _check_tensor(path: str, tensor: TensorSpec) -> None:
+    require(tensor.dtype in DTYPES, f"{path}.dtype", tensor.dtype, f"one of {', '.join(DTYPES)}")
+    sizes = [axis for axis in tensor.shape if isinstance(axis, int)]
+    fits = (
+        1 <= len(tensor.shape) <= 8
+        and tensor.shape[0] == "B"
+        and all(isinstance(axis, int) or axis in AXES[1:] for axis in tensor.shape[1:])
+        and all(size > 0 for size in sizes)
+        and prod(sizes) < 1 << 31
+    )
+    require(fits, f"{path}.shape", tensor.shape, "B first, then T, L or whole numbers above 0, 8 axes at most")
+
+
+def _shown(tensor: TensorSpec) -> str:
+    return f"{tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
+
+
+def _check_costs(path: str, costs: Costs, exits: tuple[str, ...]) -> None:
+    require_text(f"{path}.machine", costs.machine)
+    require_number(f"{path}.runs", costs.runs, 1, 1_000_000)
+    require(bool(costs.tokens), f"{path}.tokens", costs.tokens, "one text length or more")
+    require_numbers(f"{path}.tokens", costs.tokens, 1, 1_000_000)
+    require_rising(f"{path}.tokens", costs.tokens)
+    if set(costs.segments_ms) != set(exits):
+        raise Refused(f"{path}.segments_ms", "expected one list for each exit")
+    for name, times in costs.segments_ms.items():
+        require(
+            len(times) == len(costs.tokens), f"{path}.segments_ms.{name}", times, "one number for each entry of tokens"
+        )
+        require_numbers(f"{path}.segments_ms.{name}", times, 0, _LONGEST_MS)
+    for name in ("encode_image_ms", "encode_text_ms", "ocr_ms", "ocr_start_ms"):
+        value = getattr(costs, name)
+        if value is not None:
+            require_number(f"{path}.{name}", value, 0, _LONGEST_MS)
+
+
+def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int, gated: set[str]) -> None:
+    require_name(f"{path}.criterion", point.criterion)
+    if set(point.thresholds) != set(exits[:-1]):
+        raise Refused(path, "expected one threshold for each exit before final")
+    for name, threshold in point.thresholds.items():
+        at = f"{path}.thresholds.{name}"
+        values = threshold if isinstance(threshold, tuple) else (threshold,)
+        if isinstance(threshold, tuple) and len(threshold) != classes:
+            raise Refused(at, f"expected one number, or {classes}")
+        require_numbers(at, (value for value in values if value is not None), -LARGEST, LARGEST)
+        if point.criterion == "gate" and name not in gated and any(value is not None for value in values):
+            raise Refused(at, "the criterion 'gate' needs a gate, and this exit has none")
+    _check_weights(f"{path}.weights", point, exits, classes)
+    if point.data is not None:
+        require_sha256(f"{path}.data", point.data)
+    for key, value in point.measured.items():
+        require_text(f"{path}.measured.{key}", key, 200)
+        require_number(f"{path}.measured.{key}", value, -LARGEST, LARGEST)
+    for key in ("pages", "accuracy", "mean_cost_ms") if point.measured else ():
+        if key not in point.measured:
+            raise Refused(f"{path}.measured.{key}", "missing")
+    if point.seen is not None:
+        _check_seen(f"{path}.seen", point.seen, exits)
+    if point.certificate is not None:
+        _check_certificate(f"{path}.certificate", point.certificate)
+
+
+def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int) -> None:
+    needed = feature_count(point.criterion, classes)
+    if needed is not None:
+        require_keys(path, point.weights, exits)
+    for name, weights in point.weights.items():
+        require(name in exits, f"{path}.{name}", weights, f"an exit: {', '.join(exits)}")
+        require(needed in (None, len(weights)), f"{path}.{name}", weights, f"{needed} numbers")
+        require_numbers(f"{path}.{name}", weights, -LARGEST, LARGEST)
+
+
+def _check_seen(path: str, seen: Seen, exits: tuple[str, ...]) -> None:
+    require_keys(f"{path}.exits", seen.exits, exits)
+    _check_counts(f"{path}.exits", seen.exits)
+    for name, counts in seen.scores.items():
+        require(name in exits, f"{path}.scores.{name}", counts, f"an exit: {', '.join(exits)}")
+        require(len(counts) == BINS, f"{path}.scores.{name}", counts, f"{BINS} counts")
+        _check_counts(f"{path}.scores.{name}", dict(zip(map(str, range(BINS)), counts, strict=True)))
+
+
+def _check_counts(path: str, counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        require_number(f"{path}.{name}", count, 0, _MOST_PAGES)
+    require(sum(counts.values()) <= _MOST_PAGES, path, sum(counts.values()), f"at most {_MOST_PAGES:,} pages")
+
+
+def _check_certificate(path: str, proof: Certificate) -> None:
+    require_name(f"{path}.method", proof.method)
+    require_name(f"{path}.risk", proof.risk)
+    inside = 0 < proof.epsilon < 1
+    require(inside, f"{path}.epsilon", proof.epsilon, "a number above 0 and below 1")
+    if proof.delta is not None:
+        require(0 < proof.delta < 1, f"{path}.delta", proof.delta, "a number above 0 and below 1, or null")
+    require_number(f"{path}.bound", proof.bound, 0, 1)
+    require_number(f"{path}.pages", proof.pages, 1, _MOST_PAGES)
+    require_number(f"{path}.losses", proof.losses, 0, proof.pages)
+    require_sha256(f"{path}.data", proof.data)

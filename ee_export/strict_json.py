@@ -1,0 +1,107 @@
+"""JSON from outside, read strictly: one meaning a file, and none that a later stage stumbles over."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from ee_export.errors import printable, shorten
+
+_LONG_NUMBER = re.compile(rb"[0-9]{20}")
+_HALF_PAIR = re.compile(rb"\\u[dD][89abcdefABCDEF]")
+
+
+class Refused(ValueError):
+    """A value of a file is refused. The message begins with the value's path inside the file, and lacks the file's name."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{printable(shorten(path, 120))}: {reason}")
+
+
+def mismatch(path: str, value: Any, expected: str) -> Refused:
+    """The error for a value that is not what its place in the file demands."""
+    return Refused(path, f"found {excerpt(value)}, expected {expected}")
+
+
+def excerpt(value: Any) -> str:
+    """A value as JSON of at most 40 printable characters, for a message."""
+    return printable(shorten(json.dumps(value, ensure_ascii=False), 40))
+
+
+def parse(data: bytes, *, deepest: int = 64) -> Any:
+    """The value that a file of strict JSON holds.
+
+    Python's own parser accepts much that other parsers refuse or read otherwise. This one refuses a byte order mark, any
+    encoding but UTF-8, ``NaN`` and ``Infinity``, a key that stands twice in an object, a number beyond a float or 64 bits, half
+    a surrogate pair, and deep nesting.
+
+    Args:
+        data: the whole file. The caller bounds its size.
+        deepest: how many objects and lists may stand in each other.
+
+    Raises:
+        ValueError: the file is refused. The message is one line without the file's name.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})") from None
+    integer = _integer if _LONG_NUMBER.search(data) else None
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_constant, parse_float=_finite, parse_int=integer
+        )
+    except RecursionError:
+        raise ValueError(f"nested more than {deepest} deep") from None
+    _require_flat(value, deepest)
+    if _HALF_PAIR.search(data):
+        _require_whole_pairs(value)
+    return value
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = set[str]()
+        for key, _ in pairs:
+            if key in keys:
+                raise ValueError(f"the key '{printable(shorten(key, 60))}' stands twice in one object")
+            keys.add(key)
+    return found
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {shorten(text, 40)} is too large")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"the number {shorten(text, 40)} is too large")
+    return int(text)
+
+
+def _require_flat(value: Any, deepest: int) -> None:
+    level = [value]
+    for _ in range(deepest + 1):
+        level = [item for item in level if type(item) is dict or type(item) is list]
+        if not level:
+            return
+        level = list(chain.from_iterable(item.values() if type(item) is dict else item for item in level))
+    raise ValueError(f"nested more than {deepest} deep")
+
+
+def _require_whole_pairs(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.start + 1]
+        raise ValueError(f"a string holds half a surrogate pair ({printable(half)})") from None
