@@ -100,7 +100,7 @@ class Encoder:
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The page resized (bilinear) to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``."""
         size = (self.encoding.image_size, self.encoding.image_size)
-        pixels = np.asarray(_converted(image, self.encoding.image_mode).resize(size, Image.Resampling.BILINEAR))
+        pixels = np.asarray(image.convert(self.encoding.image_mode).resize(size, Image.Resampling.BILINEAR))
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def image(self, image: Image.Image) -> Arrays:
@@ -173,17 +173,3 @@ class Encoder:
                 row[: page[name].shape[1]] = page[name][0]
             batch[name] = rows
         return batch
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit scans: Pillow would clip rather than scale them
-        values = np.asarray(image, np.float32)
-        scale = 255.0 / 65535.0 if values.max(initial=0) > 255 else 1.0
-        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:  # paper is white where the page is transparent
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        image = Image.alpha_composite(white, rgba)
-    return image.convert(mode)
