@@ -9,6 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.page import Boxes, Page, Words, require_known_boxes
+from ee_export.resize import resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
@@ -23,7 +24,8 @@ class Encoding:
     ``image_size``: side S of the square the page is resized to, in pixels. ``image_mode``: ``L`` or ``RGB``.
     ``image_mean``, ``image_std``: normalise channel values in [0, 1]. ``max_text_tokens``: tokens read of a page,
     ``bos_id`` and ``eos_id`` included. ``bands``: percentages of the page's height that the exits ``text.<p>`` read to, rising;
-    the words of a page are put in the order of its bands.
+    the words of a page are put in the order of its bands. ``resize``: the order of passes in which a page is resized, see
+    :func:`ee_export.resize.resized`.
     """
 
     image_size: int
@@ -35,6 +37,7 @@ class Encoding:
     eos_id: int
     pad_id: int
     bands: tuple[int, ...] = ()
+    resize: str = "pillow-13"
 
 
 def band_of(exit_name: str) -> int:
@@ -99,8 +102,9 @@ class Encoder:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The page resized (bilinear) to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``."""
-        size = (self.encoding.image_size, self.encoding.image_size)
-        pixels = np.asarray(image.convert(self.encoding.image_mode).resize(size, Image.Resampling.BILINEAR))
+        encoding = self.encoding
+        picture = image if image.mode == encoding.image_mode else image.convert(encoding.image_mode)
+        pixels = np.asarray(resized(picture, encoding.image_size, encoding.resize))
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def image(self, image: Image.Image) -> Arrays:

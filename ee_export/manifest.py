@@ -8,6 +8,7 @@ from typing import Any
 
 from ee_export.encode import Encoding
 from ee_export.errors import BadPackage
+from ee_export.resize import ORDERS
 
 SCHEMA = 1
 
@@ -237,6 +238,11 @@ def _check(manifest: Manifest, where: str) -> None:
     classes = len(manifest.labels)
     if classes < 2 or len(set(manifest.labels)) != classes:
         raise BadPackage(f"{where}: labels must be at least two different names")
+    if manifest.encoding.resize not in ORDERS:
+        raise BadPackage(
+            f"{where}: encoding.resize: found {_short(manifest.encoding.resize)}, expected one of {', '.join(ORDERS)}; this version does "
+            "not know how such a package resizes its pages: `pip install --upgrade ee_export`"
+        )
     if not manifest.exits or manifest.exits[-1] != "final":
         raise BadPackage(f"{where}: exits must end with 'final'")
     for name, target in manifest.targets.items():
