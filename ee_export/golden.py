@@ -20,12 +20,15 @@ INPUTS = ("pixel_values", "input_ids", "bbox", "attention_mask")
 class GoldenPage:
     """Encoded inputs of one page, and the logits that it must give: ``[1, C]`` per exit and ``[1, 1]`` per gate.
 
-    ``logits``: the trained model's; ``own``: of the targets, by name, that compute in other numbers than it.
+    ``logits``: the trained model's; ``own``: of the targets, by name, that compute in other numbers than it. ``file``, ``words``: of
+    the golden page alone, the image file and the words that the inputs were encoded from.
     """
 
     inputs: Arrays
     logits: dict[str, np.ndarray]
     own: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    file: bytes | None = None
+    words: bytes | None = None
 
     def of(self, target_name: str) -> dict[str, np.ndarray]:
         """The logits that a target must give."""
@@ -58,6 +61,8 @@ def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
     for at, page in enumerate(pages):
         arrays |= {f"{at}/{name}": value for name, value in page.inputs.items()}
         arrays |= {f"{at}/{name}.logits": value for name, value in page.logits.items()}
+        sources = {"file": page.file, "words": page.words}
+        arrays |= {f"{at}/{name}": np.frombuffer(data, np.uint8) for name, data in sources.items() if data is not None}
         for target_name, own in page.own.items():
             arrays |= {f"{at}/{target_name}/{name}.logits": value for name, value in own.items()}
     for target_name, target in manifest.targets.items():
@@ -90,6 +95,7 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
                     for target in package.manifest.targets
                     if f"{at}/{target}/{names[-1]}.logits" in arrays
                 },
+                *(arrays[name].tobytes() if name in arrays else None for name in (f"{at}/file", f"{at}/words")),
             )
             for at in range(count)
         ]
