@@ -9,7 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.page import Boxes, Page, Words, require_known_boxes
-from ee_export.resize import resized
+from ee_export.resize import Square, resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
@@ -78,6 +78,7 @@ class Encoder:
         self.encoding = encoding
         self._tokenizer = tokenizer
         self._pieces: dict[str, list[int]] = {}
+        self._square = Square(encoding.image_size, encoding.image_mode, encoding.resize)
         mean = np.asarray(encoding.image_mean, np.float32).reshape(3, 1, 1)
         std = np.asarray(encoding.image_std, np.float32).reshape(3, 1, 1)
         levels = np.arange(256, dtype=np.float32) / np.float32(255)
@@ -85,8 +86,8 @@ class Encoder:
         self._alike = bool((self._levels == self._levels[0]).all())
 
     def open(self, page: Page) -> tuple[Image.Image, bool]:
-        """A page's image, of a JPEG file no larger than :meth:`pixels` needs, and whether that is the whole of it."""
-        return page.reduced(self.encoding.image_size, self.encoding.image_mode)
+        """A page's picture, of a JPEG file no larger than :meth:`pixels` needs, and whether that is the whole of it."""
+        return page.reduced(self._square)
 
     def contents(self, page: Page, inputs: Mapping[str, str]) -> tuple[Image.Image, Words, Boxes]:
         """What a model with such inputs reads of a page, all of it now: of an image that it does not read, one pixel; of text, none.

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+import PIL
+from PIL import Image, UnidentifiedImageError
 
 from ee_export.errors import BadPage, printable, shorten
 from ee_export.levels import how_stored, understood
 from ee_export.limits import DEFAULT_LIMITS, Limits
+from ee_export.resize import Square
 
 Source = Image.Image | np.ndarray | bytes | bytearray | memoryview | str | Path
 """A page's image: decoded, or the bytes of an image file, or the path of one."""
@@ -92,12 +94,9 @@ _UPRIGHT = {
 """EXIF orientations, and the turn that makes a page upright."""
 _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323
 
-Draft = tuple[str, tuple[int, int]]
-"""Mode and least size for a JPEG file that is to be decoded in a smaller scale."""
-
 
 def decode_image(
-    source: Source, name: str, limits: Limits = DEFAULT_LIMITS, draft: Draft | None = None
+    source: Source, name: str, limits: Limits = DEFAULT_LIMITS, square: Square | None = None
 ) -> tuple[Image.Image, bool]:
     """The picture of a page: 8 bits, mode ``L`` or ``RGB``, white where the image is transparent.
 
@@ -109,8 +108,8 @@ def decode_image(
         source: the image.
         name: stands in error messages.
         limits: the largest image that is decoded.
-        draft: a mode and a size. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its scale where both sides keep that size, and
-            in mode ``L`` without its colours.
+        square: how the reader resizes the picture. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its scale where both sides
+            keep ``square.side`` pixels, and for mode ``L`` without its colours. A large image that has to be converted is resized.
 
     Returns:
         The picture, and whether it has all pixels and colours of the source.
@@ -121,15 +120,15 @@ def decode_image(
     try:
         with _quiet():
             if isinstance(source, Image.Image):
-                return _load(source, name, limits), True
+                return _load(source, name, limits, square)
             if isinstance(source, np.ndarray):
                 _check_size(source.shape[1::-1], name, limits)
-                return _load(_from_array(source, name), name, limits), True
+                return _load(_from_array(source, name), name, limits, square)
             if isinstance(source, bytes | bytearray | memoryview):
-                return _decode_file(io.BytesIO(source), name, limits, draft)
+                return _decode_file(io.BytesIO(source), name, limits, square)
             if isinstance(source, str | Path):
                 with _open_plain(Path(source), name) as file:
-                    return _decode_file(file, name, limits, draft)
+                    return _decode_file(file, name, limits, square)
     except BadPage:
         raise
     except Image.DecompressionBombError:
@@ -160,7 +159,7 @@ def _open_plain(path: Path, name: str) -> IO[bytes]:
         raise BadPage(f"{name}: cannot be opened ({printable(shorten(error))}); check the path") from None
 
 
-def _decode_file(file: IO[bytes], name: str, limits: Limits, draft: Draft | None) -> tuple[Image.Image, bool]:
+def _decode_file(file: IO[bytes], name: str, limits: Limits, square: Square | None) -> tuple[Image.Image, bool]:
     kind = _format_of(file.read(16))
     try:
         if kind is None:
@@ -168,29 +167,34 @@ def _decode_file(file: IO[bytes], name: str, limits: Limits, draft: Draft | None
         importlib.import_module(f"PIL.{FORMATS[kind]}")  # else Pillow imports all its formats
         opened = Image.open(file, formats=(kind,))
     except UnidentifiedImageError:
-        found = f" ({kind})" if kind else ""
+        found = (
+            f"a damaged {kind} file, or of a kind that Pillow {PIL.__version__} does not read"
+            if kind
+            else "an unknown format"
+        )
         raise BadPage(
-            f"{name}: not an image file that can be read here{found}; convert it to PNG, JPEG or TIFF"
+            f"{name}: not an image file that can be read here, {found}; convert it to PNG, JPEG or TIFF"
         ) from None
+    _check_size(opened.size, name, limits)
     _check_tiles(opened, name, limits)
     full = opened.mode, opened.size
     with opened:
-        picture = _load(opened, name, limits, draft)
+        if square is not None:
+            opened.draft(square.mode, (square.side, square.side))
         whole = (opened.mode, opened.size) == full
+        picture, all_pixels = _load(opened, name, limits, square)
         turn = _UPRIGHT.get(_orientation(opened))
     del opened  # before a second large image is made
     picture.format = None  # else an OCR engine may compress it once more
-    return (picture if turn is None else picture.transpose(turn)), whole
+    return (picture if turn is None else picture.transpose(turn)), whole and all_pixels
 
 
-def _load(image: Image.Image, name: str, limits: Limits, draft: Draft | None = None) -> Image.Image:
+def _load(image: Image.Image, name: str, limits: Limits, square: Square | None) -> tuple[Image.Image, bool]:
     _check_size(image.size, name, limits)
-    if draft is not None and isinstance(image, ImageFile.ImageFile):
-        image.draft(*draft)
     stored = how_stored(image)
     image.load()
     _check_size(image.size, name, limits)  # the pixels may be more than the header states
-    return understood(image, stored, name)
+    return understood(image, stored, name, square)
 
 
 def _check_size(size: tuple[int, ...], name: str, limits: Limits) -> None:

@@ -12,9 +12,13 @@ import numpy as np
 from PIL import Image
 
 from ee_export.errors import BadPage
+from ee_export.resize import Square, resized_in_strips
 
 _ROWS = 1 << 20
 """Pixels that are converted at a time, about, so that a large page is not in memory a third time."""
+_LARGE = 40_000_000
+"""Pixels above which an image is not kept in memory a second time for an OCR engine that may not be needed: A4 at 600 dpi has 35
+million."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _COLOURS = ("RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT, _LARGEST, _LARGEST_SAMPLE = 262, 258, 339, 281, 341
@@ -61,21 +65,25 @@ def how_stored(image: Any) -> Stored:
     )
 
 
-def understood(image: Image.Image, stored: Stored, name: str) -> Image.Image:
-    """The picture of a loaded image; the image itself if it is one already.
+def understood(image: Image.Image, stored: Stored, name: str, square: Square | None = None) -> tuple[Image.Image, bool]:
+    """The picture of a loaded image, which is the image itself if it is one already, and whether it has all pixels.
+
+    A large image that has to be converted is resized to ``square``, if there is one, as it is converted.
 
     Raises:
         BadPage: the values cannot be understood; says how to convert the image.
     """
     mode, change = _change(image, stored, name)
     if change is None:
-        return image
+        return image, True
+    if square is not None and image.width * image.height > _LARGE:
+        return resized_in_strips(image, change, square), False
     picture = Image.new(mode, image.size)
     for top, strip in _strips(image):
         picture.paste(change(strip), (0, top))
     if "dpi" in image.info:
         picture.info["dpi"] = image.info["dpi"]
-    return picture
+    return picture, True
 
 
 def _change(image: Image.Image, stored: Stored, name: str) -> tuple[str, Change | None]:

@@ -11,6 +11,7 @@ from PIL import Image
 from ee_export.errors import BadPage, NoText
 from ee_export.image import IMAGE_SUFFIXES, Source, decode_image
 from ee_export.limits import DEFAULT_LIMITS, Limits
+from ee_export.resize import Square
 
 Words = list[str]
 Boxes = list[list[int]]
@@ -62,13 +63,12 @@ class Page:
         """
         return decode_image(self._source(), self.name, self.limits)[0]
 
-    def reduced(self, side: int, mode: str) -> tuple[Image.Image, bool]:
-        """The page's picture for a reader that scales it to ``side`` anyway, and whether it has all pixels and colours.
+    def reduced(self, square: Square) -> tuple[Image.Image, bool]:
+        """The page's picture for a reader that resizes it to ``square`` anyway, and whether it has all pixels and colours.
 
-        A JPEG file is decoded at 1/2, 1/4 or 1/8 of its scale where both sides keep at least ``side`` pixels, and in mode ``L``
-        without its colours: libjpeg then leaves out most of the inverse transform. Raises as :meth:`decoded`.
+        See :func:`~ee_export.image.decode_image`. Raises as :meth:`decoded`.
         """
-        return decode_image(self._source(), self.name, self.limits, (mode, (side, side)))
+        return decode_image(self._source(), self.name, self.limits, square)
 
     def _source(self) -> Source:
         if self.image is None:

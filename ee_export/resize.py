@@ -1,5 +1,8 @@
 """Resizing a page to a square in a named order of passes, to the same pixels with every version of Pillow."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import PIL
 from PIL import Image
 
@@ -9,6 +12,18 @@ ORDERS = ("pillow-12", "pillow-13")
 _OWN_ORDERS = {"12.2": "pillow-12", "12.3": "pillow-12", "13.0": "pillow-13"}
 _OWN_ORDER = _OWN_ORDERS.get(".".join(PIL.__version__.split(".")[:2]))
 """The order of the installed Pillow, whose single call is the fastest way to it; None for a version that was not compared."""
+
+_STRIP = 1 << 20
+"""Pixels that :func:`resized_in_strips` converts at a time, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """How a reader resizes each page: to ``side`` x ``side`` pixels in ``mode``, ``L`` or ``RGB``, in an ``order`` of passes."""
+
+    side: int
+    mode: str
+    order: str
 
 
 def resized(image: Image.Image, side: int, order: str) -> Image.Image:
@@ -32,3 +47,20 @@ def _columns_first(width: int, height: int, side: int, order: str) -> bool:
     if order == "pillow-12":
         return height > 100 * width and height > side
     return height > side and height - side > 2 * (width - side)
+
+
+def resized_in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], square: Square) -> Image.Image:
+    """As :func:`resized` of the converted image, pixel by pixel, without the converted image in memory at once."""
+    (width, height), side = image.size, square.side
+    columns_first = _columns_first(width, height, side, square.order)
+    length, across = (width, height) if columns_first else (height, width)
+    between = Image.new(square.mode, (width, side) if columns_first else (side, height))
+    step = max(1, _STRIP // across)
+    for at in range(0, length, step):
+        end = min(length, at + step)
+        box, size = (
+            ((at, 0, end, height), (end - at, side)) if columns_first else ((0, at, width, end), (side, end - at))
+        )
+        strip = convert(image.crop(box)).convert(square.mode)
+        between.paste(strip.resize(size, Image.Resampling.BILINEAR), (at, 0) if columns_first else (0, at))
+    return between.resize((side, side), Image.Resampling.BILINEAR)
