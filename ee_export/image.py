@@ -242,6 +242,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     pixels = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
     colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4) and pixels.dtype == np.uint8
     if not (grey or colour):
@@ -249,7 +250,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
             f"{name}: an array {array.dtype} {list(array.shape)}; expected uint8, uint16 or bool [H, W], or uint8 [H, W, 3] or "
             "[H, W, 4]; scale the values to 0–255 and convert them with .astype(numpy.uint8)"
         )
-    return Image.fromarray(np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 _quiet_lock = threading.Lock()
