@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
-from ee_export import __version__, fit, golden
+from ee_export import __version__, fit, golden, golden_page
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import read_dataset
 from ee_export.encode import Arrays, Encoder
@@ -131,6 +132,7 @@ def export(
         files={},
     )
     pages = [golden.GoldenPage(arrays, _reference(model, arrays)) for arrays in inputs]
+    pages.append(_golden_page(model, Encoder(manifest.encoding, Tokenizer.from_str(tokenizer))))
     (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
 
     progress("prove", 0, 1)
@@ -159,6 +161,12 @@ def golden_inputs(model: EarlyExitModel, encoder: Encoder, folder: Path | None) 
     if not found:
         raise BadData(f"{folder}: no page images; golden inputs need at least one")
     return found
+
+
+def _golden_page(model: EarlyExitModel, encoder: Encoder) -> golden.GoldenPage:
+    file, words = golden_page.draw(model.INPUTS, encoder.encoding.image_size)
+    arrays = golden_page.encoded(golden_page.page_of(file, words, "golden page"), encoder, model.INPUTS)
+    return golden.GoldenPage(arrays, _reference(model, arrays), file=file, words=words)
 
 
 def _reference(model: EarlyExitModel, arrays: Arrays) -> dict[str, np.ndarray]:

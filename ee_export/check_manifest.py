@@ -18,6 +18,7 @@ from ee_export.ranges import (
     require_sha256,
     require_text,
 )
+from ee_export.resize import ORDERS
 from ee_export.strict_json import Refused
 
 MODES = ("L", "RGB")
@@ -74,6 +75,12 @@ def _check_exits(exits: tuple[str, ...]) -> None:
 
 def _check_encoding(encoding: Encoding, exits: tuple[str, ...]) -> None:
     require_number("encoding.image_size", encoding.image_size, 1, 4096)
+    require(
+        encoding.resize in ORDERS,
+        "encoding.resize",
+        encoding.resize,
+        f"{' or '.join(ORDERS)}; a newer version may know it",
+    )
     require(encoding.image_mode in MODES, "encoding.image_mode", encoding.image_mode, " or ".join(MODES))
     for name, values in (("image_mean", encoding.image_mean), ("image_std", encoding.image_std)):
         require(len(values) == 3, f"encoding.{name}", values, "3 numbers")

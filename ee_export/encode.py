@@ -9,6 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.page import Boxes, Page, Words, require_known_boxes
+from ee_export.resize import Square, resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
@@ -24,7 +25,8 @@ class Encoding:
     ``image_mean``, ``image_std``: normalise channel values in [0, 1]. ``max_text_tokens``: tokens read of a page,
     ``bos_id`` and ``eos_id`` included. ``bands``: percentages of the page's height that the exits ``text.<p>`` read to, rising;
     the words of a page are put in the order of its bands. ``vocab_size``: token ids that the model has rows for, ``None`` in
-    packages from before it was written.
+    packages from before it was written. ``resize``: the order of passes in which a page is resized, see
+    :func:`ee_export.resize.resized`.
     """
 
     image_size: int
@@ -37,6 +39,7 @@ class Encoding:
     pad_id: int
     bands: tuple[int, ...] = ()
     vocab_size: int | None = None
+    resize: str = "pillow-13"
 
 
 def band_of(exit_name: str) -> int:
@@ -77,6 +80,7 @@ class Encoder:
         self.encoding = encoding
         self._tokenizer = tokenizer
         self._pieces: dict[str, list[int]] = {}
+        self._square = Square(encoding.image_size, encoding.image_mode, encoding.resize)
         mean = np.asarray(encoding.image_mean, np.float32).reshape(3, 1, 1)
         std = np.asarray(encoding.image_std, np.float32).reshape(3, 1, 1)
         levels = np.arange(256, dtype=np.float32) / np.float32(255)
@@ -84,8 +88,8 @@ class Encoder:
         self._alike = bool((self._levels == self._levels[0]).all())
 
     def open(self, page: Page) -> tuple[Image.Image, bool]:
-        """A page's image, of a JPEG file no larger than :meth:`pixels` needs, and whether that is the whole of it."""
-        return page.reduced(self.encoding.image_size, self.encoding.image_mode)
+        """A page's picture, of a JPEG file no larger than :meth:`pixels` needs, and whether that is the whole of it."""
+        return page.reduced(self._square)
 
     def contents(self, page: Page, inputs: Mapping[str, str]) -> tuple[Image.Image, Words, Boxes]:
         """What a model with such inputs reads of a page, all of it now: of an image that it does not read, one pixel; of text, none.
@@ -101,8 +105,9 @@ class Encoder:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The page resized (bilinear) to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``."""
-        size = (self.encoding.image_size, self.encoding.image_size)
-        pixels = np.asarray(_converted(image, self.encoding.image_mode).resize(size, Image.Resampling.BILINEAR))
+        encoding = self.encoding
+        picture = image if image.mode == encoding.image_mode else image.convert(encoding.image_mode)
+        pixels = np.asarray(resized(picture, encoding.image_size, encoding.resize))
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def image(self, image: Image.Image) -> Arrays:
@@ -175,17 +180,3 @@ class Encoder:
                 row[: page[name].shape[1]] = page[name][0]
             batch[name] = rows
         return batch
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit scans: Pillow would clip rather than scale them
-        values = np.asarray(image, np.float32)
-        scale = 255.0 / 65535.0 if values.max(initial=0) > 255 else 1.0
-        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:  # paper is white where the page is transparent
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        image = Image.alpha_composite(white, rgba)
-    return image.convert(mode)

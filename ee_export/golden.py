@@ -19,6 +19,8 @@ MOST_PAGES = 1000
 MOST_BYTES = 2**30
 """Of all arrays unpacked. Pages of 224 pixels take 0.6 MB each."""
 LARGEST_FILE = 2**28
+LARGEST_SOURCE = 2**20
+"""Of the golden page's image file or words, in bytes."""
 _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
 
 
@@ -26,12 +28,15 @@ _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
 class GoldenPage:
     """Encoded inputs of one page, and the logits that it must give: ``[1, C]`` per exit and ``[1, 1]`` per gate.
 
-    ``logits``: the trained model's; ``own``: of the targets, by name, that compute in other numbers than it.
+    ``logits``: the trained model's; ``own``: of the targets, by name, that compute in other numbers than it. ``file``, ``words``: of
+    the golden page alone, the image file and the words that the inputs were encoded from.
     """
 
     inputs: Arrays
     logits: dict[str, np.ndarray]
     own: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    file: bytes | None = None
+    words: bytes | None = None
 
     def of(self, target_name: str) -> dict[str, np.ndarray]:
         """The logits that a target must give."""
@@ -68,6 +73,8 @@ def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
     for at, page in enumerate(pages):
         arrays |= {f"{at}/{name}": value for name, value in page.inputs.items()}
         arrays |= {f"{at}/{name}.logits": value for name, value in page.logits.items()}
+        sources = {"file": page.file, "words": page.words}
+        arrays |= {f"{at}/{name}": np.frombuffer(data, np.uint8) for name, data in sources.items() if data is not None}
         for target_name, own in page.own.items():
             arrays |= {f"{at}/{target_name}/{name}.logits": value for name, value in own.items()}
     for target_name, target in manifest.targets.items():
@@ -112,6 +119,7 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
                 for target in manifest.targets
                 if f"{at}/{target}/{names[-1]}.logits" in arrays
             },
+            *(arrays[name].tobytes() if name in arrays else None for name in (f"{at}/file", f"{at}/words")),
         )
         for at in range(count)
     ]
@@ -133,6 +141,11 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
 
     An axis of any length, up to the longest text, is ``None``.
     """
+    sources = {f"{at}/{name}" for at in range(count) for name in ("file", "words")} & stored.keys()
+    for name in sources:
+        found = stored[name]
+        if found.dtype != "|u1" or len(found.shape) != 1 or not 1 <= found.size <= LARGEST_SOURCE:
+            raise ValueError(f"{name}: {found.dtype} {list(found.shape)}, expected |u1 [1–{LARGEST_SOURCE}]")
     side, classes = manifest.encoding.image_size, len(manifest.labels)
     shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
         "pixel_values": ("<f4", (1, 3, side, side)),
@@ -153,7 +166,7 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
             if any(name in stored for name in own):
                 expected |= own
     for name in stored:
-        if name not in expected:
+        if name not in expected and name not in sources:
             raise ValueError(f"{name}: unknown entry")
     for name, (dtype, shape) in expected.items():
         if name not in stored:
@@ -179,6 +192,8 @@ def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Non
     rows = manifest.encoding.vocab_size if manifest.reads("text") else None
     highest = {"bbox": 1000, "attention_mask": 1, "input_ids": np.iinfo(np.int64).max if rows is None else rows - 1}
     for name, values in arrays.items():
+        if values.dtype == np.uint8:
+            continue  # the golden page's file and words are read with the suspicion that any page meets
         if values.dtype.kind == "f":
             fits = bool(np.isfinite(values).all())
         else:

@@ -6,6 +6,7 @@ import shutil
 from PIL import Image
 
 from ee_export.errors import EeError
+from ee_export.image import decode_image
 from ee_export.page import Boxes, Ocr, Words
 
 
@@ -32,8 +33,7 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
     os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
     def read(image: Image.Image) -> tuple[Words, Boxes]:
-        if image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")
+        image, _ = decode_image(image, "the image")
         try:
             found = pytesseract.image_to_data(image, lang=lang, timeout=timeout_s, output_type=pytesseract.Output.DICT)
         except (pytesseract.TesseractError, RuntimeError, OSError) as error:

@@ -1,33 +1,29 @@
 """What the user has: a page image, and its words and boxes now or on demand; or words alone."""
 
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ee_export.errors import BadPage, NoText
+from ee_export.image import IMAGE_SUFFIXES, Source, decode_image
 from ee_export.limits import DEFAULT_LIMITS, Limits
+from ee_export.resize import Square
 
 Words = list[str]
 Boxes = list[list[int]]
 Ocr = Callable[[Image.Image], tuple[Sequence[str], Sequence[Sequence[float]]]]
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm"})
-_MAX_PIXELS = 178_000_000
-"""Largest page that is decoded: A0 at 300 dpi has 139 million pixels. Just below what Pillow refuses by itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Page:
     """One page to classify.
 
-    ``image``: a PIL image, the bytes of an image file, or its path; files and bytes are decoded when the page is
-    predicted. ``words`` and ``boxes`` (x0, y0, x1, y1 in 0–1000 of the page's width and height): the page's text where it
+    ``image``: a PIL image, a numpy array, the bytes of an image file, or its path; see :func:`~ee_export.image.decode_image`. It is
+    decoded when the page is predicted, a file turned upright, an image or an array taken as it stands. ``words`` and ``boxes`` (x0, y0, x1, y1 in 0–1000 of the page's width and height): the page's text where it
     is known; a page with no words is a normal page, ``words=[]``. ``ocr``: a callable that is given the decoded page and
     returns words and boxes; it is called only if the page is still undecided when its text is needed. ``name`` stands in
     error messages. ``limits``: the largest image and word file that are read. A page for a model that reads words alone needs neither image nor boxes.
@@ -36,7 +32,7 @@ class Page:
         BadPage: words and boxes differ in number, a box is not four numbers in 0–1000, or there are neither image nor words.
     """
 
-    image: Image.Image | bytes | str | Path | None = None
+    image: Source | None = None
     words: Sequence[str] | None = None
     boxes: Sequence[Sequence[float]] | None = None
     ocr: Ocr | None = None
@@ -60,26 +56,24 @@ class Page:
             object.__setattr__(self, "boxes", boxes)
 
     def decoded(self) -> Image.Image:
-        """The page's pixels, upright.
+        """The page's picture: 8 bits, mode ``L`` or ``RGB``, a file's turned upright; see :func:`~ee_export.image.decode_image`.
 
         Raises:
-            BadPage: there is no image, or its file is missing, truncated, too large, or none.
+            BadPage: there is no image, or it is missing, damaged, too large, or not understood.
         """
+        return decode_image(self._source(), self.name, self.limits)[0]
+
+    def reduced(self, square: Square) -> tuple[Image.Image, bool]:
+        """The page's picture for a reader that resizes it to ``square`` anyway, and whether it has all pixels and colours.
+
+        See :func:`~ee_export.image.decode_image`. Raises as :meth:`decoded`.
+        """
+        return decode_image(self._source(), self.name, self.limits, square)
+
+    def _source(self) -> Source:
         if self.image is None:
             raise BadPage(f"{self.name}: words alone, and the model reads the page's image; give it one")
-        if isinstance(self.image, Image.Image):
-            return self.image
-        return decode_image(self.image, self.name)
-
-    def reduced(self, side: int, mode: str) -> tuple[Image.Image, bool]:
-        """The page's pixels, upright, for a reader that scales them to ``side`` anyway, and whether these are all of them.
-
-        A JPEG file is decoded at 1/2, 1/4 or 1/8 of its scale where both sides keep at least ``side`` pixels, and in mode ``L``
-        without its colours: libjpeg then leaves out most of the inverse transform. Raises as :meth:`decoded`.
-        """
-        if self.image is None or isinstance(self.image, Image.Image):
-            return self.decoded(), True
-        return _decode(self.image, self.name, (mode, (side, side)))
+        return self.image
 
     def text(self, image: Image.Image | None) -> tuple[Words, Boxes]:
         """Words and boxes, read with ``ocr`` now where they were not given; all boxes 0 where nobody knows them.
@@ -98,45 +92,6 @@ class Page:
             )
         words, boxes = self.ocr(self.decoded() if image is None else image)
         return check_text(words, boxes, f"{self.name}: OCR engine")
-
-
-def decode_image(source: bytes | str | Path, name: str) -> Image.Image:
-    """Pixels of an image file or of its bytes, turned upright by its EXIF orientation; the first page of several.
-
-    Raises:
-        BadPage: missing, truncated, more than 178 million pixels, or not an image.
-    """
-    return _decode(source, name, None)[0]
-
-
-def _decode(
-    source: bytes | str | Path, name: str, draft: tuple[str, tuple[int, int]] | None
-) -> tuple[Image.Image, bool]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        if image.width * image.height > _MAX_PIXELS:
-            raise Image.DecompressionBombError
-        stored = image.mode, image.size
-        if draft is not None:
-            image.draft(*draft)
-        image.load()
-        return ImageOps.exif_transpose(image), (image.mode, image.size) == stored
-    except FileNotFoundError:
-        raise BadPage(f"{name}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise BadPage(f"{name}: a folder, not an image file; name a page image") from None
-    except PermissionError:
-        raise BadPage(f"{name}: not readable by this user; check its permissions") from None
-    except Image.DecompressionBombError:
-        raise BadPage(
-            f"{name}: the image is too large, more than {_MAX_PIXELS // 10**6} million pixels; scale it down first"
-        ) from None
-    except UnidentifiedImageError:
-        raise BadPage(f"{name}: not an image file that Pillow can read; convert it to PNG, JPEG or TIFF") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise BadPage(f"{name}: the image is truncated or damaged ({error}); copy or scan it again") from None
 
 
 def check_text(words: Any, boxes: Any, name: str) -> tuple[Words, Boxes]:

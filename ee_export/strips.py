@@ -11,6 +11,8 @@ _CLEAN = 0.002
 """Share of dark pixels in a row below which nothing stands there."""
 _OVERLAP = 0.015
 """How much further a strip is read where no gap was found, of the page's height: about a line."""
+_AT_A_TIME = 1 << 20
+"""Pixels of a page that are converted at a time, about."""
 
 
 class TextReader:
@@ -90,10 +92,20 @@ def find_gap(image: Image.Image, share: float) -> tuple[int, bool]:
     height = image.height
     first = min(height - 1, int(np.ceil(share * height)))
     last = min(height, first + max(1, round(_SEARCH * height)))
-    page = np.asarray(image.convert("L"), np.int16)
-    paper = np.percentile(page[::8, ::8], 80)
-    ink = (page[first:last] < paper - 40).mean(axis=1)
+    paper = np.percentile(_every_eighth(image), 80)
+    searched = np.asarray(image.crop((0, first, image.width, last)).convert("L"), np.int16)
+    ink = (searched < paper - 40).mean(axis=1)
     empty = ink <= max(float(ink.min()), _CLEAN)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], empty, [False]]).astype(np.int8)))
     begin, end = max(zip(edges[::2], edges[1::2], strict=True), key=lambda span: span[1] - span[0])
     return first + int(begin + end) // 2, bool(ink.min() <= _CLEAN)
+
+
+def _every_eighth(image: Image.Image) -> np.ndarray:
+    """Grey levels of every eighth pixel of every eighth row, uint8; only some rows at a time are converted."""
+    rows = max(8, _AT_A_TIME // image.width // 8 * 8)
+    parts = (
+        np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))).convert("L"))[::8, ::8]
+        for top in range(0, image.height, rows)
+    )
+    return np.concatenate(list(parts))

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ee_export import golden
+from ee_export import golden, golden_page
 from ee_export.errors import BadRequest, NotEqual
 from ee_export.manifest import FileEntry, Manifest
 from ee_export.package import GOLDEN, Package, open_package, seal
@@ -47,6 +47,8 @@ class Verified:
 def verify_package(package: Package, target_name: str, point_name: str | None = None) -> Verified:
     """Run the golden inputs through a target: logits within its tolerance, and the same exits at every operating point.
 
+    The golden page is encoded anew before that: its pixels and tokens are the stored ones.
+
     Args:
         package: its files are all hashed first.
         target_name: which target runs.
@@ -54,12 +56,16 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
 
     Raises:
         BadPackage: a file is missing or changed.
-        NotEqual: logits or exits differ; names the exit or the page.
+        NotEqual: pixels, tokens, logits or exits differ; names the exit or the page.
     """
     package.check()
     target = package.target(target_name)
     chain = load_package(package, target_name)
     pages, expected = golden.read(package)
+    for at, page in enumerate(pages):
+        if page.file is not None or page.words is not None:
+            held = golden_page.page_of(page.file, page.words, f"{package.path}: golden page {at}")
+            golden_page.require_same_encoding(held, page.inputs, chain.encoder, package.manifest.inputs)
     found = [chain.logits(page.inputs) for page in pages]
     differences = {
         name: max(

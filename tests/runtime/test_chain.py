@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,9 +219,9 @@ def test_other_image_files_are_decoded_once_for_pixels_and_text(
     opened = []
     real = Image.open
 
-    def counting(source: Path) -> Image.Image:
+    def counting(source: Any, **options: Any) -> Image.Image:
         opened.append(source)
-        return real(source)
+        return real(source, **options)
 
     monkeypatch.setattr(Image, "open", counting)
     leaving(chain).predict(Page(tmp_path / "page.png", ocr=lambda image: ([], [])))

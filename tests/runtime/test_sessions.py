@@ -174,7 +174,8 @@ def test_what_is_swapped_while_a_package_loads_never_answers(
     package, other = copied(sample, tmp_path / "a" / "x.ee"), copied(sample, tmp_path / "b" / "x.ee")
     negate_heads(other / WEIGHTS)
     with_manifest(other)
-    hashed, swapped, lock = threading.Event(), [], threading.Lock()
+    hashed, lock = threading.Event(), threading.Lock()
+    swapped: list[object] = []
     make_session, hash_files = ort.open_session, ee_export.reading.Reading.hash
 
     def hash_then_tell(self, names):

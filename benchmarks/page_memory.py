@@ -1,0 +1,114 @@
+"""Peak memory of reading one page: PNG files of all kinds at the largest size that is read, and A4 at 300 dpi.
+
+    python benchmarks/page_memory.py
+
+Prints a Markdown table with the machine and the versions. Each figure is the growth of a process's peak resident size over that of the
+same process before it reads the page: decoding and encoding it for the image exits, and besides that its whole picture and the search
+for a gap between two lines, as an OCR engine needs them. The engine itself, which is another process, is not in it.
+"""
+
+import platform
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import click
+import numpy as np
+import PIL
+from rich.progress import track
+
+LARGEST, A4 = (13_341, 13_341), (2480, 3508)
+SIZES = {"at the limit of 178 million pixels": LARGEST, "A4 at 300 dpi": A4}
+KINDS = {"L": (8, 0), "RGB": (8, 2), "RGBA": (8, 6), "P": (8, 3), "I;16": (16, 0), "1": (1, 0)}
+"""Bits and colour type of PNG by Pillow's mode."""
+CHANNELS = {0: 1, 2: 3, 3: 1, 6: 4}
+
+
+def write_png(path: Path, kind: str, size: tuple[int, int]) -> None:
+    """A page of even rows of text-like strokes; written row by row, so that it costs no memory here."""
+    (bits, colour), (width, height) = KINDS[kind], size
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    length = -(-width * bits * CHANNELS[colour] // 8)
+    lines = [
+        b"\0" + b"\xff" * length,
+        b"\0" + (b"\xff" * 40 + b"\x20" * 9 + b"\xff" * 11) * (length // 60) + b"\xff" * (length % 60),
+    ]
+    packer = zlib.compressobj(1)
+    data = b"".join(packer.compress(lines[at % 40 > 25]) for at in range(height)) + packer.flush()
+    palette = chunk(b"PLTE", bytes(np.random.default_rng(0).integers(0, 256, 768, np.uint8))) if kind == "P" else b""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + palette + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+def growth(path: Path, package: Path, whole: bool) -> float:
+    """Megabytes that a process of its own grows by for a page."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--read", str(path), "--package", str(package), *(["--whole"] if whole else [])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
+
+
+def read(path: Path, package: Path, whole: bool) -> float:
+    """Read a page in this process, and return the growth of its peak resident size in megabytes."""
+    from tokenizers import Tokenizer
+
+    from ee_export.encode import Encoder
+    from ee_export.package import open_package
+    from ee_export.page import Page
+    from ee_export.strips import TextReader
+
+    opened = open_package(package)
+    encoder = Encoder(opened.manifest.encoding, Tokenizer.from_buffer(opened.read("tokenizer.json")))
+    small = path.with_name("small.png")
+    encoder.pixels(encoder.open(Page(small))[0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    page = Page(path, ocr=lambda image: ([], []))
+    image, complete = encoder.open(page)
+    encoder.pixels(image)
+    if whole:
+        reader = TextReader(page, image if complete else None)
+        reader.read_to(40)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+
+
+@click.command()
+@click.option(
+    "--package", type=click.Path(path_type=Path), default=Path(__file__).parent.parent / "engines" / "documents.ee"
+)
+@click.option("--read", "path", type=click.Path(path_type=Path), hidden=True)
+@click.option("--whole", is_flag=True, hidden=True)
+def main(package: Path, path: Path | None, whole: bool) -> None:
+    """Print a table of the memory that pages of many kinds take."""
+    if path is not None:
+        print(read(path, package, whole))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        write_png(Path(scratch) / "small.png", "L", (300, 400))
+        cases = [(kind, size) for size in SIZES for kind in KINDS if size != "A4 at 300 dpi" or kind in ("L", "RGB")]
+        for kind, size in track(cases, "memory"):
+            file = Path(scratch) / "page.png"
+            write_png(file, kind, SIZES[size])
+            mb = [growth(file, package, whole) for whole in (False, True)]
+            rows.append(
+                f"| {kind} | {size} | {file.stat().st_size / 1e3:,.0f} kB | {mb[0]:,.0f} MB | {mb[1]:,.0f} MB |"
+            )
+    print("| mode | page | file | image exits | and OCR's picture |\n|---|---|---|---|---|")
+    print("\n".join(rows))
+    print(
+        f"\n{platform.platform()}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, Pillow {PIL.__version__}, numpy {np.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    main()
