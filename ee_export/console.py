@@ -65,7 +65,8 @@ def run_command(command: click.Group, name: str) -> None:
     if sys.stdout is None:
         say(f"{name}: standard output is closed; redirect it to a file or to {os.devnull}")
         sys.exit(2)
-    for stream in (sys.stdout, sys.stderr):
+    stdout = sys.stdout
+    for stream in (stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # letters that a terminal lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -85,6 +86,10 @@ def run_command(command: click.Group, name: str) -> None:
     except BrokenPipeError:
         _discard_output()
         sys.exit(141)
+    except SystemExit:
+        if sys.stdout is not stdout:  # click replaces it when its reader is gone, and exits with status 1
+            sys.exit(141)
+        raise
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
             _discard_output()

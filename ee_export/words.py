@@ -1,5 +1,6 @@
 """Words and boxes from outside: files, callers and OCR engines bring them in many forms, few of which are accepted."""
 
+import errno
 import json
 import os
 import stat
@@ -112,6 +113,8 @@ def _read(path: Path, most: int) -> bytes:
             raise
         raise BadPage(f"{path}: a link to a file that is missing; remove it, or put the file there") from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise FileNotFoundError from None
         raise BadPage(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     if len(content) > most:
         raise BadPage(

@@ -41,12 +41,12 @@ def failure(name: str, error: Exception) -> EeError:
 
 
 def as_answer(name: str, error: Exception) -> EeError:
-    """As :func:`failure`, for an error that is kept: it does not keep what the failed calls worked on, such as images."""
+    """As :func:`failure`, for an error that is kept. Its traceback becomes a note: frames keep images and other pages alive."""
     result = failure(name, error)
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next  # the frame that goes on holds the other pages
+    if result is not error:
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))
     kept: BaseException | None = error
     while kept is not None:
-        traceback.clear_frames(kept.__traceback__)
+        kept.__traceback__ = None
         kept = kept.__cause__ or kept.__context__
     return result
