@@ -13,12 +13,13 @@ from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import read_dataset
 from ee_export.encode import Arrays, Encoder
 from ee_export.errors import BadCheckpoint, BadData
+from ee_export.find import Skipped, find_pages
 from ee_export.manifest import SCHEMA, Manifest, Target
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
-from ee_export.page import Ocr, find_pages, read_page
+from ee_export.page import Ocr, read_page
 from ee_export.ranges import require_labels
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.costs import measure, measure_ocr
@@ -152,7 +153,7 @@ def golden_inputs(model: EarlyExitModel, encoder: Encoder, folder: Path | None) 
         lengths = (2, config.max_text_tokens // 4, config.max_text_tokens)
         return golden.synthetic_inputs(config.input_size, lengths, config.vocab_size)
     found = []
-    for path in find_pages(folder, words_alone=not model.reads("image")):
+    for path in find_pages(folder, Skipped(), words_alone=not model.reads("image")):
         page = read_page(path)
         if page.words is None and model.reads("text"):
             raise BadData(f"{path}: a golden page needs its words in a .json beside it")

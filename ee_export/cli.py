@@ -10,11 +10,25 @@ import click
 from rich.table import Table
 
 from ee_export import __version__
-from ee_export.console import err, export_extra, json_option, one_line, out, progress_bars, run_command, target_option
-from ee_export.errors import BadRequest, EeError
+from ee_export.console import (
+    echo_json,
+    err,
+    export_extra,
+    is_terminal,
+    json_option,
+    one_line,
+    out,
+    progress_bars,
+    run_command,
+    say,
+    target_option,
+)
+from ee_export.errors import BadRequest
+from ee_export.find import Skipped, find_pages
+from ee_export.limits import DEFAULT_LIMITS, Limits
 from ee_export.ocr import installed, tesseract
-from ee_export.page import Ocr, find_pages, read_page
-from ee_export.show import cells, ms, print_package, print_result, val_table
+from ee_export.page import Ocr, read_page
+from ee_export.show import PAGE_HEADINGS, ms, page_cells, page_line, page_widths, print_package, print_result, val_table
 
 _FOLDER = click.Path(path_type=Path)
 point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
@@ -210,7 +224,7 @@ def compile(
 
         if graphs is not None:
             written = write_graphs(open_package(package), target, data, graphs, _engine(), seed)
-            out.print_json(data={"graphs": str(written)}) if as_json else out.print(str(written))
+            echo_json({"graphs": str(written)}) if as_json else out.print(str(written))
             return
         found = compile_target(
             open_package(package),
@@ -290,6 +304,23 @@ def inspect(package: Path, target: str, operating_point: str | None, as_json: bo
 @click.option("--jsonl", is_flag=True, help="One JSON object a page, in input order.")
 @click.option("--deadline-ms", type=click.FloatRange(0), help="Answer every page by then with the exit reached.")
 @click.option("--threads", type=click.IntRange(1), help="Default one a processor.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=DEFAULT_LIMITS.max_pixels,
+    show_default=True,
+    help="Largest image that is read, width times height.",
+)
+@click.option(
+    "--max-side", type=click.IntRange(1), default=DEFAULT_LIMITS.max_side, show_default=True, help="Its longer side."
+)
+@click.option(
+    "--max-json-bytes",
+    type=click.IntRange(1),
+    default=DEFAULT_LIMITS.max_json_bytes,
+    show_default=True,
+    help="Largest .json that is read.",
+)
 @target_option
 @point_option
 def predict(
@@ -298,54 +329,62 @@ def predict(
     jsonl: bool,
     deadline_ms: float | None,
     threads: int | None,
+    max_pixels: int,
+    max_side: int,
+    max_json_bytes: int,
     target: str,
     operating_point: str,
 ) -> None:
-    """Classify page images and folders of them.
+    """Classify page images and folders of them, and print each page as it is answered.
 
     A .json beside an image gives its words; otherwise OCR runs if the page needs it and Tesseract is installed. A model that
-    reads words alone takes .json files too.
+    reads words alone takes .json files too. Exit status 1: some pages have no answer; 2: none has one.
     """
     from ee_export.monitor import seen
     from ee_export.runtime.chain import load
+    from ee_export.runtime.failures import failure
 
     chain = load(package, target, operating_point, threads)
+    limits = Limits(max_pixels, max_side, max_json_bytes)
     ocr = _engine()
     words_alone = not chain.package.manifest.reads("image")
-    images = [image for path in paths for image in find_pages(path, words_alone=words_alone)]
-    if not images:
-        raise BadRequest(f"{paths[0]}: no page images in this folder; expected .png, .jpg, .tif, …")
-    table = Table("page", "label", "exit", "score", "OCR", "ms")
-    table.columns[0].overflow = "fold"
-    failed: list[str] = []
+    skipped = Skipped()
+    widths = page_widths(chain.labels, chain.exits)
+    count = failed = 0
     with progress_bars() as show:
-        for done, path in enumerate(images):
+        for path in (page for given in paths for page in find_pages(given, skipped, words_alone=words_alone)):
+            if count == 0 and not jsonl:
+                click.echo(click.style(page_line(widths, PAGE_HEADINGS), bold=True))
+            count += 1
             try:
-                answer = chain.predict(read_page(path, ocr), deadline_ms=deadline_ms)
-            except EeError as error:
-                failed.append(str(error))
-                row: dict[str, Any] = {"path": str(path), "error": one_line(error)}
-                table.add_row(str(path), "error", "", "", "", "")
+                answer = chain.predict(read_page(path, ocr, limits), deadline_ms=deadline_ms)
+            except Exception as error:
+                failed += 1
+                message = one_line(failure(str(path), error))
+                row: dict[str, Any] = {"path": str(path), "error": message}
+                cells: tuple[str, ...] = ("error", "", "", "", "", str(path))
+                if not jsonl:
+                    say(f"ee-export: {message}")
             else:
                 found = answer.to_dict()
                 row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": seen(answer).scores}
-                table.add_row(*cells(path, found))
-            if jsonl:
-                click.echo(json.dumps(row, ensure_ascii=False))
-            elif len(images) > 20:
-                show("predict", done + 1, len(images))
-    if not jsonl:
-        if len(failed) < len(images):
-            out.print(table)
-        for message in failed:
-            click.echo(f"ee-export: {one_line(message)}", err=True)
+                cells = page_cells(path, found)
+            skipped.add_frames(path)
+            echo_json(row) if jsonl else click.echo(page_line(widths, cells))
+            if not is_terminal():
+                show("predict", count, 0)
+    if count == 0:
+        also = f" ({skipped})" if skipped else ""
+        raise BadRequest(f"{paths[0]}: no page images in this folder; expected .png, .jpg, .tif, …{also}")
+    if skipped:
+        say(f"ee-export: {skipped}")
     if failed:
-        sys.exit(2 if len(failed) == len(images) and not jsonl else 1)
+        sys.exit(2 if failed == count and not jsonl else 1)
 
 
 @cli.command()
 @click.argument("package", type=_FOLDER)
-@click.argument("answers", type=click.File("r"))
+@click.argument("answers", type=click.File("rb"))
 @click.option(
     "--false-alarm",
     default=0.01,
@@ -365,7 +404,8 @@ def monitor(package: Path, answers: Any, false_alarm: float, target: str, operat
     from ee_export.package import open_package
 
     opened = open_package(package)
-    found = compare_answers(opened, target, operating_point, read_answers(answers, answers.name), false_alarm)
+    pages = read_answers(answers, answers.name, opened.manifest.exits)
+    found = compare_answers(opened, target, operating_point, pages, false_alarm)
     table = Table("compared", "p-value", "alarm below", "")
     for test in found.tests:
         table.add_row(test.name, f"{test.p_value:.5f}", f"{test.level:.5f}", "alarm" if test.alarm else "")

@@ -1,57 +1,138 @@
 """How both commands behave: what is shown where, progress bars, and errors as one line and an exit status."""
 
+import errno
+import io
+import json
+import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
-from ee_export.errors import EeError
+from ee_export.errors import EeError, printable, unexpected
 
 Progress = Callable[[str, int, int], None]
 """Told of a stage how much of it is done, of how much."""
 
+DEBUG = "EE_DEBUG"
+"""Environment variable: if it is set, the commands print tracebacks, and what is logged at level DEBUG."""
+
 _WIDE = 120
 """Columns of a table in a pipe or a file."""
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+
+class _Plain(Console):
+    """A console that shows text as it is: no markup in it is carried out, and control characters are escaped."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def is_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+err = _Plain(stderr=True)
+out = _Plain(soft_wrap=True, width=None if is_terminal() else _WIDE)
 
 target_option = click.option("--target", default="cpu-fp32", show_default=True, help="Where segments run.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 
 
 def run_command(command: click.Group, name: str) -> None:
-    """Run a command line; what the user did wrong is one line on stderr and exit status 2."""
+    """Run a command line. Whatever goes wrong is one line on stderr and an exit status, 2 where nothing could be done.
+
+    Status 130 is an interrupt, 141 a reader of standard output that has seen enough, such as ``head``.
+    """
     signal.signal(signal.SIGTERM, _terminated)
+    _log_to_stderr(name)
+    if sys.stdout is None:
+        say(f"{name}: standard output is closed; redirect it to a file or to {os.devnull}")
+        sys.exit(2)
+    stdout = sys.stdout
+    for stream in (stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that a terminal lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         command(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
     except EeError as error:
-        click.echo(f"{name}: {one_line(error)}", err=True)
-        sys.exit(2)
+        _end(f"{name}: {one_line(error)}")
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else name
-        click.echo(f"{name}: {one_line(error.format_message()).rstrip('.')}; see `{path} --help`", err=True)
-        sys.exit(2)
+        _end(f"{name}: {one_line(error.format_message()).rstrip('.')}; see `{path} --help`")
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
+    except BrokenPipeError:
+        _discard_output()
         sys.exit(141)
+    except SystemExit:
+        if sys.stdout is not stdout:  # click replaces it when its reader is gone, and exits with status 1
+            sys.exit(141)
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
+            _discard_output()
+            _end(f"{name}: the output cannot be written ({error.strerror}); print it to another place")
+        # A library in Rust raises PanicException, which is no Exception.
+        if os.environ.get(DEBUG) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            raise
+        _end(f"{one_line(unexpected(name, error))}; {DEBUG}=1 prints the traceback")
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, if that can be written to."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 def one_line(error: object) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())
+    """An error's message as one line that is safe to print."""
+    return printable(" ".join(str(error).split()))
+
+
+def echo_json(value: object) -> None:
+    """Print a value as one line of JSON that every reader and every terminal takes."""
+    click.echo(to_json(value, ascii_only=not sys.stdout.encoding.lower().startswith("utf")))
+
+
+def to_json(value: object, *, ascii_only: bool = False) -> str:
+    """A value as one line of JSON. Letters that cannot be printed are escaped.
+
+    Halves of surrogate pairs, as in names that are not UTF-8, have no place in JSON: their escapes are text, as
+    :func:`~ee_export.errors.printable` writes them.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isascii() if ascii_only else text.isprintable():
+        return text
+    return "".join(
+        letter
+        if letter.isascii() or (letter.isprintable() and not ascii_only)
+        else "\\" + printable(letter)
+        if "\ud800" <= letter <= "\udfff"
+        else json.dumps(letter)[1:-1]
+        for letter in text
+    )
 
 
 @contextmanager
@@ -74,10 +155,42 @@ def progress_bars() -> Iterator[Progress]:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bars.add_task(stage, total=total or None)  # 0: nobody knows
+            bars.update(tasks[stage], completed=done, total=total or None)
 
         yield show
+
+
+def _end(line: str) -> None:
+    say(line)
+    sys.exit(2)
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush of standard output go nowhere, in place of failing once more."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+class _Lines(logging.Handler):
+    """Prints what the library logs on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).splitlines():
+            say(printable(line))
+
+
+def _log_to_stderr(name: str) -> None:
+    log = logging.getLogger("ee_export")
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines())
+    for handler in log.handlers:
+        if isinstance(handler, _Lines):
+            handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    if os.environ.get(DEBUG):
+        log.setLevel(logging.DEBUG)
 
 
 def _terminated(number: int, frame: object) -> None:

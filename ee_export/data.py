@@ -1,11 +1,17 @@
 """Labelled pages on disk: a folder of class folders, each page's words in a JSON beside its image, or words alone."""
 
 import hashlib
+import logging
+import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from ee_export.errors import BadData
-from ee_export.page import Page, page_files, read_page
+from ee_export.errors import BadData, printable
+from ee_export.find import IMAGE_SUFFIXES, Skipped, is_clutter, pages_in
+from ee_export.page import Page, read_page
+
+_log = logging.getLogger("ee_export")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Dataset:
         """sha256 over the pages' names, labels and contents: which data an operating point was tuned on."""
         total = hashlib.sha256()
         for path, target in zip(self.paths, self.targets, strict=True):
-            total.update(f"{path.name}\0{self.labels[target]}\0".encode())
+            total.update(os.fsencode(path.name) + f"\0{self.labels[target]}\0".encode())
             total.update(hashlib.sha256(path.read_bytes()).digest())
         return total.hexdigest()
 
@@ -42,36 +48,61 @@ class Dataset:
 def read_dataset(root: Path, labels: tuple[str, ...] | None = None) -> Dataset:
     """List the pages of a folder of class folders.
 
+    Two spellings of one name in Unicode, composed and decomposed, are one class. Its label is the composed one (NFC). The log gets
+    one line, as a warning, that counts what is passed over.
+
     Args:
         root: its sub-folders are the classes; image files directly in them are the pages, or ``.json`` files where there are no images.
         labels: the labels a model or package has; the folder may lack some of them but not add to them.
 
     Raises:
-        BadData: no such folder, fewer than two classes, a class without pages, or a class that ``labels`` lacks.
+        BadData: no such folder, fewer than two classes, a class without pages, a class that ``labels`` lacks, or a class whose name
+            is not UTF-8.
     """
     if not root.is_dir():
         raise BadData(f"{root}: no such folder; expected a folder of class folders with page images")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    names = tuple(folder.name for folder in folders)
-    if len(names) < 2:
-        found = f"only the class '{names[0]}'" if names else "no class folders"
+    skipped = Skipped()
+    folders: dict[str, list[Path]] = {}
+    for path in sorted(root.iterdir()):
+        if is_clutter(path.name):
+            continue
+        if path.is_dir():
+            folders.setdefault(_label(path), []).append(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            skipped.add("{} image outside the class folders", "{} images outside the class folders")
+    if len(folders) < 2:
+        found = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
         raise BadData(f"{root}: {found}; a classifier needs a folder for each of at least two classes")
-    unknown = [name for name in names if labels is not None and name not in labels]
+    names = labels or tuple(sorted(folders))
+    known = {unicodedata.normalize("NFC", name): at for at, name in enumerate(names)}
+    unknown = [name for name in folders if name not in known]
     if unknown and labels is not None:
         raise BadData(
             f"{root}: the class folder '{unknown[0]}' is not a label of the model ({', '.join(labels)}); "
             "use data with the labels the model was trained on"
         )
-    known = labels or names
     paths: list[Path] = []
     targets: list[int] = []
-    for folder in folders:
-        pages = page_files(folder.iterdir(), words_alone=True)
+    for label in sorted(folders):
+        pages = [page for folder in folders[label] for page in pages_in(folder, skipped)]
         if not pages:
-            raise BadData(f"{folder}: the class is empty; add page images to it or remove the folder")
+            raise BadData(f"{folders[label][0]}: the class is empty; add page images to it or remove the folder")
+        for page in pages:
+            skipped.add_frames(page)
         paths += pages
-        targets += [known.index(folder.name)] * len(pages)
-    return Dataset(root, known, tuple(paths), tuple(targets))
+        targets += [known[label]] * len(pages)
+    if skipped:
+        _log.warning("%s: %s", printable(root), skipped)
+    return Dataset(root, names, tuple(paths), tuple(targets))
+
+
+def _label(folder: Path) -> str:
+    """A class folder's name in its composed form."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError:
+        raise BadData(f"{folder}: the class folder's name is not UTF-8, and cannot be a label; rename it") from None
+    return unicodedata.normalize("NFC", folder.name)
 
 
 def join(datasets: list[Dataset]) -> Dataset:
@@ -103,7 +134,7 @@ def stratified_split(data: Dataset, shares: dict[str, float], seed: int) -> dict
     parts: dict[str, list[int]] = {name: [] for name in shares}
     for target in range(len(data.labels)):
         mine = [i for i, found in enumerate(data.targets) if found == target]
-        mine.sort(key=lambda i: hashlib.sha256(f"{seed}/{data.paths[i].name}".encode()).digest())
+        mine.sort(key=lambda i: hashlib.sha256(os.fsencode(f"{seed}/{data.paths[i].name}")).digest())
         begin, share = 0, 0.0
         for name in shares:
             share += shares[name]

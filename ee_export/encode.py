@@ -6,6 +6,7 @@ from itertools import chain
 
 import numpy as np
 from PIL import Image
+from tokenizers import Encoding as Pieces
 from tokenizers import Tokenizer
 
 from ee_export.page import Boxes, Page, Words, require_known_boxes
@@ -15,6 +16,12 @@ TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
 _KNOWN_WORDS = 1 << 15
 """Words whose pieces are remembered, at most; some megabytes."""
+_KNOWN_PIECES = 1 << 17
+"""Pieces that are remembered, at most."""
+_LONGEST_KNOWN = 64
+"""Characters of the longest word that is remembered."""
+_SHORT_TEXT = 1 << 12
+"""Characters of a text that is cut into pieces as it is: a longer one may hold more than a model reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,8 @@ class Encoder:
         self.encoding = encoding
         self._tokenizer = tokenizer
         self._pieces: dict[str, list[int]] = {}
+        self._piece_count = 0  # threads may lose one another's additions: the bound is no exact one
+        self._piece_length = 0  # characters of the longest piece, once a long text came
         self._square = Square(encoding.image_size, encoding.image_mode, encoding.resize)
         mean = np.asarray(encoding.image_mean, np.float32).reshape(3, 1, 1)
         std = np.asarray(encoding.image_std, np.float32).reshape(3, 1, 1)
@@ -153,19 +162,51 @@ class Encoder:
         }
 
     def _cut(self, words: Words) -> list[list[int]]:
-        """The ids of each word's pieces. A tokenizer cuts words that were told apart one by one, and pages repeat most of theirs."""
+        """The ids of each word's pieces. A tokenizer cuts given words one by one, and pages repeat most of theirs.
+
+        Words that only a text longer than ``max_text_tokens`` reaches have none.
+        """
         known = self._pieces
         new = [word for word in dict.fromkeys(words) if word not in known]
-        if new:
-            found: dict[str, list[int]] = {word: [] for word in new}
-            pieces = self._tokenizer.encode(new, is_pretokenized=True, add_special_tokens=False)
-            for piece, at in zip(pieces.ids, pieces.word_ids, strict=True):
-                assert at is not None  # no special tokens
-                found[new[at]].append(piece)
-            known.update(found)
-        if len(known) > _KNOWN_WORDS:
-            self._pieces = {}  # a new one: other threads may be reading this
-        return [known[word] for word in words]
+        if not new:
+            return [known[word] for word in words]
+        whole, texts = len(new), new
+        if sum(map(len, new)) > _SHORT_TEXT:
+            whole, texts = self._first(new)
+        pieces: dict[str, list[int]] = {word: [] for word in new}
+        cut = self._tokenize(texts)
+        for piece, at in zip(cut.ids, cut.word_ids, strict=True):
+            assert at is not None  # no special tokens
+            pieces[new[at]].append(piece)
+        kept = {word: pieces[word] for word in new[:whole] if len(word) <= _LONGEST_KNOWN}
+        self._piece_count += sum(map(len, kept.values()))
+        known.update(kept)
+        if len(known) > _KNOWN_WORDS or self._piece_count > _KNOWN_PIECES:
+            self._pieces, self._piece_count = {}, 0  # a new one: other threads may be reading this
+        return [pieces[word] if word in pieces else known[word] for word in words]
+
+    def _tokenize(self, words: Words) -> Pieces:
+        try:
+            return self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":  # of a library in Rust, and no Exception
+                raise RuntimeError(f"the tokenizer panicked: {error}") from error
+            raise
+
+    def _first(self, words: Words) -> tuple[int, Words]:
+        """As much of the words as ``max_text_tokens`` pieces can hold, and how many of them that leaves whole.
+
+        A piece holds no more characters than the longest of the vocabulary, or than the longest word that is not unknown.
+        """
+        if self._piece_length == 0:
+            longest = max(map(len, self._tokenizer.get_vocab()), default=1)
+            self._piece_length = max(longest, getattr(self._tokenizer.model, "max_input_chars_per_word", 0))
+        room = self._piece_length * self.encoding.max_text_tokens
+        for at, word in enumerate(words):
+            if len(word) > room:
+                return at, [*words[:at], word[:room]]
+            room -= len(word)
+        return len(words), words
 
     def collate(self, pages: list[Arrays], length: int = 0) -> Arrays:
         """Encoded texts of several pages as one batch, padded to the longest of them, and to ``length`` tokens at least."""

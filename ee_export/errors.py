@@ -10,6 +10,10 @@ from collections.abc import Collection
 class EeError(Exception):
     """Base of every error that this package raises on purpose; the commands print it and exit with status 2."""
 
+    def __str__(self) -> str:
+        """The message as one line that is safe to print: names and values in it come from outside."""
+        return printable(" ".join(super().__str__().splitlines()))
+
 
 class BadPage(EeError):
     """A page image cannot be read, or its words and boxes do not fit together."""
@@ -82,8 +86,11 @@ def printable(text: object) -> str:
     File names, labels and manifest keys come from outside, and an escape sequence in one of them would be carried out by the
     terminal. Bytes of a name that is not UTF-8 arrive as half surrogate pairs, which no stream can encode.
     """
+    line = str(text)
+    if line.isprintable():
+        return line
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in line
     )
 
 

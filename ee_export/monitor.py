@@ -1,14 +1,18 @@
 """The drift guard: compare what a chain answers now with what its operating point saw when it was tuned."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from ee_export.errors import BadData, BadRequest
+from ee_export.errors import BadData, BadRequest, shorten
 from ee_export.package import Package
 from ee_export.policy.drift import Comparison, compare, histogram
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.plan import operating_point
+
+_LONGEST_LINE = 1_000_000
+_ROW = "not a row of `ee-export predict --jsonl`: expected a JSON object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +42,43 @@ def seen(answer: Answer) -> Seen:
     return Seen(answer.exit, {step.name: step.score for step in answer.trace if step.score is not None})
 
 
-def read_answers(lines: Iterable[str], where: str) -> list[Seen]:
+def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[Seen]:
     """Pages from the JSON lines of ``ee-export predict --jsonl``; rows of pages that could not be read are skipped.
 
+    Args:
+        file: the lines.
+        where: the file's name in error messages.
+        exits: those of the package.
+
     Raises:
-        BadData: a line is not such a row; names it.
+        BadData: a line is not such a row, holds a score outside [0, 1] or an unknown exit, or is longer than a megabyte; names it.
     """
-    found = []
-    for number, line in enumerate(lines, 1):
+    pages = []
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), 1):
+        if len(line) > _LONGEST_LINE:
+            raise BadData(f"{where}:{number}: longer than {_LONGEST_LINE / 1e6:g} MB; {_ROW}")
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if "error" not in row:
-                found.append(Seen(str(row["exit"]), {str(k): float(v) for k, v in row["scores"].items()}))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadData(
-                f"{where}:{number}: not a row of `ee-export predict --jsonl`: expected a JSON object with exit and scores"
-            ) from None
-    return found
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise BadData(f"{where}:{number}: not JSON ({shorten(error)}); {_ROW}") from None
+        if isinstance(row, dict) and "error" in row:
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("exit"), str) or not isinstance(row.get("scores"), dict):
+            raise BadData(f"{where}:{number}: {_ROW}, with exit and scores")
+        for name in (row["exit"], *row["scores"]):
+            if name not in exits:
+                raise BadData(
+                    f"{where}:{number}: '{shorten(name)}' is no exit of the package ({', '.join(exits)}); {_ROW}"
+                )
+        for name, score in row["scores"].items():
+            if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+                raise BadData(
+                    f"{where}:{number}: the score at {name} is {shorten(repr(score))}; expected a number in [0, 1]"
+                )
+        pages.append(Seen(row["exit"], {name: float(score) for name, score in row["scores"].items()}))
+    return pages
 
 
 def compare_answers(

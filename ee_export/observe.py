@@ -9,10 +9,11 @@ import numpy as np
 
 from ee_export.data import Dataset, stratified_split
 from ee_export.encode import tokens_read
-from ee_export.errors import BadData
+from ee_export.errors import BadData, EeError
 from ee_export.manifest import Split
 from ee_export.page import Ocr, Page, read_page
 from ee_export.runtime.chain import Chain
+from ee_export.runtime.failures import failure
 
 SHARES = {"calibrate": 0.15, "tune": 0.20, "certify": 0.65}
 """Most of the pages certify: one lost page may be explained away among 129 of them (ε = 0.03, δ = 0.1), none among 128. Where no
@@ -76,11 +77,16 @@ def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) ->
     tokens: dict[str, list[int]] = {name: [] for name in chain.exits}
     reads = {name: rule.reads for name, rule in zip(chain.exits, chain.rules, strict=True)}
     for done, page in enumerate(pages):
-        arrays = chain.encode([page])
-        for name, percent in reads.items():
-            tokens[name].append(tokens_read(arrays, percent))
-        for name, values in chain.logits(arrays).items():
-            logits[name].append(values)
+        try:
+            arrays = chain.encode([page])
+            for name, percent in reads.items():
+                tokens[name].append(tokens_read(arrays, percent))
+            for name, values in chain.logits(arrays).items():
+                logits[name].append(values)
+        except EeError:
+            raise
+        except Exception as error:
+            raise failure(page.name, error) from error
         progress(done + 1, len(pages))
     joined = {name: np.concatenate(values) for name, values in logits.items()}
     counted = {name: np.asarray(values) for name, values in tokens.items()}

@@ -1,21 +1,20 @@
 """How packages, answers and figures are printed, as tables for people or as JSON."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-import click
+from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 
-from ee_export.console import out
-from ee_export.errors import BadRequest
+from ee_export.console import echo_json, out
+from ee_export.errors import BadRequest, printable
 from ee_export.runtime.plan import FULL
 
 
 def print_result(as_json: bool, value: dict[str, Any], table: Table, said: str = "") -> None:
     if as_json:
-        click.echo(json.dumps(value, ensure_ascii=False))
+        echo_json(value)
     else:
         out.print(table)
         out.print(said)
@@ -28,9 +27,39 @@ def val_table(accuracy: dict[str, float]) -> Table:
     return table
 
 
-def cells(path: Path, found: dict[str, Any]) -> tuple[str, ...]:
-    used = "yes" if found["ocr_used"] else "no"
-    return str(path), found["label"], found["exit"], f"{found['score']:.3f}", used, f"{found['latency_ms']:.1f}"
+_WIDEST_NAME = 28
+"""Columns of a label or an exit in the table of pages."""
+PAGE_HEADINGS = ("label", "exit", "score", "OCR", "ms", "page")
+
+
+def page_widths(labels: Sequence[str], exits: Sequence[str]) -> tuple[int, int]:
+    """Columns of the labels and of the exits in the table of pages."""
+    widest = (max(cell_len(printable(name)) for name in (*names, "label")) for names in (labels, exits))
+    label, exit_name = (min(width, _WIDEST_NAME) for width in widest)
+    return label, exit_name
+
+
+def page_line(widths: tuple[int, int], cells: Sequence[str]) -> str:
+    """A line of the table of pages. The page comes last: nothing of its name is cut, and rows can be printed one by one."""
+    label, exit_name, score, ocr, taken, page = map(printable, cells)
+    return f"{_fitted(label, widths[0])}  {_fitted(exit_name, widths[1])}  {score:>5}  {ocr:3}  {taken:>9}  {page}"
+
+
+def _fitted(text: str, width: int) -> str:
+    return set_cell_size(text, width) if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
+
+
+def page_cells(path: object, answer: dict[str, Any]) -> tuple[str, ...]:
+    """An answered page's cells."""
+    used = "yes" if answer["ocr_used"] else "no"
+    return (
+        answer["label"],
+        answer["exit"],
+        f"{answer['score']:.3f}",
+        used,
+        f"{answer['latency_ms']:,.1f}",
+        str(path),
+    )
 
 
 def ms(value: float) -> str:
@@ -43,13 +72,11 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
     if not points:
         raise BadRequest(f"unknown operating point '{point}': this target has {', '.join(target.operating_points)}")
     if as_json:
-        click.echo(
-            json.dumps({"package": str(package.path), **asdict(replace(manifest, files={}))}, ensure_ascii=False)
-        )
+        echo_json({"package": str(package.path), **asdict(replace(manifest, files={}))})
         return
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     out.print(f"{package.path}: {manifest.name}, {len(manifest.labels)} labels, {size:.1f} MB, target {target_name}")
-    out.print(f"labels: {', '.join(manifest.labels)}")
+    out.print(f"labels: {', '.join(map(printable, manifest.labels))}")
     table = Table("exit", "segment ms", "temperature", "differs from torch")
     for name in points:
         table.add_column(f"{name}: leaves at")

@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from ee_export.page import Boxes, Page, Words, check_text
+from ee_export.page import Page
+from ee_export.words import Boxes, Words
 
 _SEARCH = 0.03
 """How far below a cut that is asked for a gap between two lines is looked for, of the page's height."""
@@ -22,7 +23,7 @@ class TextReader:
     """
 
     def __init__(self, page: Page, image: Image.Image | None) -> None:
-        self._page = page
+        self.page = page
         self._decoded = image
         self._end = 0
         self._clean = True
@@ -32,13 +33,13 @@ class TextReader:
     @property
     def _image(self) -> Image.Image:
         if self._decoded is None:
-            self._decoded = self._page.decoded()
+            self._decoded = self.page.decoded()
         return self._decoded
 
     @property
     def runs_ocr(self) -> bool:
         """Whether reading on means running the OCR engine: the words were not given, and the end is not reached."""
-        return self._page.words is None and self._page.ocr is not None and self._end < self._image.height
+        return self.page.words is None and self.page.ocr is not None and self._end < self._image.height
 
     @property
     def share(self) -> float:
@@ -54,10 +55,10 @@ class TextReader:
 
         Raises:
             NoText: the page has neither words nor an OCR engine.
-            BadPage: the OCR engine returned words and boxes that do not fit together.
+            OcrFailed: the engine failed, or returned words and boxes that do not fit together.
         """
-        if self._page.words is not None or self._page.ocr is None:
-            return self._page.text(self._decoded)
+        if self.page.words is not None or self.page.ocr is None:
+            return self.page.text(self._decoded)
         height = self._image.height
         if self._end * 100 < percent * height:
             end, clean = (height, True) if percent >= 100 else find_gap(self._image, percent / 100)
@@ -72,8 +73,7 @@ class TextReader:
         bottom = end if clean else min(height, end + line)
         whole = top == 0 and bottom == height
         strip = self._image if whole else self._image.crop((0, top, width, bottom))
-        assert self._page.ocr is not None
-        words, boxes = check_text(*self._page.ocr(strip), f"{self._page.name}: OCR engine")
+        words, boxes = self.page.read(strip)
         if whole:
             self._words, self._boxes = words, boxes
             return

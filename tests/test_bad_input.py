@@ -93,8 +93,9 @@ def test_an_image_of_30000_by_30000_is_refused_before_it_is_decoded(call, packag
     ("words", "boxes", "message"),
     [
         (["a", "b"], [[0, 0, 1, 1]], "2 words but 1 boxes"),
-        (["a"], [[0, 0, 1, 1001]], "box 0 is [0, 0, 1, 1001]"),
-        (["a"], [[-1, 0, 1, 1]], "numbers in 0–1000"),
+        (["a"], [[0, 0, 1, 1006]], "box 0 is [0, 0, 1, 1006]"),
+        (["a"], [[-6, 0, 1, 1]], "numbers in 0–1000"),
+        (["a"], [[0, 0.1, 0.5, 0.2]], "all 1 boxes lie in 0–1"),
         (["a"], [[5, 0, 1, 1]], "x0 ≤ x1"),
         (["a"], [["0", 0, 1, 1]], "box 0 is ['0', 0, 1, 1]"),
         (["a"], [[0, 0, 1]], "expected x0, y0, x1, y1"),

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ee_export import __version__
 from ee_export.bench import tables
-from ee_export.console import export_extra, json_option, out, progress_bars, run_command, target_option
+from ee_export.console import echo_json, export_extra, json_option, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest
 
 _point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
@@ -163,7 +163,7 @@ def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_jso
     }
     tables.warn(result)
     if as_json:
-        click.echo(json.dumps(result))
+        echo_json(result)
         return
     out.print(f"{package}, {target}; {result['machine']}; {runs} interleaved rounds; median [p10 – p90]")
     for found in latencies:
@@ -197,10 +197,10 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
     with progress_bars() as show:
         result = study.run(wanted, out_folder, show)
     text = study.to_json(result, wanted)
-    (out_folder / "results.json").write_text(text)
-    (out_folder / "report.html").write_text(pareto_report.render(result))
+    (out_folder / "results.json").write_text(text, encoding="utf-8")
+    (out_folder / "report.html").write_text(pareto_report.render(result), encoding="utf-8")
     if record is not None:
-        record.write_text(study.to_json(study.without_pages(result), wanted))
+        record.write_text(study.to_json(study.without_pages(result), wanted), encoding="utf-8")
     if as_json:
         click.echo(text, nl=False)
         return
@@ -330,7 +330,7 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
         from ee_export.bench import compare as comparing
     found = comparing.difference(comparing.read(before), comparing.read(after))
     if as_json:
-        click.echo(json.dumps(found))
+        echo_json(found)
     else:
         for name, (ratio, low, high) in found.items():
             verdict = "slower" if low > 1 else "faster" if high < 1 else "no difference shown"
@@ -347,7 +347,7 @@ def main() -> None:
 def _hand_out(result: dict[str, Any], path: Path | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
     """Print a result as JSON or in tables, and write it where it is wanted: last, for it must not be lost where that fails."""
     if as_json:
-        click.echo(json.dumps(result))
+        echo_json(result)
     else:
         show(result)
     tables.warn(result)
@@ -358,6 +358,6 @@ def _hand_out(result: dict[str, Any], path: Path | None, as_json: bool, show: Ca
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadRequest(f"{path}: cannot be written ({error.strerror}); name another place") from None

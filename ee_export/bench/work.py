@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import logging
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,13 +16,15 @@ import numpy as np
 from ee_export.console import Progress
 from ee_export.draw import LABELS, draw_page
 from ee_export.encode import TEXT_INPUTS, Arrays
-from ee_export.errors import BadData, BadRequest
+from ee_export.errors import BadData, BadRequest, printable
+from ee_export.find import Skipped, find_pages, words_beside
 from ee_export.ocr import installed, tesseract
 from ee_export.package import TOKENIZER, Package
-from ee_export.page import Page, find_pages, read_page
+from ee_export.page import Page, read_page
 from ee_export.runtime.chain import Chain
 from ee_export.tokenizer import package_tokenizer
 
+_log = logging.getLogger("ee_export")
 RECORDED = ".npz"
 _DRAWN = 8
 """Drawn pages of each label; every other one is hard."""
@@ -143,17 +147,21 @@ def _folder(folder: Path, package: Package) -> Work:
     manifest = package.manifest
     if not folder.exists():
         raise BadData(f"{folder}: no such folder; give a folder of page images, or an {RECORDED} of `ee-bench record`")
-    paths = find_pages(folder, words_alone=not manifest.reads("image"))
+    skipped = Skipped()
+    paths = list(find_pages(folder, skipped, words_alone=not manifest.reads("image")))
     if not paths:
         raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …")
     engine = tesseract() if installed() else None
     digest = hashlib.sha256()
     for path in paths:
-        for file in (path, path.with_suffix(".json")):
+        skipped.add_frames(path)
+        for file in dict.fromkeys((path, *words_beside(path))):
             if file.is_file():
-                digest.update(f"{file.name}\0".encode())
+                digest.update(os.fsencode(f"{file.name}\0"))
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
     labels = tuple(path.parent.name if path.parent.name in manifest.labels else None for path in paths)
+    if skipped:
+        _log.warning("%s: %s", printable(folder), skipped)
     pages = tuple(read_page(path, engine) for path in paths)
     return Work("pages", str(folder), labels, digest.hexdigest(), pages)
 

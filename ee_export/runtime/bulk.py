@@ -9,11 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from ee_export.encode import Arrays
 from ee_export.errors import EeError
 from ee_export.page import Page
 from ee_export.runtime.answer import Answer
+from ee_export.runtime.failures import as_answer, as_page, named
 from ee_export.runtime.plan import PlanStep
 from ee_export.runtime.records import Call, Group, Record
 from ee_export.strips import TextReader
@@ -131,7 +133,7 @@ class Bulk:
         self._reads = {first: reads for first, _, reads in chain._runs[1:]}
         self._streams = streams
         self._batch = max(self._sizes)
-        self._call = Call(time.perf_counter(), None)
+        self._call = Call(time.perf_counter(), None, raises=False)
         self._queues = Queues(self._sizes)
         self._begun: dict[int, float] = {}  # of the pages that are undecided
         self._records: dict[int, Record] = {}
@@ -200,30 +202,27 @@ class Bulk:
 
     def _open(self, pages: list[tuple[int, MakesPage]]) -> Arrivals:
         """Read and encode the images of new pages."""
-        rows, images = [], []
+        images: dict[int, Image.Image | None] = {}
         for row, made in pages:
+            page: object = made
             try:
-                page = made if isinstance(made, Page) else made()
-                image, whole = self._chain._image(page)
-            except EeError as error:
-                self._settle(row, error)
+                page = made() if callable(made) else made
+                read = as_page(page, row)
+                image, whole = self._chain._image(read)
+            except Exception as error:
+                self._settle(row, as_answer(named(page, row), error))
                 continue
-            self._records[row] = Record(TextReader(page, image if whole and page.words is None else None))
-            rows.append(row)
-            images.append(image)
-        return self._arrive(0, Group(rows, self._chain._pixels(images), 0)) if rows else []
+            self._records[row] = Record(TextReader(read, image if whole and read.words is None else None))
+            images[row] = image
+        group = self._chain._group(list(images), images, self._records, self._call) if images else None
+        self._settle_all(set(images).difference(group.rows if group else ()))
+        return self._arrive(0, group) if group and group.rows else []
 
     def _advance(self, at: int, group: Group) -> Arrivals:
         """Run a segment, and make those that stay ready for the next."""
         rows = group.rows
-        try:
-            self._chain._advance(group, at, self._ends[at], self._records, self._call)
-        except EeError as error:
-            for row in rows:
-                self._settle(row, error)
-            return []
-        for row in set(rows).difference(group.rows):
-            self._settle(row, self._chain._answer(self._records.pop(row), self._begun[row]))
+        self._chain._advance_each(group, at, self._ends[at], self._records, self._call)
+        self._settle_all(set(rows).difference(group.rows))
         return self._arrive(self._ends[at], group) if group.rows else []
 
     def _arrive(self, after: int, group: Group) -> Arrivals:
@@ -236,14 +235,15 @@ class Bulk:
             record = self._records[row]
             try:
                 self._chain._read(record, self._reads[at], self._call)
-            except EeError as error:
-                self._settle(row, error)
-                continue
-            assert record.text is not None
-            page = group.alone(position)
-            page.tokens = self._padded(at, record.text["input_ids"].shape[1])
-            page.state.update(self._chain.encoder.collate([record.text], page.tokens))
-            arrivals.append((at, page))
+                assert record.text is not None
+                page = group.alone(position)
+                page.tokens = self._padded(at, record.text["input_ids"].shape[1])
+                page.state.update(self._chain.encoder.collate([record.text], page.tokens))
+            except Exception as error:
+                record.fail(error, self._call)
+                self._settle_all([row])
+            else:
+                arrivals.append((at, page))
         return arrivals
 
     def _unread(self, row: int) -> bool:
@@ -256,7 +256,12 @@ class Bulk:
         grain = _GRAIN if max(self._sizes[at:]) > 1 else 1
         return min(-(-tokens // grain) * grain, self._chain.encoder.encoding.max_text_tokens)
 
+    def _settle_all(self, rows: Iterable[int]) -> None:
+        """Give pages that are done their results."""
+        for row in rows:
+            record = self._records.pop(row)
+            self._settle(row, record.error or self._chain._answer(record, self._begun[row]))
+
     def _settle(self, row: int, result: Result) -> None:
-        self._records.pop(row, None)
         del self._begun[row]
         self._results[row] = result

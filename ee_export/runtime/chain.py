@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from PIL import Image
 
 from ee_export.encode import Arrays, Encoder, blank_page, tokens_read
-from ee_export.errors import BadPackage, BadRequest, EeError
+from ee_export.errors import BadLogits, BadPackage, BadRequest, EeError
 from ee_export.manifest import OperatingPoint, Target, gate_name
 from ee_export.package import Package, open_package
 from ee_export.page import Page, require_known_boxes
@@ -20,6 +20,7 @@ from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.backends import open_on_gpu, require_runnable
 from ee_export.runtime.bulk import Bulk, MakesPage, cheapest_sizes
+from ee_export.runtime.failures import as_page, named
 from ee_export.runtime.gpu import GPU_BACKENDS
 from ee_export.runtime.opening import open_segments
 from ee_export.runtime.plan import FULL, make_plan, runs
@@ -31,6 +32,10 @@ from ee_export.tokenizer import package_tokenizer
 
 if TYPE_CHECKING:
     from ee_export.runtime.gpu.pages import OnDevice
+
+Images = Sequence[Image.Image | None] | Mapping[int, Image.Image | None]
+Records = dict[int, Record] | list[Record]
+"""Of pages, by the row that each has in the call."""
 
 _MAX_BATCH = 16
 
@@ -171,7 +176,17 @@ class Chain:
         """Classify one page; see :meth:`predict_batch`."""
         return self.predict_batch([page], deadline_ms=deadline_ms)[0]
 
-    def predict_batch(self, pages: Sequence[Page], *, deadline_ms: float | None = None) -> list[Answer]:
+    @overload
+    def predict_batch(
+        self, pages: Sequence[Page], *, deadline_ms: float | None = None, return_errors: Literal[False] = False
+    ) -> list[Answer]: ...
+    @overload
+    def predict_batch(
+        self, pages: Sequence[Page], *, deadline_ms: float | None = None, return_errors: bool
+    ) -> list[Answer | EeError]: ...
+    def predict_batch(
+        self, pages: Sequence[Page], *, deadline_ms: float | None = None, return_errors: bool = False
+    ) -> list[Answer] | list[Answer | EeError]:
         """Classify pages together; answers in their order.
 
         Pages that leave are removed and the others packed; text is asked of a page (its OCR run) only if it is still
@@ -183,28 +198,83 @@ class Chain:
             deadline_ms: time from now by which to answer, or ``None``. A segment, or the OCR before it, is not started if
                 by its measured cost it would end later; the page is then answered by the last exit it reached. The first
                 exit is always reached.
+            return_errors: whether a page that fails has its error as its answer. The other pages are answered as they are
+                without it. If a segment fails for several pages together, they are run one by one.
 
         Raises:
             BadPage, NoText: a page cannot be read or its text is needed and not to be had; names the page.
+            BadLogits: a page's logits are not finite.
+            UnexpectedError: any other exception, which is its cause. Only the first error is raised, and none with
+                ``return_errors``.
         """
         begin = time.perf_counter()
-        call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
-        images = [self._image(page) for page in pages]
-        records = [
-            Record(TextReader(page, image if whole else None))
-            for page, (image, whole) in zip(pages, images, strict=True)
-        ]
+        call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3, not return_errors)
+        records: list[Record] = []
+        images: list[Image.Image | None] = []
+        for place, page in enumerate(pages):
+            try:
+                image, whole = self._image(as_page(page, place))
+            except Exception as error:
+                image = None
+                records.append(Record())
+                records[-1].fail(error, call, named(page, place))
+            else:
+                records.append(Record(TextReader(page, image if whole else None)))
+            images.append(image)
+        self._run([row for row, record in enumerate(records) if record.error is None], images, records, call)
+        return [record.error or self._answer(record, begin) for record in records]
+
+    def _run(self, rows: Sequence[int], images: Images, records: Records, call: Call) -> None:
+        """Answer pages together, from the first segment on: each record has then an answer, or an error."""
         (_, first_text, _), *text_runs = self._runs if call.deadline is None else self._anytime_runs
         groups = []
-        for at in range(0, len(pages), self._most):
-            rows = list(range(at, min(at + self._most, len(pages))))
-            groups.append(Group(rows, self._pixels([images[row][0] for row in rows]), 0))
-            self._advance(groups[-1], 0, first_text, records, call)
+        for at in range(0, len(rows), self._most):
+            groups.append(self._group(rows[at : at + self._most], images, records, call))
+            self._advance_each(groups[-1], 0, first_text, records, call)
         for first, end, reads in text_runs:
             groups = self._with_text(groups, reads, records, call)
             for group in groups:
-                self._advance(group, first, end, records, call)
-        return [self._answer(record, begin) for record in records]
+                self._advance_each(group, first, end, records, call)
+
+    def _group(self, rows: Sequence[int], images: Images, records: Records, call: Call) -> Group:
+        """Pages with their pixels; without those whose pixels cannot be had."""
+        try:
+            return Group(list(rows), self._pixels([images[row] for row in rows]), 0)
+        except Exception as error:
+            if len(rows) == 1:
+                records[rows[0]].fail(error, call)
+            else:
+                good = [row for row in rows if self._group([row], images, records, call).rows]
+                if len(good) < len(rows):
+                    return self._group(good, images, records, call)
+                self._rescue(rows, error, records, call)
+            return Group([], {}, 0)
+
+    def _advance_each(self, group: Group, first: int, end: int, records: Records, call: Call) -> None:
+        """As :meth:`_advance`. If that fails, each page fails, or is answered, by itself, and none is left in the group."""
+        try:
+            self._advance(group, first, end, records, call)
+        except Exception as error:
+            self._rescue(group.rows, error, records, call)
+            group.keep([])
+
+    def _rescue(self, rows: Sequence[int], error: Exception, records: Records, call: Call) -> None:
+        """Answer pages one by one, from the first segment on, after they failed together; one page fails."""
+        if len(rows) == 1:
+            records[rows[0]].fail(error, call)
+            return
+        for row in rows:
+            before = records[row]
+            assert before.reader is not None
+            record = records[row] = Record(before.reader)
+            try:
+                image, _ = self._image(before.reader.page)
+            except Exception as own:
+                record.fail(own, call)
+                continue
+            self._run([row], {row: image}, records, call)
+            record.ocr_used |= before.ocr_used
+            record.visits[:0] = [visit for visit in before.visits if visit[0] == "ocr"]
 
     def predict_many(
         self, pages: Iterable[MakesPage], *, batch: int | Mapping[str, int] = 16, streams: int = 1
@@ -215,17 +285,17 @@ class Chain:
         wait there as cost it least a page, and at the end of the input with those there are.
 
         Args:
-            pages: pages, or callables that make one, such as ``functools.partial(read_page, path)``: an ``EeError`` that a
-                callable raises is that page's answer. What the iterable raises ends the run once the pages before are
-                answered, and any other exception, such as a bug in an OCR engine, at once.
+            pages: pages, or callables that make one, such as ``functools.partial(read_page, path)``. What the iterable itself
+                raises ends the run once the pages before are answered.
             batch: the largest batch; what each segment's is, up to that, is measured before the first run, see
                 :meth:`batch_sizes`. Or the sizes, per exit.
             streams: how many threads read pages and run segments at a time; with more than one, load the chain with
                 ``threads=1``.
 
         Yields:
-            For each page its answer, or else the ``EeError`` that names the page and says why it has none; the others are answered
-            all the same. (Logits that are not finite are the answer of all pages that ran together.) ``latency_ms`` counts from
+            For each page its answer, or the ``EeError`` that names the page and says why it has none. Any exception of a page
+            becomes such an error, those of its callable and of its OCR engine too, and the others are answered as they are without
+            it. If a segment fails for several pages together, they are run one by one. ``latency_ms`` counts from
             when the page was taken from ``pages``. The thread that asks for answers takes them, at most 64 batches a stream
             ahead, of which 4 are undecided: in the encoder such a page holds 6 MB at LayoutLMv3-base size with 128 text
             tokens (reckon with twice that, for pages that left its batch), and one that is to be OCRed its whole image.
@@ -310,9 +380,7 @@ class Chain:
     def _pixels(self, images: Sequence[Image.Image | None]) -> Arrays:
         return self.encoder.images([image for image in images if image is not None]) if self._reads_image else {}
 
-    def _advance(
-        self, group: Group, first: int, end: int, records: Mapping[int, Record] | Sequence[Record], call: Call
-    ) -> None:
+    def _advance(self, group: Group, first: int, end: int, records: Records, call: Call) -> None:
         """Run segments on a group until all its pages have left or ``end`` is reached; survivors stay in the group."""
         if self._on_device is not None:
             self._on_device.advance(self, group, first, end, records, call)
@@ -342,11 +410,15 @@ class Chain:
             for position, row in enumerate(logits.tolist()):
                 record = records[group.rows[position]]
                 known, rule = record.known, step.rule
-                probabilities = calibrated(row, rule.scale, rule.bias)
-                known.probabilities.append(probabilities)
-                if counts:
-                    known.tokens = tokens_read(record.text, rule.reads)
-                known.gate = None if gates is None else go(float(gates[position, 0]), rule.gate)
+                try:
+                    probabilities = calibrated(row, rule.scale, rule.bias)
+                    known.probabilities.append(probabilities)
+                    if counts:
+                        known.tokens = tokens_read(record.text, rule.reads)
+                    known.gate = None if gates is None else go(float(gates[position, 0]), rule.gate)
+                except BadLogits as error:
+                    record.fail(error, call)
+                    continue
                 reached = judge(known, rule.weights)
                 answer = top(probabilities)
                 leaves = reached >= step.limits[answer]
@@ -358,13 +430,18 @@ class Chain:
             if len(stay) < len(logits):
                 group.keep(stay)
 
-    def _with_text(self, groups: Sequence[Group], percent: int, records: list[Record], call: Call) -> list[Group]:
+    def _with_text(self, groups: Sequence[Group], percent: int, records: Records, call: Call) -> list[Group]:
         """Read the top ``percent`` of the pages that are still undecided, and group them anew by length."""
         read: list[tuple[Arrays, Group, int]] = []
         for group in groups:
             for position, row in enumerate(group.rows):
                 record = records[row]
-                if self._read(record, percent, call):
+                try:
+                    stays = self._read(record, percent, call)
+                except Exception as error:
+                    record.fail(error, call)
+                    continue
+                if stays:
                     assert record.text is not None
                     read.append((record.text, group, position))
 

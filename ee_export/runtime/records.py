@@ -5,17 +5,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ee_export.encode import Arrays
+from ee_export.errors import EeError
 from ee_export.policy.criteria import Known
 from ee_export.runtime import ort as backend
+from ee_export.runtime.failures import as_answer, failure
 from ee_export.strips import TextReader
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """When a call began and by when it must be answered, in seconds of ``time.perf_counter``."""
+    """When a call began and by when it must be answered, in seconds of ``time.perf_counter``.
+
+    ``raises``: whether the first page that fails ends the call; else its record keeps the error.
+    """
 
     begin: float
     deadline: float | None
+    raises: bool = True
 
 
 Visit = tuple[str, int, float, str | None, float | None, bool]
@@ -33,6 +39,18 @@ class Record:
     ocr_used: bool = False
     finished: float = 0.0
     deadline_hit: bool = False
+    error: EeError | None = None
+
+    def fail(self, error: Exception, call: Call, name: str = "") -> None:
+        """Keep the error as the page's answer, or raise it; ``name`` of a page without a reader."""
+        name = name or ("page" if self.reader is None else self.reader.page.name)
+        if not call.raises:
+            self.error = as_answer(name, error)
+            return
+        result = failure(name, error)
+        if result is error:
+            raise error
+        raise result from error
 
     def finish(self, *, deadline_hit: bool) -> None:
         self.finished = time.perf_counter()

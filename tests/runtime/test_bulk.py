@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ee_export.data import read_dataset
-from ee_export.errors import BadLogits, BadPage, BadRequest, EeError, NoText
+from ee_export.errors import BadLogits, BadPage, BadRequest, EeError, NoText, OcrFailed
 from ee_export.page import Page, read_page
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.bulk import MakesPage
@@ -192,15 +192,23 @@ def test_an_input_that_breaks_raises_after_the_pages_before_it(mixed: Chain, pag
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_an_ocr_engine_that_crashes_ends_the_run(mixed: Chain, pages: list[Page], streams: int) -> None:
+def test_an_ocr_engine_that_crashes_is_the_answer_of_its_page(mixed: Chain, pages: list[Page], streams: int) -> None:
     def ocr(image: Image.Image):
         raise RuntimeError("a bug")
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        list(mixed.predict_many([Page(page.image, ocr=ocr) for page in pages], batch=4, streams=streams))
+    given = [Page(page.image, ocr=ocr, name=page.name) if at % 2 else page for at, page in enumerate(pages)]
+    results = list(mixed.predict_many(given, batch=4, streams=streams))
+    for at, (result, page) in enumerate(zip(results, pages, strict=True)):
+        alone = mixed.predict(page)
+        if at % 2 and alone.exit != "vision":
+            assert isinstance(result, OcrFailed)
+            assert f"{page.name}: OCR engine: raised RuntimeError (a bug)" in str(result)
+        else:
+            assert isinstance(result, Answer)
+            assert result.exit == alone.exit
 
 
-def test_logits_that_are_not_finite_are_the_answer_of_the_pages_that_ran_together(
+def test_logits_that_are_not_finite_are_the_answer_of_their_page_alone(
     mixed: Chain, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment = next(segment for segment in mixed.segments if segment.exit == "final")
@@ -209,12 +217,23 @@ def test_logits_that_are_not_finite_are_the_answer_of_the_pages_that_ran_togethe
 
     def once(state, last=()):
         logits, outputs = run(state, last)
-        return (np.full_like(logits, np.nan) if next(broken, False) else logits), outputs
+        if next(broken, False):
+            logits[0] = np.nan
+        return logits, outputs
 
+    before = answered(mixed.predict_many(pages, batch=fixed(mixed, 4)))
     monkeypatch.setattr(segment, "run", once)
     results = list(mixed.predict_many(pages, batch=fixed(mixed, 4)))
-    assert len(results) == len(pages)
-    assert 1 <= sum(isinstance(result, BadLogits) for result in results) <= 4
+    failed = [at for at, result in enumerate(results) if isinstance(result, BadLogits)]
+    assert len(failed) == 1
+    assert pages[failed[0]].name in str(results[failed[0]])
+    for at, (result, alone) in enumerate(zip(results, before, strict=True)):
+        if at not in failed:
+            assert isinstance(result, Answer)
+            assert result.probabilities == alone.probabilities
+            assert [step._replace(duration_ms=0) for step in result.trace] == [
+                step._replace(duration_ms=0) for step in alone.trace
+            ]
 
 
 def test_answers_may_be_left_unasked(mixed: Chain, pages: list[Page]) -> None:

@@ -168,7 +168,10 @@ class OnDevice:
             took = (time.perf_counter() - started) * 1e3
             results = executor.results()
             for page, record in zip(self._rows, mine, strict=True):
-                _visit(chain, record, results[page], range(first, end), len(mine), took)
+                try:
+                    _visit(chain, record, results[page], range(first, end), len(mine), took)
+                except BadLogits as error:
+                    record.fail(error, call)
             places = {page: place for place, page in enumerate(self._rows)}
             group.keep([places[page] for page in pages])
             self._held, self._rows, self._next = [records[row].known for row in group.rows], pages, at + 1

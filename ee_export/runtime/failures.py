@@ -1,0 +1,52 @@
+"""Any exception of a page becomes that page's answer: an error that names the page."""
+
+import logging
+import traceback
+
+from ee_export.errors import BadLogits, BadPage, EeError, unexpected
+from ee_export.page import Page
+
+_log = logging.getLogger("ee_export")
+
+
+def named(page: object, place: int) -> str:
+    """A page's name, or its place in the input where it has none."""
+    return page.name if isinstance(page, Page) else f"page {place} of the input, counted from 0"
+
+
+def as_page(page: object, place: int) -> Page:
+    """The page itself; raises BadPage for an object that is none."""
+    if isinstance(page, Page):
+        return page
+    raise BadPage(
+        f"{named(page, place)}: a {type(page).__name__}, not a Page; make one with ee_export.Page(…) or read_page(…)"
+    )
+
+
+def failure(name: str, error: Exception) -> EeError:
+    """The error that a page gets for an exception: itself where it is understood, else one that names the page."""
+    if isinstance(error, BadLogits):
+        return BadLogits(f"{name}: {error}")
+    if isinstance(error, EeError):
+        return error
+    if isinstance(error, MemoryError):
+        result: EeError = BadPage(
+            f"{name}: there is not enough memory for this page; scale it down, or lower Limits(max_pixels=…)"
+        )
+    else:
+        result = unexpected(name, error)
+    _log.debug("%s", result, exc_info=error)
+    result.__cause__ = error
+    return result
+
+
+def as_answer(name: str, error: Exception) -> EeError:
+    """As :func:`failure`, for an error that is kept. Its traceback becomes a note: frames keep images and other pages alive."""
+    result = failure(name, error)
+    if result is not error:
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+    kept: BaseException | None = error
+    while kept is not None:
+        kept.__traceback__ = None
+        kept = kept.__cause__ or kept.__context__
+    return result
