@@ -211,16 +211,16 @@ def test_a_package_that_was_replaced_while_it_loaded_says_so(
     other = copied(sample, tmp_path / "b.ee")
     negate_heads(other / WEIGHTS)
     with_manifest(other)
-    list_files = ee_export.package._list_files
+    require_files = ee_export.package._require_files
 
-    def replaced_first(folder: Path):
+    def replaced_first(folder: Path, sizes):
         if other.exists():
             shutil.rmtree(package)
             other.rename(package)
             (package / "vision.onnx").touch()
-        return list_files(folder)
+        return require_files(folder, sizes)
 
-    monkeypatch.setattr(ee_export.package, "_list_files", replaced_first)
+    monkeypatch.setattr(ee_export.package, "_require_files", replaced_first)
     with pytest.raises(BadPackage, match="replaced while it was loaded; load the package again"):
         ee_export.load(package)
 
