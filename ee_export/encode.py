@@ -9,7 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.page import Boxes, Page, Words, require_known_boxes
-from ee_export.resize import Square, resized
+from ee_export.resize import UNSTATED, Square, resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
@@ -37,7 +37,7 @@ class Encoding:
     eos_id: int
     pad_id: int
     bands: tuple[int, ...] = ()
-    resize: str = "pillow-13"
+    resize: str = UNSTATED
 
 
 def band_of(exit_name: str) -> int:
