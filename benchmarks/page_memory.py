@@ -2,9 +2,10 @@
 
     python benchmarks/page_memory.py
 
-Prints a Markdown table with the machine and the versions. Each figure is the growth of a process's peak resident size over that of the
-same process before it reads the page: decoding and encoding it for the image exits, and besides that its whole picture and the search
-for a gap between two lines, as an OCR engine needs them. The engine itself, which is another process, is not in it.
+Prints a Markdown table with the machine and the versions. Each figure is the growth of a process's peak resident size over
+that of the same process before it reads the page. The first is for the image exits: the page is decoded and encoded. The second
+adds what an OCR engine needs: the page's whole picture, and the search for a gap between two lines. Tesseract itself is another
+process and is not counted.
 """
 
 import platform
@@ -105,9 +106,8 @@ def main(package: Path, path: Path | None, whole: bool) -> None:
             )
     print("| mode | page | file | image exits | and OCR's picture |\n|---|---|---|---|---|")
     print("\n".join(rows))
-    print(
-        f"\n{platform.platform()}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, Pillow {PIL.__version__}, numpy {np.__version__}"
-    )
+    machine = f"{platform.platform()}, {platform.processor() or platform.machine()}"
+    print(f"\n{machine}, Python {platform.python_version()}, Pillow {PIL.__version__}, numpy {np.__version__}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tokenizers import Encoding as Pieces
 from tokenizers import Tokenizer
 
 from ee_export.page import Boxes, Page, Words, require_known_boxes
-from ee_export.resize import Square, resized
+from ee_export.resize import UNSTATED, Square, resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
@@ -46,7 +46,7 @@ class Encoding:
     pad_id: int
     bands: tuple[int, ...] = ()
     vocab_size: int | None = None
-    resize: str = "pillow-13"
+    resize: str = UNSTATED
 
 
 def band_of(exit_name: str) -> int:

@@ -8,6 +8,8 @@ from PIL import Image
 
 ORDERS = ("pillow-12", "pillow-13")
 """Orders by the version of Pillow whose ``Image.resize`` has them, see :func:`resized`."""
+UNSTATED = "pillow-13"
+"""The order of packages and checkpoints that state none: they are from the time of Pillow 13, and so is the shipped one."""
 
 _OWN_ORDERS = {"12.2": "pillow-12", "12.3": "pillow-12", "13.0": "pillow-13"}
 _OWN_ORDER = _OWN_ORDERS.get(".".join(PIL.__version__.split(".")[:2]))

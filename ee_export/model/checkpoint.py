@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from ee_export.encode import Encoding, band_of
-from ee_export.errors import BadCheckpoint, BadRequest, EeError
+from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX
+from ee_export.resize import ORDERS, UNSTATED
 from ee_export.tokenizer import LARGEST, read_whole_tokenizer, require_rows
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -129,8 +130,10 @@ def encoding_of(config: Any) -> Encoding:
     """How pages are encoded for a model of this configuration.
 
     Raises:
-        BadRequest: more tokens are to be read than the trunk has positions for.
+        BadRequest: more tokens are to be read than the trunk has positions for, or pages are resized in an unknown order.
     """
+    resize = getattr(config, "resize", UNSTATED)  # a trunk of words has none
+    require_known(resize, ORDERS, "order of the resize")
     if config.max_text_tokens > config.longest_text:
         raise BadRequest(
             f"max_text_tokens is {config.max_text_tokens}, and the trunk has positions for {config.longest_text}; set "
@@ -147,6 +150,7 @@ def encoding_of(config: Any) -> Encoding:
         pad_id=config.pad_token_id,
         bands=tuple(band_of(name) for name in config.exit_names() if name.startswith("text.")),
         vocab_size=config.vocab_size,
+        resize=resize,
     )
 
 

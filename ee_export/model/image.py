@@ -9,14 +9,15 @@ from transformers.models.beit.modeling_beit import BeitLayer
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, trunk_part
+from ee_export.resize import UNSTATED
 
 
 @dataclass(kw_only=True)
 class ImageConfig(EarlyExitConfig):
     """What a configuration says of a trunk that reads an image, besides what the stock one says; see :class:`EarlyExitConfig`.
 
-    ``image_mode``: ``L`` or ``RGB``, how a page is decoded before it becomes three channels; ``image_mean`` and ``image_std``
-    normalise values in [0, 1].
+    ``image_mode``: ``L`` or ``RGB``, how a page is decoded before it becomes three channels; ``resize``: the order of passes
+    in which it is resized, see :func:`ee_export.resize.resized`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
     """
 
     BEFORE_ENCODER = ("vision",)
@@ -25,6 +26,7 @@ class ImageConfig(EarlyExitConfig):
     heads: dict[str, Any] | None = None
     image_size: int = 224  # a stock one may be a pair too; this one is not
     image_mode: str = "RGB"
+    resize: str = UNSTATED
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     # Every page is encoded in the same way; of its text, such a trunk is given the two special tokens and reads neither.

@@ -23,6 +23,7 @@ from ee_export.model.early_exit import (
     trunk_part,
 )
 from ee_export.model.heads import masked_mean
+from ee_export.resize import UNSTATED
 
 
 @strict
@@ -32,7 +33,8 @@ class EarlyExitLayoutLMv3Config(EarlyExitConfig, LayoutLMv3Config):
     ``exits``: names in any order, ``final`` implied. ``heads``: fields of
     :class:`~ee_export.model.exits.HeadSpec` per exit, where they differ from the default. ``max_text_tokens``: how
     many tokens of a page are read, the two special ones included. ``image_mode``: ``L`` or ``RGB``, how a page is
-    decoded before it becomes three channels; ``image_mean`` and ``image_std`` normalise values in [0, 1].
+    decoded before it becomes three channels; ``resize``: the order of passes in which it is resized, see
+    :func:`ee_export.resize.resized`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
     """
 
     model_type = "early_exit_layoutlmv3"
@@ -42,6 +44,7 @@ class EarlyExitLayoutLMv3Config(EarlyExitConfig, LayoutLMv3Config):
     heads: dict[str, Any] | None = None
     max_text_tokens: int = 512
     image_mode: str = "RGB"
+    resize: str = UNSTATED
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
 
