@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +67,18 @@ class Scene:
         self.answers = {name: self._answers(name) for name in ("intact", "changed")}
         for first, last in zip(self.answers["intact"], self.answers["changed"], strict=True):
             assert not any(np.allclose(a, b, atol=10 * _TOLERANCE) for a, b in zip(first, last, strict=True))
-        chain = ee_export.load(folder / "intact.ee", _TARGET, "full", threads=1)
-        self.chains: list[tuple[Chain, tuple[str, ...]]] = [(chain, ("intact",))]
+        self.chains = [(self.load("intact", random.Random(0)), "intact")]
 
     def _answers(self, name: str) -> Answers:
-        chain = ee_export.load(self.folder / f"{name}.ee", _TARGET, "full", threads=1)
+        chain = self.load(name, random.Random(0))
         return [(_probabilities(at_first_exit(chain), page), _probabilities(chain, page)) for page in self.pages]
+
+    def load(self, name: str, choice: random.Random) -> Chain:
+        """A chain. The thread counts differ, so that the sessions to share are now open in this process and now not."""
+        threads, in_memory = choice.randint(1, 4), choice.random() < 0.3
+        return ee_export.load(
+            self.folder / f"{name}.ee", _TARGET, "full", threads=threads, one_pool=True, in_memory=in_memory
+        )
 
     def count(self, what: str) -> None:
         with self._lock:
@@ -84,10 +89,10 @@ class Scene:
         with self._lock:
             return next(self._left) > 0
 
-    def put(self, chain: Chain, packages: tuple[str, ...]) -> None:
-        """Let the predicting threads use a chain; its answers must be those of one of the packages."""
+    def put(self, chain: Chain, name: str) -> None:
+        """Let the predicting threads use a chain; its answers must be those of the package of that name."""
         with self._lock:
-            self.chains = [*self.chains[-3:], (chain, packages)]
+            self.chains = [*self.chains[-2:], (chain, name)]
 
 
 def attack(package: Path, pages: Sequence[Arrays], predictions: int, seed: int = 0) -> Counter[str]:
@@ -101,15 +106,9 @@ def attack(package: Path, pages: Sequence[Arrays], predictions: int, seed: int =
     """
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(package, pages, Path(folder), predictions)
-        predicting = [
-            threading.Thread(target=_guarded, args=(scene, partial(predict, scene, random.Random(seed * 1000 + at))))
-            for at in range(PREDICTORS)
-        ]
-        swapping = [partial(work, choice=random.Random(seed)) for work in (turn_current, exchange_weights)]
-        others = [
-            threading.Thread(target=_guarded, args=(scene, partial(work, scene)))
-            for work in (load_intact, load_damaged, load_current, load_torn, *swapping)
-        ]
+        works = (load_intact, load_damaged, load_current, load_torn, turn_current, exchange_weights)
+        predicting = [_thread(scene, predict, seed + at) for at in range(PREDICTORS)]
+        others = [_thread(scene, work, seed + at) for at, work in enumerate(works)]
         for thread in (*others, *predicting):
             thread.start()
         for thread in predicting:
@@ -120,53 +119,56 @@ def attack(package: Path, pages: Sequence[Arrays], predictions: int, seed: int =
         return scene.counts
 
 
-def _guarded(scene: Scene, work: Callable[[], None]) -> None:
-    try:
-        work()
-    except Exception as error:
-        scene.count("untyped errors")
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+def _thread(scene: Scene, work: Callable[[Scene, random.Random], None], seed: int) -> threading.Thread:
+    def guarded() -> None:
+        try:
+            work(scene, random.Random(seed))
+        except Exception as error:
+            scene.count("untyped errors")
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
+    return threading.Thread(target=guarded)
 
 
 def predict(scene: Scene, choice: random.Random) -> None:
     """Predict pages with whatever chains are loaded, and compare."""
     while scene.take_one():
-        chain, packages = choice.choice(scene.chains)
+        chain, name = choice.choice(scene.chains)
         place = choice.randrange(len(scene.pages))
         whole = choice.randrange(_WHOLE) == 0
         given = _probabilities(chain if whole else at_first_exit(chain), scene.pages[place])
         scene.count("predictions")
-        if not any(np.allclose(given, scene.answers[name][place][whole], atol=_TOLERANCE) for name in packages):
+        if not np.allclose(given, scene.answers[name][place][whole], atol=_TOLERANCE):
             scene.count("wrong answers")
 
 
-def load_intact(scene: Scene) -> None:
+def load_intact(scene: Scene, choice: random.Random) -> None:
     while not scene.ended.is_set():
         try:
-            scene.put(ee_export.load(scene.folder / "intact.ee", _TARGET, "full", threads=1), ("intact",))
+            scene.put(scene.load("intact", choice), "intact")
             scene.count("intact packages loaded")
         except EeError as error:
             scene.count("intact packages refused")
             print(error, file=sys.stderr)
 
 
-def load_damaged(scene: Scene) -> None:
+def load_damaged(scene: Scene, choice: random.Random) -> None:
     """The errors are kept, as a notebook or a log does: their tracebacks hold whatever the load had made."""
     kept: list[EeError] = []
     while not scene.ended.is_set():
         try:
-            ee_export.load(scene.folder / "damaged.ee", _TARGET, "full", threads=1)
+            scene.load("damaged", choice)
             scene.count("damaged packages accepted")
         except EeError as error:
             kept = [*kept[-_KEPT_ERRORS:], error]
             scene.count("damaged packages refused")
 
 
-def load_current(scene: Scene) -> None:
+def load_current(scene: Scene, choice: random.Random) -> None:
     """Whichever package it is, the chain is of that one whole: it is known by its first answer, and must stay with it."""
     while not scene.ended.is_set():
         try:
-            chain = ee_export.load(scene.folder / "current.ee", _TARGET, "full", threads=1)
+            chain = scene.load("current", choice)
         except EeError:
             scene.count("swapped packages refused")
             continue
@@ -174,13 +176,13 @@ def load_current(scene: Scene) -> None:
         names = [name for name, known in scene.answers.items() if np.allclose(first, known[0][0], atol=_TOLERANCE)]
         scene.count("swapped packages loaded" if names else "wrong answers")
         for name in names:
-            scene.put(chain, (name,))
+            scene.put(chain, name)
 
 
-def load_torn(scene: Scene) -> None:
+def load_torn(scene: Scene, choice: random.Random) -> None:
     while not scene.ended.is_set():
         try:
-            scene.put(ee_export.load(scene.folder / "torn.ee", _TARGET, "full", threads=1), ("intact",))
+            scene.put(scene.load("torn", choice), "intact")
             scene.count("torn packages loaded while they were whole")
         except EeError:
             scene.count("torn packages refused")
