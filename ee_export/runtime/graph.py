@@ -7,6 +7,7 @@ So the weights are found here, and are handed over as memory.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -106,16 +107,15 @@ def as_array(weight: ExternalWeight, contents: np.ndarray, name: str) -> np.ndar
     Raises:
         BadPackage: they reach beyond the file, or numpy lacks their element type; names the graph ``name`` and the weight.
     """
-    where = f"{name}: weight '{printable(shorten(weight.name))}'"
     if weight.data_type not in _DTYPES:
         raise BadPackage(
-            f"{where} has the element type {weight.data_type}, which cannot be loaded into memory; {REPAIR}"
+            f"{_where(weight, name)} has the element type {weight.data_type}, which cannot be loaded into memory; {REPAIR}"
         )
     dtype = np.dtype(_DTYPES[weight.data_type])
     size = math.prod(weight.shape) * dtype.itemsize
     if weight.length not in (None, size) or weight.offset + size > len(contents):
         raise BadPackage(
-            f"{where}: {size} bytes from {weight.offset} on, expected {weight.length} within the {len(contents)} of "
+            f"{_where(weight, name)}: {size} bytes from {weight.offset} on, expected {weight.length} within the {len(contents)} of "
             f"{printable(shorten(weight.location))}; {REPAIR}"
         )
     return np.ndarray(weight.shape, dtype, contents.data, weight.offset)
@@ -169,27 +169,39 @@ def _tensor(data: bytes, start: int, end: int) -> _Tensor:
         elif number == _NAME:
             tensor.name = data[first:last].decode()
         elif number == _EXTERNAL_DATA:
-            entry = {inner: data[a:b].decode() for inner, _, a, b in _fields(data, first, last)}
+            entry = {inner: data[a:b].decode() for inner, value, a, b in _fields(data, first, last) if value is None}
             tensor.entries[entry.get(1, "")] = entry.get(2, "")
     return tensor
 
 
 def _external_weight(tensor: _Tensor, name: str) -> ExternalWeight:
-    where = f"{name}: weight '{printable(shorten(tensor.name))}'"
-    location = tensor.entries.get("location", "")
-    path = PurePosixPath(location)
-    if location in ("", ".") or location != str(path) or path.is_absolute() or ".." in path.parts or "\\" in location:
+    entries = tensor.entries
+    location = entries.get("location", "")
+    if not _is_plain(location):
         raise BadPackage(
-            f"{where} lies in '{printable(shorten(location))}', expected a plain path inside the package; {REPAIR}"
+            f"{_where(tensor, name)} lies in '{printable(shorten(location))}', expected a plain path inside the package; "
+            f"{REPAIR}"
         )
-    numbers = {}
     for key in ("offset", "length"):
-        text = tensor.entries.get(key, "0")
+        text = entries.get(key, "0")
         if not (text.isascii() and text.isdecimal() and len(text) < 19):
-            raise BadPackage(f"{where}: {key} is '{printable(shorten(text))}', expected a whole number; {REPAIR}")
-        numbers[key] = int(text)
-    length = numbers["length"] if "length" in tensor.entries else None
-    return ExternalWeight(tensor.name, tensor.data_type, tuple(tensor.shape), location, numbers["offset"], length)
+            raise BadPackage(
+                f"{_where(tensor, name)}: {key} is '{printable(shorten(text))}', expected a whole number; {REPAIR}"
+            )
+    length = int(entries["length"]) if "length" in entries else None
+    return ExternalWeight(
+        tensor.name, tensor.data_type, tuple(tensor.shape), location, int(entries.get("offset", 0)), length
+    )
+
+
+@lru_cache(16)
+def _is_plain(location: str) -> bool:
+    path = PurePosixPath(location)
+    return location == str(path) != "." and not path.is_absolute() and ".." not in path.parts and "\\" not in location
+
+
+def _where(weight: _Tensor | ExternalWeight, name: str) -> str:
+    return f"{name}: weight '{printable(shorten(weight.name))}'"
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int | None, int, int]]:

@@ -12,7 +12,6 @@ import onnx
 
 from ee_export.encode import Arrays, blank_page
 from ee_export.runtime.chain import Chain
-from ee_export.runtime.graph import external_weights
 
 
 def copied(package: Path, destination: Path) -> Path:
@@ -44,17 +43,6 @@ def with_graph(package: Path, file: str, change: Callable[[onnx.ModelProto], obj
     change(model)
     path.write_bytes(model.SerializeToString())
     return with_manifest(package)
-
-
-def negate_heads(weights: Path) -> None:
-    """Other weights of the same size: the last matrix of each exit's head is negated, so that every answer changes."""
-    contents = bytearray(weights.read_bytes())
-    for graph in sorted(weights.parent.glob("*.onnx")):
-        last = external_weights(graph.read_bytes(), str(graph))[-1]
-        assert last.length is not None
-        values = np.frombuffer(contents, np.float32, last.length // 4, last.offset)
-        values[:] = -values
-    weights.write_bytes(contents)
 
 
 def flattened(package: Path) -> Path:

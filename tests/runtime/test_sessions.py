@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 import ee_export
+from attacks.threads import negate_heads
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package import open_package
 from ee_export.runtime import ort
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.opening import open_segments
-from tests.runtime.altered import copied, flattened, negate_heads, same_logits, with_manifest
+from tests.runtime.altered import copied, flattened, same_logits, with_manifest
 
 WEIGHTS = Path("cpu-fp32", "weights.bin")
 
