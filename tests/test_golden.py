@@ -169,6 +169,6 @@ def test_more_golden_pages_than_can_be_read_are_not_written(sample: Path) -> Non
     package = open_package(sample)
     pages, _ = golden.read(package)
     manifest = replace(package.manifest, targets={})
-    blank = replace(pages[0], inputs={name: values[:, :1, :1] for name, values in pages[0].inputs.items()})
+    blank = replace(pages[0], inputs={name: values[..., :1, :1] for name, values in pages[0].inputs.items()})
     with pytest.raises(BadRequest, match="1001 golden pages are too many"):
         golden.write([blank] * 1001, manifest)
