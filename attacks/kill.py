@@ -62,6 +62,8 @@ def attack(package: Path, data: Path, moments: int, seed: int) -> Result:
             share = (at // len(COMMANDS) + chance.random()) / turns
             ending = _killed_run(name, copy, data, durations[name], share, writing=bool(chance.getrandbits(1)))
             result.counts[f"{name}: {ending}"] += 1
+            if ending == "a worker outlived it":
+                result.faults.append(f"{name}, moment {at}: {ending}")
             result.faults += [f"{name} {ending}, moment {at}: {fault}" for fault in faults(copy, most_left=1)]
         for name in COMMANDS:
             _whole_run(name, copy, data)
@@ -109,7 +111,10 @@ def _killed_run(name: str, package: Path, data: Path, duration: Duration, share:
         time.sleep(share * duration.whole)
     ended = process.poll() is not None
     process.kill()
-    process.communicate()
+    try:
+        process.communicate(timeout=30)  # workers of the command hold its stderr
+    except subprocess.TimeoutExpired:
+        return "a worker outlived it"
     return "ended before" if ended else "killed while it wrote" if writing else "killed"
 
 
