@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from ee_export.errors import BadPackage, EeError, printable, shorten
 from ee_export.package import TOKENIZER, Package
 from ee_export.ranges import require
-from ee_export.strict_json import Refused, mismatch, parse
+from ee_export.strict_json import Refused, parse
 
 LARGEST = 32 * 2**20
 """Bytes of a tokenizer.json, at most. RoBERTa's 50,265 pieces take 3.6 MB."""
@@ -166,21 +166,25 @@ def _model(found: dict[str, Any], vocab: dict[str, int]) -> Any:
     for name, values in _FIXED.items():
         value = found.get(name)
         require(value in values and type(value) in map(type, values), f"model.{name}", value, "null")
-    merges = found.get("merges")
-    require(isinstance(merges, list), "model.merges", merges, "a list")
-    assert merges is not None
-    pairs = [tuple(merge.split(" ")) if type(merge) is str else merge for merge in merges]
-    for at, pair in enumerate(pairs):
-        fits = len(pair) == 2 if type(pair) in (tuple, list) else False
-        if not fits or type(pair[0]) is not str or type(pair[1]) is not str or pair[0] + pair[1] not in vocab:
-            raise mismatch(f"model.merges[{at}]", merges[at], "two pieces that make one of the vocabulary")
     return models.BPE(
         vocab=vocab,
-        merges=[(first, second) for first, second in pairs],
+        merges=_merges(found.get("merges")),
         unk_token=unknown,
         fuse_unk=_flag("model.fuse_unk", found.get("fuse_unk", False)),
         ignore_merges=_flag("model.ignore_merges", found.get("ignore_merges", False)),
     )
+
+
+def _merges(found: Any) -> list[tuple[Any, ...]]:
+    """Pairs of pieces, from the two forms that tokenizers writes: lists of two, or ``"a b"``.
+
+    The library itself refuses other members, and pieces that are not in the vocabulary.
+    """
+    kinds = set(map(type, found)) if isinstance(found, list) else {type(found)}
+    if kinds == {str}:
+        return [tuple(pair.split(" ")) for pair in found]
+    require(kinds <= {list}, "model.merges", found, "a list of pairs")
+    return list(map(tuple, found))
 
 
 def _vocab(model: Any) -> dict[str, int]:
