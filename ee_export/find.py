@@ -45,7 +45,9 @@ class Skipped:
 
     def __str__(self) -> str:
         """Such as ``passed over: 2 PDFs, 1 linked folder``."""
-        kinds = [(single if count == 1 else several, count) for (single, several), count in sorted(self._counts.items())]
+        kinds = [
+            (single if count == 1 else several, count) for (single, several), count in sorted(self._counts.items())
+        ]
         return "passed over: " + ", ".join(text.format(f"{count:,}") for text, count in kinds)
 
     def add(self, single: str, several: str) -> None:

@@ -74,7 +74,9 @@ def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[Seen]
                 )
         for name, score in row["scores"].items():
             if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-                raise BadData(f"{where}:{number}: the score at {name} is {shorten(repr(score))}; expected a number in [0, 1]")
+                raise BadData(
+                    f"{where}:{number}: the score at {name} is {shorten(repr(score))}; expected a number in [0, 1]"
+                )
         pages.append(Seen(row["exit"], {name: float(score) for name, score in row["scores"].items()}))
     return pages
 
