@@ -88,7 +88,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._pieces: dict[str, list[int]] = {}
         self._piece_count = 0  # threads may lose one another's additions: the bound is no exact one
-        self._piece_length = 0  # characters of the longest piece, once a long text came
+        self._most_characters = 0  # that as many pieces as are read can hold, once a long text came
         self._square = Square(encoding.image_size, encoding.image_mode, encoding.resize)
         mean = np.asarray(encoding.image_mean, np.float32).reshape(3, 1, 1)
         std = np.asarray(encoding.image_std, np.float32).reshape(3, 1, 1)
@@ -170,15 +170,16 @@ class Encoder:
         new = [word for word in dict.fromkeys(words) if word not in known]
         if not new:
             return [known[word] for word in words]
-        whole, texts = len(new), new
-        if sum(map(len, new)) > _SHORT_TEXT:
-            whole, texts = self._first(new)
         pieces: dict[str, list[int]] = {word: [] for word in new}
-        cut = self._tokenize(texts)
-        for piece, at in zip(cut.ids, cut.word_ids, strict=True):
-            assert at is not None  # no special tokens
-            pieces[new[at]].append(piece)
-        kept = {word: pieces[word] for word in new[:whole] if len(word) <= _LONGEST_KNOWN}
+        at = count = 0
+        while at < len(new) and count < self.encoding.max_text_tokens:
+            texts = new if sum(map(len, new)) <= _SHORT_TEXT else self._portion(new, at)
+            cut = self._tokenize(texts)
+            for piece, place in zip(cut.ids, cut.word_ids, strict=True):
+                assert place is not None  # no special tokens
+                pieces[new[at + place]].append(piece)
+            at, count = at + len(texts), count + len(cut.ids)
+        kept = {word: pieces[word] for word in new[:at] if len(word) <= _LONGEST_KNOWN}
         self._piece_count += sum(map(len, kept.values()))
         known.update(kept)
         if len(known) > _KNOWN_WORDS or self._piece_count > _KNOWN_PIECES:
@@ -193,20 +194,21 @@ class Encoder:
                 raise RuntimeError(f"the tokenizer panicked: {error}") from error
             raise
 
-    def _first(self, words: Words) -> tuple[int, Words]:
-        """As much of the words as ``max_text_tokens`` pieces can hold, and how many of them that leaves whole.
+    def _portion(self, words: Words, first: int) -> Words:
+        """The next words of a long text, with as many characters as a model's pieces can hold, and longer words cut to that.
 
         A piece holds no more characters than the longest of the vocabulary, or than the longest word that is not unknown.
         """
-        if self._piece_length == 0:
+        if self._most_characters == 0:
             longest = max(map(len, self._tokenizer.get_vocab()), default=1)
-            self._piece_length = max(longest, getattr(self._tokenizer.model, "max_input_chars_per_word", 0))
-        room = self._piece_length * self.encoding.max_text_tokens
-        for at, word in enumerate(words):
-            if len(word) > room:
-                return at, [*words[:at], word[:room]]
-            room -= len(word)
-        return len(words), words
+            longest = max(longest, getattr(self._tokenizer.model, "max_input_chars_per_word", 0))
+            self._most_characters = max(_SHORT_TEXT, longest * self.encoding.max_text_tokens)
+        room, portion = self._most_characters, []
+        while room > 0 and first < len(words):
+            portion.append(words[first][: self._most_characters])
+            room -= len(portion[-1])
+            first += 1
+        return portion
 
     def collate(self, pages: list[Arrays], length: int = 0) -> Arrays:
         """Encoded texts of several pages as one batch, padded to the longest of them, and to ``length`` tokens at least."""

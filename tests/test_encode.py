@@ -1,10 +1,12 @@
 """Encoding pages: what is remembered between them changes nothing."""
 
+import random
+import sys
 import threading
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from ee_export import encode
 from ee_export.encode import Encoder
@@ -67,3 +69,77 @@ def test_threads_may_share_an_encoder(package: Package, monkeypatch) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def long_texts() -> dict[str, list[str]]:
+    """Pages with far more characters than a model reads, of kinds that meet them."""
+    rng = random.Random(7)
+    prose = " ".join(rng.choice(WORDS) for _ in range(9000))
+    return {
+        "hexadecimal": [f"{rng.randrange(16**30):030x}" * 1000],
+        "one letter": ["a" * 50_000],
+        "dots": ["." * 50_000],
+        "spaces within": [prose],
+        "no spaces": [prose.replace(" ", "")],
+        "accents": ["é" * 20_000, "naïve" * 5000],
+        "other scripts": ["日本語" * 10_000],
+        "any letters": ["".join(chr(rng.choice([*range(33, 500), *range(0x4E00, 0x4E80)])) for _ in range(30_000))],
+        "after short words": ["Invoice", "no.", "x" * 40_000, "no.", "2024-117"],
+        "long words among short ones": [*["x" * 30_000, "no."] * 9, *["1" * 300, "Invoice"] * 30],
+        "many long words": [f"{at}" + "ab1." * 500 for at in range(100)],
+        "many long words twice": [f"{at % 7}" + "ab1." * 500 for at in range(100)],
+        "a megabyte of short words": [f"word{at}" for at in range(120_000)],
+    }
+
+
+def word_pieces() -> Tokenizer:
+    """A small tokenizer of BERT's kind: a word of over 100 letters is one piece."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.-é"
+    vocabulary = ["<s>", "<pad>", "</s>", "[UNK]", *letters, *(f"##{letter}" for letter in letters), "##oice", "inv"]
+    tokenizer = Tokenizer(models.WordPiece({piece: at for at, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", long_texts())
+@pytest.mark.parametrize("tokenizer", ["of the sample", "of word pieces"])
+def test_a_text_beyond_what_is_read_has_the_pieces_of_the_whole(package: Package, kind: str, tokenizer: str) -> None:
+    cuts = word_pieces() if tokenizer == "of word pieces" else Tokenizer.from_buffer(package.read(TOKENIZER))
+    mine, words = Encoder(package.manifest.encoding, cuts), long_texts()[kind]
+    room = package.manifest.encoding.max_text_tokens - 2
+    whole = cuts.encode(words, is_pretokenized=True, add_special_tokens=False)
+    for _ in range(2):  # with some words known
+        found = mine.text(words, [[1, 1, 9, 9]] * len(words))
+        assert found["input_ids"][0, 1:-1].tolist() == whole.ids[:room]
+
+
+def test_only_what_can_be_read_of_a_text_is_cut_into_pieces(package: Package) -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
+            self.most = 0
+
+        def encode(self, words: list[str], **options: bool):
+            self.most = max(self.most, sum(map(len, words)))
+            return self.tokenizer.encode(words, **options)
+
+        def __getattr__(self, name: str):
+            return getattr(self.tokenizer, name)
+
+    counting = Counting()
+    mine = Encoder(package.manifest.encoding, counting)  # type: ignore[arg-type]
+    for words in long_texts().values():
+        mine.text(words, [[1, 1, 9, 9]] * len(words))
+    assert counting.most < 15_000
+
+
+def test_long_words_are_not_remembered_and_pieces_are_bounded(package: Package, monkeypatch) -> None:
+    mine = encoder(package)
+    for at in range(20):
+        mine.text([f"{at:030x}" * 1500, *["a"] * 20], [[1, 1, 9, 9]] * 21)
+    assert sum(map(sys.getsizeof, mine._pieces.values())) < 10_000
+    monkeypatch.setattr(encode, "_KNOWN_PIECES", 500)
+    for at in range(200):
+        mine.text([f"{at}日本語日本語日本語"] * 3, boxes(3))
+        assert sum(map(len, mine._pieces.values())) <= 600

@@ -70,7 +70,7 @@ ENGINES = {
     "three values": ((["x"], [[1, 1, 9, 9]], [0.9]), "returned 3 values; expected two lists"),
     "a string": ("words", "returned str; expected two lists"),
     "an array": (np.zeros((2, 4)), "returned ndarray; expected two lists"),
-    "a generator": ((pair for pair in ()), "returned generator; expected two lists"),
+    "a generator": ((word for word in ["x"]), "returned generator; expected two lists"),
     "a generator of words": (((w for w in ["x"]), [[1, 1, 9, 9]]), "the words are generator"),
     "wrong counts": ((["x", "y"], [[1, 1, 9, 9]]), "2 words but 1 boxes"),
     "polygons": ((["x"], [[[1, 1], [9, 1], [9, 9], [1, 9]]]), "of a polygon"),
@@ -252,7 +252,11 @@ def test_if_a_segment_fails_for_a_batch_only_the_guilty_page_fails(
         calls.append(image)
         return ["Total", "guilty"], [[10, 10, 90, 30], [777, 777, 778, 778]]
 
-    asked = Page(page_image, ocr=lambda image: calls.append(image) or (["Total"], [[10, 10, 90, 30]]))
+    def plain(image: Image.Image):
+        calls.append(image)
+        return ["Total"], [[10, 10, 90, 30]]
+
+    asked = Page(page_image, ocr=plain)
     given = [*pages[:2], Page(page_image, ocr=ocr, name="scan 7"), asked]
     before = chain.predict_batch([*pages[:2], asked])
     calls.clear()

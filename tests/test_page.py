@@ -82,7 +82,7 @@ def test_checking_a_page_twice_gives_the_same() -> None:
     ],
 )
 def test_what_is_no_box_is_named_with_its_place(box: Any) -> None:
-    with pytest.raises(BadPage, match="page: box 2 is .*expected x0, y0, x1, y1") as caught:
+    with pytest.raises(BadPage, match=r"page: box 2 is .*expected x0, y0, x1, y1") as caught:
         boxes_of([[1, 1, 9, 9], [1, 1, 9, 9], box])
     assert len(str(caught.value)) < 300
 
@@ -92,7 +92,7 @@ def test_a_polygon_is_refused_with_what_is_expected_of_it() -> None:
     for box in (polygon, np.array(polygon, np.float32)):
         with pytest.raises(BadPage, match="of a polygon: its smallest and largest x and y"):
             boxes_of([box])
-    with pytest.raises(BadPage, match="box 0 is .*of a polygon"):
+    with pytest.raises(BadPage, match=r"box 0 is .*of a polygon"):
         boxes_of(np.array([polygon]))
 
 
