@@ -60,7 +60,7 @@ clean:
 	@$(PIP_INSTALL) "$(TORCH)" 2>/dev/null || $(PIP_INSTALL) --extra-index-url $(CPU_WHEELS) "$(TORCH)" || \
 	    { echo "make: PyTorch's CPU build could not be installed (pip says why, above); $(CPU_WHEELS)/torch lists the Pythons and machines it is made for" >&2; exit 1; }
 	@echo "set-up 3/3: the other packages (220 MB to download, once)"
-	@$(PIP_INSTALL) --editable '.[export,ocr,report,openvino,dev]'
+	@$(PIP_INSTALL) --editable '.[export,report,openvino,dev]'
 	@touch $@
 
 # Debian keeps half of venv in a package of its own: root gets it installed, anyone else is told its name.
