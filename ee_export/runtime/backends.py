@@ -3,6 +3,7 @@
 What a GPU takes is imported where a GPU's target is opened: it would double what the processor's targets import.
 """
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 BACKENDS = ("onnxruntime", "openvino", *GPU_BACKENDS)
 
 _opened: weakref.WeakValueDictionary[tuple[object, ...], Segment] = weakref.WeakValueDictionary()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_opened.clear)  # see forked.py: inherited sessions do not run
 
 
 def require_runnable(backend: str) -> None:
