@@ -14,6 +14,7 @@ from ee_export.console import err, export_extra, json_option, one_line, out, pro
 from ee_export.errors import BadRequest, EeError
 from ee_export.ocr import installed, tesseract
 from ee_export.page import Ocr, find_pages, read_page
+from ee_export.runtime.threads import MOST_THREADS
 from ee_export.show import cells, ms, print_package, print_result, val_table
 
 _FOLDER = click.Path(path_type=Path)
@@ -289,7 +290,7 @@ def inspect(package: Path, target: str, operating_point: str | None, as_json: bo
 @click.argument("paths", type=_FOLDER, nargs=-1, required=True)
 @click.option("--jsonl", is_flag=True, help="One JSON object a page, in input order.")
 @click.option("--deadline-ms", type=click.FloatRange(0), help="Answer every page by then with the exit reached.")
-@click.option("--threads", type=click.IntRange(1), help="Default one a processor.")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Default one a processor.")
 @target_option
 @point_option
 def predict(
@@ -309,7 +310,7 @@ def predict(
     from ee_export.monitor import seen
     from ee_export.runtime.chain import load
 
-    chain = load(package, target, operating_point, threads)
+    chain = load(package, target, operating_point, threads, one_pool=True)
     ocr = _engine()
     words_alone = not chain.package.manifest.reads("image")
     images = [image for path in paths for image in find_pages(path, words_alone=words_alone)]

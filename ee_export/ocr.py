@@ -45,7 +45,7 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
             image = image.convert("RGB")
         plain = io.BytesIO()
         image.save(plain, "PPM")
-        table = _run([program, "stdin", "stdout", "-l", lang, "tsv"], plain.getbuffer(), timeout_s)
+        table = _run([program, "stdin", "stdout", "-l", lang, "tsv"], plain.getvalue(), timeout_s)
         words: Words = []
         boxes: Boxes = []
         for line in table.split("\n"):
@@ -59,7 +59,7 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
     return read
 
 
-def _run(command: list[str], given: memoryview, timeout_s: float) -> str:
+def _run(command: list[str], given: bytes, timeout_s: float) -> str:
     """Output of the program for an image on its standard input. On any exception it is ended, with all that it started."""
     environment = {"OMP_THREAD_LIMIT": "1", **os.environ}
     pipe = subprocess.PIPE

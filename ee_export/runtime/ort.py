@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -70,15 +71,17 @@ def open_session(graph: str | bytes, threads: int, *, one_pool: bool = True) -> 
     # Each session plans its memory anew for every length of text and keeps the largest plan: at LayoutLMv3-base size six
     # sessions then hold a third more memory than one arena for all. Without plans they hold less than it, and are as fast.
     options.enable_mem_pattern = not options.use_per_session_threads
+    # Without enable_fallback=0, onnxruntime prints to stdout and tries once more before it raises.
+    create = partial(ort.InferenceSession, graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = create()
     except RuntimeError as error:
         if "use_per_session_threads" not in str(error):
             raise
         # The process has a global pool, made by the host program or by one_pool=True. Then onnxruntime refuses all others.
         _join_pool()
         options.use_per_session_threads = False
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = create()
     forked.keep(session)
     return session
 
