@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -27,16 +28,17 @@ page = ee_export.Page(Image.new("L", (80, 100)), words=["a"] * 50, boxes=[[1, 1,
 
 
 def run_python(
-    script: str, *, under: tuple[str, ...] = (), **variables: str | None
+    script: str, variables: Mapping[str, str | None] | None = None, under: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in a process of its own, with some variables set or, if ``None``, not set."""
-    given = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
+    given = {name: value for name, value in {**os.environ, **(variables or {})}.items() if value is not None}
     command = [*under, sys.executable, "-c", textwrap.dedent(script)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=given)
 
 
-def answers(script: str, **variables: str | None) -> str:
-    done = run_python(script, **variables)
+def answers(script: str, variables: Mapping[str, str | None] | None = None) -> str:
+    """Output of a script that succeeds."""
+    done = run_python(script, variables)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -61,12 +63,12 @@ def test_every_way_in_switches_telemetry_off_before_onnxruntime_is_imported(ente
     sys.meta_path.insert(0, Finder())
     {enter}
     """
-    assert answers(script, **{TELEMETRY: None}) == "1"
+    assert answers(script, {TELEMETRY: None}) == "1"
 
 
 @pytest.mark.parametrize("own", ["0", "1", ""])
 def test_a_users_own_choice_on_telemetry_stays(own: str) -> None:
-    assert answers(f"import os, ee_export; print(os.environ['{TELEMETRY}'])", **{TELEMETRY: own}) == own
+    assert answers(f"import os, ee_export; print(os.environ['{TELEMETRY}'])", {TELEMETRY: own}) == own
 
 
 def test_a_process_that_python_spawns_has_telemetry_off(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_a_process_that_python_spawns_has_telemetry_off(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.apply(os.getenv, ["{TELEMETRY}"]))
     """
-    assert answers(script, **{TELEMETRY: None}) == "1"
+    assert answers(script, {TELEMETRY: None}) == "1"
 
 
 def test_no_other_variable_of_the_process_changes(sample: Path) -> None:
@@ -86,14 +88,14 @@ def test_no_other_variable_of_the_process_changes(sample: Path) -> None:
     ee_export.load({str(sample)!r}).predict(page)
     print(sorted(name for name in {{*before, *os.environ}} if before.get(name) != os.environ.get(name)))
     """
-    assert answers(script, **{TELEMETRY: None}) == str([TELEMETRY])
+    assert answers(script, {TELEMETRY: None}) == str([TELEMETRY])
 
 
 @has_telemetry
 def test_nothing_is_written_to_the_home_folder(sample: Path, tmp_path: Path) -> None:
     script = f"{PREDICT}\nee_export.load({str(sample)!r}).predict(page)"
     variables = {"HOME": str(tmp_path), "XDG_CACHE_HOME": None, "CI": None, TELEMETRY: None}
-    answers(script, **variables)
+    answers(script, variables)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -106,7 +108,7 @@ def test_nothing_is_looked_up_while_a_chain_works_and_idles(sample: Path, tmp_pa
         pytest.skip("strace is not installed")
     trace = tmp_path / "trace"
     strace = ("strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace))
-    done = run_python(script, under=strace, **{"HOME": str(tmp_path), "CI": None, TELEMETRY: None})
+    done = run_python(script, {"HOME": str(tmp_path), "CI": None, TELEMETRY: None}, strace)
     if "ptrace" in done.stderr:
         pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
