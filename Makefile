@@ -1,6 +1,7 @@
 # make demo   the whole job on a few drawn pages        make test    all tests, on the CPU
 # make lint   ruff and mypy                             make clean   forget .venv and the caches
 # make bindings  TensorRT's, CUDA's and pycuda's Python bindings under build/, for the tests that our code fits them
+# make matrix  the runtime on every onnxruntime that pyproject.toml allows, in environments of their own under build/
 # make sample rebuild the shipped checkpoint and package from EE_DATA (an hour on two processors)
 #
 # Each sets up .venv first where there is none, or where this file or pyproject.toml is newer than it.
@@ -17,7 +18,7 @@ HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint bindings sample clean
+.PHONY: demo test lint bindings matrix sample clean
 
 demo: .venv/.ready
 	@.venv/bin/ee-export demo
@@ -35,6 +36,9 @@ lint: .venv/.ready
 # Nothing here runs them: that takes a GPU. The two majors of TensorRT cannot be in one environment, nor in ours.
 bindings: .venv/.ready
 	@.venv/bin/python -m tests.gpu.bindings
+
+matrix: .venv/.ready
+	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/python -m tests.matrix
 
 # The real pages count twice: there are half as many of them as drawn ones. glibc gives large arrays back to the system
 # after every operation unless it is told not to, which takes a quarter of the time.
@@ -60,7 +64,7 @@ clean:
 	@$(PIP_INSTALL) "$(TORCH)" 2>/dev/null || $(PIP_INSTALL) --extra-index-url $(CPU_WHEELS) "$(TORCH)" || \
 	    { echo "make: PyTorch's CPU build could not be installed (pip says why, above); $(CPU_WHEELS)/torch lists the Pythons and machines it is made for" >&2; exit 1; }
 	@echo "set-up 3/3: the other packages (220 MB to download, once)"
-	@$(PIP_INSTALL) --editable '.[export,ocr,report,openvino,dev]'
+	@$(PIP_INSTALL) --editable '.[export,report,openvino,dev]'
 	@touch $@
 
 # Debian keeps half of venv in a package of its own: root gets it installed, anyone else is told its name.

@@ -24,7 +24,7 @@ import ee_export
 from ee_export.encode import Arrays
 from ee_export.errors import EeError
 from ee_export.manifest import OperatingPoint
-from ee_export.page import IMAGE_SUFFIXES, read_page
+from ee_export.image import IMAGE_SUFFIXES, read_page
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.graph import external_weights
 

@@ -37,7 +37,7 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
     opened = open_package(package)
     manifest, target = opened.manifest, opened.target("cpu-fp32")
     pages = join([read_dataset(data / part, manifest.labels) for part in ("val", "test")])
-    seen = observe(load_package(opened), pages, None, lambda done, total: None)
+    seen = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
     whole_ms = evaluate(fit.scored(manifest, target, seen, None), [None] * (len(manifest.exits) - 1)).mean_cost_ms
     table = Table("pages held out", "epsilon", "delta", "risk above epsilon", "mean risk", "of the whole model's cost")
     found = []

@@ -35,7 +35,7 @@ out = Console(highlight=False, markup=False, soft_wrap=True)
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(data: Path, package: Path, repeats: int, record: Path | None) -> None:
     """Measure PACKAGE on the real pages in DATA."""
-    chain = ee_export.load(package)
+    chain = ee_export.load(package, one_pool=True)
     whole = chain.at("full")
     result = {"machine": machine_name(), "python": platform.python_version()}
     result["words_given"] = words_given(chain, whole, data / "pages" / "test")

@@ -43,7 +43,7 @@ def main(package: Path, target: str, runs: int, record: Path | None, users: str 
         print(json.dumps(_memory(package, target, kind, int(count))), flush=True)
         sys.stdin.read()  # what it shares counts until the others have looked too
         return
-    chain = load(package, target, "full")
+    chain = load(package, target, "full", one_pool=True)
     longest = chain.encoder.encoding.max_text_tokens
     lengths = sorted({2, longest // 8, longest // 4, longest // 2, longest})
     by_length = _by_length(chain, lengths, runs)
@@ -140,13 +140,13 @@ def _of_processes(package: Path, target: str, kind: str, count: int) -> dict[str
 
 def _memory(package: Path, target: str, kind: str, count: int) -> dict[str, float]:
     before = memory_mb("VmRSS:"), _share_mb()
-    chain = load(package, target, "full")
+    chain = load(package, target, "full", one_pool=True)
     if kind == "threads":
         users = [chain] * count
     elif kind == "chains_by_at()":
         users = [chain.at("full") for _ in range(count)]
     else:
-        users = [chain, *(load(package, target, "full") for _ in range(count - 1))]
+        users = [chain, *(load(package, target, "full", one_pool=True) for _ in range(count - 1))]
     arrays = drawn_inputs(chain.encoder.encoding, chain.encoder.encoding.max_text_tokens)
     with ThreadPoolExecutor(count) as pool:
         for _ in range(3):

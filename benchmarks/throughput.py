@@ -77,7 +77,7 @@ class TimedEncoder(Encoder):
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(package: Path, data: Path, rounds: int, record: Path | None) -> None:
     """Measure PACKAGE on the pages in DATA."""
-    chain = ee_export.load(package, threads=1)
+    chain = ee_export.load(package, threads=1, one_pool=True)
     encoder = TimedEncoder(chain.encoder.encoding, package_tokenizer(chain.package))
     pages = read_pages(data)
     thirds = leave_in_thirds(chain, pages)
@@ -220,7 +220,7 @@ _here: dict[str, Any] = {}
 
 def start(package: Path, data: Path, thirds: OperatingPoint, threads: int) -> None:
     """Make a worker ready: load, and warm up."""
-    chain = ee_export.load(package, threads=threads)
+    chain = ee_export.load(package, threads=threads, one_pool=True)
     _here.update({"pages": read_pages(data), DEFAULT: chain, THIRDS: chain.with_point(thirds)})
     for name in (DEFAULT, THIRDS):
         list(_here[name].predict_many(_here["pages"][:64]))

@@ -110,7 +110,7 @@ def real(package: Path, data: Path) -> Scored:
     opened = open_package(package)
     target = opened.target("cpu-fp32")
     pages = read_dataset(data, opened.manifest.labels)
-    seen = observe(load_package(opened), pages, None, lambda done, total: None)
+    seen = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
     return fit.scored(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
 
 

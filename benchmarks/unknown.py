@@ -36,7 +36,7 @@ FALSE_ALARM = 0.01
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | None) -> None:
     """Mix pages of UNKNOWN kinds, in folders a kind, with labelled KNOWN pages."""
-    chain = ee_export.load(package)
+    chain = ee_export.load(package, one_pool=True)
     others = read_dataset(unknown)
     strange: dict[str, list[Answer]] = {label: [] for label in others.labels}
     for target, answer in zip(others.targets, answers(chain, others, "unknown"), strict=True):

@@ -1,5 +1,14 @@
 """Early-exit document classifiers: cut at their exits, exported, and run only as far as a page needs."""
 
+import os
+import sys
+
+if "ORT_DISABLE_TELEMETRY" not in os.environ:  # a user's own value stays, whatever it is
+    # From version 1.29 on, onnxruntime reports to Microsoft on Linux too. It reads the variable when it is imported.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    if "onnxruntime" in sys.modules:  # too late for the first report, but not for those on models and runs
+        sys.modules["onnxruntime"].disable_telemetry_events()
+
 from ee_export.errors import EeError
 from ee_export.limits import Limits
 from ee_export.ocr import tesseract

@@ -83,7 +83,7 @@ def build(
     # Locked, so that nobody who tunes the package that is there writes their result over the new one.
     with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         package = export(model, tokenizer.to_str(), inputs, staging, out.name.removesuffix(".ee"), progress)
-        chain = load_package(package)
+        chain = load_package(package, one_pool=True)
         target = package.target(TARGET)
 
         samples = read_pages(parts["tune"], None)[:12]
@@ -137,7 +137,7 @@ def export(
     (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
 
     progress("prove", 0, 1)
-    chain = load_package(seal(staging, manifest))
+    chain = load_package(seal(staging, manifest), one_pool=True)
     differences = equality.largest_differences(model, chain.logits, equality.cases(model))
     equality.require(differences, equality.TOLERANCE_FP32)
     proven = replace(manifest.targets[TARGET], equality={name: float(f"{d:.3g}") for name, d in differences.items()})

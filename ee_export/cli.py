@@ -28,6 +28,7 @@ from ee_export.find import Skipped, find_pages
 from ee_export.limits import DEFAULT_LIMITS, Limits
 from ee_export.ocr import installed, tesseract
 from ee_export.page import Ocr, read_page
+from ee_export.runtime.threads import MOST_THREADS
 from ee_export.show import PAGE_HEADINGS, ms, page_cells, page_line, page_widths, print_package, print_result, val_table
 
 _FOLDER = click.Path(path_type=Path)
@@ -303,7 +304,7 @@ def inspect(package: Path, target: str, operating_point: str | None, as_json: bo
 @click.argument("paths", type=_FOLDER, nargs=-1, required=True)
 @click.option("--jsonl", is_flag=True, help="One JSON object a page, in input order.")
 @click.option("--deadline-ms", type=click.FloatRange(0), help="Answer every page by then with the exit reached.")
-@click.option("--threads", type=click.IntRange(1), help="Default one a processor.")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Default one a processor.")
 @click.option(
     "--max-pixels",
     type=click.IntRange(1),
@@ -344,7 +345,7 @@ def predict(
     from ee_export.runtime.chain import load
     from ee_export.runtime.failures import failure
 
-    chain = load(package, target, operating_point, threads)
+    chain = load(package, target, operating_point, threads, one_pool=True)
     limits = Limits(max_pixels, max_side, max_json_bytes)
     ocr = _engine()
     words_alone = not chain.package.manifest.reads("image")

@@ -125,7 +125,9 @@ def write_graphs(package: Package, target_name: str, data: Path, folder: Path, o
             f"{target_name} is compiled without a recipe and has no graphs of its own; take one of {', '.join(SHIPPED)}"
         )
     with staged_folder(folder) as staging:
-        prepare_segments(package, recipe, staging, _samples(recipe, load_package(package, SOURCE), data, ocr, seed))
+        prepare_segments(
+            package, recipe, staging, _samples(recipe, load_package(package, SOURCE, one_pool=True), data, ocr, seed)
+        )
     return folder / recipe.name
 
 
@@ -150,7 +152,7 @@ def _compiled(
 ) -> Package:
     source = package.target(SOURCE)
     parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
-    before = load_package(package, SOURCE)
+    before = load_package(package, SOURCE, one_pool=True)
     wanted = observe_each(before, parts, ocr, partial(_named, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         if recipe is not None:

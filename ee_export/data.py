@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ee_export.errors import BadData, printable
-from ee_export.find import IMAGE_SUFFIXES, Skipped, is_clutter, pages_in
+from ee_export.find import Skipped, is_clutter, pages_in
+from ee_export.image import IMAGE_SUFFIXES
 from ee_export.page import Page, read_page
 
 _log = logging.getLogger("ee_export")

@@ -51,7 +51,8 @@ def run(sample: Path | None, target: str, point: str, ocr: Ocr | None, progress:
         (fresh.path / GOLDEN).write_bytes(shipped.read(GOLDEN))
         package = seal(fresh.path, replace(fresh.manifest, targets={target: compiled}))
         verified = verify_package(package, target)
-        chain, full = load_package(package, target, point), load_package(package, target, FULL)
+        chain = load_package(package, target, point, one_pool=True)
+        full = chain.at(FULL)
 
         rows: list[dict[str, Any]] = []
         drawn = [draw_page(label, SEED + at, hard=at % 2 == 1, long_side=LONG_SIDE) for at, label in enumerate(LABELS)]

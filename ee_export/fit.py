@@ -396,7 +396,7 @@ def observe_parts(
     parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
     if wish.epsilon is not None:
         certify.require_pages(len(parts["certify"]), wish.epsilon, wish.delta, str(data))
-    return observe_each(load_package(package, target_name), parts, ocr, progress), split
+    return observe_each(load_package(package, target_name, one_pool=True), parts, ocr, progress), split
 
 
 def _store(package: Package, target_name: str, target: Target, split: Split) -> Package:

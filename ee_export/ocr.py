@@ -1,63 +1,94 @@
 """OCR on demand with Tesseract; any callable from an image to words and boxes serves in its place."""
 
+import contextlib
+import io
 import os
 import shutil
+import signal
+import subprocess
 
 from PIL import Image
 
-from ee_export.errors import EeError
+from ee_export.errors import EeError, OcrFailed, printable, shorten
 from ee_export.image import decode_image
 from ee_export.page import Boxes, Ocr, Words
 
+_WORD = 5
+"""Level of the rows of Tesseract's table that hold a word; others hold pages, blocks, paragraphs and lines."""
+_COLUMNS = 12
+
 
 def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
-    """An OCR engine for :class:`~ee_export.Page`: Debian's tesseract-ocr through pytesseract.
+    """An OCR engine for :class:`~ee_export.Page`: the program ``tesseract``, such as Debian's package tesseract-ocr.
 
-    Sets ``OMP_THREAD_LIMIT`` to 1 for the process, where it is not set: on a machine that does nothing else, a second
-    thread makes Tesseract a tenth faster; on a busy one its threads wait for each other and a page takes a minute.
+    The program gets the image through a pipe, so it needs no temporary folder. It runs on one thread (``OMP_THREAD_LIMIT``
+    in its own environment) unless this process's environment sets that variable. On a machine that does nothing else, a
+    second thread makes Tesseract a tenth faster. On a busy one its threads wait for each other and a page takes a minute.
+
+    Args:
+        lang: languages, as Tesseract names them, such as ``eng+deu``.
+        timeout_s: seconds after which the program is ended.
 
     Returns:
         A callable that reads a PIL image and returns words and their boxes, x0, y0, x1, y1 in 0–1000 of the image's
         width and height. A page without words gives two empty lists.
 
     Raises:
-        EeError: pytesseract or the tesseract program is not installed; says how to install it. The callable raises it
-            where Tesseract fails or takes longer than ``timeout_s``.
+        EeError: the tesseract program is not installed; says how to install it. The callable raises OcrFailed if Tesseract
+            fails or takes longer than ``timeout_s``.
     """
-    try:
-        import pytesseract
-    except ImportError:
-        raise EeError("OCR needs pytesseract: `pip install ee_export[ocr]`") from None
-    if shutil.which("tesseract") is None:
+    program = shutil.which("tesseract")
+    if program is None:
         raise EeError("OCR needs the tesseract program: `apt-get install tesseract-ocr`")
-    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
     def read(image: Image.Image) -> tuple[Words, Boxes]:
         image, _ = decode_image(image, "the image")
-        try:
-            found = pytesseract.image_to_data(image, lang=lang, timeout=timeout_s, output_type=pytesseract.Output.DICT)
-        except (pytesseract.TesseractError, RuntimeError, OSError) as error:
-            raise EeError(f"tesseract failed: {' '.join(str(error).split())}") from None
+        plain = io.BytesIO()
+        image.save(plain, "PPM")
+        table = _run([program, "stdin", "stdout", "-l", lang, "tsv"], plain.getvalue(), timeout_s)
         words: Words = []
         boxes: Boxes = []
-        for word, left, top, width, height in zip(
-            found["text"], found["left"], found["top"], found["width"], found["height"], strict=True
-        ):
-            if word.strip():
-                words.append(word)
+        for line in table.split("\n"):
+            row = line.split("\t")
+            if len(row) == _COLUMNS and row[0] == str(_WORD) and row[-1].strip():
+                left, top, width, height = map(int, row[6:10])
+                words.append(row[-1])
                 boxes.append(_scaled(image, left, top, left + width, top + height))
         return words, boxes
 
     return read
 
 
+def _run(command: list[str], given: bytes, timeout_s: float) -> str:
+    """Output of the program for an image on its standard input. On any exception it is ended, with all that it started."""
+    environment = {"OMP_THREAD_LIMIT": "1", **os.environ}
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, start_new_session=True
+        )
+    except OSError as error:
+        raise OcrFailed(f"tesseract failed: {command[0]} cannot be started ({error.strerror})") from None
+    with process:
+        try:
+            table, complaint = process.communicate(given, timeout_s)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise OcrFailed(
+                    f"tesseract failed: no answer after {timeout_s:g} s; allow more with timeout_s"
+                ) from None
+            raise
+    if process.returncode:
+        reason = " ".join(complaint.decode("utf-8", "replace").split()) or f"exit status {process.returncode}"
+        raise OcrFailed(f"tesseract failed: {printable(shorten(reason))}")
+    return table.decode("utf-8", "replace")
+
+
 def installed() -> bool:
     """Whether :func:`tesseract` can run here."""
-    try:
-        tesseract()
-    except EeError:
-        return False
-    return True
+    return shutil.which("tesseract") is not None
 
 
 def _scaled(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:

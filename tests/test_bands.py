@@ -106,7 +106,7 @@ def test_what_was_read_is_not_read_again() -> None:
     assert not reader.runs_ocr
 
 
-@pytest.mark.skipif(not installed(), reason="tesseract-ocr or pytesseract is not installed")
+@pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
 def test_tesseract_reads_the_same_words_in_strips_as_in_one_piece() -> None:
     drawn = draw_page("fara_short_form", seed=5, long_side=1600)
     whole = Counter(ee_export.tesseract()(drawn.image)[0])

@@ -32,7 +32,7 @@ WELL: dict[str, dict[str, Any]] = {
         "tensorrt": {"runs": False, "why": "libnvinfer.so.10: cannot open shared object file", "needs_tensorrt": 10},
     },
     "openvino": {"version": "2026.4.1", "bf16": True},
-    "tesseract": {"pytesseract": "0.3.13", "program": "5.3.0"},
+    "tesseract": {"program": "5.3.0"},
 }
 
 
@@ -102,7 +102,7 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
             "a session does not get it: libcudnn.so.9",
             "onnxruntime-gpu[cuda,cudnn]",
         ),
-        ({"tesseract": {"pytesseract": None, "program": None}}, "OCR", "no tesseract", "apt-get install tesseract-ocr"),
+        ({"tesseract": {"program": None}}, "OCR", "no tesseract", "apt-get install tesseract-ocr"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_mends_it(

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from ee_export import resize
 from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadPackage, BadRequest
-from ee_export.manifest import from_json, to_json
+from ee_export.read_manifest import from_json
 from ee_export.model.checkpoint import encoding_of
 from ee_export.package import TOKENIZER, open_package
 from ee_export.page import Page

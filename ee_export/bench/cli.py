@@ -13,6 +13,7 @@ from ee_export import __version__
 from ee_export.bench import tables
 from ee_export.console import echo_json, export_extra, json_option, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest
+from ee_export.runtime.threads import MOST_THREADS
 
 _point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
 
@@ -62,7 +63,9 @@ def cli() -> None:
 )
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1), help="Offline: the largest batch.")
 @click.option(
-    "--threads", type=click.IntRange(1), help="Of the one pool that all segments share; default one a processor."
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    help="Of the one pool that all segments share; default one a processor.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of arrivals, and of which page comes when.")
 @click.option("--record", "path", type=click.Path(path_type=Path), help="Also write the result to this JSON file.")
@@ -121,7 +124,7 @@ def record(package: Path, pages: Path, path: Path, ocr: bool, target: str) -> No
     opened = open_package(package)
     work = recording.find_work(opened, pages, ocr=ocr, seed=0)
     with progress_bars() as show:
-        recording.record(load_package(opened, target), work, path, show)
+        recording.record(load_package(opened, target, one_pool=True), work, path, show)
     out.print(f"{len(work)} pages in {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -251,7 +254,7 @@ def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> 
     type=click.IntRange(1),
     help="Pages that a contender answers before the next has its turn; with 1 its caches are cold at every page.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Of every contender; default one a processor.")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Of every contender; default one a processor.")
 @_point_option
 @click.option("--seed", default=0, show_default=True, help="Of the order of pages and contenders.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the result to this JSON file.")

@@ -67,7 +67,7 @@ def measure_latency(
     package: Package, target: str, tokens: Sequence[int], runs: int, progress: Progress
 ) -> list[Latency]:
     """Interleave the chain, left at every exit in turn, with the uncut session, at each text length."""
-    chain = load_package(package, target)
+    chain = load_package(package, target, one_pool=True)
     uncut = {"uncut": join(package, target), "whole": join(package, target, WHOLE)}
     passed = {tensor.name for segment in package.target(target).segments for tensor in segment.outputs}
     depth = max((int(name.removeprefix("hidden.")) for name in passed if name.startswith("hidden.")), default=0)

@@ -23,7 +23,7 @@ def main() -> None:
     before = memory_mb("VmRSS:")
     started = time.perf_counter()
     if kind == "package":
-        kept = load(arguments[0], arguments[1], "full")
+        kept = load(arguments[0], arguments[1], "full", one_pool=True)
     else:
         kept = backend.open_session(arguments[0], backend.available_threads())
     taken = time.perf_counter() - started

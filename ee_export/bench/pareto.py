@@ -186,7 +186,7 @@ def _model(
         build(checkpoint, grid.val, package_folder, ocr_ms=grid.ocr_ms, progress=lambda stage, done, total: None)
     package = open_package(package_folder)
     if not cache.exists():
-        chain = load_package(package)
+        chain = load_package(package, one_pool=True)
         parts, _ = held_out(val, 0)
         with staged_folder(cache) as staging:
             for name, seen in observe_each(chain, {**parts, "test": test}, None, progress).items():
@@ -198,7 +198,7 @@ def _compare(
     grid: Grid, package: Package, seen: dict[str, Observed], val: Dataset, test: Dataset, progress: Progress
 ) -> dict[str, Any]:
     """What one model does under every policy; costs are measured anew, for its package may have been made beside others."""
-    manifest, chain = package.manifest, load_package(package)
+    manifest, chain = package.manifest, load_package(package, one_pool=True)
     costs = measure(chain, [val.page(index) for index in range(min(12, len(val)))], grid.ocr_ms)
     target = replace(package.target("cpu-fp32"), costs=costs)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]

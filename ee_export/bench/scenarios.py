@@ -74,7 +74,7 @@ def run(
         raise BadRequest(
             f"--min-queries {plan.min_queries}: Server judges p99, which takes {samples_needed(99)} queries"
         )
-    chain = load_package(package, target, points[0], threads)
+    chain = load_package(package, target, points[0], threads, one_pool=True)
     systems = {point: System(point, chain.at(point), work) for point in points}
     watch = machine.watch()
     if plan.scenario == "Server":

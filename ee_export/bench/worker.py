@@ -86,7 +86,7 @@ def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
     from ee_export.runtime.plan import leaving_at
 
     package = subject.opened()
-    chain = load_package(package, subject.target, subject.operating_point, subject.threads)
+    chain = load_package(package, subject.target, subject.operating_point, subject.threads, one_pool=True)
 
     @cache  # at the first page that asks: loading is timed, and most contenders are never told where to leave
     def at(exit_name: str | None) -> Chain:

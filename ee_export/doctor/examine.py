@@ -185,12 +185,8 @@ def _ocr(survey: look.Survey) -> Look:
     if "error" in facts:
         return Look("failed", facts["error"], "sudo apt-get install --reinstall tesseract-ocr")
     if facts["program"] is None:
-        return Look(
-            "missing", "no tesseract program", "sudo apt-get install tesseract-ocr && pip install 'ee_export[ocr]'"
-        )
-    if facts["pytesseract"] is None:
-        return Look("missing", f"tesseract {facts['program']}, without pytesseract", "pip install 'ee_export[ocr]'")
-    return Look("ok", f"tesseract {facts['program']}, pytesseract {facts['pytesseract']}", facts=facts)
+        return Look("missing", "no tesseract program", "sudo apt-get install tesseract-ocr")
+    return Look("ok", f"tesseract {facts['program']}", facts=facts)
 
 
 def _openvino(survey: look.Survey) -> Look:

@@ -157,15 +157,12 @@ def openvino() -> Facts:
 
 
 def tesseract() -> Facts:
-    """The OCR engine, and the package through which it is called."""
-    facts: Facts = {"pytesseract": None, "program": None}
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        facts["pytesseract"] = metadata.version("pytesseract")
+    """The OCR engine."""
     try:
         done = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, timeout=20, check=True)
     except FileNotFoundError:
-        return facts
-    return {**facts, "program": (done.stdout or done.stderr).split()[1]}
+        return {"program": None}
+    return {"program": (done.stdout or done.stderr).split()[1]}
 
 
 PROBES: dict[str, Callable[[], Facts]] = {

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -16,6 +17,7 @@ from ee_export.page import Page, require_known_boxes
 from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
 from ee_export.policy.decide import Rule, calibrated, go
 from ee_export.reading import folder_identity
+from ee_export.runtime import forked
 from ee_export.runtime import ort as backend
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.backends import open_on_gpu, require_runnable
@@ -27,6 +29,7 @@ from ee_export.runtime.plan import FULL, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
 from ee_export.runtime.segment import Segment
+from ee_export.runtime.threads import require_threads
 from ee_export.strips import TextReader
 from ee_export.tokenizer import package_tokenizer
 
@@ -38,6 +41,9 @@ Records = dict[int, Record] | list[Record]
 """Of pages, by the row that each has in the call."""
 
 _MAX_BATCH = 16
+_LOAD_THERE = (
+    "load the chain in this process, or before the fork with one_pool=False on the processor; see docs/serving.md"
+)
 
 
 def load(
@@ -46,7 +52,7 @@ def load(
     operating_point: str = "default",
     threads: int | None = None,
     *,
-    one_pool: bool = True,
+    one_pool: bool = False,
     executor: str = "auto",
     in_memory: bool = False,
 ) -> "Chain":
@@ -58,11 +64,13 @@ def load(
         path: the package folder.
         target: one of the package's targets.
         operating_point: one of the target's operating points; ``full`` never leaves early.
-        threads: size of the one thread pool that all chains of the process share, default one a processor; the first
-            chain (or the host program's own onnxruntime) decides.
-        one_pool: whether to make that pool. Once a process has it, onnxruntime refuses every session made with default
-            options (it wants ``use_per_session_threads = False``); pass ``False`` where another library makes such sessions.
-            The segments then get threads of their own, which costs a few percent.
+        threads: threads that compute a segment, from 1 to the larger of 64 and four for each processor. By default one for
+            each processor that this process can use: control groups (containers) and affinity count.
+        one_pool: whether the segments share one thread pool of the process. By default each has threads of its own, which
+            sleep between runs and leave the rest of the process as it was. The first chain that is loaded with
+            ``one_pool=True`` makes the pool and decides its size, and is for a program that does nothing else: onnxruntime
+            then refuses every session with default options, such as those of another library, and the chain refuses to
+            run in a forked process. If the process has such a pool already, all chains join it. See docs/serving.md.
         executor: of a GPU's target: ``conditional``, ``graphs`` or ``host``, or ``auto``, the fastest of them as measured when the first
             page comes; see docs/gpu.md.
         in_memory: whether to read the weights into memory. By default they are mapped from the package's files, so a file that
@@ -72,7 +80,8 @@ def load(
     Raises:
         BadPackage: a file is missing, changed or extra, the manifest is not understood, a graph is not the one that it describes,
             or the package was replaced meanwhile: load it again.
-        BadRequest: there is no such target or operating point, or the target cannot run here.
+        BadRequest: there is no such target or operating point, the target cannot run here, or ``threads`` is out of range.
+        ForkedError: the process was forked after it, or its parent, had made a pool with ``one_pool=True``.
     """
     path = Path(path)
     before = folder_identity(path)
@@ -98,26 +107,33 @@ def load_package(
     operating_point: str = FULL,
     threads: int | None = None,
     *,
-    one_pool: bool = True,
+    one_pool: bool = False,
     executor: str = "auto",
     in_memory: bool = False,
 ) -> "Chain":
     """The chain of an opened package; ``full`` works before anything was calibrated or tuned."""
     found = package.target(target)
     point = find_point(found, operating_point)
-    pool = threads or backend.available_threads()
+    pool = backend.available_threads() if threads is None else require_threads(threads)
 
     require_runnable(found.backend)
     if found.backend in GPU_BACKENDS:
         if in_memory:
             raise BadRequest(f"in_memory=True: {target} runs on a GPU, which holds its weights anyway; leave it out")
         on_host, on_device = open_on_gpu(package, target, executor)
+        forked.refuse(on_host, "run", _LOAD_THERE)
+        forked.refuse([on_device], "advance", _LOAD_THERE)
         return Chain(package, found, point, on_host, _encoder(package), on_device)
     if executor != "auto":
         raise BadRequest(
             f"executor '{executor}': {target} runs on the processor, which has none to choose; leave it out"
         )
-    segments = open_segments(package, target, pool, one_pool=one_pool, in_memory=in_memory)
+    open_all = partial(open_segments, package, target, pool, one_pool=one_pool, in_memory=in_memory)
+    segments = open_all()
+    if all(isinstance(segment, backend.OrtSegment) and segment.own_threads for segment in segments):
+        forked.reopen(segments, open_all)
+    else:
+        forked.refuse(segments, "run", _LOAD_THERE)
     return Chain(package, found, point, segments, _encoder(package))
 
 
@@ -301,10 +317,9 @@ class Chain:
             tokens (reckon with twice that, for pages that left its batch), and one that is to be OCRed its whole image.
 
         Raises:
-            BadRequest: a batch or ``streams`` is below 1, or the sizes lack an exit.
+            BadRequest: a batch is below 1, ``streams`` is out of range (see ``threads`` of :func:`load`), or the sizes lack an exit.
         """
-        if streams < 1:
-            raise BadRequest(f"streams is {streams}; expected 1 or more")
+        require_threads(streams, "streams")
         sizes = self.batch_sizes(batch) if isinstance(batch, int) else batch
         for exit_name in self.exits:
             if exit_name not in sizes:

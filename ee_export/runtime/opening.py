@@ -1,5 +1,6 @@
 """Open a target's segments on the CPU; the chains of one process share those that were verified."""
 
+import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,17 @@ from ee_export.runtime.signature import require_connected
 
 _verified: weakref.WeakValueDictionary[tuple[object, ...], Segment] = weakref.WeakValueDictionary()
 _publishing = threading.Lock()
+
+
+def _forget() -> None:
+    """Begin anew in a forked process: inherited sessions do not run there, and another thread may have held the lock."""
+    global _publishing
+    _publishing = threading.Lock()
+    _verified.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget)
 
 
 def open_segment(backend: str, spec: SegmentSpec, graph: Path, threads: int, *, one_pool: bool) -> Segment:

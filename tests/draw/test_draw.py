@@ -118,7 +118,7 @@ def test_a_page_at_300_dpi_is_drawn_sharp() -> None:
     assert between[0] < 0.6 * between[1]  # fewer pixels are neither ink nor paper
 
 
-@pytest.mark.skipif(not installed(), reason="tesseract-ocr or pytesseract is not installed")
+@pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
 def test_tesseract_reads_a_page_at_300_dpi() -> None:
     page = draw_page("letter", seed=3, long_side=A4_300_DPI)
     seen = Counter(tesseract()(page.image)[0])

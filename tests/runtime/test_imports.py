@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "transformers", "onnx", "onnxscript", "scipy", "faker", "pytesseract")
+HEAVY = ("torch", "transformers", "onnx", "onnxscript", "scipy", "faker")
 
 
 @pytest.mark.parametrize("work", ["load", "predict", "command"])

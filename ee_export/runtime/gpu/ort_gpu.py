@@ -65,7 +65,7 @@ class OrtGpuSegment:
         if wanted not in ort.get_available_providers():
             raise DeviceError(f"onnxruntime {ort.__version__} has no {wanted}: {_needs(wanted)}")
         _load_libraries(wanted)
-        options = session_options(available_threads())
+        options = session_options(available_threads(), one_pool=False)
         try:
             # Without enable_fallback=0 a provider that fails is left out with no more than a print.
             self._session = ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
