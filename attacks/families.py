@@ -4,9 +4,9 @@ Attacks that need processes or threads of their own, such as `kill -9` of a writ
 ``python -m attacks.threads``, ``python -m attacks.kill``, ``python -m attacks.soak``.
 """
 
-from attacks import golden, manifests, tokenizers_json
+from attacks import bombs, golden, graphs, images, manifests, odd_images, tokenizers_json
 from attacks.family import Family
 
-_MODULES = (manifests, tokenizers_json, golden)
+_MODULES = (manifests, tokenizers_json, golden, graphs, images, odd_images, bombs)
 
 FAMILIES: dict[str, Family] = {family.name: family for module in _MODULES for family in module.FAMILIES}

@@ -8,8 +8,8 @@ from types import TracebackType
 from attacks.family import Skipped, Wrong
 from ee_export.errors import EeError, UnexpectedError
 
-KINDS = ("answered", "refused", "net", "skipped", "untyped", "wrong", "crash", "hang", "memory")
-FAILED = frozenset({"untyped", "wrong", "crash", "hang", "memory"})
+KINDS = ("answered", "refused", "net", "skipped", "untyped", "wrong", "crash", "hang", "memory", "broken")
+FAILED = frozenset({"untyped", "wrong", "crash", "hang", "memory", "broken"})
 _LONGEST_MESSAGE = 2000
 """Characters of an error message. It holds a path, which alone may have several hundred."""
 
@@ -18,8 +18,8 @@ _LONGEST_MESSAGE = 2000
 class Outcome:
     """The outcome of one attack.
 
-    ``kind``: one of :data:`KINDS`. ``net`` is an ``UnexpectedError``: typed, and still a fault to mend. ``error``: type of the
-    exception, or the signal. ``frame``: the innermost frame within ee_export, ``file:line function``.
+    ``kind``: one of :data:`KINDS`. ``net`` is an ``UnexpectedError``: typed, and still a fault to mend. ``broken``: the attack
+    itself failed, before it reached ee_export. ``error``: type of the exception, or the signal. ``frame``: the innermost frame within ee_export, ``file:line function``.
     """
 
     family: str
@@ -60,7 +60,9 @@ def judge(error: BaseException | None) -> tuple[str, str, str, str]:
         if problem := _message_problem(message):
             return "wrong", name, f"error message {problem}: {message[:300]!r}", innermost_frame(error.__traceback__)
         return "refused", name, message, ""
-    return "untyped", name, message, innermost_frame(error.__traceback__)
+    frame = innermost_frame(error.__traceback__)
+    reached = any("/ee_export/" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    return "untyped" if reached else "broken", name, message, frame
 
 
 def innermost_frame(trace: TracebackType | None) -> str:
