@@ -48,7 +48,7 @@ def judge(error: BaseException | None) -> tuple[str, str, str, str]:
     """Kind, exception type, message and innermost ee_export frame of what an attack raised; ``None``: it returned."""
     if error is None:
         return "answered", "", "", ""
-    name, message = type(error).__name__, str(error)
+    name, message = type(error).__name__, _text(error)
     if isinstance(error, Skipped):
         return "skipped", name, message, ""
     if isinstance(error, Wrong):
@@ -60,9 +60,10 @@ def judge(error: BaseException | None) -> tuple[str, str, str, str]:
         if problem := _message_problem(message):
             return "wrong", name, f"error message {problem}: {message[:300]!r}", innermost_frame(error.__traceback__)
         return "refused", name, message, ""
-    frame = innermost_frame(error.__traceback__)
-    reached = any("/ee_export/" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
-    return "untyped" if reached else "broken", name, message, frame
+    for each in (error, error.__cause__, error.__context__):
+        if each is not None and any("/ee_export/" in frame.filename for frame in traceback.extract_tb(each.__traceback__)):
+            return "untyped", name, message, innermost_frame(each.__traceback__)
+    return "broken", name, message, innermost_frame(error.__traceback__)
 
 
 def innermost_frame(trace: TracebackType | None) -> str:
@@ -79,6 +80,13 @@ def dumped_frame(dump: str) -> str:
     """The innermost ee_export frame in a dump of faulthandler, which puts the innermost first."""
     found = re.search(r'File "[^"]*/ee_export/([^"]+)", line (\d+) in (\S+)', dump)
     return f"{found[1]}:{found[2]} {found[3]}" if found else ""
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as problem:  # an attack's own exception may have no text
+        return f"(its text raises {type(problem).__name__})"
 
 
 def _message_problem(message: str) -> str:
