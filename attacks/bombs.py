@@ -79,7 +79,14 @@ def _zeros(length: int, level: int = 9) -> bytes:
     return b"".join(parts) + pack.flush()
 
 
-def _png(width: int, height: int, depth: int = 8, colour: int = 0, rows: bytes | None = None, extra: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
+def _png(
+    width: int,
+    height: int,
+    depth: int = 8,
+    colour: int = 0,
+    rows: bytes | None = None,
+    extra: tuple[tuple[bytes, bytes], ...] = (),
+) -> bytes:
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     data = _zeros((1 + (width * depth * channels + 7) // 8) * height) if rows is None else rows
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)

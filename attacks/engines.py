@@ -50,7 +50,7 @@ class _Odd:
         raise RuntimeError("no text")
 
 
-class _Huge(collections.abc.Sequence):  # type: ignore[type-arg]
+class _Huge(collections.abc.Sequence):
     """A sequence that states a length of 2^62 and gives words for ever."""
 
     def __len__(self) -> int:

@@ -44,7 +44,13 @@ def run(
     Raises:
         Wrong: it ends with a traceback, by a signal, with an unknown status, or prints control characters.
     """
-    variables = {**os.environ, "PYTHONPATH": str(_REPOSITORY), "PATH": "/nowhere", "COLUMNS": "120", **(environment or {})}
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(_REPOSITORY),
+        "PATH": "/nowhere",
+        "COLUMNS": "120",
+        **(environment or {}),
+    }
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "input": text, **options}
     done = subprocess.run([*_COMMAND, *arguments], env=variables, timeout=timeout_s, check=False, **options)
     result = Run(done.returncode, done.stdout or b"", done.stderr or b"")
@@ -133,7 +139,7 @@ def _odd_names(ground: Ground) -> None:
     folder = ground.folder("pages")
     good = _pages(folder)
     names = [b"caf\xe9.png", b"\xff\xfe.png", "cafe\u0301.png".encode(), "café.png".encode(), b"\x1b[2J.png", b"a\nb.png", b"a\rb.png", b"tab\t.png", b" .png", b"-rf.png",
-             b"--help.png", b"[bold]x[red].png", b"'\"`$(id).png", b"*?.png", b"CON.png", b"nul.PNG", b"a:b.png", b"a\\b.png", b"%s%n.png", b"{0}.png", b"x" * 251 + b".png",
+             b"--help.png", b"[bold]x[red].png", b"'\"`$(id).png", b"*?.png", b"CON.png", b"nul.PNG", b"a:b.png", b"a\\b.png", b"%s%n.png", b"{0}.png", b"x" * 250 + b".png",
              "\u202egnp.exe.png".encode(), "\U0001f600.png".encode(), b"a.json.png", b"page.PNG", b"~.png", b"&lt;.png"]  # fmt: skip
     for name in names:
         path = os.fsencode(folder) + b"/" + name
@@ -236,7 +242,19 @@ def _odd_arguments(ground: Ground) -> None:
     folder = ground.folder("pages")
     _pages(folder, 1)
     (folder / "empty").mkdir()
-    for path in ("", "nowhere", "a\ud8ff", b"caf\xe9", "/dev/null", "/dev/zero", "/proc/self/mem", folder / "empty", "x" * 5000, "\x1b[2J", "[red]x[/nope]"):
+    for path in (
+        "",
+        "nowhere",
+        "a\ud8ff",
+        b"caf\xe9",
+        "/dev/null",
+        "/dev/zero",
+        "/proc/self/mem",
+        folder / "empty",
+        "x" * 5000,
+        "\x1b[2J",
+        "[red]x[/nope]",
+    ):
         argument = os.fsencode(path.encode("utf-8", "surrogatepass") if isinstance(path, str) else path)
         done = run(["predict", ground.package, argument, "--jsonl", "--threads", "1"])
         if done.status == 0:

@@ -81,7 +81,10 @@ _HEADERS: tuple[tuple[str, bytes], ...] = (
     ("dtype of nested lists", _header("{'descr': [('a', [('b', '<f4')])], 'fortran_order': False, 'shape': (1,)}")),
     ("version 9", _header("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", version=(9, 0))),
     ("header of 4 GiB", b"\x93NUMPY\x02\x00\xff\xff\xff\xff{"),
-    ("a header of 1 MB", _header("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}" + " " * 2**20, version=(2, 0))),
+    (
+        "a header of 1 MB",
+        _header("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}" + " " * 2**20, version=(2, 0)),
+    ),
     ("no magic", b"hello"),
     ("nothing", b""),
     ("a bare pickle", pickle.dumps([1, 2, 3])),

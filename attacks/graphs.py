@@ -191,8 +191,8 @@ def _map_output(place: Place) -> "onnx.ModelProto":
 
 def _conditional(place: Place) -> "onnx.ModelProto":
     """Logits of another width for batches of two."""
-    from onnx import TensorProto, helper, numpy_helper
     import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
 
     model = _graph(place, names_out=["inner", *(name for name, _, _ in place.outputs[1:])])
     name = place.outputs[0][0]
@@ -218,8 +218,8 @@ def _loop(times: int, grows: bool) -> Writes:
     """A loop, finite: ``grows`` doubles a tensor each time until nothing can hold it."""
 
     def write(place: Place) -> "onnx.ModelProto":
-        from onnx import helper, numpy_helper
         import numpy as np
+        from onnx import helper, numpy_helper
 
         model = _graph(place)
         body_nodes = [
@@ -259,16 +259,21 @@ def _nested(depth: int) -> Writes:
     """If within If, ``depth`` levels."""
 
     def write(place: Place) -> "onnx.ModelProto":
-        from onnx import helper, numpy_helper
         import numpy as np
+        from onnx import helper, numpy_helper
 
         value = helper.make_tensor_value_info
         graph = helper.make_graph([helper.make_node("Identity", ["seed"], ["r0"])], "g0", [], [value("r0", 1, None)])
         for level in range(1, depth):
-            node = helper.make_node("If", ["go"], [f"r{level}"], then_branch=graph, else_branch=graph if level < 4 else None)
+            node = helper.make_node(
+                "If", ["go"], [f"r{level}"], then_branch=graph, else_branch=graph if level < 4 else None
+            )
             if level >= 4:
                 other = helper.make_graph(
-                    [helper.make_node("Identity", ["seed"], [f"e{level}"])], f"e{level}", [], [value(f"e{level}", 1, None)]
+                    [helper.make_node("Identity", ["seed"], [f"e{level}"])],
+                    f"e{level}",
+                    [],
+                    [value(f"e{level}", 1, None)],
                 )
                 node.attribute.append(helper.make_attribute("else_branch", other))
             graph = helper.make_graph([node], f"g{level}", [], [value(f"r{level}", 1, None)])
@@ -286,8 +291,8 @@ def _huge(kind: str) -> Writes:
     """A graph that makes a tensor of 2^36 floats, by a constant of that shape or when it runs."""
 
     def write(place: Place) -> "onnx.ModelProto":
-        from onnx import helper, numpy_helper
         import numpy as np
+        from onnx import helper, numpy_helper
 
         shape = numpy_helper.from_array(np.array([2**18, 2**18], np.int64), "large")
         fill = helper.make_node("ConstantOfShape", ["large"], ["filled"])
@@ -303,7 +308,9 @@ def _huge(kind: str) -> Writes:
     return write
 
 
-def _external(location: str, offset: int = 0, length: int | None = None, prepare: Callable[[Place], None] | None = None) -> Writes:
+def _external(
+    location: str, offset: int = 0, length: int | None = None, prepare: Callable[[Place], None] | None = None
+) -> Writes:
     """A graph with one weight in a file outside the graph, at a location of the attacker's choice."""
 
     def write(place: Place) -> "onnx.ModelProto":
@@ -385,7 +392,9 @@ def _functions(place: Place) -> "onnx.ModelProto":
     model = _graph(place, nodes=[helper.make_node("Self", ["pages"], ["unread"], domain="own")], domain="own")
     body = [helper.make_node("Self", ["x"], ["y"], domain="own")]
     model.functions.append(
-        helper.make_function("own", "Self", ["x"], ["y"], body, [helper.make_opsetid("own", 1), helper.make_opsetid("", 21)])
+        helper.make_function(
+            "own", "Self", ["x"], ["y"], body, [helper.make_opsetid("own", 1), helper.make_opsetid("", 21)]
+        )
     )
     return model
 

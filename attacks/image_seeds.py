@@ -16,7 +16,25 @@ from attacks.pages import drawn_page
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I;16B", "I", "F", "RGBX")
 _TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "group3", "group4", "jpeg", "zstd", "lzma", "webp", "tiff_ccitt")  # fmt: skip
-_OTHERS = ("BLP", "BUFR", "DDS", "DIB", "EPS", "ICNS", "ICO", "IM", "MSP", "PALM", "PCX", "PDF", "QOI", "SGI", "SPIDER", "TGA", "XBM")
+_OTHERS = (
+    "BLP",
+    "BUFR",
+    "DDS",
+    "DIB",
+    "EPS",
+    "ICNS",
+    "ICO",
+    "IM",
+    "MSP",
+    "PALM",
+    "PCX",
+    "PDF",
+    "QOI",
+    "SGI",
+    "SPIDER",
+    "TGA",
+    "XBM",
+)
 """Formats that no page of a document has. A file of one is refused, whatever its name."""
 
 
@@ -129,7 +147,12 @@ def _kinds() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     yield "TIFF frames", "RGB", "TIFF", {"save_all": True, "append_images": others, "compression": "tiff_lzw"}
     yield "TIFF 1 fill order", "1", "TIFF", {"compression": "group4", "tiffinfo": {266: 2, 262: 0}}
     yield "TIFF EXIF ICC", "L", "TIFF", {"exif": exif.tobytes(), "icc_profile": profile, "compression": "tiff_lzw"}
-    yield "TIFF EXIF ICC deflate", "L", "TIFF", {"exif": exif.tobytes(), "icc_profile": profile, "compression": "tiff_deflate"}
+    yield (
+        "TIFF EXIF ICC deflate",
+        "L",
+        "TIFF",
+        {"exif": exif.tobytes(), "icc_profile": profile, "compression": "tiff_deflate"},
+    )
     for mode in ("1", "L", "P", "RGB", "RGBA"):
         yield f"BMP {mode}", mode, "BMP", {}
     for mode in ("L", "RGB", "RGBA"):

@@ -16,7 +16,9 @@ def cut(ground: Ground, index: int) -> Attack:
     """An image file that ends early, anywhere, most often within its header or just before its end."""
     rng, (name, data) = ground.rng("images-cut", index), seeds()[index % len(seeds())]
     end = rng.choice((rng.randrange(len(data)), rng.randrange(min(len(data), 300)), len(data) - rng.randint(1, 20)))
-    return Attack(f"{name}: {max(0, end)} of {len(data)} bytes", lambda: predict_odd(ground, data[: max(0, end)], index))
+    return Attack(
+        f"{name}: {max(0, end)} of {len(data)} bytes", lambda: predict_odd(ground, data[: max(0, end)], index)
+    )
 
 
 def flip(ground: Ground, index: int) -> Attack:

@@ -203,7 +203,9 @@ def _nudged(value: Any, rng: random.Random) -> tuple[str, Any]:
         return f"times {factor:g}", int(product) if whole else product
     if isinstance(value, str):
         at = rng.randrange(len(value) + 1)
-        letter = rng.choice(("", "/", "..", ".", "\\", "\0", "é", "e\u0301", "\ud800", " ", "\n", "A", "[/]", "%s", "{0}"))
+        letter = rng.choice(
+            ("", "/", "..", ".", "\\", "\0", "é", "e\u0301", "\ud800", " ", "\n", "A", "[/]", "%s", "{0}")
+        )
         return f"letter {letter!r} at {at}", value[:at] + letter + value[at + 1 :]
     if isinstance(value, list):
         return "shuffled", rng.sample(value, len(value))

@@ -17,8 +17,9 @@ from attacks.packages import check_answer
 from attacks.pages import read_nothing
 from ee_export import Page
 
-
-_FOREIGN = frozenset({"EPS", "PostScript", "PDF", "ICO that holds a PNG", "FLI", "PSD", "WMF", "FITS", "SVG", "XPM", "GD", "IPTC"})
+_FOREIGN = frozenset(
+    {"EPS", "PostScript", "PDF", "ICO that holds a PNG", "FLI", "PSD", "WMF", "FITS", "SVG", "XPM", "GD", "IPTC"}
+)
 """Files that hold an image of a format that no page of a document has. Decoders of such formats are not to run at all."""
 
 
@@ -61,7 +62,9 @@ def exif(entries: list[tuple[int, int, int, bytes]], order: bytes = b"II", end: 
     small, large = ("<H", "<I") if order == b"II" else (">H", ">I")
     body = order + struct.pack(small, 42) + struct.pack(large, 8) + struct.pack(small, len(entries))
     for tag, kind, count, value in entries:
-        body += struct.pack(small, tag) + struct.pack(small, kind) + struct.pack(large, count) + value.ljust(4, b"\0")[:4]
+        body += (
+            struct.pack(small, tag) + struct.pack(small, kind) + struct.pack(large, count) + value.ljust(4, b"\0")[:4]
+        )
     return b"Exif\0\0" + body + struct.pack(large, 0) + end
 
 
@@ -85,7 +88,9 @@ def _png_header(width: int, height: int, depth: int, colour: int, interlace: int
     return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
 
 
-def _blank_png(width: int, height: int, depth: int = 8, colour: int = 0, extra: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
+def _blank_png(
+    width: int, height: int, depth: int = 8, colour: int = 0, extra: tuple[tuple[bytes, bytes], ...] = ()
+) -> bytes:
     rows = zlib.compress(bytes((1 + (width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] + 7) // 8) * height), 9)
     return png([_png_header(width, height, depth, colour), *extra, (b"IDAT", rows), (b"IEND", b"")])
 
@@ -98,6 +103,10 @@ def _float_tiff(value: float) -> bytes:
 
 def _jpeg(**options: object) -> bytes:
     return save(page_in("RGB"), "JPEG", **options)
+
+
+def _flat_jpeg(width: int) -> bytes:
+    return save(Image.new("L", (width, 8), 99), "JPEG")
 
 
 def _with_segment(marker: int, data: bytes) -> bytes:
@@ -131,9 +140,13 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
         for kind in range(1, 14):
             for count, value in ((1, struct.pack("<I", 38)), (4, b"1234")):
                 block = exif([(0x0112, 3, 1, b"\x06\0"), (tag, kind, count, value)], end=struct.pack("<ll", -1, 0) * 4)
-                found.append((f"JPEG, EXIF tag {tag:#x} of type {kind}, {count} values", partial(_with_segment, 0xE1, block)))
+                found.append(
+                    (f"JPEG, EXIF tag {tag:#x} of type {kind}, {count} values", partial(_with_segment, 0xE1, block))
+                )
     found += [(f"JPEG, EXIF with {name}", partial(_with_segment, 0xE1, exif(entries))) for name, entries in tags]
-    found += [(f"big-endian EXIF with {name}", partial(_with_segment, 0xE1, exif(entries, b"MM"))) for name, entries in tags]
+    found += [
+        (f"big-endian EXIF with {name}", partial(_with_segment, 0xE1, exif(entries, b"MM"))) for name, entries in tags
+    ]
     segments: list[tuple[str, int, bytes]] = [
         ("EXIF of no bytes", 0xE1, b""), ("EXIF that is cut", 0xE1, b"Exif\0\0II*"), ("EXIF that is text", 0xE1, b"Exif\0\0hello, hello"),
         ("MPF that is cut", 0xE2, b"MPF\0II*\0"), ("MPF of 2^32 frames", 0xE2, b"MPF\0" + exif([(0xB001, 4, 1, b"\xff\xff\xff\xff")])[6:]),
@@ -146,7 +159,7 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
     for width, height in ((1, 1), (1, 2000), (2000, 1), (1, 65_535), (65_500, 1), (3, 3), (223, 225), (20_000, 20)):
         found.append((f"PNG of {width} x {height}", partial(_blank_png, width, height)))
         found.append((f"1-bit PNG of {width} x {height}", partial(_blank_png, width, height, 1)))
-    found += [(f"JPEG of {width} x 8", lambda width=width: save(Image.new("L", (width, 8), 99), "JPEG")) for width in (1, 7, 8, 9, 65_500)]  # type: ignore[misc]
+    found += [(f"JPEG of {width} x 8", partial(_flat_jpeg, width)) for width in (1, 7, 8, 9, 65_500)]
     for depth, colour in ((1, 3), (2, 0), (2, 3), (4, 0), (4, 3), (16, 0), (16, 2), (16, 4), (16, 6), (8, 4), (8, 6)):
         found.append((f"PNG of {depth} bits, colour type {colour}", partial(_blank_png, 40, 30, depth, colour, ((b"PLTE", bytes(6)),) if colour == 3 else ())))  # fmt: skip
     chunks: list[tuple[str, bytes, bytes]] = [
@@ -162,7 +175,11 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
     found += [(f"PNG, {name}", partial(_blank_png, 40, 30, extra=((kind, data),))) for name, kind, data in chunks]
     headers = [("no width", 0, 9, 8, 0, 0), ("a width of 2^31", 2**31, 1, 8, 0, 0), ("3 bits", 9, 9, 3, 0, 0), ("colour type 5", 9, 9, 8, 5, 0), ("interlace 7", 9, 9, 8, 0, 7)]  # fmt: skip
     for name, width, height, depth, colour, interlace in headers:
-        parts = [_png_header(width, height, depth, colour, interlace), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+        parts = [
+            _png_header(width, height, depth, colour, interlace),
+            (b"IDAT", zlib.compress(bytes(100))),
+            (b"IEND", b""),
+        ]
         found.append((f"PNG of {name}", partial(png, parts)))
     found.append(("PNG without data", partial(png, [_png_header(9, 9, 8, 0), (b"IEND", b"")])))
     found.append(("PNG with half its data", partial(png, [_png_header(90, 90, 8, 0), (b"IDAT", zlib.compress(bytes(91 * 40))), (b"IEND", b"")])))  # fmt: skip
@@ -176,7 +193,9 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
         {"width": 2**31, "height": 1}, {"height": 0}, {"bits": 32, "format": 3}, {"bits": 16, "format": 3}, {"bits": 64, "format": 3}, {"bits": 16, "format": 2}, {"bits": 1, "photometric": 0},
         {"bits": 8, "photometric": 0}, {"bits": 16, "photometric": 0},
     ):  # fmt: skip
-        found.append((f"TIFF, {', '.join(f'{key} {value}' for key, value in change.items())}", partial(_page_tiff, **change)))
+        found.append(
+            (f"TIFF, {', '.join(f'{key} {value}' for key, value in change.items())}", partial(_page_tiff, **change))
+        )
     found += [
         ("TIFF without entries", partial(tiff, [])),
         ("TIFF whose directory is its own next", lambda: _page_tiff().replace(struct.pack("<HHIII", 339, 3, 1, 1, 0), struct.pack("<HHIII", 339, 3, 1, 1, 8), 1)),
@@ -188,7 +207,7 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
         ("TIFF of 32-bit integers", lambda: save(Image.fromarray(np.full((40, 30), -(2**31), np.int32)), "TIFF")),
         ("16 bits, all zero", lambda: save(Image.fromarray(np.zeros((40, 30), np.uint16)), "PNG")),
         ("16 bits, all 65535", lambda: save(Image.fromarray(np.full((40, 30), 65535, np.uint16)), "PNG")),
-        ("12 bits in 16", lambda: save(Image.fromarray((np.asarray(page_in("L"), np.uint16) * 16)), "PNG")),
+        ("12 bits in 16", lambda: save(Image.fromarray(np.asarray(page_in("L"), np.uint16) * 16), "PNG")),
         ("wholly transparent", lambda: save(Image.new("RGBA", (40, 30), (0, 0, 0, 0)), "PNG")),
         ("Lab TIFF", lambda: save(page_in("LAB"), "TIFF")),
         ("CMYK TIFF", lambda: save(page_in("CMYK"), "TIFF")),

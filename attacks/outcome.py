@@ -61,7 +61,9 @@ def judge(error: BaseException | None) -> tuple[str, str, str, str]:
             return "wrong", name, f"error message {problem}: {message[:300]!r}", innermost_frame(error.__traceback__)
         return "refused", name, message, ""
     for each in (error, error.__cause__, error.__context__):
-        if each is not None and any("/ee_export/" in frame.filename for frame in traceback.extract_tb(each.__traceback__)):
+        if each is not None and any(
+            "/ee_export/" in frame.filename for frame in traceback.extract_tb(each.__traceback__)
+        ):
             return "untyped", name, message, innermost_frame(each.__traceback__)
     return "broken", name, message, innermost_frame(error.__traceback__)
 

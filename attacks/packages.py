@@ -48,7 +48,7 @@ def read_manifest(package: Path) -> Any:
     return json.loads((package / MANIFEST).read_bytes())
 
 
-def reseal(package: Path, change: Callable[[Any], None] = lambda manifest: None) -> None:
+def reseal(package: Path, change: Callable[[Any], object] = lambda manifest: None) -> None:
     """Hash the files of a changed copy anew, so that a runtime reads the change; ``change`` edits the manifest's values."""
     manifest = read_manifest(package)
     manifest["files"] = {

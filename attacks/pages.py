@@ -4,7 +4,15 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-LINES = ("CORNER MARKET", "12 Example Street", "Milk 1L   1.29", "Bread   2.49", "Coffee   6.75", "TOTAL   10.53", "Thank you")
+LINES = (
+    "CORNER MARKET",
+    "12 Example Street",
+    "Milk 1L   1.29",
+    "Bread   2.49",
+    "Coffee   6.75",
+    "TOTAL   10.53",
+    "Thank you",
+)
 
 
 @cache

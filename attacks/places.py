@@ -1,5 +1,6 @@
 """Packages in odd places, with odd names inside, and packages that change while they are read."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.family import Attack, Family, Ground, Wrong
-from attacks.packages import MANIFEST, copy_package, exercise, read_manifest, replace_file, reseal
+from attacks.packages import MANIFEST, copy_package, exercise, replace_file, reseal
 from attacks.pages import drawn_page, words_of_page
 from ee_export import Page, load
 from ee_export.errors import EeError
@@ -118,6 +119,16 @@ def _path(make: Callable[[Ground, Path], object]) -> Act:
 def _argument(**arguments: Any) -> Act:
     """The intact package with an odd argument of ``load``."""
     return lambda ground: load(ground.package, **{"threads": 1, **arguments})
+
+
+def _mistyped(act: Act) -> Act:
+    """A value of another type than the signature states: Python's own TypeError is an answer too."""
+
+    def attempt(ground: Ground) -> None:
+        with contextlib.suppress(TypeError):
+            act(ground)
+
+    return attempt
 
 
 def _shared_files(manifest: Any) -> None:
@@ -283,9 +294,9 @@ PLACES: tuple[tuple[str, Act], ...] = (
     ("a graph becomes empty", _replaced("vision", lambda path: path.write_bytes(b""))),
     ("the tokenizer vanishes", _replaced("tokenizer", lambda path: None)),
     ("the tokenizer becomes a FIFO", _replaced("tokenizer", os.mkfifo)),
-    ("a path of None", _path(lambda ground, package: None)),
-    ("a path of bytes", _path(lambda ground, package: os.fsencode(package))),
-    ("a path of a number", _path(lambda ground, package: 7)),
+    ("a path of None", _mistyped(_path(lambda ground, package: None))),
+    ("a path of bytes", _mistyped(_path(lambda ground, package: os.fsencode(package)))),
+    ("a path of a number", _mistyped(_path(lambda ground, package: 7))),
     ("an empty path", _path(lambda ground, package: "")),
     ("a path with NUL", _path(lambda ground, package: f"{package}\0")),
     ("a path of half a surrogate pair", _path(lambda ground, package: "\ud800")),
@@ -296,16 +307,16 @@ PLACES: tuple[tuple[str, Act], ...] = (
     ("a path of a link in a ring", _path(lambda ground, package: _ring(ground))),
     ("no threads", _argument(threads=0)),
     ("-1 threads", _argument(threads=-1)),
-    ("1.5 threads", _argument(threads=1.5)),
+    ("1.5 threads", _mistyped(_argument(threads=1.5))),
     ("100,000 threads", _argument(threads=100_000)),
-    ("threads of text", _argument(threads="2")),
-    ("target None", _argument(target=None)),
-    ("target of a list", _argument(target=[])),
+    ("threads of text", _mistyped(_argument(threads="2"))),
+    ("target None", _mistyped(_argument(target=None))),
+    ("target of a list", _mistyped(_argument(target=[]))),
     ("an unknown target", _argument(target="cpu-\x1b[2J")),
     ("an unknown operating point", _argument(operating_point="x" * 100_000)),
-    ("operating point None", _argument(operating_point=None)),
+    ("operating point None", _mistyped(_argument(operating_point=None))),
     ("an unknown executor", _argument(executor="\x1b[2J")),
-    ("executor None", _argument(executor=None)),
+    ("executor None", _mistyped(_argument(executor=None))),
 )  # fmt: skip
 """Name of each attack, and what carries it out."""
 

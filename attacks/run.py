@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from attacks.families import FAMILIES
+from attacks.families import KNOWN
 from attacks.outcome import Outcome, dumped_frame
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def choose(package: Path, names: Iterable[str], scale: float, seed: int) -> list
     """The attacks of a run: of each family a seeded sample of its indices, all of them if ``scale`` is 1."""
     chosen: list[tuple[str, int]] = []
     for name in names:
-        family = FAMILIES[name]
+        family = KNOWN[name]
         count = family.count(package)
         number = min(count, max(family.least, math.ceil(count * scale)))
         chosen += [(name, index) for index in sorted(random.Random(f"{seed}/{name}").sample(range(count), number))]
@@ -85,7 +85,7 @@ class Worker:
     """A worker process, started anew after each crash and each hang."""
 
     def __init__(self, package: Path, seed: int) -> None:
-        self._arguments = [str(package), None, str(seed)]
+        self._package, self._seed = str(package), str(seed)
         self._scratch = Path(tempfile.mkdtemp(prefix="ee-attacks-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Any = None
@@ -98,7 +98,7 @@ class Worker:
         process.stdin.write(f"{name} {index}\n".encode())
         process.stdin.flush()
         what, rest = "(while it was made)", b""
-        ends = started + FAMILIES[name].timeout_s + _START_S
+        ends = started + KNOWN[name].timeout_s + _START_S
         while True:
             if not select.select([process.stdout], [], [], max(0.0, ends - time.perf_counter()))[0]:
                 return self._hung(process, name, index, what, time.perf_counter() - started)
@@ -111,7 +111,7 @@ class Worker:
                 if "begins" not in reply:
                     return Outcome(**reply)
                 what = reply["begins"]
-                ends = time.perf_counter() + FAMILIES[name].timeout_s
+                ends = time.perf_counter() + KNOWN[name].timeout_s
 
     def close(self) -> None:
         """End the process and remove its scratch folder."""
@@ -125,7 +125,7 @@ class Worker:
         self._scratch.mkdir(parents=True)
         self._log = (self._scratch / "stderr").open("w+b")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "attacks.worker", self._arguments[0], str(self._scratch), self._arguments[2]],
+            [sys.executable, "-m", "attacks.worker", self._package, str(self._scratch), self._seed],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from attacks.family import Attack, Family, Ground, Wrong
@@ -28,7 +27,13 @@ _NORMALIZERS: list[Any] = [
     {"type": "StripAccents"},
     {"type": "Nmt"},
     {"type": "ByteLevel"},
-    {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+    {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    },
     {"type": "Prepend", "prepend": "x" * 100_000},
     {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"},
     {"type": "Replace", "pattern": {"Regex": "("}, "content": "b"},
@@ -84,10 +89,21 @@ _TRUNCATIONS: list[Any] = [
     {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 400},
 ]
 _POST_PROCESSORS: list[Any] = [
-    {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": True, "add_prefix_space": False},
+    {
+        "type": "RobertaProcessing",
+        "sep": ["</s>", 2],
+        "cls": ["<s>", 0],
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    },
     {"type": "BertProcessing", "sep": ["x", 2**31], "cls": ["y", 0]},
     {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
-    {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 9, "pair": [], "special_tokens": {}},
+    {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 9,
+        "pair": [],
+        "special_tokens": {},
+    },
 ]
 _MODELS: list[Any] = [
     {"type": "WordLevel", "vocab": {"[UNK]": 0, "total": 1}, "unk_token": "[UNK]"},
@@ -137,7 +153,15 @@ def _named() -> list[tuple[str, Change]]:
         return lambda document, rng: document["model"].update({key: value})
 
     def add_token(fields: dict[str, Any]) -> Change:
-        token = {"id": 4096, "content": "x1", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        token = {
+            "id": 4096,
+            "content": "x1",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         return lambda document, rng: document["added_tokens"].append({**token, **fields})
 
     def move_id(value: int) -> Change:

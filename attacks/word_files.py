@@ -35,6 +35,22 @@ def _link(target: str) -> Write:
     return lambda path: path.symlink_to(target)
 
 
+def _folder_with_files(path: Path) -> None:
+    path.mkdir()
+    (path / "page.json").write_text("{}")
+
+
+def _unreadable(path: Path) -> None:
+    path.write_text("{}")
+    path.chmod(0)
+
+
+def _link_to_a_file(path: Path) -> None:
+    real = path.with_suffix(".real")
+    real.write_text(json.dumps({"words": ["TOTAL"], "boxes": [[1, 1, 9, 9]]}))
+    path.symlink_to(real.name)
+
+
 @cache
 def word_files() -> tuple[tuple[str, Write], ...]:
     """Name of each odd word file, and what writes it. All are small, and none takes long to read."""
@@ -104,8 +120,8 @@ def word_files() -> tuple[tuple[str, Write], ...]:
         ("a box nested 900 deep", _page(["a"], [Raw("[" * 900 + "]" * 900)])),
         ("a FIFO", lambda path: os.mkfifo(path)),
         ("a folder", lambda path: path.mkdir()),
-        ("a folder with files", lambda path: (path.mkdir(), (path / "page.json").write_text("{}"))),
-        ("not readable", lambda path: (path.write_text(good), path.chmod(0))),
+        ("a folder with files", _folder_with_files),
+        ("not readable", _unreadable),
         ("a link to a file that cannot be read", _link("/proc/self/mem")),
         ("a dangling link", _link("nowhere.json")),
         ("a link to itself", lambda path: path.symlink_to(path.name)),
@@ -113,7 +129,7 @@ def word_files() -> tuple[tuple[str, Write], ...]:
         ("a link to nothing", _link("/dev/null")),
         ("a link to the terminal", _link("/dev/tty")),
         ("a link to a folder", _link("/tmp")),
-        ("a link to a good file", lambda path: (path.with_suffix(".real").write_text(good), path.symlink_to(path.with_suffix(".real").name))),
+        ("a link to a good file", _link_to_a_file),
     ]  # fmt: skip
     edges: list[tuple[str, Any]] = [
         ("NaN", Raw("NaN")), ("Infinity", Raw("Infinity")), ("1e400", Raw("1e400")), ("-1", -1), ("-0.4", -0.4), ("1000.4", 1000.4), ("1001", 1001), ("1e9", 1e9),

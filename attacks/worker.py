@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from attacks.families import FAMILIES
+from attacks.families import KNOWN
 from attacks.family import Family, Ground
 from attacks.outcome import Outcome, judge
 
@@ -34,7 +34,7 @@ def main() -> None:
     ground = Ground(package.resolve(), scratch, seed)
     for line in sys.stdin:
         name, index = line.split()
-        run_attack(ground, FAMILIES[name], int(index), replies)
+        run_attack(ground, KNOWN[name], int(index), replies)
 
 
 def run_attack(ground: Ground, family: Family, index: int, replies: TextIO | None = None) -> Outcome:
@@ -57,7 +57,10 @@ def run_attack(ground: Ground, family: Family, index: int, replies: TextIO | Non
     peak = max(0.0, _memory_mb("VmHWM") - before)
     kind, name, message, frame = judge(error)
     if peak > family.memory_mb and kind != "untyped":
-        kind, message = "memory", f"{peak:.0f} MB more, allowed are {family.memory_mb} MB ({kind} {name} {message})"[:300]
+        kind, message = (
+            "memory",
+            f"{peak:.0f} MB more, allowed are {family.memory_mb} MB ({kind} {name} {message})"[:300],
+        )
     outcome = Outcome(family.name, index, what, kind, name, message[:500], frame, seconds, peak)
     if replies is not None:
         replies.write(json.dumps(asdict(outcome)) + "\n")
