@@ -134,6 +134,22 @@ def _graph(
     return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
 
 
+def _tied(model: "onnx.ModelProto", place: Place, value: str) -> "onnx.ModelProto":
+    """The graph with 0 times a float value added to its logits: the value is computed, and the outputs stay as they are."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    name = place.outputs[0][0]
+    for node in model.graph.node:
+        for at, output in enumerate(node.output):
+            if output == name:
+                node.output[at] = "inner"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "naught"))
+    model.graph.node.append(helper.make_node("Mul", [value, "naught"], ["nothing"]))
+    model.graph.node.append(helper.make_node("Add", ["inner", "nothing"], [name]))
+    return model
+
+
 def _with_node(operator: str, domain: str = "", **attributes: Any) -> Writes:
     """The constant graph with one more node, whose result nothing reads."""
 
@@ -242,15 +258,7 @@ def _loop(times: int, grows: bool) -> Writes:
         )
         model.graph.node.append(helper.make_node("Loop", ["times", "go", "seed"], ["grown"], body=body))
         model.graph.node.append(helper.make_node("ReduceSum", ["grown"], ["sum"], keepdims=0))
-        model.graph.node.append(helper.make_node("Mul", ["sum", "naught"], ["nothing"]))
-        model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "naught"))
-        name = place.outputs[0][0]
-        for node in model.graph.node:
-            for at, output in enumerate(node.output):
-                if output == name:
-                    node.output[at] = "inner"
-        model.graph.node.append(helper.make_node("Add", ["inner", "nothing"], [name]))
-        return model
+        return _tied(model, place, "sum")
 
     return write
 
@@ -302,8 +310,7 @@ def _huge(kind: str) -> Writes:
             nodes = [helper.make_node("Mul", ["large", "pages"], ["at_run"]), *nodes]
             fill.input[0] = "at_run"
         model = _graph(place, nodes=nodes, initializers=[shape])
-        model.graph.output.append(helper.make_tensor_value_info("unread", 1, None))
-        return model
+        return _tied(model, place, "unread")
 
     return write
 
@@ -323,8 +330,7 @@ def _external(
         tensor.external_data.extend(StringStringEntryProto(key=key, value=value) for key, value in entries.items())
         node = helper.make_node("ReduceSum", ["weight"], ["unread"], keepdims=0)
         model = _graph(place, nodes=[node], initializers=[tensor])
-        model.graph.output.append(helper.make_tensor_value_info("unread", 1, None))
-        return model
+        return _tied(model, place, "unread")
 
     return write
 
@@ -355,8 +361,7 @@ def _initializer_of(dims: list[int], raw: bytes) -> Writes:
         tensor = TensorProto(name="weight", data_type=1, dims=dims, raw_data=raw)
         node = helper.make_node("ReduceSum", ["weight"], ["unread"], keepdims=0)
         model = _graph(place, nodes=[node], initializers=[tensor])
-        model.graph.output.append(helper.make_tensor_value_info("unread", 1, None))
-        return model
+        return _tied(model, place, "unread")
 
     return write
 

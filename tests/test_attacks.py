@@ -59,6 +59,7 @@ def test_two_runs_of_one_seed_choose_the_same_attacks(sample: Path) -> None:
     assert first == second != choose(sample, FAMILIES, 0.05, 4)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata
 def test_memory_is_flat_over_odd_pages_and_loads(sample: Path, tmp_path: Path) -> None:
     samples, tally, untyped = soak.predictions(sample, None, 400, SEED, tmp_path)
     assert not untyped
