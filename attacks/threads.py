@@ -23,8 +23,9 @@ import numpy as np
 import ee_export
 from ee_export.encode import Arrays
 from ee_export.errors import EeError
+from ee_export.image import IMAGE_SUFFIXES
 from ee_export.manifest import OperatingPoint
-from ee_export.image import IMAGE_SUFFIXES, read_page
+from ee_export.page import read_page
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.graph import external_weights
 

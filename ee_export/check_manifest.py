@@ -79,7 +79,7 @@ def _check_encoding(encoding: Encoding, exits: tuple[str, ...]) -> None:
         encoding.resize in ORDERS,
         "encoding.resize",
         encoding.resize,
-        f"{' or '.join(ORDERS)}; a newer version may know it",
+        f"one of {', '.join(ORDERS)} (if the package is newer: `pip install --upgrade ee_export`)",
     )
     require(encoding.image_mode in MODES, "encoding.image_mode", encoding.image_mode, " or ".join(MODES))
     for name, values in (("image_mean", encoding.image_mean), ("image_std", encoding.image_std)):

@@ -42,7 +42,7 @@ def arrays(sample: Path) -> dict[str, np.ndarray]:
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -130,7 +130,24 @@ def test_labels_of_any_language_are_read(manifest: dict[str, Any]) -> None:
     assert from_json(json.dumps(manifest).encode(), "x").labels[2] == "می‌خواهم"
 
 
-VALUES = [None, True, -1, 0, 2**63, 1e308, 0.5, "", "x" * 5000, "\x1b[31m", [], {}, [[[]]], {"a": {}}, "final", 10**30]
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**63,
+    1e308,
+    0.5,
+    "",
+    "x" * 5000,
+    "\x1b[31m",
+    [],
+    {},
+    [[[]]],
+    {"a": {}},
+    "final",
+    10**30,
+]
 
 
 def test_a_thousand_changed_manifests_are_read_or_refused(manifest: dict[str, Any]) -> None:
@@ -191,7 +208,12 @@ def test_a_folder_of_many_files_is_not_walked(sample: Path, tmp_path: Path, monk
         (package / "cache" / str(at)).touch()
     seen: list[str] = []
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: seen.append(str(path)) or scandir(path))
+
+    def noting(path: Any) -> Any:
+        seen.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noting)
     with pytest.raises(BadPackage, match="cache: not part of the package"):
         open_package(package)
     assert not any("cache" in path for path in seen)

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from ee_export import resize
 from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadPackage, BadRequest
-from ee_export.read_manifest import from_json
+from ee_export.manifest import to_json
 from ee_export.model.checkpoint import encoding_of
 from ee_export.package import TOKENIZER, open_package
 from ee_export.page import Page
+from ee_export.read_manifest import from_json
 from ee_export.resize import ORDERS, resized
 from tests.conftest import tiny_config
 
@@ -63,6 +64,7 @@ def test_an_order_is_kept_whatever_the_installed_pillow_does(order: str, mode: s
 @pytest.mark.skipif(not resize._OWN_ORDER, reason=f"Pillow {PIL.__version__} was not compared")
 def test_the_order_of_the_installed_pillow_is_the_named_one(monkeypatch: pytest.MonkeyPatch) -> None:
     own = resize._OWN_ORDER
+    assert own is not None
     monkeypatch.setattr(resize, "_OWN_ORDER", None)  # two passes
     for size in [*SIZES, *map(tuple, np.random.default_rng(0).integers(1, 700, (40, 2)).tolist())]:
         image = noise(size, "L")
