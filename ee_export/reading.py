@@ -112,7 +112,7 @@ class Reading:
             raise BadPackage(f"{path}: missing; {REPAIR}") from None
         except OSError as error:
             raise BadPackage(f"{path}: cannot be opened as a plain file ({error.strerror}); {REPAIR}") from None
-        with os.fdopen(handle, "rb", buffering=0) as file:
+        try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise BadPackage(f"{path}: not a plain file; {REPAIR}")
@@ -121,11 +121,15 @@ class Reading:
             identity = _settled_identity(path, handle)
             digest = hashlib.sha256()
             left = entry.size
-            while chunk := file.read(min(2**20, left)):
+            while chunk := os.read(handle, min(2**20, left)):
                 digest.update(chunk)
                 left -= len(chunk)
                 yield chunk
             after = _identity(os.fstat(handle))
+        except OSError as error:
+            raise BadPackage(f"{path}: cannot be read ({error.strerror}); {REPAIR}") from None
+        finally:
+            os.close(handle)
         if digest.hexdigest() != entry.sha256:
             raise BadPackage(f"{path}: sha256 differs from the manifest (file changed or copied in part); {REPAIR}")
         if after != identity or self._identities.setdefault(name, identity) != identity:

@@ -123,6 +123,7 @@ def open_session(
     ``weights``: arrays for the weights that a graph given as bytes takes from other files. They must outlive the session.
     """
     options = session_options(threads, one_pool=one_pool)
+    options.log_severity_level = 4  # its errors arrive as exceptions too
     # A file in onnxruntime's own format, whatever it is called, is read by another parser, which checks less.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # Each session plans its memory anew for every length of text and keeps the largest plan: at LayoutLMv3-base size six

@@ -136,7 +136,9 @@ def test_a_graph_that_gives_no_rows_is_refused_at_the_run(
         chain.logits(some_arrays(chain))
 
 
-def test_an_operator_that_fails_at_the_run_is_a_typed_error_of_one_line(package: Path) -> None:
+def test_an_operator_that_fails_at_the_run_is_a_typed_error_of_one_line(
+    package: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def bad_gather(model: onnx.ModelProto) -> None:
         """Gather at an index that is computed, and out of bounds."""
         model.graph.initializer.append(numpy_helper.from_array(np.array([9] * 7), "nine"))
@@ -150,6 +152,7 @@ def test_an_operator_that_fails_at_the_run_is_a_typed_error_of_one_line(package:
         chain.logits(some_arrays(chain))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_input_that_is_missing_is_named(sample: Path) -> None:
