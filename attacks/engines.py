@@ -25,7 +25,7 @@ Engine = Callable[..., Any]
 _BOX = [1, 1, 9, 9]
 
 
-class Panic(BaseException):
+class PanicException(BaseException):
     """Stands for ``pyo3_runtime.PanicException``, with which engines written in Rust end: it is no ``Exception``."""
 
 
@@ -192,7 +192,7 @@ ENGINES: tuple[tuple[str, Engine], ...] = (
     ("raises from another error", _chained),
     ("raises AssertionError", _raises(AssertionError())),
     ("raises EeError", _raises(EeError("the engine's own"))),
-    ("raises a panic", _raises(Panic("called `Option::unwrap()` on a `None` value"))),
+    ("raises a panic", _raises(PanicException("called `Option::unwrap()` on a `None` value"))),
     ("recurses without end", _recurses),
     ("loads the image in a thread", _in_a_thread),
     ("draws on the image", _changes(lambda image: image.paste(0, (0, 0, *image.size)))),

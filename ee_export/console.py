@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from ee_export.errors import EeError, printable, unexpected
+from ee_export.errors import EeError, is_fault, printable, unexpected
 
 Progress = Callable[[str, int, int], None]
 """Told of a stage how much of it is done, of how much."""
@@ -94,8 +94,7 @@ def run_command(command: click.Group, name: str) -> None:
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
             _discard_output()
             _end(f"{name}: the output cannot be written ({error.strerror}); print it to another place")
-        # A library in Rust raises PanicException, which is no Exception.
-        if os.environ.get(DEBUG) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        if os.environ.get(DEBUG) or not is_fault(error):
             raise
         _end(f"{one_line(unexpected(name, error))}; {DEBUG}=1 prints the traceback")
 
@@ -113,7 +112,7 @@ def one_line(error: object) -> str:
 
 def echo_json(value: object) -> None:
     """Print a value as one line of JSON that every reader and every terminal takes."""
-    click.echo(to_json(value, ascii_only=not sys.stdout.encoding.lower().startswith("utf")))
+    click.echo(to_json(value, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
 
 
 def to_json(value: object, *, ascii_only: bool = False) -> str:

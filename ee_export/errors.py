@@ -71,6 +71,14 @@ def unexpected(name: str, error: BaseException) -> UnexpectedError:
     )
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether an exception is a fault and not a request to end, such as KeyboardInterrupt.
+
+    Libraries in Rust raise PanicException, which is no ``Exception`` and cannot be imported.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def shorten(value: object, most: int = 200) -> str:
     """A value as text of at most ``most`` characters, for an error message; its middle is replaced by an ellipsis."""
     text = str(value)

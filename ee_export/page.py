@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ee_export.errors import BadPage, EeError, NoText, OcrFailed, shorten
+from ee_export.errors import BadPage, EeError, NoText, OcrFailed, is_fault, shorten
 from ee_export.find import WORDS_SUFFIX, words_beside
 from ee_export.image import Source, decode_image
 from ee_export.limits import DEFAULT_LIMITS, Limits
@@ -103,16 +103,20 @@ class Page:
         name = f"{self.name}: OCR engine"
         try:
             result = self.ocr(image)
+            if isinstance(result, tuple | list) and len(result) == 2:
+                return check_text(*result, name, OcrFailed)
+        except OcrFailed:
+            raise
         except EeError as error:
             raise OcrFailed(f"{name}: {error}") from error
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             raise OcrFailed(
                 f"{name}: raised {type(error).__name__} ({shorten(error)}); mend the engine, or give the page's words and boxes"
             ) from error
-        if not isinstance(result, tuple | list) or len(result) != 2:
-            kind = f"{len(result)} values" if isinstance(result, tuple | list) else type(result).__name__
-            raise OcrFailed(f"{name}: returned {kind}; expected two lists, words and boxes, as (words, boxes)")
-        return check_text(*result, name, OcrFailed)
+        kind = f"{len(result)} values" if isinstance(result, tuple | list) else type(result).__name__
+        raise OcrFailed(f"{name}: returned {kind}; expected two lists, words and boxes, as (words, boxes)")
 
 
 def read_page(path: Path, ocr: Ocr | None = None, limits: Limits = DEFAULT_LIMITS) -> Page:

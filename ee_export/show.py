@@ -87,7 +87,7 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
         row = [
             name,
             cost,
-            f"{1 / calibration.scale[0]:.3f}" if calibration else "–",
+            f"{1 / calibration.scale[0]:.3f}" if calibration and calibration.scale[0] else "–",
             f"{target.equality.get(name, 0):.0e}",
         ]
         for found in points.values():

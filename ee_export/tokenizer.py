@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from ee_export.errors import BadPackage, EeError, printable, shorten
+from ee_export.errors import BadPackage, EeError, is_fault, printable, shorten
 from ee_export.package import TOKENIZER, Package
 from ee_export.ranges import require
 from ee_export.strict_json import Refused, parse
@@ -119,7 +119,7 @@ def require_rows(tokenizer: Tokenizer, rows: int, where: str, error: type[EeErro
 
 def _refused(reason: BaseException, where: str, error: type[EeError], remedy: str) -> BaseException:
     """The error for what tokenizers raised: exceptions without a class, and panics, which are no ``Exception``."""
-    if isinstance(reason, Exception) or type(reason).__name__ == "PanicException":
+    if is_fault(reason):
         return error(f"{where}: not a tokenizer ({printable(shorten(reason))}); {remedy}")
     return reason
 

@@ -46,7 +46,9 @@ def as_answer(name: str, error: Exception) -> EeError:
     if result is not error:
         error.add_note("".join(traceback.format_tb(error.__traceback__)))
     kept: BaseException | None = error
-    while kept is not None:
+    cleared: list[BaseException] = []
+    while kept is not None and not any(kept is each for each in cleared):  # a chain of causes can be a circle
         kept.__traceback__ = None
+        cleared.append(kept)
         kept = kept.__cause__ or kept.__context__
     return result
