@@ -173,11 +173,11 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
             raise ValueError(f"{name}: missing")
         found = stored[name]
         fits = len(found.shape) == len(shape) and all(
-            1 <= size <= manifest.encoding.max_text_tokens if wanted is None else size == wanted
+            size <= manifest.encoding.max_text_tokens if wanted is None else size == wanted
             for size, wanted in zip(found.shape, shape, strict=True)
         )
         if found.dtype != dtype or not fits:
-            wants = [f"1–{manifest.encoding.max_text_tokens}" if size is None else size for size in shape]
+            wants = [f"0–{manifest.encoding.max_text_tokens}" if size is None else size for size in shape]
             raise ValueError(f"{name}: {found.dtype} {list(found.shape)}, expected {dtype} {wants}")
     for at in range(count):
         lengths = {stored[f"{at}/{name}"].shape[1] for name in TEXT_INPUTS}
@@ -198,7 +198,7 @@ def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Non
             fits = bool(np.isfinite(values).all())
         else:
             last = len(manifest.exits) - 1 if name.startswith("exits/") else highest[name.split("/")[1]]
-            fits = values.min() >= 0 and values.max() <= last
+            fits = values.min(initial=0) >= 0 and values.max(initial=0) <= last
         if not fits:
             raise ValueError(f"{name}: a value is out of range")
 

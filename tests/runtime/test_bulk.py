@@ -257,7 +257,7 @@ def test_sizes_are_measured_once_for_all_operating_points(chain: Chain) -> None:
 def test_wrong_sizes_are_refused_at_once(chain: Chain) -> None:
     with pytest.raises(BadRequest, match="batch is 0; expected 1 or more"):
         chain.predict_many([], batch=0)
-    with pytest.raises(BadRequest, match="streams is 0; expected 1 or more"):
+    with pytest.raises(BadRequest, match="streams is 0; expected a whole number from 1"):
         chain.predict_many([], streams=0)
     with pytest.raises(BadRequest, match=r"no batch size for 'encoder\.2'"):
         chain.predict_many([], batch={name: 4 for name in chain.exits if name != "encoder.2"})
