@@ -6,13 +6,16 @@ Each message is one line: the file or field first, what was found, what was expe
 import difflib
 from collections.abc import Collection
 
+_LONGEST = 1500
+"""Characters of a message, which names and values from outside may not exceed."""
+
 
 class EeError(Exception):
     """Base of every error that this package raises on purpose; the commands print it and exit with status 2."""
 
     def __str__(self) -> str:
         """The message as one line that is safe to print: names and values in it come from outside."""
-        return printable(" ".join(super().__str__().splitlines()))
+        return printable(shorten(" ".join(super().__str__().splitlines()), _LONGEST))
 
 
 class BadPage(EeError):
@@ -81,7 +84,10 @@ def is_fault(error: BaseException) -> bool:
 
 def shorten(value: object, most: int = 200) -> str:
     """A value as text of at most ``most`` characters, for an error message; its middle is replaced by an ellipsis."""
-    text = str(value)
+    try:
+        text = str(value)
+    except Exception as error:  # an object from outside, such as an OCR engine's exception
+        text = f"{type(value).__name__} without text: {type(error).__name__}"
     if len(text) <= most:
         return text
     half = (most - 1) // 2
@@ -105,6 +111,7 @@ def printable(text: object) -> str:
 def require_known(name: str, valid: Collection[str], what: str) -> None:
     """Raise BadRequest for a name that is not among ``valid``; the message lists them and says which is nearest."""
     if name not in valid:
+        name = shorten(name)
         near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise BadRequest(f"unknown {what} '{name}': expected one of {', '.join(valid)}{hint}")

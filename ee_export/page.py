@@ -46,6 +46,17 @@ class Page:
             object.__setattr__(self, "name", str(self.image))
         if self.image is None and self.words is None:
             raise BadPage(f"{self.name}: neither an image nor words; a page has one of them at least")
+        try:
+            self._check_text()
+        except EeError:
+            raise
+        except Exception as error:  # a caller's own kinds of lists can raise anything
+            raise BadPage(
+                f"{self.name}: words and boxes cannot be read ({type(error).__name__}: {shorten(error)}); give a list of strings "
+                "and a list of boxes"
+            ) from error
+
+    def _check_text(self) -> None:
         if self.words is not None and self.boxes is not None:
             words, boxes = check_text(self.words, self.boxes, self.name)
             object.__setattr__(self, "words", words)

@@ -141,7 +141,7 @@ def folder_identity(folder: Path) -> tuple[int, ...] | None:
     """Which package stands at a path: it changes when another one takes its place. ``None`` if none does."""
     try:
         status, manifest = folder.stat(), (folder / "manifest.json").lstat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path that no file system has
         return None
     return status.st_dev, status.st_ino, *_identity(manifest)
 

@@ -5,7 +5,7 @@ import json
 import os
 import stat
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def check_words(words: Any, name: str, kind: type[BadPage] = BadPage) -> Words:
         raise kind(
             f"{name}: words and boxes must be lists; the words are {_described(words)}; expected a list of strings"
         )
-    texts: Words = words.tolist() if isinstance(words, np.ndarray) else list(words)
+    texts: Words = words.tolist() if isinstance(words, np.ndarray) else list(islice(words, len(words)))
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

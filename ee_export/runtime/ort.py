@@ -132,16 +132,26 @@ def open_session(
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
-    # Without enable_fallback=0, onnxruntime prints to stdout and tries once more before it raises.
-    create = partial(ort.InferenceSession, graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    return create_session(graph, options, ["CPUExecutionProvider"])
+
+
+def create_session(
+    graph: str | bytes, options: ort.SessionOptions, providers: Sequence[str | tuple[str, dict[str, str]]]
+) -> ort.InferenceSession:
+    """A session with these options, or on the process's global thread pool if it has one.
+
+    The pool may be the host program's or of ``one_pool=True``. With it, onnxruntime refuses sessions with own threads.
+    """
+    # Without enable_fallback=0, onnxruntime prints to stdout, and goes on without a provider that fails.
+    create = partial(ort.InferenceSession, graph, options, providers=providers, enable_fallback=0)
     try:
         session = create()
     except RuntimeError as error:
         if "use_per_session_threads" not in str(error):
             raise
-        # The process has a global pool, made by the host program or by one_pool=True. Then onnxruntime refuses all others.
         _join_pool()
         options.use_per_session_threads = False
+        options.intra_op_num_threads = 0  # else onnxruntime warns that the pool's size counts
         session = create()
     forked.keep(session)
     return session

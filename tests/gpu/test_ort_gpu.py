@@ -98,7 +98,7 @@ def test_libraries_that_pip_installed_are_loaded_before_a_session_looks_for_them
     monkeypatch.setattr(onnxruntime, "InferenceSession", opening)
     spec = tiny_package.target("cpu-fp32").segments[0]
     opened(spec, tiny_package.path / spec.file)
-    assert calls == ["libraries", "session"]
+    assert calls[:2] == ["libraries", "session"]  # a second try joins the process's pool, if it has one
     assert capsys.readouterr().out == ""
 
 

@@ -17,7 +17,7 @@ from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.manifest import SegmentSpec, TensorSpec
 from ee_export.recipes import TargetRecipe
 from ee_export.runtime.gpu.shapes import Shapes
-from ee_export.runtime.ort import available_threads, session_options
+from ee_export.runtime.ort import available_threads, create_session, session_options
 
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
 """Of the backends of this module."""
@@ -67,8 +67,7 @@ class OrtGpuSegment:
         _load_libraries(wanted)
         options = session_options(available_threads(), one_pool=False)
         try:
-            # Without enable_fallback=0 a provider that fails is left out with no more than a print.
-            self._session = ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
+            self._session = create_session(str(graph), options, list(providers))
         except Exception as error:  # onnxruntime's exceptions share no base class
             if "Please install" in str(error):  # so it says of TensorRT's libraries, before it looks at the graph
                 raise DeviceError(
