@@ -20,6 +20,7 @@ Boxes = list[list[int]]
 
 TOLERANCE = 5
 """Units by which an edge may lie outside 0–1000: OCR engines round, and boxes of slanted words stick out."""
+MOST_WORDS = 1_000_000
 _FORM = '{"words": […], "boxes": […]}'
 
 
@@ -62,12 +63,14 @@ def check_words(words: Any, name: str, kind: type[BadPage] = BadPage) -> Words:
     """A page's words as a list of strings that can be encoded: halves of surrogate pairs become U+FFFD.
 
     Raises:
-        BadPage: not a list, or a word in it is no string; names the first.
+        BadPage: not a list, more than a million, or a word in it is no string; names the first.
     """
     if not _is_list(words):
         raise kind(
             f"{name}: words and boxes must be lists; the words are {_described(words)}; expected a list of strings"
         )
+    if len(words) > MOST_WORDS:
+        raise kind(f"{name}: {len(words):,} words; a page has at most {MOST_WORDS:,}")
     texts: Words = words.tolist() if isinstance(words, np.ndarray) else list(islice(words, len(words)))
     try:
         "".join(texts).encode()
