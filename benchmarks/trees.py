@@ -26,7 +26,7 @@ from rich.table import Table
 
 from ee_export.bench.machine import watch
 from ee_export.bench.statistics import spread
-from ee_export.page import find_pages
+from ee_export.find import Skipped, find_pages
 
 BLOCK = 16
 """Pages that one checkout answers before the other's turn."""
@@ -77,7 +77,7 @@ def main(
 ) -> None:
     """Compare this checkout with BEFORE, another one, on PAGES."""
     trees = {"before": before.resolve(), "now": Path(__file__).resolve().parent.parent}
-    paths = [str(path.resolve()) for path in find_pages(pages, words_alone=False)]
+    paths = [str(path.resolve()) for path in find_pages(pages, Skipped(), words_alone=False)]
     machine = watch()
     draw = random.Random(seed)
     loading = _measure_loading(trees, operating_point, paths[0], loads, draw)
@@ -164,6 +164,7 @@ def _measure_loading(
 
 def _start(tree: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(tree), "ORT_DISABLE_TELEMETRY": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled
     return subprocess.Popen(
         [sys.executable, "-c", script, str(tree / "engines" / "documents.ee"), *arguments],
         env=environment,

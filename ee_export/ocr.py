@@ -4,8 +4,6 @@ import contextlib
 import io
 import os
 import shutil
-import signal
-import subprocess
 
 from PIL import Image
 
@@ -61,6 +59,9 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
 
 def _run(command: list[str], given: bytes, timeout_s: float) -> str:
     """Output of the program for an image on its standard input. On any exception it is ended, with all that it started."""
+    import signal
+    import subprocess  # here, since most processes that import this module run no OCR
+
     environment = {"OMP_THREAD_LIMIT": "1", **os.environ}
     pipe = subprocess.PIPE
     try:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ee_export.errors import printable, shorten
 
-_LONG_NUMBER = re.compile(rb"[0-9]{20}")
+_DIGITS_ALIKE = bytes(0x30 if 0x30 <= byte <= 0x39 else 0 for byte in range(256))
+_LONG_NUMBER = b"0" * 20
 _HALF_PAIR = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 
 
@@ -27,10 +28,13 @@ def mismatch(path: str, value: Any, expected: str) -> Refused:
 
 def excerpt(value: Any) -> str:
     """A value as JSON of at most 40 printable characters, for a message."""
-    return printable(shorten(json.dumps(value, ensure_ascii=False), 40))
+    try:
+        return printable(shorten(json.dumps(value, ensure_ascii=False), 40))
+    except RecursionError:
+        return "a deeply nested value"
 
 
-def parse(data: bytes, *, deepest: int = 64) -> Any:
+def parse(data: bytes, *, deepest: int | None = 64) -> Any:
     """The value that a file of strict JSON holds.
 
     Python's own parser accepts much that other parsers refuse or read otherwise. This one refuses a byte order mark, any
@@ -39,7 +43,8 @@ def parse(data: bytes, *, deepest: int = 64) -> Any:
 
     Args:
         data: the whole file. The caller bounds its size.
-        deepest: how many objects and lists may stand in each other.
+        deepest: how many objects and lists may stand in each other. ``None``: as many as Python's parser accepts, about a
+            thousand, for a caller that checks the whole structure without recursion.
 
     Raises:
         ValueError: the file is refused. The message is one line without the file's name.
@@ -48,14 +53,15 @@ def parse(data: bytes, *, deepest: int = 64) -> Any:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})") from None
-    integer = _integer if _LONG_NUMBER.search(data) else None
+    integer = _integer if _LONG_NUMBER in data.translate(_DIGITS_ALIKE) else None
     try:
         value = json.loads(
             text, object_pairs_hook=_once, parse_constant=_constant, parse_float=_finite, parse_int=integer
         )
     except RecursionError:
-        raise ValueError(f"nested more than {deepest} deep") from None
-    _require_flat(value, deepest)
+        raise ValueError(f"nested more than {deepest or 900} deep") from None
+    if deepest is not None:
+        _require_flat(value, deepest)
     if _HALF_PAIR.search(data):
         _require_whole_pairs(value)
     return value
@@ -102,6 +108,8 @@ def _require_flat(value: Any, deepest: int) -> None:
 def _require_whole_pairs(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     except UnicodeEncodeError as error:
         half = error.object[error.start : error.start + 1]
         raise ValueError(f"a string holds half a surrogate pair ({printable(half)})") from None

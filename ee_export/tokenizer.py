@@ -20,7 +20,6 @@ LARGEST = 32 * 2**20
 """Bytes of a tokenizer.json, at most. RoBERTa's 50,265 pieces take 3.6 MB."""
 MOST_PIECES = 2_000_000
 _LONGEST_PIECE = 10_000
-_DEEPEST = 8
 _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
 _IGNORED = ("version", "truncation", "padding", "post_processor", "decoder")
 """Parts that do not change how words are cut. How much of a page is read, and what begins and ends it, the encoding says."""
@@ -87,7 +86,7 @@ def read_tokenizer(data: bytes, where: str, error: type[EeError], remedy: str) -
     if len(data) > LARGEST:
         raise error(f"{where}: {len(data):,} bytes, expected at most {LARGEST:,} of a tokenizer; {remedy}")
     try:
-        found = parse(data, deepest=_DEEPEST)
+        found = parse(data, deepest=None)
     except ValueError as reason:
         raise error(f"{where}: not valid JSON ({reason}); {remedy}") from None
     try:

@@ -67,7 +67,9 @@ def compare(
     return tests
 
 
-def _p_value(then: Sequence[int], now: Sequence[int], statistic: object, rng: np.random.Generator, draws: int) -> float:
+def _p_value(
+    then: Sequence[int], now: Sequence[int], statistic: object, rng: "np.random.Generator", draws: int
+) -> float:
     pooled = np.add(then, now)
     size = int(np.sum(now))
     drawn = rng.multivariate_hypergeometric(pooled, size, draws, method="marginals")

@@ -123,22 +123,20 @@ def load_package(
         on_host, on_device = open_on_gpu(package, target, executor)
         forked.refuse(on_host, "run", _LOAD_THERE)
         forked.refuse([on_device], "advance", _LOAD_THERE)
-        return Chain(package, found, point, on_host, _encoder(package), on_device)
+        encoder = Encoder(package.manifest.encoding, package_tokenizer(package))
+        return Chain(package, found, point, on_host, encoder, on_device)
     if executor != "auto":
         raise BadRequest(
             f"executor '{executor}': {target} runs on the processor, which has none to choose; leave it out"
         )
     open_all = partial(open_segments, package, target, pool, one_pool=one_pool, in_memory=in_memory)
+    encoder = Encoder(package.manifest.encoding, package_tokenizer(package))
     segments = open_all()
     if all(isinstance(segment, backend.OrtSegment) and segment.own_threads for segment in segments):
         forked.reopen(segments, open_all)
     else:
         forked.refuse(segments, "run", _LOAD_THERE)
-    return Chain(package, found, point, segments, _encoder(package))
-
-
-def _encoder(package: Package) -> Encoder:
-    return Encoder(package.manifest.encoding, package_tokenizer(package))
+    return Chain(package, found, point, segments, encoder)
 
 
 class Chain:

@@ -169,8 +169,13 @@ def _tensor(data: bytes, start: int, end: int) -> _Tensor:
         elif number == _NAME:
             tensor.name = data[first:last].decode()
         elif number == _EXTERNAL_DATA:
-            entry = {inner: data[a:b].decode() for inner, value, a, b in _fields(data, first, last) if value is None}
-            tensor.entries[entry.get(1, "")] = entry.get(2, "")
+            key = text = ""
+            for inner, value, a, b in _fields(data, first, last):
+                if value is None and inner == 1:
+                    key = data[a:b].decode()
+                elif value is None and inner == 2:
+                    text = data[a:b].decode()
+            tensor.entries[key] = text
     return tensor
 
 

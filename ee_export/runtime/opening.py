@@ -76,10 +76,12 @@ def open_segments(
         )
     require_connected(package.manifest, target, package.path / MANIFEST)
     with package.reading() as files, ThreadPoolExecutor(2) as workers:
-        hashing = workers.submit(files.hash, package.needed_by(target_name))  # the weights take longest
         load = _Load(package, files, target.backend, threads, one_pool=one_pool, in_memory=in_memory)
+        # Python's part comes first: next to the threads that hash and make sessions it takes twice as long.
+        graphs = [load.read(spec) for spec in target.segments]
+        hashing = workers.submit(files.hash, package.needed_by(target_name))  # the weights take longest
         try:
-            opened = list(workers.map(load.open, target.segments))
+            opened = list(workers.map(load.open, graphs))
         except BadPackage:
             hashing.result()  # a file that differs explains more than a session that cannot be made of it
             raise
@@ -89,6 +91,15 @@ def open_segments(
             files.require_unchanged()
     with _publishing:
         return [_verified.setdefault(load.key(each.spec, each.files, hashes), each.segment) for each in opened]
+
+
+class _Graph(NamedTuple):
+    """A graph that was read: its bytes, its weights that lie in other files, and those files by the location it states."""
+
+    spec: SegmentSpec
+    contents: bytes
+    weights: list[ExternalWeight]
+    places: dict[str, str]
 
 
 class _Opened(NamedTuple):
@@ -115,12 +126,17 @@ class _Load:
         self._arrays: dict[str, np.ndarray] = {}
         self._reading = threading.Lock()
 
-    def open(self, spec: SegmentSpec) -> _Opened:
-        """A segment that another load has verified, if these files are what the manifest states, or else a new one."""
-        graph = self._package.path / spec.file
+    def read(self, spec: SegmentSpec) -> _Graph:
+        """Read a segment's graph."""
         contents = self._files.read(spec.file)
-        weights = external_weights(contents, str(graph))
-        places = {weight.location: self._find(spec, weight) for weight in weights}
+        weights = external_weights(contents, str(self._package.path / spec.file))
+        first = {weight.location: weight for weight in reversed(weights)}
+        return _Graph(spec, contents, weights, {location: self._find(spec, first[location]) for location in first})
+
+    def open(self, read: _Graph) -> _Opened:
+        """A segment that another load has verified, if these files are what the manifest states, or else a new one."""
+        spec, contents, weights, places = read
+        graph = self._package.path / spec.file
         files = (spec.file, *places.values())
         segment = _verified.get(self.key(spec, files, self._stated))
         if segment is not None:
