@@ -6,7 +6,7 @@
 Each checkout answers with its own code and its own shipped package, in a process of its own. The two take turns, sixteen pages at
 a time, in an order drawn with a seed, so that a change in the machine's speed reaches both. A page begins at its path, as in
 MLPerf's SingleStream: the next one is sent when the last one is answered. Loading is measured in a fresh process each time, and
-memory as the largest resident size of such a process after it has answered one page.
+memory as the largest resident size of such a process after it has answered one page, and of the process that answers all pages.
 """
 
 import json
@@ -32,7 +32,7 @@ BLOCK = 16
 """Pages that one checkout answers before the other's turn."""
 
 SERVE = """
-import json, sys, time
+import json, resource, sys, time
 from pathlib import Path
 import ee_export
 chain = ee_export.load(sys.argv[1], operating_point=sys.argv[2], one_pool=True)
@@ -42,7 +42,8 @@ for line in sys.stdin:
         started = time.perf_counter()
         labels.append(chain.predict(ee_export.read_page(path)).label)
         times.append((time.perf_counter() - started) * 1e3)
-    print(json.dumps({"ms": times, "labels": labels}), flush=True)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"ms": times, "labels": labels, "peak_mb": peak_mb}), flush=True)
 """
 
 LOAD = """
@@ -81,7 +82,7 @@ def main(
     machine = watch()
     draw = random.Random(seed)
     loading = _measure_loading(trees, operating_point, paths[0], loads, draw)
-    times, labels = _measure_pages(trees, operating_point, paths, rounds, draw)
+    times, labels, peaks = _measure_pages(trees, operating_point, paths, rounds, draw)
 
     unlike = sum(old != new for old, new in zip(labels["before"], labels["now"], strict=True))
     result: dict[str, Any] = {
@@ -104,9 +105,10 @@ def main(
             for label, key in (
                 ("import, ms", "import_ms"),
                 ("load, ms", "load_ms"),
-                ("peak memory, MB", "peak_mb"),
+                ("peak memory after a page, MB", "peak_mb"),
             )
         },
+        "peak memory after all, MB": peaks,
     }
     for figure, values in figures.items():
         ratio = spread(values["now"] / values["before"])
@@ -121,12 +123,13 @@ def main(
 
 def _measure_pages(
     trees: Mapping[str, Path], operating_point: str, paths: Sequence[str], rounds: int, draw: random.Random
-) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Milliseconds of every page, ``[rounds, pages]``, and the labels of the last round, per checkout."""
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]], dict[str, np.ndarray]]:
+    """Milliseconds of every page, ``[rounds, pages]``, the labels of the last round, and the last peak, MB ``[1]``, per checkout."""
     servers = {name: _start(tree, SERVE, operating_point) for name, tree in trees.items()}
     blocks = [list(paths[first : first + BLOCK]) for first in range(0, len(paths), BLOCK)]
     times: dict[str, list[list[float]]] = {name: [] for name in trees}
     labels: dict[str, list[str]] = {name: [] for name in trees}
+    peaks: dict[str, np.ndarray] = {}
     try:
         for round_number in track(range(rounds + 1), "pages", disable=not sys.stderr.isatty()):
             answers: dict[str, dict[str, list[Any]]] = {name: {"ms": [], "labels": []} for name in trees}
@@ -134,6 +137,7 @@ def _measure_pages(
                 for name in draw.sample(sorted(trees), len(trees)):
                     answer = _send(servers[name], block)
                     answers[name]["ms"] += answer["ms"]
+                    peaks[name] = np.array([answer["peak_mb"]])
                     answers[name]["labels"] += answer["labels"]
             for name in trees:
                 labels[name] = answers[name]["labels"]
@@ -143,7 +147,7 @@ def _measure_pages(
         for server in servers.values():
             server.kill()
             server.wait()
-    return {name: np.array(values) for name, values in times.items()}, labels
+    return {name: np.array(values) for name, values in times.items()}, labels, peaks
 
 
 def _measure_loading(
@@ -175,7 +179,7 @@ def _start(tree: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def _send(server: subprocess.Popen[str], block: list[str]) -> dict[str, list[Any]]:
+def _send(server: subprocess.Popen[str], block: list[str]) -> dict[str, Any]:
     assert server.stdin is not None and server.stdout is not None
     server.stdin.write(json.dumps(block) + "\n")
     server.stdin.flush()

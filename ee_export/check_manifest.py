@@ -1,13 +1,13 @@
 """Ranges of a manifest's values: of a manifest that passes, no later stage stumbles over a field."""
 
 import re
-import unicodedata
 from collections.abc import Mapping
 
 from ee_export.check_targets import check_target
 from ee_export.encode import Encoding
 from ee_export.manifest import SOURCES, FileEntry, Manifest, Split
 from ee_export.ranges import (
+    composed,
     require,
     require_keys,
     require_labels,
@@ -105,7 +105,7 @@ def _check_files(files: Mapping[str, FileEntry]) -> None:
     for name, entry in files.items():
         if not _is_plain_path(name):
             raise Refused(f"files.{name}", "not a plain path inside the package")
-        twin = alike.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        twin = alike.setdefault(composed(name).casefold(), name)
         if twin != name:
             raise Refused(f"files.{name}", f"differs from '{twin}' in case or Unicode form alone")
         require_sha256(f"files.{name}.sha256", entry.sha256)

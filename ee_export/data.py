@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ee_export.errors import BadData, printable
 from ee_export.find import Skipped, is_clutter, pages_in
 from ee_export.image import IMAGE_SUFFIXES
 from ee_export.page import Page, read_page
+from ee_export.ranges import composed
 
 _log = logging.getLogger("ee_export")
 
@@ -75,7 +75,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None) -> Dataset:
         found = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
         raise BadData(f"{root}: {found}; a classifier needs a folder for each of at least two classes")
     names = labels or tuple(sorted(folders))
-    known = {unicodedata.normalize("NFC", name): at for at, name in enumerate(names)}
+    known = {composed(name): at for at, name in enumerate(names)}
     unknown = [name for name in folders if name not in known]
     if unknown and labels is not None:
         raise BadData(
@@ -103,7 +103,7 @@ def _label(folder: Path) -> str:
         folder.name.encode()
     except UnicodeEncodeError:
         raise BadData(f"{folder}: the class folder's name is not UTF-8, and cannot be a label; rename it") from None
-    return unicodedata.normalize("NFC", folder.name)
+    return composed(folder.name)
 
 
 def join(datasets: list[Dataset]) -> Dataset:

@@ -1,7 +1,6 @@
 """Checks of single values from a file: each raises :class:`~ee_export.strict_json.Refused`, which names the value's path."""
 
 import re
-import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -52,6 +51,8 @@ def require_text(path: str, value: str, most: int = 1000) -> None:
     """Refuse text that is too long, or that holds a control character or a line break."""
     require(len(value) <= most, path, value, f"at most {most} characters")
     if not value.isprintable():  # which is quick, and refuses more than it should, such as the joiners of Persian
+        import unicodedata  # here, for few packages need its tables
+
         control = [letter for letter in value if unicodedata.category(letter) in _CONTROL]
         require(not control, path, value, "text without control characters")
 
@@ -68,6 +69,15 @@ def require_sha256(path: str, value: str) -> None:
     require(_SHA256.fullmatch(value) is not None, path, value, "a sha256 in 64 hexadecimal digits")
 
 
+def composed(text: str) -> str:
+    """Text in Unicode's composed form, NFC, in which two spellings of one text are equal."""
+    if text.isascii():
+        return text
+    import unicodedata
+
+    return unicodedata.normalize("NFC", text)
+
+
 def require_labels(labels: Collection[str]) -> None:
     """Refuse class names that are fewer than two, alike, empty or unprintable; any language will do.
 
@@ -76,6 +86,6 @@ def require_labels(labels: Collection[str]) -> None:
     for at, label in enumerate(labels):
         require(label.strip() != "", f"labels[{at}]", label, "a name that is not empty")
         require_text(f"labels[{at}]", label, 255)
-    alike = {unicodedata.normalize("NFC", label) for label in labels}
+    alike = {composed(label) for label in labels}
     if not 2 <= len(labels) <= MOST_CLASSES or len(alike) != len(labels):
         raise Refused("labels", f"found {len(labels)}, {len(alike)} of them different, expected 2 to {MOST_CLASSES:,}")

@@ -75,13 +75,13 @@ def open_segments(
             "leave it out, or take a target of the backend onnxruntime, such as cpu-fp32"
         )
     require_connected(package.manifest, target, package.path / MANIFEST)
-    with package.reading() as files, ThreadPoolExecutor(2) as workers:
+    with package.reading() as files, ThreadPoolExecutor(3) as workers:
         load = _Load(package, files, target.backend, threads, one_pool=one_pool, in_memory=in_memory)
-        # Python's part comes first: next to the threads that hash and make sessions it takes twice as long.
-        graphs = [load.read(spec) for spec in target.segments]
-        hashing = workers.submit(files.hash, package.needed_by(target_name))  # the weights take longest
+        opening = [workers.submit(load.open, load.read(spec)) for spec in target.segments]
+        # Only now: a thread that hashes waits for the interpreter again and again next to one that walks through graphs.
+        hashing = workers.submit(files.hash, package.needed_by(target_name))
         try:
-            opened = list(workers.map(load.open, graphs))
+            opened = [future.result() for future in opening]
         except BadPackage:
             hashing.result()  # a file that differs explains more than a session that cannot be made of it
             raise
