@@ -100,7 +100,7 @@ class Page:
         if self.ocr is None:
             raise NoText(
                 f"{self.name}: the page's text is needed, and there are neither words nor an OCR engine; put words and "
-                "boxes in a .json beside the image, or install tesseract-ocr and `pip install ee_export[ocr]`"
+                "boxes in a .json beside the image, or install tesseract-ocr"
             )
         return self.read(self.decoded() if image is None else image)
 

@@ -217,7 +217,7 @@ def test_what_cannot_be_understood_is_refused_with_what_is_expected(kind: str) -
         picture(make())
 
 
-@pytest.mark.skipif(not installed(), reason="tesseract-ocr or pytesseract is not installed")
+@pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
 def test_the_ocr_engine_reads_the_same_words_whatever_the_file_is(tmp_path: Path) -> None:
     engine = ee_export.tesseract()
     words, _ = engine(drawn())
