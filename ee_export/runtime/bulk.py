@@ -29,7 +29,7 @@ _AHEAD = 64
 """Pages taken from the input before the first of them is answered, at most, in batches: answers that wait take little."""
 _GRAIN = 16
 """Texts are padded to a multiple of it, so that pages of many batches find others of their length at a late segment."""
-_ROUNDS = 5
+_ROUNDS = 3
 _NEAR = 1.02
 """A batch size is taken where no larger one costs this much less a page: smaller batches fill sooner, and hold less."""
 
