@@ -44,7 +44,7 @@ _COMPILED = {
     "tensorrt": _VERSION,
     "compute_capability": _VERSION,
 }
-"""What a target on a GPU computes with."""
+"""Fields of ``compiled`` that a GPU's target computes with, and the form of each."""
 _ON_GPU = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")  # as in runtime.gpu, which stands above this module
 
 

@@ -167,13 +167,13 @@ def _decode_file(file: IO[bytes], name: str, limits: Limits, square: Square | No
         importlib.import_module(f"PIL.{FORMATS[kind]}")  # else Pillow imports all its formats
         opened = Image.open(file, formats=(kind,))
     except UnidentifiedImageError:
-        found = (
+        reason = (
             f"a damaged {kind} file, or of a kind that Pillow {PIL.__version__} does not read"
             if kind
             else "an unknown format"
         )
         raise BadPage(
-            f"{name}: not an image file that can be read here, {found}; convert it to PNG, JPEG or TIFF"
+            f"{name}: not an image file that can be read here, {reason}; convert it to PNG, JPEG or TIFF"
         ) from None
     _check_size(opened.size, name, limits)
     _check_tiles(opened, name, limits)

@@ -44,7 +44,7 @@ class Stored:
 
 
 def how_stored(image: Any) -> Stored:
-    """What a file states of its values; all defaults for an image that comes from no file."""
+    """The way in which a file states its values. An image that comes from no file has all defaults."""
     tiles = getattr(image, "tile", None)
     options = tiles[0][3] if tiles else ""
     rawmode = options[0] if isinstance(options, tuple) and options else options

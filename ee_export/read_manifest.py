@@ -27,10 +27,10 @@ def from_json(data: bytes, where: str) -> Manifest:
             range. The message names the field.
     """
     try:
-        found = parse(data, deepest=_DEEPEST)
+        content = parse(data, deepest=_DEEPEST)
     except ValueError as error:
         raise BadPackage(f"{where}: not valid JSON ({error}); {_REPAIR}") from None
-    schema = found.get("schema") if isinstance(found, dict) else None
+    schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise BadPackage(
             f"{where}: schema is {excerpt(schema)}, expected a whole number; this is no package manifest; {_REPAIR}"
@@ -40,7 +40,7 @@ def from_json(data: bytes, where: str) -> Manifest:
             f"{where}: schema {schema} is newer than this version understands ({SCHEMA}); `pip install --upgrade ee_export`"
         )
     try:
-        manifest = _decode(Manifest, found, "")
+        manifest = _decode(Manifest, content, "")
         check(manifest)
     except Refused as error:
         raise BadPackage(f"{where}: {error}; {_REPAIR}") from None

@@ -68,14 +68,14 @@ def parse(data: bytes, *, deepest: int | None = 64) -> Any:
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         keys = set[str]()
         for key, _ in pairs:
             if key in keys:
                 raise ValueError(f"the key '{printable(shorten(key, 60))}' stands twice in one object")
             keys.add(key)
-    return found
+    return value
 
 
 def _constant(text: str) -> float:

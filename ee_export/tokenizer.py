@@ -86,11 +86,11 @@ def read_tokenizer(data: bytes, where: str, error: type[EeError], remedy: str) -
     if len(data) > LARGEST:
         raise error(f"{where}: {len(data):,} bytes, expected at most {LARGEST:,} of a tokenizer; {remedy}")
     try:
-        found = parse(data, deepest=None)
+        content = parse(data, deepest=None)
     except ValueError as reason:
         raise error(f"{where}: not valid JSON ({reason}); {remedy}") from None
     try:
-        return _built(found)
+        return _built(content)
     except ValueError as reason:
         raise error(f"{where}: {reason}; {remedy}") from None
     except BaseException as reason:
@@ -123,15 +123,15 @@ def _refused(reason: BaseException, where: str, error: type[EeError], remedy: st
     return reason
 
 
-def _built(found: Any) -> Tokenizer:
-    _require_object("the top", found, {"model", "added_tokens", "normalizer", "pre_tokenizer", *_IGNORED}, {"model"})
-    added = found.get("added_tokens") or []
-    vocab = _vocab(found["model"])
+def _built(content: Any) -> Tokenizer:
+    _require_object("the top", content, {"model", "added_tokens", "normalizer", "pre_tokenizer", *_IGNORED}, {"model"})
+    added = content.get("added_tokens") or []
+    vocab = _vocab(content["model"])
     _check_added(added, vocab)
-    tokenizer = Tokenizer(_model(found["model"], vocab))
-    if (normalizer := found.get("normalizer")) is not None:
+    tokenizer = Tokenizer(_model(content["model"], vocab))
+    if (normalizer := content.get("normalizer")) is not None:
         tokenizer.normalizer = _normalizer("normalizer", normalizer)
-    if (cutter := found.get("pre_tokenizer")) is not None:
+    if (cutter := content.get("pre_tokenizer")) is not None:
         tokenizer.pre_tokenizer = _part("pre_tokenizer", cutter, _PRE_TOKENIZERS)
     # In the file's order, which gives the ids; each way of adding sets the flag `special` itself.
     for special, tokens in groupby(added, key=itemgetter("special")):
@@ -145,16 +145,16 @@ def _built(found: Any) -> Tokenizer:
     return tokenizer
 
 
-def _model(found: dict[str, Any], vocab: dict[str, int]) -> Any:
-    kind, unknown = found["type"], found.get("unk_token")
+def _model(content: dict[str, Any], vocab: dict[str, int]) -> Any:
+    kind, unknown = content["type"], content.get("unk_token")
     if unknown is not None or kind == "WordPiece":
         require(isinstance(unknown, str) and unknown in vocab, "model.unk_token", unknown, "a piece of the vocabulary")
-    prefix = found.get("continuing_subword_prefix")
+    prefix = content.get("continuing_subword_prefix")
     if kind == "WordPiece":
         require(
             isinstance(prefix, str) and len(prefix) <= 16, "model.continuing_subword_prefix", prefix, "a short string"
         )
-        longest = found.get("max_input_chars_per_word")
+        longest = content.get("max_input_chars_per_word")
         require(
             type(longest) is int and 0 < longest <= 10_000, "model.max_input_chars_per_word", longest, "1 to 10,000"
         )
@@ -163,27 +163,27 @@ def _model(found: dict[str, Any], vocab: dict[str, int]) -> Any:
         )
     require(prefix in (None, ""), "model.continuing_subword_prefix", prefix, "null")
     for name, values in _FIXED.items():
-        value = found.get(name)
+        value = content.get(name)
         require(value in values and type(value) in map(type, values), f"model.{name}", value, "null")
     return models.BPE(
         vocab=vocab,
-        merges=_merges(found.get("merges")),
+        merges=_merges(content.get("merges")),
         unk_token=unknown,
-        fuse_unk=_flag("model.fuse_unk", found.get("fuse_unk", False)),
-        ignore_merges=_flag("model.ignore_merges", found.get("ignore_merges", False)),
+        fuse_unk=_flag("model.fuse_unk", content.get("fuse_unk", False)),
+        ignore_merges=_flag("model.ignore_merges", content.get("ignore_merges", False)),
     )
 
 
-def _merges(found: Any) -> list[tuple[Any, ...]]:
+def _merges(content: Any) -> list[tuple[Any, ...]]:
     """Pairs of pieces, from the two forms that tokenizers writes: lists of two, or ``"a b"``.
 
     The library itself refuses other members, and pieces that are not in the vocabulary.
     """
-    kinds = set(map(type, found)) if isinstance(found, list) else {type(found)}
+    kinds = set(map(type, content)) if isinstance(content, list) else {type(content)}
     if kinds == {str}:
-        return [tuple(pair.split(" ")) for pair in found]
-    require(kinds <= {list}, "model.merges", found, "a list of pairs")
-    return list(map(tuple, found))
+        return [tuple(pair.split(" ")) for pair in content]
+    require(kinds <= {list}, "model.merges", content, "a list of pairs")
+    return list(map(tuple, content))
 
 
 def _vocab(model: Any) -> dict[str, int]:
