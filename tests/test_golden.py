@@ -50,7 +50,7 @@ def test_the_samples_golden_file_is_read_as_numpy_reads_it(
     read: Callable[[bytes], Any], arrays: dict[str, np.ndarray], sample: Path
 ) -> None:
     pages, exits = read((sample / "golden.npz").read_bytes())
-    assert len(pages) == 7
+    assert len(pages) == 8
     for at, page in enumerate(pages):
         for name in golden.INPUTS:
             assert (page.inputs[name] == arrays[f"{at}/{name}"]).all() and page.inputs[name].flags.writeable

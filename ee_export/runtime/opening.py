@@ -12,13 +12,12 @@ import numpy as np
 
 from ee_export.errors import BadPackage, BadRequest, printable, shorten
 from ee_export.manifest import SegmentSpec
-from ee_export.package import MANIFEST, Package
+from ee_export.package import Package
 from ee_export.reading import REPAIR, Reading
 from ee_export.runtime.graph import ExternalWeight, as_array, external_weights
 from ee_export.runtime.openvino import OpenVinoSegment
 from ee_export.runtime.ort import OrtSegment
 from ee_export.runtime.segment import Segment
-from ee_export.runtime.signature import require_connected
 
 _verified: weakref.WeakValueDictionary[tuple[object, ...], Segment] = weakref.WeakValueDictionary()
 _publishing = threading.Lock()
@@ -74,12 +73,11 @@ def open_segments(
             f"in_memory=True: {target_name} runs on {target.backend}, which reads its files itself; "
             "leave it out, or take a target of the backend onnxruntime, such as cpu-fp32"
         )
-    require_connected(package.manifest, target, package.path / MANIFEST)
-    with package.reading() as files, ThreadPoolExecutor(3) as workers:
+    with package.reading() as files, ThreadPoolExecutor(2) as workers, ThreadPoolExecutor(1) as hasher:
         load = _Load(package, files, target.backend, threads, one_pool=one_pool, in_memory=in_memory)
         opening = [workers.submit(load.open, load.read(spec)) for spec in target.segments]
         # Only now: a thread that hashes waits for the interpreter again and again next to one that walks through graphs.
-        hashing = workers.submit(files.hash, package.needed_by(target_name))
+        hashing = hasher.submit(files.hash, package.needed_by(target_name))
         try:
             opened = [future.result() for future in opening]
         except BadPackage:

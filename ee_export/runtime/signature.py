@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ee_export.encode import Encoding
 from ee_export.errors import BadPackage, BadRequest, EeError, printable, shorten
-from ee_export.manifest import Axis, Manifest, SegmentSpec, Target, TensorSpec, gate_name, logits_name
+from ee_export.manifest import Axis, SegmentSpec, TensorSpec, logits_name
 from ee_export.reading import REPAIR
 
 _AXES = ("B", "T", "L")
@@ -52,35 +51,6 @@ def require_signature(spec: SegmentSpec, graph: Path, inputs: Sequence[Port], ou
                 )
 
 
-def require_connected(manifest: Manifest, target: Target, where: Path) -> None:
-    """Raise BadPackage if a segment's logits do not fit the labels, or an input is given by nothing before; names both."""
-    given = {name: tensor for name, tensor in _pages(manifest.encoding).items() if name in manifest.inputs}
-    for spec in target.segments:
-        at = f"{where}: exit '{_text(spec.exit)}'"
-        for tensor in spec.inputs:
-            source = given.get(tensor.name)
-            if source is None:
-                raise BadPackage(
-                    f"{at}: input '{_text(tensor.name)}' is given by no page and no segment before, "
-                    f"expected one of {_names(given)}; {REPAIR}"
-                )
-            if (source.dtype, source.shape) != (tensor.dtype, tensor.shape):
-                raise BadPackage(
-                    f"{at}: input '{_text(tensor.name)}' is {_describe(tensor)}, but it is given as {_describe(source)}; {REPAIR}"
-                )
-        expected = [TensorSpec(logits_name(spec.exit), "float32", ("B", len(manifest.labels)))]
-        if any(tensor.name == gate_name(spec.exit) for tensor in spec.outputs):
-            expected.append(TensorSpec(gate_name(spec.exit), "float32", ("B", 1)))
-        for place, tensor in enumerate(expected):
-            stated = spec.outputs[place] if place < len(spec.outputs) else None
-            if stated != tensor:
-                raise BadPackage(
-                    f"{at}: output {place + 1} is {_describe(stated)}, expected {_describe(tensor)} for "
-                    f"{len(manifest.labels)} labels; {REPAIR}"
-                )
-        given |= {tensor.name: tensor for tensor in spec.outputs[len(expected) :]}
-
-
 def run_failed(
     segment: SegmentSpec, graph: Path, state: Mapping[str, np.ndarray], runner: str, error: Exception
 ) -> EeError:
@@ -112,17 +82,6 @@ def one_line(text: object) -> str:
 
 def _inputs(segment: SegmentSpec) -> list[str]:
     return [tensor.name for tensor in segment.inputs]
-
-
-def _pages(encoding: Encoding) -> dict[str, TensorSpec]:
-    side = encoding.image_size
-    tensors = (
-        TensorSpec("pixel_values", "float32", ("B", 3, side, side)),
-        TensorSpec("input_ids", "int64", ("B", "T")),
-        TensorSpec("bbox", "int64", ("B", "T", 4)),
-        TensorSpec("attention_mask", "int64", ("B", "T")),
-    )
-    return {tensor.name: tensor for tensor in tensors}
 
 
 def _fits(shape: Sequence[Axis | None], stated: Sequence[Axis]) -> bool:

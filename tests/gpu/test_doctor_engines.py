@@ -29,9 +29,9 @@ def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
     tensorrt: FakeTensorRt, copy: Package, target: str
 ) -> None:
     found = engines.compiled(copy, target, lambda *_: None)
-    assert verify_package(found, target).pages == 7
+    assert verify_package(found, target).pages == 8
     assert found.target(target).operating_points == copy.target("cpu-fp32").operating_points
-    assert verify_package(found, "cpu-fp32").pages == 7
+    assert verify_package(found, "cpu-fp32").pages == 8
     assert max(found.target(target).equality.values()) < (1e-4 if target.endswith("fp32") else 0.1)
 
 
