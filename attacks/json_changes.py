@@ -116,7 +116,9 @@ def changed(document: Any, path: Path, change: str) -> Any:
     elif change.startswith("twice"):
         parent[key] = Twice(value, value if "same" in change else None) if isinstance(parent, dict) else value
     elif change.startswith("unknown"):
-        (parent if isinstance(parent, dict) else value if isinstance(value, dict) else document)["unknown"] = value
+        # A copy, or an object would hold itself.
+        inside = parent if isinstance(parent, dict) else value if isinstance(value, dict) else document
+        inside["unknown"] = copy.deepcopy(value)
     elif isinstance(value, list):
         parent[key] = value * 2 if "doubled" in change else value[::-1]
     elif isinstance(value, dict):
