@@ -21,8 +21,13 @@ def _memory() -> None:
     bytearray(os.urandom(1)) * (200 << 20)
 
 
+class _TwoLines(EeError):
+    def __str__(self) -> str:
+        return "one\ntwo"
+
+
 def _two_lines() -> None:
-    raise EeError("one\ntwo")
+    raise _TwoLines
 
 
 def _refused() -> None:

@@ -212,11 +212,11 @@ def test_what_nobody_foresaw_is_one_line_and_a_traceback_by_request(tiny_package
 
 def test_labels_and_names_of_a_package_are_printed_escaped(package: Path) -> None:
     manifest = json.loads((package / "manifest.json").read_text())
-    manifest["labels"][0] = "[red]ad\x1b[31m"
+    manifest["labels"][0] = "[red]ad\u202e"  # control characters are refused at load
     (package / "manifest.json").write_text(json.dumps(manifest))
     for options in ([], ["--json"]):
         done = CliRunner().invoke(cli, ["inspect", str(package), *options])
-        assert "\x1b" not in done.output
+        assert "\u202e" not in done.output
         assert "[red]ad" in done.output
 
 
