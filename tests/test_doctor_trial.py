@@ -178,7 +178,7 @@ def test_engines_that_answer_otherwise_than_the_trained_model_fail_whatever_thei
     real = golden.read
 
     def drifted(package: Package):  # a target's own golden logits are what it said itself: always within its tolerance
-        pages, exits = real(open_package(package.path))  # the invented target stands in no file
+        pages, exits = real(package)
         flipped = [
             dataclasses.replace(
                 page, own={TARGET: page.logits}, logits={name: -values for name, values in page.logits.items()}
@@ -259,7 +259,7 @@ def test_the_command_reports_the_trial_with_its_times(
     real = golden.read
 
     def read(package: Package):
-        pages, exits = real(package)
+        pages, exits = real(open_package(package.path))  # the invented target stands in no file
         return pages, {**exits, **{name.replace(TARGET, "tensorrt-fp16"): found for name, found in exits.items()}}
 
     monkeypatch.setattr(golden, "read", read)
