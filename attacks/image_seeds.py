@@ -41,12 +41,12 @@ _OTHERS = (
 @cache
 def seeds() -> tuple[tuple[str, bytes], ...]:
     """Name and bytes of every seed file; a format whose codec is missing is left out."""
-    found = []
+    seeds = []
     for name, mode, format_name, options in _kinds():
         with contextlib.suppress(Exception):
-            found.append((name, save(page_in(mode).copy(), format_name, **options)))
+            seeds.append((name, save(page_in(mode).copy(), format_name, **options)))
     grey = np.asarray(page_in("L"))
-    found += [
+    seeds += [
         ("PNG interlaced L", interlaced_png(grey[..., None])),
         ("PNG interlaced RGB", interlaced_png(np.asarray(page_in("RGB")))),
         ("PPM plain P1", b"P1\n4 4\n" + b"0 1 0 1\n" * 4),
@@ -55,7 +55,7 @@ def seeds() -> tuple[tuple[str, bytes], ...]:
         ("PPM 16 bits", b"P5\n8 8\n65535\n" + bytes(range(128))),
         ("PAM", b"P7\nWIDTH 4\nHEIGHT 4\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + bytes(64)),
     ]
-    return tuple(found)
+    return tuple(seeds)
 
 
 @cache

@@ -73,16 +73,16 @@ def attack(package: Path, data: Path, moments: int, seed: int) -> Result:
 
 def faults(package: Path, most_left: int) -> list[str]:
     """Reasons for which a package is not whole, and folders beside it beyond ``most_left`` that killed runs left."""
-    found = []
+    faults = []
     try:
         opened = open_package(package)
         opened.check()
         for target in opened.manifest.targets:
             verify_package(opened, target)
     except Exception as error:
-        found.append(f"{type(error).__name__}: {error}")
+        faults.append(f"{type(error).__name__}: {error}")
     left = [path.name for path in package.parent.glob(f".{package.name}.*") if not path.name.endswith(".lock")]
-    return found + ([f"left behind: {', '.join(left)}"] if len(left) > most_left else [])
+    return faults + ([f"left behind: {', '.join(left)}"] if len(left) > most_left else [])
 
 
 def _started(name: str, package: Path, data: Path) -> subprocess.Popen[bytes]:

@@ -26,11 +26,11 @@ _FOREIGN = frozenset(
 @cache
 def odd_images() -> tuple[tuple[str, bytes], ...]:
     """Name and bytes of every odd image file. Each is at most a few hundred kilobytes, and cheap to decode."""
-    found = []
+    images = []
     for name, make in _makers():
         with contextlib.suppress(OSError, ValueError, KeyError):  # a codec that is missing here
-            found.append((name, make()))
-    return tuple(found)
+            images.append((name, make()))
+    return tuple(images)
 
 
 def odd_image(ground: Ground, index: int) -> Attack:

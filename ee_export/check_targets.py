@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from math import prod
 
 from ee_export.manifest import (
+    GPU_BACKENDS,
     Axis,
     Certificate,
     Costs,
@@ -45,7 +46,6 @@ _COMPILED = {
     "compute_capability": _VERSION,
 }
 """Fields of ``compiled`` that a GPU's target computes with, and the form of each."""
-_ON_GPU = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")  # as in runtime.gpu, which stands above this module
 
 
 def check_target(path: str, target: Target, manifest: Manifest) -> None:
@@ -83,7 +83,7 @@ def _check_compiled(path: str, target: Target) -> None:
         require_text(f"{path}.{key}", value)
         if pattern := _COMPILED.get(key):
             require(pattern.fullmatch(value) is not None, f"{path}.{key}", value, "a number or a version")
-    for key in ("visual_tokens", "longest_text") if target.backend in _ON_GPU else ():
+    for key in ("visual_tokens", "longest_text") if target.backend in GPU_BACKENDS else ():
         if key not in target.compiled:
             raise Refused(f"{path}.{key}", "missing")
 

@@ -16,14 +16,13 @@ from ee_export.console import (
     export_extra,
     is_terminal,
     json_option,
-    one_line,
     out,
     progress_bars,
     run_command,
     say,
     target_option,
 )
-from ee_export.errors import BadRequest
+from ee_export.errors import BadRequest, one_line
 from ee_export.find import Skipped, find_pages
 from ee_export.limits import DEFAULT_LIMITS, Limits
 from ee_export.ocr import installed, tesseract

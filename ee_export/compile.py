@@ -22,7 +22,7 @@ from ee_export.data import Dataset, read_dataset
 from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, require_known
 from ee_export.gpu_target import device_costs, recipe_target
-from ee_export.manifest import Manifest, Target
+from ee_export.manifest import GPU_BACKENDS, Manifest, Target
 from ee_export.observe import Observed, held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, Package, link_files, locked, open_package, require_name_of
 from ee_export.page import Ocr
@@ -30,7 +30,6 @@ from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, is_file, recip
 from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import machine_name, measure
-from ee_export.runtime.gpu import GPU_BACKENDS
 from ee_export.runtime.opening import open_segment
 from ee_export.runtime.ort import available_threads
 from ee_export.runtime.plan import FULL, operating_point

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from ee_export.errors import EeError, is_fault, printable, unexpected
+from ee_export.errors import EeError, is_fault, one_line, printable, unexpected
 
 Progress = Callable[[str, int, int], None]
 """Told of a stage how much of it is done, of how much."""
@@ -103,11 +103,6 @@ def say(line: str) -> None:
     """Print a line on stderr, if that can be written to."""
     with suppress(OSError):
         click.echo(line, err=True)
-
-
-def one_line(error: object) -> str:
-    """An error's message as one line that is safe to print."""
-    return printable(" ".join(str(error).split()))
 
 
 def echo_json(value: object) -> None:

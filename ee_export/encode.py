@@ -9,6 +9,7 @@ from PIL import Image
 from tokenizers import Encoding as Pieces
 from tokenizers import Tokenizer
 
+from ee_export.errors import is_fault
 from ee_export.page import Boxes, Page, Words, require_known_boxes
 from ee_export.resize import UNSTATED, Square, resized
 
@@ -190,7 +191,7 @@ class Encoder:
         try:
             return self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
         except BaseException as error:
-            if type(error).__name__ == "PanicException":  # of a library in Rust, and no Exception
+            if is_fault(error) and not isinstance(error, Exception):
                 raise RuntimeError(f"the tokenizer panicked: {error}") from error
             raise
 

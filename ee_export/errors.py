@@ -94,6 +94,12 @@ def shorten(value: object, most: int = 200) -> str:
     return f"{text[:half]}…{text[-half:]}"
 
 
+def one_line(text: object, most: int | None = None) -> str:
+    """Text from outside, such as another library's message, as one line that is safe to print, shortened to ``most`` characters."""
+    line = " ".join(str(text).split())
+    return printable(line if most is None else shorten(line, most))
+
+
 def printable(text: object) -> str:
     """Text that is safe to print on one line: control characters, line breaks and half surrogate pairs are escaped.
 

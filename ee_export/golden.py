@@ -143,9 +143,9 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
     """
     sources = {f"{at}/{name}" for at in range(count) for name in ("file", "words")} & stored.keys()
     for name in sources:
-        found = stored[name]
-        if found.dtype != "|u1" or len(found.shape) != 1 or not 1 <= found.size <= LARGEST_SOURCE:
-            raise ValueError(f"{name}: {found.dtype} {list(found.shape)}, expected |u1 [1–{LARGEST_SOURCE}]")
+        array = stored[name]
+        if array.dtype != "|u1" or len(array.shape) != 1 or not 1 <= array.size <= LARGEST_SOURCE:
+            raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected |u1 [1–{LARGEST_SOURCE}]")
     side, classes = manifest.encoding.image_size, len(manifest.labels)
     shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
         "pixel_values": ("<f4", (1, 3, side, side)),
@@ -156,8 +156,8 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
     answers = {f"{name}.logits": ("<f4", (1, classes if name in manifest.exits else 1)) for name in manifest.answers()}
     expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
         f"exits/{target}/{point}": ("<i8", (count,))
-        for target, found in manifest.targets.items()
-        for point in found.operating_points
+        for target, entry in manifest.targets.items()
+        for point in entry.operating_points
     }
     for at in range(count):
         expected |= {f"{at}/{name}": kind for name, kind in (shapes | answers).items()}
@@ -171,14 +171,14 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
     for name, (dtype, shape) in expected.items():
         if name not in stored:
             raise ValueError(f"{name}: missing")
-        found = stored[name]
-        fits = len(found.shape) == len(shape) and all(
-            size <= manifest.encoding.max_text_tokens if wanted is None else size == wanted
-            for size, wanted in zip(found.shape, shape, strict=True)
+        array = stored[name]
+        fits = len(array.shape) == len(shape) and all(
+            size <= manifest.encoding.max_text_tokens if expected_size is None else size == expected_size
+            for size, expected_size in zip(array.shape, shape, strict=True)
         )
-        if found.dtype != dtype or not fits:
+        if array.dtype != dtype or not fits:
             wants = [f"0–{manifest.encoding.max_text_tokens}" if size is None else size for size in shape]
-            raise ValueError(f"{name}: {found.dtype} {list(found.shape)}, expected {dtype} {wants}")
+            raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected {dtype} {wants}")
     for at in range(count):
         lengths = {stored[f"{at}/{name}"].shape[1] for name in TEXT_INPUTS}
         if len(lengths) > 1:

@@ -11,6 +11,9 @@ SCHEMA = 1
 SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
 """The input tensors that an encoder makes, and the part of a page that each is made from."""
 
+GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
+"""Backends of targets that run on an NVIDIA GPU."""
+
 Axis = int | str
 
 

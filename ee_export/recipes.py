@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from ee_export.errors import BadRequest, require_known
 
-BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 FLOAT32_PARTS = ("softmax", "layer_norm", "pooling", "logits")
 """Parts of a graph that may stay in float32 while the rest is in 16 bits."""

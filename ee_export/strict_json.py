@@ -67,14 +67,20 @@ def parse(data: bytes, *, deepest: int | None = 64) -> Any:
     return value
 
 
+def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str:
+    """The first key that stands twice among the pairs of an object, of which one does, in time linear in their number."""
+    keys = set[str]()
+    for key, _ in pairs:
+        if key in keys:
+            return key
+        keys.add(key)
+    raise ValueError("no key stands twice")
+
+
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = set[str]()
-        for key, _ in pairs:
-            if key in keys:
-                raise ValueError(f"the key '{printable(shorten(key, 60))}' stands twice in one object")
-            keys.add(key)
+        raise ValueError(f"the key '{printable(shorten(repeated_key(pairs), 60))}' stands twice in one object")
     return value
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ee_export.errors import BadPage, shorten
 from ee_export.limits import Limits
+from ee_export.strict_json import repeated_key
 
 Words = list[str]
 Boxes = list[list[int]]
@@ -130,8 +131,7 @@ def _read(path: Path, most: int) -> bytes:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+        raise ValueError(f"the key {repeated_key(pairs)!r} stands there twice")
     return value
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ee_export.console import one_line
+from ee_export.errors import one_line
 
 Status = Literal["ok", "missing", "failed", "skipped"]
 """missing: not installed or not there; failed: there and does not work; skipped: could not be checked here, and why."""

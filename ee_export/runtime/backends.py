@@ -1,6 +1,6 @@
-"""What runs a target's segments, by the name that its manifest gives.
+"""Backends, which run a target's segments, by the names that manifests give them.
 
-What a GPU takes is imported where a GPU's target is opened: it would double what the processor's targets import.
+GPU modules are imported only when a GPU's target is opened, because they would double the import time of targets on the CPU.
 """
 
 import threading
@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.manifest import Target
+from ee_export.manifest import GPU_BACKENDS, Target
 from ee_export.package import Package
-from ee_export.runtime.gpu import GPU_BACKENDS
 from ee_export.runtime.openvino import require_bf16
 from ee_export.runtime.plan import FULL, make_plan, operating_point, runs
 from ee_export.runtime.segment import Segment

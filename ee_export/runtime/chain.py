@@ -11,7 +11,7 @@ from PIL import Image
 
 from ee_export.encode import Arrays, Encoder, blank_page, tokens_read
 from ee_export.errors import BadLogits, BadPackage, BadRequest, EeError
-from ee_export.manifest import OperatingPoint, Target, gate_name
+from ee_export.manifest import GPU_BACKENDS, OperatingPoint, Target, gate_name
 from ee_export.package import Package, open_package
 from ee_export.page import Page, require_known_boxes
 from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, top
@@ -23,7 +23,6 @@ from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.backends import open_on_gpu, require_runnable
 from ee_export.runtime.bulk import Bulk, MakesPage, cheapest_sizes
 from ee_export.runtime.failures import as_page, named
-from ee_export.runtime.gpu import GPU_BACKENDS
 from ee_export.runtime.opening import open_segments
 from ee_export.runtime.plan import FULL, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ee_export.errors import BadPackage, BadRequest
+from ee_export.errors import BadPackage, BadRequest, one_line
 from ee_export.manifest import SegmentSpec, TensorSpec
-from ee_export.runtime.signature import Port, one_line, require_signature, run_failed, wrong_rows
+from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows
 
 
 class OpenVinoSegment:
@@ -92,5 +92,5 @@ def _compile(graph: Path, threads: int, source: str) -> Any:
     try:
         return core.compile_model(core.read_model(source), "CPU", options)
     except RuntimeError as error:
-        line = one_line(str(error).strip().splitlines()[-1].replace(source, str(graph)))
+        line = one_line(str(error).strip().splitlines()[-1].replace(source, str(graph)), LONGEST)
         raise BadPackage(f"{graph}: OpenVINO {openvino.__version__} cannot compile it ({line})") from None

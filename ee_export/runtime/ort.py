@@ -12,10 +12,10 @@ from typing import TypeAlias
 import numpy as np
 import onnxruntime as ort
 
-from ee_export.errors import BadPackage, EeError, ForkedError
+from ee_export.errors import BadPackage, EeError, ForkedError, one_line
 from ee_export.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime import forked
-from ee_export.runtime.signature import Port, one_line, require_signature, run_failed, wrong_rows
+from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows
 from ee_export.runtime.threads import available_threads as available_threads
 
 Tensor: TypeAlias = np.ndarray
@@ -64,7 +64,9 @@ class OrtSegment:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class
             text = str(error) if isinstance(opened, bytes) else str(error).replace(opened, str(graph))
-            raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({one_line(text)})") from None
+            raise BadPackage(
+                f"{graph}: onnxruntime {ort.__version__} cannot load it ({one_line(text, LONGEST)})"
+            ) from None
         self._weights = weights  # onnxruntime may read them for as long as the session lives
         # False if the process has a global thread pool, whoever made it.
         self.own_threads: bool = self._session.get_session_options().use_per_session_threads

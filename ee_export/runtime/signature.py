@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ee_export.errors import BadPackage, BadRequest, EeError, printable, shorten
+from ee_export.errors import BadPackage, BadRequest, EeError, one_line, printable, shorten
 from ee_export.manifest import Axis, SegmentSpec, TensorSpec, logits_name
 from ee_export.reading import REPAIR
 
 _AXES = ("B", "T", "L")
+LONGEST = 200
+"""Characters of a message of onnxruntime or OpenVINO that an error quotes."""
 
 
 class Port(NamedTuple):
@@ -59,7 +61,7 @@ def run_failed(
     missing = [tensor.name for tensor in segment.inputs if tensor.name not in state]
     if isinstance(error, KeyError) and missing:
         return BadRequest(f"{where}: input '{_text(missing[0])}' is missing; give all of {_names(_inputs(segment))}")
-    return BadPackage(f"{where}: {runner} cannot run it ({one_line(error)}); check the inputs, or {REPAIR}")
+    return BadPackage(f"{where}: {runner} cannot run it ({one_line(error, LONGEST)}); check the inputs, or {REPAIR}")
 
 
 def wrong_rows(segment: SegmentSpec, graph: Path, rows: int, outputs: Sequence[np.ndarray]) -> BadPackage:
@@ -73,11 +75,6 @@ def wrong_rows(segment: SegmentSpec, graph: Path, rows: int, outputs: Sequence[n
         f"{graph}: exit '{_text(segment.exit)}' gives '{_text(name)}' of shape {list(array.shape)} for {rows} pages, "
         f"expected {expected}; {REPAIR}"
     )
-
-
-def one_line(text: object) -> str:
-    """An exception of a library as one short line that is safe to print."""
-    return printable(shorten(" ".join(str(text).split())))
 
 
 def _inputs(segment: SegmentSpec) -> list[str]:

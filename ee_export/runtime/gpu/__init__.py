@@ -1,3 +1,1 @@
 """Segments, decisions and chains on an NVIDIA GPU; nothing here imports CUDA until it is asked to run there."""
-
-GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
