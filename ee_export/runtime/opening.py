@@ -73,17 +73,12 @@ def open_segments(
             f"in_memory=True: {target_name} runs on {target.backend}, which reads its files itself; "
             "leave it out, or take a target of the backend onnxruntime, such as cpu-fp32"
         )
-    with package.reading() as files, ThreadPoolExecutor(2) as workers, ThreadPoolExecutor(1) as hasher:
+    with package.reading() as files, ThreadPoolExecutor(2) as workers:
         load = _Load(package, files, target.backend, threads, one_pool=one_pool, in_memory=in_memory)
-        opening = [workers.submit(load.open, load.read(spec)) for spec in target.segments]
-        # Only now: a thread that hashes waits for the interpreter again and again next to one that walks through graphs.
-        hashing = hasher.submit(files.hash, package.needed_by(target_name))
-        try:
-            opened = [future.result() for future in opening]
-        except BadPackage:
-            hashing.result()  # a file that differs explains more than a session that cannot be made of it
-            raise
-        hashing.result()
+        largest_first = sorted(target.segments, key=lambda spec: package.manifest.files[spec.file].size, reverse=True)
+        opening = {spec: workers.submit(load.open, load.read(spec)) for spec in largest_first}
+        files.hash(package.needed_by(target_name))  # first: a file that differs explains more than a session that fails
+        opened = [opening[spec].result() for spec in target.segments]
         hashes = files.hash({name for each in opened for name in each.files})
         if not in_memory:
             files.require_unchanged()

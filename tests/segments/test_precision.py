@@ -21,8 +21,8 @@ from ee_export.segments.precision import DTYPES, LOW, cast_graph
 from ee_export.segments.prepare import prepare_segments
 
 Precision = Literal["fp16", "bf16"]
-LIMITS: dict[Precision, float] = {"fp16": 2e-3, "bf16": 2e-2}
-"""Largest difference of a logit from the trained model's: some ten roundings of numbers about 5."""
+LIMITS: dict[Precision, float] = {"fp16": 2e-3, "bf16": 1e-1}
+"""Largest difference of a logit from the trained model's. Two neighbours in bfloat16 between 4 and 8 lie 0.03 apart."""
 
 
 Prepared = tuple[Path, tuple[SegmentSpec, ...]]
