@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from ee_export.check_targets import check_target
-from ee_export.encode import Encoding
+from ee_export.encode import RESAMPLE, Encoding
 from ee_export.manifest import SOURCES, FileEntry, Manifest, Split
 from ee_export.ranges import (
     composed,
@@ -22,6 +22,8 @@ from ee_export.resize import ORDERS
 from ee_export.strict_json import Refused
 
 MODES = ("L", "RGB")
+TEXTS = ("words", "joined")
+SIDES = ("right", "left")
 PURPOSES = ("calibrate", "tune", "certify")
 _MOST_FILES = 10_000
 _MOST_TARGETS = 100
@@ -87,7 +89,18 @@ def _check_encoding(encoding: Encoding, exits: tuple[str, ...]) -> None:
         require_numbers(f"encoding.{name}", values, -1e6, 1e6)
     for at, value in enumerate(encoding.image_std):
         require(abs(value) >= 1e-6, f"encoding.image_std[{at}]", value, "a number that divides, 0.000001 or more")
+    require(encoding.resample in RESAMPLE, "encoding.resample", encoding.resample, f"one of {', '.join(RESAMPLE)}")
+    if encoding.resize_to is not None:
+        require(len(encoding.resize_to) <= 2, "encoding.resize_to", encoding.resize_to, "no, one or two sides")
+        require_numbers("encoding.resize_to", encoding.resize_to, 1, 16_384)
+    require_number("encoding.rescale", encoding.rescale, 1e-9, 1e6)
     require_number("encoding.max_text_tokens", encoding.max_text_tokens, 2, 32_768)
+    require(encoding.text in TEXTS, "encoding.text", encoding.text, " or ".join(TEXTS))
+    require(encoding.truncation in SIDES, "encoding.truncation", encoding.truncation, " or ".join(SIDES))
+    for name in ("bos_box", "eos_box"):
+        box = getattr(encoding, name)
+        require(len(box) == 4, f"encoding.{name}", box, "4 numbers")
+        require_numbers(f"encoding.{name}", box, 0, 1000)
     if encoding.vocab_size is not None:
         require_number("encoding.vocab_size", encoding.vocab_size, 1, 10_000_000)
     last = (encoding.vocab_size or 10_000_000) - 1

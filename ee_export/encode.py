@@ -15,6 +15,8 @@ from ee_export.resize import UNSTATED, Square, resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
+RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+"""Filters of the resize, by the names that Pillow gives them."""
 _KNOWN_WORDS = 1 << 15
 """Words whose pieces are remembered, at most; some megabytes."""
 _KNOWN_PIECES = 1 << 17
@@ -35,6 +37,19 @@ class Encoding:
     the words of a page are put in the order of its bands. ``vocab_size``: token ids that the model has rows for, ``None`` in
     packages from before it was written. ``resize``: the order of passes in which a page is resized, see
     :func:`ee_export.resize.resized`.
+
+    Of models that were brought from elsewhere, which read pages as their own processor made them:
+
+    ``resample``: filter of the resize, one of :data:`RESAMPLE`. ``resize_to``: size of the resized page, in pixels: ``(height,
+    width)``, or ``(edge,)`` for the length of the shorter side with the sides in proportion, ``()`` to leave the page as it is;
+    ``None`` is ``(image_size, image_size)``. ``center_crop``: whether the resized page is then cut to ``image_size`` x
+    ``image_size`` pixels around its centre, and filled up with 0 where it is smaller. ``rescale``: factor of the grey levels 0–255
+    before ``image_mean`` and ``image_std``. ``bgr``: whether the channels are blue, green, red. ``draft``: whether a JPEG file may
+    be decoded at 1/2, 1/4 or 1/8 of its scale, which changes some pixels by a few levels.
+
+    ``text``: ``words`` cuts each word by itself, ``joined`` the words of a page as one text with a space between them.
+    ``bos_box``, ``eos_box``: boxes of the two special tokens. ``truncation``: ``right`` leaves out the end of a long text, ``left``
+    its beginning. ``by_band``: whether all exits read the words of the upper bands first; else only the exits ``text.<p>`` do.
     """
 
     image_size: int
@@ -48,6 +63,17 @@ class Encoding:
     bands: tuple[int, ...] = ()
     vocab_size: int | None = None
     resize: str = UNSTATED
+    resample: str = "bilinear"
+    resize_to: tuple[int, ...] | None = None
+    center_crop: bool = False
+    rescale: float = 1 / 255
+    bgr: bool = False
+    draft: bool = True
+    text: str = "words"
+    bos_box: tuple[int, ...] = (0, 0, 0, 0)
+    eos_box: tuple[int, ...] = (0, 0, 0, 0)
+    truncation: str = "right"
+    by_band: bool = True
 
 
 def band_of(exit_name: str) -> int:

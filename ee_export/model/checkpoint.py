@@ -139,18 +139,24 @@ def encoding_of(config: Any) -> Encoding:
             f"max_text_tokens is {config.max_text_tokens}, and the trunk has positions for {config.longest_text}; set "
             f"max_text_tokens = {config.longest_text} in [model] of the recipe"
         )
+    brought = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in (config.encoding or {}).items()
+    }
     return Encoding(
-        image_size=config.input_size,
-        image_mode=config.image_mode,
-        image_mean=tuple(config.image_mean),
-        image_std=tuple(config.image_std),
-        max_text_tokens=config.max_text_tokens,
-        bos_id=config.bos_token_id,
-        eos_id=config.eos_token_id,
-        pad_id=config.pad_token_id,
-        bands=tuple(band_of(name) for name in config.exit_names() if name.startswith("text.")),
-        vocab_size=config.vocab_size,
-        resize=resize,
+        **{
+            "image_size": config.input_size,
+            "image_mode": config.image_mode,
+            "image_mean": tuple(config.image_mean),
+            "image_std": tuple(config.image_std),
+            "max_text_tokens": config.max_text_tokens,
+            "bos_id": config.bos_token_id,
+            "eos_id": config.eos_token_id,
+            "pad_id": config.pad_token_id,
+            "bands": tuple(band_of(name) for name in config.exit_names() if name.startswith("text.")),
+            "vocab_size": config.vocab_size,
+            "resize": resize,
+            **brought,
+        }
     )
 
 

@@ -39,12 +39,14 @@ class EarlyExitConfig:
     """What a configuration with exits can say of them; the fields stand in the configuration of each trunk.
 
     ``exits``: names in any order, ``final`` implied. ``heads``: fields of :class:`~ee_export.model.exits.HeadSpec` per exit,
-    where they differ from the default. ``BEFORE_ENCODER``: which exits the trunk can have before its encoder.
+    where they differ from the default. ``encoding``: fields of :class:`~ee_export.encode.Encoding`, of a checkpoint that was
+    brought from elsewhere. ``BEFORE_ENCODER``: which exits the trunk can have before its encoder.
     """
 
     BEFORE_ENCODER: ClassVar[tuple[str, ...]]
     exits: list[str] | tuple[str, ...] | None
     heads: dict[str, Any] | None
+    encoding: dict[str, Any] | None
     num_hidden_layers: int
     max_position_embeddings: int
     pad_token_id: int | None

@@ -24,6 +24,7 @@ class ImageConfig(EarlyExitConfig):
 
     exits: list[str] | tuple[str, ...] | None = None
     heads: dict[str, Any] | None = None
+    encoding: dict[str, Any] | None = None
     image_size: int = 224  # a stock one may be a pair too; this one is not
     image_mode: str = "RGB"
     resize: str = UNSTATED

@@ -42,6 +42,7 @@ class EarlyExitLayoutLMv3Config(EarlyExitConfig, LayoutLMv3Config):
 
     exits: list[str] | tuple[str, ...] | None = None
     heads: dict[str, Any] | None = None
+    encoding: dict[str, Any] | None = None
     max_text_tokens: int = 512
     image_mode: str = "RGB"
     resize: str = UNSTATED

@@ -23,6 +23,7 @@ class TextConfig(EarlyExitConfig):
 
     exits: list[str] | tuple[str, ...] | None = None
     heads: dict[str, Any] | None = None
+    encoding: dict[str, Any] | None = None
     max_text_tokens: int = 510
     # Every page is encoded in the same way; of its image, such a trunk is given one pixel and does not read it.
     input_size: int = 1
