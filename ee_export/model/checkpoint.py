@@ -32,7 +32,7 @@ def save(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer, dtype: torch
     weights = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
     }
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder, state_dict=weights)
     tokenizer.save(str(folder / "tokenizer.json"))
 
@@ -54,7 +54,7 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
             f"{folder / 'config.json'}: model_type is '{model_type}', expected one of {expected}; a stock model has no exits: "
             "train them with `ee-export train DATA --init FOLDER`"
         )
-    with _loading(folder), _quiet():
+    with loading(folder), quiet():
         model, info = family.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         tokenizer = _tokenizer(folder)
     _require_rows(folder, model, tokenizer)
@@ -85,7 +85,7 @@ def load_stock(
             f"known trunks are {', '.join(FAMILIES)}"
         )
     family = FAMILIES[trunk]
-    with _loading(folder), _quiet():
+    with loading(folder), quiet():
         config = family.config_class.from_pretrained(folder, **config_changes)
         tokenizer = _stock_tokenizer(folder, family)
         for name, value in special_ids(tokenizer).items():
@@ -201,7 +201,7 @@ def _model_type(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _loading(folder: Path) -> Iterator[None]:
+def loading(folder: Path) -> Iterator[None]:
     try:
         yield
     except EeError:
@@ -216,7 +216,7 @@ def _loading(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers reports every load with bars and tables; what matters is checked here and raised."""
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()

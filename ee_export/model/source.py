@@ -1,0 +1,196 @@
+"""A fine-tuned checkpoint as transformers saved it, with exits added: weights, labels, image processor and tokenizer are its own."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from ee_export.errors import BadCheckpoint, BadRequest, printable, shorten
+from ee_export.model.checkpoint import loading, quiet, train_tokenizer
+from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.families import FAMILIES, PREFIX
+from ee_export.model.processor import image_encoding
+from ee_export.model.source_tokenizer import text_encoding
+from ee_export.ranges import require_labels
+from ee_export.strict_json import Refused
+
+_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
+"""What is fetched from the Hugging Face hub: no pickles but weights, which are loaded with ``weights_only``."""
+_TASKS = ("ForSequenceClassification", "ForImageClassification")
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint.
+
+    Args:
+        name: a folder, or the name of a model on the Hugging Face hub, from its cache or online.
+
+    Raises:
+        BadCheckpoint: it is neither.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise BadCheckpoint(f"{name}: a file, expected the folder that `save_pretrained` wrote")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except HFValidationError:
+        raise BadCheckpoint(f"{name}: no such folder; name the folder that `save_pretrained` wrote") from None
+    except Exception as error:  # of requests, httpx, the hub's own: by cause and by version
+        raise BadCheckpoint(
+            f"{name}: no such folder, and no model on the Hugging Face hub that can be had here ({shorten(error)}); name the folder "
+            "that `save_pretrained` wrote, or download the model first"
+        ) from None
+
+
+def load_source(
+    folder: Path, exits: Sequence[str] | None = None, labels: Mapping[str, str] | None = None
+) -> tuple[EarlyExitModel, Tokenizer]:
+    """A stock checkpoint with untrained heads at its exits. All other weights, in float32, are those of the files.
+
+    Args:
+        folder: config.json, weights (safetensors or ``pytorch_model.bin``, in one file or in shards), and what encodes pages:
+            the image processor's and the tokenizer's files.
+        exits: names of exits, default :func:`default_exits`.
+        labels: new names of labels, by the checkpoint's own, such as ``{"LABEL_0": "invoice"}``.
+
+    Raises:
+        BadCheckpoint: a file is missing or damaged, the model is of an unknown type or no classifier, its weights do not fit
+            its configuration, or its pages are encoded in a way that cannot be reproduced. The message names the file.
+        BadRequest: an exit is unknown to the model, or ``labels`` names a label that it does not have.
+    """
+    content = read_config(folder)
+    family = family_of(folder, content)
+    id2label = rename_labels(folder, labels_in(folder, content), labels)
+    with loading(folder), quiet():
+        config = family.config_class.from_pretrained(
+            folder, id2label=dict(enumerate(id2label)), label2id={label: at for at, label in enumerate(id2label)}
+        )
+        config.exits = list(default_exits(config) if exits is None else exits)
+        config.exit_names()  # refuses what the trunk does not have
+    encoding: dict[str, Any] = {}
+    if family.reads("image"):
+        encoding |= image_encoding(folder, config.input_size, config.num_channels)
+    if family.reads("text"):
+        with_boxes = "bbox" in family.INPUTS
+        tokenizer, fields = text_encoding(folder, content["model_type"], config.vocab_size, config.longest_text, with_boxes)
+        encoding |= fields
+        config.max_text_tokens = encoding["max_text_tokens"]
+        for field, name in (("bos_token_id", "bos_id"), ("eos_token_id", "eos_id"), ("pad_token_id", "pad_id")):
+            if getattr(config, field) is None:
+                setattr(config, field, encoding[name])
+    else:
+        tokenizer = train_tokenizer(iter([]), 0)
+    encoding["bands"] = []
+    config.encoding = encoding
+    return _load_weights(folder, family, config), tokenizer
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of a checkpoint's config.json; raises BadCheckpoint."""
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{path}: missing; expected a checkpoint that `save_pretrained` wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path}: cannot be read ({shorten(error)}); copy the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{path}: not a JSON object; copy the checkpoint again")
+    return content
+
+
+def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
+    """The family of a stock classifier by its configuration; raises BadCheckpoint for another model."""
+    path, model_type = folder / "config.json", content.get("model_type")
+    if isinstance(model_type, str) and model_type.startswith(PREFIX):
+        raise BadCheckpoint(f"{path}: model_type is '{printable(model_type)}', which has exits already; run `ee-export build`")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise BadCheckpoint(
+            f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES)}; bring other models "
+            "as parts or as ONNX graphs"
+        )
+    architectures = content.get("architectures") or []
+    if not any(str(name).endswith(_TASKS) for name in architectures):
+        raise BadCheckpoint(
+            f"{path}: architectures is {printable(shorten(architectures))}, expected a classifier (…{' or …'.join(_TASKS)}); "
+            "fine-tune one first"
+        )
+    return FAMILIES[model_type]
+
+
+def labels_in(folder: Path, content: Mapping[str, Any]) -> list[str]:
+    """Labels in the order of the logits, from ``id2label``; raises BadCheckpoint where a number is missing or a name doubled."""
+    path, table = folder / "config.json", content.get("id2label")
+    if table is None:
+        count = content.get("num_labels", 2)
+        table = {str(number): f"LABEL_{number}" for number in range(count if isinstance(count, int) else 0)}
+    if not isinstance(table, dict) or set(table) != {str(number) for number in range(len(table))}:
+        raise BadCheckpoint(f"{path}: id2label is {printable(shorten(table))}, expected a label for each of 0, 1, …")
+    labels = [table[str(number)] for number in range(len(table))]
+    if not all(isinstance(label, str) for label in labels):
+        raise BadCheckpoint(f"{path}: id2label is {printable(shorten(table))}, expected names")
+    return labels
+
+
+def rename_labels(folder: Path, labels: Sequence[str], names: Mapping[str, str] | None) -> list[str]:
+    """Labels with the names that the user gives them."""
+    for name in names or {}:
+        if name not in labels:
+            raise BadRequest(
+                f"--labels: '{printable(shorten(name))}' is no label of {folder}, which has {printable(shorten(', '.join(labels)))}"
+            )
+    renamed = [(names or {}).get(label, label) for label in labels]
+    try:
+        require_labels(renamed)
+    except Refused as error:
+        raise BadCheckpoint(f"{folder / 'config.json'}: id2label: {error}; give other names with --labels") from None
+    return renamed
+
+
+def default_exits(config: Any) -> tuple[str, ...]:
+    """Exits after a quarter, a half and three quarters of the layers, and before the encoder where page or words are embedded."""
+    layers = config.num_hidden_layers
+    depths = sorted({max(1, round(layers * share)) for share in (0.25, 0.5, 0.75)} - {layers})
+    return (
+        *(name for name in ("vision", "text") if name in config.BEFORE_ENCODER),
+        *(f"encoder.{depth}" for depth in depths),
+    )
+
+
+def _load_weights(folder: Path, family: type[EarlyExitModel], config: Any) -> EarlyExitModel:
+    with loading(folder), quiet():
+        model, info = family.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the mismatch can be named
+            weights_only=True,
+            local_files_only=True,
+        )
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(("exits.", "shared_gate.")))
+    if info["mismatched_keys"]:
+        name, stored, needed = sorted(info["mismatched_keys"])[0]
+        raise BadCheckpoint(
+            f"{folder}: weight {printable(shorten(name))} is {list(stored)}, and config.json needs {list(needed)}; take the "
+            "config.json that was saved with these weights"
+        )
+    if missing:
+        raise BadCheckpoint(
+            f"{folder}: lacks the weight {printable(shorten(missing[0]))}; copy the checkpoint again, or fine-tune the classifier"
+        )
+    unexpected = sorted(info["unexpected_keys"])
+    if unexpected:
+        raise BadCheckpoint(
+            f"{folder}: has the weight {printable(shorten(unexpected[0]))}, which such a model does not use; take the config.json "
+            "that was saved with these weights"
+        )
+    return model.eval()

@@ -1,0 +1,142 @@
+"""Train the heads of exits on the features of a frozen trunk; no other weight changes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.strategies import head_prefix
+
+Progress = Callable[[int, int, str], None]
+"""Called with epochs done, epochs at most, and a line about the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTraining:
+    """How heads are trained: AdamW, the learning rate falling to 0 along a cosine.
+
+    ``patience``: epochs without a lower validation loss of any exit after which training ends. ``balanced``: whether every class
+    weighs the same in the loss, however many pages it has; else every page does.
+    """
+
+    epochs: int = 60
+    patience: int = 10
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.05
+    balanced: bool = True
+    seed: int = 0
+
+
+def train_heads(
+    model: EarlyExitModel,
+    features: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    val_features: Mapping[str, np.ndarray],
+    val_targets: np.ndarray,
+    how: HeadTraining,
+    progress: Progress,
+) -> dict[str, float]:
+    """Train the heads of some exits, and keep each as it was after the epoch with its lowest validation loss.
+
+    Args:
+        model: its heads are changed in place.
+        features: float32 ``[N, H]`` per exit.
+        targets: index of each page's label, int64 ``[N]``.
+        val_features: of the validation pages, ``[M, H]`` per exit.
+        val_targets: theirs, ``[M]``.
+        how: the hyperparameters.
+        progress: called after every epoch.
+
+    Returns:
+        Validation accuracy per exit, 0–1.
+    """
+    exits = list(features)
+    weights = {name: _own_weights(model, name) for name in exits}
+    optimizer = torch.optim.AdamW(
+        [weight for own in weights.values() for weight in own.values()], how.learning_rate, weight_decay=how.weight_decay
+    )
+    class_weights = _class_weights(targets, model.config.num_labels) if how.balanced else None
+    best_loss = dict.fromkeys(exits, np.inf)
+    best = {name: _copied(weights[name]) for name in exits}
+    accuracy = dict.fromkeys(exits, 0.0)
+    labels = torch.from_numpy(targets)
+    waited, steps = 0, max(1, -(-len(targets) // how.batch_size))
+    for epoch in range(how.epochs):
+        rng = np.random.default_rng([how.seed, epoch])
+        torch.manual_seed(int(rng.integers(2**31)))
+        model.train()
+        order = rng.permutation(len(targets))
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = how.learning_rate * 0.5 * (1 + np.cos(np.pi * (epoch + step / steps) / how.epochs))
+            rows = np.sort(order[step * how.batch_size : (step + 1) * how.batch_size])
+            loss = torch.stack(
+                [
+                    F.cross_entropy(
+                        _logits(model, name, features[name][rows]),
+                        labels[rows],
+                        weight=class_weights,
+                        label_smoothing=how.label_smoothing,
+                    )
+                    for name in exits
+                ]
+            ).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        waited += 1
+        for name, (val_loss, share) in _evaluate(model, val_features, val_targets, class_weights).items():
+            if val_loss < best_loss[name]:
+                best_loss[name], accuracy[name], best[name], waited = val_loss, share, _copied(weights[name]), 0
+        line = ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items())
+        progress(epoch + 1, how.epochs, f"epoch {epoch + 1}, best val accuracy: {line}")
+        if waited >= how.patience:
+            break
+    with torch.no_grad():
+        for name in exits:
+            for key, weight in weights[name].items():
+                weight.copy_(best[name][key])
+    model.eval()
+    return accuracy
+
+
+@torch.no_grad()
+def _evaluate(
+    model: EarlyExitModel, features: Mapping[str, np.ndarray], targets: np.ndarray, class_weights: Tensor | None
+) -> dict[str, tuple[float, float]]:
+    """Loss and accuracy per exit."""
+    model.eval()
+    labels = torch.from_numpy(targets)
+    result = {}
+    for name, values in features.items():
+        logits = torch.cat([_logits(model, name, values[at : at + 1024]) for at in range(0, len(values), 1024)])
+        loss = float(F.cross_entropy(logits, labels, weight=class_weights))
+        result[name] = loss, float((logits.argmax(1) == labels).float().mean())
+    return result
+
+
+def _logits(model: EarlyExitModel, exit_name: str, values: np.ndarray) -> Tensor:
+    return model.answer(exit_name, torch.from_numpy(np.ascontiguousarray(values)))[0]
+
+
+def _own_weights(model: EarlyExitModel, exit_name: str) -> dict[str, torch.nn.Parameter]:
+    prefix = head_prefix(exit_name)
+    return {name: weight for name, weight in model.named_parameters() if name.startswith(prefix)}
+
+
+def _copied(weights: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def _class_weights(targets: np.ndarray, classes: int) -> Tensor:
+    """Weights ``[classes]`` by which each class that has pages weighs the same in all."""
+    counts = np.bincount(targets, minlength=classes)
+    present = counts > 0
+    weights = np.where(present, len(targets) / (present.sum() * np.maximum(counts, 1)), 0.0)
+    return torch.from_numpy(weights.astype(np.float32))
