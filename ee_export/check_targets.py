@@ -34,6 +34,9 @@ from ee_export.strict_json import Refused, mismatch
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 AXES = ("B", "T", "L")
+PROOFS = {"learn_then_test": True, "conformal_risk_control": False}
+"""Methods that certify, and whether each has a ``delta``."""
+RISKS = ("accuracy_lost", "disagreement")
 LARGEST = 1e9
 """Of a score's threshold, a weight and a calibration: what no real number of theirs comes near."""
 _LONGEST_MS = 1e9
@@ -220,8 +223,15 @@ def _check_counts(path: str, counts: Mapping[str, int]) -> None:
 
 
 def _check_certificate(path: str, proof: Certificate) -> None:
-    require_name(f"{path}.method", proof.method)
-    require_name(f"{path}.risk", proof.risk)
+    require(proof.method in PROOFS, f"{path}.method", proof.method, " or ".join(PROOFS))
+    require(proof.risk in RISKS, f"{path}.risk", proof.risk, " or ".join(RISKS))
+    needs_delta = PROOFS[proof.method]
+    require(
+        (proof.delta is not None) == needs_delta,
+        f"{path}.delta",
+        proof.delta,
+        f"{'a number' if needs_delta else 'null'}, as {proof.method} has it",
+    )
     inside = 0 < proof.epsilon < 1
     require(inside, f"{path}.epsilon", proof.epsilon, "a number above 0 and below 1")
     if proof.delta is not None:

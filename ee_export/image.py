@@ -9,6 +9,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,6 +94,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientations, and the turn that makes a page upright."""
+_WEBP_SHARE = 2
+"""A WebP file may have this share of ``Limits.max_pixels``: it is decoded in four planes, twice, and copied: 15 bytes a pixel."""
 _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323
 
 
@@ -175,6 +178,8 @@ def _decode_file(file: IO[bytes], name: str, limits: Limits, square: Square | No
         raise BadPage(
             f"{name}: not an image file that can be read here, {reason}; convert it to PNG, JPEG or TIFF"
         ) from None
+    if kind == "WEBP":
+        limits = replace(limits, max_pixels=limits.max_pixels // _WEBP_SHARE)
     _check_size(opened.size, name, limits)
     _check_tiles(opened, name, limits)
     full = opened.mode, opened.size

@@ -366,6 +366,14 @@ def test_a_tiff_file_of_few_pixels_in_a_huge_tile_is_refused() -> None:
         picture(tiff(GREY, {TILE_WIDTH: 60_000, TILE_LENGTH: 60_000}))
 
 
+def test_a_webp_file_may_have_half_the_pixels_of_others_as_it_takes_the_most_memory() -> None:
+    picture = Image.new("L", (60, 50), 200)
+    decode_image(saved(picture, "PNG"), "p", Limits(max_pixels=4000))
+    decode_image(saved(picture, "WEBP"), "p", Limits(max_pixels=6000))
+    with pytest.raises(BadPage, match="at most 2000 pixels"):
+        decode_image(saved(picture, "WEBP"), "p", Limits(max_pixels=4000))
+
+
 def test_pillows_own_limit_is_the_host_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(drawn(), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)

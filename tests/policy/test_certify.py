@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ee_export import check_targets, fit
 from ee_export.errors import BadData
 from ee_export.policy import certify
 
@@ -83,3 +84,7 @@ def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_beyon
     assert bars[-1] < 0.3
     assert all(bar[1] is None for bar in candidates)
     assert all(bar[2] == min(max(bar[0] or 0, 0.5), 0.9) for bar in candidates[1:])
+
+
+def test_a_manifest_may_state_every_risk_that_is_certified() -> None:
+    assert set(fit.RISKS) == set(check_targets.RISKS)
