@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ from tokenizers import Tokenizer
 
 from ee_export import __version__, fit, golden, golden_page
 from ee_export.atomic import check_destination, staged_folder
-from ee_export.data import read_dataset
-from ee_export.encode import Arrays, Encoder
+from ee_export.data import Dataset, read_dataset
+from ee_export.encode import Arrays, Encoder, band_of
 from ee_export.errors import BadCheckpoint, BadData
 from ee_export.find import Skipped, find_pages
-from ee_export.manifest import SCHEMA, Manifest, Target
+from ee_export.manifest import SCHEMA, SOURCE, Manifest, Target
 from ee_export.model import checkpoint
+from ee_export.model.against import SourcePipeline, compare
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
@@ -76,7 +78,47 @@ def build(
         raise BadCheckpoint(
             f"{checkpoint_folder / 'config.json'}: id2label: {error}; rename the classes and train anew"
         ) from None
-    parts, split = held_out(read_dataset(data, labels), seed)
+    return build_model(
+        model,
+        tokenizer,
+        read_dataset(data, labels),
+        out,
+        golden_folder=golden_folder,
+        ocr=ocr,
+        ocr_ms=ocr_ms,
+        seed=seed,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def build_model(
+    model: EarlyExitModel,
+    tokenizer: Tokenizer,
+    data: Dataset,
+    out: Path,
+    *,
+    source: Path | None = None,
+    golden_folder: Path | None = None,
+    ocr: Ocr | None = None,
+    ocr_ms: float | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress,
+) -> Package:
+    """As :func:`build`, of a model and pages that are read already.
+
+    Args:
+        model: in evaluation mode, with trained heads.
+        tokenizer: the model's.
+        data: held-out pages with the model's labels.
+        out: see :func:`build`, as all other arguments.
+        source: the stock checkpoint that the model was made of. ``final`` must answer as it does, from the page on.
+
+    Raises:
+        NotEqual: also if a logit of ``final`` or a label differs from the source's on the held-out pages.
+    """
+    parts, split = held_out(data, seed)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     inputs = golden_inputs(model, encoder, golden_folder)
 
@@ -85,13 +127,18 @@ def build(
         package = export(model, tokenizer.to_str(), inputs, staging, out.name.removesuffix(".ee"), progress)
         chain = load_package(package, one_pool=True)
         target = package.target(TARGET)
+        if source is not None:
+            comparison = compare(chain, SourcePipeline(source), data.paths, partial(progress, "compare"))
+            comparison.require_equal(str(out))
+            target = replace(target, equality={**target.equality, SOURCE: comparison.differences["logits"]})
 
         samples = read_pages(parts["tune"], None)[:12]
         start_ms = 0.0
         if ocr_ms is None and ocr is not None and model.reads("text"):
             progress("measure", 0, 2)
             bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6] if page.image is not None]
-            ocr_ms, start_ms = measure_ocr(bare, encoder.encoding.bands)
+            bands = [band_of(name) for name in model.config.exit_names() if name.startswith("text.")]
+            ocr_ms, start_ms = measure_ocr(bare, bands)
         progress("measure", 1, 2)
         target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
         progress("measure", 2, 2)

@@ -41,7 +41,7 @@ def check(manifest: Manifest) -> None:
     require_text("created_by", manifest.created_by)
     require_labels(manifest.labels)
     _check_exits(manifest.exits)
-    _check_encoding(manifest.encoding, manifest.exits)
+    _check_encoding(manifest.encoding)
     require(bool(manifest.inputs), "inputs", manifest.inputs, f"one or more of {', '.join(SOURCES)}")
     for name, source in manifest.inputs.items():
         known = SOURCES.get(name)
@@ -75,7 +75,7 @@ def _check_exits(exits: tuple[str, ...]) -> None:
         raise Refused("exits", "must rise, each once: vision, text.<p>, text, fusion, encoder.<k>, final")
 
 
-def _check_encoding(encoding: Encoding, exits: tuple[str, ...]) -> None:
+def _check_encoding(encoding: Encoding) -> None:
     require_number("encoding.image_size", encoding.image_size, 1, 4096)
     require(
         encoding.resize in ORDERS,
@@ -108,9 +108,6 @@ def _check_encoding(encoding: Encoding, exits: tuple[str, ...]) -> None:
         require_number(f"encoding.{name}", getattr(encoding, name), 0, last)
     require_numbers("encoding.bands", encoding.bands, 1, 99)
     require_rising("encoding.bands", encoding.bands)
-    # More bands than exits are right: the words of a page stay in the order in which the model was trained on them.
-    read = [int(name.removeprefix("text.")) for name in exits if name.startswith("text.")]
-    require(set(read) <= set(encoding.bands), "encoding.bands", encoding.bands, f"{read}, as the exits text.<p> say")
 
 
 def _check_files(files: Mapping[str, FileEntry]) -> None:

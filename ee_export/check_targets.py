@@ -6,6 +6,7 @@ from math import prod
 
 from ee_export.manifest import (
     GPU_BACKENDS,
+    SOURCE,
     Axis,
     Certificate,
     Costs,
@@ -63,7 +64,8 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
     gated = _check_segments(f"{path}.segments", target.segments, manifest)
     answers = (*exits, *map(gate_name, gated))
     for name, difference in target.equality.items():
-        require(name in answers, f"{path}.equality.{name}", difference, f"an exit: {', '.join(answers)}")
+        known = (*answers, SOURCE)
+        require(name in known, f"{path}.equality.{name}", difference, f"an exit or {SOURCE}: {', '.join(known)}")
         require_number(f"{path}.equality.{name}", difference, 0, LARGEST)
     if target.costs is not None:
         _check_costs(f"{path}.costs", target.costs, exits)

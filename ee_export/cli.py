@@ -240,6 +240,72 @@ def compile(
     _present(found, recipe.name if recipe else target, as_json)
 
 
+@cli.command("add-exits")
+@click.argument("checkpoint")
+@click.argument("data", type=_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="The package folder to write, usually NAME.ee.")
+@click.option("--exits", help="Such as text,encoder.3,encoder.6; default before the encoder and at each quarter of it.")
+@click.option("--train", "train_data", type=_FOLDER, help="Pages that train the heads; default a part of DATA.")
+@click.option("--labels", type=_FOLDER, help='JSON file of new label names, such as {"LABEL_0": "invoice"}.')
+@click.option("--checkpoint-out", type=_FOLDER, help="Also write the checkpoint with its exits to this folder.")
+@click.option("--epochs", type=click.IntRange(1), default=60, show_default=True, help="Epochs of the heads, at most.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="At the first step.",
+)
+@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default measured with Tesseract.")
+@seed_option
+@force_option
+@json_option
+def add_exits(
+    checkpoint: str,
+    data: Path,
+    out: Path,
+    exits: str | None,
+    train_data: Path | None,
+    labels: Path | None,
+    checkpoint_out: Path | None,
+    epochs: int,
+    learning_rate: float,
+    ocr_ms: float | None,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build a package from CHECKPOINT, a fine-tuned classifier of Hugging Face transformers, with exits added.
+
+    CHECKPOINT is a folder that `save_pretrained` wrote, or the name of a model on the hub. Heads are trained on a part of DATA, class
+    folders named as the model's labels. No other weight changes: the package answers as CHECKPOINT does where no page exits, from
+    the page's file on, and the command fails if it does not.
+    """
+    with export_extra():
+        from ee_export import add_exits as adding
+        from ee_export.build import TARGET
+        from ee_export.model.source import find_checkpoint, read_labels
+        from ee_export.model.train_heads import HeadTraining
+    ocr = _engine()
+    with progress_bars() as show:
+        package = adding.add_exits(
+            find_checkpoint(checkpoint),
+            data,
+            out,
+            exits=None if exits is None else [name.strip() for name in exits.split(",") if name.strip()],
+            labels=None if labels is None else read_labels(labels),
+            train_data=train_data,
+            checkpoint_out=checkpoint_out,
+            training=HeadTraining(epochs=epochs, learning_rate=learning_rate, seed=seed),
+            ocr=ocr,
+            ocr_ms=ocr_ms,
+            overwrite=force,
+            progress=show,
+            report=err.print,
+        )
+    _present(package, TARGET, as_json)
+
+
 @cli.command()
 @refit_options
 @click.option(
@@ -268,12 +334,25 @@ def tune(frontier: bool, as_json: bool, **asked: Any) -> None:
 
 @cli.command()
 @click.argument("package", type=_FOLDER)
+@click.argument("pages", type=_FOLDER, required=False)
 @target_option
 @click.option("--operating-point", help="Only this one; default all.")
+@click.option("--against", help="Compare `final` with this stock checkpoint on PAGES, from the page's file on.")
 @json_option
-def verify(package: Path, target: str, operating_point: str | None, as_json: bool) -> None:
-    """Hash every file of PACKAGE and replay its golden inputs here."""
+def verify(
+    package: Path, pages: Path | None, target: str, operating_point: str | None, against: str | None, as_json: bool
+) -> None:
+    """Hash every file of PACKAGE and replay its golden inputs here.
+
+    With --against, run transformers' own processor and model beside it on every page in PAGES instead.
+    """
     from ee_export.package import open_package
+
+    if (against is None) != (pages is None):
+        raise BadRequest("--against CHECKPOINT and PAGES belong together; give both, or neither")
+    if against is not None and pages is not None:
+        _compare(package, target, against, pages, as_json)
+        return
     from ee_export.verify import verify_package
 
     result = verify_package(open_package(package), target, operating_point)
@@ -284,6 +363,36 @@ def verify(package: Path, target: str, operating_point: str | None, as_json: boo
         table.add_row(name, f"{difference:.1e}")
     said = f"{package}, {target}: {result.pages} golden pages replayed; all within {result.tolerance:.0e}; same exits at {', '.join(result.operating_points)}"
     print_result(as_json, {"package": str(package), **asdict(result)}, table, said)
+
+
+def _compare(package: Path, target: str, against: str, pages: Path, as_json: bool) -> None:
+    """Print how a package differs from a stock checkpoint; raises NotEqual if it does."""
+    from ee_export.package import open_package
+    from ee_export.runtime.chain import load_package
+
+    with export_extra():
+        from ee_export.model.against import STAGES, SourcePipeline, compare
+        from ee_export.model.source import find_checkpoint
+    opened = open_package(package)
+    skipped = Skipped()
+    paths = list(find_pages(pages, skipped, words_alone=not opened.manifest.reads("image")))
+    if skipped:
+        err.print(f"{pages}: {skipped}")
+    with progress_bars() as show:
+        chain = load_package(opened, target, "full", one_pool=True)
+        comparison = compare(
+            chain, SourcePipeline(find_checkpoint(against)), paths, lambda done, total: show("compare", done, total)
+        )
+    table = Table("stage", "pages that differ", "largest difference")
+    for stage in STAGES:
+        if stage in comparison.differences or stage == "label":
+            difference = comparison.differences.get(stage)
+            table.add_row(
+                stage, str(comparison.pages_unlike.get(stage, 0)), "" if difference is None else f"{difference:.1e}"
+            )
+    line = f"{comparison.pages} pages compared with {against}, {comparison.passed_over} without words passed over"
+    print_result(as_json, {"package": str(package), "against": against, **asdict(comparison)}, table, line)
+    comparison.require_equal(str(package))
 
 
 @cli.command()

@@ -33,8 +33,8 @@ class Encoding:
 
     ``image_size``: side S of the square the page is resized to, in pixels. ``image_mode``: ``L`` or ``RGB``.
     ``image_mean``, ``image_std``: normalise channel values in [0, 1]. ``max_text_tokens``: tokens read of a page,
-    ``bos_id`` and ``eos_id`` included. ``bands``: percentages of the page's height that the exits ``text.<p>`` read to, rising;
-    the words of a page are put in the order of its bands. ``vocab_size``: token ids that the model has rows for, ``None`` in
+    ``bos_id`` and ``eos_id`` included. ``bands``: percentages of the page's height, rising, by which the model was trained to read:
+    the words of the upper bands come first, in the page's order within a band. ``vocab_size``: token ids that the model has rows for, ``None`` in
     packages from before it was written. ``resize``: the order of passes in which a page is resized, see
     :func:`ee_export.resize.resized`.
 

@@ -167,7 +167,7 @@ def decisions(
     manifest: Manifest, target: Target, point: OperatingPoint, pages: Observed
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where an operating point leaves and what it answers there: indices of exits and of labels, int64 ``[N]`` each."""
-    seen = scored(manifest, target, pages, None, point.criterion, point.weights, manifest.encoding.bands)
+    seen = scored(manifest, target, pages, None, point.criterion, point.weights, manifest.text_bands())
     exits = evaluate(seen, [point.thresholds[name] for name in manifest.exits[:-1]]).exits
     return exits, seen.answers[exits, np.arange(len(exits))]
 
@@ -292,7 +292,7 @@ def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
 
     A criterion that looks at the exits before asks them all.
     """
-    bands = manifest.encoding.bands
+    bands = manifest.text_bands()
     if criterion in ASKS_EXITS_BEFORE:
         return [bands]
     sizes = range(len(bands) + 1) if len(bands) <= 5 else (0, 1, len(bands))

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ee_export.encode import Encoding
+from ee_export.encode import Encoding, band_of
 
 SCHEMA = 1
 
@@ -13,6 +13,9 @@ SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attent
 
 GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 """Backends of targets that run on an NVIDIA GPU."""
+
+SOURCE = "source"
+"""Key of :attr:`Target.equality` for the difference from the stock checkpoint, from the page on."""
 
 Axis = int | str
 
@@ -142,7 +145,8 @@ class Target:
     """Segments compiled for one kind of device, with numbers of their own.
 
     ``tolerance``: largest allowed difference from the golden logits, the target's own where it has any. ``equality``: largest
-    difference from the trained model, per exit, found when the target was built. ``compiled``: how it was made from another
+    difference from the trained model, per exit, found when the target was built; under :data:`SOURCE`, of the logits of ``final``
+    from those of the stock checkpoint that was brought, on the held-out pages. ``compiled``: how it was made from another
     target, and what on.
     """
 
@@ -197,6 +201,10 @@ class Manifest:
     def reads(self, source: str) -> bool:
         """Whether the model reads anything of a page's ``image`` or of its ``text``."""
         return source in self.inputs.values()
+
+    def text_bands(self) -> tuple[int, ...]:
+        """Percentages of the page's height that the exits ``text.<p>`` read to, rising."""
+        return tuple(band_of(name) for name in self.exits if name.startswith("text."))
 
     def answers(self) -> tuple[str, ...]:
         """The exits, each followed by the name of its gate where it has one: all that a page's logits are kept by."""

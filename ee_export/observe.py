@@ -1,6 +1,7 @@
 """What every exit of a package says of labelled pages, and how those pages are kept apart."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +10,13 @@ import numpy as np
 
 from ee_export.data import Dataset, stratified_split
 from ee_export.encode import tokens_read
-from ee_export.errors import BadData, EeError
+from ee_export.errors import BadData, EeError, printable, shorten
 from ee_export.manifest import Split
 from ee_export.page import Ocr, Page, read_page
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.failures import failure
+
+_log = logging.getLogger("ee_export")
 
 SHARES = {"calibrate": 0.15, "tune": 0.20, "certify": 0.65}
 """Most of the pages certify: one lost page may be explained away among 129 of them (ε = 0.03, δ = 0.1), none among 128. Where no
@@ -48,14 +51,20 @@ class Observed:
 def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]:
     """Keep pages for calibrating, tuning and certifying apart, by class; returns the parts and the record of it.
 
+    The log gets a line, as a warning, if classes have no pages.
+
     Raises:
-        BadData: a class has no pages, or a part would be empty.
+        BadData: a part would be empty.
     """
-    for target, label in enumerate(data.labels):
-        if target not in data.targets:
-            raise BadData(
-                f"{data.root}: no pages of the class '{label}'; calibration, thresholds and certificates need pages of every class"
-            )
+    absent = [printable(label) for target, label in enumerate(data.labels) if target not in set(data.targets)]
+    if absent:
+        _log.warning(
+            "%s: no pages of %d of %d classes (%s); calibration, thresholds and certificates hold for pages of the others",
+            printable(data.root),
+            len(absent),
+            len(data.labels),
+            shorten(", ".join(absent)),
+        )
     parts = stratified_split(data, SHARES, seed)
     for name, part in parts.items():
         if len(part) < 2:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ee_export.console import echo_json, out
 from ee_export.errors import BadRequest, printable
+from ee_export.manifest import SOURCE
 from ee_export.runtime.plan import FULL
 
 
@@ -105,6 +106,10 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
                 f"{name}: accuracy {found.measured['accuracy']:.3f}, mean {found.measured['mean_cost_ms']:.1f} ms a page on the "
                 f"{found.measured['pages']:.0f} pages kept apart for it",
             )
+    if SOURCE in target.equality:
+        out.print(
+            f"final differs from the checkpoint that was brought by at most {target.equality[SOURCE]:.0e} in a logit, from the page on"
+        )
     if target.compiled:
         made = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in target.compiled.items())
         out.print(f"compiled: {made}")

@@ -299,7 +299,7 @@ class _Judge:
     def _scored(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], Scored, Scored]:
         """A criterion's weights, and what it says of the pages that tune and of those that test."""
         weights = fit.weighted(self.manifest, target, criterion, self.seen["calibrate"])
-        bands = self.manifest.encoding.bands
+        bands = self.manifest.text_bands()
 
         def judged(pages: Observed) -> Scored:
             return fit.scored(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)

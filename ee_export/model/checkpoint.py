@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from ee_export.encode import Encoding, band_of
+from ee_export.encode import Encoding
 from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX
@@ -152,7 +152,7 @@ def encoding_of(config: Any) -> Encoding:
             "bos_id": config.bos_token_id,
             "eos_id": config.eos_token_id,
             "pad_id": config.pad_token_id,
-            "bands": tuple(band_of(name) for name in config.exit_names() if name.startswith("text.")),
+            "bands": config.trained_bands(),
             "vocab_size": config.vocab_size,
             "resize": resize,
             **brought,

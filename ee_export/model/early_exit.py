@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ee_export.encode import band_of
 from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import gate_name, logits_name
 from ee_export.model.exits import HeadSpec, head_specs, ordered
@@ -72,6 +73,16 @@ class EarlyExitConfig:
                 )
         return names
 
+    def trained_bands(self) -> tuple[int, ...]:
+        """The bands by which the words of a page are ordered, see :class:`~ee_export.encode.Encoding`."""
+        if self.encoding is not None and "bands" in self.encoding:
+            return tuple(self.encoding["bands"])
+        return tuple(band_of(name) for name in self.exit_names() if name.startswith("text."))
+
+    def keep_bands(self) -> None:
+        """Keep the order of words as it is when exits are added or dropped: it is a part of what the trunk has learned."""
+        self.encoding = {**(self.encoding or {}), "bands": list(self.trained_bands())}
+
     def head_specs(self) -> dict[str, HeadSpec]:
         """Head of every exit but ``final``."""
         return head_specs(self.exit_names(), self.heads)
@@ -117,6 +128,7 @@ class EarlyExitModel(PreTrainedModel):
         """
         for name in exits:
             require_known(name, self.config.exit_names(), "exit of this checkpoint")
+        self.config.keep_bands()
         self.config.exits = [name for name in self.config.exit_names()[:-1] if name in exits]
         self.config.heads = {name: head for name, head in (self.config.heads or {}).items() if name in exits}
         for name in list(self.exits):

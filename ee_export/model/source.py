@@ -80,7 +80,9 @@ def load_source(
         encoding |= image_encoding(folder, config.input_size, config.num_channels)
     if family.reads("text"):
         with_boxes = "bbox" in family.INPUTS
-        tokenizer, fields = text_encoding(folder, content["model_type"], config.vocab_size, config.longest_text, with_boxes)
+        tokenizer, fields = text_encoding(
+            folder, content["model_type"], config.vocab_size, config.longest_text, with_boxes
+        )
         encoding |= fields
         config.max_text_tokens = encoding["max_text_tokens"]
         for field, name in (("bos_token_id", "bos_id"), ("eos_token_id", "eos_id"), ("pad_token_id", "pad_id")):
@@ -111,7 +113,9 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
     """The family of a stock classifier by its configuration; raises BadCheckpoint for another model."""
     path, model_type = folder / "config.json", content.get("model_type")
     if isinstance(model_type, str) and model_type.startswith(PREFIX):
-        raise BadCheckpoint(f"{path}: model_type is '{printable(model_type)}', which has exits already; run `ee-export build`")
+        raise BadCheckpoint(
+            f"{path}: model_type is '{printable(model_type)}', which has exits already; run `ee-export build`"
+        )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise BadCheckpoint(
             f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES)}; bring other models "
@@ -153,6 +157,17 @@ def rename_labels(folder: Path, labels: Sequence[str], names: Mapping[str, str] 
     except Refused as error:
         raise BadCheckpoint(f"{folder / 'config.json'}: id2label: {error}; give other names with --labels") from None
     return renamed
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """New label names by the checkpoint's own, from a JSON file; raises BadRequest."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRequest(f"--labels {path}: cannot be read ({shorten(error)}); write a JSON object") from None
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
+        raise BadRequest(f'--labels {path}: expected a JSON object of names, such as {{"LABEL_0": "invoice"}}')
+    return content
 
 
 def default_exits(config: Any) -> tuple[str, ...]:

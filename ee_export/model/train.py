@@ -211,7 +211,9 @@ def _with_added(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[Early
     given = recipe.model.get("heads") or {}
     heads = {**(trained.config.heads or {}), **{name: given[name] for name in recipe.add if name in given}}
     exits = list(ordered((*has, *recipe.add), trained.config.num_hidden_layers))
-    return checkpoint.load_stock(init, {"exits": exits, "heads": heads}, trained.config.model_type.removeprefix(PREFIX))
+    trained.config.keep_bands()
+    changes = {"exits": exits, "heads": heads, "encoding": trained.config.encoding}
+    return checkpoint.load_stock(init, changes, trained.config.model_type.removeprefix(PREFIX))
 
 
 def _train_step(

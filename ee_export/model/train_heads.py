@@ -59,7 +59,9 @@ def train_heads(
     exits = list(features)
     weights = {name: _own_weights(model, name) for name in exits}
     optimizer = torch.optim.AdamW(
-        [weight for own in weights.values() for weight in own.values()], how.learning_rate, weight_decay=how.weight_decay
+        [weight for own in weights.values() for weight in own.values()],
+        how.learning_rate,
+        weight_decay=how.weight_decay,
     )
     class_weights = _class_weights(targets, model.config.num_labels) if how.balanced else None
     best_loss = dict.fromkeys(exits, np.inf)
