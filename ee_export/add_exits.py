@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,11 @@ from ee_export.errors import BadData
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.feature_cache import cache_features
+from ee_export.model.pages import encode_pages
+from ee_export.model.recipe import Recipe
 from ee_export.model.source import load_source
-from ee_export.model.train import REPORT
+from ee_export.model.train import REPORT, optimizer_of, run_stage, stages_of
+from ee_export.model.train import accuracy as measure_accuracy
 from ee_export.model.train_heads import HeadTraining, train_heads
 from ee_export.package import Package
 from ee_export.page import Ocr
@@ -132,11 +136,12 @@ def _train(
     for name, part in (("train", train), ("val", val)):
         identity = hashlib.sha256(f"{trunk} {encoder.encoding} {part.digest()}".encode()).hexdigest()
         stage = "encode" if name == "train" else "encode to validate"
-        features[name] = cache_features(
-            model, encoder, part, cache / name, identity, lambda done, total, stage=stage: progress(stage, done, total)
-        )
+        features[name] = cache_features(model, encoder, part, cache / name, identity, partial(progress, stage))
+    accuracy = {}
+    if "vision" in model.config.exit_names():
+        accuracy["vision"] = _train_vision(model, encoder, train, val, training, progress)
     if not features["train"]:
-        return {}
+        return accuracy
 
     def show(done: int, total: int, line: str) -> None:
         progress("train", done, total)
@@ -144,9 +149,23 @@ def _train(
             report(line)
 
     targets = {name: np.asarray(part.targets, np.int64) for name, part in (("train", train), ("val", val))}
-    accuracy = train_heads(model, features["train"], targets["train"], features["val"], targets["val"], training, show)
+    accuracy |= train_heads(model, features["train"], targets["train"], features["val"], targets["val"], training, show)
     report("val accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items()))
     return accuracy
+
+
+def _train_vision(
+    model: EarlyExitModel, encoder: Encoder, train: Dataset, val: Dataset, training: HeadTraining, progress: Progress
+) -> float:
+    """Train the small convolutional network of the exit ``vision``; its validation accuracy."""
+    recipe = Recipe(add=["vision"], epochs=0, vision_epochs=training.vision_epochs, seed=training.seed)
+    pages = encode_pages(train, encoder, model)
+    for stage in stages_of(model, recipe, len(pages)):
+        for step in run_stage(model, optimizer_of(model, stage, recipe), stage, pages, recipe):
+            progress("train vision", step + 1, stage.steps)
+    for weight in model.parameters():
+        weight.requires_grad_(True)
+    return measure_accuracy(model, encode_pages(val, encoder, model), ("vision",))["vision"]
 
 
 def _trunk_digest(model: EarlyExitModel) -> str:

@@ -64,8 +64,8 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
     gated = _check_segments(f"{path}.segments", target.segments, manifest)
     answers = (*exits, *map(gate_name, gated))
     for name, difference in target.equality.items():
-        known = (*answers, SOURCE)
-        require(name in known, f"{path}.equality.{name}", difference, f"an exit or {SOURCE}: {', '.join(known)}")
+        allowed = (*answers, SOURCE)
+        require(name in allowed, f"{path}.equality.{name}", difference, f"one of {', '.join(allowed)}")
         require_number(f"{path}.equality.{name}", difference, 0, LARGEST)
     if target.costs is not None:
         _check_costs(f"{path}.costs", target.costs, exits)

@@ -250,6 +250,9 @@ def compile(
 @click.option("--checkpoint-out", type=_FOLDER, help="Also write the checkpoint with its exits to this folder.")
 @click.option("--epochs", type=click.IntRange(1), default=60, show_default=True, help="Epochs of the heads, at most.")
 @click.option(
+    "--vision-epochs", type=click.IntRange(0), default=30, show_default=True, help="Epochs of the exit vision."
+)
+@click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
     default=1e-3,
@@ -269,6 +272,7 @@ def add_exits(
     labels: Path | None,
     checkpoint_out: Path | None,
     epochs: int,
+    vision_epochs: int,
     learning_rate: float,
     ocr_ms: float | None,
     seed: int,
@@ -296,7 +300,7 @@ def add_exits(
             labels=None if labels is None else read_labels(labels),
             train_data=train_data,
             checkpoint_out=checkpoint_out,
-            training=HeadTraining(epochs=epochs, learning_rate=learning_rate, seed=seed),
+            training=HeadTraining(epochs=epochs, vision_epochs=vision_epochs, learning_rate=learning_rate, seed=seed),
             ocr=ocr,
             ocr_ms=ocr_ms,
             overwrite=force,

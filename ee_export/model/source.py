@@ -55,6 +55,8 @@ def load_source(
 ) -> tuple[EarlyExitModel, Tokenizer]:
     """A stock checkpoint with untrained heads at its exits. All other weights, in float32, are those of the files.
 
+    The head of the exit ``vision`` reads pixels: a trunk's embeddings of patches tell little of a page.
+
     Args:
         folder: config.json, weights (safetensors or ``pytorch_model.bin``, in one file or in shards), and what encodes pages:
             the image processor's and the tokenizer's files.
@@ -74,7 +76,8 @@ def load_source(
             folder, id2label=dict(enumerate(id2label)), label2id={label: at for at, label in enumerate(id2label)}
         )
         config.exits = list(default_exits(config) if exits is None else exits)
-        config.exit_names()  # refuses what the trunk does not have
+        if "vision" in config.exit_names():  # raises for exits that the trunk does not have
+            config.heads = {"vision": {"reads": "pixels"}}
     encoding: dict[str, Any] = {}
     if family.reads("image"):
         encoding |= image_encoding(folder, config.input_size, config.num_channels)

@@ -19,11 +19,12 @@ Progress = Callable[[int, int, str], None]
 class HeadTraining:
     """How heads are trained: AdamW, the learning rate falling to 0 along a cosine.
 
-    ``patience``: epochs without a lower validation loss of any exit after which training ends. ``balanced``: whether every class
+    ``vision_epochs``: of the exit ``vision``, whose head reads pixels and is trained apart. ``patience``: epochs without a lower validation loss of any exit after which training ends. ``balanced``: whether every class
     weighs the same in the loss, however many pages it has; else every page does.
     """
 
     epochs: int = 60
+    vision_epochs: int = 30
     patience: int = 10
     batch_size: int = 64
     learning_rate: float = 1e-3
