@@ -212,7 +212,7 @@ def golden_inputs(model: EarlyExitModel, encoder: Encoder, folder: Path | None) 
 
 
 def _golden_page(model: EarlyExitModel, encoder: Encoder) -> golden.GoldenPage:
-    file, words = golden_page.draw(model.INPUTS, encoder.encoding.image_size)
+    file, words = golden_page.draw(model.INPUTS, encoder.encoding)
     arrays = golden_page.encoded(golden_page.page_of(file, words, "golden page"), encoder, model.INPUTS)
     return golden.GoldenPage(arrays, _reference(model, arrays), file=file, words=words)
 

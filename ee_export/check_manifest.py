@@ -18,7 +18,7 @@ from ee_export.ranges import (
     require_sha256,
     require_text,
 )
-from ee_export.resize import ORDERS
+from ee_export.resize import LARGEST_SIDE, ORDERS
 from ee_export.strict_json import Refused
 
 MODES = ("L", "RGB")
@@ -91,8 +91,7 @@ def _check_encoding(encoding: Encoding) -> None:
         require(abs(value) >= 1e-6, f"encoding.image_std[{at}]", value, "a number that divides, 0.000001 or more")
     require(encoding.resample in RESAMPLE, "encoding.resample", encoding.resample, f"one of {', '.join(RESAMPLE)}")
     if encoding.resize_to is not None:
-        require(len(encoding.resize_to) <= 2, "encoding.resize_to", encoding.resize_to, "no, one or two sides")
-        require_numbers("encoding.resize_to", encoding.resize_to, 1, 16_384)
+        _check_resize_to(encoding.resize_to, encoding)
     require_number("encoding.rescale", encoding.rescale, 1e-9, 1e6)
     require_number("encoding.max_text_tokens", encoding.max_text_tokens, 2, 32_768)
     require(encoding.text in TEXTS, "encoding.text", encoding.text, " or ".join(TEXTS))
@@ -108,6 +107,13 @@ def _check_encoding(encoding: Encoding) -> None:
         require_number(f"encoding.{name}", getattr(encoding, name), 0, last)
     require_numbers("encoding.bands", encoding.bands, 1, 99)
     require_rising("encoding.bands", encoding.bands)
+
+
+def _check_resize_to(sides: tuple[int, ...], encoding: Encoding) -> None:
+    require(len(sides) <= 2, "encoding.resize_to", sides, "no, one or two sides")
+    require_numbers("encoding.resize_to", sides, 1, LARGEST_SIDE)
+    fits = encoding.center_crop or all(side == encoding.image_size for side in sides)
+    require(fits, "encoding.resize_to", sides, f"sides of {encoding.image_size}, the image_size, without center_crop")
 
 
 def _check_files(files: Mapping[str, FileEntry]) -> None:

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 
 from ee_export.errors import is_fault
 from ee_export.page import Boxes, Page, Words, require_known_boxes
-from ee_export.resize import UNSTATED, Square, resized
+from ee_export.resize import FILTERS, UNSTATED, Square, resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
-RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+RESAMPLE = tuple(FILTERS)
 """Filters of the resize, by the names that Pillow gives them."""
 _KNOWN_WORDS = 1 << 15
 """Words whose pieces are remembered, at most; some megabytes."""
@@ -44,8 +44,9 @@ class Encoding:
     width)``, or ``(edge,)`` for the length of the shorter side with the sides in proportion, ``()`` to leave the page as it is;
     ``None`` is ``(image_size, image_size)``. ``center_crop``: whether the resized page is then cut to ``image_size`` x
     ``image_size`` pixels around its centre, and filled up with 0 where it is smaller. ``rescale``: factor of the grey levels 0–255
-    before ``image_mean`` and ``image_std``. ``bgr``: whether the channels are blue, green, red. ``draft``: whether a JPEG file may
-    be decoded at 1/2, 1/4 or 1/8 of its scale, which changes some pixels by a few levels.
+    before ``image_mean`` and ``image_std``. ``bgr``: whether the channels are blue, green, red, those of ``image_mean`` and
+    ``image_std`` too. ``draft``: whether a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its scale, or without its colours, which
+    changes some pixels by a few levels.
 
     ``text``: ``words`` cuts each word by itself, ``joined`` the words of a page as one text with a space between them.
     ``bos_box``, ``eos_box``: boxes of the two special tokens. ``truncation``: ``right`` leaves out the end of a long text, ``left``
@@ -107,6 +108,19 @@ def blank_page(encoding: Encoding, tokens: int) -> Arrays:
     }
 
 
+def square_of(encoding: Encoding) -> Square:
+    """How a reader with this encoding makes its square of each page."""
+    return Square(
+        encoding.image_size,
+        encoding.image_mode,
+        encoding.resize,
+        encoding.resample,
+        encoding.resize_to,
+        encoding.center_crop,
+        encoding.draft,
+    )
+
+
 class Encoder:
     """Turns pages into the arrays that segments read. Thread-safe: all it keeps between calls is the pieces of words it has seen."""
 
@@ -116,11 +130,13 @@ class Encoder:
         self._pieces: dict[str, list[int]] = {}
         self._piece_count = 0  # threads may lose one another's additions: the bound is no exact one
         self._most_characters = 0  # that as many pieces as are read can hold, once a long text came
-        self._square = Square(encoding.image_size, encoding.image_mode, encoding.resize)
-        mean = np.asarray(encoding.image_mean, np.float32).reshape(3, 1, 1)
-        std = np.asarray(encoding.image_std, np.float32).reshape(3, 1, 1)
-        levels = np.arange(256, dtype=np.float32) / np.float32(255)
-        self._levels = ((levels[None, :] - mean[:, 0]) / std[:, 0]).astype(np.float32)
+        self._square = square_of(encoding)
+        self._flip = encoding.bgr and encoding.image_mode == "RGB"
+        mean = np.asarray(encoding.image_mean, np.float32)[:, None]
+        std = np.asarray(encoding.image_std, np.float32)[:, None]
+        # Rounded where transformers rounds: after the rescale, after the mean and after the deviation.
+        levels = (np.arange(256) * encoding.rescale).astype(np.float32)
+        self._levels = (levels - mean) / std
         self._alike = bool((self._levels == self._levels[0]).all())
 
     def open(self, page: Page) -> tuple[Image.Image, bool]:
@@ -140,14 +156,21 @@ class Encoder:
         return image or Image.new("L", (1, 1)), words, boxes
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The page resized (bilinear) to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``."""
-        encoding = self.encoding
-        picture = image if image.mode == encoding.image_mode else image.convert(encoding.image_mode)
-        pixels = np.asarray(resized(picture, encoding.image_size, encoding.resize))
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        """The page resized and cropped to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``.
+
+        Raises:
+            BadPage: the page does not become S × S pixels.
+        """
+        square = self._square
+        picture = image if image.mode == square.mode else image.convert(square.mode)
+        pixels = np.asarray(resized(picture, square))
+        if pixels.ndim == 2:
+            return pixels[None]
+        channels = pixels.transpose(2, 0, 1)
+        return channels[::-1] if self._flip else channels
 
     def image(self, image: Image.Image) -> Arrays:
-        """``pixel_values`` float32 ``[1, 3, S, S]``: :meth:`pixels` scaled to [0, 1] and normalised."""
+        """``pixel_values`` float32 ``[1, 3, S, S]``: :meth:`pixels` rescaled and normalised."""
         return self.images([image])
 
     def images(self, images: Sequence[Image.Image]) -> Arrays:
@@ -155,14 +178,23 @@ class Encoder:
         side = self.encoding.image_size
         values = np.empty((len(images), 3, side, side), np.float32)
         for page, image in zip(values, images, strict=True):
-            pixels = self.pixels(image)
-            for channel, levels in enumerate(self._levels):
-                if channel and len(pixels) == 1 and self._alike:
-                    page[channel] = page[0]
-                else:
-                    # No index is out of range; "clip" is how take writes where it is told to, in an eighth of the time of indexing.
-                    np.take(levels, pixels[min(channel, len(pixels) - 1)], out=page[channel], mode="clip")
+            self._write_values(self.pixels(image), page)
         return {"pixel_values": values}
+
+    def values(self, pixels: np.ndarray) -> np.ndarray:
+        """``pixel_values`` float32 ``[B, 3, S, S]`` of pages that :meth:`pixels` made, uint8 ``[B, 1 or 3, S, S]``."""
+        values = np.empty((len(pixels), 3, *pixels.shape[2:]), np.float32)
+        for page, page_pixels in zip(values, pixels, strict=True):
+            self._write_values(page_pixels, page)
+        return values
+
+    def _write_values(self, pixels: np.ndarray, page: np.ndarray) -> None:
+        for channel, levels in enumerate(self._levels):
+            if channel and len(pixels) == 1 and self._alike:
+                page[channel] = page[0]
+            else:
+                # No index is out of range; "clip" is how take writes into given memory, in an eighth of the time of indexing.
+                np.take(levels, pixels[min(channel, len(pixels) - 1)], out=page[channel], mode="clip")
 
     def text(self, words: Words, boxes: Boxes) -> Arrays:
         """``input_ids``, ``attention_mask`` int64 ``[1, T]`` and ``bbox`` int64 ``[1, T, 4]`` of one page.

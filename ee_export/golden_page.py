@@ -13,7 +13,7 @@ import PIL
 import tokenizers
 from PIL import Image
 
-from ee_export.encode import Arrays, Encoder
+from ee_export.encode import Arrays, Encoder, Encoding
 from ee_export.errors import BadPackage, BadPage, NotEqual
 from ee_export.page import Page
 from ee_export.strict_json import parse
@@ -49,15 +49,15 @@ _WORDS = [
 ]
 
 
-def draw(inputs: Mapping[str, str], side: int) -> tuple[bytes | None, bytes | None]:
-    """The file and the words of the golden page of a model with such inputs, which resizes a page to ``side`` pixels.
+def draw(inputs: Mapping[str, str], encoding: Encoding) -> tuple[bytes | None, bytes | None]:
+    """The file and the words of the golden page of a model with such inputs, which encodes pages so.
 
     Returns:
         A PNG file, and ``{"words": […], "boxes": […]}`` as UTF-8 JSON. Either is None if the model does not read it.
     """
     sources = inputs.values()
     return (
-        _draw_file(side) if "image" in sources else None,
+        _draw_file(encoding) if "image" in sources else None,
         _write_words("bbox" in inputs) if "text" in sources else None,
     )
 
@@ -99,7 +99,8 @@ def _unlike_pixels(pixels: np.ndarray, stored: np.ndarray, encoder: Encoder) -> 
     order = encoder.encoding.resize
     if pixels.shape != stored.shape:
         return f"pixel_values have the shape {list(pixels.shape)}, stored are {list(stored.shape)}"
-    levels = np.abs(pixels - stored).max() * min(encoder.encoding.image_std) * 255
+    deviations = np.abs(encoder.encoding.image_std)[:, None, None]
+    levels = (np.abs(pixels - stored) * deviations).max() / encoder.encoding.rescale
     return (
         f"{int((pixels != stored).any(1).sum())} of its pixels differ from the stored ones, by {levels:.0f} grey levels at most: Pillow "
         f"{PIL.__version__} does not resize in the order '{order}' as it should, or decodes otherwise; install another version of "
@@ -107,9 +108,15 @@ def _unlike_pixels(pixels: np.ndarray, stored: np.ndarray, encoder: Encoder) -> 
     )
 
 
-def _draw_file(side: int) -> bytes:
-    """A page of lines of strokes over blocks of colours: 291 x 403 for a side of 224, so that the orders of passes differ."""
+def _draw_file(encoding: Encoding) -> bytes:
+    """A page of lines of strokes over blocks of colours: 291 x 403 for a side of 224, so that the orders of passes differ.
+
+    A page that has to be a square before it is read is one: of 224 x 224 if it is not resized, else of 403 x 403.
+    """
+    side = encoding.image_size
     width, height, cell = round(1.3 * side), round(1.8 * side), max(1, side // 32)
+    if encoding.resize_to is not None and not encoding.center_crop:
+        width = height = height if encoding.resize_to else side
     rng = np.random.default_rng(0)
     rows, columns = -(-height // cell), -(-width // cell)
     blocks = rng.integers(0, 256, (rows, columns, 3), dtype=np.uint8)

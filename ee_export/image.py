@@ -18,7 +18,7 @@ import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ee_export.errors import BadPage, printable, shorten
-from ee_export.levels import how_stored, understood
+from ee_export.levels import Stored, how_stored, understood
 from ee_export.limits import DEFAULT_LIMITS, Limits
 from ee_export.resize import Square
 
@@ -112,22 +112,25 @@ def decode_image(
         source: the image.
         name: stands in error messages.
         limits: the largest image that is decoded.
-        square: how the reader resizes the picture. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its scale where both sides
-            keep ``square.side`` pixels, and for mode ``L`` without its colours. A large image that has to be converted is resized.
+        square: how the reader makes its square of the picture. If it allows drafts, a JPEG file is then decoded at 1/2, 1/4 or
+            1/8 of its scale if both sides keep as many pixels as the resize leaves, and for mode ``L`` without its colours. A large
+            image that has to be converted is resized.
 
     Returns:
         The picture, and whether it has all pixels and colours of the source.
 
     Raises:
-        BadPage: the source is missing, damaged, larger than ``limits``, or in a format or with values that are not understood.
+        BadPage: the source is missing, damaged, larger than ``limits``, in a format or with values that are not understood, or of
+            a size that ``square`` does not fit.
     """
     try:
         with _quiet():
             if isinstance(source, Image.Image):
-                return _load(source, name, limits, square)
+                return understood(source, _load(source, name, limits, square), name, square)
             if isinstance(source, np.ndarray):
                 _check_size(source.shape[1::-1], name, limits)
-                return _load(_from_array(source, name), name, limits, square)
+                array = _from_array(source, name)
+                return understood(array, _load(array, name, limits, square), name, square)
             if isinstance(source, bytes | bytearray | memoryview):
                 return _decode_file(io.BytesIO(source), name, limits, square)
             if isinstance(source, str | Path):
@@ -184,11 +187,13 @@ def _decode_file(file: IO[bytes], name: str, limits: Limits, square: Square | No
     _check_tiles(opened, name, limits)
     full = opened.mode, opened.size
     with opened:
-        if square is not None:
-            opened.draft(square.mode, (square.side, square.side))
+        if square is not None and (kept := square.drafted()) is not None:
+            opened.draft(square.mode, kept)
         whole = (opened.mode, opened.size) == full
-        picture, all_pixels = _load(opened, name, limits, square)
+        stored = _load(opened, name, limits, square)
         turn = _UPRIGHT.get(_orientation(opened))
+        # A resize before the turn would run its passes along the other axes.
+        picture, all_pixels = understood(opened, stored, name, square if turn is None else None)
     del opened  # before a second large image is made
     picture.format = None  # else an OCR engine may compress it once more
     return (picture if turn is None else picture.transpose(turn)), whole and all_pixels
@@ -210,12 +215,15 @@ def _open_format(file: IO[bytes], kind: str) -> ImageFile.ImageFile:
     return opened
 
 
-def _load(image: Image.Image, name: str, limits: Limits, square: Square | None) -> tuple[Image.Image, bool]:
+def _load(image: Image.Image, name: str, limits: Limits, square: Square | None) -> Stored:
+    """Decode the pixels of an image that fits; how the file states them."""
     _check_size(image.size, name, limits)
     stored = how_stored(image)
     image.load()
     _check_size(image.size, name, limits)  # the pixels may be more than the header states
-    return understood(image, stored, name, square)
+    if square is not None:
+        square.require_fitting(image.size, name)
+    return stored
 
 
 def _check_size(size: tuple[int, ...], name: str, limits: Limits) -> None:

@@ -68,7 +68,7 @@ def how_stored(image: Any) -> Stored:
 def understood(image: Image.Image, stored: Stored, name: str, square: Square | None = None) -> tuple[Image.Image, bool]:
     """The picture of a loaded image, which is the image itself if it is one already, and whether it has all pixels.
 
-    A large image that has to be converted is resized to ``square``, if there is one, as it is converted.
+    A large image that has to be converted is resized for ``square``, if there is one, as it is converted.
 
     Raises:
         BadPage: the values cannot be understood; says how to convert the image.
@@ -76,7 +76,7 @@ def understood(image: Image.Image, stored: Stored, name: str, square: Square | N
     mode, change = _change(image, stored, name)
     if change is None:
         return image, True
-    if square is not None and image.width * image.height > _LARGE:
+    if square is not None and square.resize_to != () and image.width * image.height > _LARGE:
         return resized_in_strips(image, change, square), False
     picture = Image.new(mode, image.size)
     for top, strip in _strips(image):

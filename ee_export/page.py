@@ -76,7 +76,7 @@ class Page:
         return decode_image(self._source(), self.name, self.limits)[0]
 
     def reduced(self, square: Square) -> tuple[Image.Image, bool]:
-        """The page's picture for a reader that resizes it to ``square`` anyway, and whether it has all pixels and colours.
+        """The page's picture for a reader that makes a ``square`` of it anyway, and whether it has all pixels and colours.
 
         See :func:`~ee_export.image.decode_image`. Raises as :meth:`decoded`.
         """

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from ee_export import golden, golden_page
+from ee_export.encode import Encoding
 from ee_export.errors import BadPackage, NotEqual
 from ee_export.package import GOLDEN, Package, open_package, rewrite_package
-from ee_export.resize import ORDERS, resized
+from ee_export.resize import ORDERS, Square, resized
 from ee_export.verify import verify_package
 
 Change = Callable[[golden.GoldenPage], golden.GoldenPage]
@@ -31,14 +32,15 @@ def with_golden_page(package: Path, change: Change) -> Package:
 @pytest.mark.parametrize("side", [64, 224, 384, 1024])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_the_drawn_page_is_small_and_tells_the_orders_apart(side: int, mode: str) -> None:
-    file, words = golden_page.draw({"pixel_values": "image", "input_ids": "text", "bbox": "text"}, side)
+    encoding = Encoding(side, mode, (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1)
+    file, words = golden_page.draw({"pixel_values": "image", "input_ids": "text", "bbox": "text"}, encoding)
     assert file is not None and words is not None
     assert len(file) < 20_000 and len(words) < 2000
     image = Image.open(io.BytesIO(file)).convert(mode)
-    first, second = (resized(image, side, order).tobytes() for order in ORDERS)
+    first, second = (resized(image, Square(side, mode, order)).tobytes() for order in ORDERS)
     assert first != second
-    assert golden_page.draw({"pixel_values": "image"}, side) == (file, None)
-    assert golden_page.draw({"input_ids": "text"}, side)[0] is None
+    assert golden_page.draw({"pixel_values": "image"}, encoding) == (file, None)
+    assert golden_page.draw({"input_ids": "text"}, encoding)[0] is None
 
 
 def test_a_built_package_and_the_sample_hold_a_golden_page_as_a_file(tiny_package: Package, sample: Path) -> None:
@@ -94,7 +96,8 @@ def test_damaged_words_are_a_bad_package(words: bytes, package: Path) -> None:
 
 
 def test_words_of_a_model_without_an_image_stand_alone() -> None:
-    file, words = golden_page.draw({"input_ids": "text", "attention_mask": "text"}, 224)
+    encoding = Encoding(224, "L", (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1)
+    file, words = golden_page.draw({"input_ids": "text", "attention_mask": "text"}, encoding)
     assert file is None
     text = json.loads(words or b"")
     assert set(text) == {"words"} and len(text["words"]) > 20
@@ -103,6 +106,6 @@ def test_words_of_a_model_without_an_image_stand_alone() -> None:
 def test_the_stored_pixels_are_those_of_the_file(tiny_package: Package) -> None:
     page = next(page for page in golden.read(tiny_package)[0] if page.file is not None)
     side, order = tiny_package.manifest.encoding.image_size, tiny_package.manifest.encoding.resize
-    seen = np.asarray(resized(Image.open(io.BytesIO(page.file or b"")).convert("L"), side, order))
+    seen = np.asarray(resized(Image.open(io.BytesIO(page.file or b"")).convert("L"), Square(side, "L", order)))
     mean, std = tiny_package.manifest.encoding.image_mean[0], tiny_package.manifest.encoding.image_std[0]
     assert np.allclose(page.inputs["pixel_values"][0, 0], (seen / 255 - mean) / std, atol=1e-6)

@@ -1,6 +1,7 @@
 """Images of all kinds: one picture for every reader of a page, or a refusal; never a guess, never a traceback."""
 
 import io
+import itertools
 import os
 import stat
 import struct
@@ -248,12 +249,42 @@ def test_a_large_page_that_is_resized_as_it_is_converted_has_the_same_pixels(
 ) -> None:
     rgba = Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size[::-1], 4), np.uint8))
     square = Square(64, "L", order)
-    wanted = resized(picture(rgba).convert("L"), 64, order)
+    wanted = resized(picture(rgba).convert("L"), square)
     monkeypatch.setattr(levels, "_LARGE", 1000)
     monkeypatch.setattr("ee_export.resize._STRIP", 5000)
     small, whole = decode_image(rgba, "page", square=square)
     assert (small.size, whole) == ((64, 64), False)
-    assert resized(small, 64, order).tobytes() == wanted.tobytes()
+    assert resized(small, square).tobytes() == wanted.tobytes()
+
+
+def test_a_large_page_that_is_turned_is_resized_after_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "_LARGE", 1000)
+    rgba = Image.fromarray(np.random.default_rng(3).integers(0, 256, (500, 300, 4), np.uint8))
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    data = saved(rgba, "PNG", exif=tags)
+    square = Square(64, "L", "pillow-13")
+    seen, _ = decode_image(data, "page", square=square)
+    expected = picture(rgba).transpose(Image.Transpose.ROTATE_270)
+    assert resized(seen.convert("L"), square).tobytes() == resized(expected.convert("L"), square).tobytes()
+
+
+def test_a_jpeg_file_is_decoded_whole_where_drafts_are_not_allowed() -> None:
+    colours = Image.fromarray(np.random.default_rng(3).integers(0, 256, (900, 700, 3), np.uint8))
+    data = saved(colours, "JPEG")
+    full = Image.open(io.BytesIO(data)).tobytes()
+    for mode, resize_to in itertools.product(("L", "RGB"), (None, (64,), (64, 64))):
+        small, whole = decode_image(data, "page", square=Square(64, mode, "pillow-13", resize_to=resize_to))
+        assert (small.size, whole) == ((88, 113), False)
+        page, whole = decode_image(data, "page", square=Square(64, mode, "pillow-13", resize_to=resize_to, draft=False))
+        assert (page.mode, page.tobytes(), whole) == ("RGB", full, True)
+
+
+@pytest.mark.parametrize(("resize_to", "size"), [((200,), (350, 450)), ((100, 400), (700, 900)), ((), (700, 900))])
+def test_a_draft_keeps_the_pixels_of_the_resize(resize_to: tuple[int, ...], size: tuple[int, int]) -> None:
+    data = saved(Image.new("RGB", (700, 900), "white"), "JPEG")
+    square = Square(64, "RGB", "pillow-13", resize_to=resize_to, center_crop=True)
+    assert decode_image(data, "page", square=square)[0].size == size
 
 
 def exif(*entries: bytes, extra: bytes = b"") -> bytes:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ee_export.data import Dataset
-from ee_export.encode import Encoder
+from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.early_exit import EarlyExitModel
@@ -15,11 +15,15 @@ from ee_export.model.early_exit import EarlyExitModel
 
 @dataclass(frozen=True, slots=True)
 class EncodedPages:
-    """A data set in memory: ``pixels`` uint8 ``[N, 1 or 3, S, S]``, token ids and boxes per page, ``targets`` ``[N]``."""
+    """A data set in memory: ``pixels`` uint8 ``[N, 1 or 3, S, S]``, token ids and boxes per page, ``targets`` ``[N]``.
+
+    ``encoder`` made them.
+    """
 
     pixels: Tensor
     texts: list[tuple[np.ndarray, np.ndarray]]
     targets: Tensor
+    encoder: Encoder
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -36,7 +40,7 @@ def encode_pages(data: Dataset, encoder: Encoder, model: type[EarlyExitModel] | 
         pixels.append(torch.from_numpy(encoder.pixels(image).copy()))
         arrays = encoder.text(words, boxes)
         texts.append((arrays["input_ids"][0].astype(np.int32), arrays["bbox"][0].astype(np.int16)))
-    return EncodedPages(torch.stack(pixels), texts, torch.tensor(data.targets))
+    return EncodedPages(torch.stack(pixels), texts, torch.tensor(data.targets), encoder)
 
 
 def batch_of(
@@ -49,9 +53,11 @@ def batch_of(
 ) -> dict[str, Tensor]:
     """Inputs of some pages, augmented where ``rng`` is given, their texts only with ``text_dropout``."""
     config = model.config
-    pixels = pages.pixels[rows].float() / 255
+    pixels = pages.pixels[rows]
     if rng is not None and model.reads("image"):
-        pixels = augment_images(pixels, rng)
+        values = _normalized(augment_images(pixels.float() / 255, rng), pages.encoder.encoding)
+    else:
+        values = torch.from_numpy(pages.encoder.values(pixels.numpy()))
     texts = [pages.texts[row] for row in rows]
     if rng is not None and text_dropout:
         room = int(config.max_text_tokens * rng.choice([0.5, 0.75, 1.0]))  # cheaper, and an answer from less text
@@ -62,11 +68,17 @@ def batch_of(
     for row, (ids, boxes) in enumerate(texts):
         input_ids[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
         bbox[row, : len(ids)] = torch.from_numpy(boxes.astype(np.int64))
-    mean = torch.tensor(config.image_mean).view(1, 3, 1, 1)
-    std = torch.tensor(config.image_std).view(1, 3, 1, 1)
     return {
         "input_ids": input_ids,
         "bbox": bbox,
         "attention_mask": (input_ids != config.pad_token_id).long(),
-        "pixel_values": (pixels.expand(-1, 3, -1, -1) - mean) / std,
+        "pixel_values": values,
     }
+
+
+def _normalized(pixels: Tensor, encoding: Encoding) -> Tensor:
+    """Values ``[B, 3, S, S]`` that a model reads of pixels in [0, 1], ``[B, 1 or 3, S, S]``."""
+    mean = torch.tensor(encoding.image_mean).view(1, 3, 1, 1)
+    std = torch.tensor(encoding.image_std).view(1, 3, 1, 1)
+    # The levels 0–255 are pixels times 255. The factor is exactly 1 if the rescale is 1/255.
+    return (pixels.expand(-1, 3, -1, -1) * (255 * encoding.rescale) - mean) / std

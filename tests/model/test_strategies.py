@@ -121,6 +121,7 @@ def moved(strategy: str, phase: int) -> set[str]:
             for _ in range(count)
         ],
         torch.arange(count) % 7,
+        Encoder(encoding_of(config), Tokenizer(models.WordLevel())),
     )
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     stage = training.stages_of(model, recipe, count)[phase]
