@@ -4,17 +4,18 @@ The file is never handed to the parser of ``tokenizers``. That parser raises exc
 can end the process. Of a file, only those parts are taken that this module knows, so what is unknown is refused by name.
 """
 
-from collections.abc import Collection
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models
 
+from ee_export import tokenizer_parts
 from ee_export.errors import BadPackage, EeError, is_fault, printable, shorten
 from ee_export.package import TOKENIZER, Package
 from ee_export.ranges import require
 from ee_export.strict_json import Refused, parse
+from ee_export.tokenizer_parts import require_object
 
 LARGEST = 32 * 2**20
 """Bytes of a tokenizer.json, at most. RoBERTa's 50,265 pieces take 3.6 MB."""
@@ -29,28 +30,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "byte_fallback": (None, False),
     "end_of_word_suffix": (None, ""),
 }
-"""Options of BPE that this version knows at one value alone."""
-_OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "BertNormalizer": {
-        "clean_text": (True, False),
-        "handle_chinese_chars": (True, False),
-        "strip_accents": (None, True, False),
-        "lowercase": (True, False),
-    },
-    "ByteLevel": {"add_prefix_space": (True, False), "trim_offsets": (True, False), "use_regex": (True, False)},
-    "BertPreTokenizer": {},
-    "Whitespace": {},
-    "WhitespaceSplit": {},
-    "Lowercase": {},
-    "StripAccents": {},
-    "NFC": {},
-    "NFD": {},
-    "NFKC": {},
-    "NFKD": {},
-}
-"""Normalizers and pre-tokenizers, their options, and the values of each."""
-_NORMALIZERS = ("BertNormalizer", "Lowercase", "StripAccents", "NFC", "NFD", "NFKC", "NFKD")
-_PRE_TOKENIZERS = ("ByteLevel", "BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+"""Options of BPE and Unigram that this version knows at one value alone."""
+_LARGEST_SCORE = 1e6
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -124,15 +105,14 @@ def _refused(reason: BaseException, where: str, error: type[EeError], remedy: st
 
 
 def _built(content: Any) -> Tokenizer:
-    _require_object("the top", content, {"model", "added_tokens", "normalizer", "pre_tokenizer", *_IGNORED}, {"model"})
+    require_object("the top", content, {"model", "added_tokens", "normalizer", "pre_tokenizer", *_IGNORED}, {"model"})
     added = content.get("added_tokens") or []
-    vocab = _vocab(content["model"])
-    _check_added(added, vocab)
-    tokenizer = Tokenizer(_model(content["model"], vocab))
+    _check_added(added)
+    tokenizer = Tokenizer(_model(content["model"]))
     if (normalizer := content.get("normalizer")) is not None:
-        tokenizer.normalizer = _normalizer("normalizer", normalizer)
+        tokenizer.normalizer = tokenizer_parts.normalizer("normalizer", normalizer)
     if (cutter := content.get("pre_tokenizer")) is not None:
-        tokenizer.pre_tokenizer = _part("pre_tokenizer", cutter, _PRE_TOKENIZERS)
+        tokenizer.pre_tokenizer = tokenizer_parts.pre_tokenizer("pre_tokenizer", cutter)
     # In the file's order, which gives the ids; each way of adding sets the flag `special` itself.
     for special, tokens in groupby(added, key=itemgetter("special")):
         add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
@@ -145,33 +125,73 @@ def _built(content: Any) -> Tokenizer:
     return tokenizer
 
 
-def _model(content: dict[str, Any], vocab: dict[str, int]) -> Any:
-    kind, unknown = content["type"], content.get("unk_token")
+def _model(content: Any) -> Any:
+    common = {"type", "vocab", "unk_token", "continuing_subword_prefix"}
+    known = {
+        "BPE": {*common, *_FIXED, "merges", "fuse_unk", "ignore_merges"},
+        "WordPiece": {*common, "max_input_chars_per_word"},
+        "Unigram": {"type", "vocab", "unk_id", "byte_fallback"},
+    }
+    kind = content.get("type") if isinstance(content, dict) else None
+    require(isinstance(kind, str) and kind in known, "model.type", kind, " or ".join(known))
+    require_object("model", content, known[str(kind)], {"vocab"})
+    if kind == "Unigram":
+        return _unigram(content)
+    vocab, unknown = _vocab(content["vocab"]), content.get("unk_token")
     if unknown is not None or kind == "WordPiece":
         require(isinstance(unknown, str) and unknown in vocab, "model.unk_token", unknown, "a piece of the vocabulary")
+    return _word_piece(content, vocab) if kind == "WordPiece" else _bpe(content, vocab)
+
+
+def _word_piece(content: dict[str, Any], vocab: dict[str, int]) -> Any:
+    prefix, longest = content.get("continuing_subword_prefix"), content.get("max_input_chars_per_word")
+    fits = isinstance(prefix, str) and len(prefix) <= 16
+    require(fits, "model.continuing_subword_prefix", prefix, "a short string")
+    fits = type(longest) is int and 0 < longest <= 10_000
+    require(fits, "model.max_input_chars_per_word", longest, "1 to 10,000")
+    return models.WordPiece(
+        vocab=vocab,
+        unk_token=content["unk_token"],
+        max_input_chars_per_word=longest,
+        continuing_subword_prefix=prefix,
+    )
+
+
+def _bpe(content: dict[str, Any], vocab: dict[str, int]) -> Any:
     prefix = content.get("continuing_subword_prefix")
-    if kind == "WordPiece":
-        require(
-            isinstance(prefix, str) and len(prefix) <= 16, "model.continuing_subword_prefix", prefix, "a short string"
-        )
-        longest = content.get("max_input_chars_per_word")
-        require(
-            type(longest) is int and 0 < longest <= 10_000, "model.max_input_chars_per_word", longest, "1 to 10,000"
-        )
-        return models.WordPiece(
-            vocab=vocab, unk_token=unknown, max_input_chars_per_word=longest, continuing_subword_prefix=prefix
-        )
     require(prefix in (None, ""), "model.continuing_subword_prefix", prefix, "null")
-    for name, values in _FIXED.items():
-        value = content.get(name)
-        require(value in values and type(value) in map(type, values), f"model.{name}", value, "null")
+    _check_fixed(content)
     return models.BPE(
         vocab=vocab,
         merges=_merges(content.get("merges")),
-        unk_token=unknown,
+        unk_token=content.get("unk_token"),
         fuse_unk=_flag("model.fuse_unk", content.get("fuse_unk", False)),
         ignore_merges=_flag("model.ignore_merges", content.get("ignore_merges", False)),
     )
+
+
+def _unigram(content: dict[str, Any]) -> Any:
+    """The model whose vocabulary is a list of pieces and scores. If a piece stands twice, its id is that of the last."""
+    vocab, unknown = content["vocab"], content.get("unk_id")
+    fits = isinstance(vocab, list) and 0 < len(vocab) <= MOST_PIECES
+    require(fits, "model.vocab", vocab, f"a list of 1 to {MOST_PIECES:,} pieces and their scores")
+    require(set(map(type, vocab)) == {list} and set(map(len, vocab)) == {2}, "model.vocab", vocab, "pairs")
+    pieces, scores = zip(*vocab, strict=True)
+    require(set(map(type, pieces)) == {str}, "model.vocab", "…", "strings as pieces")
+    require(set(map(type, scores)) <= {int, float}, "model.vocab", "…", "numbers as scores")
+    lengths = set(map(len, pieces))
+    require(min(lengths) > 0 and max(lengths) <= _LONGEST_PIECE, "model.vocab", "…", "pieces of a sane length")
+    largest = max(map(abs, scores))
+    require(largest <= _LARGEST_SCORE, "model.vocab", largest, f"scores within {_LARGEST_SCORE:,g} of 0")
+    require(type(unknown) is int and 0 <= unknown < len(vocab), "model.unk_id", unknown, "the place of a piece")
+    _check_fixed(content)
+    return models.Unigram(vocab=list(zip(pieces, map(float, scores), strict=True)), unk_id=unknown, byte_fallback=False)
+
+
+def _check_fixed(content: dict[str, Any]) -> None:
+    for name, values in _FIXED.items():
+        value = content.get(name)
+        require(value in values and type(value) in map(type, values), f"model.{name}", value, "null")
 
 
 def _merges(content: Any) -> list[tuple[Any, ...]]:
@@ -186,33 +206,24 @@ def _merges(content: Any) -> list[tuple[Any, ...]]:
     return list(map(tuple, content))
 
 
-def _vocab(model: Any) -> dict[str, int]:
+def _vocab(vocab: Any) -> dict[str, int]:
     """The vocabulary of a model, whose ids are 0 to n - 1."""
-    common = {"type", "vocab", "unk_token", "continuing_subword_prefix"}
-    known = {
-        "BPE": {*common, *_FIXED, "merges", "fuse_unk", "ignore_merges"},
-        "WordPiece": {*common, "max_input_chars_per_word"},
-    }
-    kind = model.get("type") if isinstance(model, dict) else None
-    require(isinstance(kind, str) and kind in known, "model.type", kind, " or ".join(known))
-    _require_object("model", model, known[str(kind)], {"vocab"})
-    vocab = model["vocab"]
     require(isinstance(vocab, dict), "model.vocab", vocab, "an object")
     require(len(vocab) <= MOST_PIECES, "model.vocab", len(vocab), f"at most {MOST_PIECES:,} pieces")
     ids = list(vocab.values())
     if set(map(type, ids)) > {int} or sorted(ids) != list(range(len(ids))):
         raise Refused("model.vocab", f"the ids of its {len(ids)} pieces are not 0 to {len(ids) - 1}, each once")
     require(max(map(len, vocab), default=0) <= _LONGEST_PIECE, "model.vocab", "…", "pieces of a sane length")
-    found: dict[str, int] = vocab
-    return found
+    pieces: dict[str, int] = vocab
+    return pieces
 
 
-def _check_added(added: Any, vocab: Collection[str]) -> None:
+def _check_added(added: Any) -> None:
     require(isinstance(added, list) and len(added) <= MOST_PIECES, "added_tokens", added, "a list")
     contents = set[str]()
     for at, token in enumerate(added):
         path = f"added_tokens[{at}]"
-        _require_object(path, token, {"id", "content", *_FLAGS}, {"id", "content", *_FLAGS})
+        require_object(path, token, {"id", "content", *_FLAGS}, {"id", "content", *_FLAGS})
         content = token["content"]
         fits = isinstance(content, str) and 0 < len(content) <= _LONGEST_PIECE and content not in contents
         require(fits, f"{path}.content", content, "a string, not empty, that stands once")
@@ -222,38 +233,6 @@ def _check_added(added: Any, vocab: Collection[str]) -> None:
             _flag(f"{path}.{flag}", token[flag])
 
 
-def _normalizer(path: str, found: Any) -> Any:
-    if isinstance(found, dict) and found.get("type") == "Sequence":
-        _require_object(path, found, {"type", "normalizers"}, {"normalizers"})
-        parts = found["normalizers"]
-        require(isinstance(parts, list) and len(parts) <= 8, f"{path}.normalizers", parts, "a list of 8 at most")
-        return normalizers.Sequence([_part(f"{path}[{at}]", part, _NORMALIZERS) for at, part in enumerate(parts)])
-    return _part(path, found, _NORMALIZERS)
-
-
-def _part(path: str, found: Any, known: Collection[str]) -> Any:
-    """A normalizer or pre-tokenizer that has plain options."""
-    kind = found.get("type") if isinstance(found, dict) else None
-    require(isinstance(kind, str) and kind in known, f"{path}.type", kind, f"one of {', '.join(known)}")
-    options = _OPTIONS[str(kind)]
-    _require_object(path, found, {"type", *options}, {"type"})
-    given = {name: value for name, value in found.items() if name != "type"}
-    for name, value in given.items():
-        require(any(value is allowed for allowed in options[name]), f"{path}.{name}", value, "true or false")
-    make = getattr(normalizers if known is _NORMALIZERS else pre_tokenizers, str(kind))
-    return make(**given)
-
-
 def _flag(path: str, value: Any) -> bool:
     require(type(value) is bool, path, value, "true or false")
     return bool(value)
-
-
-def _require_object(path: str, found: Any, known: Collection[str], needed: Collection[str]) -> None:
-    require(isinstance(found, dict), path, found, "an object")
-    for key in found:
-        if key not in known:
-            raise Refused(f"{path}.{key}", "not known to this version")
-    for key in needed:
-        if key not in found:
-            raise Refused(f"{path}.{key}", "missing")
