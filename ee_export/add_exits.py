@@ -31,7 +31,7 @@ from ee_export.page import Ocr
 
 TRAIN_SHARE = 0.4
 """Share of DATA that trains heads, if no other pages are named for it; the rest is held out."""
-VAL_SHARE = 0.15
+VAL_SHARE = 0.2
 """Share of the pages that train heads which choose the best epoch."""
 
 

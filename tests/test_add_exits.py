@@ -117,28 +117,48 @@ def brought(source: Path, data: Path, out: Path, **options):
     return add_exits(source, data, out, training=training, ocr_ms=100.0, progress=quiet, report=quiet, **options)
 
 
+@pytest.fixture(scope="module")
+def pages(pages_folder: Path) -> list[Path]:
+    return sorted(pages_folder.rglob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def bert_package(bert: Path, pages_folder: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bert-package")
+    brought(bert, pages_folder, folder / "x.ee", exits=["encoder.1"], checkpoint_out=folder / "with-exits")
+    return folder / "x.ee"
+
+
+@pytest.fixture(scope="module")
+def vit_package(vit: Path, pages_folder: Path, tmp_path_factory) -> Path:
+    return brought(vit, pages_folder, tmp_path_factory.mktemp("vit-package") / "x.ee", exits=["encoder.1"]).path
+
+
+@pytest.fixture(scope="module")
+def layoutlmv3_package(layoutlmv3: Path, pages_folder: Path, tmp_path_factory) -> Path:
+    return brought(layoutlmv3, pages_folder, tmp_path_factory.mktemp("layoutlmv3-package") / "x.ee").path
+
+
 @pytest.mark.parametrize("kind", ["bert", "vit", "layoutlmv3"])
 def test_a_package_answers_as_the_checkpoint_from_the_page_on(
-    kind: str, request: pytest.FixtureRequest, pages_folder: Path, tmp_path: Path
+    kind: str, request: pytest.FixtureRequest, pages: list[Path]
 ) -> None:
     source = request.getfixturevalue(kind)
-    package = brought(source, pages_folder, tmp_path / "x.ee")
+    package = open_package(request.getfixturevalue(f"{kind}_package"))
     assert package.manifest.labels == UNSORTED
     assert package.target("cpu-fp32").equality["source"] < 1e-4
-    comparison = compare(
-        load_package(package),
-        SourcePipeline(source),
-        sorted(pages_folder.rglob("*.png")) or sorted(pages_folder.rglob("*.jpg")),
-        quiet,
-    )
-    assert comparison.pages == 56
+    comparison = compare(load_package(package), SourcePipeline(source), pages, quiet)
+    assert comparison.pages == len(pages) == 56
     assert comparison.pages_unlike == {}
-    assert len(package.manifest.exits) >= 3
 
 
-def test_no_weight_but_the_heads_changes(bert: Path, pages_folder: Path, tmp_path: Path) -> None:
-    brought(bert, pages_folder, tmp_path / "x.ee", checkpoint_out=tmp_path / "with-exits")
-    before, after = load_file(bert / "model.safetensors"), load_file(tmp_path / "with-exits" / "model.safetensors")
+def test_default_exits_are_before_the_encoder_and_inside_it(layoutlmv3_package: Path) -> None:
+    assert open_package(layoutlmv3_package).manifest.exits == ("vision", "text", "encoder.1", "encoder.2", "final")
+
+
+def test_no_weight_but_the_heads_changes(bert: Path, bert_package: Path) -> None:
+    before = load_file(bert / "model.safetensors")
+    after = load_file(bert_package.parent / "with-exits" / "model.safetensors")
     assert {name for name in after if name not in before} == {n for n in after if n.startswith("exits.")} != set()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
@@ -172,7 +192,7 @@ def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path
     assert "is not a label of the model (LABEL_0" in data.stderr
     (tmp_path / "labels.json").write_text(json.dumps({f"LABEL_{at}": name for at, name in enumerate(UNSORTED)}))
     done = run_command(
-        "add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1", "--epochs", "1", "--vision-epochs", "1",
+        "add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1", "--epochs", "1", "--exits", "text",
         "--labels", tmp_path / "labels.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -246,13 +266,13 @@ def test_a_name_that_is_no_folder_and_not_on_the_hub_is_one_line(monkeypatch: py
         assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_package_with_another_encoding_fails_the_comparison(vit: Path, pages_folder: Path, tmp_path: Path) -> None:
-    package = brought(vit, pages_folder, tmp_path / "x.ee")
+def test_a_package_with_another_encoding_fails_the_comparison(
+    vit: Path, vit_package: Path, pages: list[Path], tmp_path: Path
+) -> None:
     changed = Path(shutil.copytree(vit, tmp_path / "changed"))
     content = json.loads((changed / "preprocessor_config.json").read_text())
     (changed / "preprocessor_config.json").write_text(json.dumps({**content, "resample": 2}))
-    paths = sorted(pages_folder.rglob("*.png")) or sorted(pages_folder.rglob("*.jpg"))
-    comparison = compare(load_package(package), SourcePipeline(changed), paths, quiet)
+    comparison = compare(load_package(open_package(vit_package)), SourcePipeline(changed), pages[:10], quiet)
     assert comparison.first is not None and comparison.first[1] == "pixel_values"
     with pytest.raises(NotEqual, match="pixel_values differs first"):
         comparison.require_equal("x")

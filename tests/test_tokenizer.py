@@ -126,7 +126,10 @@ def test_four_hundred_changed_tokenizers_encode_or_are_refused(sample: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t["model"].update(type="WordLevel"), 'model.type: found "WordLevel", expected BPE or WordPiece or Unigram'),
+        (
+            lambda t: t["model"].update(type="WordLevel"),
+            'model.type: found "WordLevel", expected BPE or WordPiece or Unigram',
+        ),
         (lambda t: t["model"].update(dropout=0.1), r"model\.dropout"),
         (lambda t: t["model"].update(unk_token="nowhere"), r"model\.unk_token"),
         (lambda t: t["model"]["vocab"].update(new=4097), "are not 0 to 4096, each once"),

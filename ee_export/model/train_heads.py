@@ -125,7 +125,7 @@ def _evaluate(
 
 
 def _logits(model: EarlyExitModel, exit_name: str, values: np.ndarray) -> Tensor:
-    return model.answer(exit_name, torch.from_numpy(np.ascontiguousarray(values)))[0]
+    return model.answer(exit_name, torch.from_numpy(np.array(values)))[0]
 
 
 def _own_weights(model: EarlyExitModel, exit_name: str) -> dict[str, torch.nn.Parameter]:
