@@ -131,6 +131,24 @@ def test_a_manifest_is_read_as_it_is_written(manifest: dict[str, Any]) -> None:
     assert from_json(to_json(whole), "x") == whole
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"resample": "lanczos", "resize_to": (256, 300), "center_crop": True, "rescale": 1 / 127.5, "draft": False},
+        {"resample": "nearest", "resize_to": (256,), "center_crop": True, "bgr": True},
+        {"resize_to": (), "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3, "rescale": 1.0},
+        {"resize_to": (224,)},
+        {"resize_to": (224, 224)},
+    ],
+)
+def test_how_a_brought_model_reads_images_is_read_as_it_is_written(
+    manifest: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    whole = from_json(json.dumps(manifest).encode(), "x")
+    brought = replace(whole, encoding=replace(whole.encoding, **fields))
+    assert from_json(to_json(brought), "x") == brought
+
+
 def test_a_manifest_that_cannot_be_opened_is_not_written(sample: Path, tmp_path: Path) -> None:
     whole = open_package(sample).manifest
     with pytest.raises(BadPackage, match=r"encoding\.max_text_tokens: .*nothing was written"):
