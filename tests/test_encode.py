@@ -167,7 +167,9 @@ STATISTICS = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0
 def test_the_values_of_a_package_from_before_the_fields_of_brought_models_are_the_same_bit_by_bit() -> None:
     for statistics in ({}, STATISTICS):
         ours = image_encoder(**statistics)
-        mean, std = (np.float32(getattr(ours.encoding, name))[:, None, None] for name in ("image_mean", "image_std"))
+        mean, std = (
+            np.asarray(getattr(ours.encoding, name), np.float32)[:, None, None] for name in ("image_mean", "image_std")
+        )
         pixels = np.asarray(levels()).transpose(2, 0, 1)
         expected = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         assert np.array_equal(ours.image(levels())["pixel_values"][0], expected)
@@ -177,7 +179,7 @@ def test_a_factor_applies_before_mean_and_deviation() -> None:
     ours = image_encoder(rescale=2.0, image_mean=(1.0, 2.0, 3.0), image_std=(1.0, 2.0, -4.0))
     pixels = np.asarray(levels()).transpose(2, 0, 1).astype(np.float64)
     expected = [2 * pixels[0] - 1, pixels[1] - 1, (2 * pixels[2] - 3) / -4]
-    assert np.array_equal(ours.image(levels())["pixel_values"][0], np.float32(expected))
+    assert np.array_equal(ours.image(levels())["pixel_values"][0], np.asarray(expected, np.float32))
 
 
 def test_blue_comes_first_and_has_the_first_mean_where_channels_are_bgr() -> None:

@@ -113,7 +113,9 @@ def load_processor(folder: Path) -> Any:
         )
     except Exception as error:  # of any class: the values come from outside
         if name is None:
-            raise BadCheckpoint(f"{path}: has no image_processor_type, and config.json names no model that has one; {_SAVE}") from None
+            raise BadCheckpoint(
+                f"{path}: has no image_processor_type, and config.json names no model that has one; {_SAVE}"
+            ) from None
         raise BadCheckpoint(f"{path}: transformers cannot read it ({one_line(error, 200)}); {_SAVE}") from None
     if _kind(processor) not in _CLASSES or not type(processor).__module__.startswith("transformers.models."):
         raise BadCheckpoint(f"{path}: {_unknown(_kind(processor))}")
@@ -251,7 +253,9 @@ def _per_channel(name: str, value: Any, channels: int) -> tuple[float, ...]:
     """Three numbers. A model of one channel reads the first of three alike."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if len(values) != channels:
-        raise _Refused(f"{name} has {len(values)} numbers, expected {channels}, as many as the model's channels; {_ANOTHER}")
+        raise _Refused(
+            f"{name} has {len(values)} numbers, expected {channels}, as many as the model's channels; {_ANOTHER}"
+        )
     numbers = tuple(_number(name, each, -1e6, 1e6) for each in values)
     return numbers * (3 // channels)
 

@@ -40,6 +40,7 @@ def test_pages_are_augmented_as_values_in_0_to_1_and_normalised_as_the_encoding_
         batch = batch_of(model, pages, [0, 1], np.random.default_rng(5), text_dropout=False)
         changed = augment_images(pages.pixels[[0, 1]].float() / 255, np.random.default_rng(5))
         mean, std = (
-            torch.tensor(values).view(1, 3, 1, 1) for values in (encoder.encoding.image_mean, encoder.encoding.image_std)
+            torch.tensor(values).view(1, 3, 1, 1)
+            for values in (encoder.encoding.image_mean, encoder.encoding.image_std)
         )
         assert torch.equal(batch["pixel_values"], (changed.expand(-1, 3, -1, -1) * scale - mean) / std)
