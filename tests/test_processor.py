@@ -131,7 +131,7 @@ def encoder_of(folder: Path, side: int, channels: int = 3) -> Encoder:
 def test_a_file_has_the_pixels_that_transformers_makes_of_it(case: str, files: list[Path], tmp_path: Path) -> None:
     kind, side, settings = CASES[case]
     encoder = encoder_of(saved(tmp_path, kind, settings), side)
-    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     compared = 0
     for path in files:
         expected = processor(images=Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"][0]
@@ -158,7 +158,7 @@ def test_real_pages_have_the_pixels_that_transformers_makes_of_them(real_pages: 
     ]
     for at, (kind, settings) in enumerate(processors):
         encoder = encoder_of(saved(tmp_path / str(at), kind, settings), 224)
-        processor = AutoImageProcessor.from_pretrained(tmp_path / str(at))
+        processor = AutoImageProcessor.from_pretrained(tmp_path / str(at), backend="pil")
         for path in paths:
             expected = processor(images=Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"]
             assert np.array_equal(encoder.image(encoder.open(read_page(path))[0])["pixel_values"], expected), path
@@ -167,7 +167,7 @@ def test_real_pages_have_the_pixels_that_transformers_makes_of_them(real_pages: 
 def test_a_model_of_one_channel_reads_grey(files: list[Path], tmp_path: Path) -> None:
     settings = {"size": 48, "image_mean": [0.3], "image_std": [0.4], "resample": BICUBIC}
     encoder = encoder_of(saved(tmp_path, VIT, settings), 48, channels=1)
-    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     for path in files:
         expected = processor(images=Image.open(path).convert("L"), return_tensors="np")["pixel_values"][0]
         pixels = encoder.image(encoder.open(read_page(path))[0])["pixel_values"][0]
@@ -330,7 +330,7 @@ def test_a_package_of_a_brought_processor_reads_pages_as_transformers_does(
     assert open_package(package.path).manifest.encoding == encoding
     chain = ee_export.load(package.path)
     pages = [replace(read_page(path), words=[], boxes=[]) for path in files]
-    expected = AutoImageProcessor.from_pretrained(processor)(
+    expected = AutoImageProcessor.from_pretrained(processor, backend="pil")(
         images=[Image.open(path).convert("RGB") for path in files], return_tensors="np"
     )
     assert np.array_equal(chain.encode(pages)["pixel_values"], expected["pixel_values"])
