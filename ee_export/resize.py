@@ -28,10 +28,10 @@ OWN_ORDER = _OWN_ORDERS.get(".".join(PIL.__version__.split(".")[:2]))
 
 _STRIP = 1 << 20
 """Pixels that :func:`resized_in_strips` converts at a time, about."""
-LARGEST_SIDE = 1 << 13
+LARGEST_SIDE = 1 << 12
 """Pixels of the longest side that an encoding can state for a resized page."""
-_MOST_PIXELS = LARGEST_SIDE**2
-"""Pixels of the largest resized page. A page of 1 x 10,000 pixels would else become one of 224 x 2,240,000."""
+_MOST_PIXELS = 1 << 26
+"""Pixels of the largest page that is resized in proportion. A page of 1 x 10,000 would else become one of 224 x 2,240,000."""
 
 Size = tuple[int, int]
 """Width and height, in pixels."""
@@ -67,8 +67,8 @@ class Square:
 
     def drafted(self) -> Size | None:
         """Width and height that a JPEG file keeps at least if it is decoded at a smaller scale; None if it is not to be."""
-        if not self.draft or self.resize_to == ():
-            return None
+        if not self.draft or self.resize_to == () or (self.resize_to is not None and not self.center_crop):
+            return None  # the size of the file decides about the page
         longest = max(self.resize_to or (self.side,))  # of both sides, because the file may be turned later
         return longest, longest
 

@@ -3,13 +3,16 @@
 import random
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from ee_export import encode
-from ee_export.encode import Encoder
+from ee_export.encode import Encoder, Encoding
+from ee_export.errors import BadPage
 from ee_export.package import TOKENIZER, Package, open_package
 
 WORDS = ["Invoice", "no.", "2024-117", "Invoice", "naïve", "\u200b", "日本", "no.", "supercalifragilistic", "a"]
@@ -143,3 +146,65 @@ def test_long_words_are_not_remembered_and_pieces_are_bounded(package: Package, 
     for at in range(200):
         mine.text([f"{at}日本語日本語日本語"] * 3, boxes(3))
         assert sum(map(len, mine._pieces.values())) <= 600
+
+
+def image_encoder(**fields: Any) -> Encoder:
+    """An encoder of images of 16 x 16 pixels in RGB, with these fields."""
+    basics = {"image_size": 16, "image_mode": "RGB", "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+    texts = {"max_text_tokens": 8, "bos_id": 0, "eos_id": 0, "pad_id": 0}
+    return Encoder(Encoding(**{**basics, **texts, **fields}), Tokenizer(models.WordLevel()))
+
+
+def levels() -> Image.Image:
+    """A page of 16 x 16 pixels that has every grey level once in each channel, in another place in each."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    return Image.fromarray(np.stack([grey, grey.T, 255 - grey], axis=2))
+
+
+STATISTICS = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+
+
+def test_the_values_of_a_package_from_before_the_fields_of_brought_models_are_the_same_bit_by_bit() -> None:
+    for statistics in ({}, STATISTICS):
+        ours = image_encoder(**statistics)
+        mean, std = (
+            np.asarray(getattr(ours.encoding, name), np.float32)[:, None, None] for name in ("image_mean", "image_std")
+        )
+        pixels = np.asarray(levels()).transpose(2, 0, 1)
+        expected = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        assert np.array_equal(ours.image(levels())["pixel_values"][0], expected)
+
+
+def test_a_factor_applies_before_mean_and_deviation() -> None:
+    ours = image_encoder(rescale=2.0, image_mean=(1.0, 2.0, 3.0), image_std=(1.0, 2.0, -4.0))
+    pixels = np.asarray(levels()).transpose(2, 0, 1).astype(np.float64)
+    expected = [2 * pixels[0] - 1, pixels[1] - 1, (2 * pixels[2] - 3) / -4]
+    assert np.array_equal(ours.image(levels())["pixel_values"][0], np.asarray(expected, np.float32))
+
+
+def test_blue_comes_first_and_has_the_first_mean_where_channels_are_bgr() -> None:
+    turned = Image.merge("RGB", levels().split()[::-1])
+    ours, plain = image_encoder(bgr=True, **STATISTICS), image_encoder(**STATISTICS)
+    assert np.array_equal(ours.pixels(levels()), plain.pixels(turned))
+    assert np.array_equal(ours.image(levels())["pixel_values"], plain.image(turned)["pixel_values"])
+
+
+def test_grey_pages_have_the_statistics_of_each_channel_whatever_their_order() -> None:
+    grey = levels().getchannel(0)
+    for fields in ({"image_mode": "L"}, {"image_mode": "L", "bgr": True}, {}, {"bgr": True}):
+        ours = image_encoder(**fields, **STATISTICS)
+        expected = image_encoder(**STATISTICS).image(Image.merge("RGB", [grey] * 3))["pixel_values"]
+        assert np.array_equal(ours.image(grey)["pixel_values"], expected)
+
+
+def test_pixels_that_were_kept_have_the_values_of_their_pages() -> None:
+    for fields in ({}, STATISTICS, {"image_mode": "L", **STATISTICS}, {"bgr": True, "rescale": 1.0}):
+        ours = image_encoder(**fields)
+        pages = [levels(), levels().transpose(Image.Transpose.ROTATE_90)]
+        kept = np.stack([ours.pixels(page) for page in pages])
+        assert np.array_equal(ours.values(kept), ours.images(pages)["pixel_values"])
+
+
+def test_an_image_that_does_not_become_the_models_square_is_refused() -> None:
+    with pytest.raises(BadPage, match="16 x 17 pixels are not resized, and the model reads 16 x 16"):
+        image_encoder(resize_to=()).image(Image.new("RGB", (16, 17)))

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, models
 
 from ee_export import golden, golden_page
-from ee_export.encode import Encoding
+from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadPackage, NotEqual
 from ee_export.package import GOLDEN, Package, open_package, rewrite_package
 from ee_export.resize import ORDERS, Square, resized
@@ -41,6 +42,31 @@ def test_the_drawn_page_is_small_and_tells_the_orders_apart(side: int, mode: str
     assert first != second
     assert golden_page.draw({"pixel_values": "image"}, encoding) == (file, None)
     assert golden_page.draw({"input_ids": "text"}, encoding)[0] is None
+
+
+CROPPED = {"resize_to": (80,), "center_crop": True}
+OTHER = [
+    ({}, {"resample": "bicubic"}),
+    ({"resize_to": (64,)}, {"resize_to": (64,), "resample": "lanczos"}),
+    (CROPPED, {**CROPPED, "resize_to": (81,)}),
+    ({}, {"bgr": True}),
+    ({"resize_to": ()}, {"resize_to": (), "rescale": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("fields", "other"), OTHER)
+def test_the_drawn_page_fits_every_encoding_and_tells_it_from_others(fields: dict, other: dict) -> None:
+    first, second = (
+        Encoding(64, "RGB", (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1, **{"draft": False, **each}) for each in (fields, other)
+    )
+    file, _ = golden_page.draw({"pixel_values": "image"}, first)
+    page = golden_page.page_of(file, None, "golden page")
+    inputs = {"pixel_values": "image"}
+    encoders = [Encoder(encoding, Tokenizer(models.WordLevel())) for encoding in (first, second)]
+    stored = golden_page.encoded(page, encoders[0], inputs)
+    golden_page.require_same_encoding(page, stored, encoders[0], inputs)
+    with pytest.raises(NotEqual, match="of its pixels differ"):
+        golden_page.require_same_encoding(page, stored, encoders[1], inputs)
 
 
 def test_a_built_package_and_the_sample_hold_a_golden_page_as_a_file(tiny_package: Package, sample: Path) -> None:

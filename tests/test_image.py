@@ -11,6 +11,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -274,9 +275,10 @@ def test_a_jpeg_file_is_decoded_whole_where_drafts_are_not_allowed() -> None:
     data = saved(colours, "JPEG")
     full = Image.open(io.BytesIO(data)).tobytes()
     for mode, resize_to in itertools.product(("L", "RGB"), (None, (64,), (64, 64))):
-        small, whole = decode_image(data, "page", square=Square(64, mode, "pillow-13", resize_to=resize_to))
+        square = Square(64, mode, "pillow-13", resize_to=resize_to, center_crop=True)
+        small, whole = decode_image(data, "page", square=square)
         assert (small.size, whole) == ((88, 113), False)
-        page, whole = decode_image(data, "page", square=Square(64, mode, "pillow-13", resize_to=resize_to, draft=False))
+        page, whole = decode_image(data, "page", square=replace(square, draft=False))
         assert (page.mode, page.tobytes(), whole) == ("RGB", full, True)
 
 
@@ -285,6 +287,9 @@ def test_a_draft_keeps_the_pixels_of_the_resize(resize_to: tuple[int, ...], size
     data = saved(Image.new("RGB", (700, 900), "white"), "JPEG")
     square = Square(64, "RGB", "pillow-13", resize_to=resize_to, center_crop=True)
     assert decode_image(data, "page", square=square)[0].size == size
+    exact = Image.new("RGB", (640, 640), "white")
+    whole = decode_image(saved(exact, "JPEG"), "page", square=Square(64, "RGB", "pillow-13", resize_to=(64,)))
+    assert whole[0].size == (640, 640)
 
 
 def exif(*entries: bytes, extra: bytes = b"") -> bytes:

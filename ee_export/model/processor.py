@@ -2,8 +2,7 @@
 
 import io
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class _Steps:
     """Whether it rescales and normalises."""
     bgr: bool = False
     crop_pct: bool = False
-    refused: frozenset[str] = field(default_factory=frozenset)
+    fails_with: frozenset[str] = frozenset()
     """Switches with which the class fails."""
 
 
@@ -62,7 +61,7 @@ _CLASSES = {
     "CLIPImageProcessor": _PLAIN,
     "SiglipImageProcessor": _PLAIN,
     "ConvNextImageProcessor": _Steps(crop_pct=True),
-    "LayoutLMv3ImageProcessor": _Steps(refused=frozenset({"do_center_crop"})),
+    "LayoutLMv3ImageProcessor": _Steps(fails_with=frozenset({"do_center_crop"})),
     "LayoutLMv2ImageProcessor": _Steps(crop=False, values=False, bgr=True),  # LayoutXLM's too
 }
 """Classes of transformers whose steps an encoding can state, by their names without ``Pil`` and ``Fast``."""
@@ -160,7 +159,7 @@ def _encoding_of(processor: Any, image_size: int, channels: int) -> dict[str, An
             continue
         if not isinstance(value, bool):
             raise _Refused(f"{name} is {shorten(repr(value))}, expected true or false; {_ANOTHER}")
-        if value and (name not in _KNOWN_SWITCHES or name in steps.refused):
+        if value and (name not in _KNOWN_SWITCHES or name in steps.fails_with):
             raise _Refused(
                 f"{name} is true, which {_kind(processor)} does not do or no encoding can state; set it to false if the model was "
                 "trained without it"
@@ -261,7 +260,7 @@ def _per_channel(name: str, value: Any, channels: int) -> tuple[float, ...]:
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise _Refused(f"{name} is {shorten(repr(value))}, expected a number in {low:,g} to {high:,g}; {_ANOTHER}")
     return float(value)
 

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
+from ee_export.encode import Encoder
 from ee_export.errors import BadRequest
 from ee_export.model import train as training
+from ee_export.model.checkpoint import encoding_of
 from ee_export.model.exits import parse
 from ee_export.model.pages import EncodedPages
 from ee_export.model.recipe import Recipe

@@ -1,0 +1,46 @@
+"""Batches that train read pages as the encoding says, which is how the runtime reads them."""
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models
+
+from ee_export.encode import Encoder
+from ee_export.model.augment import augment_images
+from ee_export.model.checkpoint import encoding_of
+from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.pages import EncodedPages, batch_of
+from tests.conftest import random_model, tiny_config
+
+BROUGHT = {"image_mode": "RGB", "image_mean": [0.3, 0.2, 0.1], "image_std": [0.5, 0.6, 0.7], "rescale": 1 / 127.5}
+
+
+def encoded(model: EarlyExitModel) -> tuple[EncodedPages, Encoder, list[Image.Image]]:
+    """Three pages of noise as they are kept for training, what encoded them, and their images."""
+    encoder = Encoder(encoding_of(model.config), Tokenizer(models.WordLevel()))
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (90, 70, 3), np.uint8)) for _ in range(3)]
+    pixels = torch.stack([torch.from_numpy(encoder.pixels(image).copy()) for image in images])
+    texts = [(np.array([0, 5, 2]), np.zeros((3, 4), np.int64))] * 3
+    return EncodedPages(pixels, texts, torch.tensor([0, 1, 2]), encoder), encoder, images
+
+
+def test_a_page_that_is_not_augmented_has_the_values_of_the_runtime_bit_by_bit() -> None:
+    for encoding in (None, BROUGHT, {**BROUGHT, "bgr": True, "resample": "bicubic"}):
+        model = random_model(tiny_config(input_size=64, encoding=encoding))
+        pages, encoder, images = encoded(model)
+        batch = batch_of(model, pages, [2, 0], None)
+        assert np.array_equal(batch["pixel_values"].numpy(), encoder.images([images[2], images[0]])["pixel_values"])
+
+
+def test_pages_are_augmented_as_values_in_0_to_1_and_normalised_as_the_encoding_says() -> None:
+    for encoding, scale in ((None, 1.0), (BROUGHT, 2.0)):
+        model = random_model(tiny_config(input_size=64, encoding=encoding))
+        pages, encoder, _ = encoded(model)
+        batch = batch_of(model, pages, [0, 1], np.random.default_rng(5), text_dropout=False)
+        changed = augment_images(pages.pixels[[0, 1]].float() / 255, np.random.default_rng(5))
+        mean, std = (
+            torch.tensor(values).view(1, 3, 1, 1)
+            for values in (encoder.encoding.image_mean, encoder.encoding.image_std)
+        )
+        assert torch.equal(batch["pixel_values"], (changed.expand(-1, 3, -1, -1) * scale - mean) / std)
