@@ -69,7 +69,10 @@ class EarlyExitDinov2(EarlyExitImage, Dinov2PreTrainedModel):
 
     def parts(self, *, answer_first: bool) -> list[Part]:
         """See :meth:`EarlyExitModel.parts`."""
-        embed = partial(_embeddings, self._positions())
+        positions = self._positions()
+        if answer_first and positions is not self.dinov2.embeddings.position_embeddings:
+            positions = positions.detach()  # for export: a constant, which has no gradient
+        embed = partial(_embeddings, positions)
         embeddings = trunk_part(embed, self.dinov2.embeddings, ("pixel_values",), ("hidden.0",))
         return self.vision_parts(embeddings) + self.encoder_parts(
             self.dinov2.encoder.layer, _layer_answer, _layer_whole, answer_first=answer_first
@@ -80,9 +83,7 @@ class EarlyExitDinov2(EarlyExitImage, Dinov2PreTrainedModel):
         embeddings, side = self.dinov2.embeddings, self.config.input_size
         rows = torch.empty((1, self.tokens, self.config.hidden_size), device="meta")
         positions: Tensor = embeddings.interpolate_pos_encoding(rows, side, side)
-        # A parameter is exported as the weight that it is, and an interpolated table as a constant, which has no gradient.
-        constant = not self.training and positions is not embeddings.position_embeddings
-        return positions.detach() if constant else positions
+        return positions
 
 
 def _embeddings(positions: Tensor, stock: Dinov2Embeddings, pixel_values: Tensor) -> Tensor:

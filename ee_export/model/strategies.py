@@ -85,8 +85,10 @@ def on_the_way(exit_name: str, parameter: str) -> bool:
     if not parameter.startswith(TRUNKS):
         return False
     in_encoder = exit_name == "final" or exit_name.startswith("encoder.")
-    if layer := re.search(r"\.(?:layers?|stages)\.(\d+)\.", parameter):
-        return exit_name == "final" or (in_encoder and int(layer[1]) < int(exit_name.removeprefix("encoder.")))
+    if layer := re.search(r"\.(?:layers?|stages)\.(\d+)\.(downsample\.)?", parameter):
+        # A Swin's stage ends with what begins the next one.
+        at = int(layer[1]) + bool(layer[2])
+        return exit_name == "final" or (in_encoder and at < int(exit_name.removeprefix("encoder.")))
     if parameter.split(".")[1] in ("layernorm", "post_layernorm", "pooler", "head"):
         return exit_name == "final"
     if parameter.startswith(("layoutlmv3.encoder.", "beit.shared_position_bias.")):

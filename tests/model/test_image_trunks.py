@@ -1,5 +1,6 @@
 """Trunks that read an image, each against transformers' own classifier of the same checkpoint, down to the exported segments."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import (
     AutoModelForImageClassification,
     ConvNextConfig,
@@ -34,6 +34,7 @@ from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import head_prefix, on_the_way
 from ee_export.runtime.opening import open_segment
 from ee_export.segments import export_segments
+from tests.conftest import run_command
 
 LABELS = ["letter", "advert", "memo", "form", "budget"]
 NAMES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: at for at, label in enumerate(LABELS)}}
@@ -190,7 +191,7 @@ def test_every_weight_of_a_stock_checkpoint_is_loaded(name: str, folders: dict[s
 @pytest.mark.parametrize("name", EXPORTED)
 def test_exported_segments_answer_as_the_stock_classifier(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     case, model = CASES[name], load(name, folders)
-    model.keep_exits(["vision", "encoder.1"])
+    model.keep_exits(["encoder.1"])
     specs = export_segments(model, tmp_path, "cpu", lambda exit_name: None)
     segments = [open_segment("onnxruntime", spec, tmp_path / spec.file, 1, one_pool=True) for spec in specs]
     for pages in (1, 3):
@@ -203,3 +204,94 @@ def test_exported_segments_answer_as_the_stock_classifier(name: str, folders: di
         assert np.abs(state["final.logits"] - expected.numpy()).max() <= 1e-5
         for key, logits in model.reference_logits(pixel_values=inputs).items():
             assert np.abs(state[key if key.endswith(".gate") else logits_name(key)] - logits.numpy()).max() <= 1e-5, key
+
+
+NEVER_READ = re.compile(r"mask_token|vision_model\.head\.")
+"""Weights of a stock checkpoint that its classifier does not use."""
+NORM = re.compile(r"^\w+\.(post_)?layernorm\.")
+
+
+@EVERY
+def test_an_exit_trains_what_is_on_the_way_to_it(name: str, folders: dict[str, Path]) -> None:
+    case, model = CASES[name], load(name, folders)
+    for exit_name in model.config.exit_names():
+        model.zero_grad()
+        output = model(only=[exit_name], pixel_values=pixels(case))
+        output.exits[exit_name].square().sum().backward()
+        moved = {key for key, weight in model.named_parameters() if weight.grad is not None}
+        own = head_prefix("final" if model.config.heads.get(exit_name, {}).get("kind") == "final" else exit_name)
+        trunk = {key for key in moved if not key.startswith((*own, *head_prefix("final")))}
+        if model.feature(exit_name) == "pixels":
+            assert not trunk
+            continue
+        known = {
+            key for key, _ in model.named_parameters() if on_the_way(exit_name, key) and not NEVER_READ.search(key)
+        }
+        if exit_name != "final" and model.feature(exit_name) == "own":  # normalised as the classifier's features are
+            trunk = {key for key in trunk if not NORM.search(key)}
+        assert trunk == known, exit_name
+
+
+def test_what_a_trunk_cannot_do_is_refused_by_name(folders: dict[str, Path]) -> None:
+    swin, siglip = "swin of whole windows", "siglip"
+    with pytest.raises(
+        BadRequest, match=r"head of exit 'encoder.1' reads cls: this trunk has no such row; set reads = \"mean\""
+    ):
+        load(siglip, folders, heads={"encoder.1": {"reads": "cls"}})
+    with pytest.raises(
+        BadRequest, match="pages become images of 48 x 48 pixels, and this trunk has positions for 32 x 32"
+    ):
+        load(siglip, folders, encoding={"image_size": 48})
+    with pytest.raises(BadRequest, match="images of 96 x 96 pixels, and this trunk has positions for 64 x 64"):
+        load(swin, folders, encoding={"image_size": 96})
+    with pytest.raises(BadRequest, match="classifier, which reads 32 features, and this exit has 16"):
+        load(swin, folders, heads={"encoder.1": {"kind": "final"}})
+    shared = {"kind": "gate", "shared": True}
+    with pytest.raises(
+        BadRequest, match=r"exits encoder.1 and encoder.2 share a gate, and their features are 16 and 32 wide"
+    ):
+        load(swin, folders, heads={"encoder.1": shared, "encoder.2": shared})
+    with pytest.raises(BadRequest, match="stage 2 has 2 x 2 positions, fewer than window_size 4"):
+        load("swin", folders, encoding={"image_size": 16})
+    with pytest.raises(BadRequest, match=r"unknown exit 'encoder.3': this model has .* encoder.2, final"):
+        load(swin, folders, exits=["encoder.3"])
+
+
+@pytest.mark.parametrize("kind", ["deit", "swin", "convnext"])
+def test_images_of_one_channel_are_refused(kind: str) -> None:
+    config = FAMILIES[kind].config_class(**{**CASES[kind].config.to_dict(), "num_channels": 1, "model_type": None})
+    with pytest.raises(BadRequest, match="num_channels is 1: expected 3"):
+        FAMILIES[kind](config)
+
+
+def test_a_stock_checkpoint_of_stages_becomes_a_package_that_is_tuned_and_answers(
+    tmp_path: Path, pages_folder: Path
+) -> None:
+    labels = sorted((path.name for path in pages_folder.iterdir()), reverse=True)
+    stock = ConvNextForImageClassification(
+        ConvNextConfig(
+            **STAGES, id2label=dict(enumerate(labels)), label2id={label: at for at, label in enumerate(labels)}
+        )
+    )
+    fill(stock)
+    stock.save_pretrained(tmp_path / "stock")
+    model, tokenizer = checkpoint.load_stock(tmp_path / "stock", {"exits": ["encoder.1", "encoder.2"]}, "convnext")
+    (tmp_path / "exits").mkdir()
+    checkpoint.save(tmp_path / "exits", model, tokenizer, torch.float32)
+    built = build(tmp_path / "exits", pages_folder, tmp_path / "pages.ee", progress=lambda stage, done, total: None)
+    assert built.manifest.labels == tuple(labels)
+    assert built.manifest.exits == ("encoder.1", "encoder.2", "final")
+    assert max(built.target("cpu-fp32").equality.values()) <= 1e-5
+
+    chain = ee_export.load(built.path, operating_point="full")
+    paths = sorted(pages_folder.rglob("*.jpg"))[:5]
+    expected = chain.predict_batch([ee_export.Page(path) for path in paths])
+    arrays = chain.encode([ee_export.Page(path) for path in paths])
+    logits = stock_logits(tmp_path / "stock", CASES["convnext"], torch.from_numpy(arrays["pixel_values"]))
+    assert [answer.label for answer in expected] == [labels[at] for at in logits.argmax(1)]
+    assert {answer.exit for answer in expected} == {"final"}
+
+    done = run_command("tune", built.path, pages_folder, "--min-accuracy", 0, "--operating-point", "early")
+    assert done.returncode == 0, done.stderr
+    early = ee_export.load(built.path, operating_point="early")
+    assert {early.predict(ee_export.Page(path)).exit for path in paths} == {"encoder.1"}
