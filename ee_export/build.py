@@ -173,7 +173,7 @@ def export(
         model={
             "type": model.config.model_type,
             "layers": model.config.num_hidden_layers,
-            "hidden_size": model.config.hidden_size,
+            "hidden_size": model.config.width_of("final"),
             "heads": {exit_name: asdict(spec) for exit_name, spec in model.config.head_specs().items()},
         },
         targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},

@@ -122,8 +122,7 @@ def train(
     recipe = recipes.read_recipe(recipe_path) if recipe_path else recipes.Recipe()
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if exits is not None:
-        layers = recipe.model.get("num_hidden_layers", 12)
-        names = list(exit_names.parse(exits, layers))
+        names = list(exit_names.parse(exits, recipes.layers_of(recipe.trunk, recipe.model)))
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
         recipe = replace(recipe, model={**recipe.model, "exits": names, "heads": heads})
     if add is not None:

@@ -26,7 +26,7 @@ from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import Manifest, OperatingPoint, Target
 from ee_export.model import train as training
 from ee_export.model.exits import PLACEMENTS, parse
-from ee_export.model.recipe import read_recipe, read_toml
+from ee_export.model.recipe import layers_of, read_recipe, read_toml
 from ee_export.model.strategies import STRATEGIES
 from ee_export.observe import Observed, held_out, observe_each
 from ee_export.package import Package, open_package
@@ -164,8 +164,7 @@ def _model(
     """The package of one model and what it says of all pages: from ``folder``, or made and put there."""
     placement, head, strategy = model
     recipe = read_recipe(grid.recipe)
-    layers = recipe.model.get("num_hidden_layers", 12)
-    exits = list(parse(placement, layers)[:-1])
+    exits = list(parse(placement, layers_of(recipe.trunk, recipe.model))[:-1])
     given = recipe.model.get("heads", {})
     heads = {name: given[name] if given.get(name, {}).get("reads") == "pixels" else HEADS[head] for name in exits}
     recipe = replace(

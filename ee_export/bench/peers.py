@@ -174,8 +174,12 @@ def _torch(subject: Subject, *, compiled: bool) -> tuple[Run, int]:
     settings = {name: value for name, value in trained.config.to_dict().items() if name not in own}
     config = AutoConfig.for_model(trained.config.model_type.removeprefix(PREFIX), **settings)
     model = kind.from_config(config)
-    stock = model.state_dict().keys()
-    model.load_state_dict({name: value for name, value in trained.state_dict().items() if name in stock})
+    stock, weights = model.state_dict().keys(), trained.state_dict()
+    if lacking := sorted(stock - weights.keys()):
+        raise BadRequest(
+            f"{folder}: lacks {lacking[0]} of transformers' {type(model).__name__}; leave the peers of torch out"
+        )
+    model.load_state_dict({name: weights[name] for name in stock})
     model.eval()
     torch.set_num_threads(subject.threads)
     forward = torch.compile(model, dynamic=True) if compiled else model

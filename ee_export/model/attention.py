@@ -1,7 +1,7 @@
 """Self-attention over the projections that a stock layer holds, whole and for its ``[CLS]`` row alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.onnx import ops as onnx_ops
 
 
-def attend(projections: Sequence[nn.Linear], heads: int, hidden: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def attend(
+    projections: Sequence[Callable[[Tensor], Tensor]], heads: int, hidden: Tensor, bias: Tensor | None, dropout: float
+) -> Tensor:
     """What every token gathers, ``[B · L, H]``, from ``hidden [B, L, H]`` as the projections (query, key, value) take it.
 
     Tokens of all pages are one matrix of rows: a product of two matrices exports as one ``Gemm``, its bias included and its

@@ -70,14 +70,14 @@ class EarlyExitBeit(EarlyExitImage, BeitPreTrainedModel):
 
 def _layer_answer(shared: BeitRelativePositionBias | None, index: Tensor, layer: BeitLayer, hidden: Tensor) -> Tensor:
     heads, bias = layer.attention.num_attention_heads, _position_bias(shared, index, layer)
-    context = attend_first(projections(layer), heads, layer.layernorm_before(hidden), bias)
+    context = attend_first(projections(layer.attention), heads, layer.layernorm_before(hidden), bias)
     return _after_attention(layer, context, hidden[:, 0])
 
 
 def _layer_whole(shared: BeitRelativePositionBias | None, index: Tensor, layer: BeitLayer, hidden: Tensor) -> Tensor:
     heads, bias = layer.attention.num_attention_heads, _position_bias(shared, index, layer)
     dropout = layer.attention.attention_dropout if layer.training else 0.0
-    context = attend(projections(layer), heads, layer.layernorm_before(hidden), bias, dropout)
+    context = attend(projections(layer.attention), heads, layer.layernorm_before(hidden), bias, dropout)
     return _after_attention(layer, context, hidden)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -41,14 +42,17 @@ class EarlyExitConfig:
 
     ``exits``: names in any order, ``final`` implied. ``heads``: fields of :class:`~ee_export.model.exits.HeadSpec` per exit,
     where they differ from the default. ``encoding``: fields of :class:`~ee_export.encode.Encoding`, of a checkpoint that was
-    brought from elsewhere. ``BEFORE_ENCODER``: which exits the trunk can have before its encoder.
+    brought from elsewhere. ``BEFORE_ENCODER``: which exits the trunk can have before its encoder. ``HAS_CLS``: whether the first row
+    of a hidden state stands for the page.
     """
 
     BEFORE_ENCODER: ClassVar[tuple[str, ...]]
+    HAS_CLS: ClassVar[bool] = True
     exits: list[str] | tuple[str, ...] | None
     heads: dict[str, Any] | None
     encoding: dict[str, Any] | None
     num_hidden_layers: int
+    hidden_size: int
     max_position_embeddings: int
     pad_token_id: int | None
 
@@ -85,7 +89,11 @@ class EarlyExitConfig:
 
     def head_specs(self) -> dict[str, HeadSpec]:
         """Head of every exit but ``final``."""
-        return head_specs(self.exit_names(), self.heads)
+        return head_specs(self.exit_names(), self.heads, has_cls=self.HAS_CLS)
+
+    def width_of(self, exit_name: str) -> int:
+        """Width H of the hidden state at an exit."""
+        return self.hidden_size
 
     def depth(self, exit_name: str) -> int:
         """How many layers are behind an exit: k for ``encoder.k``, all for ``final``, else 0."""
@@ -114,11 +122,27 @@ class EarlyExitModel(PreTrainedModel):
         """Make the head of every exit."""
         config = self.config
         specs = config.head_specs()
+        widths = {name: self.feature_width(name) for name in config.exit_names()}
+        for name, spec in specs.items():
+            if spec.by_final and widths[name] != widths["final"]:
+                raise BadRequest(
+                    f"head of exit '{name}': its answer is the trunk's classifier, which reads {widths['final']} features, and this "
+                    f'exit has {widths[name]}; set kind = "ramp", or answer = "own"'
+                )
+        shared = {widths[name]: name for name, spec in specs.items() if spec.shared}
+        if len(shared) > 1:
+            raise BadRequest(
+                f"exits {' and '.join(shared.values())} share a gate, and their features are {' and '.join(map(str, shared))} wide; "
+                "set shared = false"
+            )
         self.exits = nn.ModuleDict(
-            {_key(name): _head(config, spec, image_size) for name, spec in specs.items() if spec.kind != "final"}
+            {
+                _key(name): _head(config.num_labels, widths[name], spec, image_size)
+                for name, spec in specs.items()
+                if spec.kind != "final"
+            }
         )
-        shared = any(spec.shared for spec in specs.values())
-        self.shared_gate: nn.Module = nn.Linear(config.hidden_size, 1) if shared else nn.Identity()
+        self.shared_gate: nn.Module = nn.Linear(next(iter(shared)), 1) if shared else nn.Identity()
 
     def keep_exits(self, exits: Sequence[str]) -> None:
         """Drop the heads of all other exits; every exit that is asked costs a page a little.
@@ -136,7 +160,7 @@ class EarlyExitModel(PreTrainedModel):
                 del self.exits[name]
 
     def classify(self, features: Tensor) -> Tensor:
-        """Class logits ``[B, C]`` of the trunk's own classifier, of a row ``[B, H]`` as the last layer gives it."""
+        """Class logits ``[B, C]`` of the trunk's own classifier, of features ``[B, F]`` as :meth:`pooled` gives them at ``final``."""
         logits: Tensor = self.classifier(features)
         return logits
 
@@ -145,8 +169,8 @@ class EarlyExitModel(PreTrainedModel):
 
         Args:
             exit_name: an exit of this model.
-            features: pooled hidden states ``[B, H]``, or ``pixel_values [B, 3, S, S]`` where its head reads pixels; for a head
-                that uses the trunk's classifier, and for ``final``, they are a row as that classifier takes it.
+            features: pooled hidden states ``[B, F]``, or ``pixel_values [B, 3, S, S]`` where its head reads pixels; for a head
+                that uses the trunk's classifier, and for ``final``, they are as that classifier reads them.
         """
         spec = None if exit_name == "final" else self.config.head_specs()[exit_name]
         if spec is None or spec.kind == "final":
@@ -159,8 +183,17 @@ class EarlyExitModel(PreTrainedModel):
 
     @property
     def final_feature(self) -> str:
-        """What the trunk's own classifier takes of the last layer: the first token's row (``cls``), or the ``mean``."""
+        """What the trunk's own classifier reads of the last layer: the first row (``cls``), the ``mean``, or neither (``own``)."""
         return "cls"
+
+    def final_features(self, hidden: Tensor) -> Tensor:
+        """Features ``[B, F]`` of ``hidden [B, L, H]`` as the trunk's own classifier reads them, if ``final_feature`` is ``own``."""
+        raise NotImplementedError
+
+    def feature_width(self, exit_name: str) -> int:
+        """Width F of what the head of an exit reads."""
+        width: int = self.config.width_of(exit_name)
+        return width
 
     @staticmethod
     def mean(rows: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -168,13 +201,18 @@ class EarlyExitModel(PreTrainedModel):
         return rows.mean(1) if mask is None else masked_mean(rows, mask)
 
     def feature(self, exit_name: str) -> str:
-        """What the head of an exit reads: one of :data:`~ee_export.model.exits.FEATURES`."""
-        reads: str = self.final_feature if exit_name == "final" else self.config.head_specs()[exit_name].reads
-        return reads
+        """What the head of an exit reads: one of :data:`~ee_export.model.exits.FEATURES`, or ``own``: see :attr:`final_feature`."""
+        if exit_name == "final":
+            return self.final_feature
+        spec: HeadSpec = self.config.head_specs()[exit_name]
+        return "own" if spec.by_final and self.final_feature == "own" else spec.reads
 
     def pooled(self, exit_name: str, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the head of an exit reads of ``hidden [B, L, H]``, ``[B, H]``."""
-        return first_row(hidden) if self.feature(exit_name) == "cls" else self.mean(hidden, mask)
+        """What the head of an exit reads of ``hidden [B, L, H]``, ``[B, F]``."""
+        feature = self.feature(exit_name)
+        if feature == "own":
+            return self.final_features(hidden)
+        return first_row(hidden) if feature == "cls" else self.mean(hidden, mask)
 
     def parts(self, *, answer_first: bool) -> list[Part]:
         """The whole model as parts, in the order in which a page meets them.
@@ -195,8 +233,13 @@ class EarlyExitModel(PreTrainedModel):
         for number in range(config.num_hidden_layers + 1):
             known[f"hidden.{number}"] = ("B", tokens, config.hidden_size)
             known[f"first.{number}"] = ("B", config.hidden_size)
-        for name in config.exit_names():
-            known[logits_name(name)] = ("B", config.num_labels)
+        return known | self.answer_shapes()
+
+    def answer_shapes(self) -> dict[str, Shape]:
+        """Of :meth:`shapes`, those of logits and gates."""
+        known: dict[str, Shape] = {}
+        for name in self.config.exit_names():
+            known[logits_name(name)] = ("B", self.config.num_labels)
             known[gate_name(name)] = ("B", 1)
         return known
 
@@ -237,7 +280,7 @@ class EarlyExitModel(PreTrainedModel):
 
     def encoder_parts(
         self,
-        layers: Iterable[nn.Module],
+        layers: Iterable[Any],
         answer: Callable[..., Tensor],
         whole: Callable[..., Tensor],
         *,
@@ -250,7 +293,7 @@ class EarlyExitModel(PreTrainedModel):
         What reads a mean, be it ``final``, comes behind its whole layer.
 
         Args:
-            layers: the stock layers.
+            layers: the stock layers, or what else ``answer`` and ``whole`` take for one.
             answer: a layer, ``hidden [B, L, H]`` and what is beside it to the first row ``[B, H]`` after it.
             whole: the same to ``hidden`` after it.
             beside: names of the tensors that every layer reads besides ``hidden``.
@@ -273,7 +316,8 @@ class EarlyExitModel(PreTrainedModel):
                     inputs = (first,) if answer_first else (after,)
                     found.append(self.head_part(name, inputs, same if answer_first else first_row))
                 else:
-                    found.append(self.head_part(name, (after,) if mask is None else (after, mask), self.mean))
+                    rows = (after,) if mask is None else (after, mask)
+                    found.append(self.head_part(name, rows, partial(self.pooled, name)))
         return found
 
     def vision_parts(self, embeddings: Part) -> list[Part]:
@@ -282,7 +326,7 @@ class EarlyExitModel(PreTrainedModel):
             return [embeddings]
         if self.feature("vision") == "pixels":
             return [self.head_part("vision", ("pixel_values",), same), embeddings]
-        return [embeddings, self.head_part("vision", embeddings.outputs, self.mean)]
+        return [embeddings, self.head_part("vision", embeddings.outputs, partial(self.pooled, "vision"))]
 
     def head_part(self, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
         """The head of an exit on the features that ``read`` takes from its inputs."""
@@ -291,9 +335,7 @@ class EarlyExitModel(PreTrainedModel):
         return Part(inputs, outputs, lambda *tensors: self.answer(name, read(*tensors)))
 
 
-def trunk_part(
-    function: Callable[..., Any], module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> Part:
+def trunk_part(function: Callable[..., Any], module: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Part:
     """``function`` of a module of the trunk and the named tensors."""
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -326,10 +368,10 @@ def same(rows: Tensor) -> Tensor:
     return rows
 
 
-def _head(config: Any, spec: HeadSpec, image_size: int) -> nn.Module:
+def _head(num_labels: int, width: int, spec: HeadSpec, image_size: int) -> nn.Module:
     if spec.reads == "pixels":
-        return PixelRamp(image_size, config.num_labels, spec)
-    return (Gate if spec.gated else Ramp)(config.hidden_size, config.num_labels, spec)
+        return PixelRamp(image_size, num_labels, spec)
+    return (Gate if spec.gated else Ramp)(width, num_labels, spec)
 
 
 def _key(exit_name: str) -> str:

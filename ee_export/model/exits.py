@@ -109,16 +109,24 @@ def parse(text: str, layers: int) -> tuple[str, ...]:
     return ordered(names, layers)
 
 
-def default_head(name: str) -> HeadSpec:
-    """The head an exit gets when none is configured: ``[CLS]`` inside the encoder, average pooling before it."""
-    return HeadSpec(reads="cls" if name.startswith("encoder.") else "mean", layers=2)
+def default_head(name: str, *, has_cls: bool = True) -> HeadSpec:
+    """The head of an exit if none is configured: ``[CLS]`` inside the encoder if there is such a row, else average pooling."""
+    return HeadSpec(reads="cls" if has_cls and name.startswith("encoder.") else "mean", layers=2)
 
 
-def head_specs(exits: Sequence[str], heads: dict[str, dict[str, Any]] | None) -> dict[str, HeadSpec]:
+def head_specs(
+    exits: Sequence[str], heads: dict[str, dict[str, Any]] | None, *, has_cls: bool = True
+) -> dict[str, HeadSpec]:
     """Head of every exit but ``final``, whose head is the trunk's own classifier.
 
+    Args:
+        exits: in order.
+        heads: fields that differ from the default, per exit.
+        has_cls: whether the first row of a hidden state stands for the page.
+
     Raises:
-        BadRequest: a head is configured for an exit the model does not have, or with fields that do not exist.
+        BadRequest: a head is configured for an exit the model does not have, with fields that do not exist, or reads rows that
+            the trunk does not have there.
     """
     heads = heads or {}
     for name in heads:
@@ -131,11 +139,13 @@ def head_specs(exits: Sequence[str], heads: dict[str, dict[str, Any]] | None) ->
         if name == "final":
             continue
         try:
-            specs[name] = HeadSpec(**{**asdict(default_head(name)), **heads.get(name, {})})
+            specs[name] = HeadSpec(**{**asdict(default_head(name, has_cls=has_cls)), **heads.get(name, {})})
         except TypeError as error:
             raise BadRequest(f"head of exit '{name}': {error}") from None
         if specs[name].reads == "pixels" and name != "vision":
             raise BadRequest(f"head of exit '{name}' reads pixels: only the vision exit can")
         if specs[name].reads == "cls" and not (name == "fusion" or name.startswith("encoder.")):
             raise BadRequest(f"head of exit '{name}' reads cls: before the encoder a head reads the mean")
+        if specs[name].reads == "cls" and not has_cls:
+            raise BadRequest(f"head of exit '{name}' reads cls: this trunk has no such row; set reads = \"mean\"")
     return specs

@@ -2,9 +2,14 @@
 
 from ee_export.model.beit import EarlyExitBeit
 from ee_export.model.bert import EarlyExitBert
+from ee_export.model.convnext import EarlyExitConvNext
+from ee_export.model.deit import EarlyExitDeiT
+from ee_export.model.dinov2 import EarlyExitDinov2
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
 from ee_export.model.roberta import EarlyExitRoberta
+from ee_export.model.siglip import EarlyExitSiglip
+from ee_export.model.swin import EarlyExitSwin
 from ee_export.model.vit import EarlyExitViT
 
 FAMILIES: dict[str, type[EarlyExitModel]] = {
@@ -13,6 +18,11 @@ FAMILIES: dict[str, type[EarlyExitModel]] = {
     "roberta": EarlyExitRoberta,
     "beit": EarlyExitBeit,
     "vit": EarlyExitViT,
+    "deit": EarlyExitDeiT,
+    "dinov2": EarlyExitDinov2,
+    "siglip": EarlyExitSiglip,
+    "swin": EarlyExitSwin,
+    "convnext": EarlyExitConvNext,
 }
 """By the ``model_type`` of the stock model; with exits it is ``early_exit_<model_type>``."""
 

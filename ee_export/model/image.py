@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import BeitModel, ViTModel
-from transformers.models.beit.modeling_beit import BeitLayer
-from transformers.models.vit.modeling_vit import ViTLayer
 
+from ee_export.errors import BadRequest
 from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, trunk_part
 from ee_export.resize import UNSTATED
 
@@ -39,9 +37,24 @@ class ImageConfig(EarlyExitConfig):
     eos_token_id: int = 2
 
     @property
+    def any_size(self) -> bool:
+        """Whether the trunk takes images of another size than ``image_size``."""
+        return False
+
+    @property
     def input_size(self) -> int:
-        """Side of the square that a page is resized to, in pixels."""
-        return self.image_size
+        """Side of the square image that the trunk is given, in pixels: that of ``encoding`` if it states one, else ``image_size``.
+
+        Raises:
+            BadRequest: the trunk takes images of ``image_size`` alone, and ``encoding`` states another size.
+        """
+        size: int = (self.encoding or {}).get("image_size", self.image_size)
+        if size != self.image_size and not self.any_size:
+            raise BadRequest(
+                f"pages become images of {size} x {size} pixels, and this trunk has positions for {self.image_size} x "
+                f"{self.image_size}; take the image processor that the model was trained with"
+            )
+        return size
 
 
 class EarlyExitImage(EarlyExitModel):
@@ -52,6 +65,23 @@ class EarlyExitImage(EarlyExitModel):
 
     INPUTS: ClassVar = {"pixel_values": "image"}
 
+    def add_heads(self, image_size: int) -> None:
+        """See :meth:`EarlyExitModel.add_heads`.
+
+        Raises:
+            BadRequest: the trunk does not take three channels.
+        """
+        if self.config.num_channels != 3:
+            raise BadRequest(
+                f"num_channels is {self.config.num_channels}: expected 3, pages become images of 3 channels"
+            )
+        super().add_heads(image_size)
+
+    @property
+    def tokens(self) -> int:
+        """Rows of a hidden state of a page."""
+        return 1 + int(self.base_model.embeddings.patch_embeddings.num_patches)
+
     def patch_parts(self) -> list[Part]:
         """All parts before the encoder: the embeddings of the patches, and the vision exit."""
         return self.vision_parts(trunk_part(_embeddings, self.base_model, ("pixel_values",), ("hidden.0",)))
@@ -59,8 +89,7 @@ class EarlyExitImage(EarlyExitModel):
     def shapes(self) -> dict[str, Shape]:
         """See :meth:`EarlyExitModel.shapes`; all pages have the same number of tokens."""
         side = self.config.input_size
-        tokens = 1 + self.base_model.embeddings.patch_embeddings.num_patches
-        return {"pixel_values": ("B", 3, side, side), **self.state_shapes(tokens)}
+        return {"pixel_values": ("B", 3, side, side), **self.state_shapes(self.tokens)}
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`."""
@@ -72,10 +101,10 @@ class EarlyExitImage(EarlyExitModel):
         }
 
 
-def projections(layer: BeitLayer | ViTLayer) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """Query, key and value of a layer."""
-    return layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj
+def projections(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """Query, key and value of a layer's attention."""
+    return attention.q_proj, attention.k_proj, attention.v_proj
 
 
-def _embeddings(stock: BeitModel | ViTModel, pixel_values: Tensor) -> Tensor:
+def _embeddings(stock: Any, pixel_values: Tensor) -> Any:
     return stock.embeddings(pixel_values)

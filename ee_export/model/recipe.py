@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from ee_export.errors import BadRequest, require_known
 from ee_export.model.exits import parse
 from ee_export.model.families import FAMILIES
-from ee_export.model.strategies import (
-    STRATEGIES,
-)
+from ee_export.model.strategies import STRATEGIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,19 @@ class Recipe:
             raise BadRequest("gamma must lie in 0–1, entropy be 0 or more and distillation_temperature more than 0")
 
 
+def layers_of(trunk: str, model: dict[str, Any]) -> int:
+    """How many layers, or stages, a trunk has with these fields of its configuration.
+
+    Raises:
+        BadRequest: a field has another type or value than the configuration takes.
+    """
+    sizes = {name: value for name, value in model.items() if name not in ("exits", "heads")}
+    try:
+        return int(FAMILIES[trunk].config_class(**sizes).num_hidden_layers)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise BadRequest(f"[model] of the recipe: {' '.join(str(error).split())}") from None
+
+
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file; raises BadRequest where it is not there or not TOML."""
     try:
@@ -91,7 +104,7 @@ def read_recipe(path: Path) -> Recipe:
     recipe = Recipe(**training)
     model = found.get("model", {})
     if isinstance(model.get("exits"), str):
-        model["exits"] = list(parse(model["exits"], model.get("num_hidden_layers", 12))[:-1])
+        model["exits"] = list(parse(model["exits"], layers_of(recipe.trunk, model))[:-1])
     known = {entry.name for entry in fields(FAMILIES[recipe.trunk].config_class)}
     if unknown := set(model) - known:
         near = difflib.get_close_matches(sorted(unknown)[0], known, n=1)

@@ -63,13 +63,17 @@ def phases(strategy: str, exits: Sequence[str]) -> list[Phase]:
     return STRATEGIES[strategy](tuple(exits))
 
 
-TRUNKS = tuple(f"{name}." for name in FAMILIES)
+TRUNKS = tuple(f"{family.base_model_prefix}." for family in FAMILIES.values())
 """What the names of a trunk's parameters begin with."""
 
 
-def head_prefix(exit_name: str) -> str:
-    """What the names of an exit head's own parameters begin with."""
-    return "classifier." if exit_name == "final" else f"exits.{exit_name.replace('.', '_')}."
+CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+"""What the names of a trunk's own classifiers begin with."""
+
+
+def head_prefix(exit_name: str) -> tuple[str, ...]:
+    """What the names of an exit head's own parameters may begin with."""
+    return CLASSIFIERS if exit_name == "final" else (f"exits.{exit_name.replace('.', '_')}.",)
 
 
 SHARED_GATE = "shared_gate."
@@ -81,9 +85,11 @@ def on_the_way(exit_name: str, parameter: str) -> bool:
     if not parameter.startswith(TRUNKS):
         return False
     in_encoder = exit_name == "final" or exit_name.startswith("encoder.")
-    if layer := re.search(r"\.layers?\.(\d+)\.", parameter):
-        return exit_name == "final" or (in_encoder and int(layer[1]) < int(exit_name.removeprefix("encoder.")))
-    if parameter.split(".")[1] in ("layernorm", "pooler"):
+    if layer := re.search(r"\.(?:layers?|stages)\.(\d+)\.(downsample\.)?", parameter):
+        # A Swin's stage ends with what begins the next one.
+        at = int(layer[1]) + bool(layer[2])
+        return exit_name == "final" or (in_encoder and at < int(exit_name.removeprefix("encoder.")))
+    if parameter.split(".")[1] in ("layernorm", "post_layernorm", "pooler", "head"):
         return exit_name == "final"
     if parameter.startswith(("layoutlmv3.encoder.", "beit.shared_position_bias.")):
         return in_encoder
@@ -206,7 +212,7 @@ def _mean(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
 
 
 def _heads_of(exits: Sequence[str]) -> tuple[str, ...]:
-    return (SHARED_GATE, *(head_prefix(name) for name in exits))
+    return (SHARED_GATE, *(prefix for name in exits for prefix in head_prefix(name)))
 
 
 def heads_alone(exits: Sequence[str]) -> Phase:

@@ -3,6 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
+from transformers.models.deit.modeling_deit import DeiTLayer
 from transformers.models.vit.modeling_vit import ViTLayer, ViTPreTrainedModel
 
 from ee_export.model.attention import attend, attend_first
@@ -40,24 +41,28 @@ class EarlyExitViT(EarlyExitImage, ViTPreTrainedModel):
     def parts(self, *, answer_first: bool) -> list[Part]:
         """See :meth:`EarlyExitModel.parts`."""
         return self.patch_parts() + self.encoder_parts(
-            self.vit.layers, _layer_answer, _layer_whole, answer_first=answer_first
+            self.vit.layers, layer_answer, layer_whole, answer_first=answer_first
         )
 
 
-def _layer_answer(layer: ViTLayer, hidden: Tensor) -> Tensor:
+def layer_answer(layer: ViTLayer | DeiTLayer, hidden: Tensor) -> Tensor:
+    """The ``[CLS]`` row ``[B, H]`` after a layer, from ``hidden [B, L, H]`` before it."""
     attention = layer.attention
-    context = attend_first(projections(layer), attention.num_attention_heads, layer.layernorm_before(hidden), None)
+    context = attend_first(projections(attention), attention.num_attention_heads, layer.layernorm_before(hidden), None)
     return _after_attention(layer, context, hidden[:, 0])
 
 
-def _layer_whole(layer: ViTLayer, hidden: Tensor) -> Tensor:
+def layer_whole(layer: ViTLayer | DeiTLayer, hidden: Tensor) -> Tensor:
+    """A layer, ``hidden [B, L, H]`` before it to ``hidden`` after it."""
     attention = layer.attention
     dropout = attention.attention_dropout if layer.training else 0.0
-    context = attend(projections(layer), attention.num_attention_heads, layer.layernorm_before(hidden), None, dropout)
+    context = attend(
+        projections(attention), attention.num_attention_heads, layer.layernorm_before(hidden), None, dropout
+    )
     return _after_attention(layer, context, hidden.flatten(0, 1)).view(hidden.shape)
 
 
-def _after_attention(layer: ViTLayer, context: Tensor, rows: Tensor) -> Tensor:
+def _after_attention(layer: ViTLayer | DeiTLayer, context: Tensor, rows: Tensor) -> Tensor:
     attended = rows + layer.dropout(layer.attention.o_proj(context))
     result: Tensor = attended + layer.dropout(layer.mlp(layer.layernorm_after(attended)))
     return result
