@@ -136,16 +136,17 @@ def _turns(stock: ModernBertModel, kind: str, tokens: int) -> tuple[Tensor, Tens
 
 
 def _layer_answer(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, hidden: Tensor, bias: Tensor) -> Tensor:
-    """The ``[CLS]`` row. Its scores read all keys, for each is turned by another angle."""
+    """The ``[CLS]`` row. Its scores read all keys that it sees, for each is turned by another angle."""
     attention = layer.attn
-    rows = layer.attn_norm(hidden)
+    seen = hidden if attention.sliding_window is None else hidden[:, : attention.sliding_window]
+    rows = layer.attn_norm(seen)
     weights = attention.Wqkv.weight.chunk(3)
     biases = (None, None, None) if attention.Wqkv.bias is None else attention.Wqkv.bias.chunk(3)
     heads = layer.config.num_attention_heads
     query = F.linear(rows[:, :1], weights[0], biases[0]).unflatten(-1, (heads, -1))
     key = F.linear(rows.flatten(0, 1), weights[1], biases[1]).unflatten(-1, (heads, -1)).unflatten(0, rows.shape[:2])
     products = (_turned(key, cosine, sine) * _turned(query, cosine, sine)).sum(-1)
-    scores = products.transpose(1, 2) * attention.head_dim**-0.5 + bias[:, :, 0]
+    scores = products.transpose(1, 2) * attention.head_dim**-0.5 + bias[:, :, 0, : rows.shape[1]]
     return _after_attention(layer, gather_first(weights[2], biases[2], heads, rows, scores), hidden[:, 0])
 
 
