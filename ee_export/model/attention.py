@@ -26,29 +26,71 @@ def attend(
     """
     rows = hidden.flatten(0, 1)
     queries, keys, values = (projection(rows).view(hidden.shape) for projection in projections)
+    return gather(queries, keys, values, heads, bias, dropout).view(rows.shape)
+
+
+def gather(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    heads: int,
+    bias: Tensor | None,
+    dropout: float,
+    scale: float | None = None,
+) -> Tensor:
+    """The values that every token gathers, ``[B, L, h · d]``.
+
+    Args:
+        queries: float ``[B, L, h · d]``, as keys and values.
+        keys: the heads stand side by side in the last axis.
+        values: of the same width.
+        heads: how many heads share the columns.
+        bias: added to the scores, broadcast to ``[B, h, L, L]``, or ``None``.
+        dropout: probability that a score is dropped.
+        scale: factor of the scores, ``None`` for 1/√d.
+    """
     if torch.onnx.is_in_onnx_export():
         # ONNX's operator splits the heads by itself: 5–10 % faster in onnxruntime than with transposed copies around it.
-        context, *_ = onnx_ops.attention(queries, keys, values, bias, q_num_heads=heads, kv_num_heads=heads)
-        return context.view(rows.shape)
-    shape = (*hidden.shape[:2], heads, hidden.shape[2] // heads)
+        context, *_ = onnx_ops.attention(
+            queries, keys, values, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale
+        )
+        return context
+    shape = (*queries.shape[:2], heads, queries.shape[2] // heads)
     query, key, value = (every.view(shape).transpose(1, 2) for every in (queries, keys, values))
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    return context.transpose(1, 2).reshape(rows.shape)
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+    return context.transpose(1, 2).reshape(queries.shape)
 
 
 def attend_first(projections: Sequence[nn.Linear], heads: int, hidden: Tensor, bias: Tensor | None) -> Tensor:
-    """What the first token gathers, ``[B, H]``: the first row a page of :func:`attend`, without keys and values of the others.
+    """What the first token gathers, ``[B, H]``: the first row a page of :func:`attend`, without keys and values of the others."""
+    query, key, value = projections
+    scores = first_scores(query, key, heads, hidden)
+    scores = scores if bias is None else scores + bias[:, :, 0]
+    return gather_first(value.weight, value.bias, heads, hidden, scores)
+
+
+def first_scores(query: nn.Linear, key: nn.Linear, heads: int, hidden: Tensor) -> Tensor:
+    """Scores ``[B, h, L]`` of the first token for all, over √d, but for what is the same for all of a head.
 
     A matrix product may be bracketed as one likes. With one query, q · (X Wk)ᵀ is (q Wkᵀ) · Xᵀ, and p · (X Wv) is (p X) · Wv: a
     head's query goes through the weights once instead of every token, so that the row costs little more than reading the
     weights. The bias of the keys adds the same to all scores of a head, which a softmax does not see.
     """
-    query, key, value = projections
-    size = hidden.shape[2] // heads
-    asked = query(hidden[:, 0]).view(-1, heads, 1, size) @ key.weight.view(heads, size, -1)
-    scores = (hidden @ asked.squeeze(2).transpose(1, 2)).transpose(1, 2) / math.sqrt(size)
-    if bias is not None:
-        scores = scores + bias[:, :, 0]
+    size = query.out_features // heads
+    projected = query(hidden[:, 0]).view(-1, heads, 1, size) @ key.weight.view(heads, size, -1)
+    return (hidden @ projected.squeeze(2).transpose(1, 2)).transpose(1, 2) / math.sqrt(size)
+
+
+def gather_first(weight: Tensor, bias: Tensor | None, heads: int, hidden: Tensor, scores: Tensor) -> Tensor:
+    """What the first token gathers by its scores ``[B, h, L]``, ``[B, h · d]``; see :func:`first_scores`.
+
+    Args:
+        weight: of the projection to values, ``[h · d, H]``.
+        bias: of the same, ``[h · d]``.
+        heads: how many heads share the columns.
+        hidden: float ``[B, L, H]``.
+        scores: all that is added to them included.
+    """
     seen = torch.softmax(scores, dim=-1) @ hidden
-    context = (value.weight.view(heads, size, -1) @ seen.unsqueeze(3)).flatten(1)
-    return context if value.bias is None else context + value.bias
+    context = (weight.view(heads, weight.shape[0] // heads, -1) @ seen.unsqueeze(3)).flatten(1)
+    return context if bias is None else context + bias

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ee_export.encode import Encoding
 from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.families import FAMILIES, PREFIX
+from ee_export.model.families import FAMILIES, PREFIX, REFUSED
 from ee_export.resize import ORDERS, UNSTATED
 from ee_export.tokenizer import LARGEST, read_whole_tokenizer, require_rows
 
@@ -79,6 +79,8 @@ def load_stock(
         if not (folder / name).is_file():
             raise BadCheckpoint(f"{folder / name}: missing; --init takes a checkpoint folder with safetensors")
     model_type = _model_type(folder)
+    if model_type in REFUSED:
+        raise BadCheckpoint(f"{folder / 'config.json'}: model_type is '{model_type}': {REFUSED[model_type]}")
     if model_type.removeprefix(PREFIX) != trunk:
         raise BadCheckpoint(
             f"{folder / 'config.json'}: model_type is '{model_type}', expected '{trunk}', the recipe's trunk; "

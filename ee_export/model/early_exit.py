@@ -54,12 +54,18 @@ class EarlyExitConfig:
     num_hidden_layers: int
     hidden_size: int
     max_position_embeddings: int
+    max_text_tokens: int
     pad_token_id: int | None
 
     @property
     def longest_text(self) -> int:
         """How many tokens of text the trunk has positions for; LayoutLMv3 and RoBERTa count them from behind ``pad_token_id``."""
         return self.max_position_embeddings - (self.pad_token_id or 0) - 1
+
+    @property
+    def longest_proof(self) -> int:
+        """Tokens of the longest text that the proof of equality takes: all that is read of a page, and 512 if there are positions."""
+        return min(self.longest_text, max(self.max_text_tokens, 512))
 
     def exit_names(self) -> tuple[str, ...]:
         """Exits in the order a page meets them, ``final`` last.
@@ -300,25 +306,44 @@ class EarlyExitModel(PreTrainedModel):
             mask: name of the padding mask ``[B, L]``; ``None`` where nothing is padded.
             answer_first: see :meth:`parts`.
         """
+        parts: list[Part] = []
+        for number, layer in enumerate(layers, 1):
+            inputs = (f"hidden.{number - 1}", *beside)
+            parts += self.layer_parts(
+                number,
+                trunk_part(answer, layer, inputs, (f"first.{number}",)),
+                trunk_part(whole, layer, inputs, (f"hidden.{number}",)),
+                mask=mask,
+                answer_first=answer_first,
+            )
+        return parts
+
+    def layer_parts(
+        self, number: int, answer: Part, whole: Part, *, mask: str | None = None, answer_first: bool
+    ) -> list[Part]:
+        """One layer and the exits behind it, ``final`` behind the last.
+
+        Args:
+            number: of the layer, from 1.
+            answer: gives ``first.<number>``, the first row ``[B, H]`` after the layer.
+            whole: gives ``hidden.<number>``, and any state of the trunk's own.
+            mask: see :meth:`encoder_parts`.
+            answer_first: see :meth:`parts`.
+        """
         specs = self.config.head_specs()
-        found: list[Part] = []
-        stock = list(layers)
-        for number, layer in enumerate(stock, 1):
-            before, after, first = f"hidden.{number - 1}", f"hidden.{number}", f"first.{number}"
-            asked = [name for name in (f"encoder.{number}",) if name in specs]
-            asked += ["final"] if number == len(stock) else []
-            by_row = [name for name in asked if self.feature(name) == "cls"]
-            if by_row and answer_first:
-                found.append(trunk_part(answer, layer, (before, *beside), (first,)))
-            found.append(trunk_part(whole, layer, (before, *beside), (after,)))
-            for name in asked:
-                if name in by_row:
-                    inputs = (first,) if answer_first else (after,)
-                    found.append(self.head_part(name, inputs, same if answer_first else first_row))
-                else:
-                    rows = (after,) if mask is None else (after, mask)
-                    found.append(self.head_part(name, rows, partial(self.pooled, name)))
-        return found
+        after, first = f"hidden.{number}", f"first.{number}"
+        exits = [name for name in (f"encoder.{number}",) if name in specs]
+        exits += ["final"] if number == self.config.num_hidden_layers else []
+        by_row = [name for name in exits if self.feature(name) == "cls"]
+        parts = [answer, whole] if by_row and answer_first else [whole]
+        for name in exits:
+            if name in by_row:
+                inputs = (first,) if answer_first else (after,)
+                parts.append(self.head_part(name, inputs, same if answer_first else first_row))
+            else:
+                rows = (after,) if mask is None else (after, mask)
+                parts.append(self.head_part(name, rows, partial(self.pooled, name)))
+        return parts
 
     def vision_parts(self, embeddings: Part) -> list[Part]:
         """The part that embeds ``pixel_values`` as rows, and the vision exit: before it where its head reads pixels, else behind."""

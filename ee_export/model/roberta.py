@@ -1,9 +1,20 @@
-"""The early-exit RoBERTa classifier, for pages known by their words alone: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit RoBERTa classifiers, XLM-RoBERTa and CamemBERT among them: the stock trunk and classifier, and a head at every exit."""
+
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from torch import Tensor
-from transformers import RobertaConfig, RobertaModel
+from torch import Tensor, nn
+from transformers import (
+    CamembertConfig,
+    CamembertModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+from transformers.models.camembert.modeling_camembert import CamembertClassificationHead, CamembertPreTrainedModel
 from transformers.models.roberta.modeling_roberta import RobertaClassificationHead, RobertaPreTrainedModel
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaClassificationHead, XLMRobertaPreTrainedModel
 
 from ee_export.model.text import EarlyExitText, TextConfig
 
@@ -15,22 +26,58 @@ class EarlyExitRobertaConfig(TextConfig, RobertaConfig):
     model_type = "early_exit_roberta"
 
 
-class EarlyExitRoberta(EarlyExitText, RobertaPreTrainedModel):
-    """RoBERTa for document classification with exits.
+@strict
+class EarlyExitXLMRobertaConfig(TextConfig, XLMRobertaConfig):
+    """XLM-RoBERTa's configuration, and which exits the model has; see :class:`TextConfig`."""
 
-    ``roberta.*`` and ``classifier.*`` carry the names of transformers' ``RobertaForSequenceClassification``, so a stock
-    checkpoint loads into them; ``exits.*`` are this model's own.
+    model_type = "early_exit_xlm-roberta"
+
+
+@strict
+class EarlyExitCamembertConfig(TextConfig, CamembertConfig):
+    """CamemBERT's configuration, and which exits the model has; see :class:`TextConfig`."""
+
+    model_type = "early_exit_camembert"
+
+
+class EarlyExitRobertaLike(EarlyExitText):
+    """A classifier whose trunk transformers calls ``roberta``, whatever it was trained on; mixed into each kind's own class.
+
+    ``roberta.*`` and ``classifier.*`` carry the names of transformers' classes, so a stock checkpoint loads into them; ``exits.*``
+    are this model's own. ``TRUNK`` and ``HEAD``: transformers' classes of both.
     """
 
-    config_class = EarlyExitRobertaConfig
+    TRUNK: ClassVar[type[nn.Module]]
+    HEAD: ClassVar[type[nn.Module]]
 
-    def __init__(self, config: EarlyExitRobertaConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.roberta = RobertaModel(config, add_pooling_layer=False)
-        self.classifier = RobertaClassificationHead(config)
+        self.roberta = self.TRUNK(config, add_pooling_layer=False)
+        self.classifier = self.HEAD(config)
         self.add_heads(config.input_size)
         self.post_init()
 
     def classify(self, features: Tensor) -> Tensor:
         """See :meth:`EarlyExitModel.classify`; the stock head takes the row out of all tokens itself."""
         return super().classify(features.unsqueeze(1))
+
+
+class EarlyExitRoberta(EarlyExitRobertaLike, RobertaPreTrainedModel):
+    """RoBERTa for document classification with exits."""
+
+    config_class = EarlyExitRobertaConfig
+    TRUNK, HEAD = RobertaModel, RobertaClassificationHead
+
+
+class EarlyExitXLMRoberta(EarlyExitRobertaLike, XLMRobertaPreTrainedModel):
+    """XLM-RoBERTa for document classification with exits."""
+
+    config_class = EarlyExitXLMRobertaConfig
+    TRUNK, HEAD = XLMRobertaModel, XLMRobertaClassificationHead
+
+
+class EarlyExitCamembert(EarlyExitRobertaLike, CamembertPreTrainedModel):
+    """CamemBERT for document classification with exits."""
+
+    config_class = EarlyExitCamembertConfig
+    TRUNK, HEAD = CamembertModel, CamembertClassificationHead

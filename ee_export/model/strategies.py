@@ -63,17 +63,19 @@ def phases(strategy: str, exits: Sequence[str]) -> list[Phase]:
     return STRATEGIES[strategy](tuple(exits))
 
 
-TRUNKS = tuple(f"{family.base_model_prefix}." for family in FAMILIES.values())
+TRUNKS = tuple({f"{family.base_model_prefix}." for family in FAMILIES.values()})
 """What the names of a trunk's parameters begin with."""
 
+_EMBEDDINGS = tuple({f"{family.base_model_prefix}.embeddings" for family in FAMILIES.values() if family.reads("text")})
+"""Beginnings of the names of the parameters that turn words into ``hidden.0``."""
 
-CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
-"""What the names of a trunk's own classifiers begin with."""
+_CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.", "pre_classifier.", "pooler.", "head.")
+"""Beginnings of the names of the stock classifiers' parameters."""
 
 
 def head_prefix(exit_name: str) -> tuple[str, ...]:
-    """What the names of an exit head's own parameters may begin with."""
-    return CLASSIFIERS if exit_name == "final" else (f"exits.{exit_name.replace('.', '_')}.",)
+    """Beginnings of the names of an exit head's own parameters."""
+    return _CLASSIFIERS if exit_name == "final" else (f"exits.{exit_name.replace('.', '_')}.",)
 
 
 SHARED_GATE = "shared_gate."
@@ -91,9 +93,9 @@ def on_the_way(exit_name: str, parameter: str) -> bool:
         return exit_name == "final" or (in_encoder and at < int(exit_name.removeprefix("encoder.")))
     if parameter.split(".")[1] in ("layernorm", "post_layernorm", "pooler", "head"):
         return exit_name == "final"
-    if parameter.startswith(("layoutlmv3.encoder.", "beit.shared_position_bias.")):
+    if parameter.split(".")[1] in ("encoder", "shared_position_bias", "layout_embeddings", "final_norm"):
         return in_encoder
-    text = parameter.startswith(("layoutlmv3.embeddings.", "bert.embeddings.", "roberta.embeddings."))
+    text = parameter.startswith(_EMBEDDINGS)
     fusing = parameter.startswith("layoutlmv3.LayerNorm.")
     if exit_name == "text" or exit_name.startswith("text."):
         return text

@@ -1,12 +1,13 @@
-"""What trunks for pages known by their words alone have in common: BERT's layers, behind embeddings of their own."""
+"""The common parts of trunks that read words: BERT's layers, behind embeddings of their own."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import BertModel, RobertaModel
+from transformers import PreTrainedModel
 
+from ee_export.errors import BadCheckpoint, shorten
 from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, trunk_part
 from ee_export.model.heads import masked_mean
 from ee_export.model.trunk import layer_answer, layer_whole
@@ -32,6 +33,30 @@ class TextConfig(EarlyExitConfig):
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
+def require_value(config: Any, name: str, fits: bool, expected: str) -> None:
+    """Refuse a checkpoint whose configuration has a value that no part of this toolkit computes.
+
+    Raises:
+        BadCheckpoint: ``fits`` is false.
+    """
+    if not fits:
+        model_type = config.model_type.removeprefix("early_exit_")
+        raise BadCheckpoint(
+            f"{name} of the {model_type} configuration is {shorten(repr(getattr(config, name, None)))}; expected {expected}; "
+            "bring another checkpoint"
+        )
+
+
+def require_box_rows(config: Any) -> None:
+    """Refuse a trunk that has no embedding for an edge of a box at 1000.
+
+    Raises:
+        BadCheckpoint: it has too few rows.
+    """
+    rows = "max_2d_position_embeddings"
+    require_value(config, rows, getattr(config, rows) > 1000, "1001 or more: edges of boxes are 0–1000")
+
+
 class EarlyExitText(EarlyExitModel):
     """The forward pass of a trunk that reads words. Layers are LayoutLMv3's, without its positions in the bias.
 
@@ -40,15 +65,17 @@ class EarlyExitText(EarlyExitModel):
 
     INPUTS: ClassVar = {"input_ids": "text", "attention_mask": "text"}
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        decoder, positions = getattr(config, "is_decoder", False), getattr(config, "position_embedding_type", None)
+        require_value(config, "is_decoder", not decoder, "False: a decoder's [CLS] reads no token after it")
+        # transformers 5 has no code for other positions: it drops their weights and computes another model.
+        require_value(config, "position_embedding_type", positions in (None, "absolute"), "'absolute'")
+
     def parts(self, *, answer_first: bool) -> list[Part]:
         """See :meth:`EarlyExitModel.parts`."""
-        stock = self.base_model
-        found = [trunk_part(_embeddings, stock, ("input_ids",), ("hidden.0",))]
-        if "text" in self.config.head_specs():
-            found.append(self.head_part("text", ("hidden.0", "attention_mask"), masked_mean))
-        found.append(trunk_part(_padding, stock, ("attention_mask",), ("bias",)))
-        return found + self.encoder_parts(
-            stock.encoder.layer,
+        return self.text_parts() + self.encoder_parts(
+            self.base_model.encoder.layer,
             layer_answer,
             layer_whole,
             beside=("bias",),
@@ -56,24 +83,37 @@ class EarlyExitText(EarlyExitModel):
             answer_first=answer_first,
         )
 
+    def text_parts(self) -> list[Part]:
+        """All parts before the encoder: the embeddings, the text exit, and the padding as a bias of the attention."""
+        parts = [self.embeddings_part()]
+        if "text" in self.config.head_specs():
+            parts.append(self.head_part("text", ("hidden.0", "attention_mask"), masked_mean))
+        return [*parts, trunk_part(padding_bias, self.base_model, ("attention_mask",), ("bias",))]
+
+    def embeddings_part(self) -> Part:
+        """The part that makes ``hidden.0 [B, T, H]`` of a page's tokens."""
+        return trunk_part(_embeddings, self.base_model, ("input_ids",), ("hidden.0",))
+
     def shapes(self) -> dict[str, Shape]:
         """See :meth:`EarlyExitModel.shapes`; all tokens are text, so L is T."""
-        inputs: dict[str, Shape] = {"input_ids": ("B", "T"), "attention_mask": ("B", "T")}
+        inputs: dict[str, Shape] = {"input_ids": ("B", "T"), "bbox": ("B", "T", 4), "attention_mask": ("B", "T")}
         return {**inputs, "bias": ("B", 1, "T", "T"), **self.state_shapes("T")}
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        states = self.base_model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        return {name: self.pooled(name, states[self.config.depth(name)], mask) for name in self.config.exit_names()}
+        read = {name: inputs[name] for name in self.INPUTS}
+        states = self.base_model(**read, output_hidden_states=True).hidden_states
+        return {
+            name: self.pooled(name, states[self.config.depth(name)], read["attention_mask"])
+            for name in self.config.exit_names()
+        }
 
 
-def _embeddings(stock: BertModel | RobertaModel, input_ids: Tensor) -> Tensor:
+def _embeddings(stock: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return stock.embeddings(input_ids=input_ids)
 
 
-def _padding(stock: BertModel | RobertaModel, attention_mask: Tensor) -> Tensor:
-    """What is added to the scores, ``[B, 1, T, T]``: nothing, or at padding the lowest number there is."""
-    dtype = stock.embeddings.word_embeddings.weight.dtype
-    padding = (1.0 - attention_mask[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
+def padding_bias(stock: PreTrainedModel, attention_mask: Tensor) -> Tensor:
+    """Term of the scores, ``[B, 1, T, T]``: 0, or at padding the lowest number there is."""
+    padding = (1.0 - attention_mask[:, None, None, :].to(stock.dtype)) * torch.finfo(stock.dtype).min
     return padding.expand(-1, -1, attention_mask.shape[1], -1)

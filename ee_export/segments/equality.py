@@ -17,7 +17,7 @@ TOLERANCE_FP32 = 2e-4
 def cases(model: EarlyExitModel, seed: int = 0) -> list[Arrays]:
     """Inputs that span what a chain meets: batch 1–5, 1 to the longest text, padding, pages without text."""
     config = model.config
-    longest = config.longest_text
+    longest = config.longest_proof
     rng = np.random.default_rng(seed)
     sizes = [(1, 1), (1, 2), (2, 17), (3, 64), (4, min(128, longest)), (5, 33), (1, longest), (2, longest)]
     return [_case(model, rng, batch, tokens) for batch, tokens in sizes]
@@ -53,7 +53,8 @@ def _case(model: EarlyExitModel, rng: np.random.Generator, batch: int, tokens: i
         lengths[-1] = min(2, tokens)  # a page without words: its two special tokens only
     corners = np.sort(rng.integers(0, 1001, (batch, tokens, 2, 2)), axis=2)
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
-    ids = rng.integers(config.pad_token_id + 1, config.vocab_size, (batch, tokens))
+    ids = rng.integers(0, config.vocab_size - 1, (batch, tokens))
+    ids += ids >= config.pad_token_id  # any but the padding, which stands anywhere in a vocabulary
     side = config.input_size
     return {
         "pixel_values": rng.uniform(-1, 1, (batch, 3, side, side)).astype(np.float32),

@@ -1,0 +1,234 @@
+"""The early-exit DeBERTa-v2 and v3 classifier: the stock trunk and classifier, and a head at every exit.
+
+Scores of DeBERTa's disentangled attention are the sum of three products: content with content, content with the position of the
+other token (``c2p``), and position with content (``p2c``). The last two depend on the distance of two tokens alone, so they are
+computed once for each distance, and moved to the pairs of tokens by a reshape.
+"""
+
+import math
+from functools import partial
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import DebertaV2Config, DebertaV2Model
+from transformers.models.deberta_v2.modeling_deberta_v2 import (
+    ContextPooler,
+    ConvLayer,
+    DebertaV2Encoder,
+    DebertaV2Layer,
+    DebertaV2PreTrainedModel,
+    DisentangledSelfAttention,
+    make_log_bucket_position,
+)
+
+from ee_export.model.attention import gather, gather_first
+from ee_export.model.early_exit import Part, trunk_part
+from ee_export.model.text import EarlyExitText, TextConfig
+
+
+@strict
+class EarlyExitDebertaV2Config(TextConfig, DebertaV2Config):
+    """DeBERTa-v2's configuration, and which exits the model has; see :class:`TextConfig`."""
+
+    model_type = "early_exit_deberta-v2"
+
+    max_text_tokens: int = 512
+
+    @property
+    def longest_text(self) -> int:
+        """See :attr:`EarlyExitConfig.longest_text`; DeBERTa counts positions from 0."""
+        return self.max_position_embeddings
+
+
+class EarlyExitDebertaV2(EarlyExitText, DebertaV2PreTrainedModel):
+    """DeBERTa-v2 or v3 for document classification with exits.
+
+    ``deberta.*``, ``pooler.*`` and ``classifier.*`` carry the names of transformers' ``DebertaV2ForSequenceClassification``, so a
+    stock checkpoint loads into them; ``exits.*`` are this model's own.
+    """
+
+    config_class = EarlyExitDebertaV2Config
+
+    def __init__(self, config: EarlyExitDebertaV2Config) -> None:
+        super().__init__(config)
+        self.deberta = DebertaV2Model(config)
+        self.pooler = ContextPooler(config)
+        self.classifier = nn.Linear(self.pooler.output_dim, config.num_labels)
+        dropout = getattr(config, "cls_dropout", None)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.add_heads(config.input_size)
+        self.post_init()
+
+    def classify(self, features: Tensor) -> Tensor:
+        """See :meth:`EarlyExitModel.classify`; the stock pooler takes the row out of all tokens itself."""
+        return super().classify(self.dropout(self.pooler(features.unsqueeze(1))))
+
+    def embeddings_part(self) -> Part:
+        """See :meth:`EarlyExitText.embeddings_part`; embeddings of padding are 0."""
+        return trunk_part(_embeddings, self.deberta, ("input_ids", "attention_mask"), ("hidden.0",))
+
+    def parts(self, *, answer_first: bool) -> list[Part]:
+        """See :meth:`EarlyExitModel.parts`."""
+        encoder = self.deberta.encoder
+        rows = _rows_by_distance(encoder, self.config.longest_proof)
+        parts = self.text_parts()
+        for number, layer in enumerate(encoder.layer, 1):
+            conv = encoder.conv if number == 1 else None
+            beside = ("bias",) if conv is None else ("bias", "attention_mask")
+            parts += self.layer_parts(
+                number,
+                trunk_part(
+                    partial(_layer_answer, encoder, rows, conv),
+                    layer,
+                    (f"hidden.{number - 1}", *beside),
+                    (f"first.{number}",),
+                ),
+                trunk_part(
+                    partial(_layer_whole, encoder, rows, conv),
+                    layer,
+                    (f"hidden.{number - 1}", *beside),
+                    (f"hidden.{number}",),
+                ),
+                mask="attention_mask",
+                answer_first=answer_first,
+            )
+        return parts
+
+
+def _embeddings(stock: DebertaV2Model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    return stock.embeddings(input_ids=input_ids, mask=attention_mask)
+
+
+def _rows_by_distance(encoder: DebertaV2Encoder, far: int) -> Tensor:
+    """Row of the relative embeddings for each distance −far … far of a token before another one, int64 ``[2 · far + 1]``.
+
+    Distances in the other order (``p2c``) have the same rows, for buckets are symmetric. The table is a constant of the graph: a
+    logarithm in 16 bits would put a distance into another bucket.
+    """
+    if not encoder.relative_attention:
+        return torch.zeros(2 * far + 1, dtype=torch.int64, device=encoder.layer[0].output.dense.weight.device)
+    buckets, furthest = encoder.position_buckets, encoder.max_relative_positions
+    distance = torch.arange(-far, far + 1, device=encoder.rel_embeddings.weight.device)
+    if buckets > 0 and furthest > 0:
+        distance = make_log_bucket_position(distance, buckets, furthest).to(torch.int64)
+    span = buckets if buckets > 0 else furthest
+    return (distance + span).clamp(0, 2 * span - 1)
+
+
+def _layer_answer(
+    encoder: DebertaV2Encoder,
+    rows: Tensor,
+    conv: ConvLayer | None,
+    layer: DebertaV2Layer,
+    hidden: Tensor,
+    bias: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """The ``[CLS]`` row. Its scores read all keys, for their positions are not the same for all of a head."""
+    attention = layer.attention.self
+    heads = attention.num_attention_heads
+    query = attention.query_proj(hidden[:, :1]).unflatten(-1, (heads, -1))
+    key = attention.key_proj(hidden.flatten(0, 1)).unflatten(-1, (heads, -1)).unflatten(0, hidden.shape[:2])
+    seen_by, seen_from = _positions(encoder, attention, rows, _steps(hidden, whole=False))
+    products = (key * (query if seen_from is None else query + seen_from)).sum(-1)
+    if seen_by is not None:
+        products = products + (query * seen_by).sum(-1)
+    scores = products.transpose(1, 2) * _scale(attention) + bias[:, :, 0]
+    value = attention.value_proj
+    context = gather_first(value.weight, value.bias, heads, hidden, scores)
+    first = _after_attention(layer, context, hidden[:, 0])
+    if conv is None or attention_mask is None:
+        return first
+    reach = conv.conv.padding[0] + 1
+    return conv(hidden[:, :reach], first.unsqueeze(1), attention_mask[:, :reach])[:, 0]
+
+
+def _layer_whole(
+    encoder: DebertaV2Encoder,
+    rows: Tensor,
+    conv: ConvLayer | None,
+    layer: DebertaV2Layer,
+    hidden: Tensor,
+    bias: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    attention = layer.attention.self
+    flat = hidden.flatten(0, 1)
+    queries, keys, values = (
+        projection(flat).unflatten(0, hidden.shape[:2])
+        for projection in (attention.query_proj, attention.key_proj, attention.value_proj)
+    )
+    dropout = attention.dropout.p if layer.training else 0.0
+    heads, scale = attention.num_attention_heads, _scale(attention)
+    bias = _position_bias(encoder, attention, rows, queries, keys, bias)
+    context = gather(queries, keys, values, heads, bias, dropout, scale)
+    after = _after_attention(layer, context.flatten(0, 1), flat).view(hidden.shape)
+    return after if conv is None else conv(hidden, after, attention_mask)
+
+
+def _position_bias(
+    encoder: DebertaV2Encoder,
+    attention: DisentangledSelfAttention,
+    rows: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """``bias [B, 1, T, T]`` and the terms of the scores that positions give, ``[B, h, T, T]``; each is only there if the layer has it."""
+    heads = attention.num_attention_heads
+    steps = _steps(queries, whole=True)
+    seen_by, _ = _positions(encoder, attention, rows, steps)
+    _, seen_from = _positions(encoder, attention, rows, -steps)
+    for tokens, positions, from_key in ((queries, seen_by, False), (keys, seen_from, True)):
+        if positions is not None:
+            each = tokens.unflatten(-1, (heads, -1)).transpose(1, 2) @ positions.permute(1, 2, 0)
+            shifted = _shifted(each * _scale(attention))
+            bias = bias + (shifted.transpose(2, 3) if from_key else shifted)
+    return bias
+
+
+def _steps(hidden: Tensor, *, whole: bool) -> Tensor:
+    """Distances of tokens ``[T]``: of the first before each; or ``[2 · T]``, T … 1 − T, if ``whole``."""
+    tokens = hidden.shape[1]
+    steps = torch.arange(2 * tokens if whole else tokens, device=hidden.device)
+    return (tokens if whole else 0) - steps
+
+
+def _positions(
+    encoder: DebertaV2Encoder, attention: DisentangledSelfAttention, rows: Tensor, steps: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Key and query of the positions at distances ``steps [D]``, ``[D, h, d]``, if the layer has them."""
+    if not attention.relative_attention:
+        return None, None
+    heads, kinds = attention.num_attention_heads, attention.pos_att_type
+    embeddings = attention.pos_dropout(encoder.get_rel_embedding()[: 2 * attention.pos_ebd_size])
+    of_distance = rows.index_select(0, steps + rows.shape[0] // 2)
+
+    def projected(kind: str, own: str, shared: nn.Linear) -> Tensor | None:
+        if kind not in kinds:
+            return None
+        projection = shared if attention.share_att_key else getattr(attention, own)
+        # All are projected: they do not depend on the page, and onnxruntime does it once, when it loads the graph.
+        return projection(embeddings).index_select(0, of_distance).unflatten(-1, (heads, -1))
+
+    key = projected("c2p", "pos_key_proj", attention.key_proj)
+    return key, projected("p2c", "pos_query_proj", attention.query_proj)
+
+
+def _shifted(by_distance: Tensor) -> Tensor:
+    """``[B, h, T, T]``, column j of row i, from ``[B, h, T, 2 · T]`` with column T + j − i of row i: each row one to the left."""
+    pages, heads, tokens, distances = by_distance.shape
+    shifted = by_distance.reshape(pages, heads, distances, tokens)[:, :, 1:]
+    return shifted.reshape(pages, heads, tokens, distances - 1)[..., :tokens]
+
+
+def _scale(attention: DisentangledSelfAttention) -> float:
+    """Factor of all products: 1/√(d · n) with n kinds of them, also of those that a trunk without relative positions only names."""
+    kinds = 1 + ("c2p" in attention.pos_att_type) + ("p2c" in attention.pos_att_type)
+    return 1 / math.sqrt(attention.attention_head_size * kinds)
+
+
+def _after_attention(layer: DebertaV2Layer, context: Tensor, rows: Tensor) -> Tensor:
+    attended = layer.attention.output(context, rows)
+    return layer.output(layer.intermediate(attended), attended)
