@@ -30,10 +30,10 @@ FAMILIES: dict[str, type[EarlyExitModel]] = {
 }
 """By the ``model_type`` of the stock model; with exits it is ``early_exit_<model_type>``."""
 
-REFUSED = {
-    name: "transformers reads its image with detectron2, which does not export; take LayoutLMv3 or LiLT"
-    for name in ("layoutlmv2", "layoutxlm")
-}
+REFUSED = dict.fromkeys(
+    ("layoutlmv2", "layoutxlm"),
+    "transformers reads its image with detectron2, which does not export; take LayoutLMv3 or LiLT",
+)
 """Reasons for which trunks that one may expect here cannot be one, by ``model_type``."""
 
 PREFIX = "early_exit_"
