@@ -6,6 +6,7 @@ computed once for each distance, and moved to the pairs of tokens by a reshape.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -23,8 +24,11 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 from ee_export.model.attention import gather, gather_first
-from ee_export.model.early_exit import Part, trunk_part
+from ee_export.model.early_exit import Part, same, trunk_part
 from ee_export.model.text import EarlyExitText, TextConfig
+
+Positions = tuple[Tensor | None, Tensor | None]
+"""Key and query of every row of the relative embeddings, ``[h, d, rows]``, if the layer has them."""
 
 
 @strict
@@ -74,22 +78,17 @@ class EarlyExitDebertaV2(EarlyExitText, DebertaV2PreTrainedModel):
         rows = _rows_by_distance(encoder, self.config.longest_proof)
         parts = self.text_parts()
         for number, layer in enumerate(encoder.layer, 1):
+            table = partial(_position_table, encoder, layer.attention.self)
+            if answer_first:
+                # Nothing of a page is in it: a constant of the graph.
+                with torch.no_grad():
+                    table = partial(same, table())
             conv = encoder.conv if number == 1 else None
-            beside = ("bias",) if conv is None else ("bias", "attention_mask")
+            before = (f"hidden.{number - 1}", "bias") if conv is None else ("hidden.0", "bias", "attention_mask")
             parts += self.layer_parts(
                 number,
-                trunk_part(
-                    partial(_layer_answer, encoder, rows, conv),
-                    layer,
-                    (f"hidden.{number - 1}", *beside),
-                    (f"first.{number}",),
-                ),
-                trunk_part(
-                    partial(_layer_whole, encoder, rows, conv),
-                    layer,
-                    (f"hidden.{number - 1}", *beside),
-                    (f"hidden.{number}",),
-                ),
+                trunk_part(partial(_layer_answer, table, rows, conv), layer, before, (f"first.{number}",)),
+                trunk_part(partial(_layer_whole, table, rows, conv), layer, before, (f"hidden.{number}",)),
                 mask="attention_mask",
                 answer_first=answer_first,
             )
@@ -117,7 +116,7 @@ def _rows_by_distance(encoder: DebertaV2Encoder, far: int) -> Tensor:
 
 
 def _layer_answer(
-    encoder: DebertaV2Encoder,
+    table: Callable[[], Positions],
     rows: Tensor,
     conv: ConvLayer | None,
     layer: DebertaV2Layer,
@@ -128,13 +127,13 @@ def _layer_answer(
     """The ``[CLS]`` row. Its scores read all keys, for their positions are not the same for all of a head."""
     attention = layer.attention.self
     heads = attention.num_attention_heads
-    query = attention.query_proj(hidden[:, :1]).unflatten(-1, (heads, -1))
-    key = attention.key_proj(hidden.flatten(0, 1)).unflatten(-1, (heads, -1)).unflatten(0, hidden.shape[:2])
-    seen_by, seen_from = _positions(encoder, attention, rows, _steps(hidden, whole=False))
-    products = (key * (query if seen_from is None else query + seen_from)).sum(-1)
+    query = attention.query_proj(hidden[:, 0]).view(len(hidden), heads, -1, 1)
+    key = attention.key_proj(hidden.flatten(0, 1)).view(*hidden.shape[:2], heads, -1).permute(0, 2, 3, 1)
+    seen_by, seen_from = (_at(_steps(hidden, whole=False), rows, each) for each in table())
+    scores = (key * (query if seen_from is None else query + seen_from)).sum(2)
     if seen_by is not None:
-        products = products + (query * seen_by).sum(-1)
-    scores = products.transpose(1, 2) * _scale(attention) + bias[:, :, 0]
+        scores = scores + (query.transpose(2, 3) @ seen_by).squeeze(2)
+    scores = scores * _scale(attention) + bias[:, :, 0]
     value = attention.value_proj
     context = gather_first(value.weight, value.bias, heads, hidden, scores)
     first = _after_attention(layer, context, hidden[:, 0])
@@ -145,7 +144,7 @@ def _layer_answer(
 
 
 def _layer_whole(
-    encoder: DebertaV2Encoder,
+    table: Callable[[], Positions],
     rows: Tensor,
     conv: ConvLayer | None,
     layer: DebertaV2Layer,
@@ -156,36 +155,28 @@ def _layer_whole(
     attention = layer.attention.self
     flat = hidden.flatten(0, 1)
     queries, keys, values = (
-        projection(flat).unflatten(0, hidden.shape[:2])
+        projection(flat).view(*hidden.shape[:2], -1)
         for projection in (attention.query_proj, attention.key_proj, attention.value_proj)
     )
     dropout = attention.dropout.p if layer.training else 0.0
     heads, scale = attention.num_attention_heads, _scale(attention)
-    bias = _position_bias(encoder, attention, rows, queries, keys, bias)
+    bias = bias + _position_scores(table(), rows, queries, keys, heads) * scale
     context = gather(queries, keys, values, heads, bias, dropout, scale)
     after = _after_attention(layer, context.flatten(0, 1), flat).view(hidden.shape)
     return after if conv is None else conv(hidden, after, attention_mask)
 
 
-def _position_bias(
-    encoder: DebertaV2Encoder,
-    attention: DisentangledSelfAttention,
-    rows: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    bias: Tensor,
-) -> Tensor:
-    """``bias [B, 1, T, T]`` and the terms of the scores that positions give, ``[B, h, T, T]``; each is only there if the layer has it."""
-    heads = attention.num_attention_heads
+def _position_scores(table: Positions, rows: Tensor, queries: Tensor, keys: Tensor, heads: int) -> Tensor | float:
+    """Products of tokens with positions ``[B, h, T, T]``, both kinds added up; 0 if there are none."""
     steps = _steps(queries, whole=True)
-    seen_by, _ = _positions(encoder, attention, rows, steps)
-    _, seen_from = _positions(encoder, attention, rows, -steps)
-    for tokens, positions, from_key in ((queries, seen_by, False), (keys, seen_from, True)):
-        if positions is not None:
-            each = tokens.unflatten(-1, (heads, -1)).transpose(1, 2) @ positions.permute(1, 2, 0)
-            shifted = _shifted(each * _scale(attention))
-            bias = bias + (shifted.transpose(2, 3) if from_key else shifted)
-    return bias
+    seen_by, seen_from = _at(steps, rows, table[0]), _at(-steps, rows, table[1])
+    scores: Tensor | float = 0.0
+    if seen_by is not None:
+        scores = _shifted(queries.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_by)
+    if seen_from is not None:
+        by_key = _shifted(keys.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_from)
+        scores = scores + by_key.transpose(2, 3)
+    return scores
 
 
 def _steps(hidden: Tensor, *, whole: bool) -> Tensor:
@@ -195,22 +186,23 @@ def _steps(hidden: Tensor, *, whole: bool) -> Tensor:
     return (tokens if whole else 0) - steps
 
 
-def _positions(
-    encoder: DebertaV2Encoder, attention: DisentangledSelfAttention, rows: Tensor, steps: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Key and query of the positions at distances ``steps [D]``, ``[D, h, d]``, if the layer has them."""
+def _at(steps: Tensor, rows: Tensor, table: Tensor | None) -> Tensor | None:
+    """What a layer has for positions at distances ``steps [D]``, ``[h, d, D]``."""
+    return None if table is None else table.index_select(2, rows.index_select(0, steps + rows.shape[0] // 2))
+
+
+def _position_table(encoder: DebertaV2Encoder, attention: DisentangledSelfAttention) -> Positions:
     if not attention.relative_attention:
         return None, None
-    heads, kinds = attention.num_attention_heads, attention.pos_att_type
     embeddings = attention.pos_dropout(encoder.get_rel_embedding()[: 2 * attention.pos_ebd_size])
-    of_distance = rows.index_select(0, steps + rows.shape[0] // 2)
 
     def projected(kind: str, own: str, shared: nn.Linear) -> Tensor | None:
-        if kind not in kinds:
+        if kind not in attention.pos_att_type:
             return None
         projection = shared if attention.share_att_key else getattr(attention, own)
-        # All are projected: they do not depend on the page, and onnxruntime does it once, when it loads the graph.
-        return projection(embeddings).index_select(0, of_distance).unflatten(-1, (heads, -1))
+        by_row = projection(embeddings).unflatten(-1, (attention.num_attention_heads, -1))
+        # Turned here, for onnxruntime 1.32 ends the process when it fuses a product of two turned tensors of 16 bits.
+        return by_row.permute(1, 2, 0).contiguous()
 
     key = projected("c2p", "pos_key_proj", attention.key_proj)
     return key, projected("p2c", "pos_query_proj", attention.query_proj)

@@ -106,14 +106,14 @@ def _layer_whole(layer: LiltLayer, hidden: Tensor, layout: Tensor, bias: Tensor)
     small = size // attention.channel_shrink_ratio
 
     def beside(text: Tensor, layout: Tensor) -> Tensor:
-        both = torch.cat([text.unflatten(-1, (heads, -1)), layout.unflatten(-1, (heads, -1))], dim=-1)
-        return both.flatten(1).unflatten(0, hidden.shape[:2])
+        both = torch.cat([text.view(-1, heads, size), layout.view(-1, heads, small)], dim=2)
+        return both.view(*hidden.shape[:2], heads * (size + small))
 
     queries = beside(attention.query(rows) / math.sqrt(size), attention.layout_query(places) / math.sqrt(small))
     keys = beside(attention.key(rows), attention.layout_key(places))
     values = beside(attention.value(rows), attention.layout_value(places))
     dropout = attention.dropout.p if layer.training else 0.0
-    gathered = gather(queries, keys, values, heads, bias, dropout, scale=1.0).unflatten(-1, (heads, -1)).flatten(0, 1)
+    gathered = gather(queries, keys, values, heads, bias, dropout, scale=1.0).view(-1, heads, size + small)
     attended = layer.attention.output(gathered[..., :size].flatten(1), rows)
     placed = layer.attention.layout_output(gathered[..., size:].flatten(1), places)
     after = layer.feed_forward_chunk(attended).view(hidden.shape)

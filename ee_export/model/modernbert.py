@@ -144,7 +144,7 @@ def _layer_answer(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, h
     biases = (None, None, None) if attention.Wqkv.bias is None else attention.Wqkv.bias.chunk(3)
     heads = layer.config.num_attention_heads
     query = F.linear(rows[:, :1], weights[0], biases[0]).unflatten(-1, (heads, -1))
-    key = F.linear(rows.flatten(0, 1), weights[1], biases[1]).unflatten(-1, (heads, -1)).unflatten(0, rows.shape[:2])
+    key = F.linear(rows.flatten(0, 1), weights[1], biases[1]).view(*rows.shape[:2], heads, -1)
     products = (_turned(key, cosine, sine) * _turned(query, cosine, sine)).sum(-1)
     scores = products.transpose(1, 2) * attention.head_dim**-0.5 + bias[:, :, 0, : rows.shape[1]]
     return _after_attention(layer, gather_first(weights[2], biases[2], heads, rows, scores), hidden[:, 0])
@@ -154,7 +154,7 @@ def _layer_whole(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, hi
     attention, heads = layer.attn, layer.config.num_attention_heads
     flat = layer.attn_norm(hidden).flatten(0, 1)
     queries, keys, values = (
-        each.unflatten(-1, (heads, -1)).unflatten(0, hidden.shape[:2]) for each in attention.Wqkv(flat).chunk(3, dim=-1)
+        each.unflatten(-1, (heads, -1)) for each in attention.Wqkv(flat).view(*hidden.shape[:2], -1).chunk(3, dim=-1)
     )
     queries, keys = _turned(queries, cosine, sine), _turned(keys, cosine, sine)
     dropout = attention.attention_dropout if layer.training else 0.0

@@ -1,5 +1,7 @@
 """Every trunk that reads words: against transformers' own classifier of the same saved checkpoint, eager and exported."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from ee_export.build import export, golden_inputs
 from ee_export.encode import Encoder
+from ee_export.errors import BadCheckpoint
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.strategies import phases
+from ee_export.recipes import TargetRecipe
 from ee_export.runtime.chain import load_package
+from ee_export.runtime.ort import OrtSegment, available_threads
+from ee_export.segments.prepare import prepare_segments
 
 LABELS = ("receipt", "advert", "memo", "form", "budget")
 """Not in the order of the alphabet."""
@@ -106,10 +113,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def with_exits(folder: Path, kind: str, **changes: Any) -> EarlyExitModel:
-    """A stock checkpoint with heads that read the words, a mean and ``[CLS]``; their weights are random."""
+    """A stock checkpoint with heads of random weights, large enough that wrong arithmetic shows in their logits."""
     torch.manual_seed(1)
-    fields = {"exits": ["text", "encoder.1"], "heads": {"encoder.1": {"reads": "cls"}}, **changes}
-    model, _ = checkpoint.load_stock(folder, fields, kind)
+    model, _ = checkpoint.load_stock(folder, {"exits": ["text", "encoder.1"], **changes}, kind)
+    with torch.no_grad():
+        for weight in model.exits.parameters():
+            weight.normal_(std=0.15)
     return model.eval()
 
 
@@ -185,15 +194,18 @@ def test_a_checkpoint_with_exits_is_loaded_as_it_was_saved(kind: str, folders: d
 
 
 @pytest.mark.parametrize(
-    "kind", ["electra", "xlm-roberta", "distilbert", "deberta-v2", "modernbert", "lilt", "layoutlm"]
+    ("kind", "exits"),
+    [("distilbert", []), ("deberta-v2", []), ("layoutlm", []), ("modernbert", ["encoder.1"]), ("lilt", ["encoder.1"])],
 )
 @torch.no_grad()
-def test_exported_segments_answer_as_the_stock_class_does(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_exported_segments_answer_as_the_stock_class_does(
+    kind: str, exits: list[str], folders: dict[str, Path], tmp_path: Path
+) -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
-    model = with_exits(folders[kind], kind, exits=["encoder.1"])
+    model = with_exits(folders[kind], kind, exits=exits)
     _, tokenizer = checkpoint.load_stock(folders[kind], {}, kind)
-    inputs = golden_inputs(model, Encoder(checkpoint.encoding_of(model.config), tokenizer), None)
-    package = export(model, tokenizer.to_str(), inputs, tmp_path, kind, lambda *_: None)
+    golden = golden_inputs(model, Encoder(checkpoint.encoding_of(model.config), tokenizer), None)
+    package = export(model, tokenizer.to_str(), golden, tmp_path, kind, lambda *_: None)
     assert max(package.target("cpu-fp32").equality.values()) <= 2e-5
     assert set(package.manifest.inputs) == set(model.INPUTS)
     chain = load_package(package)
@@ -201,3 +213,67 @@ def test_exported_segments_answer_as_the_stock_class_does(kind: str, folders: di
         pages = inputs_of(model, lengths)
         logits = chain.logits({name: value.numpy() for name, value in pages.items()})
         assert abs(logits["final"] - stock(**pages).logits.numpy()).max() <= 1e-5
+    half = prepare_segments(package, TargetRecipe("half", "tensorrt", "fp16"), tmp_path)
+    state = {name: value.numpy() for name, value in pages.items()}
+    for spec in half:
+        outputs = OrtSegment(spec, tmp_path / spec.file, available_threads()).run(dict(state))
+        state |= dict(zip((tensor.name for tensor in spec.outputs), (outputs[0], *outputs[1]), strict=True))
+    assert abs(state["final.logits"] - logits["final"]).max() <= 1e-2
+
+
+REFUSALS = {
+    "a decoder": ("bert", {"is_decoder": True}, "is_decoder of the bert configuration is True; expected False"),
+    "relative positions": (
+        "electra",
+        {"position_embedding_type": "relative_key"},
+        "'relative_key'; expected 'absolute'",
+    ),
+    "few rows for boxes": ("lilt", {"max_2d_position_embeddings": 1000}, "is 1000; expected 1001 or more"),
+    "angles by length": (
+        "modernbert",
+        {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}},
+        "expected no rope_type that depends on a text's length",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_checkpoint_that_no_part_computes_is_refused_by_the_field(case: str, tmp_path: Path) -> None:
+    kind, changes, message = REFUSALS[case]
+    with pytest.raises(BadCheckpoint, match=message):
+        with_exits(saved(tmp_path, stock_of(kind, **changes)), kind)
+
+
+@pytest.mark.parametrize("name", ["layoutlmv2", "layoutxlm"])
+def test_a_trunk_that_cannot_be_exported_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(BadCheckpoint, match=f"model_type is '{name}': .*detectron2.*take LayoutLMv3 or LiLT"):
+        checkpoint.load_stock(tmp_path, {}, "layoutlmv3")
+
+
+@KINDS
+def test_every_parameter_moves_in_one_phase_of_layer_wise_training(kind: str, folders: dict[str, Path]) -> None:
+    model = with_exits(folders[kind], kind)
+    names = [name for name, _ in model.named_parameters()]
+    layer_wise = phases("layer_wise", model.config.exit_names())
+    moved = {name: [phase.exits[0] for phase in layer_wise if phase.trains(name)] for name in names}
+    assert all(len(exits) == 1 for exits in moved.values()), moved
+    assert {exits[0] for name, exits in moved.items() if ".embeddings." in name} == {"text"}
+    assert {exits[0] for name, exits in moved.items() if re.search(r"layers?\.1\.", name)} == {"final"}
+    _, heads = phases("two_stage", model.config.exit_names())
+    assert {name.split(".")[0] for name in names if heads.trains(name)} == {"exits"}
+
+
+@KINDS
+def test_training_finds_the_gradients_of_the_stock_class(kind: str, folders: dict[str, Path]) -> None:
+    stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
+    model = with_exits(folders[kind], kind)
+    inputs = inputs_of(model)
+    for each in (stock, model):
+        torch.nn.functional.cross_entropy(each(**inputs).logits, torch.tensor([0, 3, 1])).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    for name, weight in stock.named_parameters():
+        found = gradients[name]
+        if weight.grad is not None and weight.grad.abs().max() > 0:
+            assert found is not None and torch.allclose(found, weight.grad, atol=1e-5), name
