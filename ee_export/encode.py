@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from PIL import Image
-from tokenizers import Encoding as Pieces
 from tokenizers import Tokenizer
 
-from ee_export.errors import is_fault
+from ee_export.cut import Cutter
 from ee_export.page import Boxes, Page, Words, require_known_boxes
 from ee_export.resize import FILTERS, UNSTATED, Square, resized
 
@@ -17,14 +15,6 @@ TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
 RESAMPLE = tuple(FILTERS)
 """Filters of the resize, by the names that Pillow gives them."""
-_KNOWN_WORDS = 1 << 15
-"""Words whose pieces are remembered, at most; some megabytes."""
-_KNOWN_PIECES = 1 << 17
-"""Pieces that are remembered, at most."""
-_LONGEST_KNOWN = 64
-"""Characters of the longest word that is remembered."""
-_SHORT_TEXT = 1 << 12
-"""Characters of a text that is cut into pieces as it is: a longer one may hold more than a model reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +40,7 @@ class Encoding:
 
     ``text``: ``words`` cuts each word by itself, ``joined`` the words of a page as one text with a space between them.
     ``bos_box``, ``eos_box``: boxes of the two special tokens. ``truncation``: ``right`` leaves out the end of a long text, ``left``
-    its beginning. ``by_band``: whether all exits read the words of the upper bands first; else only the exits ``text.<p>`` do.
+    its beginning.
     """
 
     image_size: int
@@ -74,7 +64,6 @@ class Encoding:
     bos_box: tuple[int, ...] = (0, 0, 0, 0)
     eos_box: tuple[int, ...] = (0, 0, 0, 0)
     truncation: str = "right"
-    by_band: bool = True
 
 
 def band_of(exit_name: str) -> int:
@@ -126,10 +115,10 @@ class Encoder:
 
     def __init__(self, encoding: Encoding, tokenizer: Tokenizer) -> None:
         self.encoding = encoding
-        self._tokenizer = tokenizer
-        self._pieces: dict[str, list[int]] = {}
-        self._piece_count = 0  # threads may lose one another's additions: the bound is no exact one
-        self._most_characters = 0  # that as many pieces as are read can hold, once a long text came
+        room = encoding.max_text_tokens - 2
+        self._cutter = Cutter(tokenizer, room, encoding.text == "joined", encoding.truncation == "left")
+        ends = np.array([encoding.bos_box, encoding.eos_box], np.int64)
+        self._end_boxes = ends if ends.any() else None
         self._square = square_of(encoding)
         self._flip = encoding.bgr and encoding.image_mode == "RGB"
         mean = np.asarray(encoding.image_mean, np.float32)[:, None]
@@ -199,75 +188,29 @@ class Encoder:
     def text(self, words: Words, boxes: Boxes) -> Arrays:
         """``input_ids``, ``attention_mask`` int64 ``[1, T]`` and ``bbox`` int64 ``[1, T, 4]`` of one page.
 
-        Words are cut into the tokenizer's pieces, which all carry their word's box; the special tokens at both ends have the
-        box 0, 0, 0, 0. Where the model has bands, the words of the upper ones come first. What is beyond ``max_text_tokens`` is
-        not read.
+        Words are cut into the tokenizer's pieces, each by itself or joined to one text, as the encoding says. All pieces of a
+        word carry its box. If there are no boxes, all are 0, 0, 0, 0. Where there are bands, the words of the upper ones come first.
+        More than ``max_text_tokens`` are not read: the end or the beginning of a long text is left out, as the encoding says.
+
+        Raises:
+            BadText: the words have very many characters and too few pieces.
         """
-        room = self.encoding.max_text_tokens - 2
         places = np.asarray(boxes, np.int64).reshape(-1, 4)
-        if self.encoding.bands:
+        if self.encoding.bands and len(places):
             ends = [20 * percent for percent in self.encoding.bands]  # of twice a box's middle, see `within`
             order = np.searchsorted(ends, places[:, 1] + places[:, 3], side="right").argsort(kind="stable")
             words, places = [words[at] for at in order.tolist()], places[order]
-        words = words[:room]
-        pieces = self._cut(words)
-        ids = list(chain.from_iterable(pieces))[:room]
+        ids, owners = self._cutter.cut(words)
         where = np.zeros((1, len(ids) + 2, 4), np.int64)
-        where[0, 1:-1] = places[: len(words)].repeat([len(piece) for piece in pieces], axis=0)[:room]
+        if len(places):
+            where[0, 1:-1] = places[owners]
+        if self._end_boxes is not None:
+            where[0, :: len(ids) + 1] = self._end_boxes
         return {
             "input_ids": np.asarray([[self.encoding.bos_id, *ids, self.encoding.eos_id]], np.int64),
             "bbox": where,
             "attention_mask": np.ones((1, len(ids) + 2), np.int64),
         }
-
-    def _cut(self, words: Words) -> list[list[int]]:
-        """The ids of each word's pieces. A tokenizer cuts given words one by one, and pages repeat most of theirs.
-
-        Words that only a text longer than ``max_text_tokens`` reaches have none.
-        """
-        known = self._pieces
-        new = [word for word in dict.fromkeys(words) if word not in known]
-        if not new:
-            return [known[word] for word in words]
-        pieces: dict[str, list[int]] = {word: [] for word in new}
-        at = count = 0
-        while at < len(new) and count < self.encoding.max_text_tokens:
-            texts = new if sum(map(len, new)) <= _SHORT_TEXT else self._portion(new, at)
-            cut = self._tokenize(texts)
-            for piece, place in zip(cut.ids, cut.word_ids, strict=True):
-                assert place is not None  # no special tokens
-                pieces[new[at + place]].append(piece)
-            at, count = at + len(texts), count + len(cut.ids)
-        kept = {word: pieces[word] for word in new[:at] if len(word) <= _LONGEST_KNOWN}
-        self._piece_count += sum(map(len, kept.values()))
-        known.update(kept)
-        if len(known) > _KNOWN_WORDS or self._piece_count > _KNOWN_PIECES:
-            self._pieces, self._piece_count = {}, 0  # a new one: other threads may be reading this
-        return [pieces[word] if word in pieces else known[word] for word in words]
-
-    def _tokenize(self, words: Words) -> Pieces:
-        try:
-            return self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
-        except BaseException as error:
-            if is_fault(error) and not isinstance(error, Exception):
-                raise RuntimeError(f"the tokenizer panicked: {error}") from error
-            raise
-
-    def _portion(self, words: Words, first: int) -> Words:
-        """The next words of a long text, with as many characters as a model's pieces can hold, and longer words cut to that.
-
-        A piece holds no more characters than the longest of the vocabulary, or than the longest word that is not unknown.
-        """
-        if self._most_characters == 0:
-            longest = max(map(len, self._tokenizer.get_vocab()), default=1)
-            longest = max(longest, getattr(self._tokenizer.model, "max_input_chars_per_word", 0))
-            self._most_characters = max(_SHORT_TEXT, longest * self.encoding.max_text_tokens)
-        room, portion = self._most_characters, []
-        while room > 0 and first < len(words):
-            portion.append(words[first][: self._most_characters])
-            room -= len(portion[-1])
-            first += 1
-        return portion
 
     def collate(self, pages: list[Arrays], length: int = 0) -> Arrays:
         """Encoded texts of several pages as one batch, padded to the longest of them, and to ``length`` tokens at least."""

@@ -26,6 +26,10 @@ class OcrFailed(BadPage):
     """An OCR engine raised an exception, or returned something other than words and boxes that fit together."""
 
 
+class BadText(BadPage):
+    """A page's words are so long and odd that the tokens which a model reads of them cannot be found in bounded time."""
+
+
 class NoText(EeError):
     """A page is undecided after the exits that need no text, and has neither words nor an OCR engine."""
 

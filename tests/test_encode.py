@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from ee_export import encode
+from ee_export import cut
 from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadPage
 from ee_export.package import TOKENIZER, Package, open_package
@@ -46,16 +46,16 @@ def test_pieces_are_those_of_the_tokenizer_for_the_whole_page(package: Package) 
 
 
 def test_what_is_remembered_is_bounded_and_forgetting_changes_nothing(package: Package, monkeypatch) -> None:
-    monkeypatch.setattr(encode, "_KNOWN_WORDS", 4)
+    monkeypatch.setattr(cut, "_KNOWN_WORDS", 4)
     mine, fresh = encoder(package), encoder(package)
     for _ in range(3):
         found, wanted = mine.text(WORDS, boxes(len(WORDS))), fresh.text(WORDS, boxes(len(WORDS)))
         assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
-        assert len(mine._pieces) <= 4
+        assert len(mine._cutter._pieces) <= 4
 
 
 def test_threads_may_share_an_encoder(package: Package, monkeypatch) -> None:
-    monkeypatch.setattr(encode, "_KNOWN_WORDS", 8)
+    monkeypatch.setattr(cut, "_KNOWN_WORDS", 8)
     mine, wrong = encoder(package), []
 
     def work(seed: int) -> None:
@@ -141,11 +141,11 @@ def test_long_words_are_not_remembered_and_pieces_are_bounded(package: Package, 
     mine = encoder(package)
     for at in range(20):
         mine.text([f"{at:030x}" * 1500, *["a"] * 20], [[1, 1, 9, 9]] * 21)
-    assert sum(map(sys.getsizeof, mine._pieces.values())) < 10_000
-    monkeypatch.setattr(encode, "_KNOWN_PIECES", 500)
+    assert sum(map(sys.getsizeof, mine._cutter._pieces.values())) < 10_000
+    monkeypatch.setattr(cut, "_KNOWN_PIECES", 500)
     for at in range(200):
         mine.text([f"{at}日本語日本語日本語"] * 3, boxes(3))
-        assert sum(map(len, mine._pieces.values())) <= 600
+        assert sum(map(len, mine._cutter._pieces.values())) <= 600
 
 
 def image_encoder(**fields: Any) -> Encoder:

@@ -3,7 +3,7 @@
 import logging
 import traceback
 
-from ee_export.errors import BadLogits, BadPage, EeError, unexpected
+from ee_export.errors import BadLogits, BadPage, BadText, EeError, unexpected
 from ee_export.page import Page
 
 _log = logging.getLogger("ee_export")
@@ -25,8 +25,8 @@ def as_page(page: object, place: int) -> Page:
 
 def failure(name: str, error: Exception) -> EeError:
     """The error that a page gets for an exception: itself where it is understood, else one that names the page."""
-    if isinstance(error, BadLogits):
-        return BadLogits(f"{name}: {error}")
+    if isinstance(error, BadLogits | BadText):
+        return type(error)(f"{name}: {error}")
     if isinstance(error, EeError):
         return error
     if isinstance(error, MemoryError):

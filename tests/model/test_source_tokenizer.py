@@ -1,0 +1,186 @@
+"""The tokenizer of a brought checkpoint: token ids, boxes and masks are those of transformers' own pipeline, or it is refused."""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer, LayoutLMv3ImageProcessor, LayoutLMv3Processor
+
+from ee_export.encode import Encoder, Encoding
+from ee_export.errors import BadCheckpoint
+from ee_export.model.source_tokenizer import text_encoding
+from tests.model.source_tokenizers import BOXED, KINDS, LINES, save_source
+
+IMAGE = {"image_size": 32, "image_mode": "RGB", "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+SPANS = [
+    (33, 127),
+    (33, 127),
+    (0xA0, 0x250),
+    (0x300, 0x340),
+    (0x370, 0x600),
+    (0x900, 0x980),
+    (0xE00, 0xE60),
+    (0x2000, 0x2070),
+]
+SPANS += [
+    (0x3000, 0x3100),
+    (0x4E00, 0x4F00),
+    (0xAC00, 0xAD00),
+    (0xFE70, 0xFF70),
+    (0x1F300, 0x1F600),
+    (0, 32),
+    (0x1D400, 0x1D500),
+]
+ODD = [
+    "",
+    " ",
+    "a b",
+    " x",
+    "x ",
+    "\t",
+    "a\u00a0b",
+    "</s>",
+    "<mask>",
+    " <mask>",
+    "[SEP]",
+    "x[MASK]y",
+    "e\u0301",
+    "\u0301",
+    "\u200b",
+]
+ODD += [
+    "▁",
+    "▁▁a",
+    "ﬁ",
+    "İ",
+    "ﷺ",
+    "①½",
+    "\u0001a",
+    "...",
+    "a" * 250,
+    "." * 90,
+    "don't",
+    "'s",
+    "\ufffd",
+    "日本 語",
+    "\u3000",
+    "x\r\ny",
+]
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str, int]]:
+    root, made = tmp_path_factory.mktemp("sources"), dict[str, tuple[Path, str, int]]()
+
+    def source(kind: str) -> tuple[Path, str, int]:
+        if kind not in made:
+            made[kind] = (root / kind, *save_source(kind, root / kind))
+        return made[kind]
+
+    return source
+
+
+def words_of(chance: random.Random, most: int) -> list[str]:
+    """Words of a page: of the lines that the tokenizers were trained on, of random letters, and odd ones."""
+    known = " ".join(LINES).split()
+    words = []
+    for _ in range(chance.randint(0, most)):
+        kind = chance.random()
+        if kind < 0.5:
+            words.append(chance.choice(known))
+        elif kind < 0.75:
+            words.append(chance.choice(ODD))
+        else:
+            words.append("".join(chr(chance.randrange(*chance.choice(SPANS))) for _ in range(chance.randint(1, 9))))
+    return words
+
+
+def boxes_of(words: list[str]) -> list[list[int]]:
+    return [[at % 900, at % 800, at % 900 + 5, at % 800 + 9] for at in range(len(words))]
+
+
+def encoder_of(source: tuple[Path, str, int], boxes: bool, **changes: Any) -> Encoder:
+    folder, model_type, count = source
+    tokenizer, fields = text_encoding(folder, model_type, count, 512, boxes)
+    return Encoder(Encoding(**{**IMAGE, **fields, **changes}), tokenizer)
+
+
+def as_a_user(
+    tokenizer: Any, words: list[str], boxes: bool, most: int
+) -> tuple[list[int], list[list[int]] | None, list[int]]:
+    """Ids, boxes and mask as transformers makes them."""
+    places = boxes_of(words)
+    if hasattr(tokenizer, "cls_token_box"):
+        made = tokenizer(words, boxes=places, truncation=True, max_length=most)
+        return made["input_ids"], made["bbox"], made["attention_mask"]
+    if not boxes:
+        made = tokenizer(" ".join(words), truncation=True, max_length=most)
+        return made["input_ids"], None, made["attention_mask"]
+    made = tokenizer(words, is_split_into_words=True, truncation=True, max_length=most)
+    edge = [1000] * 4 if "Bert" in type(tokenizer).__name__ else [0] * 4
+    inner = [places[word] for word in made.word_ids() if word is not None]
+    return made["input_ids"], [[0] * 4, *inner, edge], made["attention_mask"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_200_texts_have_the_ids_boxes_and_masks_of_transformers(sources, kind: str) -> None:
+    source, boxes, chance = sources(kind), kind in BOXED, random.Random(kind)
+    theirs = AutoTokenizer.from_pretrained(source[0])
+    lengths = (3, 4, 9, 40, 512)
+    ours = {
+        (side, most): encoder_of(source, boxes, truncation=side, max_text_tokens=most)
+        for side in ("right", "left")
+        for most in lengths
+    }
+    for _ in range(200):
+        words, most, side = words_of(chance, 40), chance.choice(lengths), chance.choice(("right", "left"))
+        theirs.truncation_side = side
+        if not words and hasattr(theirs, "cls_token_box"):
+            continue  # which transformers refuses
+        ids, edges, mask = as_a_user(theirs, words, boxes, most)
+        arrays = ours[side, most].text(words, boxes_of(words))
+        assert arrays["input_ids"][0].tolist() == ids, (words, most, side)
+        assert edges is None or arrays["bbox"][0].tolist() == edges, (words, most, side)
+        assert arrays["attention_mask"][0].tolist() == mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_pages_have_the_ids_of_transformers_at_both_ends(sources, kind: str) -> None:
+    source, boxes, chance = sources(kind), kind in BOXED, random.Random(f"long {kind}")
+    theirs = AutoTokenizer.from_pretrained(source[0])
+    ours = {side: encoder_of(source, boxes, truncation=side, max_text_tokens=60) for side in ("right", "left")}
+    pages = [[word for _ in range(40) for word in words_of(chance, 60)] for _ in range(3)]
+    pages += [
+        ["a" * 9000, "b"],
+        ["b", "." * 5000],
+        ["\u200b\x07"] * 3000 + ["a", "b"],
+        ["日本語" * 3000, "x,y"],
+        ["x,y"] + ["\x07"] * 5000,
+    ]
+    for words in pages:
+        for side in ("right", "left"):
+            theirs.truncation_side = side
+            ids, edges, _ = as_a_user(theirs, words, boxes, 60)
+            arrays = ours[side].text(words, boxes_of(words))
+            assert arrays["input_ids"][0].tolist() == ids, side
+            assert edges is None or arrays["bbox"][0].tolist() == edges, side
+
+
+def test_the_processor_of_layoutlmv3_makes_the_same_text(sources) -> None:
+    folder, *_ = source = sources("layoutlmv3")
+    image_processor = LayoutLMv3ImageProcessor(apply_ocr=False, size={"height": 32, "width": 32})
+    processor = LayoutLMv3Processor(image_processor, AutoTokenizer.from_pretrained(folder))
+    words, image = LINES[0].split() * 9, Image.new("RGB", (40, 50), "white")
+    made = processor(image, words, boxes=boxes_of(words), truncation=True, max_length=64)
+    arrays = encoder_of(source, True, max_text_tokens=64).text(words, boxes_of(words))
+    for name in ("input_ids", "bbox", "attention_mask"):
+        theirs = (
+            made[name][0] if isinstance(made[name][0][0] if name == "bbox" else made[name][0], list) else made[name]
+        )
+        assert np.array_equal(arrays[name][0], theirs)
