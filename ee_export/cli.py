@@ -22,6 +22,7 @@ from ee_export.console import (
     say,
     target_option,
 )
+from ee_export.diff_command import diff
 from ee_export.errors import BadRequest, one_line
 from ee_export.find import Skipped, find_pages
 from ee_export.limits import DEFAULT_LIMITS, Limits
@@ -474,6 +475,9 @@ def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) 
             ms(entry["whole_model_ms"]),
         )
     print_result(as_json, result, table, result["summary"])
+
+
+cli.add_command(diff)
 
 
 def main() -> None:
