@@ -18,6 +18,7 @@ from ee_export.manifest import SCHEMA, Manifest, Target
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
+from ee_export.origin import origin_of
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
 from ee_export.page import Ocr, read_page
 from ee_export.ranges import require_labels
@@ -67,6 +68,7 @@ def build(
     """
     check_destination(out, overwrite=overwrite)
     model, tokenizer = checkpoint.load(checkpoint_folder)
+    origin = origin_of(checkpoint_folder)
     if exits is not None:
         model.keep_exits(exits)
     labels = checkpoint.labels_of(model.config)
@@ -99,9 +101,8 @@ def build(
         seen = observe_each(chain, parts, ocr, progress)
         target = fit.first(package.manifest, target, seen)
         pages, _ = golden.read(package)
-        seal_verified(
-            staging, replace(package.manifest, targets={TARGET: target}, split=split), pages, TARGET, progress
-        )
+        manifest = replace(package.manifest, targets={TARGET: target}, split=split, origin=origin)
+        seal_verified(staging, manifest, pages, TARGET, progress)
     return open_package(out)
 
 

@@ -28,6 +28,7 @@ from ee_export.find import Skipped, find_pages
 from ee_export.limits import DEFAULT_LIMITS, Limits
 from ee_export.ocr import installed, tesseract
 from ee_export.page import Ocr, read_page
+from ee_export.rollback_command import rollback
 from ee_export.runtime.threads import MOST_THREADS
 from ee_export.show import PAGE_HEADINGS, ms, page_cells, page_line, page_widths, print_package, print_result, val_table
 
@@ -478,6 +479,7 @@ def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) 
 
 
 cli.add_command(diff)
+cli.add_command(rollback)
 
 
 def main() -> None:
