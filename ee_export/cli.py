@@ -89,6 +89,7 @@ def cli() -> None:
 @click.option("--val", type=_FOLDER, help="Validation pages; default a tenth of DATA, kept apart.")
 @click.option("--recipe", "recipe_path", type=_FOLDER, help="TOML with [model] and [training].")
 @click.option("--init", type=_FOLDER, help="A checkpoint folder to begin from, stock or trained here.")
+@click.option("--trunk", help="Kind of trunk, such as bert or vit; default the recipe's, or layoutlmv3.")
 @click.option("--exits", help="Such as vision,text,encoder.1-4; default the recipe's.")
 @click.option("--add", help="Exits to add to the checkpoint of --init; all its other weights stay as they are.")
 @click.option("--strategy", help="How exits and trunk are trained, such as joint, two_stage, alternating.")
@@ -113,7 +114,7 @@ def train(
 ) -> None:
     """Train exits and trunk on DATA, folders of class folders with JSON words beside the images.
 
-    A run that was killed goes on where it stood when the same command is given again.
+    Without --recipe and --init, a small trunk with exits is trained from nothing. A run that was killed goes on where it stood when the same command is given again.
     """
     from ee_export.data import join, read_dataset, stratified_split
 
@@ -124,6 +125,8 @@ def train(
 
     recipe = recipes.read_recipe(recipe_path) if recipe_path else recipes.Recipe()
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+    if init is None and add is None:
+        recipe = recipes.with_defaults(recipe)
     if exits is not None:
         layers = recipe.model.get("num_hidden_layers", 12)
         names = list(exit_names.parse(exits, layers))
