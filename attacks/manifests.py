@@ -1,12 +1,16 @@
 """Manifests with wrong values: every field in turn, and at random."""
 
+import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from attacks.family import Attack, Family, Ground
 from attacks.json_changes import CHANGES, WRONG_VALUES, changed, damaged, dump, paths_of, replaced, shaken, shown
-from attacks.packages import MANIFEST, copy_package, exercise, read_manifest, replace_file
+from attacks.packages import MANIFEST, copy_package, exercise, replace_file
+from ee_export.manifest import Former, Made, Origin, to_json
+from ee_export.package import open_package
 
 _VARIANTS = len(WRONG_VALUES) + len(CHANGES)
 
@@ -45,8 +49,22 @@ def _attack(ground: Ground, what: str, manifest: str | bytes, index: int) -> Att
 
 @cache
 def _fields(package: Path) -> tuple[Any, list[tuple[str | int, ...]]]:
-    document = read_manifest(package)
+    document = _with_every_field(package)
     return document, list(paths_of(document))
+
+
+def _with_every_field(package: Path) -> Any:
+    """The package's manifest as JSON values, with the fields too that its version of the toolkit did not write."""
+    manifest = open_package(package).manifest
+    made, digest = Made("tune", "2026-11-28T23:26:16Z"), "0" * 64
+    targets = {}
+    for name, target in manifest.targets.items():
+        points = {each: replace(point, made=point.made or made) for each, point in target.operating_points.items()}
+        last = list(points)[-1]
+        history = target.history or (Former(last, points[last], made, target.calibration),)
+        targets[name] = replace(target, operating_points=points, history=history)
+    origin = manifest.origin or Origin("0.1.0", made.date, digest, digest)
+    return json.loads(to_json(replace(manifest, targets=targets, origin=origin)))
 
 
 FAMILIES = (

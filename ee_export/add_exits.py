@@ -26,6 +26,7 @@ from ee_export.model.source import load_source
 from ee_export.model.train import REPORT, optimizer_of, run_stage, stages_of
 from ee_export.model.train import accuracy as measure_accuracy
 from ee_export.model.train_heads import HeadTraining, train_heads
+from ee_export.origin import origin_of
 from ee_export.package import Package
 from ee_export.page import Ocr
 
@@ -95,6 +96,7 @@ def add_exits(
         tokenizer,
         held_out,
         out,
+        origin_of(source),
         source=source,
         ocr=ocr,
         ocr_ms=ocr_ms,

@@ -15,11 +15,12 @@ from ee_export.data import Dataset, read_dataset
 from ee_export.encode import Arrays, Encoder, band_of
 from ee_export.errors import BadCheckpoint, BadData
 from ee_export.find import Skipped, find_pages
-from ee_export.manifest import SCHEMA, SOURCE, Manifest, Target
+from ee_export.manifest import SCHEMA, SOURCE, Manifest, Origin, Target
 from ee_export.model import checkpoint
 from ee_export.model.against import SourcePipeline, compare
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
+from ee_export.origin import origin_of
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
 from ee_export.page import Ocr, read_page
 from ee_export.ranges import require_labels
@@ -83,6 +84,7 @@ def build(
         tokenizer,
         read_dataset(data, labels),
         out,
+        origin_of(checkpoint_folder),
         golden_folder=golden_folder,
         ocr=ocr,
         ocr_ms=ocr_ms,
@@ -97,6 +99,7 @@ def build_model(
     tokenizer: Tokenizer,
     data: Dataset,
     out: Path,
+    origin: Origin,
     *,
     source: Path | None = None,
     golden_folder: Path | None = None,
@@ -113,6 +116,7 @@ def build_model(
         tokenizer: the model's.
         data: held-out pages with the model's labels.
         out: see :func:`build`, as all other arguments.
+        origin: of the checkpoint that the model is of.
         source: the stock checkpoint that the model was made of. ``final`` must answer as it does, from the page on.
 
     Raises:
@@ -146,9 +150,8 @@ def build_model(
         seen = observe_each(chain, parts, ocr, progress)
         target = fit.first(package.manifest, target, seen)
         pages, _ = golden.read(package)
-        seal_verified(
-            staging, replace(package.manifest, targets={TARGET: target}, split=split), pages, TARGET, progress
-        )
+        manifest = replace(package.manifest, targets={TARGET: target}, split=split, origin=origin)
+        seal_verified(staging, manifest, pages, TARGET, progress)
     return open_package(out)
 
 

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 
 from ee_export.check_targets import check_target
 from ee_export.encode import RESAMPLE, Encoding
-from ee_export.manifest import SOURCES, FileEntry, Manifest, Split
+from ee_export.manifest import SOURCES, FileEntry, Manifest, Origin, Split
 from ee_export.ranges import (
+    LONGEST_NAME,
     composed,
     require,
+    require_date,
     require_keys,
     require_labels,
     require_name,
@@ -54,6 +56,8 @@ def check(manifest: Manifest) -> None:
     _check_files(manifest.files)
     if manifest.split is not None:
         _check_split(manifest.split)
+    if manifest.origin is not None:
+        _check_origin(manifest.origin)
     require(0 < len(manifest.targets) <= _MOST_TARGETS, "targets", len(manifest.targets), f"1 to {_MOST_TARGETS}")
     for name, target in manifest.targets.items():
         require_name(f"targets.{name}", name)
@@ -142,3 +146,13 @@ def _check_split(split: Split) -> None:
     require_keys("split.pages", split.pages, PURPOSES)
     require_numbers("split.shares", split.shares.values(), 0, 1)
     require_numbers("split.pages", split.pages.values(), 0, 1_000_000_000)
+
+
+def _check_origin(origin: Origin) -> None:
+    if origin.toolkit is not None:
+        require_text("origin.toolkit", origin.toolkit, LONGEST_NAME)
+    if origin.date is not None:
+        require_date("origin.date", origin.date)
+    for name, digest in (("checkpoint", origin.checkpoint), ("recipe", origin.recipe)):
+        if digest is not None:
+            require_sha256(f"origin.{name}", digest)

@@ -8,8 +8,10 @@ from ee_export.manifest import (
     GPU_BACKENDS,
     SOURCE,
     Axis,
+    Calibration,
     Certificate,
     Costs,
+    Made,
     Manifest,
     OperatingPoint,
     Seen,
@@ -23,6 +25,7 @@ from ee_export.policy.criteria import feature_count
 from ee_export.policy.drift import BINS
 from ee_export.ranges import (
     require,
+    require_date,
     require_keys,
     require_name,
     require_number,
@@ -42,6 +45,8 @@ LARGEST = 1e9
 """Of a score's threshold, a weight and a calibration: what no real number of theirs comes near."""
 _LONGEST_MS = 1e9
 _MOST_PAGES = 100_000_000
+_MOST_FORMER = 1000
+"""Former operating points of one target."""
 _WHOLE, _VERSION = re.compile(r"[0-9]{1,7}"), re.compile(r"[0-9]{1,7}([.+-][0-9A-Za-z]{1,40}){0,8}")
 _COMPILED = {
     "visual_tokens": _WHOLE,
@@ -69,18 +74,30 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
         require_number(f"{path}.equality.{name}", difference, 0, LARGEST)
     if target.costs is not None:
         _check_costs(f"{path}.costs", target.costs, exits)
-    for name, calibration in target.calibration.items():
-        at = f"{path}.calibration.{name}"
-        size = 1 if name in map(gate_name, exits) else classes
-        known = size == 1 or name in exits
-        if not known or {len(calibration.scale), len(calibration.bias)} != {size}:
-            raise Refused(at, f"expected {size} numbers each for an exit of the package")
-        require_numbers(f"{at}.scale", calibration.scale, -LARGEST, LARGEST)
-        require_numbers(f"{at}.bias", calibration.bias, -LARGEST, LARGEST)
+    _check_calibration(f"{path}.calibration", target.calibration, exits, classes)
     for name, point in target.operating_points.items():
         require_name(f"{path}.operating_points.{name}", name)
         _check_point(f"{path}.operating_points.{name}", point, exits, classes, gated)
+    require(len(target.history) <= _MOST_FORMER, f"{path}.history", len(target.history), f"at most {_MOST_FORMER:,}")
+    for at, former in enumerate(target.history):
+        place = f"{path}.history[{at}]"
+        require_name(f"{place}.name", former.name)
+        _check_point(f"{place}.point", former.point, exits, classes, gated)
+        _check_made(f"{place}.replaced", former.replaced)
+        if former.calibration is not None:
+            _check_calibration(f"{place}.calibration", former.calibration, exits, classes)
     _check_compiled(f"{path}.compiled", target)
+
+
+def _check_calibration(path: str, calibration: Mapping[str, Calibration], exits: tuple[str, ...], classes: int) -> None:
+    for name, fitted in calibration.items():
+        at = f"{path}.{name}"
+        size = 1 if name in map(gate_name, exits) else classes
+        known = size == 1 or name in exits
+        if not known or {len(fitted.scale), len(fitted.bias)} != {size}:
+            raise Refused(at, f"expected {size} numbers each for an exit of the package")
+        require_numbers(f"{at}.scale", fitted.scale, -LARGEST, LARGEST)
+        require_numbers(f"{at}.bias", fitted.bias, -LARGEST, LARGEST)
 
 
 def _check_compiled(path: str, target: Target) -> None:
@@ -197,6 +214,13 @@ def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], class
         _check_seen(f"{path}.seen", point.seen, exits)
     if point.certificate is not None:
         _check_certificate(f"{path}.certificate", point.certificate)
+    if point.made is not None:
+        _check_made(f"{path}.made", point.made)
+
+
+def _check_made(path: str, made: Made) -> None:
+    require_name(f"{path}.by", made.by)
+    require_date(f"{path}.date", made.date)
 
 
 def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int) -> None:

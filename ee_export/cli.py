@@ -22,11 +22,14 @@ from ee_export.console import (
     say,
     target_option,
 )
-from ee_export.errors import BadRequest, one_line
+from ee_export.diff_command import diff
+from ee_export.errors import BadRequest, EeError, one_line
 from ee_export.find import Skipped, find_pages
 from ee_export.limits import DEFAULT_LIMITS, Limits
 from ee_export.ocr import installed, tesseract
-from ee_export.page import Ocr, read_page
+from ee_export.page import Ocr, Page, read_page
+from ee_export.rollback_command import rollback
+from ee_export.runtime.answer import Answer
 from ee_export.runtime.threads import MOST_THREADS
 from ee_export.show import PAGE_HEADINGS, ms, page_cells, page_line, page_widths, print_package, print_result, val_table
 
@@ -86,6 +89,7 @@ def cli() -> None:
 @click.option("--val", type=_FOLDER, help="Validation pages; default a tenth of DATA, kept apart.")
 @click.option("--recipe", "recipe_path", type=_FOLDER, help="TOML with [model] and [training].")
 @click.option("--init", type=_FOLDER, help="A checkpoint folder to begin from, stock or trained here.")
+@click.option("--trunk", help="Kind of trunk, such as bert or vit; default the recipe's, or layoutlmv3.")
 @click.option("--exits", help="Such as vision,text,encoder.1-4; default the recipe's.")
 @click.option("--add", help="Exits to add to the checkpoint of --init; all its other weights stay as they are.")
 @click.option("--strategy", help="How exits and trunk are trained, such as joint, two_stage, alternating.")
@@ -110,7 +114,7 @@ def train(
 ) -> None:
     """Train exits and trunk on DATA, folders of class folders with JSON words beside the images.
 
-    A run that was killed goes on where it stood when the same command is given again.
+    Without --recipe and --init, a small trunk with exits is trained from nothing. A run that was killed goes on where it stood when the same command is given again.
     """
     from ee_export.data import join, read_dataset, stratified_split
 
@@ -121,6 +125,8 @@ def train(
 
     recipe = recipes.read_recipe(recipe_path) if recipe_path else recipes.Recipe()
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+    if init is None and add is None:
+        recipe = recipes.with_defaults(recipe)
     if exits is not None:
         names = list(exit_names.parse(exits, recipes.layers_of(recipe.trunk, recipe.model)))
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
@@ -433,6 +439,12 @@ def inspect(package: Path, target: str, operating_point: str | None, as_json: bo
     show_default=True,
     help="Largest .json that is read.",
 )
+@click.option(
+    "--shadow", type=_FOLDER, help="Another package for the same pages; its answers are compared and logged only."
+)
+@click.option(
+    "--shadow-log", type=_FOLDER, help="File to append the pages to that --shadow answers otherwise, as JSON lines."
+)
 @target_option
 @point_option
 def predict(
@@ -444,19 +456,29 @@ def predict(
     max_pixels: int,
     max_side: int,
     max_json_bytes: int,
+    shadow: Path | None,
+    shadow_log: Path | None,
     target: str,
     operating_point: str,
 ) -> None:
     """Classify page images and folders of them, and print each page as it is answered.
 
     A .json beside an image gives its words; otherwise OCR runs if the page needs it and Tesseract is installed. A model that
-    reads words alone takes .json files too. Exit status 1: some pages have no answer; 2: none has one.
+    reads words alone takes .json files too. Exit status 1: some pages have no answer; 2: none has one. --shadow changes neither answers
+    nor the status.
     """
     from ee_export.monitor import seen
     from ee_export.runtime.chain import load
     from ee_export.runtime.failures import failure
 
+    if (shadow is None) != (shadow_log is None):
+        raise BadRequest("--shadow and --shadow-log go together: a package, and the file for what it answers otherwise")
     chain = load(package, target, operating_point, threads, one_pool=True)
+    beside = None
+    if shadow is not None and shadow_log is not None:
+        from ee_export.shadow import open_log
+
+        beside = open_log(load(shadow, target, operating_point, threads, one_pool=True), shadow_log)
     limits = Limits(max_pixels, max_side, max_json_bytes)
     ocr = _engine()
     words_alone = not chain.package.manifest.reads("image")
@@ -468,11 +490,15 @@ def predict(
             if count == 0 and not jsonl:
                 click.echo(click.style(page_line(widths, PAGE_HEADINGS), bold=True))
             count += 1
+            page: Page | None = None
+            answer: Answer | EeError
             try:
-                answer = chain.predict(read_page(path, ocr, limits), deadline_ms=deadline_ms)
+                page = read_page(path, ocr, limits)
+                answer = chain.predict(page, deadline_ms=deadline_ms)
             except Exception as error:
                 failed += 1
-                message = one_line(failure(str(path), error))
+                answer = failure(str(path), error)
+                message = one_line(answer)
                 row: dict[str, Any] = {"path": str(path), "error": message}
                 cells: tuple[str, ...] = ("error", "", "", "", "", str(path))
                 if not jsonl:
@@ -483,6 +509,8 @@ def predict(
                 cells = page_cells(path, found)
             skipped.add_frames(path)
             echo_json(row) if jsonl else click.echo(page_line(widths, cells))
+            if beside is not None:
+                beside.compare(page, answer, deadline_ms)
             if not is_terminal():
                 show("predict", count, 0)
     if count == 0:
@@ -490,6 +518,9 @@ def predict(
         raise BadRequest(f"{paths[0]}: no page images in this folder; expected .png, .jpg, .tif, …{also}")
     if skipped:
         say(f"ee-export: {skipped}")
+    if beside is not None:
+        beside.file.close()
+        say(f"ee-export: {beside}")
     if failed:
         sys.exit(2 if failed == count and not jsonl else 1)
 
@@ -586,6 +617,10 @@ def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) 
             ms(entry["whole_model_ms"]),
         )
     print_result(as_json, result, table, result["summary"])
+
+
+cli.add_command(diff)
+cli.add_command(rollback)
 
 
 def main() -> None:

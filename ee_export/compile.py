@@ -171,7 +171,7 @@ def _compiled(
         ocr_ms, start_ms = (source.costs.ocr_ms, source.costs.ocr_start_ms) if source.costs else (None, 0.0)
         costs = measure(chain, read_pages(parts["tune"], None)[:12], ocr_ms, start_ms)
         target = replace(target, costs=costs if recipe is None else device_costs(chain, costs, open_gpu().name))
-        target = fit.first(package.manifest, target, seen)
+        target = fit.first(package.manifest, target, seen, "compile")
         target = _compared(package.manifest, source, target, wanted, seen)
         # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
         kept = {

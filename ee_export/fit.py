@@ -7,11 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ee_export import golden
+from ee_export import golden, history
 from ee_export.data import read_dataset
 from ee_export.errors import BadRequest, require_known
-from ee_export.manifest import Calibration, Certificate, Costs, Manifest, OperatingPoint, Seen, Split, Target, gate_name
+from ee_export.manifest import (
+    Calibration,
+    Certificate,
+    Costs,
+    Made,
+    Manifest,
+    OperatingPoint,
+    Seen,
+    Split,
+    Target,
+    gate_name,
+)
 from ee_export.observe import Observed, held_out, observe_each
+from ee_export.origin import made
 from ee_export.package import GOLDEN, Package, locked, open_package, require_name_of, rewrite_package
 from ee_export.page import Ocr
 from ee_export.policy import certify
@@ -193,11 +205,20 @@ def uncertified(package: Package, target_name: str) -> str:
     )
 
 
-def first(manifest: Manifest, target: Target, parts: Mapping[str, Observed]) -> Target:
-    """A new target calibrated, and tuned to the operating point that every package begins with; see :func:`tuned`."""
+def first(manifest: Manifest, target: Target, parts: Mapping[str, Observed], by: str = "build") -> Target:
+    """A new target calibrated, and tuned to the operating point that every package begins with; see :func:`tuned`.
+
+    ``by``: the command that makes the target.
+    """
+    mark = made(by)
     target = calibrated(target, parts["calibrate"])
     enough = len(parts["certify"].targets) >= pages_needed()
-    return tuned(manifest, target, parts, None, POINT, CERTIFIED if enough else Wish())
+    return _marked(tuned(manifest, target, parts, None, POINT, CERTIFIED if enough else Wish()), mark)
+
+
+def _marked(target: Target, mark: Made) -> Target:
+    points = {name: replace(point, made=mark) for name, point in target.operating_points.items()}
+    return replace(target, operating_points=points)
 
 
 def tuned(
@@ -339,7 +360,7 @@ def refit(
     """Calibrate (where a method is named) and tune a target of a package on held-out pages, and write it in one step.
 
     Recalibrating replaces every operating point, since thresholds mean nothing under another calibration; tuning alone
-    replaces ``full`` and ``point_name``. Others who change the package wait, and begin with what this leaves.
+    replaces ``full`` and ``point_name``. Replaced ones stay in the target's history, see :mod:`ee_export.history`. Others who change the package wait, and begin with what this leaves.
 
     Raises:
         BadData, BadPage: the pages cannot be used, or are too few for the certificate asked.
@@ -350,16 +371,17 @@ def refit(
     if point_name == FULL:
         raise BadRequest(f"operating point '{FULL}' never leaves early and is not tuned; name another one")
     require_name_of("operating point", point_name)
+    mark = made("tune" if recalibrate is None else "calibrate")
     with locked(package.path, progress):
         package = open_package(package.path)  # who held the lock may have replaced it
-        target = package.target(target_name)
+        before = target = package.target(target_name)
         parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
-        kept = target.operating_points
+        others = target.operating_points
         if recalibrate is not None:
-            target, kept = calibrated(target, parts["calibrate"], recalibrate), {}
-        target = tuned(package.manifest, target, parts, ocr_ms, point_name, wish)
-        points = {**kept, **target.operating_points}
-        return _store(package, target_name, replace(target, operating_points=points), split)
+            target, others = calibrated(target, parts["calibrate"], recalibrate), {}
+        target = _marked(tuned(package.manifest, target, parts, ocr_ms, point_name, wish), mark)
+        after = replace(target, operating_points={**others, **target.operating_points})
+        return _store(package, target_name, history.kept(before, after, mark), split)
 
 
 def frontier_of(

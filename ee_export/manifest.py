@@ -91,12 +91,20 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """How a thing came about: the command that did it, and when, as UTC in ISO 8601 (``2026-11-28T23:26:16Z``)."""
+
+    by: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
 class OperatingPoint:
     """A criterion with a threshold per exit; ``null`` never leaves there, and ``final`` has none.
 
     A threshold may be a list, one per class answered. ``weights``: the criterion's per exit, where it has any. ``data``: sha256
     of the pages it was tuned on, ``measured``: what it did on them, ``seen``: what they looked like; ``certificate``: a
-    finite-sample bound, where one was proven.
+    finite-sample bound, where one was proven. ``made``: the command that made it, ``None`` in packages from before that was kept.
     """
 
     criterion: str
@@ -106,6 +114,21 @@ class OperatingPoint:
     measured: dict[str, float] = field(default_factory=dict)
     seen: Seen | None = None
     certificate: Certificate | None = None
+    made: Made | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """An operating point that another one took the place of, so that it can come back.
+
+    ``replaced``: the command that did it. ``calibration``: the target's, under which the thresholds were found; ``None`` if that
+    is the target's present one.
+    """
+
+    name: str
+    point: OperatingPoint
+    replaced: Made
+    calibration: dict[str, Calibration] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +170,7 @@ class Target:
     ``tolerance``: largest allowed difference from the golden logits, the target's own where it has any. ``equality``: largest
     difference from the trained model, per exit, found when the target was built; under :data:`SOURCE`, of the logits of ``final``
     from those of the stock checkpoint that was brought, on the held-out pages. ``compiled``: how it was made from another
-    target, and what on.
+    target, and what on. ``history``: operating points that were replaced, newest first; see :mod:`ee_export.history`.
     """
 
     backend: str
@@ -158,6 +181,7 @@ class Target:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
     compiled: dict[str, str] = field(default_factory=dict)
+    history: tuple[Former, ...] = ()
 
     def calibration_of(self, exit_name: str, classes: int) -> Calibration:
         """An exit's calibration; the identity where none was fitted."""
@@ -172,6 +196,20 @@ class Split:
     data: str
     shares: dict[str, float]
     pages: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Provenance of a package: how it was built, and of what. The held-out pages are in :class:`Split`.
+
+    ``toolkit``: the version of this package. ``date``: when, as UTC in ISO 8601. ``checkpoint``, ``recipe``: sha256 of the
+    checkpoint and of the recipe that it was trained by; see :mod:`ee_export.origin`. ``None``: not known.
+    """
+
+    toolkit: str | None = None
+    date: str | None = None
+    checkpoint: str | None = None
+    recipe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +235,7 @@ class Manifest:
     targets: dict[str, Target]
     files: dict[str, FileEntry]
     split: Split | None = None
+    origin: Origin | None = None
 
     def reads(self, source: str) -> bool:
         """Whether the model reads anything of a page's ``image`` or of its ``text``."""

@@ -144,11 +144,21 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
         if files.get(name) != entry:
             raise BadPackage(f"{name}: sha256 differs from the manifest (changed or damaged); {_REPAIR}")
     sealed = replace(manifest, files=files)
+    if len(to_json(sealed)) > _MAX_MANIFEST:
+        from ee_export.history import trimmed  # here, for few manifests are that large
+
+        sealed = trimmed(sealed, _MAX_MANIFEST)
     try:
         check(sealed)
     except Refused as error:
         raise BadPackage(f"{folder / MANIFEST}: {error}; nothing was written") from None
-    (folder / MANIFEST).write_bytes(to_json(sealed))
+    content = to_json(sealed)
+    if len(content) > _MAX_MANIFEST:
+        raise BadPackage(
+            f"{folder / MANIFEST}: {len(content):,} bytes, and a runtime reads {_MAX_MANIFEST:,}; take fewer operating points, exits or "
+            "targets; nothing was written"
+        )
+    (folder / MANIFEST).write_bytes(content)
     return Package(folder, sealed)
 
 

@@ -9,6 +9,7 @@ from ee_export.strict_json import Refused, mismatch
 MOST_CLASSES = 10_000
 LONGEST_NAME = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DATE = re.compile(r"[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z")
 _CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
@@ -67,6 +68,11 @@ def require_name(path: str, value: str) -> None:
 def require_sha256(path: str, value: str) -> None:
     """Refuse what is not a sha256 in 64 lower-case hexadecimal digits."""
     require(_SHA256.fullmatch(value) is not None, path, value, "a sha256 in 64 hexadecimal digits")
+
+
+def require_date(path: str, value: str) -> None:
+    """Refuse what is not a date and time in UTC as ISO 8601 writes it, to the second."""
+    require(_DATE.fullmatch(value) is not None, path, value, "a date in UTC such as 2026-11-28T23:26:16Z")
 
 
 def composed(text: str) -> str:

@@ -1,17 +1,15 @@
 """A target's recipe: everything that decides how a package's segments are compiled for a GPU, as TOML says it."""
 
-import difflib
 import hashlib
 import json
 import re
-import tomllib
-import typing
 from collections.abc import Callable, Collection
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ee_export.errors import BadRequest, require_known
+from ee_export.toml_tables import one_of, read_toml, table
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 FLOAT32_PARTS = ("softmax", "layer_norm", "pooling", "logits")
@@ -173,72 +171,17 @@ def read_recipe(path: Path) -> TargetRecipe:
         BadRequest: not there, not TOML, a key that does not exist (the nearest is named), a value of the wrong type or out of
             range, or values that exclude each other. Names file and key.
     """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadRequest(
-            f"{path}: cannot read this recipe ({error.strerror}); shipped are {', '.join(SHIPPED)}"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: not valid TOML ({error})") from None
+    found = read_toml(path, "recipe", f"shipped are {', '.join(SHIPPED)}")
     name = path.stem
     if not _NAME.fullmatch(name) or name.startswith(_OTHERS):
         raise BadRequest(
             f"{path}: '{name}' cannot name a target of a recipe: expected lower-case letters, digits, '.', '_' and '-', "
             f"and not {' or '.join(_OTHERS)} in front; rename the file"
         )
-    recipe = TargetRecipe(name, **_table(TargetRecipe, found, str(path), "", without=("name",)))
+    special = {tuple[Range, ...]: _ranges}
+    recipe = TargetRecipe(name, **table(TargetRecipe, found, str(path), without=("name",), special=special))
     _check(recipe, str(path), found)
     return recipe
-
-
-def _table(kind: Any, found: dict[str, Any], where: str, prefix: str, without: Collection[str] = ()) -> dict[str, Any]:
-    """The values of a table as the fields of a dataclass take them."""
-    known = {entry.name: entry for entry in fields(kind) if entry.name not in without}
-    hints = typing.get_type_hints(kind)
-    for key in found:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known)}"
-            raise BadRequest(f"{where}: {prefix}{key}: unknown key{hint}")
-    for name, entry in known.items():
-        if name not in found and entry.default is MISSING and entry.default_factory is MISSING:
-            expected = ", ".join(typing.get_args(hints[name])) or _WHAT[hints[name]]
-            raise BadRequest(f"{where}: {prefix}{name}: missing; expected {expected}")
-    return {key: _value(hints[key], value, where, prefix + key) for key, value in found.items()}
-
-
-def _value(kind: Any, value: Any, where: str, key: str) -> Any:
-    """A value as the type of its field; its kinds are those of :class:`TargetRecipe`."""
-    if kind is Int8 and isinstance(value, dict):
-        return Int8(**_table(Int8, value, where, f"{key}."))
-    if kind == tuple[Range, ...]:
-        return _ranges(value, where, key)
-    if typing.get_origin(kind) is Literal:
-        return _one_of(value, typing.get_args(kind), where, key)
-    if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    if kind in _PLAIN and isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
-        return value
-    raise BadRequest(f"{where}: {key}: found {json.dumps(value, default=str)}, expected {_WHAT[kind]}")
-
-
-_PLAIN: dict[Any, str] = {int: "a whole number", bool: "true or false", bool | str: "true, false or a path"}
-_WHAT: dict[Any, str] = {
-    **_PLAIN,
-    tuple[str, ...]: "a list of names",
-    Int8: "a table",
-}
-
-
-def _one_of(value: Any, valid: Collection[str], where: str, key: str) -> str:
-    if not isinstance(value, str):
-        raise BadRequest(f"{where}: {key}: found {json.dumps(value, default=str)}, expected one of {', '.join(valid)}")
-    try:
-        require_known(value, valid, key)
-    except BadRequest as error:
-        raise BadRequest(f"{where}: {error}") from None
-    return value
 
 
 def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
@@ -252,7 +195,7 @@ def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
             item = {"min": item, "opt": item, "max": item}
         if not isinstance(item, dict):
             raise BadRequest(f"{where}: {place}: expected a size, or {{ min = 1, opt = 8, max = 16 }}")
-        sizes = Range(**_table(Range, item, where, f"{place}."))
+        sizes = Range(**table(Range, item, where, f"{place}."))
         if not 1 <= sizes.min <= sizes.opt <= sizes.max:
             raise BadRequest(
                 f"{where}: {place}: min {sizes.min}, opt {sizes.opt}, max {sizes.max}: expected 1 ≤ min ≤ opt ≤ max"
@@ -266,7 +209,7 @@ def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
 def _check(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
     """Refuse values that are out of range or exclude each other."""
     for name in recipe.float32:
-        _one_of(name, FLOAT32_PARTS, where, "float32")
+        one_of(name, FLOAT32_PARTS, where, "float32")
     for key, low, high in (("builder_level", 0, 5), ("workspace_mib", 0, 2**20), ("max_aux_streams", 0, 16)):
         if not low <= getattr(recipe, key) <= high:
             raise BadRequest(f"{where}: {key}: {getattr(recipe, key)} is out of range: expected {low}–{high}")

@@ -70,7 +70,8 @@ def ms(value: float) -> str:
 def print_package(package: Any, target_name: str, point: str | None, as_json: bool) -> None:
     manifest, target = package.manifest, package.target(target_name)
     points = {name: found for name, found in target.operating_points.items() if point in (None, name)}
-    if not points:
+    former = [entry for entry in target.history if point in (None, entry.name)]
+    if not points and not former:
         raise BadRequest(f"unknown operating point '{point}': this target has {', '.join(target.operating_points)}")
     if as_json:
         echo_json({"package": str(package.path), **asdict(replace(manifest, files={}))})
@@ -78,6 +79,8 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     out.print(f"{package.path}: {manifest.name}, {len(manifest.labels)} labels, {size:.1f} MB, target {target_name}")
     out.print(f"labels: {', '.join(map(printable, manifest.labels))}")
+    if manifest.origin is not None:
+        out.print(origin(manifest.origin))
     table = Table("exit", "segment ms", "temperature", "differs from torch")
     for name in points:
         table.add_column(f"{name}: leaves at")
@@ -125,6 +128,32 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
             )
         if found.certificate is not None:
             out.print(f"{name}: {certificate(found.certificate)}")
+    _print_history([entry for entry in former if entry.name != FULL])
+
+
+def _print_history(former: Sequence[Any]) -> None:
+    """Former operating points, newest first, a line each."""
+    steps: dict[str, int] = {}
+    for entry in former:
+        steps[entry.name] = steps.get(entry.name, 0) + 1
+        made, measured = entry.point.made, entry.point.measured
+        parts = [f"made by {made.by} {made.date}" if made else ""]
+        if measured:
+            parts.append(f"accuracy {measured['accuracy']:.3f}, mean {measured['mean_cost_ms']:.1f} ms a page")
+        parts.append(f"replaced by {entry.replaced.by} {entry.replaced.date}")
+        parts.append("" if entry.calibration is None else "another calibration")
+        number = steps[entry.name]
+        out.print(f"former {entry.name}, --steps {number}: {'; '.join(part for part in parts if part)}")
+    if former:
+        out.print("`ee-export rollback PACKAGE --operating-point NAME --steps N` puts one back")
+
+
+def origin(made: Any) -> str:
+    """The provenance of a package as one line."""
+    parts = [f"by ee_export {made.toolkit}" if made.toolkit else "", made.date or ""]
+    digests = (("checkpoint", made.checkpoint), ("recipe", made.recipe))
+    parts += [f"{what} sha256 {digest[:12]}…" for what, digest in digests if digest]
+    return "built: " + (", ".join(part for part in parts if part) or "nothing is known")
 
 
 def certificate(proof: Any) -> str:

@@ -271,14 +271,14 @@ def test_unknown_names_list_the_valid_ones(call, package: Path, pages_folder: Pa
     status, _, err = call("predict", package, pages_folder, "--operating-point", "fast")
     one_line(status, err, "unknown operating point 'fast'", "full, default")
     status, _, err = call("train", pages_folder, "--out", tmp_path / "out", "--exits", "encoder.13")
-    one_line(status, err, "unknown exit 'encoder.13'", "encoder.1 … encoder.12")
+    one_line(status, err, "unknown exit 'encoder.13'", "encoder.1 … encoder.4")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[training]\nepoch = 3\n")
     status, _, err = call("train", pages_folder, "--out", tmp_path / "out", "--recipe", recipe)
-    one_line(status, err, "recipe.toml", "unknown key 'epoch'", "epochs")
+    one_line(status, err, "recipe.toml: [training] epoch: unknown key; did you mean epochs?")
     recipe.write_text("[model]\nhiden_size = 3\n")
     status, _, err = call("train", pages_folder, "--out", tmp_path / "out", "--recipe", recipe)
-    one_line(status, err, "unknown key 'hiden_size' in [model]; did you mean hidden_size?")
+    one_line(status, err, "recipe.toml: [model] hiden_size: unknown key; did you mean hidden_size?")
     assert not (tmp_path / "out").exists()
 
 

@@ -168,7 +168,7 @@ def test_a_recipe_cannot_take_a_name_that_is_no_targets_or_another_ones(tmp_path
 
 
 @pytest.mark.slow
-def test_a_wheel_carries_the_recipes_where_the_code_looks(tmp_path: Path) -> None:
+def test_a_wheel_carries_recipes_and_grids_where_the_code_looks(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
@@ -177,6 +177,10 @@ def test_a_wheel_carries_the_recipes_where_the_code_looks(tmp_path: Path) -> Non
     (source / "engines").mkdir()
     for path in (ROOT / "engines").glob("*.toml"):
         shutil.copy(path, source / "engines")
+    for name in ("pareto", "trunks"):
+        (source / "benchmarks" / name).mkdir(parents=True)
+        for path in (ROOT / "benchmarks" / name).glob("*.toml"):
+            shutil.copy(path, source / "benchmarks" / name)
     made = [
         sys.executable,
         "-m",
@@ -192,7 +196,11 @@ def test_a_wheel_carries_the_recipes_where_the_code_looks(tmp_path: Path) -> Non
     subprocess.run(made, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = f"from ee_export.recipes import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped('{SHIPPED[0]}'))"
+    code = f"from ee_export.recipes import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped('{SHIPPED[0]}'))\n"
+    code += "from ee_export.bench.pareto import SHIPPED, read_grid\nfrom ee_export.model.recipe import read_recipe\n"
+    code += (
+        "for name in SHIPPED: grid = read_grid(Path(name)); assert read_recipe(grid.recipe).model; print(grid.recipe)"
+    )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=tmp_path,
@@ -201,6 +209,8 @@ def test_a_wheel_carries_the_recipes_where_the_code_looks(tmp_path: Path) -> Non
         text=True,
         timeout=60,
     )
-    hashes, place = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    hashes, place, *grids = done.stdout.splitlines()
+    assert grids and all(path.startswith(str(tmp_path / "site" / "ee_export" / "grids")) for path in grids)
     assert hashes.split() == [find_recipe(name).hash for name in SHIPPED]
     assert place.startswith(str(tmp_path / "site" / "ee_export"))

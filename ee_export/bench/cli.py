@@ -184,19 +184,23 @@ def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_jso
     required=True,
     help="Where models, logits and results are kept.",
 )
+@click.option("--data", type=click.Path(path_type=Path), help="A folder with train, val and test, in place of GRID's.")
+@click.option("--init", type=click.Path(path_type=Path), help="A checkpoint to begin from, in place of GRID's.")
 @click.option(
     "--record", type=click.Path(path_type=Path), help="Also write the figures, less those of single pages, here."
 )
 @json_option
-def pareto(grid: Path, out_folder: Path, record: Path | None, as_json: bool) -> None:
-    """Compare placements, heads, strategies, calibrations and criteria on the data of GRID, a TOML file.
+def pareto(
+    grid: Path, out_folder: Path, data: Path | None, init: Path | None, record: Path | None, as_json: bool
+) -> None:
+    """Compare placements, heads, strategies, calibrations and criteria on the data of GRID, a TOML file or a shipped grid's name.
 
     Goes on where it stood when it is given again. Writes results.json and report.html into the folder.
     """
     with export_extra("export,report"):
         from ee_export.bench import pareto as study
         from ee_export.bench import pareto_report
-    wanted = study.read_grid(grid)
+    wanted = study.read_grid(grid, data, init)
     with progress_bars() as show:
         result = study.run(wanted, out_folder, show)
     text = study.to_json(result, wanted)

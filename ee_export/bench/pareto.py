@@ -26,7 +26,7 @@ from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import Manifest, OperatingPoint, Target
 from ee_export.model import train as training
 from ee_export.model.exits import PLACEMENTS, parse
-from ee_export.model.recipe import layers_of, read_recipe, read_toml
+from ee_export.model.recipe import Recipe, layers_of, located, read_recipe
 from ee_export.model.strategies import STRATEGIES
 from ee_export.observe import Observed, held_out, observe_each
 from ee_export.package import Package, open_package
@@ -39,6 +39,7 @@ from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure
 from ee_export.runtime.plan import FULL, operating_point, rules
+from ee_export.toml_tables import read_toml, require_keys, shown, subtable, table
 
 HEADS: dict[str, dict[str, Any]] = {
     "ramp": {},
@@ -57,6 +58,12 @@ BASELINES: dict[str, Callable[[Scored], Point]] = {
 """Thresholds as the reference finds them: the cheapest of many random ones that are as accurate as ``final``, and a heuristic."""
 
 PARTS = ("calibrate", "tune", "certify", "test")
+PLACES = ("train", "val", "test")
+"""Folders that a folder of data has for a grid."""
+SHIPPED = ("alike", "heads", "placements", "real", "strategies", "tobacco")
+"""The grids that come with this package."""
+_PLACES = (Path(__file__).parent.parent / "grids" / "pareto", Path(__file__).parents[2] / "benchmarks" / "pareto")
+"""Where they lie: in an installed package (setup.py copies them), and in a checkout."""
 SCHEMA = 2
 
 
@@ -94,33 +101,82 @@ class Grid:
             (self.criteria, CRITERIA, "criterion"),
             (self.thresholds, (*KINDS, *BASELINES), "kind of thresholds"),
         ):
+            if not names:
+                raise BadRequest(f"no {what} is named; a grid needs one at least")
             for name in names:
                 require_known(name, valid, what)
+        if not 0 <= self.ocr_ms <= 1e9:
+            raise BadRequest(f"ocr_ms: found {self.ocr_ms:g}, expected milliseconds, 0 or more")
 
     def models(self) -> list[tuple[str, str, str]]:
         """Placement, head and strategy of every model."""
         return list(itertools.product(self.placements, self.heads, self.strategies))
 
 
-def read_grid(path: Path) -> Grid:
-    """A grid from TOML.
+def read_grid(path: Path, data: Path | None = None, init: Path | None = None) -> Grid:
+    """A grid from TOML: tables ``[data]``, ``[grid]`` and ``[training]``.
+
+    Args:
+        path: the file, or the name of one of :data:`SHIPPED`.
+        data: a folder with ``train``, ``val`` and ``test`` in place of those that the file names.
+        init: a checkpoint in place of the file's.
 
     Raises:
-        BadRequest: not there, not TOML, a key that does not exist, or an unknown name; lists the valid ones.
+        BadRequest: not there, not TOML, a key that does not exist (the nearest is named), a value of the wrong type, or an unknown
+            name; names file, table, key and value.
     """
-    found = read_toml(path, "grid")
-    known = [entry.name for entry in fields(Grid)]
-    flat = {**found.get("data", {}), **found.get("grid", {}), "training": found.get("training", {})}
-    for key in (*(set(found) - {"data", "grid", "training"}), *flat):
-        if key not in known:
-            raise BadRequest(f"{path}: unknown key '{key}'; a grid has {', '.join(known)}")
-    for key in ("train", "val", "test", "recipe"):
-        if key not in flat:
-            raise BadRequest(f"{path}: [data] lacks '{key}'")
-    folders = {key: path.parent / flat[key] for key in ("val", "test", "recipe", "init") if key in flat}
-    trains = [flat["train"]] if isinstance(flat["train"], str) else flat["train"]
-    lists = {key: tuple(value) for key, value in flat.items() if isinstance(value, list) and key != "train"}
-    return Grid(**{**flat, **folders, **lists, "train": tuple(path.parent / name for name in trains)})
+    path = shipped(str(path)) or path
+    where = str(path)
+    found = read_toml(path, "grid", f"shipped are {', '.join(SHIPPED)}")
+    require_keys(found, ("data", "grid", "training"), where, what="table")
+    given = subtable(found, "data", where)
+    if data is not None:
+        given |= {name: str((data / name).absolute()) for name in PLACES}
+    if init is not None:
+        given["init"] = str(init.absolute())
+    special = {tuple[Path, ...]: _paths}
+    places = table(Grid, given, where, "[data] ", without=_ELSEWHERE, special=special)
+    choices = table(_Choices, subtable(found, "grid", where), where, "[grid] ")
+    training = table(
+        Recipe, subtable(found, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
+    )
+    with located(f"{where}: [training] "):
+        Recipe(**training)
+    for name, value in places.items():
+        places[name] = tuple(path.parent / each for each in value) if name == "train" else path.parent / value
+    with located(f"{where}: [grid] "):
+        return Grid(**places, **choices, training=training)
+
+
+def shipped(name: str) -> Path | None:
+    """The file of a shipped grid; ``None`` if there is none of this name."""
+    if name not in SHIPPED:
+        return None
+    return next((place for folder in _PLACES if (place := folder / f"{name}.toml").is_file()), None)
+
+
+def _paths(found: Any, where: str, key: str) -> tuple[Path, ...]:
+    """A folder, or a list of some."""
+    folders = [found] if isinstance(found, str) else found
+    if not isinstance(folders, list) or not folders or not all(isinstance(folder, str) for folder in folders):
+        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected a path or a list of paths")
+    return tuple(map(Path, folders))
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """The fields of :class:`Grid` that stand in the table ``[grid]``."""
+
+    placements: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    strategies: tuple[str, ...] = ()
+    calibration: tuple[str, ...] = ()
+    criteria: tuple[str, ...] = ()
+    thresholds: tuple[str, ...] = ()
+    ocr_ms: float = 0.0
+
+
+_ELSEWHERE = (*(entry.name for entry in fields(_Choices)), "training")
 
 
 def run(grid: Grid, out: Path, progress: Progress) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """A training recipe: everything that decides a run besides its data, as TOML says it."""
 
-import difflib
-import tomllib
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ee_export.errors import BadRequest, require_known
-from ee_export.model.exits import parse
+from ee_export.errors import BadRequest, one_line, require_known
+from ee_export.model.exits import HeadSpec, all_exits, parse
 from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import STRATEGIES
+from ee_export.toml_tables import read_toml, require_keys, subtable, table, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,75 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_known(self.trunk, FAMILIES, "trunk")
-        if self.save_dtype not in ("float32", "float16"):
-            raise BadRequest(f"save_dtype is '{self.save_dtype}': expected float32 or float16")
-        if min(self.epochs, self.vision_epochs) < 0 or min(self.batch_size, self.vision_batch_size) < 1:
-            raise BadRequest("epochs must be 0 or more and batch sizes 1 or more")
+        require_known(self.save_dtype, ("float32", "float16"), "save_dtype")
         require_known(self.strategy, STRATEGIES, "training strategy")
-        if not 0 <= self.gamma <= 1 or self.entropy < 0 or self.distillation_temperature <= 0:
-            raise BadRequest("gamma must lie in 0–1, entropy be 0 or more and distillation_temperature more than 0")
+        for name, (low, high) in _RANGES.items():
+            found = getattr(self, name)
+            if found is not None and not low <= found <= high:
+                raise BadRequest(f"{name}: found {found}, expected a number in {low:g} to {high:g}")
+        for name, found in self.weights.items():
+            if not 0 <= found <= _MOST:
+                raise BadRequest(f"weights.{name}: found {found}, expected a number in 0 to {_MOST:g}")
+
+
+_MOST = 1e6
+_LEAST = 1e-12
+"""Of what must be more than nothing."""
+_RANGES: dict[str, tuple[float, float]] = {
+    "vocab_size": (1, 10_000_000),
+    "epochs": (0, _MOST),
+    "batch_size": (1, _MOST),
+    "learning_rate": (_LEAST, _MOST),
+    "vision_epochs": (0, _MOST),
+    "vision_batch_size": (1, _MOST),
+    "vision_learning_rate": (_LEAST, _MOST),
+    "weight_decay": (0, _MOST),
+    "label_smoothing": (0, 1),
+    "warmup": (0, 1),
+    "exit_epochs": (0, _MOST),
+    "gamma": (0, 1),
+    "entropy": (0, _MOST),
+    "distillation_temperature": (_LEAST, _MOST),
+    "seed": (0, 2**63 - 1),
+}
+"""Least and largest value of each number of a recipe."""
+_SMALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
+"""A trunk that trains from nothing on two processors in minutes; each family has those of these fields that it knows."""
+_SMALL_TEXT: dict[str, Any] = {"max_position_embeddings": 258, "max_text_tokens": 256}
+_SMALL_IMAGE: dict[str, Any] = {"input_size": 224, "image_size": 224, "patch_size": 32, "image_mode": "L"}
+_SMALL_OF: dict[str, dict[str, Any]] = {
+    "layoutlmv3": {"coordinate_size": 20, "shape_size": 24},
+    "beit": {"use_relative_position_bias": True},
+}
+_EXITS = "independent_quarter"
+"""The placement of exits of a recipe that names none, as far as the trunk has such exits."""
+
+
+def with_defaults(recipe: Recipe) -> Recipe:
+    """The recipe of a model that is trained from nothing: with a small trunk if it says nothing of the trunk's configuration.
+
+    Exits, unless it names some, are those of a placement that a trunk of this family can have; a vision exit reads pixels.
+    """
+    family, model = FAMILIES[recipe.trunk], dict(recipe.model)
+    if model.keys() - {"exits", "heads"}:
+        return recipe
+    known = {entry.name for entry in fields(family.config_class)}
+    small = {**_SMALL, **_SMALL_OF.get(recipe.trunk, {})}
+    small |= _SMALL_TEXT if family.reads("text") else {}
+    small |= _SMALL_IMAGE if family.reads("image") else {}
+    model |= {name: value for name, value in small.items() if name in known}
+    if "exits" not in model:
+        config = family.config_class(**model)
+        asked = parse(_EXITS, config.num_hidden_layers)[:-1]
+        model["exits"] = [name for name in asked if name.startswith("encoder.") or name in config.BEFORE_ENCODER]
+        if "vision" in model["exits"]:
+            model["heads"] = {"vision": {"reads": "pixels"}, **(model.get("heads") or {})}
+    return replace(recipe, model=model)
 
 
 def layers_of(trunk: str, model: dict[str, Any]) -> int:
@@ -78,36 +141,79 @@ def layers_of(trunk: str, model: dict[str, Any]) -> int:
         raise BadRequest(f"[model] of the recipe: {' '.join(str(error).split())}") from None
 
 
-def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The tables of a TOML file; raises BadRequest where it is not there or not TOML."""
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise BadRequest(f"{path}: no such {what}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: not valid TOML ({error})") from None
-
-
 def read_recipe(path: Path) -> Recipe:
     """A recipe from TOML: ``[model]`` and ``[training]`` tables; ``exits`` may be a list or a placement's name.
 
     Raises:
-        BadRequest: not TOML, or a key that does not exist (the message lists the valid ones).
+        BadRequest: not TOML, a key that does not exist (the nearest is named), or a value of the wrong type or out of range; names
+            file, table and key.
     """
     found = read_toml(path, "recipe")
-    if unknown := set(found) - {"model", "training"}:
-        raise BadRequest(f"{path}: unknown table [{sorted(unknown)[0]}]; a recipe has [model] and [training]")
-    known = {entry.name for entry in fields(Recipe)} - {"model"}
-    training = found.get("training", {})
-    if unknown := set(training) - known:
-        raise BadRequest(f"{path}: unknown key '{sorted(unknown)[0]}' in [training]; it has {', '.join(sorted(known))}")
-    recipe = Recipe(**training)
-    model = found.get("model", {})
-    if isinstance(model.get("exits"), str):
-        model["exits"] = list(parse(model["exits"], layers_of(recipe.trunk, model))[:-1])
-    known = {entry.name for entry in fields(FAMILIES[recipe.trunk].config_class)}
-    if unknown := set(model) - known:
-        near = difflib.get_close_matches(sorted(unknown)[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; it takes the fields of the trunk's configuration"
-        raise BadRequest(f"{path}: unknown key '{sorted(unknown)[0]}' in [model]{hint}")
+    where = str(path)
+    require_keys(found, ("model", "training"), where, what="table")
+    training = table(Recipe, subtable(found, "training", where), where, "[training] ", without=("model",))
+    with located(f"{where}: [training] "):
+        recipe = Recipe(**training)
+    model = subtable(found, "model", where)
+    config = FAMILIES[recipe.trunk].config_class
+    _check_types(config, model, where)
+    with located(f"{where}: [model] "):
+        if isinstance(model.get("exits"), str):
+            model["exits"] = list(parse(model["exits"], layers_of(recipe.trunk, model))[:-1])
+        _check_exits(config, model, where)
+    layers = model.get("num_hidden_layers")
+    if layers is not None:
+        require_keys(recipe.weights, all_exits(layers), where, "[training] weights.", "exit")
     return replace(recipe, model=model)
+
+
+@contextlib.contextmanager
+def located(place: str) -> Iterator[None]:
+    """Put the file and table in front of the message of a BadRequest that lacks them."""
+    try:
+        yield
+    except BadRequest as error:
+        text = str(error)
+        raise BadRequest(text if text.startswith(place.split(": ")[0]) else place + text) from None
+
+
+def _check_types(config: Any, model: dict[str, Any], where: str) -> None:
+    """Refuse keys of ``[model]`` that a trunk's configuration lacks, and values of another type or that no trunk can have."""
+    prefix = "[model] "
+    # Some types of transformers' own fields are text that only its modules can read; it checks these itself.
+    hints = {entry.name: Any if isinstance(entry.type, str) else entry.type for entry in fields(config)}
+    require_keys(model, hints, where, prefix)
+    for key, item in model.items():
+        kind = list[str] | str if key == "exits" else dict[str, dict[str, Any]] if key == "heads" else hints[key]
+        value(kind, item, where, prefix + key)
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            continue
+        if key.endswith("_size") or key.startswith(("num_", "max_")):
+            low, high = 1.0, 1e7
+        elif "dropout" in key or key.endswith("_prob"):
+            low, high = 0.0, 1.0
+        else:
+            continue
+        if not low <= item <= high:
+            raise BadRequest(f"{where}: {prefix}{key}: found {item}, expected a number in {low:g} to {high:g}")
+    size, heads = model.get("hidden_size"), model.get("num_attention_heads")
+    if size is not None and heads is not None and size % heads:
+        raise BadRequest(
+            f"{where}: {prefix}hidden_size: found {size}, expected a multiple of num_attention_heads, which is {heads}"
+        )
+    for name, head in (model.get("heads") or {}).items():
+        table(HeadSpec, head, where, f"[model.heads.{name}] ")
+        with located(f"{where}: [model.heads.{name}] "):
+            HeadSpec(**head)
+
+
+def _check_exits(config: Any, model: dict[str, Any], where: str) -> None:
+    """Refuse values that no configuration takes, and exits and heads that do not fit a trunk of a stated depth."""
+    try:
+        made = config(**model)
+    except Exception as error:  # transformers checks with errors of several kinds
+        raise BadRequest(f"{where}: [model] {one_line(error, 300)}") from None
+    if "num_hidden_layers" in model:
+        made.exit_names()
+        if "exits" in model:  # else they come from a grid or the command line
+            made.head_specs()

@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import Dataset
-from ee_export.encode import Encoder
-from ee_export.errors import BadRequest
+from ee_export.encode import Encoder, blank_page
+from ee_export.errors import BadRequest, EeError, one_line
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.exits import ordered
 from ee_export.model.families import FAMILIES, PREFIX
 from ee_export.model.pages import EncodedPages, batch_of, encode_pages
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import Recipe, with_defaults
 from ee_export.model.resume import Saved
 from ee_export.model.strategies import (
     Phase,
@@ -53,6 +52,8 @@ def train(
     # Filling new memory would only find reads of what was never written, and takes a fifth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(recipe.seed)
+    if init is None and not recipe.add:
+        recipe = with_defaults(recipe)
     model, tokenizer = _new_model(data, recipe, init)
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     pages = encode_pages(data, encoder, model)
@@ -193,9 +194,17 @@ def _new_model(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyE
     sizes = {**recipe.model, "vocab_size": tokenizer.get_vocab_size(), **checkpoint.special_ids(tokenizer)}
     try:
         config = family.config_class(**sizes, id2label=labels["id2label"], label2id=labels["label2id"])
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise BadRequest(f"[model] of the recipe: {' '.join(str(error).split())}") from None
-    return family(config), tokenizer
+        if "max_text_tokens" not in sizes:
+            config.max_text_tokens = min(config.max_text_tokens, config.longest_text)
+        model = family(config)
+        page = blank_page(checkpoint.encoding_of(config), 2)
+        with torch.no_grad():  # some sizes fit together in every module and not in the whole
+            model.eval()(**{name: torch.from_numpy(page[name]) for name in model.INPUTS})
+        return model, tokenizer
+    except EeError:
+        raise
+    except Exception as error:  # transformers and torch refuse sizes that do not fit with errors of several kinds
+        raise BadRequest(f"[model] of the recipe: no such model can be made ({one_line(error, 300)})") from None
 
 
 def _with_added(data: Dataset, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:

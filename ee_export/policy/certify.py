@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ee_export.errors import BadData
+from ee_export.policy.binomial import at_most, upper_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ def fixed_sequence(losses: np.ndarray, epsilon: float, delta: float) -> Certifie
     for at, count in enumerate(losses.sum(axis=1).tolist()):
         if binomial_tail(count, pages, epsilon) > delta:
             break
-        passed = Certified(at, count, pages, upper_bound(count, pages, delta))
-    return passed
+        passed = at, count
+    return None if passed is None else Certified(*passed, pages, upper_bound(passed[1], pages, delta))
 
 
 def conformal(losses: np.ndarray, epsilon: float) -> Certified | None:
@@ -78,16 +79,12 @@ def conformal(losses: np.ndarray, epsilon: float) -> Certified | None:
 
 def binomial_tail(losses: int, pages: int, epsilon: float) -> float:
     """P(X ≤ losses) for X ~ Binomial(pages, ε): the p-value of "the risk is above ε"; exact."""
-    from scipy.stats import binom  # an extra: a runtime-only installation certifies nothing
-
-    return float(binom.cdf(losses, pages, epsilon))
+    return at_most(losses, pages, epsilon)
 
 
 def upper_bound(losses: int, pages: int, delta: float) -> float:
     """The smallest ε that ``losses`` among ``pages`` certify: Clopper and Pearson's one-sided upper limit, 1934."""
-    from scipy.stats import beta
-
-    return 1.0 if losses >= pages else float(beta.ppf(1 - delta, losses + 1, pages - losses))
+    return upper_limit(losses, pages, delta)
 
 
 def pages_needed(epsilon: float, delta: float | None) -> int:

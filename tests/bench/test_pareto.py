@@ -8,9 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from ee_export.bench.cli import cli
-from ee_export.bench.pareto import read_grid
+from ee_export.bench.pareto import SHIPPED, read_grid
 from ee_export.bench.pareto_report import render
 from ee_export.errors import BadRequest
+from ee_export.model.recipe import read_recipe
 from tests.conftest import TINY_MODEL
 
 RECIPE = f"""{TINY_MODEL}
@@ -172,8 +173,20 @@ def test_a_study_goes_on_where_it_stood(study: tuple[Path, dict], grid: Path) ->
         ),
         ('"gate"]', '"gait"]', r"unknown criterion 'gait': .*did you mean gate\?"),
         ('"none"', '"nil"', "unknown calibration method 'nil': expected one of none, temperature, vector"),
-        ("[training]", "[trainings]", "unknown key 'trainings'"),
-        ('test = "pages"', "", r"\[data\] lacks 'test'"),
+        ("[training]", "[trainings]", r"grid\.toml: trainings: unknown table; did you mean training\?"),
+        ('test = "pages"', "", r"grid\.toml: \[data\] test: missing; expected a path"),
+        ('test = "pages"', "tests = 1", r"\[data\] tests: unknown key; did you mean test\?"),
+        ('test = "pages"', "test = 1", r"\[data\] test: found 1, expected a path"),
+        ('train = "pages"', "train = [1]", r"\[data\] train: found \[1\], expected a path or a list of paths"),
+        ('["ramp"]', '"ramp"', r'\[grid\] heads: found "ramp", expected a list of names'),
+        ('["ramp"]', "[]", r"\[grid\] no head is named"),
+        ("criteria", "criterias", r"\[grid\] criterias: unknown key; did you mean criteria\?"),
+        ("[grid]", '[grid]\nocr_ms = "1"', r'\[grid\] ocr_ms: found "1", expected a number'),
+        ("[grid]", "[grid]\nocr_ms = -1", r"\[grid\] ocr_ms: found -1, expected milliseconds"),
+        ("epochs = 1", "epoch = 1", r"\[training\] epoch: unknown key; did you mean epochs\?"),
+        ("epochs = 1", "epochs = 1.5", r"\[training\] epochs: found 1\.5, expected a whole number"),
+        ("epochs = 1", "epochs = -1", r"\[training\] epochs: found -1, expected a number in 0 to"),
+        ("epochs = 1", 'strategy = "joint"', r"\[training\] strategy: unknown key"),
         ("[grid]", "[grid", "not valid TOML"),
     ],
 )
@@ -185,5 +198,17 @@ def test_a_grid_with_a_mistake_is_refused_and_says_what_is_valid(
     wrong.write_text(GRID.replace(old, new))
     with pytest.raises(BadRequest, match=message):
         read_grid(wrong)
-    with pytest.raises(BadRequest, match="no such grid"):
+    with pytest.raises(
+        BadRequest, match=r"nowhere\.toml: cannot read this grid \(No such file.*; shipped are alike, heads"
+    ):
         read_grid(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_grid_is_found_by_its_name_and_takes_the_users_data(name: str, tmp_path: Path) -> None:
+    grid = read_grid(Path(name), tmp_path / "pages", tmp_path / "trunk")
+    assert grid.train == (tmp_path / "pages" / "train",)
+    assert (grid.val, grid.test) == (tmp_path / "pages" / "val", tmp_path / "pages" / "test")
+    assert grid.init == tmp_path / "trunk"
+    read_recipe(grid.recipe)
+    assert len(grid.models()) >= 1

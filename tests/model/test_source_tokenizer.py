@@ -1,7 +1,5 @@
 """The tokenizer of a brought checkpoint: token ids, boxes and masks are those of transformers' own pipeline, or it is refused."""
 
-import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,6 @@ from PIL import Image
 from transformers import AutoTokenizer, LayoutLMv3ImageProcessor, LayoutLMv3Processor
 
 from ee_export.encode import Encoder, Encoding
-from ee_export.errors import BadCheckpoint
 from ee_export.model.source_tokenizer import text_encoding
 from tests.model.source_tokenizers import BOXED, KINDS, LINES, save_source
 

@@ -1,0 +1,164 @@
+"""TOML tables as the fields of dataclasses: a wrong key, type or range is one line with file, table, key, value and remedy."""
+
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ee_export.errors import BadRequest, require_known, shorten
+
+Special = Mapping[Any, Callable[[Any, str, str], Any]]
+"""Readers of kinds that need their own: each takes a value, the file's name and the key."""
+
+_NO_SPECIAL: Special = types.MappingProxyType({})
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    bool | str: "true, false or a path",
+    type(None): "nothing",
+}
+
+
+def read_toml(path: Path, what: str, remedy: str = "check the path") -> dict[str, Any]:
+    """The tables of a TOML file; ``what`` names its kind in messages, and ``remedy`` ends that of a file that cannot be read.
+
+    Raises:
+        BadRequest: it is not there, cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadRequest(f"{path}: cannot read this {what} ({error.strerror}); {remedy}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"{path}: not valid TOML ({error})") from None
+
+
+def subtable(found: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A table of a file, empty if the file has none of this name; raises BadRequest if it is another value."""
+    value = found.get(name, {})
+    if not isinstance(value, dict):
+        raise BadRequest(f"{where}: {name}: found {shown(value)}, expected a table [{name}]")
+    return value
+
+
+def table(
+    kind: Any,
+    found: Mapping[str, Any],
+    where: str,
+    prefix: str = "",
+    *,
+    without: Collection[str] = (),
+    special: Special = _NO_SPECIAL,
+) -> dict[str, Any]:
+    """The values of a table as the fields of a dataclass take them.
+
+    Args:
+        kind: the dataclass. Its fields without a default must be there.
+        found: the table.
+        where: the file's name.
+        prefix: of every key in messages, such as ``[training] `` or ``int8.``.
+        without: fields that the table cannot have.
+        special: readers of kinds of fields that need their own.
+
+    Raises:
+        BadRequest: a key is unknown (the nearest is named) or missing, or a value is of another type.
+    """
+    known = {entry.name: entry for entry in fields(kind) if entry.name not in without}
+    hints = typing.get_type_hints(kind)
+    require_keys(found, known, where, prefix)
+    for name, entry in known.items():
+        if name not in found and entry.default is MISSING and entry.default_factory is MISSING:
+            raise BadRequest(f"{where}: {prefix}{name}: missing; expected {expected(hints[name])}")
+    return {key: value(hints[key], item, where, prefix + key, special) for key, item in found.items()}
+
+
+def require_keys(
+    found: Collection[str], known: Collection[str], where: str, prefix: str = "", what: str = "key"
+) -> None:
+    """Refuse a key that is not among ``known``: the message names the nearest, or all if none is near."""
+    for key in found:
+        if key not in known:
+            near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+            raise BadRequest(f"{where}: {prefix}{shorten(key, 60)}: unknown {what}; {hint}")
+
+
+def value(kind: Any, found: Any, where: str, key: str, special: Special = _NO_SPECIAL) -> Any:
+    """A TOML value as a type: plain ones, ``Path``, lists, tables, unions, ``Literal`` and dataclasses.
+
+    Raises:
+        BadRequest: it is of another type; names file, key, value and what was expected.
+    """
+    if kind in special:
+        return special[kind](found, where, key)
+    if typing.get_origin(kind) is Literal:
+        return one_of(found, typing.get_args(kind), where, key)
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(found, dict):
+        return kind(**table(kind, found, where, f"{key}.", special=special))
+    if not fits(kind, found):
+        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected {expected(kind)}")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return tuple(value(arguments[0], item, where, key) for item in found)
+    return Path(found) if kind in (Path, Path | None) else found
+
+
+def fits(kind: Any, found: Any) -> bool:
+    """Whether a TOML value has a type. A whole number is a number, and infinities are none; types not known here fit anything."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind in (int, float):
+        numbers = int if kind is int else int | float
+        return isinstance(found, numbers) and not isinstance(found, bool) and math.isfinite(found)
+    if kind in (bool, str, type(None)):
+        return isinstance(found, kind)
+    if kind is Path:
+        return isinstance(found, str)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(option, found) for option in arguments)
+    if origin in (tuple, list):
+        return isinstance(found, list) and all(fits(arguments[0] if arguments else Any, item) for item in found)
+    if origin is dict:
+        return isinstance(found, dict) and all(fits(arguments[1], item) for item in found.values())
+    return not is_dataclass(kind)
+
+
+def one_of(found: Any, valid: Collection[str], where: str, key: str) -> str:
+    """A name that must be among ``valid``; raises BadRequest that names the nearest."""
+    if not isinstance(found, str):
+        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected one of {', '.join(valid)}")
+    try:
+        require_known(found, valid, key)
+    except BadRequest as error:
+        raise BadRequest(f"{where}: {error}") from None
+    return found
+
+
+def expected(kind: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind in _NAMES:
+        return _NAMES[kind]
+    if origin is Literal:
+        return ", ".join(arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(dict.fromkeys(expected(option) for option in arguments if option is not type(None)))
+    if origin in (tuple, list):
+        items: dict[Any, str] = {str: "names", Path: "paths", int: "whole numbers", float: "numbers"}
+        return f"a list of {items.get(arguments[0] if arguments else None, 'values')}"
+    if origin is dict and arguments[1] is not Any:
+        return f"a table of {'numbers' if arguments[1] in (int, float) else 'values'}"
+    return "a table" if origin is dict or is_dataclass(kind) else "another value"
+
+
+def shown(found: Any) -> str:
+    """A TOML value in a message, shortened."""
+    return shorten(json.dumps(found, default=str, ensure_ascii=False), 80)
