@@ -72,8 +72,10 @@ def _gives(value: Any) -> Engine:
 
 
 def _raises(error: BaseException) -> Engine:
+    """An engine that raises such an error, a new one each time: one alone would collect the tracebacks of all its pages."""
+
     def engine(image: Image.Image) -> Any:
-        raise error
+        raise type(error)(*error.args)
 
     return engine
 

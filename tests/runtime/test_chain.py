@@ -217,13 +217,13 @@ def test_other_image_files_are_decoded_once_for_pixels_and_text(
 ) -> None:
     page_image.save(tmp_path / "page.png")
     opened = []
-    real = Image.open
+    make, accept = Image.OPEN["PNG"]
 
-    def counting(source: Any, **options: Any) -> Image.Image:
-        opened.append(source)
-        return real(source, **options)
+    def counting(file: Any, name: Any) -> Any:
+        opened.append(file)
+        return make(file, name)
 
-    monkeypatch.setattr(Image, "open", counting)
+    monkeypatch.setitem(Image.OPEN, "PNG", (counting, accept))
     leaving(chain).predict(Page(tmp_path / "page.png", ocr=lambda image: ([], [])))
     assert len(opened) == 1
 
