@@ -171,6 +171,15 @@ def test_long_pages_have_the_ids_of_transformers_at_both_ends(sources, kind: str
             assert edges is None or arrays["bbox"][0].tolist() == edges, side
 
 
+def test_layoutlm_has_the_ids_and_boxes_of_its_documentation(sources) -> None:
+    source, words = sources("layoutlm"), LINES[0].split() + LINES[1].split()
+    theirs, boxes = AutoTokenizer.from_pretrained(source[0]), boxes_of(words)
+    arrays = encoder_of(source, True).text(words, boxes)
+    inner = [box for word, box in zip(words, boxes, strict=True) for _ in theirs.tokenize(word)]
+    assert arrays["input_ids"][0].tolist() == theirs(" ".join(words))["input_ids"]
+    assert arrays["bbox"][0].tolist() == [[0, 0, 0, 0], *inner, [1000, 1000, 1000, 1000]]
+
+
 def test_the_processor_of_layoutlmv3_makes_the_same_text(sources) -> None:
     folder, *_ = source = sources("layoutlmv3")
     image_processor = LayoutLMv3ImageProcessor(apply_ocr=False, size={"height": 32, "width": 32})
