@@ -1,5 +1,6 @@
 """tokenizer.json with other contents than a build writes: parts that this toolkit does not read, and damage, sealed anew."""
 
+import base64
 import copy
 import json
 import random
@@ -11,6 +12,7 @@ from attacks.family import Attack, Family, Ground, Wrong
 from attacks.json_changes import Raw, damaged, dump, shaken
 from attacks.packages import check_answer, copy_package, replace_file, reseal
 from attacks.pages import drawn_page
+from attacks.tokenizer_seeds import CHARSMAP, unigram
 from ee_export import Page, load
 
 TOKENIZER = "tokenizer.json"
@@ -44,6 +46,9 @@ _NORMALIZERS: list[Any] = [
     {"type": "Precompiled", "precompiled_charsmap": ""},
     {"type": "Precompiled", "precompiled_charsmap": "////"},
     {"type": "Sequence", "normalizers": []},
+    {"type": "Strip"},
+    {"type": "Strip", "strip_left": True, "strip_right": True},
+    {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]},
     {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40},
     {"type": "Unknown"},
     {"type": None},
@@ -139,6 +144,18 @@ _ADDED: list[dict[str, Any]] = [
     {"special": "yes"}, {"content": "\u0301"}, {"content": "total", "lstrip": True, "id": 4}, {"content": None},
 ]  # fmt: skip
 
+_UNIGRAM_FIELDS: list[tuple[str, Any]] = [
+    ("unk_id", None), ("unk_id", -1), ("unk_id", 2**32), ("unk_id", 1.0), ("byte_fallback", True), ("alpha", 0.1), ("nbest_size", 8),
+    ("vocab", []), ("vocab", {}), ("vocab", [[]]), ("vocab", [["a", 0.0, 1]]), ("vocab", [["", 0.0]] * 4), ("vocab", [["a", None]]),
+    ("vocab", [["a", Raw("1e308")]] * 4096), ("vocab", [["a", True]] * 4096), ("vocab", [["a", 0.0]] * 4096), ("vocab", ["ab"] * 4096),
+    ("vocab", [["x" * 100_000, 0.0]] * 4), ("vocab", [["▁", 1e6], ["a", -1e6], ["aa", 1e6], ["b", 5e-324]]),
+]  # fmt: skip
+_CHARSMAPS: list[Any] = [
+    None, 7, "", "=", "é", "A" * 4_000_000, base64.b64encode(CHARSMAP[:4]).decode(), base64.b64encode(CHARSMAP[:-5]).decode(),
+    *(base64.b64encode(size.to_bytes(4, "little") + CHARSMAP[4:]).decode() for size in (0, 3, 4, 1020, 2048, 2**31, 2**32 - 1)),
+    *(base64.b64encode(CHARSMAP[:1028] + end).decode() for end in (b"", b"\xff" * 40, b"x" * 500, "é".encode() * 20)),
+]  # fmt: skip
+
 Change = Callable[[Any, random.Random], None]
 
 
@@ -181,7 +198,45 @@ def _named() -> list[tuple[str, Change]]:
     found += [(f"model.{key}: {str(value)[:60]}", put_in_model(key, value)) for key, value in _MODEL_FIELDS]
     found += [(f"added token {str(fields)[:60]}", add_token(fields)) for fields in _ADDED]
     found += [(f"a piece's id is {value}", move_id(value)) for value in (0, 2, 4095, 4096, 100_000, 2**31, 2**32 - 1)]
+
+    def of_unigram(key: str, value: Any) -> Change:
+        def change(document: Any, rng: random.Random) -> None:
+            document.update(unigram(document))
+            document["model"][key] = value
+
+        return change
+
+    def of_charsmap(value: Any) -> Change:
+        def change(document: Any, rng: random.Random) -> None:
+            document.update(unigram(document))
+            document["normalizer"]["normalizers"][2]["precompiled_charsmap"] = value
+
+        return change
+
+    found += [(f"model.{key} of Unigram: {str(value)[:60]}", of_unigram(key, value)) for key, value in _UNIGRAM_FIELDS]
+    found += [(f"character map: {str(value)[:60]}", of_charsmap(value)) for value in _CHARSMAPS]
     return found
+
+
+def _unigram_mutation(document: Any, rng: random.Random) -> tuple[str, str | bytes]:
+    """A random change of a Unigram tokenizer: of its character map, of its structure or of its bytes."""
+    kind, document = rng.randrange(3), unigram(document)
+    if kind == 0:
+        charsmap = bytearray(CHARSMAP)
+        for _ in range(rng.choice([1, 2, 20])):
+            charsmap[rng.randrange(len(charsmap))] = rng.randrange(256)
+        document["normalizer"]["normalizers"][2]["precompiled_charsmap"] = base64.b64encode(charsmap).decode()
+        return "a changed character map", dump(document)
+    if kind == 1:
+        vocabulary = document["model"]["vocab"]
+        document["model"]["vocab"] = vocabulary[:8]
+        what, document = shaken(document, rng)
+        model = document.get("model") if isinstance(document, dict) else None
+        if isinstance(model, dict) and isinstance(model.get("vocab"), list):
+            model["vocab"] = model["vocab"] + vocabulary[8:]
+        return f"Unigram: {what}", dump(document)
+    what, changed = damaged(json.dumps(document).encode(), rng)
+    return f"Unigram: {what}", changed
 
 
 def mutation(ground: Ground, index: int) -> Attack:
@@ -193,6 +248,8 @@ def mutation(ground: Ground, index: int) -> Attack:
         document = copy.deepcopy(json.loads(data))
         change(document, rng)
         changed: str | bytes = dump(document)
+    elif index % 3 == 0:
+        what, changed = _unigram_mutation(json.loads(data), rng)
     elif index % 2:
         what, changed = damaged(data, rng)
     else:
@@ -232,4 +289,4 @@ def _shaken_small(document: Any, rng: random.Random) -> tuple[str, Any]:
     return what, shaken_document
 
 
-FAMILIES = (Family("tokenizer", lambda package: 300, mutation, least=40, memory_mb=1024),)
+FAMILIES = (Family("tokenizer", lambda package: 400, mutation, least=40, memory_mb=1024),)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from itertools import chain
 
@@ -62,15 +61,16 @@ class Cutter:
         """
         if self._joined:
             return self._cut_text(words)
-        pieces, _ = self._cut_words(words[: self._most] if not self._left else words[: -self._most - 1 : -1], 0)
-        if len(pieces) < len(words) and sum(map(len, pieces)) < self._most:
+        pieces, _ = self._cut_words(words[: -self._most - 1 : -1] if self._left else words[: self._most], 0)
+        lengths = [len(piece) for piece in pieces]
+        if len(lengths) < len(words) and sum(lengths) < self._most:
             pieces = self._cut_more(words, pieces)
-        first = 0
-        if self._left:
-            pieces.reverse()
-            first = len(words) - len(pieces)
-        ids, lengths = list(chain.from_iterable(pieces)), [len(piece) for piece in pieces]
-        places = np.arange(first, first + len(pieces)).repeat(lengths)
+            lengths = [len(piece) for piece in pieces]
+        if not self._left:
+            places = np.arange(len(lengths)).repeat(lengths)[: self._most]
+            return list(chain.from_iterable(pieces))[: self._most], places
+        ids = list(chain.from_iterable(reversed(pieces)))
+        places = np.arange(len(words) - len(pieces), len(words)).repeat(lengths[::-1])
         read = self._read(len(ids))
         return ids[read], places[read]
 
@@ -226,4 +226,6 @@ def _is_plain(letter: str) -> bool:
     """Whether a character is a letter, digit or ASCII punctuation that no normalizer joins to a space beside it."""
     if letter.isascii():
         return letter > " " and letter != "\x7f"
+    import unicodedata  # here, for few pages need its tables
+
     return letter <= "\uffff" and letter not in _CLINGING and unicodedata.category(letter) in _LETTERS

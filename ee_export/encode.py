@@ -203,7 +203,7 @@ class Encoder:
         ids, owners = self._cutter.cut(words)
         where = np.zeros((1, len(ids) + 2, 4), np.int64)
         if len(places):
-            where[0, 1:-1] = places[owners]
+            places.take(owners, axis=0, out=where[0, 1:-1], mode="clip")  # no place is out of range
         if self._end_boxes is not None:
             where[0, :: len(ids) + 1] = self._end_boxes
         return {

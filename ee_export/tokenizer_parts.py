@@ -4,8 +4,6 @@ The parts are those of the tokenizers of BERT, RoBERTa, DeBERTa, XLM-RoBERTa, Ca
 transformers builds them.
 """
 
-import base64
-import binascii
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -142,8 +140,10 @@ def _charsmap(path: str, content: dict[str, Any]) -> bytes:
     path, text = f"{path}.precompiled_charsmap", content["precompiled_charsmap"]
     fits = isinstance(text, str) and text.isascii() and len(text) <= _LARGEST_CHARSMAP * 4 // 3 + 4
     require(fits, path, text, f"base64 of at most {_LARGEST_CHARSMAP:,} bytes")
+    import binascii  # here, for few packages have such a map
+
     try:
-        data = base64.b64decode(text, validate=True)
+        data = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error:
         raise Refused(path, "not valid base64") from None
     size = int.from_bytes(data[:4], "little")

@@ -3,6 +3,7 @@
 import random
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from ee_export import cut
 from ee_export.encode import Encoder, Encoding
-from ee_export.errors import BadPage
+from ee_export.errors import BadPage, BadText
 from ee_export.package import TOKENIZER, Package, open_package
+from ee_export.runtime.failures import failure
 
 WORDS = ["Invoice", "no.", "2024-117", "Invoice", "naïve", "\u200b", "日本", "no.", "supercalifragilistic", "a"]
 
@@ -117,24 +119,129 @@ def test_a_text_beyond_what_is_read_has_the_pieces_of_the_whole(package: Package
         assert found["input_ids"][0, 1:-1].tolist() == whole.ids[:room]
 
 
+class Counting:
+    """A tokenizer that counts the characters it cuts."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.most = 0
+
+    def encode(self, text: str | list[str], **options: bool):
+        self.most = max(self.most, sum(map(len, text)))
+        return self.tokenizer.encode(text, **options)
+
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+
 def test_only_what_can_be_read_of_a_text_is_cut_into_pieces(package: Package) -> None:
-    class Counting:
-        def __init__(self) -> None:
-            self.tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
-            self.most = 0
-
-        def encode(self, words: list[str], **options: bool):
-            self.most = max(self.most, sum(map(len, words)))
-            return self.tokenizer.encode(words, **options)
-
-        def __getattr__(self, name: str):
-            return getattr(self.tokenizer, name)
-
-    counting = Counting()
+    counting = Counting(Tokenizer.from_buffer(package.read(TOKENIZER)))
     mine = Encoder(package.manifest.encoding, counting)  # type: ignore[arg-type]
     for words in long_texts().values():
         mine.text(words, [[1, 1, 9, 9]] * len(words))
     assert counting.most < 15_000
+
+
+def unigram_pieces() -> Tokenizer:
+    """A small tokenizer of XLM-RoBERTa's kind: letters that are not known are one piece together."""
+    pieces = [
+        ("<s>", 0.0),
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -3.0),
+        ("▁word", -2.0),
+        ("..", -1.5),
+        ("...", -2.0),
+    ]
+    pieces += [(letter, -4.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789.-é"]
+    tokenizer = Tokenizer(models.Unigram(pieces, 3, False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    return tokenizer
+
+
+TOKENIZERS = {"of word pieces": word_pieces, "of a Unigram": unigram_pieces}
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("text", ["words", "joined"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_of_ten_megabytes_of_words_a_few_thousand_characters_are_cut(
+    package: Package, tokenizer: str, text: str, side: str
+) -> None:
+    counting = Counting(TOKENIZERS[tokenizer]())
+    changed = replace(package.manifest.encoding, text=text, truncation=side, by_band=False)
+    words = [f"word{at}" for at in range(1_000_000)]
+    ids = Encoder(changed, counting).text(words, [])["input_ids"][0]  # type: ignore[arg-type]
+    ends = words[:600] if side == "right" else words[-600:]
+    whole = counting.tokenizer.encode(" ".join(ends), add_special_tokens=False).ids
+    room = changed.max_text_tokens - 2
+    assert ids[1:-1].tolist() == (whole[:room] if side == "right" else whole[-room:])
+    assert counting.most < 15_000
+
+
+@pytest.mark.parametrize("text", ["words", "joined"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_characters_without_end_that_make_few_pieces_are_refused(package: Package, text: str, side: str) -> None:
+    changed = replace(package.manifest.encoding, text=text, truncation=side)
+    encoder = Encoder(changed, unigram_pieces())
+    known = encoder.text(["word", "日" * 100_000, "word"], boxes(3))["input_ids"][0, 1:-1].tolist()
+    assert known == [5, 4, 3, 5]
+    for words in (
+        ["日" * 5_000_000],
+        ["日" * 9000 + str(at) for at in range(100)],
+        ["日" * 100_000, "月" * 100_000, "火" * 100_000],
+    ):
+        with pytest.raises(BadText, match=r"over 262,144 characters .* fewer than the \d+ tokens"):
+            encoder.text(words, boxes(len(words)))
+
+
+def test_a_page_with_such_words_is_refused_by_its_name(package: Package) -> None:
+    refused = failure("page.png", BadText("over 262,144 characters"))
+    assert isinstance(refused, BadPage) and str(refused) == "page.png: over 262,144 characters"
+
+
+def test_words_without_a_piece_leave_their_room_to_others(package: Package) -> None:
+    tokenizer, words = word_pieces(), [*["\u200b", "\x07"] * 900, "a", *["\u200d"] * 3000, "b", "\x07"]
+    for side in ("right", "left"):
+        encoder = Encoder(replace(package.manifest.encoding, truncation=side), tokenizer)
+        found = encoder.text(words, [[1, 2, 3, at % 900 + 2] for at in range(len(words))])
+        assert found["input_ids"][0, 1:-1].tolist() == tokenizer.encode("a b", add_special_tokens=False).ids
+        assert found["bbox"][0, 1:-1, 3].tolist() == [words.index("a") % 900 + 2, words.index("b") % 900 + 2]
+
+
+def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) -> None:
+    changed = replace(
+        package.manifest.encoding, text="joined", bos_box=(1, 2, 3, 4), eos_box=(1000, 1000, 1000, 1000), by_band=False
+    )
+    words = ["Invoice", " no.", "2024-117 x ", "日本", "naïve"]
+    for tokenizer in (Tokenizer.from_buffer(package.read(TOKENIZER)), word_pieces(), unigram_pieces()):
+        encoder = Encoder(changed, tokenizer)
+        found = encoder.text(words, boxes(5))
+        whole = tokenizer.encode(" ".join(words), add_special_tokens=False)
+        assert found["input_ids"][0, 1:-1].tolist() == whole.ids
+        assert found["bbox"][0, [0, -1]].tolist() == [[1, 2, 3, 4], [1000] * 4]
+        letters = [at for at, word in enumerate(words) for _ in range(len(word) + 1)]
+        # The space between two words belongs to the second, as in `Ġword`.
+        owners = [
+            letters[min(end, len(letters) - 1) - 1 + (" ".join(words)[end - 1] == " ")] for _, end in whole.offsets
+        ]
+        assert found["bbox"][0, 1:-1, 0].tolist() == owners
+        assert not encoder.text(words, [])["bbox"][0, 1:-1].any()
+        assert encoder.text([], [])["input_ids"].tolist() == [[changed.bos_id, changed.eos_id]]
+
+
+def test_a_page_keeps_its_order_where_the_model_was_not_trained_on_bands(package: Package) -> None:
+    words, upside_down = ["a", "b", "c"], [[0, 900, 9, 910], [0, 500, 9, 510], [0, 10, 9, 20]]
+    tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
+    banded = replace(package.manifest.encoding, bands=(30, 60))
+    heights = {
+        by_band: Encoder(replace(banded, by_band=by_band), tokenizer)
+        .text(words, upside_down)["bbox"][0, 1:-1, 1]
+        .tolist()
+        for by_band in (True, False)
+    }
+    assert heights == {True: [10, 500, 900], False: [900, 500, 10]}
 
 
 def test_long_words_are_not_remembered_and_pieces_are_bounded(package: Package, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """tokenizer.json from outside: it cuts words as the file says, or is refused; nothing panics and nothing ends the process."""
 
+import base64
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from attacks.tokenizer_seeds import CHARSMAP, unigram
 from ee_export.encode import Encoder
 from ee_export.errors import BadPackage
 from ee_export.package import Package, open_package
@@ -61,6 +63,41 @@ def test_a_berts_words_are_cut_as_the_library_cuts_them(lowercase: bool, accents
     bert.no_truncation()
     words = [*random_words(1, 500), "invoice", "é", "E", "xTotal", "[NEW]", "[CLS]page"]
     assert ids(read(data), words) == ids(bert, words)
+
+
+def test_a_unigrams_words_are_cut_as_the_library_cuts_them(sample: Path) -> None:
+    data = json.dumps(unigram(json.loads((sample / "tokenizer.json").read_bytes()))).encode()
+    words = [*random_words(2, 3000), "①½", "ﷺ", "ﬁﬁ", "\u0001", "\u0001a", "a\u3000\u3000b\nc ", "▁", "e\u0301", "x,y"]
+    assert ids(read(data), words) == ids(Tokenizer.from_buffer(data), words)
+    joined = " ".join(words)
+    assert (
+        read(data).encode(joined).offsets
+        == Tokenizer.from_buffer(data).encode(joined, add_special_tokens=False).offsets
+    )
+
+
+def test_500_changed_character_maps_normalize_or_are_refused() -> None:
+    chance, refused = random.Random(5), 0
+    text = "".join(map(chr, [*range(1, 0x500), *range(0xF900, 0xFFFE), 0x1F600])) + "e\u0301" * 9 + "\u0001"
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    for _ in range(500):
+        changed = bytearray(CHARSMAP)
+        for _ in range(chance.choice([1, 1, 2, 8])):
+            at = chance.choice([chance.randrange(4), chance.randrange(4, 1028), chance.randrange(len(changed))])
+            if chance.random() < 0.1:
+                del changed[at : at + chance.randint(1, 9)]
+            else:
+                changed[at % len(changed)] = chance.randrange(256)
+        charsmap = base64.b64encode(changed).decode()
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+        try:
+            tokenizer = read(json.dumps({"model": model, "normalizer": normalizer}).encode())
+        except BadPackage as error:
+            assert "normalizer.precompiled_charsmap: " in str(error)
+            refused += 1
+        else:
+            assert tokenizer.normalizer.normalize_str(text)  # a panic is no Exception, and fails the test
+    assert 100 < refused < 500
 
 
 def test_padding_and_truncation_are_never_taken_from_the_file(sample: Path) -> None:
@@ -146,6 +183,53 @@ def test_a_part_that_is_not_known_is_named(sample: Path, change: Callable[[Any],
     change(found)
     with pytest.raises(BadPackage, match=message):
         read(json.dumps(found).encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["model"].update(unk_id=5000), r"model\.unk_id: found 5000, expected the place of a piece"),
+        (lambda t: t["model"].update(unk_id=None), r"model\.unk_id: found null"),
+        (lambda t: t["model"].update(unk_id=True), r"model\.unk_id: found true"),
+        (lambda t: t["model"].update(byte_fallback=True), r"model\.byte_fallback: found true"),
+        (lambda t: t["model"].update(alpha=0.1), r"model\.alpha: not known to this version"),
+        (lambda t: t["model"].update(vocab=[]), r"model\.vocab: found \[\], expected a list of 1 to"),
+        (lambda t: t["model"]["vocab"].append(["", 0.0]), "pieces of a sane length"),
+        (lambda t: t["model"]["vocab"].append(["a", True]), "numbers as scores"),
+        (lambda t: t["model"]["vocab"].append(["a", 1e300]), "scores within"),
+        (lambda t: t["model"]["vocab"].append(["a"]), "pairs"),
+        (lambda t: t["normalizer"]["normalizers"][1].update(content="xx"), r"a replacement of spaces"),
+        (lambda t: t["normalizer"]["normalizers"][1].update(pattern={"Regex": "(a+)+$"}), r"a replacement of spaces"),
+        (lambda t: t["normalizer"]["normalizers"][1].update(pattern={"String": "a"}), r"a replacement of spaces"),
+        (
+            lambda t: t["normalizer"]["normalizers"].append({"type": "Sequence", "normalizers": []}),
+            r"normalizer\[5\]\.type",
+        ),
+        (lambda t: t["normalizer"]["normalizers"].append(t["normalizer"]["normalizers"][2]), "one Precompiled at most"),
+        (lambda t: t["normalizer"]["normalizers"][4].pop("strip_left"), r"strip_left: missing"),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(behavior="Removed"), r'behavior: found "Removed"'),
+        (
+            lambda t: t["pre_tokenizer"]["pretokenizers"][2].update(replacement="_"),
+            r'replacement: found "_", expected ▁',
+        ),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"][2].update(split=1), r"split: found 1, expected true or false"),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"].append({"type": "Digits"}), r'\[3\]\.type: found "Digits"'),
+    ],
+)
+def test_a_part_of_a_unigram_that_is_not_known_is_named(
+    sample: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    content = unigram(json.loads((sample / "tokenizer.json").read_bytes()))
+    change(content)
+    with pytest.raises(BadPackage, match=message):
+        read(json.dumps(content).encode())
+
+
+def test_a_character_map_that_puts_long_texts_in_place_of_a_letter_is_refused() -> None:
+    charsmap = base64.b64encode(CHARSMAP[:1028] + b"x" * 65).decode()
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    with pytest.raises(BadPackage, match="expected replacements of 64 bytes at most"):
+        read(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}, "normalizer": normalizer}).encode())
 
 
 def test_a_package_whose_tokenizer_has_more_tokens_than_the_model_rows_is_refused(sample: Path) -> None:

@@ -74,7 +74,7 @@ def text_encoding(
     _require_reproducible(folder, source, written, boxes)
     where = f"{folder}: its {type(source).__name__}"
     text = source.backend_tokenizer.to_str()
-    tokenizer = read_tokenizer(text.encode(), where, BadCheckpoint, f"this version cannot reproduce it: {_SAVE_AGAIN}")
+    tokenizer = read_tokenizer(text.encode(), where, BadCheckpoint, "bring a model whose tokenizer has known parts")
     remedy = "resize the model (`resize_token_embeddings`), or take the tokenizer that it was trained with"
     require_rows(tokenizer, vocab_size, where, BadCheckpoint, remedy)
     ids, ends = _ends(folder, source, tokenizer, boxes, model_type)
@@ -127,7 +127,7 @@ def _check_file(folder: Path) -> str | None:
         vocabularies = ("vocab.txt", "vocab.json", "*.model")
         if not any(any(folder.glob(name)) for name in vocabularies):
             raise BadCheckpoint(
-                f"{path}: missing, and so is {' and '.join(vocabularies)}; expected the tokenizer of the model; "
+                f"{path}: missing, and {', '.join(vocabularies)} too; expected the tokenizer of the model; "
                 "copy it from where the checkpoint comes from"
             )
         return None
@@ -292,7 +292,7 @@ def _loading(folder: Path) -> Iterator[None]:
             raise
         raise BadCheckpoint(
             f"{folder}: transformers cannot load its tokenizer ({type(error).__name__}: {one_line(error, 200)}); expected "
-            f"{_FILE} of a tokenizer that transformers has; {_SAVE_AGAIN}"
+            "all files of a tokenizer that transformers has; copy them again from where the checkpoint comes from"
         ) from None
 
 

@@ -1,8 +1,6 @@
 """Checkpoint folders with a tokenizer of each kind that transformers has for the trunks, trained on a few lines of text."""
 
-import base64
 import json
-import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,18 +21,8 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-CHARSMAP = zlib.decompress(
-    base64.b85decode(
-        "c-kG)d63s*90%~v?_2&bWyVbZG-f)85;``iEtCkkJ4s5?R5o-;DdD%-Vij54wWW0HTBU2*l&G-Mt&Q#jVb(2L@%s7Byq@>xdFK0_XP$XJ->4iBRU`A"
-        "HQx`>)R!<`Lf{2UF=g5>4>4Nb|WagFB>B>o@>qjgL?>-mdvvjecnw(oBqKaI1Hi@<CD@FOHBxYY2v2j!qmsl^kC!(g!YVm$i5+xN$T&Au=Z7!uQ^|+i"
-        "XxQeT}65B>Y8gUH`Xu`ELCW~e?rzzLblIzK)1+8e!4cy4h+`>(?;WlokEw^$fchQbJxR?958^?)`bfP^SxSt2;Oc%QG5M6nYhv`XodhjT{d4yi{r5}C"
-        "fC(%dt=W!k*hXD-a37%vKPcewW3}ZM$d76<t%QKANd0t=?t}jOOVx|GeWh^g|#~5B=950j4YfNA~ukr>Hd7T2LFqKJ6W(G5v#&l-$CWXx6E#@(Yxh!N"
-        "6^I5>#EM+lESi#E3^k2ksR<W8Q-eE24c$YO4^B(Kjz(zjE^dBXBm{FLDO>#3^*~UkF%%^<Dc0OSTUr@^D>}C%;*~NaoWH0+T$X6VojKdt^YYuUuC>6&"
-        "~rsAmj7^nG$lbqrV-}5csQJ$TOa`^*4@(aK66F>6@fASl@^Ec->%U_)5Un=+~{{Qi^BI|f=UK8!#Hz&3%i34lO^2+k##OP)5AC)4cZv"
-    )
-)
-"""A character map that sentencepiece wrote for ten rules: Ａ to A, ﬁ to fi, U+3000 and U+00A0 to a space, U+0001 to nothing,
-① to 1, e and U+0301 to é, ½ to 1⁄2, ｶﾞ to ガ, ﷺ to three letters."""
+from attacks.tokenizer_seeds import CHARSMAP
+
 LINES = (
     "Invoice no. 2024-117 from the naïve café, total 1,234.56 EUR due on 3 May",
     "Rechnung über größere Beträge … don't pay twice, e\u0301te\u0301 Éclair İstanbul ΑΣ",

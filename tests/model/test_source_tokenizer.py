@@ -1,5 +1,6 @@
 """The tokenizer of a brought checkpoint: token ids, boxes and masks are those of transformers' own pipeline, or it is refused."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from transformers import AutoTokenizer, LayoutLMv3ImageProcessor, LayoutLMv3Processor
 
 from ee_export.encode import Encoder, Encoding
+from ee_export.errors import BadCheckpoint
 from ee_export.model.source_tokenizer import text_encoding
 from tests.model.source_tokenizers import BOXED, KINDS, LINES, save_source
 
@@ -169,6 +171,15 @@ def test_long_pages_have_the_ids_of_transformers_at_both_ends(sources, kind: str
             assert edges is None or arrays["bbox"][0].tolist() == edges, side
 
 
+def test_layoutlm_has_the_ids_and_boxes_of_its_documentation(sources) -> None:
+    source, words = sources("layoutlm"), LINES[0].split() + LINES[1].split()
+    theirs, boxes = AutoTokenizer.from_pretrained(source[0]), boxes_of(words)
+    arrays = encoder_of(source, True).text(words, boxes)
+    inner = [box for word, box in zip(words, boxes, strict=True) for _ in theirs.tokenize(word)]
+    assert arrays["input_ids"][0].tolist() == theirs(" ".join(words))["input_ids"]
+    assert arrays["bbox"][0].tolist() == [[0, 0, 0, 0], *inner, [1000, 1000, 1000, 1000]]
+
+
 def test_the_processor_of_layoutlmv3_makes_the_same_text(sources) -> None:
     folder, *_ = source = sources("layoutlmv3")
     image_processor = LayoutLMv3ImageProcessor(apply_ocr=False, size={"height": 32, "width": 32})
@@ -181,3 +192,131 @@ def test_the_processor_of_layoutlmv3_makes_the_same_text(sources) -> None:
             made[name][0] if isinstance(made[name][0][0] if name == "bbox" else made[name][0], list) else made[name]
         )
         assert np.array_equal(arrays[name][0], theirs)
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    """A change of the top of a JSON file. None removes a key."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_bytes())
+        content.update(changes)
+        content = {key: value for key, value in content.items() if value is not None}
+        (folder / name).write_text(json.dumps(content))
+
+    return change
+
+
+def edit_part(part: str, **changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "tokenizer.json").read_bytes())
+        content[part].update(changes)
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+
+    return change
+
+
+def write(name: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(content) and None
+
+
+def leave_only(*names: str) -> Callable[[Path], None]:
+    return lambda folder: [path.unlink() for path in folder.iterdir() if path.name not in names] and None
+
+
+CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "pair": [],
+    "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}},
+}
+CLS, TEXT = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+
+
+def other_types(folder: Path) -> None:
+    text = {"Sequence": {"id": "A", "type_id": 1}}
+    edit(FILE, post_processor={**TEMPLATE, "single": [CLS, text, CLS]})(folder)
+    edit(CONFIG, model_input_names=["input_ids", "token_type_ids", "attention_mask"])(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("bert", leave_only("config.json"), r"tokenizer\.json: missing, and vocab\.txt"),
+        ("bert", leave_only("config.json", CONFIG), r"tokenizer\.json: missing, and vocab\.txt"),
+        ("roberta", lambda folder: (write("vocab.json", "{}")(folder), (folder / FILE).unlink()), r"transformers cannot load its tokenizer \(.*merges"),
+        ("xlm-roberta", lambda folder: (write("a.model", "x")(folder), (folder / FILE).unlink()), r"\.bpe\.model: missing|cannot load"),
+        ("bert", write(FILE, '{"model":'), r"tokenizer\.json: not valid JSON"),
+        ("bert", write(FILE, "[1]"), r"tokenizer\.json: the top: found \[1\]"),
+        ("bert", write(CONFIG, '{"model":'), r"tokenizer_config\.json: not valid JSON"),
+        ("bert", write(CONFIG, "[1]"), r"tokenizer_config\.json: found \[1\], expected an object"),
+        ("bert", edit(CONFIG, tokenizer_class="FooTokenizer"), r'tokenizer_class is "FooTokenizer", which transformers does not have'),
+        ("bert", edit(CONFIG, tokenizer_class=7), r"tokenizer_class is 7"),
+        ("bert", edit(CONFIG, auto_map={"AutoTokenizer": ["a.B", None]}), r"auto_map names files"),
+        ("bert", edit(CONFIG, tokenizer_class="RobertaTokenizer"), r"RobertaTokenizer is a BPE tokenizer, and tokenizer\.json holds a WordPiece one"),
+        ("bert", edit(CONFIG, tokenizer_class="CanineTokenizer"), r"its CanineTokenizer is written in Python"),
+        ("bert", edit(CONFIG, tokenizer_class="BertJapaneseTokenizer"), r"transformers cannot load its tokenizer"),
+        ("bert", edit(CONFIG, tokenizer_class="LayoutLMv2Tokenizer"), r"LayoutLMv2Tokenizer makes boxes, and the model reads none"),
+        ("bert", edit(CONFIG, tokenizer_class="MarkupLMTokenizer"), r"MarkupLMTokenizer"),
+        ("bert", edit(CONFIG, padding_side="left"), r'padding_side is "left", expected "right"'),
+        ("bert", edit(CONFIG, split_special_tokens=True), r"split_special_tokens is true, expected false"),
+        ("bert", edit(CONFIG, model_max_length=2), r"model_max_length is 2, expected a number of 3 at least"),
+        ("bert", edit(CONFIG, model_max_length="long"), r'model_max_length is "long"|cannot load'),
+        ("bert", edit(FILE, normalizer={"type": "Nmt"}), r'normalizer\.type: found "Nmt"'),
+        ("modernbert", edit_part("model", dropout=0.1), r"model\.dropout: found 0\.1"),
+        ("modernbert", edit(CONFIG, pad_token=None), r"has no pad_token"),
+        ("modernbert", edit(FILE, post_processor={**TEMPLATE, "single": [CLS, CLS, TEXT]}), r"puts 2 tokens before a text and 0 behind it"),
+        ("modernbert", edit(FILE, post_processor={**TEMPLATE, "single": [TEXT]}), r"puts 0 tokens before a text and 0 behind it"),
+        ("modernbert", other_types, r"other token types than 0"),
+        ("modernbert", edit(FILE, post_processor={"type": "Nothing"}), r"transformers cannot load its tokenizer"),
+        ("layoutlmv3", edit(CONFIG, sep_token_box=[0, 0, 0, 1001]), r"sep_token_box is \[0, 0, 0, 1001\]"),
+        ("layoutlmv3", edit(CONFIG, cls_token_box=[0, 0]), r"cls_token_box is \[0, 0\]"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_cannot_be_reproduced_is_refused_in_one_line(
+    tmp_path: Path, kind: str, change: Callable[[Path], Any], message: str
+) -> None:
+    model_type, count = save_source(kind, tmp_path)
+    text_encoding(tmp_path, model_type, count, 512, kind in BOXED)
+    change(tmp_path)
+    with pytest.raises(BadCheckpoint, match=message) as refused:
+        text_encoding(tmp_path, model_type, count + 5, 512, kind in BOXED)
+    line = str(refused.value)
+    assert line.startswith(str(tmp_path)) and "\n" not in line and line.isprintable() and "; " in line
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_rows_is_refused(sources) -> None:
+    folder, model_type, count = sources("camembert")
+    with pytest.raises(BadCheckpoint, match=f"the tokenizer has {count} tokens, the model rows for {count - 1}"):
+        text_encoding(folder, model_type, count - 1, 512, False)
+
+
+def test_length_side_and_boxes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    model_type, count = save_source("layoutlmv3", tmp_path)
+    edit(CONFIG, model_max_length=77, truncation_side="left", cls_token_box=[1, 2, 3, 4])(tmp_path)
+    _, fields = text_encoding(tmp_path, model_type, count, 512, True)
+    assert fields == {
+        "bos_id": 0, "eos_id": 2, "pad_id": 1, "max_text_tokens": 77, "text": "words", "bos_box": (1, 2, 3, 4),
+        "eos_box": (7, 8, 9, 10), "truncation": "left", "by_band": False,
+    }  # fmt: skip
+    assert text_encoding(tmp_path, model_type, count, 40, True)[1]["max_text_tokens"] == 40
+
+
+def test_tokenizer_files_of_older_versions_are_read(tmp_path: Path) -> None:
+    bert, _ = save_source("bert", tmp_path / "bert")
+    vocabulary = json.loads((tmp_path / "bert" / FILE).read_bytes())["model"]["vocab"]
+    leave_only("config.json")(tmp_path / "bert")
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)))
+    xlm, count = save_source("xlm-roberta", tmp_path / "xlm")
+    content = json.loads((tmp_path / "xlm" / FILE).read_bytes())
+    del content["model"]["type"]
+    content["pre_tokenizer"]["pretokenizers"][1] = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "add_prefix_space": True,
+        "str_rep": "▁",
+    }
+    (tmp_path / "xlm" / FILE).write_text(json.dumps(content))
+    for folder, model_type in ((tmp_path / "bert", bert), (tmp_path / "xlm", xlm)):
+        encoder = encoder_of((folder, model_type, count + 500), False)
+        theirs = AutoTokenizer.from_pretrained(folder)
+        assert encoder.text(LINES[0].split(), [])["input_ids"][0].tolist() == theirs(LINES[0])["input_ids"]
