@@ -198,8 +198,8 @@ def test_exported_segments_answer_as_the_stock_classifier(name: str, folders: di
         inputs = pixels(case, pages)
         state = {"pixel_values": inputs.numpy()}
         for segment in segments:
-            logits, others = segment.run(state)
-            state |= dict(zip([tensor.name for tensor in segment.outputs], [logits, *others], strict=True))
+            answer, others = segment.run(state)
+            state |= dict(zip([tensor.name for tensor in segment.outputs], [answer, *others], strict=True))
         expected = stock_logits(folders[name], case, inputs)
         assert np.abs(state["final.logits"] - expected.numpy()).max() <= 1e-5
         for key, logits in model.reference_logits(pixel_values=inputs).items():
