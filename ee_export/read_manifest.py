@@ -13,6 +13,7 @@ from ee_export.strict_json import Refused, excerpt, mismatch, parse
 
 _REPAIR = "copy the package again, or rebuild it with `ee-export build`"
 _DEEPEST = 32
+_PLAIN = (int, float, str)
 
 
 def from_json(data: bytes, where: str) -> Manifest:
@@ -59,6 +60,8 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     elif origin is None and is_dataclass(kind) and isinstance(value, dict):
         return _decode_dataclass(kind, value, path)
     elif origin is tuple and isinstance(value, list):
+        if arguments[0] in _PLAIN and set(map(type, value)) <= {arguments[0]}:
+            return tuple(value)  # most values of a manifest stand in such lists
         return tuple([_decode(arguments[0], item, f"{path}[{at}]") for at, item in enumerate(value)])
     elif origin is dict and isinstance(value, dict):
         prefix = f"{path}." if path else ""
