@@ -170,7 +170,7 @@ def test_of_ten_megabytes_of_words_a_few_thousand_characters_are_cut(
     package: Package, tokenizer: str, text: str, side: str
 ) -> None:
     counting = Counting(TOKENIZERS[tokenizer]())
-    changed = replace(package.manifest.encoding, text=text, truncation=side, by_band=False)
+    changed = replace(package.manifest.encoding, text=text, truncation=side, bands=())
     words = [f"word{at}" for at in range(1_000_000)]
     ids = Encoder(changed, counting).text(words, [])["input_ids"][0]  # type: ignore[arg-type]
     ends = words[:600] if side == "right" else words[-600:]
@@ -212,7 +212,7 @@ def test_words_without_a_piece_leave_their_room_to_others(package: Package) -> N
 
 def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) -> None:
     changed = replace(
-        package.manifest.encoding, text="joined", bos_box=(1, 2, 3, 4), eos_box=(1000, 1000, 1000, 1000), by_band=False
+        package.manifest.encoding, text="joined", bos_box=(1, 2, 3, 4), eos_box=(1000, 1000, 1000, 1000), bands=()
     )
     words = ["Invoice", " no.", "2024-117 x ", "日本", "naïve"]
     for tokenizer in (Tokenizer.from_buffer(package.read(TOKENIZER)), word_pieces(), unigram_pieces()):
@@ -234,14 +234,10 @@ def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) ->
 def test_a_page_keeps_its_order_where_the_model_was_not_trained_on_bands(package: Package) -> None:
     words, upside_down = ["a", "b", "c"], [[0, 900, 9, 910], [0, 500, 9, 510], [0, 10, 9, 20]]
     tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
-    banded = replace(package.manifest.encoding, bands=(30, 60))
-    heights = {
-        by_band: Encoder(replace(banded, by_band=by_band), tokenizer)
-        .text(words, upside_down)["bbox"][0, 1:-1, 1]
-        .tolist()
-        for by_band in (True, False)
-    }
-    assert heights == {True: [10, 500, 900], False: [900, 500, 10]}
+    for bands, heights in (((30, 60), [10, 500, 900]), ((), [900, 500, 10])):
+        changed = replace(package.manifest.encoding, bands=bands)
+        boxes_read = Encoder(changed, tokenizer).text(words, upside_down)["bbox"][0, 1:-1, 1]
+        assert boxes_read.tolist() == heights
 
 
 def test_long_words_are_not_remembered_and_pieces_are_bounded(package: Package, monkeypatch) -> None:

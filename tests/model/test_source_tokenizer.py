@@ -296,7 +296,7 @@ def test_length_side_and_boxes_are_those_of_the_checkpoint(tmp_path: Path) -> No
     _, fields = text_encoding(tmp_path, model_type, count, 512, True)
     assert fields == {
         "bos_id": 0, "eos_id": 2, "pad_id": 1, "max_text_tokens": 77, "text": "words", "bos_box": (1, 2, 3, 4),
-        "eos_box": (7, 8, 9, 10), "truncation": "left", "by_band": False,
+        "eos_box": (7, 8, 9, 10), "truncation": "left",
     }  # fmt: skip
     assert text_encoding(tmp_path, model_type, count, 40, True)[1]["max_text_tokens"] == 40
 
