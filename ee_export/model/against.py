@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -19,6 +18,7 @@ from ee_export.encode import Arrays
 from ee_export.errors import BadData, NotEqual, printable
 from ee_export.image import IMAGE_SUFFIXES
 from ee_export.model.checkpoint import loading, quiet
+from ee_export.model.processor import load_processor
 from ee_export.model.source import family_of, read_config
 from ee_export.page import Page, read_page
 from ee_export.runtime.chain import Chain
@@ -71,9 +71,7 @@ class SourcePipeline:
             self.model = auto.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", weights_only=True, local_files_only=True
             ).eval()
-            self._processor = (
-                AutoImageProcessor.from_pretrained(folder, local_files_only=True) if family.reads("image") else None
-            )
+            self._processor = load_processor(folder) if family.reads("image") else None
             self._tokenizer = (
                 AutoTokenizer.from_pretrained(folder, local_files_only=True) if family.reads("text") else None
             )

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 
 from ee_export.errors import BadCheckpoint, BadRequest, printable, shorten
 from ee_export.model.checkpoint import loading, quiet, train_tokenizer
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX
-from ee_export.model.processor import image_encoding
+from ee_export.model.processor import image_encoding, load_processor
 from ee_export.model.source_tokenizer import text_encoding
 from ee_export.ranges import require_labels
 from ee_export.strict_json import Refused
@@ -80,7 +81,8 @@ def load_source(
             config.heads = {"vision": {"reads": "pixels"}}
     encoding: dict[str, Any] = {}
     if family.reads("image"):
-        encoding |= image_encoding(folder, config.input_size, config.num_channels)
+        side = _side_read(folder, config)
+        encoding |= {"image_size": side, **image_encoding(folder, side, config.num_channels)}
     if family.reads("text"):
         with_boxes = "bbox" in family.INPUTS
         tokenizer, fields = text_encoding(
@@ -125,10 +127,14 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
             "as parts or as ONNX graphs"
         )
     architectures = content.get("architectures") or []
-    if not any(str(name).endswith(_TASKS) for name in architectures):
+    if not any(task in str(name) for name in architectures for task in _TASKS):
         raise BadCheckpoint(
             f"{path}: architectures is {printable(shorten(architectures))}, expected a classifier (…{' or …'.join(_TASKS)}); "
             "fine-tune one first"
+        )
+    if content.get("problem_type") in ("multi_label_classification", "regression"):
+        raise BadCheckpoint(
+            f"{path}: problem_type is '{content['problem_type']}', expected a classifier with one label a page; fine-tune one"
         )
     return FAMILIES[model_type]
 
@@ -181,6 +187,15 @@ def default_exits(config: Any) -> tuple[str, ...]:
         *(name for name in ("vision", "text") if name in config.BEFORE_ENCODER),
         *(f"encoder.{depth}" for depth in depths),
     )
+
+
+def _side_read(folder: Path, config: Any) -> int:
+    """Side of the images that the model reads, in pixels: its configuration's, or its processor's if it takes any size."""
+    if not getattr(config, "any_size", False):
+        return int(config.input_size)
+    processor = load_processor(folder)
+    with loading(folder), quiet():
+        return int(processor(Image.new("RGB", (300, 400)), return_tensors="np")["pixel_values"].shape[-1])
 
 
 def _load_weights(folder: Path, family: type[EarlyExitModel], config: Any) -> EarlyExitModel:
