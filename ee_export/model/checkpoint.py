@@ -16,6 +16,7 @@ from ee_export.encode import Encoding
 from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX, REFUSED
+from ee_export.model.strategies import head_prefix
 from ee_export.resize import ORDERS, UNSTATED
 from ee_export.tokenizer import LARGEST, read_whole_tokenizer, require_rows
 
@@ -93,7 +94,15 @@ def load_stock(
         for name, value in special_ids(tokenizer).items():
             if getattr(config, name) is None:  # a BERT's configuration leaves them to its tokenizer
                 setattr(config, name, value)
-        model = family.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+        model, info = family.from_pretrained(
+            folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    for name, stored, needed in sorted(info["mismatched_keys"]):
+        if not name.startswith((*head_prefix("final"), "exits.")):  # a classifier of other labels is made anew
+            raise BadCheckpoint(
+                f"{folder}: weight {name} is {list(stored)}, and the configuration needs {list(needed)}; take sizes out of the recipe's "
+                "[model]"
+            )
     _require_rows(folder, model, tokenizer)
     for name, tokens in ENDS.items():
         if getattr(config, name) is None:
