@@ -204,7 +204,7 @@ def test_an_error_nobody_foresaw_names_page_and_exception_and_keeps_its_tracebac
 def test_a_tokenizer_that_panics_is_that_pages_error(
     chain: Chain, pages: list[Page], page_image: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = chain.encoder._tokenizer
+    tokenizer = chain.encoder._cutter._tokenizer
 
     class Panicking:
         def encode(self, words: list[str], **options: Any) -> Any:
@@ -212,7 +212,7 @@ def test_a_tokenizer_that_panics_is_that_pages_error(
                 raise Odd("index out of bounds")
             return tokenizer.encode(words, **options)
 
-    monkeypatch.setattr(chain.encoder, "_tokenizer", Panicking())
+    monkeypatch.setattr(chain.encoder._cutter, "_tokenizer", Panicking())
     page = Page(page_image, words=["boom"], boxes=[[1, 1, 9, 9]], name="scan 7")
     results = list(chain.predict_many([pages[0], page, pages[1]]))
     assert [isinstance(result, Answer) for result in results] == [True, False, True]

@@ -215,12 +215,17 @@ def edit_part(part: str, **changes: Any) -> Callable[[Path], None]:
     return change
 
 
-def write(name: str, content: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(content) and None
+def write(name: str, content: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(content)
 
 
 def leave_only(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [path.unlink() for path in folder.iterdir() if path.name not in names] and None
+    def change(folder: Path) -> None:
+        for path in folder.iterdir():
+            if path.name not in names:
+                path.unlink()
+
+    return change
 
 
 CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
