@@ -24,7 +24,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 from ee_export.model.attention import gather, gather_first
-from ee_export.model.early_exit import Part, same, trunk_part
+from ee_export.model.early_exit import Part, trunk_part
 from ee_export.model.text import EarlyExitText, TextConfig
 
 Positions = tuple[Tensor | None, Tensor | None]
@@ -78,11 +78,11 @@ class EarlyExitDebertaV2(EarlyExitText, DebertaV2PreTrainedModel):
         rows = _rows_by_distance(encoder, self.config.longest_proof)
         parts = self.text_parts()
         for number, layer in enumerate(encoder.layer, 1):
-            table = partial(_position_table, encoder, layer.attention.self)
+            table: Callable[[], Positions] = partial(_position_table, encoder, layer.attention.self)
             if answer_first:
                 # Nothing of a page is in it: a constant of the graph.
                 with torch.no_grad():
-                    table = partial(same, table())
+                    table = _constant(table())
             conv = encoder.conv if number == 1 else None
             before = (f"hidden.{number - 1}", "bias") if conv is None else ("hidden.0", "bias", "attention_mask")
             parts += self.layer_parts(
@@ -206,6 +206,10 @@ def _position_table(encoder: DebertaV2Encoder, attention: DisentangledSelfAttent
 
     key = projected("c2p", "pos_key_proj", attention.key_proj)
     return key, projected("p2c", "pos_query_proj", attention.query_proj)
+
+
+def _constant(table: Positions) -> Callable[[], Positions]:
+    return lambda: table
 
 
 def _shifted(by_distance: Tensor) -> Tensor:

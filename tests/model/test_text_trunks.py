@@ -221,7 +221,7 @@ def test_exported_segments_answer_as_the_stock_class_does(
     assert abs(state["final.logits"] - logits["final"]).max() <= 1e-2
 
 
-REFUSALS = {
+REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a decoder": ("bert", {"is_decoder": True}, "is_decoder of the bert configuration is True; expected False"),
     "relative positions": (
         "electra",
