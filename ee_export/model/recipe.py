@@ -101,6 +101,11 @@ _SMALL_IMAGE: dict[str, Any] = {"input_size": 224, "image_size": 224, "patch_siz
 _SMALL_OF: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"coordinate_size": 20, "shape_size": 24},
     "beit": {"use_relative_position_bias": True},
+    "lilt": {"hidden_size": 144},
+    "distilbert": {"dim": 128, "n_layers": 4, "n_heads": 4, "hidden_dim": 512},
+    "siglip": {"vision_config": {**_SMALL, "image_size": 224, "patch_size": 32}},
+    "swin": {"embed_dim": 32, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8], "patch_size": 4},
+    "convnext": {"hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 2, 1], "patch_size": 4},
 }
 _EXITS = "independent_quarter"
 """The placement of exits of a recipe that names none, as far as the trunk has such exits."""
@@ -115,9 +120,10 @@ def with_defaults(recipe: Recipe) -> Recipe:
     if model.keys() - {"exits", "heads"}:
         return recipe
     known = {entry.name for entry in fields(family.config_class)}
-    small = {**_SMALL, **_SMALL_OF.get(recipe.trunk, {})}
+    small = dict(_SMALL)
     small |= _SMALL_TEXT if family.reads("text") else {}
     small |= _SMALL_IMAGE if family.reads("image") else {}
+    small |= _SMALL_OF.get(recipe.trunk, {})
     model |= {name: value for name, value in small.items() if name in known}
     if "exits" not in model:
         config = family.config_class(**model)
