@@ -147,8 +147,8 @@ def test_a_package_answers_as_the_checkpoint_from_the_page_on(
     package = open_package(request.getfixturevalue(f"{kind}_package"))
     assert package.manifest.labels == UNSORTED
     assert package.target("cpu-fp32").equality["source"] < 1e-4
-    comparison = compare(load_package(package), SourcePipeline(source), pages, quiet)
-    assert comparison.pages == len(pages) == 56
+    comparison = compare(load_package(package), SourcePipeline(source), pages[::4], quiet)
+    assert comparison.pages == len(pages[::4]) == 14
     assert comparison.pages_unlike == {}
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from ee_export.errors import BadCheckpoint, BadRequest, printable, shorten
 from ee_export.model.checkpoint import loading, quiet, train_tokenizer
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.families import FAMILIES, PREFIX
+from ee_export.model.families import FAMILIES, PREFIX, REFUSED
 from ee_export.model.processor import image_encoding, load_processor
 from ee_export.model.source_tokenizer import text_encoding
 from ee_export.ranges import require_labels
@@ -121,6 +121,8 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
         raise BadCheckpoint(
             f"{path}: model_type is '{printable(model_type)}', which has exits already; run `ee-export build`"
         )
+    if model_type in REFUSED:
+        raise BadCheckpoint(f"{path}: model_type is '{model_type}': {REFUSED[model_type]}")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise BadCheckpoint(
             f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES)}; bring other models "
