@@ -91,7 +91,7 @@ def test_no_field_of_a_manifest_is_passed_over(sample: Path, tmp_path: Path) -> 
             continue
         values = {field.name: getattr(manifest, field.name) for field in fields(Manifest)}
         value = values[entry.name]
-        values[entry.name] = "other" if isinstance(value, str) else None
+        values[entry.name] = "other" if value is None or isinstance(value, str) else None
         (found, *_) = differences(manifest, Manifest(**values))
         assert found.group in GROUPS and found.field.startswith(entry.name)
 
