@@ -167,8 +167,9 @@ def _measure_loading(
 
 
 def _start(tree: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(tree), "ORT_DISABLE_TELEMETRY": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled
+    environment.pop("ORT_DISABLE_TELEMETRY", None)  # set by the import above; a checkout decides about it itself
     return subprocess.Popen(
         [sys.executable, "-c", script, str(tree / "engines" / "documents.ee"), *arguments],
         env=environment,
