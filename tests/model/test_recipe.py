@@ -10,7 +10,6 @@ from ee_export.data import read_dataset
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.model import train as training
-from ee_export.model.families import FAMILIES
 from ee_export.model.recipe import Recipe, read_recipe, with_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +19,11 @@ def no_progress(done: int, total: int, line: str) -> None:
     """Nobody looks."""
 
 
-@pytest.mark.parametrize("trunk", FAMILIES)
+SIZED_APART = ("layoutlmv3", "lilt", "distilbert", "siglip", "swin", "convnext")
+"""Trunks whose small sizes are not those of all; `vit` and `bert` stand for the others."""
+
+
+@pytest.mark.parametrize("trunk", [*SIZED_APART, "vit", "bert"])
 def test_every_trunk_is_made_without_a_recipe_and_has_exits_before_final(
     trunk: str, pages_folder: Path, tmp_path: Path
 ) -> None:
