@@ -23,10 +23,10 @@ from ee_export.model.feature_cache import cache_features
 from ee_export.model.pages import encode_pages
 from ee_export.model.recipe import Recipe
 from ee_export.model.source import load_source
-from ee_export.model.train import REPORT, optimizer_of, run_stage, stages_of
 from ee_export.model.train import accuracy as measure_accuracy
+from ee_export.model.train import optimizer_of, run_stage, stages_of
 from ee_export.model.train_heads import HeadTraining, train_heads
-from ee_export.origin import origin_of
+from ee_export.origin import REPORT, origin_of
 from ee_export.package import Package
 from ee_export.page import Ocr
 

@@ -35,6 +35,10 @@ _LARGEST_SCORE = 1e6
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
+FIT_ROWS = "resize the model (`resize_token_embeddings`), or take the tokenizer that it was trained with"
+"""Remedy for a checkpoint whose tokenizer :func:`require_rows` refuses."""
+
+
 def package_tokenizer(package: Package) -> Tokenizer:
     """The tokenizer of a package.
 

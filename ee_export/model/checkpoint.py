@@ -18,7 +18,7 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX, REFUSED
 from ee_export.model.strategies import head_prefix
 from ee_export.resize import ORDERS, UNSTATED
-from ee_export.tokenizer import LARGEST, read_whole_tokenizer, require_rows
+from ee_export.tokenizer import FIT_ROWS, LARGEST, read_whole_tokenizer, require_rows
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
@@ -200,8 +200,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 def _require_rows(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer that has more tokens than the model's embedding has rows: pages with such tokens would fail."""
     if model.reads("text"):
-        remedy = "resize the model (`resize_token_embeddings`), or take the tokenizer that it was trained with"
-        require_rows(tokenizer, model.config.vocab_size, str(folder / "tokenizer.json"), BadCheckpoint, remedy)
+        require_rows(tokenizer, model.config.vocab_size, str(folder / "tokenizer.json"), BadCheckpoint, FIT_ROWS)
 
 
 def _model_type(folder: Path) -> str:

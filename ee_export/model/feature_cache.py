@@ -10,8 +10,8 @@ from numpy.lib.format import open_memmap
 
 from ee_export.data import Dataset
 from ee_export.encode import Encoder
-from ee_export.errors import BadData
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.pages import read_contents
 
 Progress = Callable[[int, int], None]
 """Called with pages done and pages in all."""
@@ -42,6 +42,8 @@ def cache_features(
         BadData: a page has no words, and the model reads words.
     """
     exits = [name for name in model.config.exit_names()[:-1] if model.feature(name) != "pixels"]
+    if not exits:
+        return {}  # no head reads the trunk
     state = folder / "state.json"
     done = _pages_done(state, identity, exits)
     mode = "r+" if done else "w+"
@@ -76,10 +78,7 @@ def _features(model: EarlyExitModel, encoder: Encoder, data: Dataset, rows: list
     """Features of some pages, ``[rows, H]`` per exit."""
     images, texts = [], []
     for row in rows:
-        page = data.page(row)
-        if page.words is None and model.reads("text"):
-            raise BadData(f"{data.paths[row]}: no words; put them in a .json beside it (OCR once, then train)")
-        image, words, boxes = encoder.contents(page, model.INPUTS)
+        image, words, boxes = read_contents(data, row, encoder, model)
         images.append(image)
         texts.append(encoder.text(words, boxes))
     result: dict[str, np.ndarray] = {}

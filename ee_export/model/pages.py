@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ee_export.data import Dataset
@@ -11,6 +12,7 @@ from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.page import Boxes, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,21 @@ class EncodedPages:
         return len(self.targets)
 
 
+def read_contents(
+    data: Dataset, index: int, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel
+) -> tuple[Image.Image, Words, Boxes]:
+    """What ``model`` reads of a page; raises BadData if that is words and the page has none, BadPage if it cannot be read."""
+    page = data.page(index)
+    if page.words is None and model.reads("text"):
+        raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
+    return encoder.contents(page, model.INPUTS)
+
+
 def encode_pages(data: Dataset, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel) -> EncodedPages:
     """Decode and encode what ``model`` reads of every page, once; raises BadPage naming the first that cannot be read."""
     pixels, texts = [], []
     for index in range(len(data)):
-        page = data.page(index)
-        if page.words is None and model.reads("text"):
-            raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
-        image, words, boxes = encoder.contents(page, model.INPUTS)
+        image, words, boxes = read_contents(data, index, encoder, model)
         pixels.append(torch.from_numpy(encoder.pixels(image).copy()))
         arrays = encoder.text(words, boxes)
         texts.append((arrays["input_ids"][0].astype(np.int32), arrays["bbox"][0].astype(np.int16)))

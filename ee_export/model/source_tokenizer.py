@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ee_export.errors import BadCheckpoint, EeError, is_fault, one_line
 from ee_export.strict_json import excerpt, parse
-from ee_export.tokenizer import LARGEST, read_tokenizer, require_rows
+from ee_export.tokenizer import FIT_ROWS, LARGEST, read_tokenizer, require_rows
 
 _CONFIG = "tokenizer_config.json"
 _FILE = "tokenizer.json"
@@ -75,8 +75,7 @@ def text_encoding(
     where = f"{folder}: its {type(source).__name__}"
     text = source.backend_tokenizer.to_str()
     tokenizer = read_tokenizer(text.encode(), where, BadCheckpoint, "bring a model whose tokenizer has known parts")
-    remedy = "resize the model (`resize_token_embeddings`), or take the tokenizer that it was trained with"
-    require_rows(tokenizer, vocab_size, where, BadCheckpoint, remedy)
+    require_rows(tokenizer, vocab_size, where, BadCheckpoint, FIT_ROWS)
     ids, ends = _ends(folder, source, tokenizer, boxes, model_type)
     return tokenizer, {
         "bos_id": ids[0],

@@ -31,8 +31,7 @@ from ee_export.model.strategies import (
     phases,
     weighted_joint,
 )
-
-REPORT = "training.json"
+from ee_export.origin import REPORT
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a line about the last epoch (empty between epochs)."""
