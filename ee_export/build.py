@@ -1,6 +1,6 @@
 """Checkpoint and held-out pages to a package: export, prove equal, measure, calibrate, tune, verify."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from ee_export import __version__, fit, golden, golden_page
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import Dataset, read_dataset
-from ee_export.encode import Arrays, Encoder, band_of
+from ee_export.encode import Arrays, Encoder
 from ee_export.errors import BadCheckpoint, BadData
 from ee_export.find import Skipped, find_pages
-from ee_export.manifest import SCHEMA, SOURCE, Manifest, Origin, Target
+from ee_export.manifest import SCHEMA, SOURCE, Manifest, Origin, Split, Target
 from ee_export.model import checkpoint
 from ee_export.model.against import SourcePipeline, compare
 from ee_export.model.early_exit import EarlyExitModel
@@ -24,7 +24,7 @@ from ee_export.origin import origin_of
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
 from ee_export.page import Ocr, read_page
 from ee_export.ranges import require_labels
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure, measure_ocr
 from ee_export.segments import equality, export_segments
 from ee_export.strict_json import Refused
@@ -136,23 +136,49 @@ def build_model(
             comparison.require_equal(str(out))
             target = replace(target, equality={**target.equality, SOURCE: comparison.differences["logits"]})
 
-        samples = read_pages(parts["tune"], None)[:12]
-        start_ms = 0.0
-        if ocr_ms is None and ocr is not None and model.reads("text"):
-            progress("measure", 0, 2)
-            bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6] if page.image is not None]
-            bands = [band_of(name) for name in model.config.exit_names() if name.startswith("text.")]
-            ocr_ms, start_ms = measure_ocr(bare, bands)
-        progress("measure", 1, 2)
-        target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
-        progress("measure", 2, 2)
-
-        seen = observe_each(chain, parts, ocr, progress)
-        target = fit.first(package.manifest, target, seen)
-        pages, _ = golden.read(package)
-        manifest = replace(package.manifest, targets={TARGET: target}, split=split, origin=origin)
-        seal_verified(staging, manifest, pages, TARGET, progress)
+        complete(chain, target, parts, split, origin, staging, ocr=ocr, ocr_ms=ocr_ms, progress=progress)
     return open_package(out)
+
+
+def complete(
+    chain: Chain,
+    target: Target,
+    parts: Mapping[str, Dataset],
+    split: Split,
+    origin: Origin,
+    staging: Path,
+    *,
+    ocr: Ocr | None,
+    ocr_ms: float | None,
+    progress: Progress,
+) -> None:
+    """Measure, calibrate, tune, verify and seal a package whose segments are proven.
+
+    Args:
+        chain: of the package in ``staging``, with the operating point ``full``.
+        target: of the chain.
+        parts: the held-out pages by purpose, see :func:`~ee_export.observe.held_out`.
+        split: the record of how they were kept apart.
+        origin: of the package.
+        staging: the folder that becomes the package.
+        ocr: see :func:`build`, as ``ocr_ms`` and ``progress``.
+    """
+    package = chain.package
+    samples = read_pages(parts["tune"], None)[:12]
+    start_ms = 0.0
+    if ocr_ms is None and ocr is not None and package.manifest.reads("text"):
+        progress("measure", 0, 2)
+        bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6] if page.image is not None]
+        ocr_ms, start_ms = measure_ocr(bare, package.manifest.text_bands())
+    progress("measure", 1, 2)
+    target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
+    progress("measure", 2, 2)
+
+    seen = observe_each(chain, parts, ocr, progress)
+    target = fit.first(package.manifest, target, seen)
+    pages, _ = golden.read(package)
+    manifest = replace(package.manifest, targets={TARGET: target}, split=split, origin=origin)
+    seal_verified(staging, manifest, pages, TARGET, progress)
 
 
 def export(
