@@ -113,13 +113,13 @@ def _split(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Datase
     if train_data is None:
         parts = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
         data, train_data = parts["held_out"], parts["train"]
-    parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, seed)
-    for name, purpose in (("train", "train"), ("val", "validate")):
-        if len(parts[name]) < 2:
+    parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
+    for purpose, part in parts.items():
+        if len(part) < 2:
             raise BadData(
                 f"{train_data.root}: too few pages ({len(train_data)}) to {purpose} heads; add pages to every class"
             )
-    return data, parts["train"], parts["val"]
+    return data, parts["train"], parts["validate"]
 
 
 def _train(
