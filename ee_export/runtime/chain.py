@@ -399,7 +399,7 @@ class Chain:
         record = Record(text=arrays if "input_ids" in arrays else None)
         group = Group([0], dict(arrays), _length(record.text))
         for run in self._runs if deadline_ms is None else self._anytime_runs:
-            if run.text:  # a further encoding's
+            if run.new_text and run.text is not None and self._encoder is not None and self._encoder.further:
                 record.text = without_prefix(run.text, arrays)
                 group.tokens = _length(record.text)
             self._advance(group, run.first, run.end, [record], call)

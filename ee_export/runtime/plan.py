@@ -22,7 +22,7 @@ class PlanStep:
     ``limits``: lowest score with which a page leaves, per class answered. ``gates``: 1 where the output after the logits is a
     gate's, else 0. ``state``: the others that later segments read, by their place among the outputs after the logits.
     ``last``: its inputs that no later segment reads. ``skippable``: nothing depends on it and no page leaves there, so it need
-    not run. ``reads``: the inputs of the package that it reads.
+    not run. ``reads``: the inputs of the package that it reads; ``passed``: names of all its inputs but texts.
     """
 
     segment: Segment
@@ -34,6 +34,7 @@ class PlanStep:
     last: tuple[str, ...]
     skippable: bool
     reads: Reads
+    passed: tuple[str, ...]
 
 
 class Run(NamedTuple):
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 
     Steps ``first`` to ``end``. Before it the top ``percent`` of the page must be read. ``text``: the encoding whose text the steps read,
     ``None`` before any text; ``new_text``: whether no step before reads that one. ``pixels``: further encodings whose image no step
-    before reads. ``carried``: names of all tensors that its steps and later ones read.
+    before reads. ``carried``: names of all tensors but texts that its steps and later ones read.
     """
 
     first: int
@@ -111,7 +112,7 @@ def runs(plan: Sequence[PlanStep], *, every_step: bool) -> list[Run]:
         if step.rule.reads > before.percent or new_text or new_pixels:
             pixels.update(new_pixels)
             text = before.text if step.reads.text is None else step.reads.text
-            carried = frozenset(tensor.name for later in plan[at:] for tensor in later.segment.inputs)
+            carried = frozenset(name for later in plan[at:] for name in later.passed)
             found[-1] = before._replace(end=at)
             found.append(Run(at, len(plan), step.rule.reads, text, new_text, new_pixels, carried))
     return found
@@ -142,6 +143,7 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segment
                 and not state
                 and (point_never_leaves or point.criterion not in ASKS_EXITS_BEFORE),
                 reads=reads_of(manifest, segment.exit, segment.inputs),
+                passed=tuple(name for name in asked if manifest.inputs.get(name) != "text"),
             )
         )
         needed |= set(asked)
