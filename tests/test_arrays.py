@@ -1,6 +1,7 @@
 """Packages of arrays: no pages, no encoder, no tokenizer; the caller gives the tensors."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,7 @@ def test_commands_that_need_pages_refuse_in_one_line(finished: Path, data: Path,
         (["tune", finished, pages_folder], "a folder; the package reads arrays: give an .npz file"),
         (["predict", finished, pages_folder], "a folder; the package reads arrays: give an .npz file"),
         (["predict", finished, data, "--shadow", finished, "--shadow-log", log], "--shadow compares pages"),
+        (["diff", finished, finished, pages_folder], "PAGES are pages; leave PAGES out"),
         (["compile", finished, data, "--target", "tensorrt-fp16"], "the package reads arrays"),
     ):
         done = CliRunner().invoke(cli, list(map(str, arguments)))
@@ -241,3 +243,14 @@ def test_a_manifest_whose_inputs_do_not_fit_is_refused(
 ) -> None:
     with pytest.raises(EeError, match=message):
         seal(tmp_path, replace(package.manifest, **changes))
+
+
+def test_such_a_package_is_compiled_for_the_processor(finished: Path, data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy.ee"))
+    done = CliRunner().invoke(
+        cli, ["compile", str(copy), str(data), "--quantization", "static"], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    answer = ee_export.load(copy, "cpu-int8", "full").predict_encoded(row(rows(1), 0))
+    assert answer.exit == "answer"
+    assert CliRunner().invoke(cli, ["diff", str(copy), str(finished)]).exit_code == 1

@@ -68,7 +68,8 @@ def encoder_of(encoding: Encoding, data: bytes) -> Encoder:
 
 def apart(package: Package, page: Page) -> Arrays:
     """The inputs of a page as two encoders make them that know nothing of each other."""
-    data, made_of = package.read("tokenizer.json"), {}
+    data = package.read("tokenizer.json")
+    made_of: Arrays = {}
     for prefix, encoding in (("", SMALL), ("large.", LARGE)):
         encoder = encoder_of(encoding, data)
         words, boxes = page.text(None)
@@ -138,7 +139,12 @@ def test_the_second_models_inputs_are_made_only_for_pages_that_stay(
     pages, opened = pages_of(4), []
     large = chain.encoder.further["large"]
     real = large.open
-    monkeypatch.setattr(large, "open", lambda page: opened.append(page.name) or real(page))
+
+    def noted(page: Page) -> Any:
+        opened.append(page.name)
+        return real(page)
+
+    monkeypatch.setattr(large, "open", noted)
     assert {answer.exit for answer in chain.with_point(FIRST).predict_batch(pages)} == {"small.look"}
     assert opened == []
     point = OperatingPoint("max_probability", {"small.look": 0.5, "small.read": 1.1, "large.look": 1.1})
