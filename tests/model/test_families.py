@@ -235,8 +235,8 @@ def test_exported_segments_equal_the_model_and_hold_each_weight_once(kind: str, 
     tokenizer = checkpoint.train_tokenizer(iter([["word"]]), 300)
     for name, value in checkpoint.special_ids(tokenizer).items():
         setattr(model.config, name, value)
-    inputs = golden_inputs(model, Encoder(checkpoint.encoding_of(model.config), tokenizer), None)
-    package = export(model, tokenizer.to_str(), inputs, tmp_path, kind, quiet)
+    parted = checkpoint.parted(model, tokenizer)
+    package = export(parted, golden_inputs(parted, None), tmp_path, kind, quiet)
     assert max(package.target("cpu-fp32").equality.values()) <= 2e-5
     arrays = {name: value.numpy() for name, value in inputs_of(kind).items()}
     found = load_package(package).logits(arrays)

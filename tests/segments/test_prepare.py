@@ -13,6 +13,7 @@ from ee_export.data import read_dataset
 from ee_export.encode import Arrays
 from ee_export.errors import BadRequest
 from ee_export.manifest import SegmentSpec
+from ee_export.model import checkpoint
 from ee_export.package import Package, open_package
 from ee_export.recipes import FLOAT32_PARTS, Int8, TargetRecipe
 from ee_export.runtime.chain import load_package
@@ -23,6 +24,7 @@ from ee_export.segments.export import check_graph, export_segment
 from ee_export.segments.plain_attention import one_output, plain
 from ee_export.segments.precision import cast_graph
 from ee_export.segments.prepare import prepare_segments
+from ee_export.segments.trace import trace
 from tests.conftest import random_model, tiny_config
 from tests.model.test_families import STOCK, inputs_of, model_of
 
@@ -46,7 +48,7 @@ def test_pooling_and_single_layer_heads_agree_with_the_chain_at_every_batch(
     precision, limit: float, attention, tiny_package: Package, tmp_path: Path
 ) -> None:
     specs = prepare_segments(tiny_package, TargetRecipe("t", "tensorrt", precision, attention=attention), tmp_path)
-    pages = equality.cases(random_model(tiny_config(max_text_tokens=128)))[:5]
+    pages = equality.cases(checkpoint.parted(random_model(tiny_config(max_text_tokens=128))))[:5]
     chain = load_package(tiny_package)
     for page, found in zip(pages, replayed(tmp_path, specs, pages), strict=True):
         for name, wanted in chain.logits(page).items():
@@ -175,8 +177,10 @@ def test_every_trunk_is_cast(kind: str) -> None:
     model = model_of(kind)
     inputs = inputs_of(kind)
     expected = model.reference_logits(**inputs)
-    segments = cut(model.parts(answer_first=True), model.config.exit_names())
-    graphs = [export_segment(segment, model, model.shapes()) for segment in segments]
+    parted = checkpoint.parted(model)
+    tensors = trace(parted, equality.make_inputs(parted))
+    segments = cut(parted.parts, parted.exits)
+    graphs = [export_segment(segment, model, tensors) for segment in segments]
     for form in (plain, one_output):
         state = {name: value.numpy() for name, value in inputs.items()}
         for segment, graph in zip(segments, graphs, strict=True):

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from ee_export import golden
 from ee_export.atomic import staged_folder
 from ee_export.build import export, golden_inputs
-from ee_export.encode import Arrays, Encoder
+from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, NotEqual
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, TensorSpec
 from ee_export.model import checkpoint
@@ -68,7 +68,7 @@ def test_logits_are_those_of_a_bias_that_is_passed_on(
 ) -> None:
     # In fp16 onnxruntime's processor computes in float32 and rounds where it must: at the end of a segment, not inside one.
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention=attention), tmp_path)
-    for page in equality.cases(random_model(tiny_config(max_text_tokens=128)))[:5]:
+    for page in equality.cases(checkpoint.parted(random_model(tiny_config(max_text_tokens=128))))[:5]:
         wanted = answers(*carried, page)
         for name, found in answers(*recomputed, page).items():
             assert np.abs(found - wanted[name]).max() <= limit, name
@@ -79,7 +79,8 @@ def test_as_the_graphs_say_it_they_are_equal_to_the_last_bit(
     precision: Any, tiny_package: Package, tmp_path: Path
 ) -> None:
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention="plain"), tmp_path)
-    page = min(equality.cases(random_model(tiny_config(max_text_tokens=16))), key=lambda page: page["input_ids"].size)
+    pages = equality.cases(checkpoint.parted(random_model(tiny_config(max_text_tokens=16))))
+    page = min(pages, key=lambda page: page["input_ids"].size)
     wanted = referred(*carried, page)
     assert {
         name: (found == wanted[name]).all() for name, found in referred(*recomputed, page).items()
@@ -137,9 +138,9 @@ def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> No
 def packaged(kind: str, folder: Path) -> Package:
     """A package of a tiny model of another trunk."""
     model, tokenizer = model_of(kind), checkpoint.train_tokenizer(iter([["word"] * 9]), 300)
-    inputs = golden_inputs(model, Encoder(checkpoint.encoding_of(model.config), tokenizer), None)
+    parted = checkpoint.parted(model, tokenizer)
     with staged_folder(folder) as staging:
-        export(model, tokenizer.to_str(), inputs, staging, kind, lambda *_: None)
+        export(parted, golden_inputs(parted, None), staging, kind, lambda *_: None)
     return open_package(folder)
 
 
