@@ -1,5 +1,6 @@
 """Checkpoint and held-out pages to a package: export, prove equal, measure, calibrate, tune, verify."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -7,12 +8,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from ee_export import __version__, fit, golden, golden_page
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import Dataset, read_dataset
 from ee_export.encode import Arrays, Encoder
-from ee_export.errors import BadCheckpoint, BadData
+from ee_export.errors import BadCheckpoint, BadData, require_known
 from ee_export.find import Skipped, find_pages
 from ee_export.manifest import SCHEMA, SOURCE, Manifest, Origin, Split, Target
 from ee_export.model import checkpoint
@@ -92,6 +94,60 @@ def build(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def build_own(
+    model: PartedModel,
+    data: Path,
+    out: Path,
+    *,
+    exits: Sequence[str] | None = None,
+    golden_folder: Path | None = None,
+    ocr: Ocr | None = None,
+    ocr_ms: float | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress,
+) -> Package:
+    """As :func:`build`, of a model that a user made of parts.
+
+    Args:
+        model: see :class:`~ee_export.model.parts.PartedModel`.
+        data: held-out pages in class folders, named as the model's labels.
+        out: see :func:`build`, as all other arguments.
+        exits: which exits of the model the package has, default all. The last one always.
+
+    Raises:
+        BadModel: the parts of the model do not fit together, or cannot be cut or exported.
+    """
+    check_destination(out, overwrite=overwrite)
+    require_fitting(model)
+    if exits is not None:
+        for name in exits:
+            require_known(name, model.exits, "exit of this model")
+        model = replace(model, exits=[name for name in model.exits if name in exits or name == model.exits[-1]])
+    description = {"type": type(model.module).__name__, **model.description}
+    return build_model(
+        replace(model, description=description),
+        read_dataset(data, tuple(model.labels)),
+        out,
+        replace(origin_of(None), checkpoint=weights_digest(model.module)),
+        golden_folder=golden_folder,
+        ocr=ocr,
+        ocr_ms=ocr_ms,
+        seed=seed,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over the names and bytes of all parameters and buffers of a module, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, weight in sorted((*module.named_parameters(), *module.named_buffers())):
+        digest.update(f"{name}\0{weight.dtype} {list(weight.shape)}\0".encode())
+        digest.update(weight.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def build_model(
