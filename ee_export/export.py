@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ee_export.encode import Encoding
-from ee_export.model.encodings import hf_encoding, image_encoding, text_encoding
+from ee_export.model.encodings import encode_folder, hf_encoding, image_encoding, read_words, text_encoding
 from ee_export.model.parts import Input, Part, PartedModel
 from ee_export.package import Package
 from ee_export.page import Ocr
@@ -39,8 +39,10 @@ __all__ = [
     "Part",
     "PartedModel",
     "build_package",
+    "encode_folder",
     "hf_encoding",
     "image_encoding",
+    "read_words",
     "text_encoding",
 ]
 

@@ -184,9 +184,10 @@ def run_parts(parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> dict[str, 
     """All tensors by name: the inputs, and those that the parts make one after another.
 
     Raises:
-        BadModel: a part raises an exception, or does not return what it promises. Names the part.
+        BadModel: a part raises an exception, or does not return what it promises. Names the part or the tensor.
     """
     state = dict(inputs)
+    pages = len(next(iter(inputs.values())))
     for part in parts:
         try:
             made = part.apply(state)
@@ -200,8 +201,21 @@ def run_parts(parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> dict[str, 
                 f"part {part}: fails for {shorten(shapes)} ({type(error).__name__}: {one_line(error, 300)}); every part takes any "
                 "number of pages and any length of text"
             ) from error
+        for name, tensor in made.items():
+            _require_passing(name, tensor, pages)
         state |= made
     return state
+
+
+def _require_passing(name: str, tensor: Tensor, pages: int) -> None:
+    """Refuse a tensor that cannot pass between segments."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise BadModel(f"tensor '{name}': is {dtype}, expected one of {', '.join(DTYPES)}; convert it in its part")
+    if tensor.shape[:1] != (pages,):
+        raise BadModel(
+            f"tensor '{name}': is {list(tensor.shape)} for {pages} page{'s' * (pages > 1)}, expected the pages as axis 0; move them there"
+        )
 
 
 def needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:

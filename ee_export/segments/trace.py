@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ee_export.encode import Arrays
 from ee_export.errors import BadModel, shorten
 from ee_export.manifest import Axis, TensorSpec, logits_name
-from ee_export.model.parts import DTYPES, PartedModel, run_parts
+from ee_export.model.parts import PartedModel, run_parts
 
 MakeInputs = Callable[[int, int], Arrays]
 """Makes inputs of so many pages with at most so many tokens of text. The first page has as many, others may be padded."""
@@ -114,14 +114,9 @@ class _WeightsUsed(TorchFunctionMode):
 
 def _spec(name: str, runs: _Runs) -> TensorSpec:
     two, three, longer = (run[name] for run in (runs.two, runs.three, runs.longer))
-    dtype = str(two.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise BadModel(f"tensor '{name}': is {dtype}, expected one of {', '.join(DTYPES)}; convert it in its part")
-    if not two.ndim or (len(two), len(three), len(longer)) != (2, 3, 2):
-        sizes = " and ".join(str(list(tensor.shape)) for tensor in (two, three))
-        raise BadModel(f"tensor '{name}': {sizes} for 2 and 3 pages, expected the pages as axis 0; move them there")
     if not two.ndim == three.ndim == longer.ndim:
         raise BadModel(f"tensor '{name}': has {two.ndim} axes or {longer.ndim}; expected as many for every page")
+    dtype = str(two.dtype).removeprefix("torch.")
     return TensorSpec(name, dtype, ("B", *(_axis(name, at, runs) for at in range(1, two.ndim))))
 
 
