@@ -12,7 +12,7 @@ from torch import nn
 
 from ee_export import __version__, fit, golden, golden_page
 from ee_export.atomic import check_destination, staged_folder
-from ee_export.data import Dataset, read_dataset
+from ee_export.data import Data, Dataset, read_dataset
 from ee_export.encode import Arrays, Encoder
 from ee_export.errors import BadCheckpoint, BadData, require_known
 from ee_export.find import Skipped, find_pages
@@ -24,7 +24,7 @@ from ee_export.model.parts import PartedModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.origin import origin_of
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
-from ee_export.page import Ocr, read_page
+from ee_export.page import Ocr, Page, read_page
 from ee_export.ranges import require_labels
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure, measure_ocr
@@ -198,7 +198,7 @@ def build_model(
 def complete(
     chain: Chain,
     target: Target,
-    parts: Mapping[str, Dataset],
+    parts: Mapping[str, Data],
     split: Split,
     origin: Origin,
     staging: Path,
@@ -223,7 +223,8 @@ def complete(
     start_ms = 0.0
     if ocr_ms is None and ocr is not None and package.manifest.reads("text"):
         progress("measure", 0, 2)
-        bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6] if page.image is not None]
+        whole = [page for page in samples[:6] if isinstance(page, Page) and page.image is not None]
+        bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in whole]
         ocr_ms, start_ms = measure_ocr(bare, package.manifest.text_bands())
     progress("measure", 1, 2)
     target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
@@ -308,7 +309,7 @@ def golden_inputs(model: PartedModel, folder: Path | None) -> list[Arrays]:
         if page.words is None and model.reads("text"):
             raise BadData(f"{path}: a golden page needs its words in a .json beside it")
         image, words, boxes = encoder.contents(page, sources)
-        pages.append({**encoder.image(image), **encoder.text(words, boxes)})
+        pages.append(encoder.arrays(image, words, boxes))
     if not pages:
         raise BadData(f"{folder}: no page images; golden inputs need at least one")
     return pages
