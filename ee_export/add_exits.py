@@ -92,8 +92,7 @@ def add_exits(
     if checkpoint_out is not None:
         _write_checkpoint(checkpoint_out, model, tokenizer, training, accuracy, overwrite)
     package = build_model(
-        model,
-        tokenizer,
+        checkpoint.parted(model, tokenizer),
         held_out,
         out,
         origin_of(source),

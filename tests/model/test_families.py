@@ -95,8 +95,8 @@ def exported(kind: str, factory: pytest.TempPathFactory) -> Package:
         model, tokenizer = model_of(kind), checkpoint.train_tokenizer(iter([["word"] * 9]), 300)
         for name, value in checkpoint.special_ids(tokenizer).items():
             setattr(model.config, name, value)
-        inputs = golden_inputs(model, Encoder(checkpoint.encoding_of(model.config), tokenizer), None)
-        export(model, tokenizer.to_str(), inputs, folder, kind, quiet)
+        parted = checkpoint.parted(model, tokenizer)
+        export(parted, golden_inputs(parted, None), folder, kind, quiet)
 
     return open_package(make_once(factory, f"exported-{kind}", make))
 
