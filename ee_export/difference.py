@@ -12,6 +12,7 @@ GROUPS = (
     "labels",
     "exits",
     "encoding",
+    "encodings",
     "inputs",
     "model",
     "targets",

@@ -24,7 +24,13 @@ class BertWithRamps(nn.Module):
     def __init__(self, rows, classes):
         super().__init__()
         config = BertConfig(
-            rows, WIDTH, LAYERS, 2, 2 * WIDTH, max_position_embeddings=LENGTH, attn_implementation="eager"
+            vocab_size=rows,
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=2,
+            intermediate_size=2 * WIDTH,
+            max_position_embeddings=LENGTH,
+            attn_implementation="eager",
         )
         self.bert = BertModel(config, add_pooling_layer=False)
         self.ramps = nn.ModuleList(nn.Linear(WIDTH, classes) for _ in range(LAYERS))

@@ -44,7 +44,7 @@ def labels_of(model: PartedModel, arrays: dict[str, np.ndarray]) -> dict[str, li
     return {name: [model.labels[at] for at in values.argmax(1).tolist()] for name, values in logits.items()}
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("bert_ramps", 12), ("residual_cnn", 8), ("vit_ramps", 15)])
+@pytest.mark.parametrize(("name", "epochs"), [("bert_ramps", 12), ("residual_cnn", 16), ("vit_ramps", 15)])
 def test_an_example_of_pages_answers_as_its_own_forward_pass_and_exits_early(
     name: str, epochs: int, tmp_path: Path, pages_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

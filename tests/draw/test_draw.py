@@ -97,11 +97,11 @@ def test_an_image_size_out_of_range_is_refused() -> None:
             draw_page("form", seed=0, long_side=side)
 
 
-@pytest.mark.parametrize(("number", "label"), list(enumerate(sum(SETS.values(), ()))))
-def test_a_large_page_is_the_same_page_drawn_larger(number: int, label: str) -> None:
-    hard, long_side = number % 2 == 1, A4_300_DPI if number % 5 == 0 else 2000
-    small, large = draw_page(label, 4, hard), draw_page(label, 4, hard, long_side=long_side)
-    assert max(large.image.size) == long_side
+@pytest.mark.parametrize(("number", "label"), list(enumerate(sum(SETS.values(), ())))[::3])
+def test_a_page_at_300_dpi_is_the_same_page_drawn_larger(number: int, label: str) -> None:
+    hard = number % 2 == 1
+    small, large = draw_page(label, 4, hard), draw_page(label, 4, hard, long_side=A4_300_DPI)
+    assert max(large.image.size) == A4_300_DPI
     assert (small.words, small.boxes) == (large.words, large.boxes)
     first, second = values(small), values(large, like=small)
     assert abs(first.mean() - second.mean()) < 3

@@ -129,7 +129,9 @@ def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> No
         target = Target("onnxruntime", 0.0, {}, specs)
         segments = [OrtSegment(spec, folder / spec.file, available_threads()) for spec in specs]
         plan = make_plan(package.manifest, target, point, segments)
-        found.append(([rule.reads for rule in rules(package.manifest, target, {})], runs(plan, every_step=False)))
+        # What a run carries differs: that is what recomputing changes.
+        stretches = [run._replace(carried=frozenset()) for run in runs(plan, every_step=False)]
+        found.append(([rule.reads for rule in rules(package.manifest, target, {})], stretches))
     assert found[0] == found[1]
 
 
