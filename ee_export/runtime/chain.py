@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -132,8 +133,10 @@ def load_package(
             f"executor '{executor}': {target} runs on the processor, which has none to choose; leave it out"
         )
     open_all = partial(open_segments, package, target, pool, one_pool=one_pool, in_memory=in_memory)
-    encoder = open_encoder(package)
-    segments = open_all()
+    with ThreadPoolExecutor(1) as beside:  # most of the time onnxruntime opens graphs, without Python's lock
+        encoding = beside.submit(open_encoder, package)
+        segments = open_all()
+        encoder = encoding.result()
     if all(isinstance(segment, backend.OrtSegment) and segment.own_threads for segment in segments):
         forked.reopen(segments, open_all)
     else:
