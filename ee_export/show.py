@@ -118,9 +118,8 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
         out.print(f"compiled: {made}")
     if target.costs:
         ocr = "not measured" if target.costs.ocr_ms is None else f"{target.costs.ocr_ms:.0f} ms"
-        out.print(
-            f"costs measured on {target.costs.machine}; {target.costs.tokens[-1]} text tokens; OCR {ocr}",
-        )
+        text = f"; {target.costs.tokens[-1]} text tokens; OCR {ocr}" if manifest.reads("text") else ""
+        out.print(f"costs measured on {target.costs.machine}{text}")
     for name, found in points.items():
         if name != FULL and all(bar is None for bar in found.thresholds.values()):
             out.print(
