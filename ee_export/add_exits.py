@@ -79,7 +79,7 @@ def add_exits(
         check_destination(checkpoint_out, overwrite=overwrite)
     model, tokenizer = load_source(source, exits, labels)
     names = checkpoint.labels_of(model.config)
-    held_out, train, val = _split(
+    held_out, train, val = split_for_heads(
         read_dataset(data, names), None if train_data is None else read_dataset(train_data, names), training.seed
     )
     report(
@@ -108,7 +108,7 @@ def add_exits(
     return package
 
 
-def _split(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+def split_for_heads(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Dataset, Dataset, Dataset]:
     """Held-out pages, pages that train, and pages that validate."""
     if train_data is None:
         parts = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)

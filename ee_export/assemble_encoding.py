@@ -1,0 +1,108 @@
+"""How a page is encoded for graphs that were brought: from the fields of segments.toml, and from files of Hugging Face."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ee_export.assemble_recipe import EncodingEntry
+from ee_export.encode import Encoding
+from ee_export.errors import BadRequest, shorten
+from ee_export.model.checkpoint import train_tokenizer
+from ee_export.model.processor import image_encoding
+from ee_export.model.source_tokenizer import text_encoding
+from ee_export.resize import OWN_ORDER, UNSTATED
+from ee_export.tokenizer import LARGEST, read_tokenizer, require_rows
+
+_IMAGE = ("image_mode", "image_mean", "image_std")
+_TEXT = ("max_text_tokens", "bos_id", "eos_id", "pad_id")
+_NO_IMAGE: dict[str, Any] = {
+    "image_size": 1,
+    "image_mode": "L",
+    "image_mean": (0.0, 0.0, 0.0),
+    "image_std": (1.0, 1.0, 1.0),
+}
+_NO_TEXT: dict[str, Any] = {"max_text_tokens": 2, "bos_id": 0, "eos_id": 2, "pad_id": 1, "vocab_size": 261}
+"""Of a page that is known by its image alone: two special tokens stand for its text, and no graph reads them."""
+
+
+def encoding_of(
+    entry: EncodingEntry, inputs: Collection[str], side: int | None, rows: int | None, where: str
+) -> tuple[Encoding, Tokenizer]:
+    """The encoding and the tokenizer of pages.
+
+    Args:
+        entry: what segments.toml states.
+        inputs: which of ``pixel_values``, ``input_ids``, ``bbox`` and ``attention_mask`` the graphs read.
+        side: pixels of the square that they read; None if they state none.
+        rows: of the embedding of tokens; None if it is not found in the graphs.
+        where: begins messages.
+
+    Raises:
+        BadRequest: a field that the inputs need is missing, or contradicts the graphs.
+        BadCheckpoint: a file of Hugging Face cannot be reproduced exactly.
+    """
+    fields: dict[str, Any] = {"resize": OWN_ORDER or UNSTATED, "draft": False, **_NO_IMAGE, **_NO_TEXT}
+    fields |= _image(entry, side, where) if "pixel_values" in inputs else _unread(entry, "processor", "image", where)
+    if set(inputs) - {"pixel_values"}:
+        more, tokenizer = _text(entry, inputs, rows, where)
+        fields |= more
+    else:
+        _unread(entry, "tokenizer", "text", where)
+        tokenizer = train_tokenizer(iter([]), 0)
+    return Encoding(**{**fields, **entry.stated}), tokenizer
+
+
+def _unread(entry: EncodingEntry, key: str, what: str, where: str) -> dict[str, Any]:
+    if getattr(entry, key) is not None:
+        raise BadRequest(f"{where}: [encoding] {key}: no graph reads the {what} of a page; leave it out")
+    return {}
+
+
+def _image(entry: EncodingEntry, side: int | None, where: str) -> dict[str, Any]:
+    stated = entry.stated.get("image_size")
+    if side is not None and stated not in (None, side):
+        raise BadRequest(f"{where}: [encoding] image_size: found {stated}, and the graph reads {side}; leave it out")
+    if side is None and stated is None:
+        raise BadRequest(f"{where}: [encoding] image_size: missing, and the graph states none; set it")
+    size = side if side is not None else stated
+    if entry.processor is not None:
+        return {"image_size": size, **image_encoding(entry.processor, int(size or 0), 3)}
+    _require(entry, _IMAGE, "or processor, the folder of an image processor", where)
+    return {"image_size": size}
+
+
+def _text(
+    entry: EncodingEntry, inputs: Collection[str], rows: int | None, where: str
+) -> tuple[dict[str, Any], Tokenizer]:
+    rows = entry.stated.get("vocab_size", rows)
+    if entry.tokenizer is None or rows is None:
+        key = "tokenizer" if entry.tokenizer is None else "vocab_size"
+        raise BadRequest(f"{where}: [encoding] {key}: missing, and the graphs read text; set it")
+    if entry.tokenizer.is_dir():
+        _require(entry, ("max_text_tokens",), "the longest text that the model reads, in tokens", where)
+        longest = entry.stated["max_text_tokens"]
+        tokenizer, fields = text_encoding(entry.tokenizer, "", rows, longest, "bbox" in inputs)
+        return {"vocab_size": rows, **fields}, tokenizer
+    _require(entry, _TEXT, "or the folder of a tokenizer of transformers", where)
+    try:
+        with entry.tokenizer.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise BadRequest(f"{entry.tokenizer}: cannot be read ({error.strerror}); check [encoding] tokenizer") from None
+    remedy = "take the tokenizer that the model was trained with"
+    tokenizer = read_tokenizer(data, str(entry.tokenizer), BadRequest, remedy)
+    require_rows(tokenizer, rows, str(entry.tokenizer), BadRequest, remedy)
+    return {"vocab_size": rows}, tokenizer
+
+
+def _require(entry: EncodingEntry, names: tuple[str, ...], other: str, where: str) -> None:
+    missing = [name for name in names if name not in entry.stated]
+    if missing:
+        raise BadRequest(f"{where}: [encoding] {shorten(', '.join(missing))}: missing; set it ({other})")
+
+
+def files_of(entry: EncodingEntry) -> list[Path]:
+    """Files that an encoding names, for messages and digests."""
+    return [path for path in (entry.processor, entry.tokenizer) if path is not None]

@@ -1,0 +1,195 @@
+"""segments.toml: which ONNX graphs make a package, how their tensors are called, and how a page is encoded for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from ee_export.encode import Encoding
+from ee_export.errors import BadRequest, shorten
+from ee_export.toml_tables import read_toml, require_keys, shown, table, value
+
+TRAIN = "train"
+"""Value of ``head`` for a head that the command trains."""
+
+_EXAMPLE = "see docs/your-graphs.md"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """A graph that ends at an exit.
+
+    ``file``: the ONNX file. ``inputs``: the package's tensor for a name of the graph, where the two differ. ``outputs``: the name in
+    the package for an output of the graph, where the two differ. ``logits``: the tensor of the graph with the exit's raw class logits
+    ``[B, C]``, default its only output. ``gate``: the one with its go/stop logit ``[B, 1]``. ``zeros``: integer inputs of the graph
+    that are 0 everywhere, in the shape of ``input_ids``.
+    """
+
+    exit: str
+    file: Path
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    logits: str | None = None
+    gate: str | None = None
+    zeros: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEntry:
+    """A whole graph that is cut at tensors; fields as those of :class:`SegmentEntry`. ``exit``: the name of its last exit."""
+
+    file: Path
+    inputs: dict[str, str] = field(default_factory=dict)
+    logits: str | None = None
+    exit: str = "final"
+    zeros: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CutEntry:
+    """An exit of a whole graph.
+
+    ``tensor``: the tensor, or the node that makes it. ``head``: ``train``, or an ONNX file that makes class logits ``[B, C]`` of the
+    tensor. Of a head that is trained: ``layers``: 1 (linear) or 2; ``pool``: ``mean`` averages over all axes but the pages' and the
+    features', ``first`` takes the first token's row; ``axis``: the axis of the features, default 1 of a tensor ``[B, F, …]`` with four
+    axes or more, else the last.
+    """
+
+    exit: str
+    tensor: str
+    head: str
+    layers: int = 1
+    pool: Literal["mean", "first"] = "mean"
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingEntry:
+    """How a page is encoded: ``stated`` fields of :class:`~ee_export.encode.Encoding`, the folder of an image processor of Hugging
+    Face, and a ``tokenizer.json`` or the folder of a tokenizer."""
+
+    stated: dict[str, Any] = field(default_factory=dict)
+    processor: Path | None = None
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AssembleRecipe:
+    """A segments.toml that was read. Paths are relative to its folder. Either ``graph`` or ``segments`` is there."""
+
+    path: Path
+    labels: tuple[str, ...]
+    data: Path | None
+    train: Path | None
+    encoding: EncodingEntry
+    graph: GraphEntry | None
+    cuts: tuple[CutEntry, ...]
+    segments: tuple[SegmentEntry, ...]
+
+    @property
+    def exits(self) -> tuple[str, ...]:
+        """Names of the exits in order."""
+        if self.graph is None:
+            return tuple(segment.exit for segment in self.segments)
+        return (*(cut.exit for cut in self.cuts), self.graph.exit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Top:
+    """The keys of the file outside its tables, and the tables as TOML gives them."""
+
+    labels: list[str] | str
+    data: Path | None = None
+    train: Path | None = None
+    encoding: dict[str, Any] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=dict)
+    cut: Any = ()
+    segments: Any = ()
+
+
+def read_assemble_recipe(path: Path) -> AssembleRecipe:
+    """Read a segments.toml.
+
+    Raises:
+        BadRequest: it cannot be read, a key is unknown or missing, a value has another type, or it has neither ``[graph]`` nor
+            ``[[segments]]``.
+    """
+    where = str(path)
+    top = _Top(**table(_Top, read_toml(path, "description of a package"), where))
+    folder = path.parent
+
+    def below(other: Path) -> Path:
+        return folder / other
+
+    graph = None
+    if top.graph:
+        graph = GraphEntry(**table(GraphEntry, top.graph, where, "[graph] "))
+        graph = GraphEntry(below(graph.file), graph.inputs, graph.logits, graph.exit, graph.zeros)
+    segments = tuple(
+        SegmentEntry(**{**entry, "file": below(entry["file"])}) for entry in _tables(SegmentEntry, top.segments, where)
+    )
+    cuts = tuple(CutEntry(**entry) for entry in _tables(CutEntry, top.cut, where, "cut"))
+    for cut in cuts:
+        if cut.layers not in (1, 2):
+            raise BadRequest(f"{where}: [[cut]] '{shorten(cut.exit)}' layers: found {cut.layers}, expected 1 or 2")
+    if (graph is None) == (not segments):
+        found = "both [graph] and [[segments]]" if segments else "neither [graph] nor [[segments]]"
+        raise BadRequest(f"{where}: {found}, expected one of them; {_EXAMPLE}")
+    if graph is None and cuts:
+        raise BadRequest(f"{where}: [[cut]] without [graph]; name the whole graph that is cut in [graph]")
+    exits = [*(segment.exit for segment in segments), *(cut.exit for cut in cuts), *([graph.exit] if graph else [])]
+    for at, name in enumerate(exits):
+        if name in exits[:at]:
+            raise BadRequest(f"{where}: exit '{shorten(name)}' is there twice; give each exit a name of its own")
+    return AssembleRecipe(
+        path,
+        _labels(top.labels, where, folder),
+        None if top.data is None else below(top.data),
+        None if top.train is None else below(top.train),
+        _encoding(top.encoding, where, folder),
+        graph,
+        tuple(
+            cut if cut.head == TRAIN else CutEntry(**{**_values(cut), "head": str(below(Path(cut.head)))})
+            for cut in cuts
+        ),
+        segments,
+    )
+
+
+def _values(cut: CutEntry) -> dict[str, Any]:
+    return {entry.name: getattr(cut, entry.name) for entry in fields(cut)}
+
+
+def _tables(kind: Any, found: Any, where: str, name: str = "segments") -> list[dict[str, Any]]:
+    """The fields of an array of tables."""
+    if not isinstance(found, list | tuple) or not all(isinstance(entry, dict) for entry in found):
+        raise BadRequest(f"{where}: {name}: found {shown(found)}, expected tables [[{name}]]")
+    return [table(kind, entry, where, f"[[{name}]] {at}: ") for at, entry in enumerate(found, 1)]
+
+
+def _labels(found: list[str] | str, where: str, folder: Path) -> tuple[str, ...]:
+    """Labels from a list, or from the lines of a text file."""
+    if isinstance(found, list):
+        return tuple(found)
+    path = folder / found
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise BadRequest(f"{where}: labels: cannot read {path} ({reason}); name a file with a label a line") from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _encoding(found: Mapping[str, Any], where: str, folder: Path) -> EncodingEntry:
+    hints = get_type_hints(Encoding)
+    require_keys(found, [*hints, "processor", "tokenizer"], where, "[encoding] ")
+    paths = {
+        key: folder / value(Path, found[key], where, f"[encoding] {key}")
+        for key in ("processor", "tokenizer")
+        if key in found
+    }
+    stated = {
+        key: value(hints[key], item, where, f"[encoding] {key}") for key, item in found.items() if key not in paths
+    }
+    stated = {key: tuple(item) if isinstance(item, list) else item for key, item in stated.items()}
+    return EncodingEntry(stated, paths.get("processor"), paths.get("tokenizer"))
