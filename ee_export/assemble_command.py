@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from ee_export.console import err, export_extra, json_option, progress_bars
-from ee_export.fit import uncertified
 from ee_export.ocr import installed, tesseract
 from ee_export.show import print_package
 
@@ -51,6 +50,8 @@ def assemble(
     SEGMENTS names a graph for each exit, or one whole graph and the tensors to cut it at, with a head for each cut that you have or that
     is trained here. Held-out pages in DATA calibrate and tune the package. See docs/your-graphs.md.
     """
+    from ee_export.fit import uncertified
+
     with export_extra():
         from ee_export import assemble as assembling
         from ee_export.build import TARGET
