@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 
 from ee_export.check_targets import check_target
-from ee_export.encode import RESAMPLE, Encoding
-from ee_export.manifest import SOURCES, FileEntry, Manifest, Origin, Split
+from ee_export.encode import RESAMPLE, Encoding, band_of
+from ee_export.manifest import SOURCE, SOURCES, FileEntry, Manifest, Origin, Split, gate_name
 from ee_export.ranges import (
     LONGEST_NAME,
     composed,
@@ -30,7 +30,9 @@ PURPOSES = ("calibrate", "tune", "certify")
 _MOST_FILES = 10_000
 _MOST_TARGETS = 100
 _LARGEST_FILE = 1 << 46
-_EXIT = re.compile(r"(vision)|text\.([1-9][0-9]?)|(text)|(fusion)|encoder\.([1-9][0-9]{0,3})|(final)")
+_EXIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_RESERVED = (SOURCE, "ocr")
+"""Names that stand beside those of exits in a manifest or an answer's trace, and so cannot be those of exits."""
 
 
 def check(manifest: Manifest) -> None:
@@ -42,7 +44,7 @@ def check(manifest: Manifest) -> None:
     require_text("name", manifest.name)
     require_text("created_by", manifest.created_by)
     require_labels(manifest.labels)
-    _check_exits(manifest.exits)
+    _check_exits(manifest.exits, reads_text=manifest.reads("text"))
     _check_encoding(manifest.encoding)
     require(bool(manifest.inputs), "inputs", manifest.inputs, f"one or more of {', '.join(SOURCES)}")
     for name, source in manifest.inputs.items():
@@ -64,19 +66,20 @@ def check(manifest: Manifest) -> None:
         check_target(f"targets.{name}", target, manifest)
 
 
-def _check_exits(exits: tuple[str, ...]) -> None:
-    places = []
+def _check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
+    require(bool(exits), "exits", exits, "one exit or more")
+    gates = set(map(gate_name, exits))
+    before = set[str]()
     for at, name in enumerate(exits):
-        match = _EXIT.fullmatch(name)
-        if match is None:
-            expected = "vision, text.<1–99>, text, fusion, encoder.<k> or final"
-            require(False, f"exits[{at}]", name, expected)
-        else:
-            places.append((match.lastindex or 0, int(number) if (number := match[2] or match[5]) else 0))
-    if not exits or exits[-1] != "final":
-        raise Refused("exits", "must end with 'final'")
-    if places != sorted(set(places)):
-        raise Refused("exits", "must rise, each once: vision, text.<p>, text, fusion, encoder.<k>, final")
+        path = f"exits[{at}]"
+        fits = _EXIT.fullmatch(name) is not None and name not in _RESERVED
+        require(fits, path, name, "1 to 64 letters, digits, '_', '-' and '.', not 'source' or 'ocr'")
+        require(name not in gates, path, name, "another name, as the gate of another exit has this one")
+        require(name.lower() not in before, path, name, "each exit once, whatever the case of its letters")
+        before.add(name.lower())
+        band = name.removeprefix("text.")
+        if reads_text and band != name and band.isdecimal():
+            require(band_of(name) < 100, path, name, "text.<p> with p in 1 to 99, which reads the top p % of the page")
 
 
 def _check_encoding(encoding: Encoding) -> None:

@@ -192,7 +192,7 @@ def _check_costs(path: str, costs: Costs, exits: tuple[str, ...]) -> None:
 def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int, gated: set[str]) -> None:
     require_name(f"{path}.criterion", point.criterion)
     if set(point.thresholds) != set(exits[:-1]):
-        raise Refused(path, "expected one threshold for each exit before final")
+        raise Refused(path, "expected one threshold for each exit but the last")
     for name, threshold in point.thresholds.items():
         at = f"{path}.thresholds.{name}"
         values = threshold if isinstance(threshold, tuple) else (threshold,)

@@ -1,5 +1,6 @@
 """Page to arrays, with tokenizers, Pillow and numpy only; training and the runtime both encode here."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ee_export.resize import FILTERS, UNSTATED, Square, resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
+_BAND = re.compile(r"text\.([1-9][0-9]?)", re.ASCII)
 RESAMPLE = tuple(FILTERS)
 """Filters of the resize, by the names that Pillow gives them."""
 
@@ -67,8 +69,9 @@ class Encoding:
 
 
 def band_of(exit_name: str) -> int:
-    """Percentage of the page's height whose text an exit reads: p for ``text.<p>``, else 100."""
-    return int(exit_name.removeprefix("text.")) if exit_name.startswith("text.") else 100
+    """Percentage of the page's height whose text an exit reads: p for ``text.<p>`` with p in 1–99, else 100."""
+    match = _BAND.fullmatch(exit_name)
+    return int(match[1]) if match else 100
 
 
 def within(box: Sequence[float], percent: float) -> bool:

@@ -64,7 +64,7 @@ class Certificate:
 
     ``method``: ``learn_then_test`` (true with probability at least 1 − ``delta`` over the draw of the pages) or
     ``conformal_risk_control`` (true on average over draws; ``delta`` is null). ``risk``: ``disagreement`` (the answer differs
-    from that of ``final``) or ``accuracy_lost`` (it is wrong where that of ``final`` is right). ``losses`` among ``pages``
+    from that of the last exit) or ``accuracy_lost`` (it is wrong where that of the last exit is right). ``losses`` among ``pages``
     pages of hash ``data``; ``bound``: the smallest epsilon that they would have certified.
     """
 
@@ -100,7 +100,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """A criterion with a threshold per exit; ``null`` never leaves there, and ``final`` has none.
+    """A criterion with a threshold per exit; ``null`` never leaves there, and the last exit has none.
 
     A threshold may be a list, one per class answered. ``weights``: the criterion's per exit, where it has any. ``data``: sha256
     of the pages it was tuned on, ``measured``: what it did on them, ``seen``: what they looked like; ``certificate``: a
@@ -168,8 +168,8 @@ class Target:
     """Segments compiled for one kind of device, with numbers of their own.
 
     ``tolerance``: largest allowed difference from the golden logits, the target's own where it has any. ``equality``: largest
-    difference from the trained model, per exit, found when the target was built; under :data:`SOURCE`, of the logits of ``final``
-    from those of the stock checkpoint that was brought, on the held-out pages. ``compiled``: how it was made from another
+    difference from the trained model, per exit, found when the target was built; under :data:`SOURCE`, of the logits of the last
+    exit from those of the stock checkpoint that was brought, on the held-out pages. ``compiled``: how it was made from another
     target, and what on. ``history``: operating points that were replaced, newest first; see :mod:`ee_export.history`.
     """
 
@@ -243,7 +243,8 @@ class Manifest:
 
     def text_bands(self) -> tuple[int, ...]:
         """Percentages of the page's height that the exits ``text.<p>`` read to, rising."""
-        return tuple(band_of(name) for name in self.exits if name.startswith("text."))
+        bands = map(band_of, self.exits) if self.reads("text") else ()
+        return tuple(sorted({percent for percent in bands if percent < 100}))
 
     def answers(self) -> tuple[str, ...]:
         """The exits, each followed by the name of its gate where it has one: all that a page's logits are kept by."""
