@@ -114,10 +114,10 @@ def split_for_heads(data: Dataset, train_data: Dataset | None, seed: int) -> tup
         parts = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
         data, train_data = parts["held_out"], parts["train"]
     parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, seed)
-    for name, part in parts.items():
-        if len(part) < 2:
+    for name, purpose in (("train", "train"), ("val", "validate")):
+        if len(parts[name]) < 2:
             raise BadData(
-                f"{train_data.root}: too few pages ({len(train_data)}) to {name} heads; add pages to every class"
+                f"{train_data.root}: too few pages ({len(train_data)}) to {purpose} heads; add pages to every class"
             )
     return data, parts["train"], parts["val"]
 

@@ -252,7 +252,7 @@ def test_a_missing_shard_is_named(layoutlmv3: Path, tmp_path: Path) -> None:
 
 
 def test_exits_that_the_trunk_does_not_have_are_refused(bert: Path) -> None:
-    with pytest.raises(BadRequest, match="this trunk has text, encoder"):
+    with pytest.raises(BadRequest, match="this model has text, encoder"):
         load_source(bert, ["vision"])
     with pytest.raises(BadRequest, match=r"encoder\.9"):
         load_source(bert, ["encoder.9"])

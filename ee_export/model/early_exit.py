@@ -73,15 +73,7 @@ class EarlyExitConfig:
         Raises:
             BadRequest: one is not an exit of such a trunk.
         """
-        names = ordered(self.exits or (), self.num_hidden_layers)
-        for name in names:
-            kind = "text.<p>" if name.startswith("text.") else name
-            if not name.startswith(("encoder.", "final")) and kind not in self.BEFORE_ENCODER:
-                raise BadRequest(
-                    f"exit '{name}': this trunk has {', '.join(self.BEFORE_ENCODER)}, encoder.1 … "
-                    f"encoder.{self.num_hidden_layers}, final"
-                )
-        return names
+        return ordered(self.exits or (), self.num_hidden_layers, self.BEFORE_ENCODER)
 
     def trained_bands(self) -> tuple[int, ...]:
         """The bands by which the words of a page are ordered, see :class:`~ee_export.encode.Encoding`."""

@@ -72,23 +72,34 @@ def all_exits(layers: int) -> tuple[str, ...]:
     return ("vision", *bands, "text", "fusion", *(f"encoder.{k}" for k in range(1, layers + 1)), "final")
 
 
-def ordered(exits: Iterable[str], layers: int) -> tuple[str, ...]:
-    """The asked exits in order, ``final`` added where it is missing.
+def ordered(
+    exits: Iterable[str], layers: int, before: Sequence[str] = ("vision", "text.<p>", "text", "fusion")
+) -> tuple[str, ...]:
+    """Exits in the order in which a page meets them, ``final`` added if it is missing.
+
+    Args:
+        exits: names, in any order.
+        layers: of the trunk.
+        before: the exits that the trunk can have before its encoder; ``text.<p>`` is any of them.
 
     Raises:
         BadRequest: an exit is unknown to a trunk of this depth, or named twice.
     """
-    asked = list(exits)
-    known = all_exits(layers)
-    for name in asked:
+    names = list(exits)
+    known = [
+        name
+        for name in all_exits(layers)
+        if name.startswith(("encoder.", "final")) or ("text.<p>" if name.startswith("text.") else name) in before
+    ]
+    for name in names:
         if name not in known:
             raise BadRequest(
-                f"unknown exit '{name}': this model has vision, text.1 … text.99, text, fusion, "
+                f"unknown exit '{name}': this model has {', '.join(before).replace('text.<p>', 'text.1 … text.99')}, "
                 f"encoder.1 … encoder.{layers}, final"
             )
-        if asked.count(name) > 1:
+        if names.count(name) > 1:
             raise BadRequest(f"exit '{name}' is named twice")
-    return tuple(name for name in known if name in asked or name == "final")
+    return tuple(name for name in known if name in names or name == "final")
 
 
 def parse(text: str, layers: int) -> tuple[str, ...]:

@@ -252,7 +252,7 @@ def test_exported_segments_equal_the_model_and_hold_each_weight_once(kind: str, 
     [("vit", ["text"]), ("beit", ["fusion"]), ("roberta", ["vision"]), ("roberta", ["text.25"]), ("bert", ["vision"])],
 )
 def test_an_exit_that_the_trunk_cannot_have_is_refused(kind: str, exits: list[str]) -> None:
-    with pytest.raises(BadRequest, match=rf"exit '{exits[0]}': this trunk has"):
+    with pytest.raises(BadRequest, match=rf"unknown exit '{exits[0]}': this model has"):
         model_of(kind, exits=exits, heads=None)
 
 
