@@ -1,7 +1,6 @@
 """How a page is encoded for graphs that were brought: from the fields of segments.toml, and from files of Hugging Face."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -37,7 +36,7 @@ def encoding_of(
         inputs: which of ``pixel_values``, ``input_ids``, ``bbox`` and ``attention_mask`` the graphs read.
         side: pixels of the square that they read; None if they state none.
         rows: of the embedding of tokens; None if it is not found in the graphs.
-        where: begins messages.
+        where: begins messages, with the file and the table.
 
     Raises:
         BadRequest: a field that the inputs need is missing, or contradicts the graphs.
@@ -56,16 +55,16 @@ def encoding_of(
 
 def _unread(entry: EncodingEntry, key: str, what: str, where: str) -> dict[str, Any]:
     if getattr(entry, key) is not None:
-        raise BadRequest(f"{where}: [encoding] {key}: no graph reads the {what} of a page; leave it out")
+        raise BadRequest(f"{where} {key}: no graph reads the {what} of a page; leave it out")
     return {}
 
 
 def _image(entry: EncodingEntry, side: int | None, where: str) -> dict[str, Any]:
     stated = entry.stated.get("image_size")
     if side is not None and stated not in (None, side):
-        raise BadRequest(f"{where}: [encoding] image_size: found {stated}, and the graph reads {side}; leave it out")
+        raise BadRequest(f"{where} image_size: found {stated}, and the graph reads {side}; leave it out")
     if side is None and stated is None:
-        raise BadRequest(f"{where}: [encoding] image_size: missing, and the graph states none; set it")
+        raise BadRequest(f"{where} image_size: missing, and the graph states none; set it")
     size = side if side is not None else stated
     if entry.processor is not None:
         return {"image_size": size, **image_encoding(entry.processor, int(size or 0), 3)}
@@ -79,7 +78,7 @@ def _text(
     rows = entry.stated.get("vocab_size", rows)
     if entry.tokenizer is None or rows is None:
         key = "tokenizer" if entry.tokenizer is None else "vocab_size"
-        raise BadRequest(f"{where}: [encoding] {key}: missing, and the graphs read text; set it")
+        raise BadRequest(f"{where} {key}: missing, and the graphs read text; set it")
     if entry.tokenizer.is_dir():
         _require(entry, ("max_text_tokens",), "the longest text that the model reads, in tokens", where)
         longest = entry.stated["max_text_tokens"]
@@ -90,7 +89,7 @@ def _text(
         with entry.tokenizer.open("rb") as file:
             data = file.read(LARGEST + 1)
     except OSError as error:
-        raise BadRequest(f"{entry.tokenizer}: cannot be read ({error.strerror}); check [encoding] tokenizer") from None
+        raise BadRequest(f"{entry.tokenizer}: cannot be read ({error.strerror}); check tokenizer") from None
     remedy = "take the tokenizer that the model was trained with"
     tokenizer = read_tokenizer(data, str(entry.tokenizer), BadRequest, remedy)
     require_rows(tokenizer, rows, str(entry.tokenizer), BadRequest, remedy)
@@ -100,9 +99,4 @@ def _text(
 def _require(entry: EncodingEntry, names: tuple[str, ...], other: str, where: str) -> None:
     missing = [name for name in names if name not in entry.stated]
     if missing:
-        raise BadRequest(f"{where}: [encoding] {shorten(', '.join(missing))}: missing; set it ({other})")
-
-
-def files_of(entry: EncodingEntry) -> list[Path]:
-    """Files that an encoding names, for messages and digests."""
-    return [path for path in (entry.processor, entry.tokenizer) if path is not None]
+        raise BadRequest(f"{where} {shorten(', '.join(missing))}: missing; set it ({other})")

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 from ee_export.encode import Encoding
 from ee_export.errors import BadRequest, shorten
+from ee_export.manifest import SOURCES
 from ee_export.toml_tables import read_toml, require_keys, shown, table, value
 
 TRAIN = "train"
@@ -75,13 +76,16 @@ class EncodingEntry:
 
 @dataclass(frozen=True, slots=True)
 class AssembleRecipe:
-    """A segments.toml that was read. Paths are relative to its folder. Either ``graph`` or ``segments`` is there."""
+    """A segments.toml that was read. Either ``graph`` or ``segments`` is there.
+
+    ``encodings``: ``""`` is that of ``[encoding]``; others, by name, are those of models that read the page differently.
+    """
 
     path: Path
     labels: tuple[str, ...]
     data: Path | None
     train: Path | None
-    encoding: EncodingEntry
+    encodings: dict[str, EncodingEntry]
     graph: GraphEntry | None
     cuts: tuple[CutEntry, ...]
     segments: tuple[SegmentEntry, ...]
@@ -93,6 +97,15 @@ class AssembleRecipe:
             return tuple(segment.exit for segment in self.segments)
         return (*(cut.exit for cut in self.cuts), self.graph.exit)
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Every input that the encodings can make of a page, and the part of the page that it is made from."""
+        return {
+            f"{encoding}.{name}" if encoding else name: source
+            for encoding in self.encodings
+            for name, source in SOURCES.items()
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class _Top:
@@ -102,6 +115,7 @@ class _Top:
     data: Path | None = None
     train: Path | None = None
     encoding: dict[str, Any] = field(default_factory=dict)
+    encodings: dict[str, Any] = field(default_factory=dict)
     graph: dict[str, Any] = field(default_factory=dict)
     cut: Any = ()
     segments: Any = ()
@@ -137,6 +151,15 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
         raise BadRequest(f"{where}: {found}, expected one of them; {_EXAMPLE}")
     if graph is None and cuts:
         raise BadRequest(f"{where}: [[cut]] without [graph]; name the whole graph that is cut in [graph]")
+    encodings = {"": _encoding(top.encoding, where, folder)}
+    for name, found in top.encodings.items():
+        if not isinstance(found, dict):
+            raise BadRequest(
+                f"{where}: encodings.{shorten(name)}: found {shown(found)}, expected a table [encodings.{shorten(name)}]"
+            )
+        encodings[name] = _encoding(found, where, folder, f"encodings.{name}")
+    if graph is not None and top.encodings:
+        raise BadRequest(f"{where}: [encodings] with [graph]; one graph reads a page in one way, which [encoding] says")
     exits = [*(segment.exit for segment in segments), *(cut.exit for cut in cuts), *([graph.exit] if graph else [])]
     for at, name in enumerate(exits):
         if name in exits[:at]:
@@ -146,7 +169,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
         _labels(top.labels, where, folder),
         None if top.data is None else below(top.data),
         None if top.train is None else below(top.train),
-        _encoding(top.encoding, where, folder),
+        encodings,
         graph,
         tuple(
             cut if cut.head == TRAIN else CutEntry(**{**_values(cut), "head": str(below(Path(cut.head)))})
@@ -180,16 +203,14 @@ def _labels(found: list[str] | str, where: str, folder: Path) -> tuple[str, ...]
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _encoding(found: Mapping[str, Any], where: str, folder: Path) -> EncodingEntry:
+def _encoding(found: Mapping[str, Any], where: str, folder: Path, name: str = "encoding") -> EncodingEntry:
     hints = get_type_hints(Encoding)
-    require_keys(found, [*hints, "processor", "tokenizer"], where, "[encoding] ")
+    require_keys(found, [*hints, "processor", "tokenizer"], where, f"[{name}] ")
     paths = {
-        key: folder / value(Path, found[key], where, f"[encoding] {key}")
+        key: folder / value(Path, found[key], where, f"[{name}] {key}")
         for key in ("processor", "tokenizer")
         if key in found
     }
-    stated = {
-        key: value(hints[key], item, where, f"[encoding] {key}") for key, item in found.items() if key not in paths
-    }
+    stated = {key: value(hints[key], item, where, f"[{name}] {key}") for key, item in found.items() if key not in paths}
     stated = {key: tuple(item) if isinstance(item, list) else item for key, item in stated.items()}
     return EncodingEntry(stated, paths.get("processor"), paths.get("tokenizer"))

@@ -101,6 +101,11 @@ def _require_each_once(mapping: Mapping[str, str], where: str) -> None:
             )
 
 
+def like_input(names: Mapping[str, str]) -> str:
+    """The input of a graph that reads token ids, whose shape inputs of zeros have; empty if there is none."""
+    return next((name for name, new in names.items() if new.rpartition(".")[2] == "input_ids"), "")
+
+
 def fill_zeros(path: Path, model: onnx.ModelProto, zeros: Sequence[str], like: str) -> None:
     """Replace integer inputs of a graph by zeros in the shape of its input ``like``, in place."""
     values = {value.name: value for value in model.graph.input}

@@ -114,10 +114,13 @@ def require_input(path: Path, value: onnx.ValueInfoProto, spec: TensorSpec) -> N
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Inputs that no page made, to run graphs on: of ``specs``, with token ids below ``vocab_size`` and at most ``longest`` tokens."""
+    """Inputs that no page made, to run graphs on: of ``specs``, with at most ``longest`` tokens.
+
+    ``rows``: of the embedding that each input of token ids is looked up in.
+    """
 
     specs: tuple[TensorSpec, ...]
-    vocab_size: int
+    rows: Mapping[str, int]
     longest: int
 
     def arrays(self, pages: int, tokens: int, seed: int = 0) -> Arrays:
@@ -134,7 +137,7 @@ class Probe:
                 corners = np.sort(rng.integers(0, 1001, (pages, tokens, 2, 2)), axis=2)
                 arrays[spec.name] = corners.reshape(pages, tokens, 4)
             elif spec.dtype == "int64":
-                arrays[spec.name] = rng.integers(0, self.vocab_size, shape)
+                arrays[spec.name] = rng.integers(0, self.rows[spec.name], shape)
             else:
                 arrays[spec.name] = rng.uniform(-1, 1, shape).astype(np.float32)
         return arrays

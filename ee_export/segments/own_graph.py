@@ -9,14 +9,15 @@ import onnx
 
 from ee_export.assemble_recipe import TRAIN, CutEntry, GraphEntry
 from ee_export.encode import Arrays
-from ee_export.errors import BadGraph, BadRequest
-from ee_export.manifest import TensorSpec, logits_name
+from ee_export.errors import BadGraph, BadRequest, shorten
+from ee_export.manifest import SOURCES, TensorSpec, logits_name
 from ee_export.model.graph_heads import Layers, answer
 from ee_export.segments.assembly import (
     Assembly,
     OwnSegment,
     fill_zeros,
     input_names,
+    like_input,
     raw_logits,
     require_logits,
 )
@@ -59,6 +60,12 @@ def read_own_graph(entry: GraphEntry, cuts: Sequence[CutEntry], where: str, repo
     """
     model = load_graph(entry.file)
     names = input_names(model, entry.inputs, entry.zeros, f"{where}: [graph] inputs")
+    for name, new in names.items():
+        if new not in SOURCES:
+            raise BadRequest(
+                f"{where}: [graph] inputs: '{shorten(new, 80)}' is no input of a package, expected one of {', '.join(SOURCES)}; say which it "
+                f'is, such as inputs = {{"{shorten(name, 80)}" = "pixel_values"}}'
+            )
     logits = raw_logits(entry.file, model, entry.logits, f"{where}: [graph]", report)
     heads: dict[str, tuple[Path, onnx.ModelProto, str]] = {}
     resolved = []
@@ -119,8 +126,7 @@ class CutGraph:
             if value.name in own.names:
                 require_input(own.path, value, given[own.names[value.name]])
         open_axes(model, [name for name in (*own.names, *own.zeros) if own.names.get(name, "input_ids") in texts])
-        like = next((name for name, new in own.names.items() if new == "input_ids"), "")
-        fill_zeros(own.path, model, own.zeros, like)
+        fill_zeros(own.path, model, own.zeros, like_input(own.names))
         answers = {name: logits_name(name) for name, _ in own.ends}
         self._names = renamed(model, own.names, reserved=answers.values())
         self._model = model
@@ -230,7 +236,7 @@ class CutGraph:
 
         def run(arrays: Arrays) -> Arrays:
             feeds = {name: arrays[new] for name, new in own.names.items()}
-            values = whole.run(feeds | {name: np.zeros_like(arrays["input_ids"]) for name in own.zeros})
+            values = whole.run(feeds | {name: np.zeros_like(feeds[like_input(own.names)]) for name in own.zeros})
             found = {}
             for cut in own.cuts:
                 tensor = values[cut.tensor]

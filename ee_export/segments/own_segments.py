@@ -11,12 +11,13 @@ from onnx import helper
 from ee_export.assemble_recipe import SegmentEntry
 from ee_export.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
-from ee_export.manifest import SOURCES, TensorSpec, gate_name
+from ee_export.manifest import TensorSpec, gate_name
 from ee_export.segments.assembly import (
     Assembly,
     OwnSegment,
     fill_zeros,
     input_names,
+    like_input,
     output_names,
     raw_logits,
     require_logits,
@@ -48,8 +49,10 @@ class OwnPart:
     zeros: tuple[str, ...]
 
 
-def read_own_segments(entries: Sequence[SegmentEntry], where: str, report: Callable[[str], None]) -> list[OwnPart]:
-    """Read the graphs, and check that each reads what is there when it runs.
+def read_own_segments(
+    entries: Sequence[SegmentEntry], sources: Mapping[str, str], where: str, report: Callable[[str], None]
+) -> list[OwnPart]:
+    """Read the graphs, and check that each reads what is there when it runs. ``sources``: inputs that the package can have.
 
     Raises:
         BadGraph, BadRequest: a file cannot be used, a name is not in it, or nobody makes what it reads.
@@ -61,8 +64,8 @@ def read_own_segments(entries: Sequence[SegmentEntry], where: str, report: Calla
         model = load_graph(entry.file)
         inputs = input_names(model, entry.inputs, entry.zeros, f"{place} inputs")
         for name, new in inputs.items():
-            if new not in made and new not in SOURCES:
-                known = shorten(", ".join([*SOURCES, *made]), 300)
+            if new not in made and new not in sources:
+                known = shorten(", ".join([*sources, *made]), 300)
                 raise BadRequest(
                     f"{place} inputs: '{shorten(name, 80)}' reads '{shorten(new, 80)}', which no segment before makes; expected one of {known}"
                 )
@@ -78,7 +81,7 @@ def read_own_segments(entries: Sequence[SegmentEntry], where: str, report: Calla
         for name, new in outputs.items():
             if name in inputs:
                 raise BadRequest(f"{place} outputs: '{shorten(name, 80)}' is an input of the graph; read that instead")
-            if new in made or new in SOURCES:
+            if new in made or new in sources:
                 maker = made.get(new, "the package, as an input")
                 raise BadRequest(f"{place} outputs: '{shorten(new, 80)}' is made by {maker} too; rename it in outputs")
             made[new] = f"'{entry.exit}'"
@@ -108,7 +111,7 @@ def assemble_segments(parts: Sequence[OwnPart], probe: Probe, classes: int) -> A
                 require_input(part.path, value, specs[part.inputs[value.name]])
         texts = [name for name, new in part.inputs.items() if "T" in specs[new].shape[1:2]]
         open_axes(model, [*texts, *part.zeros])
-        like = next((name for name, new in part.inputs.items() if new == "input_ids"), "")
+        like = like_input(part.inputs)
         fill_zeros(part.path, model, part.zeros, like)
         state = {name: new for name, new in part.outputs.items() if new in later and new not in specs}
         answers = [part.logits, *([] if part.gate is None else [part.gate])]
@@ -163,7 +166,7 @@ def _reference(parts: Sequence[OwnPart]) -> Callable[[Arrays], Arrays]:
         state, found = dict(arrays), {}
         for part, runner in zip(parts, runners, strict=True):
             feeds = {name: state[new] for name, new in part.inputs.items()}
-            values = runner.run(feeds | {name: np.zeros_like(arrays["input_ids"]) for name in part.zeros})
+            values = runner.run(feeds | {name: np.zeros_like(feeds[like_input(part.inputs)]) for name in part.zeros})
             found[part.exit] = values[part.logits]
             if part.gate is not None:
                 found[gate_name(part.exit)] = values[part.gate]

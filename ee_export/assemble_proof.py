@@ -1,0 +1,81 @@
+"""Golden pages of brought graphs, and the proof that a package of them answers as they do."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ee_export import golden, golden_page
+from ee_export.assemble_inputs import PackageInputs, joined, one_page, split
+from ee_export.data import Dataset
+from ee_export.encode import Arrays
+from ee_export.manifest import Target
+from ee_export.observe import read_pages
+from ee_export.page import Ocr
+from ee_export.runtime.chain import Chain
+from ee_export.segments import equality
+from ee_export.segments.assembly import Assembly
+from ee_export.segments.graph_axes import Probe
+
+_PAGES = 12
+"""Held-out pages of the proof, beside batches of arrays that no page made."""
+_SIZES = ((2, 17), (3, 64), (5, 33))
+"""Pages and tokens of those batches."""
+
+
+def golden_pages(made: Assembly, inputs: PackageInputs) -> list[golden.GoldenPage]:
+    """Synthetic pages with little text, some, and all that is read, and a drawn page, with the logits they must give."""
+    synthetic: list[Arrays] = [{}, {}, {}]
+    for name, encoding in inputs.encodings.items():
+        longest, rows = encoding.max_text_tokens, encoding.vocab_size or 1
+        lengths = (min(2, longest), max(2, longest // 4), longest)
+        pages = golden.synthetic_inputs(encoding.image_size, lengths, max(rows, 6))
+        for arrays, page in zip(synthetic, pages, strict=True):
+            page["input_ids"] %= rows
+            arrays |= {joined(name, base): values for base, values in page.items()}
+    largest = max(inputs.encodings.values(), key=lambda encoding: encoding.image_size)
+    file, words = golden_page.draw(inputs.sources, largest)
+    drawn = inputs.encode([golden_page.page_of(file, words, "golden page")])
+    return [
+        *(golden.GoldenPage(arrays, made.reference(arrays)) for arrays in synthetic),
+        golden.GoldenPage(drawn, made.reference(drawn), file=file, words=words),
+    ]
+
+
+def proven(
+    chain: Chain, made: Assembly, probe: Probe, held_out: Dataset, inputs: PackageInputs, ocr: Ocr | None
+) -> Target:
+    """The target of a chain with the largest difference from the graphs that were brought, per exit and gate.
+
+    The graphs run page by page and without padding, the chain on batches with padding, and on some held-out pages.
+
+    Raises:
+        NotEqual: a difference is larger than rounding explains.
+    """
+    cases = [probe.arrays(1, probe.longest)]
+    cases += [_padded(probe, pages, min(tokens, probe.longest), at) for at, (pages, tokens) in enumerate(_SIZES)]
+    few = held_out.subset(list(range(0, len(held_out), -(-len(held_out) // _PAGES))))
+    cases += [inputs.encode([page]) for page in read_pages(few, ocr)]
+    worst: dict[str, float] = {}
+    largest = 0.0
+    for arrays in cases:
+        logits = chain.logits(arrays)
+        for row in range(len(next(iter(logits.values())))):
+            for name, expected in made.reference(one_page(arrays, row)).items():
+                difference = float(np.abs(logits[name][row] - expected[0]).max())
+                worst[name] = max(worst.get(name, 0.0), difference if np.isfinite(difference) else np.inf)
+                largest = max(largest, float(np.abs(expected).max()))
+    # Rounding grows with the logits, which are large in some models.
+    tolerance = float(f"{equality.TOLERANCE_FP32 * max(1.0, largest / 10):.3g}")
+    differences = {name: float(f"{difference:.3g}") for name, difference in worst.items()}
+    equality.require(differences, tolerance)
+    return replace(chain.target, tolerance=tolerance, equality=differences)
+
+
+def _padded(probe: Probe, pages: int, tokens: int, seed: int) -> Arrays:
+    """Inputs of some pages with texts of different lengths, padded to the longest."""
+    arrays = probe.arrays(pages, tokens, seed + 2)
+    for name, values in arrays.items():
+        if split(name)[1] == "attention_mask":
+            for row in range(1, pages):
+                values[row, max(1, tokens * (pages - row) // pages) :] = 0
+    return arrays
