@@ -16,6 +16,7 @@ from ee_export.tokenizer import LARGEST, read_tokenizer, require_rows
 
 _IMAGE = ("image_mode", "image_mean", "image_std")
 _TEXT = ("max_text_tokens", "bos_id", "eos_id", "pad_id")
+_MOST = {"image_size": 4096, "max_text_tokens": 32_768, "vocab_size": 10_000_000}
 _NO_IMAGE: dict[str, Any] = {
     "image_size": 1,
     "image_mode": "L",
@@ -50,7 +51,14 @@ def encoding_of(
     else:
         _unread(entry, "tokenizer", "text", where)
         tokenizer = train_tokenizer(iter([]), 0)
-    return Encoding(**{**fields, **entry.stated}), tokenizer
+    fields |= entry.stated
+    for (
+        key,
+        most,
+    ) in _MOST.items():  # all other fields are checked with the manifest, but by these arrays are made before
+        if not 1 <= fields[key] <= most:
+            raise BadRequest(f"{where} {key}: found {fields[key]}, expected a number in 1 to {most:,}; correct it")
+    return Encoding(**fields), tokenizer
 
 
 def _unread(entry: EncodingEntry, key: str, what: str, where: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -19,18 +20,22 @@ Graph = tuple[onnx.ModelProto, Mapping[str, str]]
 """A graph, and the package's name of each of its inputs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PackageInputs:
     """The inputs of a package.
 
-    ``sources``: the part of a page that each is made from. ``encodings``, ``tokenizers``, ``encoders``: by the name of the encoding;
-    ``""`` is that of the inputs without a prefix.
+    ``sources``: the part of a page that each is made from. ``encodings``, ``tokenizers``: by the name of the encoding; ``""``
+    is that of the inputs without a prefix.
     """
 
     sources: dict[str, str]
     encodings: dict[str, Encoding]
     tokenizers: dict[str, Tokenizer]
-    encoders: dict[str, Encoder]
+
+    @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoders by name; to be made of encodings that were checked."""
+        return {name: Encoder(encoding, self.tokenizers[name]) for name, encoding in self.encodings.items()}
 
     def of(self, encoding: str) -> dict[str, str]:
         """The inputs that an encoding makes, under the names that an encoder gives them, and their sources."""
@@ -86,8 +91,7 @@ def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInput
         table = f"{where}: [encodings.{name}]" if name else f"{where}: [encoding]"
         side, rows = _side(graphs, joined(name, "pixel_values")), _rows(graphs, joined(name, "input_ids"))
         encodings[name], tokenizers[name] = encoding_of(entry, mine, side, rows, table)
-    encoders = {name: Encoder(encoding, tokenizers[name]) for name, encoding in encodings.items()}
-    return PackageInputs(sources, encodings, tokenizers, encoders)
+    return PackageInputs(sources, encodings, tokenizers)
 
 
 def split(name: str) -> tuple[str, str]:

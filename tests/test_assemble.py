@@ -39,7 +39,7 @@ TOP = 'labels = ["blue", "green", "red"]\ndata = "pages"\n'
 WHOLE = TOP + '[graph]\nfile = "net.onnx"\ninputs = {x = "pixel_values"}\n'
 CUT = '[[cut]]\nexit = "early"\ntensor = "relu1"\nhead = "train"\n'
 RNG = np.random.default_rng(0)
-WEIGHTS = {
+WEIGHTS: dict[str, np.ndarray] = {
     "w1": RNG.normal(0, 0.3, (4, 3, 3, 3)).astype(np.float32),
     "w2": RNG.normal(0, 0.3, (6, 4, 3, 3)).astype(np.float32),
     "w3": RNG.normal(0, 0.8, (3, 6)).astype(np.float32),
@@ -238,7 +238,7 @@ def test_graphs_that_are_segments_already_are_joined_by_their_names(folder: Path
 def text_net(rows: int) -> onnx.ModelProto:
     """A classifier of the words' average embedding, and of a second table by token types."""
     rng = np.random.default_rng(3)
-    tables = {
+    tables: dict[str, np.ndarray] = {
         "table": rng.normal(0, 1, (rows, 8)).astype(np.float32),
         "types": rng.normal(0, 1, (2, 8)).astype(np.float32),
         "wt": rng.normal(0, 1, (3, 8)).astype(np.float32),
@@ -407,6 +407,9 @@ BAD_RECIPES = {
         "[[cut]] without [graph]",
     ),
     "encoding is missing": (WHOLE, "image_mode, image_mean, image_std: missing"),
+    "no such size": (WHOLE + ENCODING + "image_size = 0\n", "the graph reads 16"),
+    "exit is a path": (WHOLE + CUT.replace('exit = "early"', 'exit = "a/b"') + ENCODING, "exits[0]"),
+    "encodings of one graph": (WHOLE + ENCODING + "[encodings.large]\nimage_size = 8\n", "[encodings] with [graph]"),
     "another size": (WHOLE + ENCODING + "image_size = 8\n", "the graph reads 16"),
     "divides by zero": (WHOLE + ENCODING.replace("std = [0.5", "std = [0.0"), "a number that divides"),
     "labels twice": ('labels = ["red", "red"]\n' + WHOLE.split("\n", 1)[1] + ENCODING, "labels"),
