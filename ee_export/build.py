@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from ee_export import __version__, fit, golden, golden_page
 from ee_export.atomic import check_destination, staged_folder
-from ee_export.data import Dataset, read_dataset
+from ee_export.data import Data, Dataset, read_dataset
 from ee_export.encode import Arrays, Encoder
 from ee_export.errors import BadCheckpoint, BadData
 from ee_export.find import Skipped, find_pages
@@ -22,7 +22,7 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.origin import origin_of
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
-from ee_export.page import Ocr, read_page
+from ee_export.page import Ocr, Page, read_page
 from ee_export.ranges import require_labels
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure, measure_ocr
@@ -143,7 +143,7 @@ def build_model(
 def complete(
     chain: Chain,
     target: Target,
-    parts: Mapping[str, Dataset],
+    parts: Mapping[str, Data],
     split: Split,
     origin: Origin,
     staging: Path,
@@ -168,7 +168,8 @@ def complete(
     start_ms = 0.0
     if ocr_ms is None and ocr is not None and package.manifest.reads("text"):
         progress("measure", 0, 2)
-        bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6] if page.image is not None]
+        whole = [page for page in samples[:6] if isinstance(page, Page) and page.image is not None]
+        bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in whole]
         ocr_ms, start_ms = measure_ocr(bare, package.manifest.text_bands())
     progress("measure", 1, 2)
     target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
@@ -209,7 +210,7 @@ def export(
         files={},
     )
     pages = [golden.GoldenPage(arrays, _reference(model, arrays)) for arrays in inputs]
-    pages.append(_golden_page(model, Encoder(manifest.encoding, Tokenizer.from_str(tokenizer))))
+    pages.append(_golden_page(model, Encoder(manifest.page_encoding(), Tokenizer.from_str(tokenizer))))
     (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
 
     progress("prove", 0, 1)
@@ -234,7 +235,7 @@ def golden_inputs(model: EarlyExitModel, encoder: Encoder, folder: Path | None) 
         if page.words is None and model.reads("text"):
             raise BadData(f"{path}: a golden page needs its words in a .json beside it")
         image, words, boxes = encoder.contents(page, model.INPUTS)
-        found.append({**encoder.image(image), **encoder.text(words, boxes)})
+        found.append(encoder.arrays(image, words, boxes))
     if not found:
         raise BadData(f"{folder}: no page images; golden inputs need at least one")
     return found

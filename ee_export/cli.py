@@ -2,9 +2,10 @@
 
 import json
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -24,6 +25,7 @@ from ee_export.console import (
     target_option,
 )
 from ee_export.diff_command import diff
+from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, EeError, one_line
 from ee_export.find import Skipped, find_pages
 from ee_export.limits import DEFAULT_LIMITS, Limits
@@ -33,6 +35,9 @@ from ee_export.rollback_command import rollback
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.threads import MOST_THREADS
 from ee_export.show import PAGE_HEADINGS, ms, page_cells, page_line, page_widths, print_package, print_result, val_table
+
+if TYPE_CHECKING:
+    from ee_export.runtime.chain import Chain
 
 _FOLDER = click.Path(path_type=Path)
 point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
@@ -465,7 +470,7 @@ def predict(
     """Classify page images and folders of them, and print each page as it is answered.
 
     A .json beside an image gives its words; otherwise OCR runs if the page needs it and Tesseract is installed. A model that
-    reads words alone takes .json files too. Exit status 1: some pages have no answer; 2: none has one. --shadow changes neither answers
+    reads words alone takes .json files too, and a package of arrays .npz files with an array per input. Exit status 1: some pages have no answer; 2: none has one. --shadow changes neither answers
     nor the status.
     """
     from ee_export.monitor import seen
@@ -475,7 +480,10 @@ def predict(
     if (shadow is None) != (shadow_log is None):
         raise BadRequest("--shadow and --shadow-log go together: a package, and the file for what it answers otherwise")
     chain = load(package, target, operating_point, threads, one_pool=True)
+    reads_arrays = chain.package.manifest.encoding is None
     beside = None
+    if reads_arrays and shadow is not None:
+        raise BadRequest(f"{package}: the package reads arrays, and --shadow compares pages; leave it out")
     if shadow is not None and shadow_log is not None:
         from ee_export.shadow import open_log
 
@@ -487,15 +495,23 @@ def predict(
     widths = page_widths(chain.labels, chain.exits)
     count = failed = 0
     with progress_bars() as show:
-        for path in (page for given in paths for page in find_pages(given, skipped, words_alone=words_alone)):
+        pages: Iterable[tuple[Path | str, Arrays | None]] = (
+            _rows(chain, paths)
+            if reads_arrays
+            else ((page, None) for given in paths for page in find_pages(given, skipped, words_alone=words_alone))
+        )
+        for path, arrays in pages:
             if count == 0 and not jsonl:
                 click.echo(click.style(page_line(widths, PAGE_HEADINGS), bold=True))
             count += 1
             page: Page | None = None
             answer: Answer | EeError
             try:
-                page = read_page(path, ocr, limits)
-                answer = chain.predict(page, deadline_ms=deadline_ms)
+                if arrays is None:
+                    page = read_page(Path(path), ocr, limits)
+                    answer = chain.predict(page, deadline_ms=deadline_ms)
+                else:
+                    answer = chain.predict_encoded(arrays, deadline_ms=deadline_ms)
             except Exception as error:
                 failed += 1
                 answer = failure(str(path), error)
@@ -508,7 +524,8 @@ def predict(
                 found = answer.to_dict()
                 row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": seen(answer).scores}
                 cells = page_cells(path, found)
-            skipped.add_frames(path)
+            if arrays is None:
+                skipped.add_frames(Path(path))
             echo_json(row) if jsonl else click.echo(page_line(widths, cells))
             if beside is not None:
                 beside.compare(page, answer, deadline_ms)
@@ -631,6 +648,16 @@ def main() -> None:
 
 
 _ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "deadline_hit")
+
+
+def _rows(chain: "Chain", paths: Sequence[Path]) -> Iterator[tuple[str, Arrays]]:
+    """The rows of .npz files for a package of arrays, each with its name."""
+    from ee_export.data import read_rows
+    from ee_export.inputs import array_specs
+
+    for path in paths:
+        for at, row in enumerate(read_rows(path, array_specs(chain.package.manifest))):
+            yield f"{path}:{at}", row
 
 
 def _engine() -> Ocr | None:

@@ -1,15 +1,21 @@
 """manifest.json as values: what a package says of itself. Reading it is :mod:`ee_export.read_manifest`."""
 
 import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ee_export.encode import Encoding, band_of
+from ee_export.errors import BadRequest
 
 SCHEMA = 1
+TOKENIZER = "tokenizer.json"
 
 SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
 """The input tensors that an encoder makes, and the part of a page that each is made from."""
+
+ARRAY = "array"
+"""Source of an input tensor that the caller gives."""
 
 GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 """Backends of targets that run on an NVIDIA GPU."""
@@ -28,6 +34,12 @@ def logits_name(exit_name: str) -> str:
 def gate_name(exit_name: str) -> str:
     """Name of the go/stop logit of an exit's gate: a tensor of its segment, and the key of its calibration."""
     return f"{exit_name}.gate"
+
+
+def split_input(name: str, encodings: Container[str]) -> tuple[str, str]:
+    """The name of the further encoding that makes an input, ``""`` if none does, and the input's name without it."""
+    front, _, base = name.partition(".")
+    return (front, base) if front in encodings and base in SOURCES else ("", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +147,7 @@ class Former:
 class Costs:
     """Measured median time of each segment at batch 1, per number of text tokens; ``None``: not measured.
 
-    ``ocr_ms``: of the OCR engine for a whole page; ``ocr_start_ms``: how much of it a strip costs whatever its height.
+    ``encode_ms``: per further encoding, of making its inputs for a page. ``ocr_ms``: of the OCR engine for a whole page; ``ocr_start_ms``: how much of it a strip costs whatever its height.
     """
 
     machine: str
@@ -146,6 +158,7 @@ class Costs:
     encode_text_ms: float
     ocr_ms: float | None = None
     ocr_start_ms: float = 0.0
+    encode_ms: dict[str, float] = field(default_factory=dict)
 
     def strip_ms(self, share: float, ocr_ms: float | None = None) -> float:
         """Cost of reading a strip of this share of a page's height; ``ocr_ms`` replaces what was measured."""
@@ -222,20 +235,45 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything in manifest.json; see docs/package.md. ``inputs`` says what each input tensor is made from."""
+    """Everything in manifest.json; see docs/package.md.
+
+    ``inputs``: the source of each input tensor, ``image`` or ``text`` of a page or :data:`ARRAY`. ``encoding``: how a page becomes
+    them, ``None`` if all are arrays. ``encodings``: further ways by name, for models in one package that read pages differently. The
+    inputs of the encoding ``large`` are ``large.pixel_values``, ``large.input_ids``, ``large.bbox`` and ``large.attention_mask``.
+    """
 
     schema: int
     name: str
     created_by: str
     labels: tuple[str, ...]
     exits: tuple[str, ...]
-    encoding: Encoding
+    encoding: Encoding | None
     inputs: dict[str, str]
     model: dict[str, Any]
     targets: dict[str, Target]
     files: dict[str, FileEntry]
     split: Split | None = None
     origin: Origin | None = None
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+
+    def page_encoding(self) -> Encoding:
+        """The encoding of a package that reads pages; raises BadRequest for a package of arrays."""
+        if self.encoding is None:
+            raise BadRequest(f"{self.name}: the package reads arrays, and encodes no pages; give it arrays")
+        return self.encoding
+
+    def all_encodings(self) -> dict[str, Encoding]:
+        """All encodings by name; ``""`` is that of ``encoding``."""
+        return {**({} if self.encoding is None else {"": self.encoding}), **self.encodings}
+
+    def inputs_of(self, encoding: str) -> dict[str, str]:
+        """The inputs that an encoding makes, under the names that an encoder gives them, and their sources."""
+        split = ((split_input(name, self.encodings), source) for name, source in self.inputs.items())
+        return {base: source for (name, base), source in split if name == encoding and source != ARRAY}
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """The file of each encoding's tokenizer, by the encoding's name. An encoding that makes no text needs none."""
+        return {name: f"{name}.{TOKENIZER}" if name else TOKENIZER for name in self.all_encodings()}
 
     def reads(self, source: str) -> bool:
         """Whether the model reads anything of a page's ``image`` or of its ``text``."""

@@ -154,14 +154,14 @@ def test_how_a_brought_model_reads_images_is_read_as_it_is_written(
     manifest: dict[str, Any], fields: dict[str, Any]
 ) -> None:
     whole = from_json(json.dumps(manifest).encode(), "x")
-    brought = replace(whole, encoding=replace(whole.encoding, **fields))
+    brought = replace(whole, encoding=replace(whole.page_encoding(), **fields))
     assert from_json(to_json(brought), "x") == brought
 
 
 def test_a_manifest_that_cannot_be_opened_is_not_written(sample: Path, tmp_path: Path) -> None:
     whole = open_package(sample).manifest
     with pytest.raises(BadPackage, match=r"encoding\.max_text_tokens: .*nothing was written"):
-        seal(tmp_path, replace(whole, encoding=replace(whole.encoding, max_text_tokens=0)))
+        seal(tmp_path, replace(whole, encoding=replace(whole.page_encoding(), max_text_tokens=0)))
     assert list(tmp_path.iterdir()) == []
 
 

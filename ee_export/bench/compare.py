@@ -21,6 +21,7 @@ from ee_export.bench.statistics import Interval, interval, samples_needed
 from ee_export.console import Progress
 from ee_export.data import Dataset
 from ee_export.errors import BadRequest, require_known
+from ee_export.inputs import only_encoding
 
 SCHEMA = 1
 WARM_UP = 5
@@ -131,6 +132,7 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
         BadRequest: there is no such peer, target or exit, what it needs is not installed, or it failed.
     """
     package = subject.opened()
+    only_encoding(package.manifest, "ee-bench compare")
     order = stages_of(package.manifest)
     names = list(dict.fromkeys((CHAIN, *peers)))
     for found in map(entry, names):

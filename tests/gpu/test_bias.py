@@ -105,7 +105,7 @@ def test_both_ways_are_timed_on_the_device_at_the_largest_batch_and_nothing_is_l
     monkeypatch.setattr(gpu_bias, "measure_bias", watched)
     package = compile(strip=True, refit="identical")  # what is timed keeps its weights all the same
     texts = package.target(TARGET).compiled
-    tokens = package.manifest.encoding.max_text_tokens + int(texts["visual_tokens"])
+    tokens = package.manifest.page_encoding().max_text_tokens + int(texts["visual_tokens"])
     assert moved[:2] == [8 * 2 * tokens * tokens * 2] * 2, "half of 16 pages, two heads, float16"
     assert left == [(0, 0)]
     assert float(texts["bias_recomputed_ms"]) > 0 and float(texts["bias_moved_ms"]) > 0

@@ -204,11 +204,11 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
 @pytest.mark.parametrize("kind", ["graphs", "conditional"])
 def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pages: list[Page], kind: str) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
-    first, (begin, end, reads) = chain._anytime_runs
-    middle = begin + 3
+    first, run = chain._anytime_runs
+    middle = run.first + 3
     device = chain._on_device
     assert device is not None
-    stretches = [first, (begin, middle, reads), (middle, end, reads)]
+    stretches = [first, run._replace(end=middle), run._replace(first=middle)]
     halved = OnDevice(device._device, device._segments, device._sizes, stretches, kind, device._stream, device._lock)
     assert halved._makes_state == [False, True, False]
     # Of nearly one length, so that they stay together; but they are packed in another order than that of their lengths.
