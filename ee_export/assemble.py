@@ -12,21 +12,21 @@ import onnx
 
 from ee_export import __version__, golden
 from ee_export.add_exits import split_for_heads
-from ee_export.assemble_inputs import PackageInputs, joined, read_inputs
+from ee_export.assemble_inputs import PackageInputs, read_inputs
 from ee_export.assemble_proof import golden_pages, proven
 from ee_export.assemble_recipe import AssembleRecipe, read_assemble_recipe
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import TARGET, Progress, complete
 from ee_export.check_manifest import check
-from ee_export.data import Dataset, read_dataset
+from ee_export.data import Data, read_arrays, read_dataset
 from ee_export.errors import BadData, BadRequest
 from ee_export.manifest import SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
 from ee_export.model.graph_heads import Layers, train_ramps, untrained
 from ee_export.model.train_heads import HeadTraining
-from ee_export.observe import held_out
+from ee_export.observe import held_out, read_pages
 from ee_export.origin import now
-from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
-from ee_export.page import Ocr, read_page
+from ee_export.package import GOLDEN, Package, locked, open_package, seal
+from ee_export.page import Ocr
 from ee_export.ranges import require_labels
 from ee_export.runtime.chain import load_package
 from ee_export.segments import assembly, equality
@@ -84,10 +84,10 @@ def assemble(
             f"{where}: data: missing, and no DATA is given; name a folder of held-out pages in class folders"
         )
     train_data = train_data or recipe.train
-    pages = read_dataset(data, recipe.labels)
 
     brought = _read(recipe, report)
     inputs = read_inputs(recipe, _graphs(brought))
+    pages = _data(inputs, data, recipe.labels)
     probe = inputs.probe()
     classes = len(recipe.labels)
     cut, ramps = None, {}
@@ -105,7 +105,7 @@ def assemble(
 
     if cut is not None and ramps:
         pages, train, val = split_for_heads(
-            pages, None if train_data is None else read_dataset(train_data, recipe.labels), training.seed
+            pages, None if train_data is None else _data(inputs, train_data, recipe.labels), training.seed
         )
         report(f"{len(train)} pages to train heads on, {len(val)} to validate, {len(pages)} held out, {classes} labels")
         made = cut.assembly(_trained(cut, layers, train, val, inputs, training, ocr, progress, report))
@@ -114,8 +114,8 @@ def assemble(
         specs = assembly.write(made, staging, TARGET)
         manifest = replace(manifest, targets={TARGET: replace(manifest.targets[TARGET], segments=specs)})
         for name, tokenizer in inputs.tokenizers.items():
-            (staging / joined(name, TOKENIZER)).write_text(tokenizer.to_str())
-        (staging / GOLDEN).write_bytes(golden.write(golden_pages(made, inputs), manifest))
+            (staging / manifest.tokenizer_files()[name]).write_text(tokenizer.to_str())
+        (staging / GOLDEN).write_bytes(golden.write(golden_pages(made, probe, inputs), manifest))
         progress("prove", 0, 1)
         chain = load_package(seal(staging, manifest), one_pool=True)
         target = proven(chain, made, probe, parts["tune"], inputs, ocr)
@@ -130,8 +130,12 @@ Brought = OwnGraph | list[OwnPart]
 
 def _read(recipe: AssembleRecipe, report: Callable[[str], None]) -> Brought:
     if recipe.graph is not None:
-        return read_own_graph(recipe.graph, recipe.cuts, str(recipe.path), report)
+        return read_own_graph(recipe.graph, recipe.cuts, recipe.sources, str(recipe.path), report)
     return read_own_segments(recipe.segments, recipe.sources, str(recipe.path), report)
+
+
+def _data(inputs: PackageInputs, path: Path, labels: tuple[str, ...]) -> Data:
+    return read_dataset(path, labels) if inputs.encodings else read_arrays(path, inputs.arrays, labels)
 
 
 def _graphs(brought: Brought) -> list[tuple[onnx.ModelProto, Mapping[str, str]]]:
@@ -148,7 +152,8 @@ def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: t
         created_by=f"ee_export {__version__}, onnx {onnx.__version__}",
         labels=recipe.labels,
         exits=recipe.exits,
-        encoding=inputs.encodings[""],
+        encoding=inputs.encodings.get(""),
+        encodings={name: encoding for name, encoding in inputs.encodings.items() if name},
         inputs=inputs.sources,
         model={"type": "graphs", "files": [path.name for path in _files(recipe)]},
         targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
@@ -158,7 +163,7 @@ def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: t
 
 def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
     """Refuse what nobody could open as a package, with stand-ins for its files."""
-    names = (TOKENIZER, GOLDEN, *(spec.file for spec in manifest.targets[TARGET].segments))
+    names = (*manifest.tokenizer_files().values(), GOLDEN, *(spec.file for spec in manifest.targets[TARGET].segments))
     try:
         check(replace(manifest, origin=origin, files=dict.fromkeys(names, FileEntry("0" * 64, 0))))
     except Refused as error:
@@ -168,8 +173,8 @@ def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
 def _trained(
     cut: CutGraph,
     layers: Mapping[str, int],
-    train: Dataset,
-    val: Dataset,
+    train: Data,
+    val: Data,
     inputs: PackageInputs,
     training: HeadTraining,
     ocr: Ocr | None,
@@ -197,13 +202,13 @@ def _trained(
 
 
 def _features(
-    cut: CutGraph, data: Dataset, inputs: PackageInputs, ocr: Ocr | None, progress: Callable[[int, int], None]
+    cut: CutGraph, data: Data, inputs: PackageInputs, ocr: Ocr | None, progress: Callable[[int, int], None]
 ) -> dict[str, np.ndarray]:
     """Features of every page for every head that is trained, float32 ``[N, F]``."""
     runner = cut.features()
     rows: dict[str, list[np.ndarray]] = {name: [] for name in cut.feature_sizes()}
     for at in range(0, len(data), _BATCH):
-        batch = inputs.encode([read_page(path, ocr) for path in data.paths[at : at + _BATCH]])
+        batch = inputs.encode(read_pages(data.subset(list(range(at, min(at + _BATCH, len(data))))), ocr))
         for name, values in zip(rows, runner.run(batch).values(), strict=True):
             rows[name].append(values)
         progress(min(at + _BATCH, len(data)), len(data))

@@ -8,7 +8,6 @@ from tokenizers import Tokenizer
 from ee_export.assemble_recipe import EncodingEntry
 from ee_export.encode import Encoding
 from ee_export.errors import BadRequest, shorten
-from ee_export.model.checkpoint import train_tokenizer
 from ee_export.model.processor import image_encoding
 from ee_export.model.source_tokenizer import text_encoding
 from ee_export.resize import OWN_ORDER, UNSTATED
@@ -17,20 +16,12 @@ from ee_export.tokenizer import LARGEST, read_tokenizer, require_rows
 _IMAGE = ("image_mode", "image_mean", "image_std")
 _TEXT = ("max_text_tokens", "bos_id", "eos_id", "pad_id")
 _MOST = {"image_size": 4096, "max_text_tokens": 32_768, "vocab_size": 10_000_000}
-_NO_IMAGE: dict[str, Any] = {
-    "image_size": 1,
-    "image_mode": "L",
-    "image_mean": (0.0, 0.0, 0.0),
-    "image_std": (1.0, 1.0, 1.0),
-}
-_NO_TEXT: dict[str, Any] = {"max_text_tokens": 2, "bos_id": 0, "eos_id": 2, "pad_id": 1, "vocab_size": 261}
-"""Of a page that is known by its image alone: two special tokens stand for its text, and no graph reads them."""
 
 
 def encoding_of(
     entry: EncodingEntry, inputs: Collection[str], side: int | None, rows: int | None, where: str
-) -> tuple[Encoding, Tokenizer]:
-    """The encoding and the tokenizer of pages.
+) -> tuple[Encoding, Tokenizer | None]:
+    """The encoding of pages, and its tokenizer if the graphs read text.
 
     Args:
         entry: what segments.toml states.
@@ -43,20 +34,20 @@ def encoding_of(
         BadRequest: a field that the inputs need is missing, or contradicts the graphs.
         BadCheckpoint: a file of Hugging Face cannot be reproduced exactly.
     """
-    fields: dict[str, Any] = {"resize": OWN_ORDER or UNSTATED, "draft": False, **_NO_IMAGE, **_NO_TEXT}
+    fields: dict[str, Any] = {"resize": OWN_ORDER or UNSTATED, "draft": False}
     fields |= _image(entry, side, where) if "pixel_values" in inputs else _unread(entry, "processor", "image", where)
+    tokenizer = None
     if set(inputs) - {"pixel_values"}:
         more, tokenizer = _text(entry, inputs, rows, where)
         fields |= more
     else:
         _unread(entry, "tokenizer", "text", where)
-        tokenizer = train_tokenizer(iter([]), 0)
     fields |= entry.stated
     for (
         key,
         most,
     ) in _MOST.items():  # all other fields are checked with the manifest, but by these arrays are made before
-        if not 1 <= fields[key] <= most:
+        if key in fields and not 1 <= fields[key] <= most:
             raise BadRequest(f"{where} {key}: found {fields[key]}, expected a number in 1 to {most:,}; correct it")
     return Encoding(**fields), tokenizer
 

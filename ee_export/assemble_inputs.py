@@ -11,61 +11,88 @@ from tokenizers import Tokenizer
 from ee_export.assemble_encoding import encoding_of
 from ee_export.assemble_recipe import AssembleRecipe
 from ee_export.encode import Arrays, Encoder, Encoding
-from ee_export.errors import BadRequest
-from ee_export.manifest import SOURCES, TensorSpec
+from ee_export.errors import BadGraph, BadRequest, shorten
+from ee_export.inputs import with_prefix
+from ee_export.manifest import ARRAY, TensorSpec, split_input
 from ee_export.page import Page
+from ee_export.segments.brought import dtype_of
 from ee_export.segments.graph_axes import Probe
 
 Graph = tuple[onnx.ModelProto, Mapping[str, str]]
 """A graph, and the package's name of each of its inputs."""
+_LONGEST = 7
+"""Tokens of the arrays that graphs without text are tried on, which do not matter."""
 
 
 @dataclass(frozen=True)
 class PackageInputs:
     """The inputs of a package.
 
-    ``sources``: the part of a page that each is made from. ``encodings``, ``tokenizers``: by the name of the encoding; ``""``
-    is that of the inputs without a prefix.
+    ``sources``: the source of each. ``encodings``, ``tokenizers``: by the name of the encoding; ``""`` is that of the inputs without
+    a prefix. There are none if all inputs are arrays. ``arrays``: dtype and shape of those.
     """
 
     sources: dict[str, str]
     encodings: dict[str, Encoding]
     tokenizers: dict[str, Tokenizer]
+    arrays: dict[str, TensorSpec]
 
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
         """The encoders by name; to be made of encodings that were checked."""
-        return {name: Encoder(encoding, self.tokenizers[name]) for name, encoding in self.encodings.items()}
+        return {name: Encoder(encoding, self.tokenizers.get(name)) for name, encoding in self.encodings.items()}
+
+    def split(self, name: str) -> tuple[str, str]:
+        """The name of the encoding that makes an input, and the input's name without it."""
+        return split_input(name, self.encodings)
 
     def of(self, encoding: str) -> dict[str, str]:
         """The inputs that an encoding makes, under the names that an encoder gives them, and their sources."""
-        return {base: self.sources[name] for name in self.sources for front, base in [split(name)] if front == encoding}
+        return {self.split(name)[1]: source for name, source in self.sources.items() if self.split(name)[0] == encoding}
 
-    def encode(self, pages: Sequence[Page]) -> Arrays:
-        """All inputs of some pages as one batch, and what encoders make beside them."""
+    def encode(self, pages: Sequence[Page | Arrays]) -> Arrays:
+        """All inputs of some pages as one batch. Rows of arrays are encoded already."""
+        rows = [page for page in pages if not isinstance(page, Page)]
+        if rows:
+            return {name: np.concatenate([row[name] for row in rows]) for name in self.sources}
         made: Arrays = {}
         for name, encoder in self.encoders.items():
-            contents = [encoder.contents(page, self.of(name)) for page in pages]
-            arrays = encoder.collate([encoder.text(words, boxes) for _, words, boxes in contents])
-            arrays |= encoder.images([image for image, _, _ in contents])
-            made |= {joined(name, base): values for base, values in arrays.items()}
-        return made
+            contents = [encoder.contents(page, self.of(name)) for page in pages if isinstance(page, Page)]
+            arrays: Arrays = {}
+            if encoder.encoding.image_size:
+                arrays |= encoder.images([image for image, _, _ in contents])
+            if encoder.encoding.max_text_tokens:
+                arrays |= encoder.collate([encoder.text(words, boxes) for _, words, boxes in contents])
+            made |= with_prefix(name, arrays)
+        return {name: made[name] for name in self.sources}
+
+    def one_page(self, batch: Arrays, row: int) -> Arrays:
+        """A page of a batch, without padding."""
+        page = {}
+        for name, source in self.sources.items():
+            mask = batch.get(_named(self.split(name)[0], "attention_mask")) if source == "text" else None
+            length = None if mask is None else int(mask[row].sum())
+            values = batch[name][row : row + 1]
+            page[name] = np.ascontiguousarray(values if length is None else values[:, :length])
+        return page
 
     def probe(self) -> Probe:
         """Arrays that no page made, of these inputs."""
         specs, rows = [], {}
-        for name in self.sources:
-            front, base = split(name)
-            encoding = self.encodings[front]
-            side = encoding.image_size
+        for name, source in self.sources.items():
+            if source == ARRAY:
+                specs.append(self.arrays[name])
+                rows[name] = 2
+                continue
+            front, base = self.split(name)
+            side = self.encodings[front].image_size
             if base == "pixel_values":
                 specs.append(TensorSpec(name, "float32", ("B", 3, side, side)))
             else:
                 specs.append(TensorSpec(name, "int64", ("B", "T", 4) if base == "bbox" else ("B", "T")))
-            if base == "input_ids":
-                rows[name] = encoding.vocab_size or 2
-        longest = min(encoding.max_text_tokens for encoding in self.encodings.values())
-        return Probe(tuple(specs), rows, longest)
+            rows[name] = self.encodings[front].vocab_size or 2
+        texts = [encoding.max_text_tokens for encoding in self.encodings.values() if encoding.max_text_tokens]
+        return Probe(tuple(specs), rows, min(texts, default=_LONGEST))
 
 
 def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInputs:
@@ -73,6 +100,7 @@ def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInput
 
     Raises:
         BadRequest: they read none, an input is unknown, or a field of an encoding is missing or contradicts them.
+        BadGraph: an input that is an array has an axis of no fixed size, or another dtype than a package passes on.
         BadCheckpoint: a file of Hugging Face cannot be reproduced exactly.
     """
     where, known = str(recipe.path), recipe.sources
@@ -80,40 +108,41 @@ def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInput
     sources = {name: source for name, source in known.items() if name in read}
     if not sources:
         raise BadRequest(f"{where}: no graph reads an input of a package, expected one of {', '.join(known)}")
-    encodings, tokenizers = {}, {}
+    encodings: dict[str, Encoding] = {}
+    tokenizers: dict[str, Tokenizer] = {}
     for name, entry in recipe.encodings.items():
-        mine = [base for front, base in map(split, sources) if front == name]
+        mine = [base for front, base in (split_input(each, recipe.encodings) for each in sources) if front == name]
+        table = f"[encodings.{name}]" if name else "[encoding]"
         if not mine:
-            table = f"encodings.{name}" if name else "encoding"
+            example = _named(name, "pixel_values")
             raise BadRequest(
-                f"{where}: [{table}]: no graph reads an input that it makes, such as {joined(name, 'pixel_values')}"
+                f"{where}: {table}: no graph reads an input that it makes, such as {example}; leave it out"
             )
-        table = f"{where}: [encodings.{name}]" if name else f"{where}: [encoding]"
-        side, rows = _side(graphs, joined(name, "pixel_values")), _rows(graphs, joined(name, "input_ids"))
-        encodings[name], tokenizers[name] = encoding_of(entry, mine, side, rows, table)
-    return PackageInputs(sources, encodings, tokenizers)
+        side, rows = _side(graphs, _named(name, "pixel_values")), _rows(graphs, _named(name, "input_ids"))
+        encodings[name], tokenizer = encoding_of(entry, mine, side, rows, f"{where}: {table}")
+        if tokenizer is not None:
+            tokenizers[name] = tokenizer
+    arrays = {name: _array_spec(graphs, name, where) for name, source in sources.items() if source == ARRAY}
+    return PackageInputs(sources, encodings, tokenizers, arrays)
 
 
-def split(name: str) -> tuple[str, str]:
-    """The name of the encoding that makes an input, and the input's name without it."""
-    front, _, base = name.rpartition(".")
-    return (front, base) if base in SOURCES else ("", name)
-
-
-def joined(encoding: str, base: str) -> str:
+def _named(encoding: str, base: str) -> str:
     """The name of an input that an encoding makes."""
     return f"{encoding}.{base}" if encoding else base
 
 
-def one_page(arrays: Arrays, row: int) -> Arrays:
-    """A page of a batch, without padding."""
-    found = {}
-    for name, values in arrays.items():
-        front, base = split(name)
-        mask = arrays.get(joined(front, "attention_mask"))
-        length = None if mask is None or base == "pixel_values" else int(mask[row].sum())
-        found[name] = np.ascontiguousarray(values[row : row + 1] if length is None else values[row : row + 1, :length])
-    return found
+def _array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSpec:
+    """Dtype and shape of an array as the first graph that reads it states them."""
+    value = next(value for model, names in graphs for value in model.graph.input if names.get(value.name) == name)
+    sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+    dtype = dtype_of(value)
+    if dtype is None or not sizes or not all(size > 0 for size in sizes[1:]):
+        shape = ", ".join(str(size or "?") for size in sizes)
+        raise BadGraph(
+            f"{where}: arrays: the graph's input '{shorten(value.name, 80)}' is {dtype or 'of another dtype'} [{shape}], expected float32 or "
+            "int64 with fixed sizes behind the first axis; export it so"
+        )
+    return TensorSpec(name, dtype, ("B", *sizes[1:]))
 
 
 def _side(graphs: Sequence[Graph], name: str) -> int | None:

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from ee_export import golden, golden_page
-from ee_export.assemble_inputs import PackageInputs, joined, one_page, split
-from ee_export.data import Dataset
+from ee_export.assemble_inputs import PackageInputs
+from ee_export.data import Data
 from ee_export.encode import Arrays
+from ee_export.inputs import with_prefix
 from ee_export.manifest import Target
 from ee_export.observe import read_pages
 from ee_export.page import Ocr
@@ -22,16 +23,22 @@ _SIZES = ((2, 17), (3, 64), (5, 33))
 """Pages and tokens of those batches."""
 
 
-def golden_pages(made: Assembly, inputs: PackageInputs) -> list[golden.GoldenPage]:
-    """Synthetic pages with little text, some, and all that is read, and a drawn page, with the logits they must give."""
+def golden_pages(made: Assembly, probe: Probe, inputs: PackageInputs) -> list[golden.GoldenPage]:
+    """Pages without a document, with little text, some, and all that is read, and a drawn page, with the logits they must give.
+
+    A package of arrays has arrays of random numbers.
+    """
+    if not inputs.encodings:
+        return [
+            golden.GoldenPage(each, made.reference(each)) for each in (probe.arrays(1, 1, seed) for seed in range(3))
+        ]
     synthetic: list[Arrays] = [{}, {}, {}]
     for name, encoding in inputs.encodings.items():
-        longest, rows = encoding.max_text_tokens, encoding.vocab_size or 1
-        lengths = (min(2, longest), max(2, longest // 4), longest)
-        pages = golden.synthetic_inputs(encoding.image_size, lengths, max(rows, 6))
+        longest, rows = max(2, encoding.max_text_tokens), encoding.vocab_size or 1
+        pages = golden.synthetic_inputs(encoding.image_size, (2, max(2, longest // 4), longest), max(rows, 6))
         for arrays, page in zip(synthetic, pages, strict=True):
             page["input_ids"] %= rows
-            arrays |= {joined(name, base): values for base, values in page.items()}
+            arrays |= {key: values for key, values in with_prefix(name, page).items() if key in inputs.sources}
     largest = max(inputs.encodings.values(), key=lambda encoding: encoding.image_size)
     file, words = golden_page.draw(inputs.sources, largest)
     drawn = inputs.encode([golden_page.page_of(file, words, "golden page")])
@@ -42,7 +49,7 @@ def golden_pages(made: Assembly, inputs: PackageInputs) -> list[golden.GoldenPag
 
 
 def proven(
-    chain: Chain, made: Assembly, probe: Probe, held_out: Dataset, inputs: PackageInputs, ocr: Ocr | None
+    chain: Chain, made: Assembly, probe: Probe, held_out: Data, inputs: PackageInputs, ocr: Ocr | None
 ) -> Target:
     """The target of a chain with the largest difference from the graphs that were brought, per exit and gate.
 
@@ -52,7 +59,9 @@ def proven(
         NotEqual: a difference is larger than rounding explains.
     """
     cases = [probe.arrays(1, probe.longest)]
-    cases += [_padded(probe, pages, min(tokens, probe.longest), at) for at, (pages, tokens) in enumerate(_SIZES)]
+    cases += [
+        _padded(probe, pages, min(tokens, probe.longest), at, inputs) for at, (pages, tokens) in enumerate(_SIZES)
+    ]
     few = held_out.subset(list(range(0, len(held_out), -(-len(held_out) // _PAGES))))
     cases += [inputs.encode([page]) for page in read_pages(few, ocr)]
     worst: dict[str, float] = {}
@@ -60,7 +69,7 @@ def proven(
     for arrays in cases:
         logits = chain.logits(arrays)
         for row in range(len(next(iter(logits.values())))):
-            for name, expected in made.reference(one_page(arrays, row)).items():
+            for name, expected in made.reference(inputs.one_page(arrays, row)).items():
                 difference = float(np.abs(logits[name][row] - expected[0]).max())
                 worst[name] = max(worst.get(name, 0.0), difference if np.isfinite(difference) else np.inf)
                 largest = max(largest, float(np.abs(expected).max()))
@@ -71,11 +80,11 @@ def proven(
     return replace(chain.target, tolerance=tolerance, equality=differences)
 
 
-def _padded(probe: Probe, pages: int, tokens: int, seed: int) -> Arrays:
+def _padded(probe: Probe, pages: int, tokens: int, seed: int, inputs: PackageInputs) -> Arrays:
     """Inputs of some pages with texts of different lengths, padded to the longest."""
     arrays = probe.arrays(pages, tokens, seed + 2)
     for name, values in arrays.items():
-        if split(name)[1] == "attention_mask":
+        if inputs.split(name)[1] == "attention_mask" and inputs.encodings:
             for row in range(1, pages):
                 values[row, max(1, tokens * (pages - row) // pages) :] = 0
     return arrays

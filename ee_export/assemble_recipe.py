@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 from ee_export.encode import Encoding
 from ee_export.errors import BadRequest, shorten
-from ee_export.manifest import SOURCES
+from ee_export.manifest import ARRAY, SOURCES
 from ee_export.toml_tables import read_toml, require_keys, shown, table, value
 
 TRAIN = "train"
@@ -78,7 +78,8 @@ class EncodingEntry:
 class AssembleRecipe:
     """A segments.toml that was read. Either ``graph`` or ``segments`` is there.
 
-    ``encodings``: ``""`` is that of ``[encoding]``; others, by name, are those of models that read the page differently.
+    ``encodings``: ``""`` is that of ``[encoding]``; others, by name, are those of models that read the page differently. There
+    are none if ``arrays`` names inputs that the caller gives.
     """
 
     path: Path
@@ -86,6 +87,7 @@ class AssembleRecipe:
     data: Path | None
     train: Path | None
     encodings: dict[str, EncodingEntry]
+    arrays: tuple[str, ...]
     graph: GraphEntry | None
     cuts: tuple[CutEntry, ...]
     segments: tuple[SegmentEntry, ...]
@@ -99,12 +101,13 @@ class AssembleRecipe:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Every input that the encodings can make of a page, and the part of the page that it is made from."""
-        return {
+        """Every input that the package can have, and its source."""
+        made = {
             f"{encoding}.{name}" if encoding else name: source
             for encoding in self.encodings
             for name, source in SOURCES.items()
         }
+        return {**made, **dict.fromkeys(self.arrays, ARRAY)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class _Top:
     labels: list[str] | str
     data: Path | None = None
     train: Path | None = None
+    arrays: tuple[str, ...] = ()
     encoding: dict[str, Any] = field(default_factory=dict)
     encodings: dict[str, Any] = field(default_factory=dict)
     graph: dict[str, Any] = field(default_factory=dict)
@@ -151,7 +155,11 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
         raise BadRequest(f"{where}: {found}, expected one of them; {_EXAMPLE}")
     if graph is None and cuts:
         raise BadRequest(f"{where}: [[cut]] without [graph]; name the whole graph that is cut in [graph]")
-    encodings = {"": _encoding(top.encoding, where, folder)}
+    if top.arrays and (top.encoding or top.encodings):
+        raise BadRequest(
+            f"{where}: arrays beside [encoding]; a package reads pages or arrays, so leave one of them out"
+        )
+    encodings = {} if top.arrays else {"": _encoding(top.encoding, where, folder)}
     for name, found in top.encodings.items():
         if not isinstance(found, dict):
             raise BadRequest(
@@ -170,6 +178,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
         None if top.data is None else below(top.data),
         None if top.train is None else below(top.train),
         encodings,
+        top.arrays,
         graph,
         tuple(
             cut if cut.head == TRAIN else CutEntry(**{**_values(cut), "head": str(below(Path(cut.head)))})

@@ -284,12 +284,84 @@ def test_a_graph_that_reads_words_keeps_padding_out_of_a_trained_head(tmp_path: 
         + "".join(f"{key}_id = {ids[f'{key}_token_id']}\n" for key in ("bos", "eos", "pad")),
     )
     assert package.manifest.inputs == {"input_ids": "text", "attention_mask": "text"}
-    assert package.manifest.encoding.vocab_size == rows
+    assert package.manifest.page_encoding().vocab_size == rows
     chain = load(package.path, operating_point="full")
     short, long = (chain.encode([Page(words=words)]) for words in (["sea"], ["rose", "leaf", "sea", "sky"]))
     batch = chain.encoder.collate([short, long])
     for name, values in chain.logits(batch).items():
         np.testing.assert_allclose(values[0], chain.logits(short)[name][0], atol=1e-5)
+
+
+def flat_net(*shape: int, seed: int, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """A linear classifier of all numbers of an input ``x``."""
+    rng = np.random.default_rng(seed)
+    weights = {"w": rng.normal(0, 0.1, (3, int(np.prod(shape)))).astype(np.float32)}
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["out"], transB=1),
+    ]
+    inputs = [helper.make_tensor_value_info("x", dtype, ["n", *shape])]
+    return graph_of(nodes, inputs, [image("out", "n", 3)], weights)
+
+
+CASCADE = """
+[[segments]]
+exit = "small"
+file = "small.onnx"
+inputs = {x = "pixel_values"}
+
+[[segments]]
+exit = "large"
+file = "large.onnx"
+inputs = {x = "large.pixel_values"}
+
+[encoding]
+image_mode = "L"
+image_mean = [0.5, 0.5, 0.5]
+image_std = [0.5, 0.5, 0.5]
+
+[encodings.large]
+image_mode = "RGB"
+resample = "bicubic"
+image_mean = [0.1, 0.2, 0.3]
+image_std = [0.4, 0.5, 0.6]
+"""
+
+
+def test_two_models_that_read_pages_differently_are_a_cascade(folder: Path, pages: Path) -> None:
+    onnx.save(flat_net(3, 8, 8, seed=1), folder / "small.onnx")
+    onnx.save(flat_net(3, SIDE, SIDE, seed=2), folder / "large.onnx")
+    package = made(folder, TOP + CASCADE)
+    assert package.manifest.inputs == {"pixel_values": "image", "large.pixel_values": "image"}
+    assert package.manifest.encodings["large"].image_size == SIDE
+    chain = load(package.path, operating_point="full")
+    path = pages / "red" / "3.png"
+    with Image.open(path) as page:
+        pixels = np.asarray(page.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) / 255
+    values = ((pixels - [0.1, 0.2, 0.3]) / [0.4, 0.5, 0.6]).transpose(2, 0, 1)[None].astype(np.float32)
+    expected = run(flat_net(3, SIDE, SIDE, seed=2), {"x": values}, "out")[0]
+    np.testing.assert_allclose(chain.logits(chain.encode([Page(path)]))["large"], expected, atol=1e-4)
+    assert chain.predict(Page(path)).label == LABELS[int(expected.argmax())]
+
+
+def test_a_graph_that_reads_no_page_is_a_package_of_arrays(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    targets = np.arange(90) % 3
+    rows = rng.normal(0, 0.3, (90, 5)).astype(np.float32)
+    rows[np.arange(90), targets] += 2
+    np.savez(tmp_path / "rows.npz", measures=rows, label=np.array(LABELS)[targets])
+    onnx.save(flat_net(5, seed=3), tmp_path / "net.onnx")
+    toml = f'labels = {json.dumps(LABELS)}\ndata = "rows.npz"\narrays = ["measures"]\n'
+    package = made(
+        tmp_path,
+        toml + '[graph]\nfile = "net.onnx"\ninputs = {x = "measures"}\n' + CUT.replace("relu1", "flat"),
+    )
+    assert package.manifest.encoding is None
+    chain = load(package.path, operating_point="full")
+    logits = chain.logits({"measures": rows})
+    np.testing.assert_allclose(logits["final"], run(flat_net(5, seed=3), {"x": rows}, "out")[0], atol=1e-5)
+    assert (logits["early"].argmax(1) == targets).mean() > 0.9
+    assert chain.predict_encoded({"measures": rows[:1]}).label in LABELS
 
 
 def test_a_graph_for_one_page_at_a_time_takes_several_where_it_can(folder: Path) -> None:
@@ -410,6 +482,14 @@ BAD_RECIPES = {
     "no such size": (WHOLE + ENCODING + "image_size = 0\n", "the graph reads 16"),
     "exit is a path": (WHOLE + CUT.replace('exit = "early"', 'exit = "a/b"') + ENCODING, "exits[0]"),
     "encodings of one graph": (WHOLE + ENCODING + "[encodings.large]\nimage_size = 8\n", "[encodings] with [graph]"),
+    "arrays and pages": ('arrays = ["a"]\n' + WHOLE + ENCODING, "arrays beside [encoding]"),
+    "encoding that nobody reads": (
+        TOP
+        + '[[segments]]\nexit = "final"\nfile = "net.onnx"\ninputs = {x = "pixel_values"}\n'
+        + ENCODING
+        + "[encodings.large]\nimage_size = 8\n",
+        "[encodings.large]: no graph reads an input that it makes",
+    ),
     "another size": (WHOLE + ENCODING + "image_size = 8\n", "the graph reads 16"),
     "divides by zero": (WHOLE + ENCODING.replace("std = [0.5", "std = [0.0"), "a number that divides"),
     "labels twice": ('labels = ["red", "red"]\n' + WHOLE.split("\n", 1)[1] + ENCODING, "labels"),

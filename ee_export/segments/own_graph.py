@@ -10,7 +10,7 @@ import onnx
 from ee_export.assemble_recipe import TRAIN, CutEntry, GraphEntry
 from ee_export.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
-from ee_export.manifest import SOURCES, TensorSpec, logits_name
+from ee_export.manifest import TensorSpec, logits_name
 from ee_export.model.graph_heads import Layers, answer
 from ee_export.segments.assembly import (
     Assembly,
@@ -52,8 +52,10 @@ class OwnGraph:
         return [*((cut.exit, cut.tensor) for cut in self.cuts), (self.exit, self.logits)]
 
 
-def read_own_graph(entry: GraphEntry, cuts: Sequence[CutEntry], where: str, report: Report) -> OwnGraph:
-    """Read a whole graph and the heads that were brought.
+def read_own_graph(
+    entry: GraphEntry, cuts: Sequence[CutEntry], sources: Mapping[str, str], where: str, report: Report
+) -> OwnGraph:
+    """Read a whole graph and the heads that were brought. ``sources``: inputs that the package can have.
 
     Raises:
         BadGraph, BadRequest: a file cannot be used, or a name is not in it.
@@ -61,9 +63,9 @@ def read_own_graph(entry: GraphEntry, cuts: Sequence[CutEntry], where: str, repo
     model = load_graph(entry.file)
     names = input_names(model, entry.inputs, entry.zeros, f"{where}: [graph] inputs")
     for name, new in names.items():
-        if new not in SOURCES:
+        if new not in sources:
             raise BadRequest(
-                f"{where}: [graph] inputs: '{shorten(new, 80)}' is no input of a package, expected one of {', '.join(SOURCES)}; say which it "
+                f"{where}: [graph] inputs: '{shorten(new, 80)}' is no input of a package, expected one of {', '.join(sources)}; say which it "
                 f'is, such as inputs = {{"{shorten(name, 80)}" = "pixel_values"}}'
             )
     logits = raw_logits(entry.file, model, entry.logits, f"{where}: [graph]", report)
