@@ -93,8 +93,7 @@ def add_exits(
     if checkpoint_out is not None:
         _write_checkpoint(checkpoint_out, model, tokenizer, training, accuracy, overwrite)
     package = build_model(
-        model,
-        tokenizer,
+        checkpoint.parted(model, tokenizer),
         held_out,
         out,
         origin_of(source),
@@ -118,13 +117,13 @@ def split_for_heads(data: Data, train_data: Data | None, seed: int) -> tuple[Dat
     if train_data is None:
         parts = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
         data, train_data = parts["held_out"], parts["train"]
-    parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, seed)
-    for name, purpose in (("train", "train"), ("val", "validate")):
-        if len(parts[name]) < 2:
+    parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
+    for purpose, part in parts.items():
+        if len(part) < 2:
             raise BadData(
                 f"{train_data.root}: too few pages ({len(train_data)}) to {purpose} heads; add pages to every class"
             )
-    return data, parts["train"], parts["val"]
+    return data, parts["train"], parts["validate"]
 
 
 def _train(

@@ -47,8 +47,8 @@ def check(manifest: Manifest) -> None:
     require_text("name", manifest.name)
     require_text("created_by", manifest.created_by)
     require_labels(manifest.labels)
-    _check_exits(manifest.exits, reads_text=manifest.reads("text"))
-    _check_inputs(manifest)
+    check_exits(manifest.exits, reads_text=manifest.reads("text"))
+    check_inputs(manifest)
     if "layers" in manifest.model:
         layers = manifest.model["layers"]
         require(type(layers) is int and 1 <= layers <= 10_000, "model.layers", layers, "a whole number in 1 to 10,000")
@@ -63,7 +63,8 @@ def check(manifest: Manifest) -> None:
         check_target(f"targets.{name}", target, manifest)
 
 
-def _check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
+def check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
+    """Check the names of exits; raises Refused."""
     require(bool(exits), "exits", exits, "one exit or more")
     gates = set(map(gate_name, exits))
     before = set[str]()
@@ -79,8 +80,8 @@ def _check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
             require(band_of(name) < 100, path, name, "text.<p> with p in 1 to 99, which reads the top p % of the page")
 
 
-def _check_inputs(manifest: Manifest) -> None:
-    """Check the sources of all inputs, and the encodings that make them."""
+def check_inputs(manifest: Manifest) -> None:
+    """Check the sources of all inputs, and the encodings that make them; raises Refused."""
     expected = f"one or more of {', '.join(SOURCES)}, or arrays with names of their own"
     require(bool(manifest.inputs), "inputs", manifest.inputs, expected)
     for name in manifest.encodings:

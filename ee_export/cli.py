@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,10 +160,10 @@ def train(
 
 
 @cli.command()
-@click.argument("checkpoint", type=_FOLDER)
+@click.argument("model", metavar="CHECKPOINT|MODULE:FUNCTION")
 @click.argument("data", type=_FOLDER)
 @click.option("--out", type=_FOLDER, required=True, help="The package folder to write, usually NAME.ee.")
-@click.option("--exits", help="Those of CHECKPOINT to have in the package, such as vision,text,encoder.4; default all.")
+@click.option("--exits", help="Those of the model to have in the package, such as vision,text,encoder.4; default all.")
 @click.option("--golden", type=_FOLDER, help="Pages to carry as golden inputs; default synthetic ones.")
 @click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default measured with Tesseract.")
 @target_option
@@ -170,7 +171,7 @@ def train(
 @force_option
 @json_option
 def build(
-    checkpoint: Path,
+    model: str,
     data: Path,
     out: Path,
     exits: str | None,
@@ -181,19 +182,28 @@ def build(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Build a package from CHECKPOINT; held-out pages in DATA calibrate and tune it."""
+    """Build a package from a checkpoint or from a model of your own; held-out pages in DATA calibrate and tune it.
+
+    CHECKPOINT is a folder that `ee-export train` wrote. MODULE:FUNCTION, such as my_module:make_model or path/to/file.py:make_model,
+    names a function of yours that returns a PartedModel (see docs/your-model.md). Your code runs with all your rights.
+    """
     with export_extra():
         from ee_export import build as building
+        from ee_export.factory import call_factory, is_factory
     if target != building.TARGET:
         raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}; others: ee-export compile")
     ocr = _engine()
+    names = None if exits is None else [name.strip() for name in exits.split(",") if name.strip()]
+    building.check_destination(out, overwrite=force)  # before the user's code takes its time
+    make = (
+        partial(building.build_own, call_factory(model)) if is_factory(model) else partial(building.build, Path(model))
+    )
     with progress_bars() as show:
-        package = building.build(
-            checkpoint,
+        package = make(
             data,
             out,
             golden_folder=golden,
-            exits=None if exits is None else [name.strip() for name in exits.split(",") if name.strip()],
+            exits=names,
             ocr=ocr,
             ocr_ms=ocr_ms,
             seed=seed,

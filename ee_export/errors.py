@@ -50,6 +50,10 @@ class BadGraph(EeError):
     """An ONNX graph that was brought cannot become a part of a package."""
 
 
+class BadModel(EeError):
+    """A model that was brought as parts cannot be cut at its exits."""
+
+
 class BadPackage(EeError):
     """A package is incomplete, changed, unsafe, or of a schema this version does not understand."""
 

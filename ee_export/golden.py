@@ -60,7 +60,7 @@ def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, s
         pages.append(
             {
                 "pixel_values": np.ascontiguousarray(pixels),
-                "input_ids": rng.integers(5, vocab_size, (1, tokens)),
+                "input_ids": rng.integers(min(5, vocab_size - 1), vocab_size, (1, tokens)),
                 "bbox": corners.reshape(1, tokens, 4),
                 "attention_mask": np.ones((1, tokens), np.int64),
             }

@@ -1,5 +1,6 @@
 """Encoding pages: what is remembered between them changes nothing."""
 
+import functools
 import random
 import sys
 import threading
@@ -76,9 +77,11 @@ def test_threads_may_share_an_encoder(package: Package, monkeypatch) -> None:
     assert not wrong
 
 
+@functools.cache
 def long_texts() -> dict[str, list[str]]:
     """Pages with far more characters than a model reads, of kinds that meet them."""
     rng = random.Random(7)
+    letters = [chr(code) for code in (*range(33, 500), *range(0x4E00, 0x4E80))]
     prose = " ".join(rng.choice(WORDS) for _ in range(9000))
     return {
         "hexadecimal": [f"{rng.randrange(16**30):030x}" * 1000],
@@ -88,7 +91,7 @@ def long_texts() -> dict[str, list[str]]:
         "no spaces": [prose.replace(" ", "")],
         "accents": ["é" * 20_000, "naïve" * 5000],
         "other scripts": ["日本語" * 10_000],
-        "any letters": ["".join(chr(rng.choice([*range(33, 500), *range(0x4E00, 0x4E80)])) for _ in range(30_000))],
+        "any letters": ["".join(rng.choice(letters) for _ in range(30_000))],
         "after short words": ["Invoice", "no.", "x" * 40_000, "no.", "2024-117"],
         "long words among short ones": [*["x" * 30_000, "no."] * 9, *["1" * 300, "Invoice"] * 30],
         "many long words": [f"{at}" + "ab1." * 500 for at in range(100)],
