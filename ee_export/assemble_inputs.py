@@ -12,7 +12,7 @@ from ee_export.assemble_encoding import encoding_of
 from ee_export.assemble_recipe import AssembleRecipe
 from ee_export.encode import Arrays, Encoder, Encoding
 from ee_export.errors import BadGraph, BadRequest, shorten
-from ee_export.inputs import with_prefix
+from ee_export.inputs import encode_pages, encoded_specs
 from ee_export.manifest import ARRAY, TensorSpec, split_input
 from ee_export.page import Page
 from ee_export.segments.brought import dtype_of
@@ -38,39 +38,25 @@ class PackageInputs:
     arrays: dict[str, TensorSpec]
 
     @cached_property
-    def encoders(self) -> dict[str, Encoder]:
-        """The encoders by name; to be made of encodings that were checked."""
-        return {name: Encoder(encoding, self.tokenizers.get(name)) for name, encoding in self.encodings.items()}
-
-    def split(self, name: str) -> tuple[str, str]:
-        """The name of the encoding that makes an input, and the input's name without it."""
-        return split_input(name, self.encodings)
-
-    def of(self, encoding: str) -> dict[str, str]:
-        """The inputs that an encoding makes, under the names that an encoder gives them, and their sources."""
-        return {self.split(name)[1]: source for name, source in self.sources.items() if self.split(name)[0] == encoding}
+    def encoder(self) -> Encoder:
+        """The encoder of pages with its further ones. Its encodings must be checked already."""
+        further = {name: Encoder(each, self.tokenizers.get(name)) for name, each in self.encodings.items() if name}
+        return Encoder(self.encodings[""], self.tokenizers.get(""), further)
 
     def encode(self, pages: Sequence[Page | Arrays]) -> Arrays:
         """All inputs of some pages as one batch. Rows of arrays are encoded already."""
         rows = [page for page in pages if not isinstance(page, Page)]
         if rows:
             return {name: np.concatenate([row[name] for row in rows]) for name in self.sources}
-        made: Arrays = {}
-        for name, encoder in self.encoders.items():
-            contents = [encoder.contents(page, self.of(name)) for page in pages if isinstance(page, Page)]
-            arrays: Arrays = {}
-            if encoder.encoding.image_size:
-                arrays |= encoder.images([image for image, _, _ in contents])
-            if encoder.encoding.max_text_tokens:
-                arrays |= encoder.collate([encoder.text(words, boxes) for _, words, boxes in contents])
-            made |= with_prefix(name, arrays)
+        made = encode_pages([page for page in pages if isinstance(page, Page)], self.encoder, self.sources)
         return {name: made[name] for name in self.sources}
 
     def one_page(self, batch: Arrays, row: int) -> Arrays:
         """A page of a batch, without padding."""
         page = {}
         for name, source in self.sources.items():
-            mask = batch.get(_named(self.split(name)[0], "attention_mask")) if source == "text" else None
+            front, _ = split_input(name, self.encodings)
+            mask = batch.get(_named(front, "attention_mask")) if source == "text" else None
             length = None if mask is None else int(mask[row].sum())
             values = batch[name][row : row + 1]
             page[name] = np.ascontiguousarray(values if length is None else values[:, :length])
@@ -78,21 +64,14 @@ class PackageInputs:
 
     def probe(self) -> Probe:
         """Arrays that no page made, of these inputs."""
-        specs, rows = [], {}
-        for name, source in self.sources.items():
-            if source == ARRAY:
-                specs.append(self.arrays[name])
-                rows[name] = 2
-                continue
-            front, base = self.split(name)
-            side = self.encodings[front].image_size
-            if base == "pixel_values":
-                specs.append(TensorSpec(name, "float32", ("B", 3, side, side)))
-            else:
-                specs.append(TensorSpec(name, "int64", ("B", "T", 4) if base == "bbox" else ("B", "T")))
-            rows[name] = self.encodings[front].vocab_size or 2
+        specs = encoded_specs(self.sources, self.encodings) | self.arrays
+        rows = {
+            _named(name, "input_ids"): encoding.vocab_size
+            for name, encoding in self.encodings.items()
+            if encoding.vocab_size
+        }
         texts = [encoding.max_text_tokens for encoding in self.encodings.values() if encoding.max_text_tokens]
-        return Probe(tuple(specs), rows, min(texts, default=_LONGEST))
+        return Probe(tuple(specs[name] for name in self.sources), rows, min(texts, default=_LONGEST))
 
 
 def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInputs:
@@ -108,6 +87,9 @@ def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInput
     sources = {name: source for name, source in known.items() if name in read}
     if not sources:
         raise BadRequest(f"{where}: no graph reads an input of a package, expected one of {', '.join(known)}")
+    for name in recipe.arrays:
+        if name not in read:
+            raise BadRequest(f"{where}: arrays: no graph reads '{shorten(name, 80)}'; leave it out")
     encodings: dict[str, Encoding] = {}
     tokenizers: dict[str, Tokenizer] = {}
     for name, entry in recipe.encodings.items():

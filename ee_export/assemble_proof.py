@@ -9,7 +9,7 @@ from ee_export.assemble_inputs import PackageInputs
 from ee_export.data import Data
 from ee_export.encode import Arrays
 from ee_export.inputs import with_prefix
-from ee_export.manifest import Target
+from ee_export.manifest import Target, split_input
 from ee_export.observe import read_pages
 from ee_export.page import Ocr
 from ee_export.runtime.chain import Chain
@@ -84,7 +84,7 @@ def _padded(probe: Probe, pages: int, tokens: int, seed: int, inputs: PackageInp
     """Inputs of some pages with texts of different lengths, padded to the longest."""
     arrays = probe.arrays(pages, tokens, seed + 2)
     for name, values in arrays.items():
-        if inputs.split(name)[1] == "attention_mask" and inputs.encodings:
+        if split_input(name, inputs.encodings)[1] == "attention_mask" and inputs.encodings:
             for row in range(1, pages):
                 values[row, max(1, tokens * (pages - row) // pages) :] = 0
     return arrays

@@ -61,7 +61,7 @@ class GraphRunner:
             shapes = ", ".join(f"{name} {list(state[name].shape)}" for name in self.inputs)
             raise BadGraph(
                 f"{self._path}: cannot run on {printable(shorten(shapes, 150))} ({one_line(error, 200)}); export it with dynamic "
-                "axes for pages and text tokens"
+                "axes for pages and text tokens, and let max_text_tokens be no more than it reads"
             ) from None
         made = dict(zip(self._made, values, strict=True))
         return {name: made[name] if name in made else state[name] for name in self._outputs}
@@ -116,7 +116,7 @@ def require_input(path: Path, value: onnx.ValueInfoProto, spec: TensorSpec) -> N
 class Probe:
     """Inputs that no page made, to run graphs on: of ``specs``, with at most ``longest`` tokens.
 
-    ``rows``: of the embedding that each input of token ids is looked up in.
+    ``rows``: of the embedding that each input of token ids is looked up in. Other integers are 0 or 1.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -137,7 +137,7 @@ class Probe:
                 corners = np.sort(rng.integers(0, 1001, (pages, tokens, 2, 2)), axis=2)
                 arrays[spec.name] = corners.reshape(pages, tokens, 4)
             elif spec.dtype == "int64":
-                arrays[spec.name] = rng.integers(0, self.rows[spec.name], shape)
+                arrays[spec.name] = rng.integers(0, self.rows.get(spec.name, 2), shape)
             else:
                 arrays[spec.name] = rng.uniform(-1, 1, shape).astype(np.float32)
         return arrays
