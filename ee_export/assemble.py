@@ -1,4 +1,4 @@
-"""ONNX graphs that one has to a package: checked, cut, proven equal, then measured, calibrated, tuned and verified as every package."""
+"""Make a package of ONNX graphs: they are checked, cut, proven equal, then measured, calibrated, tuned and verified as in every package."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from ee_export import __version__, golden
 from ee_export.add_exits import split_for_heads
 from ee_export.assemble_inputs import PackageInputs, read_inputs
 from ee_export.assemble_proof import golden_pages, proven
-from ee_export.assemble_recipe import AssembleRecipe, read_assemble_recipe
+from ee_export.assemble_recipe import TRAIN, AssembleRecipe, read_assemble_recipe
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import TARGET, Progress, complete
 from ee_export.check_manifest import check
@@ -40,54 +40,58 @@ _BATCH = 8
 
 
 def assemble(
-    recipe_path: Path,
-    out: Path,
+    recipe_path: str | Path,
+    out: str | Path,
     *,
-    data: Path | None = None,
-    train_data: Path | None = None,
+    data: str | Path | None = None,
+    train_data: str | Path | None = None,
     training: HeadTraining | None = None,
     ocr: Ocr | None = None,
     ocr_ms: float | None = None,
     overwrite: bool = False,
-    progress: Progress,
-    report: Callable[[str], None],
+    progress: Progress = lambda stage, done, total: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Package:
-    """Make a package of ONNX graphs, as a segments.toml says. Nothing is written if one of its checks fails.
+    """Make a package of ONNX graphs, as a segments.toml describes it. Nothing is written if a check fails.
 
     Args:
         recipe_path: the segments.toml; see docs/your-graphs.md.
         out: the package folder.
-        data: held-out pages in class folders, default those that the recipe names.
+        data: held-out pages in class folders, or an .npz file of labelled arrays. Default: those that the recipe names.
         train_data: pages that train heads, default the recipe's, or a part of ``data``.
         training: how heads are trained, default as :class:`~ee_export.model.train_heads.HeadTraining` says.
         ocr: see :func:`~ee_export.build.build`, as ``ocr_ms`` and ``overwrite``.
-        ocr_ms: the cost of asking for text.
-        overwrite: replace what is there.
+        ocr_ms: the cost of a page's text in milliseconds.
+        overwrite: replace a package that is there.
         progress: called with the name of a stage, steps done and steps in all.
-        report: called with a line about what was found or trained.
+        report: called with a line about the graphs, the pages and the trained heads.
+
+    Returns:
+        The package, opened.
 
     Raises:
         BadRequest, BadGraph, BadData, BadPage, BadCheckpoint: an input cannot be used.
         NotEqual: the package does not answer as the graphs that were brought do.
     """
-    training = training or HeadTraining()
+    training, out = training or HeadTraining(), Path(out)
     check_destination(out, overwrite=overwrite)
-    recipe = read_assemble_recipe(recipe_path)
+    recipe = read_assemble_recipe(Path(recipe_path))
     where = str(recipe.path)
     try:
         require_labels(recipe.labels)
     except Refused as error:
         raise BadRequest(f"{where}: {error}") from None
-    data = data or recipe.data
+    data, train_data = data or recipe.data, train_data or recipe.train
     if data is None:
         raise BadRequest(
             f"{where}: data: missing, and no DATA is given; name a folder of held-out pages in class folders"
         )
-    train_data = train_data or recipe.train
+    if train_data is not None and not any(cut.head == TRAIN for cut in recipe.cuts):
+        raise BadRequest(f'{where}: train: no [[cut]] has head = "train"; remove train')
 
-    brought = _read(recipe, report)
+    notes: list[str] = []
+    brought = _read(recipe, notes.append)
     inputs = read_inputs(recipe, _graphs(brought))
-    pages = _data(inputs, data, recipe.labels)
     probe = inputs.probe()
     classes = len(recipe.labels)
     cut, ramps = None, {}
@@ -101,12 +105,16 @@ def assemble(
 
     origin = Origin(__version__, now(), _digest(recipe), hashlib.sha256(recipe.path.read_bytes()).hexdigest())
     manifest = _manifest(recipe, out, inputs, assembly.entries(made, TARGET))
-    _require_possible(manifest, origin, where)  # before heads are trained
+    # Before heads are trained, and with the longest text that the encoding allows.
+    _require_possible(manifest, origin, where)
+    golden_pages(made, probe, inputs)
+    pages = _data(inputs, Path(data), recipe.labels)
+    train_pages = None if train_data is None else _data(inputs, Path(train_data), recipe.labels)
 
+    for line in notes:
+        report(line)
     if cut is not None and ramps:
-        pages, train, val = split_for_heads(
-            pages, None if train_data is None else _data(inputs, train_data, recipe.labels), training.seed
-        )
+        pages, train, val = split_for_heads(pages, train_pages, training.seed)
         report(f"{len(train)} pages to train heads on, {len(val)} to validate, {len(pages)} held out, {classes} labels")
         made = cut.assembly(_trained(cut, layers, train, val, inputs, training, ocr, progress, report))
     parts, split = held_out(pages, training.seed)
@@ -162,7 +170,7 @@ def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: t
 
 
 def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
-    """Refuse what nobody could open as a package, with stand-ins for its files."""
+    """Refuse a manifest that no package can have, with stand-ins for its files."""
     names = (*manifest.tokenizer_files().values(), GOLDEN, *(spec.file for spec in manifest.targets[TARGET].segments))
     try:
         check(replace(manifest, origin=origin, files=dict.fromkeys(names, FileEntry("0" * 64, 0))))
@@ -223,7 +231,7 @@ def _files(recipe: AssembleRecipe) -> list[Path]:
     """The ONNX files of a recipe, those of its heads too."""
     graphs = [segment.file for segment in recipe.segments]
     if recipe.graph is not None:
-        graphs = [recipe.graph.file, *(Path(cut.head) for cut in recipe.cuts if cut.head != "train")]
+        graphs = [recipe.graph.file, *(Path(cut.head) for cut in recipe.cuts if cut.head != TRAIN)]
     return list(dict.fromkeys(graphs))
 
 

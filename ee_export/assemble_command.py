@@ -1,5 +1,6 @@
-"""`ee-export assemble`: a package from ONNX graphs that one has."""
+"""`ee-export assemble`: a package of ONNX graphs that a user has."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="At the first step.",
 )
-@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default measured with Tesseract.")
+@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of a page's text; default measured with Tesseract.")
 @click.option("--seed", default=0, show_default=True, help="Of everything that is drawn by chance.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @json_option
@@ -67,7 +68,7 @@ def assemble(
             ocr_ms=ocr_ms,
             overwrite=force,
             progress=show,
-            report=err.print,
+            report=partial(err.print, soft_wrap=True),
         )
     print_package(package, TARGET, None, as_json)
     if remark := uncertified(package, TARGET):

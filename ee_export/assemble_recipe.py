@@ -159,6 +159,12 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
         raise BadRequest(
             f"{where}: arrays beside [encoding]; a package reads pages or arrays, so leave one of them out"
         )
+    if len(set(top.arrays)) < len(top.arrays):
+        raise BadRequest(f"{where}: arrays: a name is there twice; give each input a name of its own")
+    if top.encodings and not top.encoding:
+        raise BadRequest(
+            f"{where}: [encodings] without [encoding]; give the first graph's encoding, whose inputs have no prefix, in [encoding]"
+        )
     encodings = {} if top.arrays else {"": _encoding(top.encoding, where, folder)}
     for name, found in top.encodings.items():
         if not isinstance(found, dict):
@@ -206,8 +212,8 @@ def _labels(found: list[str] | str, where: str, folder: Path) -> tuple[str, ...]
     path = folder / found
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+        reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
         raise BadRequest(f"{where}: labels: cannot read {path} ({reason}); name a file with a label a line") from None
     return tuple(line.strip() for line in lines if line.strip())
 

@@ -12,7 +12,7 @@ from ee_export.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
 from ee_export.manifest import SegmentSpec, TensorSpec, logits_name
 from ee_export.segments import weights
-from ee_export.segments.brought import tensor_names
+from ee_export.segments.brought import computed_names
 from ee_export.segments.export import check_graph, strip_notes
 from ee_export.segments.graph_axes import nearest
 
@@ -131,8 +131,8 @@ def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str,
             listed = shorten(", ".join(outputs), 200)
             raise BadRequest(f"{where}: logits: missing, and the graph has the outputs {listed}; name one of them")
         name = outputs[0]
-    elif name not in tensor_names(model):
-        raise nearest(name, sorted(tensor_names(model)), where, "logits: the tensor")
+    elif name not in (known := computed_names(model)):
+        raise nearest(name, known, where, "logits: the tensor")
     makers = {output: node for node in model.graph.node for output in node.output}
     tensor = name
     while (node := makers.get(tensor)) is not None and node.op_type == "Identity":

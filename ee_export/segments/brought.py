@@ -13,6 +13,8 @@ from ee_export.errors import BadGraph, one_line, shorten
 
 OLDEST_OPSET = 13
 """Graphs of older opsets are converted to it."""
+NEWEST_OPSET = 23
+"""The last opset that onnxruntime 1.23 runs, the oldest version that the toolkit allows."""
 DTYPES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64"}
 """Element types of what a graph takes and gives, by ONNX's numbers, as numpy names them."""
 
@@ -42,6 +44,11 @@ def load_graph(path: Path) -> onnx.ModelProto:
         model = inliner.inline_local_functions(model)
     _require_known_nodes(path, model)
     versions = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    if versions.get("ai.onnx", 0) > NEWEST_OPSET:
+        raise BadGraph(
+            f"{path}: written in opset {versions['ai.onnx']}, expected at most {NEWEST_OPSET}, the last that onnxruntime "
+            f"1.23 runs; export the model with opset {NEWEST_OPSET} or older"
+        )
     if versions.get("ai.onnx", 0) < OLDEST_OPSET:
         model = at_opset(path, model, OLDEST_OPSET)
     del model.opset_import[:]
@@ -89,6 +96,11 @@ def tensor_names(model: onnx.ModelProto) -> set[str]:
     graph = model.graph
     made = {name for node in graph.node for name in node.output if name}
     return made | {value.name for value in graph.input} | {weight.name for weight in graph.initializer}
+
+
+def computed_names(model: onnx.ModelProto) -> list[str]:
+    """Names of the inputs and of all outputs of nodes, sorted: what an exit can read."""
+    return sorted(tensor_names(model) - {weight.name for weight in model.graph.initializer})
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -19,9 +19,28 @@ class GraphPart:
     makes: frozenset[str]
 
 
+def plan_nodes(model: onnx.ModelProto, tensors: Iterable[str]) -> list[list[int]]:
+    """Places of the nodes that each tensor needs, without those that a tensor before it needs."""
+    graph = model.graph
+    makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
+    placed: set[int] = set()
+    plans = []
+    for tensor in tensors:
+        needed: set[int] = set()
+        waiting = [tensor]
+        while waiting:
+            at = makers.get(waiting.pop())
+            if at is not None and at not in placed and at not in needed:
+                needed.add(at)
+                waiting += graph.node[at].input
+        placed |= needed
+        plans.append(sorted(needed))
+    return plans
+
+
 def crossing(model: onnx.ModelProto, ends: Sequence[tuple[str, str]]) -> list[str]:
     """Tensors, made by a node that runs before the last of ``ends`` (exit, tensor) is due, which can pass between segments."""
-    plans = _plans(model, [tensor for _, tensor in ends])
+    plans = plan_nodes(model, [tensor for _, tensor in ends])
     return [name for plan in plans[:-1] for at in plan for name in model.graph.node[at].output if name]
 
 
@@ -42,7 +61,7 @@ def cut_graph(
     makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
     constant = {weight.name for weight in graph.initializer} | {""}
     parts: list[GraphPart] = []
-    for (exit_name, tensor), plan in zip(ends, _plans(model, [tensor for _, tensor in ends]), strict=True):
+    for (exit_name, tensor), plan in zip(ends, plan_nodes(model, [tensor for _, tensor in ends]), strict=True):
         nodes = set(plan)
         made = {name for at in nodes for name in graph.node[at].output}
         uses: dict[str, None] = {}
@@ -75,22 +94,3 @@ def part_model(
     found.graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in used)
     set_signature(found, inputs, outputs)
     return found
-
-
-def _plans(model: onnx.ModelProto, tensors: Iterable[str]) -> list[list[int]]:
-    """Places of the nodes that each tensor needs and none before it."""
-    graph = model.graph
-    makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
-    placed: set[int] = set()
-    plans = []
-    for tensor in tensors:
-        mine: set[int] = set()
-        waiting = [tensor]
-        while waiting:
-            at = makers.get(waiting.pop())
-            if at is not None and at not in placed and at not in mine:
-                mine.add(at)
-                waiting += graph.node[at].input
-        placed |= mine
-        plans.append(sorted(mine))
-    return plans

@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ee_export.errors import BadRequest
+from ee_export.inputs import shown
 from ee_export.manifest import TensorSpec
 
 TENSOR, MASK, FEATURES, LOGITS = "tensor", "attention_mask", "features", "logits"
@@ -34,12 +35,14 @@ def pool_model(
         BadRequest: the tensor cannot be pooled so.
     """
     rank = len(spec.shape)
-    shown = f"{where} '{spec.name}' {spec.dtype} [{', '.join(map(str, spec.shape))}]"
+    place = f"{where} '{spec.name}' {shown(spec)}"
     if spec.dtype != "float32" or rank < 2:
-        raise BadRequest(f"{shown}: a head that is trained reads float32 [B, F, …]; name another tensor")
+        raise BadRequest(f"{place}: a head that is trained reads float32 [B, F, …]; name another tensor")
+    if axis is not None and not -rank <= axis < rank:
+        raise BadRequest(f"{place}: axis is {axis}, expected {-rank} to {rank - 1}; correct it")
     features = (1 if rank >= 4 else rank - 1) if axis is None else axis % rank
     if features == 0 or not isinstance(spec.shape[features], int):
-        raise BadRequest(f"{shown}: axis {features} has no fixed size and holds no features; set axis")
+        raise BadRequest(f"{place}: axis {features} has no fixed size and holds no features; set axis")
     others = [at for at in range(1, rank) if at != features]
     texts = [at for at in others if isinstance(spec.shape[at], str)]
     graph = _Builder(opset)
@@ -48,12 +51,12 @@ def pool_model(
         graph.add("Identity", [TENSOR], FEATURES)
     elif pool == "first":
         if rank != 3 or features != 2:
-            raise BadRequest(f'{shown}: pool = "first" takes the first row of [B, rows, F]; take pool = "mean"')
+            raise BadRequest(f'{place}: pool = "first" takes the first row of [B, rows, F]; take pool = "mean"')
         graph.add("Gather", [TENSOR, graph.constant(np.int64(0))], FEATURES, axis=1)
     elif texts:
         if rank != 3 or features != 2 or spec.shape[1] != "T" or not has_mask:
             raise BadRequest(
-                f"{shown}: the mean over text tokens takes a tensor [B, T, F] and the input attention_mask, which leaves padding out; "
+                f"{place}: the mean over text tokens takes a tensor [B, T, F] and the input attention_mask, which leaves padding out; "
                 'take pool = "first"'
             )
         inputs.append(MASK)

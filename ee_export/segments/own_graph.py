@@ -21,9 +21,9 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, load_graph, opset_of, renamed, tensor_names
+from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, renamed
 from ee_export.segments.graph_axes import GraphRunner, Probe, nearest, open_axes, require_input, require_spec, spec_of
-from ee_export.segments.graph_cut import crossing, cut_graph, part_model
+from ee_export.segments.graph_cut import crossing, cut_graph, part_model, plan_nodes
 from ee_export.segments.graph_heads import FEATURES, LOGITS, MASK, TENSOR, append, pool_model, with_ramp
 
 Report = Callable[[str], None]
@@ -33,8 +33,8 @@ Report = Callable[[str], None]
 class OwnGraph:
     """A whole graph as it was brought.
 
-    ``names``: the package's name of each of its inputs but ``zeros``; ``like``: the input whose shape the zeros have; ``logits``: its
-    tensor of raw class logits; ``heads``: graphs of the heads that were brought, by exit, with the tensors that each answers.
+    ``names``: the package's name of each of its inputs but ``zeros``. ``logits``: its tensor of raw class logits. ``heads``: the
+    file, the graph and the tensor of logits of each head that was brought, by exit.
     """
 
     path: Path
@@ -66,7 +66,7 @@ def read_own_graph(
         if new not in sources:
             raise BadRequest(
                 f"{where}: [graph] inputs: '{shorten(new, 80)}' is no input of a package, expected one of {', '.join(sources)}; say which it "
-                f'is, such as inputs = {{"{shorten(name, 80)}" = "pixel_values"}}'
+                f'is, such as inputs = {{"{shorten(name, 80)}" = "pixel_values"}}, or list it in arrays'
             )
     logits = raw_logits(entry.file, model, entry.logits, f"{where}: [graph]", report)
     heads: dict[str, tuple[Path, onnx.ModelProto, str]] = {}
@@ -96,12 +96,12 @@ def _tensor(model: onnx.ModelProto, name: str, where: str) -> str:
     constant = {weight.name for weight in model.graph.initializer}
     if name in constant:
         raise BadRequest(f"{where} tensor: '{name}' is a weight; name a tensor that a node makes")
-    known = tensor_names(model) - constant
+    known = computed_names(model)
     if name in known:
         return name
     made = {node.name: node.output[0] for node in model.graph.node if node.name}
     if name not in made:
-        raise nearest(name, sorted(known | set(made)), where, "tensor")
+        raise nearest(name, sorted({*known, *made}), where, "tensor")
     return str(made[name])
 
 
@@ -133,9 +133,26 @@ class CutGraph:
         self._names = renamed(model, own.names, reserved=answers.values())
         self._model = model
         self._ends = [(name, self._names.get(tensor, tensor)) for name, tensor in own.ends]
+        self._require_order()
         self._inputs = {spec.name: spec for spec in probe.specs}
         self._measure(probe)
         self._pools = {cut.exit: self._pool(cut) for cut in own.cuts if cut.head == TRAIN}
+
+    def _require_order(self) -> None:
+        """Refuse an exit whose tensor is computed before the tensor of an exit in front of it."""
+        for at, nodes in enumerate(plan_nodes(self._model, [tensor for _, tensor in self._ends])):
+            name, tensor = self._own.ends[at]
+            before = dict(self._own.ends[:at])
+            if nodes or not before or tensor in before.values():
+                continue
+            if at == len(self._ends) - 1:
+                raise BadRequest(
+                    f"{self._own.path}: a [[cut]] is behind the logits '{tensor}'; name a tensor before them"
+                )
+            raise BadRequest(
+                f"{self._own.path}: [[cut]] '{name}': '{tensor}' is computed already for the exits before it ({', '.join(before)}); "
+                "list the cuts in the order in which the graph computes their tensors"
+            )
 
     def _measure(self, probe: Probe) -> None:
         """Run the graph at two sizes, and keep types and shapes of all that can pass between segments."""
@@ -171,7 +188,7 @@ class CutGraph:
     def _pool(self, cut: CutEntry) -> onnx.ModelProto:
         spec = self._rows[dict(self._ends)[cut.exit]]
         assert spec is not None
-        where = f"[[cut]] '{cut.exit}' tensor"
+        where = f"{self._own.path}: [[cut]] '{cut.exit}' tensor"
         has_mask = MASK in self._inputs
         return pool_model(spec, cut.pool, cut.axis, has_mask, opset_of(self._model), self._model.ir_version, where)
 
@@ -192,10 +209,6 @@ class CutGraph:
     def assembly(self, ramps: Mapping[str, Layers]) -> Assembly:
         """The segments, with these layers as the heads that are trained."""
         parts = cut_graph(self._model, self._ends, self._rows)
-        if not parts[-1].nodes:
-            raise BadRequest(
-                f"{self._own.path}: a [[cut]] is behind the logits '{self._own.logits}'; name a tensor before them"
-            )
         later: set[str] = set()
         segments: list[OwnSegment] = []
         for part, (name, tensor) in reversed(list(zip(parts, self._ends, strict=True))):

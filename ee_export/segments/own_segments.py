@@ -11,7 +11,8 @@ from onnx import helper
 from ee_export.assemble_recipe import SegmentEntry
 from ee_export.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
-from ee_export.manifest import TensorSpec, gate_name
+from ee_export.inputs import shown
+from ee_export.manifest import SOURCES, TensorSpec, gate_name
 from ee_export.segments.assembly import (
     Assembly,
     OwnSegment,
@@ -22,7 +23,7 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, load_graph, opset_of, renamed, tensor_names
+from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, renamed
 from ee_export.segments.graph_axes import (
     GraphRunner,
     Probe,
@@ -65,13 +66,16 @@ def read_own_segments(
         inputs = input_names(model, entry.inputs, entry.zeros, f"{place} inputs")
         for name, new in inputs.items():
             if new not in made and new not in sources:
-                known = shorten(", ".join([*sources, *made]), 300)
+                listed = shorten(", ".join([*sources, *made]), 300)
+                front, _, base = new.rpartition(".")
+                remedy = f"; add its table [encodings.{shorten(front, 80)}]" if front and base in SOURCES else ""
                 raise BadRequest(
-                    f"{place} inputs: '{shorten(name, 80)}' reads '{shorten(new, 80)}', which no segment before makes; expected one of {known}"
+                    f"{place} inputs: '{shorten(name, 80)}' reads '{shorten(new, 80)}', which no segment before makes; expected one of "
+                    f"{listed}{remedy}"
                 )
         logits = raw_logits(entry.file, model, entry.logits, place, report)
-        if entry.gate is not None and entry.gate not in tensor_names(model):
-            raise nearest(entry.gate, sorted(tensor_names(model)), place, "gate: the tensor")
+        if entry.gate is not None and entry.gate not in (known := computed_names(model)):
+            raise nearest(entry.gate, known, place, "gate: the tensor")
         answers = {logits, entry.logits, entry.gate} if entry.logits else {value.name for value in model.graph.output}
         outputs = {
             name: new
@@ -129,7 +133,9 @@ def assemble_segments(parts: Sequence[OwnPart], probe: Probe, classes: int) -> A
         if part.gate is not None:
             gate = TensorSpec(gate_name(part.exit), "float32", ("B", 1))
             if replace(spec_at(part.gate), name=gate.name) != gate:
-                raise BadGraph(f"{part.path}: gate: '{part.gate}' is {spec_at(part.gate)}, expected float32 [B, 1]")
+                raise BadGraph(
+                    f"{part.path}: gate: '{part.gate}' is {shown(spec_at(part.gate))}, expected float32 [B, 1]"
+                )
             outputs.append(gate)
         for name, new in state.items():
             outputs.append(replace(spec_at(name), name=new))
