@@ -13,7 +13,7 @@ import onnx
 from ee_export import __version__, golden
 from ee_export.add_exits import split_for_heads
 from ee_export.assemble_inputs import PackageInputs, read_inputs
-from ee_export.assemble_proof import golden_pages, proven
+from ee_export.assemble_proof import golden_pages, proven, require_padding
 from ee_export.assemble_recipe import TRAIN, AssembleRecipe, read_assemble_recipe
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import TARGET, Progress, complete
@@ -108,6 +108,7 @@ def assemble(
     # Before heads are trained, and with the longest text that the encoding allows.
     _require_possible(manifest, origin, where)
     golden_pages(made, probe, inputs)
+    require_padding(made, probe, inputs, where)
     pages = _data(inputs, Path(data), recipe.labels)
     train_pages = None if train_data is None else _data(inputs, Path(train_data), recipe.labels)
 

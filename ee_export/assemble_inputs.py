@@ -51,16 +51,20 @@ class PackageInputs:
         made = encode_pages([page for page in pages if isinstance(page, Page)], self.encoder, self.sources)
         return {name: made[name] for name in self.sources}
 
-    def one_page(self, batch: Arrays, row: int) -> Arrays:
-        """A page of a batch, without padding."""
+    def one_page(self, batch: Arrays, row: int, tokens: int | None = None) -> Arrays:
+        """A page of a batch, its texts without what is behind their first ``tokens``."""
         page = {}
         for name, source in self.sources.items():
-            front, _ = split_input(name, self.encodings)
-            mask = batch.get(_named(front, "attention_mask")) if source == "text" else None
-            length = None if mask is None else int(mask[row].sum())
             values = batch[name][row : row + 1]
-            page[name] = np.ascontiguousarray(values if length is None else values[:, :length])
+            page[name] = np.ascontiguousarray(values[:, :tokens] if source == "text" else values)
         return page
+
+    def pad(self, batch: Arrays, lengths: Sequence[int]) -> None:
+        """Make the texts of a batch as long as ``lengths``, in place, with padding behind them."""
+        for name, source in self.sources.items():
+            front, base = split_input(name, self.encodings)
+            for row, tokens in enumerate(lengths if source == "text" else ()):
+                batch[name][row, tokens:] = self.encodings[front].pad_id if base == "input_ids" else 0
 
     def probe(self) -> Probe:
         """Arrays that no page made, of these inputs."""

@@ -8,8 +8,9 @@ from ee_export import golden, golden_page
 from ee_export.assemble_inputs import PackageInputs
 from ee_export.data import Data
 from ee_export.encode import Arrays
+from ee_export.errors import BadGraph
 from ee_export.inputs import with_prefix
-from ee_export.manifest import Target, split_input
+from ee_export.manifest import Target
 from ee_export.observe import read_pages
 from ee_export.page import Ocr
 from ee_export.runtime.chain import Chain
@@ -48,6 +49,28 @@ def golden_pages(made: Assembly, probe: Probe, inputs: PackageInputs) -> list[go
     ]
 
 
+def require_padding(made: Assembly, probe: Probe, inputs: PackageInputs, where: str) -> None:
+    """Refuse graphs that answer otherwise if a text is padded, as it is in a batch with a longer one.
+
+    Raises:
+        BadGraph: an exit's logits change.
+    """
+    if "text" not in inputs.sources.values() or probe.longest < 3:
+        return
+    batch = probe.arrays(1, min(9, probe.longest))
+    tokens = min(9, probe.longest) - 1
+    inputs.pad(batch, [tokens])
+    alone, padded = made.reference(inputs.one_page(batch, 0, tokens)), made.reference(batch)
+    for name, expected in alone.items():
+        largest = float(np.abs(expected).max())
+        difference = float(np.abs(padded[name] - expected).max())
+        if not difference <= _tolerance(largest):
+            raise BadGraph(
+                f"{where}: exit '{name}': padding behind a text changes its logits by {difference:.2g}; export the graph with attention_mask, and "
+                "keep padding out by it"
+            )
+
+
 def proven(
     chain: Chain, made: Assembly, probe: Probe, held_out: Data, inputs: PackageInputs, ocr: Ocr | None
 ) -> Target:
@@ -58,33 +81,31 @@ def proven(
     Raises:
         NotEqual: a difference is larger than rounding explains.
     """
-    cases = [probe.arrays(1, probe.longest)]
-    cases += [
-        _padded(probe, pages, min(tokens, probe.longest), at, inputs) for at, (pages, tokens) in enumerate(_SIZES)
-    ]
+    cases: list[tuple[Arrays, list[int] | None]] = [(probe.arrays(1, probe.longest), None)]
+    for at, (pages, most) in enumerate(_SIZES):
+        longest = min(most, probe.longest)
+        lengths = [max(1, longest * (pages - row) // pages) for row in range(pages)]
+        batch = probe.arrays(pages, longest, at + 2)
+        inputs.pad(batch, lengths)
+        cases.append((batch, lengths))
     few = held_out.subset(list(range(0, len(held_out), -(-len(held_out) // _PAGES))))
-    cases += [inputs.encode([page]) for page in read_pages(few, ocr)]
+    cases += [(inputs.encode([page]), None) for page in read_pages(few, ocr)]
     worst: dict[str, float] = {}
     largest = 0.0
-    for arrays in cases:
+    for arrays, tokens in cases:
         logits = chain.logits(arrays)
         for row in range(len(next(iter(logits.values())))):
-            for name, expected in made.reference(inputs.one_page(arrays, row)).items():
+            page = inputs.one_page(arrays, row, tokens[row] if tokens else None)
+            for name, expected in made.reference(page).items():
                 difference = float(np.abs(logits[name][row] - expected[0]).max())
                 worst[name] = max(worst.get(name, 0.0), difference if np.isfinite(difference) else np.inf)
                 largest = max(largest, float(np.abs(expected).max()))
-    # Rounding grows with the logits, which are large in some models.
-    tolerance = float(f"{equality.TOLERANCE_FP32 * max(1.0, largest / 10):.3g}")
+    tolerance = _tolerance(largest)
     differences = {name: float(f"{difference:.3g}") for name, difference in worst.items()}
     equality.require(differences, tolerance)
     return replace(chain.target, tolerance=tolerance, equality=differences)
 
 
-def _padded(probe: Probe, pages: int, tokens: int, seed: int, inputs: PackageInputs) -> Arrays:
-    """Inputs of some pages with texts of different lengths, padded to the longest."""
-    arrays = probe.arrays(pages, tokens, seed + 2)
-    for name, values in arrays.items():
-        if split_input(name, inputs.encodings)[1] == "attention_mask" and inputs.encodings:
-            for row in range(1, pages):
-                values[row, max(1, tokens * (pages - row) // pages) :] = 0
-    return arrays
+def _tolerance(largest: float) -> float:
+    """Largest difference that rounding explains. It grows with the logits, which are large in some models."""
+    return float(f"{equality.TOLERANCE_FP32 * max(1.0, largest / 10):.3g}")

@@ -1,5 +1,6 @@
 """Coloured pages, and a folder with them and a graph."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from tests.assemble.graphs import SIDE, flat_net, head_of, net, save_rows
+from ee_export.model.checkpoint import special_ids, train_tokenizer
+from tests.assemble.graphs import SIDE, TOP, flat_net, head_of, net, save_rows, text_net
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +60,24 @@ def folder(tmp_path: Path, pages: Path, base: Path) -> Path:
     shutil.copytree(base, tmp_path / "own")
     (tmp_path / "own" / "pages").symlink_to(pages)
     return tmp_path / "own"
+
+
+@pytest.fixture
+def text_folder(tmp_path: Path) -> Path:
+    """Pages of words, a graph that reads them, and ``text.toml``, which makes a package without cuts."""
+    rng = np.random.default_rng(4)
+    names = {"blue": ["sea", "sky"], "green": ["leaf", "grass"], "red": ["rose", "fire"]}
+    for label, words in names.items():
+        (tmp_path / "pages" / label).mkdir(parents=True)
+        for number in range(16):
+            text = list(rng.choice([*words, "the", "a"], 1 + number % 5))
+            (tmp_path / "pages" / label / f"{number}.json").write_text(json.dumps({"words": text}))
+    tokenizer = train_tokenizer(iter([[word for words in names.values() for word in words]]), 300)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    onnx.save(text_net(tokenizer.get_vocab_size()), tmp_path / "net.onnx")
+    graph = '[graph]\nfile = "net.onnx"\ninputs = {mask = "attention_mask"}\nzeros = ["token_type_ids"]\n'
+    encoding = '[encoding]\ntokenizer = "tokenizer.json"\nmax_text_tokens = 24\n'
+    ids = special_ids(tokenizer)
+    ends = "".join(f"{key}_id = {ids[f'{key}_token_id']}\n" for key in ("bos", "eos", "pad"))
+    (tmp_path / "text.toml").write_text(TOP + graph + encoding + ends)
+    return tmp_path

@@ -15,7 +15,6 @@ from ee_export import Page, load
 from ee_export.cli import cli
 from ee_export.errors import BadRequest
 from ee_export.manifest import gate_name
-from ee_export.model.checkpoint import special_ids, train_tokenizer
 from ee_export.package import Package, open_package
 from ee_export.verify import verify_package
 from tests.assemble.graphs import (
@@ -39,7 +38,6 @@ from tests.assemble.graphs import (
     net,
     run,
     save_rows,
-    text_net,
 )
 
 
@@ -140,27 +138,11 @@ def test_graphs_that_are_segments_already_are_joined_by_their_names(folder: Path
     assert [each.opset_import[0].version for each in graphs] == [17, 17]
 
 
-def test_a_graph_that_reads_words_keeps_padding_out_of_a_trained_head(tmp_path: Path) -> None:
-    rng = np.random.default_rng(4)
-    names = {"blue": ["sea", "sky"], "green": ["leaf", "grass"], "red": ["rose", "fire"]}
-    for label, words in names.items():
-        (tmp_path / "pages" / label).mkdir(parents=True)
-        for number in range(16):
-            text = list(rng.choice([*words, "the", "a"], 1 + number % 5))
-            (tmp_path / "pages" / label / f"{number}.json").write_text(json.dumps({"words": text}))
-    tokenizer = train_tokenizer(iter([[word for words in names.values() for word in words]]), 300)
-    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
-    ids = special_ids(tokenizer)
-    rows = tokenizer.get_vocab_size()
-    onnx.save(text_net(rows), tmp_path / "net.onnx")
-    package = made(
-        tmp_path,
-        TOP
-        + '[graph]\nfile = "net.onnx"\ninputs = {mask = "attention_mask"}\nzeros = ["token_type_ids"]\n'
-        + CUT.replace("relu1", "hidden")
-        + '[encoding]\ntokenizer = "tokenizer.json"\nmax_text_tokens = 24\n'
-        + "".join(f"{key}_id = {ids[f'{key}_token_id']}\n" for key in ("bos", "eos", "pad")),
-    )
+def test_a_graph_that_reads_words_keeps_padding_out_of_a_trained_head(text_folder: Path) -> None:
+    toml = (text_folder / "text.toml").read_text()
+    package = made(text_folder, toml.replace("[encoding]", CUT.replace("relu1", "hidden") + "[encoding]"))
+    weights = onnx.load(text_folder / "net.onnx").graph.initializer
+    rows = next(weight.dims[0] for weight in weights if weight.name == "table")
     assert package.manifest.inputs == {"input_ids": "text", "attention_mask": "text"}
     assert package.manifest.page_encoding().vocab_size == rows
     chain = load(package.path, operating_point="full")

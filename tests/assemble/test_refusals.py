@@ -25,12 +25,32 @@ def test_a_recipe_that_cannot_be_carried_out_is_refused_in_one_line(folder: Path
 
 def _require_refused(folder: Path, toml: str, words: str) -> None:
     before = {path.name for path in folder.iterdir()} | {"segments.toml"}
+    lines: list[str] = []
     with pytest.raises(EeError) as caught:
-        made(folder, toml)
+        made(folder, toml, lines.append)
+    assert not lines, "a note is printed before the checks are done"
     message = str(caught.value)
     assert words in message, message
     assert "\n" not in message and len(message) < 700
     assert {path.name for path in folder.iterdir()} == before
+
+
+def test_a_graph_whose_answer_padding_changes_is_refused(text_folder: Path) -> None:
+    model = onnx.load(text_folder / "net.onnx")
+    node = next(node for node in model.graph.node if node.op_type == "Mul")
+    node.op_type = "Identity"
+    del node.input[1]
+    onnx.save(model, text_folder / "net.onnx")
+    _require_refused(
+        text_folder, (text_folder / "text.toml").read_text(), "padding behind a text changes its logits by"
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [("max_text_tokens = 24", "max_text_tokens = 99999999"), ("bos_id = ", "bos_id = 999")]
+)
+def test_an_encoding_of_text_that_the_graph_cannot_read_is_refused(text_folder: Path, change: tuple[str, str]) -> None:
+    _require_refused(text_folder, (text_folder / "text.toml").read_text().replace(*change), "expected a number in")
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a graph", b"\x08\x08"])
