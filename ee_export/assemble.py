@@ -21,7 +21,7 @@ from ee_export.check_manifest import check
 from ee_export.data import Data, read_arrays, read_dataset
 from ee_export.errors import BadData, BadRequest
 from ee_export.manifest import SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
-from ee_export.model.graph_heads import Layers, train_ramps, untrained
+from ee_export.model.ramps import Layers, train_ramps, untrained
 from ee_export.model.train_heads import HeadTraining
 from ee_export.observe import held_out, read_pages
 from ee_export.origin import now

@@ -97,15 +97,15 @@ def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInput
     encodings: dict[str, Encoding] = {}
     tokenizers: dict[str, Tokenizer] = {}
     for name, entry in recipe.encodings.items():
-        mine = [base for front, base in (split_input(each, recipe.encodings) for each in sources) if front == name]
+        own = [base for front, base in (split_input(each, recipe.encodings) for each in sources) if front == name]
         table = f"[encodings.{name}]" if name else "[encoding]"
-        if not mine:
+        if not own:
             example = _named(name, "pixel_values")
             raise BadRequest(
                 f"{where}: {table}: no graph reads an input that it makes, such as {example}; leave it out"
             )
         side, rows = _side(graphs, _named(name, "pixel_values")), _rows(graphs, _named(name, "input_ids"))
-        encodings[name], tokenizer = encoding_of(entry, mine, side, rows, f"{where}: {table}")
+        encodings[name], tokenizer = encoding_of(entry, own, side, rows, f"{where}: {table}")
         if tokenizer is not None:
             tokenizers[name] = tokenizer
     arrays = {name: _array_spec(graphs, name, where) for name, source in sources.items() if source == ARRAY}

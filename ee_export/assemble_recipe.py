@@ -1,7 +1,7 @@
 """segments.toml: which ONNX graphs make a package, how their tensors are called, and how a page is encoded for them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -142,7 +142,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
     graph = None
     if top.graph:
         graph = GraphEntry(**table(GraphEntry, top.graph, where, "[graph] "))
-        graph = GraphEntry(below(graph.file), graph.inputs, graph.logits, graph.exit, graph.zeros)
+        graph = replace(graph, file=below(graph.file))
     segments = tuple(
         SegmentEntry(**{**entry, "file": below(entry["file"])}) for entry in _tables(SegmentEntry, top.segments, where)
     )
@@ -151,8 +151,8 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
         if cut.layers not in (1, 2):
             raise BadRequest(f"{where}: [[cut]] '{shorten(cut.exit)}' layers: found {cut.layers}, expected 1 or 2")
     if (graph is None) == (not segments):
-        found = "both [graph] and [[segments]]" if segments else "neither [graph] nor [[segments]]"
-        raise BadRequest(f"{where}: {found}, expected one of them; {_EXAMPLE}")
+        tables = "both [graph] and [[segments]]" if segments else "neither [graph] nor [[segments]]"
+        raise BadRequest(f"{where}: {tables}, expected one of them; {_EXAMPLE}")
     if graph is None and cuts:
         raise BadRequest(f"{where}: [[cut]] without [graph]; name the whole graph that is cut in [graph]")
     if top.arrays and (top.encoding or top.encodings):
@@ -166,12 +166,12 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
             f"{where}: [encodings] without [encoding]; give the first graph's encoding, whose inputs have no prefix, in [encoding]"
         )
     encodings = {} if top.arrays else {"": _encoding(top.encoding, where, folder)}
-    for name, found in top.encodings.items():
-        if not isinstance(found, dict):
+    for name, content in top.encodings.items():
+        if not isinstance(content, dict):
             raise BadRequest(
-                f"{where}: encodings.{shorten(name)}: found {shown(found)}, expected a table [encodings.{shorten(name)}]"
+                f"{where}: encodings.{shorten(name)}: found {shown(content)}, expected a table [encodings.{shorten(name)}]"
             )
-        encodings[name] = _encoding(found, where, folder, f"encodings.{name}")
+        encodings[name] = _encoding(content, where, folder, f"encodings.{name}")
     if graph is not None and top.encodings:
         raise BadRequest(f"{where}: [encodings] with [graph]; one graph reads a page in one way, which [encoding] says")
     exits = [*(segment.exit for segment in segments), *(cut.exit for cut in cuts), *([graph.exit] if graph else [])]
@@ -186,30 +186,23 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
         encodings,
         top.arrays,
         graph,
-        tuple(
-            cut if cut.head == TRAIN else CutEntry(**{**_values(cut), "head": str(below(Path(cut.head)))})
-            for cut in cuts
-        ),
+        tuple(cut if cut.head == TRAIN else replace(cut, head=str(below(Path(cut.head)))) for cut in cuts),
         segments,
     )
 
 
-def _values(cut: CutEntry) -> dict[str, Any]:
-    return {entry.name: getattr(cut, entry.name) for entry in fields(cut)}
-
-
-def _tables(kind: Any, found: Any, where: str, name: str = "segments") -> list[dict[str, Any]]:
+def _tables(kind: Any, content: Any, where: str, name: str = "segments") -> list[dict[str, Any]]:
     """The fields of an array of tables."""
-    if not isinstance(found, list | tuple) or not all(isinstance(entry, dict) for entry in found):
-        raise BadRequest(f"{where}: {name}: found {shown(found)}, expected tables [[{name}]]")
-    return [table(kind, entry, where, f"[[{name}]] {at}: ") for at, entry in enumerate(found, 1)]
+    if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
+        raise BadRequest(f"{where}: {name}: found {shown(content)}, expected tables [[{name}]]")
+    return [table(kind, entry, where, f"[[{name}]] {at}: ") for at, entry in enumerate(content, 1)]
 
 
-def _labels(found: list[str] | str, where: str, folder: Path) -> tuple[str, ...]:
+def _labels(content: list[str] | str, where: str, folder: Path) -> tuple[str, ...]:
     """Labels from a list, or from the lines of a text file."""
-    if isinstance(found, list):
-        return tuple(found)
-    path = folder / found
+    if isinstance(content, list):
+        return tuple(content)
+    path = folder / content
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
@@ -218,14 +211,16 @@ def _labels(found: list[str] | str, where: str, folder: Path) -> tuple[str, ...]
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _encoding(found: Mapping[str, Any], where: str, folder: Path, name: str = "encoding") -> EncodingEntry:
+def _encoding(content: Mapping[str, Any], where: str, folder: Path, name: str = "encoding") -> EncodingEntry:
     hints = get_type_hints(Encoding)
-    require_keys(found, [*hints, "processor", "tokenizer"], where, f"[{name}] ")
+    require_keys(content, [*hints, "processor", "tokenizer"], where, f"[{name}] ")
     paths = {
-        key: folder / value(Path, found[key], where, f"[{name}] {key}")
+        key: folder / value(Path, content[key], where, f"[{name}] {key}")
         for key in ("processor", "tokenizer")
-        if key in found
+        if key in content
     }
-    stated = {key: value(hints[key], item, where, f"[{name}] {key}") for key, item in found.items() if key not in paths}
+    stated = {
+        key: value(hints[key], item, where, f"[{name}] {key}") for key, item in content.items() if key not in paths
+    }
     stated = {key: tuple(item) if isinstance(item, list) else item for key, item in stated.items()}
     return EncodingEntry(stated, paths.get("processor"), paths.get("tokenizer"))

@@ -49,8 +49,8 @@ def cut_graph(
 ) -> list[GraphPart]:
     """The nodes of every exit, in order. A node runs for the first exit whose tensor needs it, and for none if no exit does.
 
-    What has no row a page (a shape, or a constant that is computed) cannot pass between segments: the nodes that make it run
-    again for each exit that needs it.
+    A tensor without a row a page, such as a shape, cannot pass between segments. The nodes that make it run again for each exit that
+    needs it.
 
     Args:
         model: the whole graph.
@@ -85,12 +85,12 @@ def part_model(
     model: onnx.ModelProto, part: GraphPart, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> onnx.ModelProto:
     """A part as a graph of its own."""
-    found = onnx.ModelProto()
-    found.ir_version = model.ir_version
-    found.opset_import.extend(model.opset_import)
-    found.graph.name = part.exit
-    found.graph.node.extend(model.graph.node[at] for at in part.nodes)
-    used = {name for node in found.graph.node for name in node.input}
-    found.graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in used)
-    set_signature(found, inputs, outputs)
-    return found
+    own = onnx.ModelProto()
+    own.ir_version = model.ir_version
+    own.opset_import.extend(model.opset_import)
+    own.graph.name = part.exit
+    own.graph.node.extend(model.graph.node[at] for at in part.nodes)
+    used = {name for node in own.graph.node for name in node.input}
+    own.graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in used)
+    set_signature(own, inputs, outputs)
+    return own

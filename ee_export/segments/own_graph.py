@@ -11,7 +11,7 @@ from ee_export.assemble_recipe import TRAIN, CutEntry, GraphEntry
 from ee_export.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
 from ee_export.manifest import TensorSpec, logits_name
-from ee_export.model.graph_heads import Layers, answer
+from ee_export.model.ramps import Layers, answer
 from ee_export.segments.assembly import (
     Assembly,
     OwnSegment,
@@ -252,20 +252,20 @@ class CutGraph:
         def run(arrays: Arrays) -> Arrays:
             feeds = {name: arrays[new] for name, new in own.names.items()}
             values = whole.run(feeds | {name: np.zeros_like(feeds[like_input(own.names)]) for name in own.zeros})
-            found = {}
+            logits = {}
             for cut in own.cuts:
                 tensor = values[cut.tensor]
                 if cut.exit in ramps:
-                    found[cut.exit] = answer(ramps[cut.exit], pooled(tensor, cut))
+                    logits[cut.exit] = answer(ramps[cut.exit], pooled(tensor, cut))
                 else:
-                    found[cut.exit] = next(iter(heads[cut.exit].run({heads[cut.exit].inputs[0]: tensor}).values()))
-            return {**found, own.exit: values[own.logits]}
+                    logits[cut.exit] = next(iter(heads[cut.exit].run({heads[cut.exit].inputs[0]: tensor}).values()))
+            return {**logits, own.exit: values[own.logits]}
 
         return run
 
 
 def pooled(tensor: np.ndarray, cut: CutEntry) -> np.ndarray:
-    """What a head that is trained reads of a tensor of one page without padding, float32 ``[1, F]``."""
+    """The features of a trained head: a tensor of one page without padding, pooled, float32 ``[1, F]``."""
     if tensor.ndim == 2:
         return tensor
     if cut.pool == "first":

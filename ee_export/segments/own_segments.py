@@ -56,7 +56,7 @@ def read_own_segments(
     """Read the graphs, and check that each reads what is there when it runs. ``sources``: inputs that the package can have.
 
     Raises:
-        BadGraph, BadRequest: a file cannot be used, a name is not in it, or nobody makes what it reads.
+        BadGraph, BadRequest: a file cannot be used, a name is not in it, or no segment before makes an input.
     """
     parts = []
     made: dict[str, str] = {}
@@ -120,14 +120,14 @@ def assemble_segments(parts: Sequence[OwnPart], probe: Probe, classes: int) -> A
         state = {name: new for name, new in part.outputs.items() if new in later and new not in specs}
         answers = [part.logits, *([] if part.gate is None else [part.gate])]
         runner = GraphRunner(part.path, model, [*answers, *state])
-        found = [runner.run({name: values[new] for name, new in part.inputs.items()}) for values in (first, second)]
+        runs = [runner.run({name: values[new] for name, new in part.inputs.items()}) for values in (first, second)]
 
-        def spec_at(name: str, part: OwnPart = part, found: list[Arrays] = found) -> TensorSpec:
+        def spec_at(name: str, part: OwnPart = part, runs: list[Arrays] = runs) -> TensorSpec:
             where = f"{part.path}: exit '{part.exit}'"
-            return require_spec(where, name, (found[0][name], found[1][name]), probe.tokens())
+            return require_spec(where, name, (runs[0][name], runs[1][name]), probe.tokens())
 
         logits = require_logits(
-            str(part.path), part.exit, spec_at(part.logits), [values[part.logits] for values in found], classes
+            str(part.path), part.exit, spec_at(part.logits), [values[part.logits] for values in runs], classes
         )
         outputs = [logits]
         if part.gate is not None:
@@ -140,7 +140,7 @@ def assemble_segments(parts: Sequence[OwnPart], probe: Probe, classes: int) -> A
         for name, new in state.items():
             outputs.append(replace(spec_at(name), name=new))
             specs[new] = outputs[-1]
-            first[new], second[new] = found[0][name], found[1][name]
+            first[new], second[new] = runs[0][name], runs[1][name]
         _rename(model, part, outputs, state)
         inputs = tuple(specs[value.name] for value in model.graph.input)
         set_signature(model, inputs, outputs)
@@ -165,18 +165,18 @@ def _rename(model: onnx.ModelProto, part: OwnPart, outputs: Sequence[TensorSpec]
 def _reference(parts: Sequence[OwnPart]) -> Callable[[Arrays], Arrays]:
     runners = []
     for part in parts:
-        wanted = [part.logits, *([] if part.gate is None else [part.gate]), *part.outputs]
-        runners.append(GraphRunner(part.path, part.model, wanted))
+        outputs = [part.logits, *([] if part.gate is None else [part.gate]), *part.outputs]
+        runners.append(GraphRunner(part.path, part.model, outputs))
 
     def run(arrays: Arrays) -> Arrays:
-        state, found = dict(arrays), {}
+        state, answers = dict(arrays), {}
         for part, runner in zip(parts, runners, strict=True):
             feeds = {name: state[new] for name, new in part.inputs.items()}
             values = runner.run(feeds | {name: np.zeros_like(feeds[like_input(part.inputs)]) for name in part.zeros})
-            found[part.exit] = values[part.logits]
+            answers[part.exit] = values[part.logits]
             if part.gate is not None:
-                found[gate_name(part.exit)] = values[part.gate]
+                answers[gate_name(part.exit)] = values[part.gate]
             state |= {new: values[name] for name, new in part.outputs.items() if new not in state}
-        return found
+        return answers
 
     return run

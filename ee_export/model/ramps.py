@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ee_export.model.exits import HeadSpec
 from ee_export.model.heads import Ramp
-from ee_export.model.strategies import head_prefix
 from ee_export.model.train_heads import HeadTraining, train_heads
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
@@ -86,9 +85,6 @@ class _Ramps(nn.Module):
         self.exits = nn.ModuleDict(
             {key: Ramp(inputs, classes, HeadSpec(layers=layers)) for key, (inputs, layers) in sizes.items()}
         )
-        assert all(
-            name.startswith(tuple(p for key in sizes for p in head_prefix(key))) for name, _ in self.named_parameters()
-        )
 
     def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor]:
         """Logits ``[B, C]`` of an exit."""
@@ -97,8 +93,8 @@ class _Ramps(nn.Module):
     def layers(self, key: str) -> Layers:
         ramp = self.exits[key]
         assert isinstance(ramp, Ramp)
-        found = [layer for layer in (ramp.dense, ramp.out_proj) if layer is not None]
-        return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in found]
+        linear = [layer for layer in (ramp.dense, ramp.out_proj) if layer is not None]
+        return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linear]
 
 
 def _for_raw_features(layers: Layers, mean: np.ndarray, deviation: np.ndarray) -> Layers:
