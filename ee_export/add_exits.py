@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import Progress, build_model
-from ee_export.data import Dataset, read_dataset, stratified_split
+from ee_export.data import Data, Dataset, read_dataset, stratified_split
 from ee_export.encode import Encoder
 from ee_export.errors import BadData
 from ee_export.model import checkpoint
@@ -79,7 +80,7 @@ def add_exits(
         check_destination(checkpoint_out, overwrite=overwrite)
     model, tokenizer = load_source(source, exits, labels)
     names = checkpoint.labels_of(model.config)
-    held_out, train, val = _split(
+    held_out, train, val = split_for_heads(
         read_dataset(data, names), None if train_data is None else read_dataset(train_data, names), training.seed
     )
     report(
@@ -107,7 +108,11 @@ def add_exits(
     return package
 
 
-def _split(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+@overload
+def split_for_heads(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Dataset, Dataset, Dataset]: ...
+@overload
+def split_for_heads(data: Data, train_data: Data | None, seed: int) -> tuple[Data, Data, Data]: ...
+def split_for_heads(data: Data, train_data: Data | None, seed: int) -> tuple[Data, Data, Data]:
     """Held-out pages, pages that train, and pages that validate."""
     if train_data is None:
         parts = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)

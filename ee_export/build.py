@@ -16,6 +16,7 @@ from ee_export.data import Data, Dataset, read_dataset
 from ee_export.encode import Arrays, Encoder
 from ee_export.errors import BadCheckpoint, BadData, require_known
 from ee_export.find import Skipped, find_pages
+from ee_export.inputs import encode_pages
 from ee_export.manifest import SCHEMA, SOURCE, Manifest, Origin, Split, Target
 from ee_export.model import checkpoint
 from ee_export.model.against import SourcePipeline, compare
@@ -318,5 +319,5 @@ def golden_inputs(model: PartedModel, folder: Path | None) -> list[Arrays]:
 def _golden_page(model: PartedModel, encoder: Encoder) -> golden.GoldenPage:
     sources = model.sources()
     file, words = golden_page.draw(sources, encoder.encoding)
-    arrays = golden_page.encoded(golden_page.page_of(file, words, "golden page"), encoder, sources)
+    arrays = encode_pages([golden_page.page_of(file, words, "golden page")], encoder, sources)
     return golden.GoldenPage(arrays, model.logits(arrays), file=file, words=words)

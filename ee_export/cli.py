@@ -12,6 +12,7 @@ import click
 from rich.table import Table
 
 from ee_export import __version__
+from ee_export.assemble_command import assemble
 from ee_export.console import (
     echo_json,
     err,
@@ -646,6 +647,7 @@ def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) 
     print_result(as_json, result, table, result["summary"])
 
 
+cli.add_command(assemble)
 cli.add_command(diff)
 cli.add_command(rollback)
 

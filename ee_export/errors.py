@@ -46,6 +46,10 @@ class BadCheckpoint(EeError):
     """A folder is not a checkpoint that this toolkit can read."""
 
 
+class BadGraph(EeError):
+    """An ONNX graph that was brought cannot become a part of a package."""
+
+
 class BadModel(EeError):
     """A model that was brought as parts cannot be cut at its exits."""
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -208,10 +208,10 @@ def _unread_kinds(manifest: Manifest) -> dict[str, Kind]:
     """Inputs that the encoding can make and the model does not read; a file may hold them."""
     if manifest.encoding is None:
         return {}
-    whole = replace(manifest, inputs={**SOURCES}, encodings={})
+    longest = manifest.encoding.max_text_tokens
     return {
-        name: _stored_kind(spec, longest_text(whole, name))
-        for name, spec in encoded_specs(whole).items()
+        name: _stored_kind(spec, longest if SOURCES[name] == "text" else None)
+        for name, spec in encoded_specs(SOURCES, {"": manifest.encoding}).items()
         if name not in manifest.inputs
     }
 

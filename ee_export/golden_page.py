@@ -15,7 +15,7 @@ from PIL import Image
 
 from ee_export.encode import Arrays, Encoder, Encoding
 from ee_export.errors import BadPackage, BadPage, NotEqual
-from ee_export.inputs import with_prefix
+from ee_export.inputs import encode_pages
 from ee_export.manifest import split_input
 from ee_export.page import Page
 from ee_export.strict_json import parse
@@ -79,20 +79,9 @@ def page_of(file: bytes | None, words: bytes | None, name: str) -> Page:
         raise BadPackage(f"{name}: damaged words ({error}); rebuild the package with `ee-export build`") from None
 
 
-def encoded(page: Page, encoder: Encoder, inputs: Mapping[str, str]) -> Arrays:
-    """All inputs of one page, encoded here by an encoder and its further ones."""
-    arrays: Arrays = {}
-    for name in ("", *encoder.further):
-        own = encoder.named(name)
-        split = ((split_input(key, encoder.further), source) for key, source in inputs.items())
-        contents = own.contents(page, {base: source for (front, base), source in split if front == name})
-        arrays |= with_prefix(name, own.arrays(*contents))
-    return arrays
-
-
 def require_same_encoding(page: Page, stored: Arrays, encoder: Encoder, inputs: Mapping[str, str]) -> None:
     """Raise NotEqual if a page is not encoded here to the very inputs that are stored of it; says which part differs."""
-    arrays = encoded(page, encoder, inputs)
+    arrays = encode_pages([page], encoder, inputs)
     for name in inputs:
         if arrays[name].shape == stored[name].shape and (arrays[name] == stored[name]).all():
             continue

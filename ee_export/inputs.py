@@ -1,13 +1,15 @@
-"""The input tensors of a package: source, dtype and shape of each, the segments that read them, and checks of arrays that a caller gives."""
+"""The input tensors of a package: source, dtype and shape of each, the segments that read them, pages encoded to all of them, and checks
+of arrays that a caller gives."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ee_export.encode import Arrays, Encoding, band_of
+from ee_export.encode import Arrays, Encoder, Encoding, band_of
 from ee_export.errors import BadRequest, printable, shorten
 from ee_export.manifest import ARRAY, Axis, Manifest, TensorSpec, split_input
+from ee_export.page import Page
 
 
 class Reads(NamedTuple):
@@ -44,15 +46,19 @@ def texts_of(manifest: Manifest) -> list[str]:
     return texts
 
 
-def encoded_specs(manifest: Manifest) -> dict[str, TensorSpec]:
-    """Dtype and shape of every input that an encoding makes."""
+def encoded_specs(inputs: Mapping[str, str], encodings: Mapping[str, Encoding]) -> dict[str, TensorSpec]:
+    """Dtype and shape of every input that an encoding makes.
+
+    Args:
+        inputs: the source of every input.
+        encodings: by name, ``""`` for that of the inputs without a prefix.
+    """
     specs = {}
-    for name, source in manifest.inputs.items():
+    for name, source in inputs.items():
         if source == ARRAY:
             continue
-        front, base = split_input(name, manifest.encodings)
-        encoding = manifest.encodings[front] if front else manifest.encoding
-        side = 0 if encoding is None else encoding.image_size
+        front, base = split_input(name, encodings)
+        side = encodings[front].image_size
         shapes: dict[str, tuple[str, tuple[Axis, ...]]] = {
             "pixel_values": ("float32", ("B", 3, side, side)),
             "input_ids": ("int64", ("B", "T")),
@@ -75,7 +81,7 @@ def array_specs(manifest: Manifest) -> dict[str, TensorSpec]:
 
 def input_specs(manifest: Manifest) -> dict[str, TensorSpec]:
     """Dtype and shape of every input."""
-    return encoded_specs(manifest) | array_specs(manifest)
+    return encoded_specs(manifest.inputs, manifest.all_encodings()) | array_specs(manifest)
 
 
 def longest_text(manifest: Manifest, name: str) -> int | None:
@@ -151,6 +157,33 @@ def shown(spec: TensorSpec, sizes: Mapping[Axis, int] | None = None) -> str:
 
 def _described(array: np.ndarray) -> str:
     return printable(shorten(f"{array.dtype} {list(array.shape)}", 100))
+
+
+def encode_pages(pages: Sequence[Page], encoder: Encoder, inputs: Mapping[str, str]) -> Arrays:
+    """All inputs of some pages as one batch, by an encoder and its further ones. The text of a page is read once for all of them.
+
+    Args:
+        pages: one or more.
+        encoder: of the package.
+        inputs: the source of every input.
+    """
+    own: dict[str, dict[str, str]] = {name: {} for name in ("", *encoder.further)}
+    for name, source in inputs.items():
+        front, base = split_input(name, encoder.further)
+        own[front][base] = source
+    known = {
+        base: source for front, read in own.items() for base, source in read.items() if source == "text" or not front
+    }
+    contents = [encoder.contents(page, known) for page in pages]
+    made: Arrays = {}
+    for front, read in own.items():
+        named = encoder.named(front)
+        if "pixel_values" in read:
+            images = [named.open(page)[0] for page in pages] if front else [image for image, _, _ in contents]
+            made |= with_prefix(front, named.images(images))
+        if named.encoding.max_text_tokens:
+            made |= with_prefix(front, named.collate([named.text(words, boxes) for _, words, boxes in contents]))
+    return made
 
 
 def with_prefix(name: str, arrays: Arrays) -> Arrays:

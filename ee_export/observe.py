@@ -11,7 +11,7 @@ import numpy as np
 
 from ee_export.data import ArrayData, Data, Dataset, stratified_split
 from ee_export.encode import Arrays, tokens_read
-from ee_export.errors import BadData, EeError, printable, shorten
+from ee_export.errors import BadData, BadLogits, EeError, printable, shorten
 from ee_export.inputs import texts_of, without_prefix
 from ee_export.manifest import Split
 from ee_export.page import Ocr, Page, read_page
@@ -109,16 +109,26 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: Progress) -> Ob
             arrays = encoded(chain, page)
             for name, percent in reads.items():
                 tokens[name].append(tokens_read(without_prefix(texts[name], arrays), percent))
-            for name, values in chain.logits(arrays).items():
-                logits[name].append(values)
+            made = chain.logits(arrays)
         except EeError:
             raise
         except Exception as error:
-            raise failure(page.name if isinstance(page, Page) else f"{data.root}: row {done}", error) from error
+            raise failure(_name(data, done), error) from error
+        for name, values in made.items():
+            if not np.isfinite(values).all():
+                raise BadLogits(
+                    f"{_name(data, done)}: logits of '{name}' are not finite; the model or this page's inputs are damaged"
+                )
+            logits[name].append(values)
         progress(done + 1, len(pages))
     joined = {name: np.concatenate(values) for name, values in logits.items()}
     counted = {name: np.asarray(values) for name, values in tokens.items()}
     return Observed(joined, counted, np.asarray(data.targets), data.digest())
+
+
+def _name(data: Data, at: int) -> str:
+    """A page's file, or an array's file and row, for messages."""
+    return f"{data.root}: row {data.rows[at]}" if isinstance(data, ArrayData) else str(data.paths[at])
 
 
 def observe_each(

@@ -16,6 +16,7 @@ from ee_export import golden_page
 from ee_export.check_manifest import check
 from ee_export.encode import Arrays, Encoder, Encoding
 from ee_export.errors import BadPackage, BadPage, EeError, NotEqual
+from ee_export.inputs import encode_pages
 from ee_export.manifest import OperatingPoint, TensorSpec
 from ee_export.observe import observe
 from ee_export.package import Package, seal
@@ -84,7 +85,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Package:
     files = {"tokenizer.json": data, "large.tokenizer.json": data}
     encoders = Encoder(SMALL, encoder_of(SMALL, data)._cutter._tokenizer, {"large": encoder_of(LARGE, data)})  # type: ignore[union-attr]
     drawn = golden_page.draw(INPUTS, LARGE)
-    arrays = golden_page.encoded(golden_page.page_of(*drawn, "golden page"), encoders, INPUTS)
+    arrays = encode_pages([golden_page.page_of(*drawn, "golden page")], encoders, INPUTS)
     arrays = {name: values for name, values in arrays.items() if name in INPUTS}
     folder = tmp_path_factory.mktemp("cascade") / "two.ee"
     fields: dict[str, Any] = {"encoding": SMALL, "encodings": {"large": LARGE}}

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 from ee_export import golden, golden_page
 from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadPackage, NotEqual
+from ee_export.inputs import encode_pages
 from ee_export.package import GOLDEN, Package, open_package, rewrite_package
 from ee_export.resize import ORDERS, Square, resized
 from ee_export.verify import verify_package
@@ -63,7 +64,7 @@ def test_the_drawn_page_fits_every_encoding_and_tells_it_from_others(fields: dic
     page = golden_page.page_of(file, None, "golden page")
     inputs = {"pixel_values": "image"}
     encoders = [Encoder(encoding, Tokenizer(models.WordLevel())) for encoding in (first, second)]
-    stored = golden_page.encoded(page, encoders[0], inputs)
+    stored = encode_pages([page], encoders[0], inputs)
     golden_page.require_same_encoding(page, stored, encoders[0], inputs)
     with pytest.raises(NotEqual, match="of its pixels differ"):
         golden_page.require_same_encoding(page, stored, encoders[1], inputs)

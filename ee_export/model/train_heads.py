@@ -1,18 +1,34 @@
 """Train the heads of exits on the features of a frozen trunk; no other weight changes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.strategies import head_prefix
 
 Progress = Callable[[int, int, str], None]
 """Called with epochs done, epochs at most, and a line about the last one."""
+
+
+class HasHeads(Protocol):
+    """A module with heads at exits; the names of a head's weights begin with :func:`~ee_export.model.strategies.head_prefix`."""
+
+    config: Any
+
+    def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor, ...]:
+        """Logits of an exit ``[B, C]``, and what else its head gives, for features ``[B, F]``."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
+
+    def train(self) -> Any: ...
+
+    def eval(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +51,7 @@ class HeadTraining:
 
 
 def train_heads(
-    model: EarlyExitModel,
+    model: HasHeads,
     features: Mapping[str, np.ndarray],
     targets: np.ndarray,
     val_features: Mapping[str, np.ndarray],
@@ -111,7 +127,7 @@ def train_heads(
 
 @torch.no_grad()
 def _evaluate(
-    model: EarlyExitModel, features: Mapping[str, np.ndarray], targets: np.ndarray, class_weights: Tensor | None
+    model: HasHeads, features: Mapping[str, np.ndarray], targets: np.ndarray, class_weights: Tensor | None
 ) -> dict[str, tuple[float, float]]:
     """Loss and accuracy per exit."""
     model.eval()
@@ -124,11 +140,11 @@ def _evaluate(
     return result
 
 
-def _logits(model: EarlyExitModel, exit_name: str, values: np.ndarray) -> Tensor:
+def _logits(model: HasHeads, exit_name: str, values: np.ndarray) -> Tensor:
     return model.answer(exit_name, torch.from_numpy(np.array(values)))[0]
 
 
-def _own_weights(model: EarlyExitModel, exit_name: str) -> dict[str, torch.nn.Parameter]:
+def _own_weights(model: HasHeads, exit_name: str) -> dict[str, torch.nn.Parameter]:
     prefix = head_prefix(exit_name)
     return {name: weight for name, weight in model.named_parameters() if name.startswith(prefix)}
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ee_export.encode import Arrays, Encoder, blank_page, tokens_read
 from ee_export.errors import BadLogits, BadPackage, BadRequest, EeError
-from ee_export.inputs import ArrayCheck, array_specs, shown, with_prefix, without_prefix
+from ee_export.inputs import ArrayCheck, array_specs, encode_pages, shown, with_prefix, without_prefix
 from ee_export.manifest import GPU_BACKENDS, OperatingPoint, Target, gate_name
 from ee_export.package import Package, open_package
 from ee_export.page import Page, require_known_boxes
@@ -433,24 +433,7 @@ class Chain:
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
         """All inputs of some pages as one batch, their text read, if the model reads any, whether it is needed or not."""
-        manifest, encoder = self.package.manifest, self.encoder
-        inputs = {
-            base: source
-            for name in manifest.all_encodings()
-            for base, source in manifest.inputs_of(name).items()
-            if source == "text" or not name
-        }
-        read = [encoder.contents(page, inputs) for page in pages]
-        made: Arrays = {}
-        for name in manifest.all_encodings():
-            own = encoder.named(name)
-            if "pixel_values" in manifest.inputs_of(name):
-                images = [own.open(page)[0] for page in pages] if name else [image for image, _, _ in read]
-                made |= with_prefix(name, own.images(images))
-            if own.encoding.max_text_tokens:
-                texts = [own.text(words, boxes) for _, words, boxes in read]
-                made |= with_prefix(name, own.collate(texts))
-        return made
+        return encode_pages(pages, self.encoder, self.package.manifest.inputs)
 
     def _image(self, page: Page) -> tuple[Image.Image | None, bool]:
         """The page's image, where the model reads it, and whether that is the whole of it, as an OCR engine wants it."""

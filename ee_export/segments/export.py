@@ -69,7 +69,7 @@ def export_segment(segment: Segment, model: nn.Module, tensors: Tensors) -> onnx
     assert program is not None
     graph = program.model_proto
     _name_axes(graph, tensors.specs)
-    _strip_notes(graph)
+    strip_notes(graph)
     check_graph(graph, segment.exit)
     return graph
 
@@ -112,7 +112,7 @@ def _name_axes(graph: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> None:
                 axis.dim_value = size
 
 
-def _strip_notes(graph: onnx.ModelProto) -> None:
+def strip_notes(graph: onnx.ModelProto) -> None:
     """Remove the tracer's stack traces: they name paths of this machine and make graphs differ from run to run."""
     del graph.metadata_props[:]
     graph.doc_string = ""

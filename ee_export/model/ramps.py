@@ -1,0 +1,104 @@
+"""Train ramps on features that an ONNX graph makes of labelled pages; the graph does not change."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ee_export.model.exits import HeadSpec
+from ee_export.model.heads import Ramp
+from ee_export.model.train_heads import HeadTraining, train_heads
+
+Layers = list[tuple[np.ndarray, np.ndarray]]
+"""Weights and biases of linear layers in order, float32 ``[outputs, inputs]`` and ``[outputs]``."""
+
+
+def train_ramps(
+    features: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    val_features: Mapping[str, np.ndarray],
+    val_targets: np.ndarray,
+    layers: Mapping[str, int],
+    classes: int,
+    how: HeadTraining,
+    progress: Callable[[int, int, str], None],
+) -> tuple[dict[str, Layers], dict[str, float]]:
+    """Train a ramp for every exit; see :func:`~ee_export.model.train_heads.train_heads`.
+
+    Args:
+        features: float32 ``[N, F]`` per exit. They are standardised for training, which the first layer's weights take up.
+        targets: indices of labels, int64 ``[N]``.
+        val_features: of the validation pages, ``[M, F]`` per exit.
+        val_targets: theirs, ``[M]``.
+        layers: 1 or 2 per exit.
+        classes: number of labels.
+        how: the hyperparameters.
+        progress: called after every epoch.
+
+    Returns:
+        The layers per exit, for features as they come, and validation accuracy per exit, 0–1.
+    """
+    keys = {name: f"ramp{at}" for at, name in enumerate(features)}
+    means = {name: values.mean(0) for name, values in features.items()}
+    deviations = {name: np.maximum(values.std(0), 1e-3 * (values.std() + 1e-6)) for name, values in features.items()}
+
+    def standardised(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            keys[name]: ((each - means[name]) / deviations[name]).astype(np.float32) for name, each in values.items()
+        }
+
+    torch.manual_seed(how.seed)
+    ramps = _Ramps({keys[name]: (values.shape[1], layers[name]) for name, values in features.items()}, classes)
+    accuracy = train_heads(
+        ramps, standardised(features), targets, standardised(val_features), val_targets, how, progress
+    )
+    return (
+        {name: _for_raw_features(ramps.layers(key), means[name], deviations[name]) for name, key in keys.items()},
+        {name: accuracy[key] for name, key in keys.items()},
+    )
+
+
+def untrained(inputs: int, layers: int, classes: int) -> Layers:
+    """Layers of zeros, which stand in for those of a ramp before it is trained."""
+    sizes = [(inputs, inputs)] * (layers - 1) + [(classes, inputs)]
+    return [(np.zeros(size, np.float32), np.zeros(size[0], np.float32)) for size in sizes]
+
+
+def answer(layers: Sequence[tuple[np.ndarray, np.ndarray]], features: np.ndarray) -> np.ndarray:
+    """Logits ``[B, C]`` that a ramp gives for features ``[B, F]``, computed by torch."""
+    values = torch.from_numpy(features)
+    for at, (weight, bias) in enumerate(layers):
+        values = nn.functional.linear(
+            torch.tanh(values) if at else values, torch.from_numpy(weight), torch.from_numpy(bias)
+        )
+    return np.asarray(values.numpy())
+
+
+class _Ramps(nn.Module):
+    """Ramps under the names by which :func:`train_heads` finds the weights of an exit's head."""
+
+    def __init__(self, sizes: Mapping[str, tuple[int, int]], classes: int) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_labels=classes)
+        self.exits = nn.ModuleDict(
+            {key: Ramp(inputs, classes, HeadSpec(layers=layers)) for key, (inputs, layers) in sizes.items()}
+        )
+
+    def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor]:
+        """Logits ``[B, C]`` of an exit."""
+        return (self.exits[exit_name](features),)
+
+    def layers(self, key: str) -> Layers:
+        ramp = self.exits[key]
+        assert isinstance(ramp, Ramp)
+        linear = [layer for layer in (ramp.dense, ramp.out_proj) if layer is not None]
+        return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linear]
+
+
+def _for_raw_features(layers: Layers, mean: np.ndarray, deviation: np.ndarray) -> Layers:
+    """The layers with the first one changed so that it takes features that are not standardised."""
+    (weight, bias), *rest = layers
+    scaled = weight / deviation
+    return [(scaled.astype(np.float32), (bias - scaled @ mean).astype(np.float32)), *rest]
