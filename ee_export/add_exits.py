@@ -18,13 +18,15 @@ from ee_export.data import Dataset, read_dataset, stratified_split
 from ee_export.encode import Encoder
 from ee_export.errors import BadData
 from ee_export.model import checkpoint
+from ee_export.model.device import Machine
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
 from ee_export.model.feature_cache import cache_features
-from ee_export.model.pages import encode_pages
+from ee_export.model.loader import workers_to_encode
+from ee_export.model.page_cache import encode_pages
+from ee_export.model.pages import encoding_digest
 from ee_export.model.recipe import Recipe
 from ee_export.model.source import load_source
-from ee_export.model.train import accuracy as measure_accuracy
-from ee_export.model.train import optimizer_of, run_stage, stages_of
 from ee_export.model.train_heads import HeadTraining, train_heads
 from ee_export.origin import REPORT, origin_of
 from ee_export.package import Package
@@ -88,7 +90,7 @@ def add_exits(
 
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     cache = out.with_name(f"{out.name}.features")
-    accuracy = _train(model, encoder, train, val, cache, training, progress, report)
+    accuracy = _train(model, encoder, tokenizer, train, val, cache, training, progress, report)
     if checkpoint_out is not None:
         _write_checkpoint(checkpoint_out, model, tokenizer, training, accuracy, overwrite)
     package = build_model(
@@ -125,6 +127,7 @@ def _split(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Datase
 def _train(
     model: EarlyExitModel,
     encoder: Encoder,
+    tokenizer: Tokenizer,
     train: Dataset,
     val: Dataset,
     cache: Path,
@@ -141,7 +144,7 @@ def _train(
         features[name] = cache_features(model, encoder, part, cache / name, identity, partial(progress, stage))
     accuracy = {}
     if "vision" in model.config.exit_names():
-        accuracy["vision"] = _train_vision(model, encoder, train, val, training, progress)
+        accuracy["vision"] = _train_vision(model, encoder, tokenizer, train, val, cache, training, progress)
     if not features["train"]:
         return accuracy
 
@@ -157,17 +160,44 @@ def _train(
 
 
 def _train_vision(
-    model: EarlyExitModel, encoder: Encoder, train: Dataset, val: Dataset, training: HeadTraining, progress: Progress
+    model: EarlyExitModel,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    train: Dataset,
+    val: Dataset,
+    cache: Path,
+    training: HeadTraining,
+    progress: Progress,
 ) -> float:
     """Train the small convolutional network of the exit ``vision``; its validation accuracy."""
-    recipe = Recipe(add=["vision"], epochs=0, vision_epochs=training.vision_epochs, seed=training.seed)
-    pages = encode_pages(train, encoder, model)
+    recipe = Recipe(
+        add=["vision"],
+        epochs=0,
+        vision_epochs=training.vision_epochs,
+        patience=training.patience,
+        balanced=training.balanced,
+        seed=training.seed,
+    )
+    encoding = encoding_digest(encoder, tokenizer, model)
+    pages, val_pages = (
+        encode_pages(
+            part,
+            encoder,
+            model,
+            cache / f"{name}-pages",
+            encoding,
+            partial(progress, "encode for vision"),
+            workers=workers_to_encode(None, len(part)),
+        )
+        for name, part in (("train", train), ("val", val))
+    )
     for stage in stages_of(model, recipe, len(pages)):
-        for step in run_stage(model, optimizer_of(model, stage, recipe), stage, pages, recipe):
-            progress("train vision", step + 1, stage.steps)
+        optimizer = optimizer_of(model, stage, recipe)
+        for step in run_stage(model, optimizer, stage, pages, val_pages, recipe, Machine()):
+            progress("train vision", step.done, stage.steps)
     for weight in model.parameters():
         weight.requires_grad_(True)
-    return measure_accuracy(model, encode_pages(val, encoder, model), ("vision",))["vision"]
+    return evaluate(model, val_pages, ("vision",))["vision"].accuracy
 
 
 def _trunk_digest(model: EarlyExitModel) -> str:

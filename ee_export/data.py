@@ -5,6 +5,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 from ee_export.errors import BadData, printable
 from ee_export.find import Skipped, is_clutter, pages_in
@@ -127,7 +128,22 @@ def join(datasets: list[Dataset]) -> Dataset:
     )
 
 
-def stratified_split(data: Dataset, shares: dict[str, float], seed: int) -> dict[str, Dataset]:
+class Splittable(Protocol):
+    """Labelled pages that can be divided, see :class:`Dataset`."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
+    @property
+    def targets(self) -> tuple[int, ...]: ...
+    def subset(self, indices: list[int]) -> Self: ...
+
+
+Pages = TypeVar("Pages", bound=Splittable)
+
+
+def stratified_split(data: Pages, shares: dict[str, float], seed: int) -> dict[str, Pages]:
     """Divide pages by class into named parts, in an order fixed by the hash of seed and file name.
 
     Every page is in exactly one part; adding pages does not move the order of the others.
