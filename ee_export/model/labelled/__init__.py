@@ -80,8 +80,8 @@ class Rows:
 
     def subset(self, indices: list[int]) -> "Rows":
         """The same labels with only the pages at ``indices``."""
-        paths, targets, rows = ([values[i] for i in indices] for values in (self.paths, self.targets, self.rows))
-        return Rows(self.root, self.labels, tuple(paths), tuple(targets), rows, self.source)
+        paths, targets = tuple(self.paths[i] for i in indices), tuple(self.targets[i] for i in indices)
+        return Rows(self.root, self.labels, paths, targets, [self.rows[i] for i in indices], self.source)
 
     def digest(self) -> str:
         """sha256 over the pages' names and labels, and the contents of the files that hold them."""

@@ -118,8 +118,7 @@ class _Table:
         self, blocks: Sequence[_Block], columns: _Columns, batches: Callable[[_Block, list[str]], Iterator[Any]]
     ) -> None:
         self._blocks, self._columns, self._batches_of = blocks, columns, batches
-        self._process = -1
-        self._reset()
+        self._reader: _Reader | None = None
 
     def page(self, row: int) -> Page:
         block, columns = self._block(row), self._columns
@@ -144,27 +143,38 @@ class _Table:
         return self._blocks[bisect_right(self._blocks, row, key=lambda block: block.first) - 1]
 
     def _values(self, row: int, block: _Block) -> dict[str, Any]:
-        """The values of a row, from the batch that was read last or from one behind it."""
-        if self._process != os.getpid() or self._at != block or row < self._begin:
-            # Readers are not shared between processes.
-            self._reset()
-            self._process, self._at, self._begin = os.getpid(), block, block.first
-            self._iterator = self._batches_of(block, self._columns.of_page)
+        """The values of a row."""
         with _reading(block.file):
-            while self._batch is None or row >= self._begin + self._batch.num_rows:
-                self._begin += self._batch.num_rows if self._batch is not None else 0
-                self._batch = next(self._iterator, None)
-                if self._batch is None:
-                    self._reset()
-                    raise BadPage(f"{block.file}: ends before row {row - block.first}; write the file again")
-            values: dict[str, Any] = self._batch.slice(row - self._begin, 1).to_pylist()[0]
-        return values
+            reader = self._reader
+            if reader is None or not reader.can_reach(row, block):
+                reader = self._reader = _Reader(block, self._batches_of(block, self._columns.of_page))
+            return reader.values(row)
 
-    def _reset(self) -> None:
-        self._at: _Block | None = None
-        self._begin = 0
-        self._iterator: Iterator[Any] = iter(())
+
+class _Reader:
+    """Reads a block batch by batch; one batch is in memory. A reader is not shared between processes."""
+
+    def __init__(self, block: _Block, batches: Iterator[Any]) -> None:
+        self._block, self._batches = block, batches
         self._batch: Any = None
+        self._begin = block.first
+        self._process = os.getpid()
+
+    def can_reach(self, row: int, block: _Block) -> bool:
+        """Whether a row of a block is in the batch that was read last or behind it."""
+        return block == self._block and row >= self._begin and os.getpid() == self._process
+
+    def values(self, row: int) -> dict[str, Any]:
+        """The values of a row that can be reached."""
+        while self._batch is None or row >= self._begin + self._batch.num_rows:
+            self._begin += 0 if self._batch is None else self._batch.num_rows
+            self._batch = next(self._batches, None)
+            if self._batch is None:
+                raise BadPage(
+                    f"{self._block.file}: ends before its row {row - self._block.first}; write the file again"
+                )
+        values: dict[str, Any] = self._batch.slice(row - self._begin, 1).to_pylist()[0]
+        return values
 
 
 def _parquet_batches(block: _Block, columns: list[str]) -> Iterator[Any]:

@@ -71,7 +71,7 @@ def _samples(file: Path) -> dict[str, _Sample]:
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
-                archive.members = []  # else all headers stay in memory
+                archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 if not member.isreg() or is_clutter(base) or not suffix:
