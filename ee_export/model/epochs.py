@@ -189,18 +189,20 @@ class Batches(torch.utils.data.Dataset[Any]):
     def __getitem__(self, step: int) -> tuple[int, dict[str, Tensor], Tensor]:
         rng = np.random.default_rng([self.recipe.seed, self.stage.salt, step])
         seed = int(rng.integers(2**31))
-        epoch, at = divmod(step, self.stage.steps_per_epoch)
-        size = self.stage.batch_size
-        rows = self._order_of(epoch)[at * size : (at + 1) * size].tolist()
+        rows = self.rows(step)
         inputs = batch_of(self.model, self.pages, rows, rng, text_dropout=self.recipe.text_dropout)
         self.pages.release()
         return seed, inputs, self.pages.targets[rows]
 
-    def _order_of(self, epoch: int) -> np.ndarray:
+    def rows(self, step: int) -> list[int]:
+        """The pages of a step's batch."""
+        epoch, at = divmod(step, self.stage.steps_per_epoch)
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.recipe.seed, self.stage.salt, epoch, 1])
             self._order = epoch, rng.permutation(len(self.pages))
-        return self._order[1]
+        size = self.stage.batch_size
+        rows: list[int] = self._order[1][at * size : (at + 1) * size].tolist()
+        return rows
 
 
 def train_step(
