@@ -55,5 +55,5 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "mps":
         return True
     # Older releases of torch do not state it. float32 is right there, and at worst slower.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
