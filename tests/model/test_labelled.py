@@ -12,12 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from ee_export.data import read_dataset
 from ee_export.errors import BadPage, EeError
+from ee_export.model.device import Machine
 from ee_export.model.labelled import Labelled, join
 from ee_export.model.labelled.find import read_labelled, read_splits
+from ee_export.model.recipe import Recipe
+from ee_export.model.train import train
 
 LABELS = ("invoice", "letter", "map")
 
@@ -291,3 +296,35 @@ def test_a_mistake_in_a_table_is_one_line_that_names_its_place(folders: Path, tm
     (saved / "data-00001-of-00002.arrow").unlink()
     with pytest.raises(EeError, match=r"data-00001-of-00002\.arrow: missing; copy the folder again"):
         read_labelled(saved)
+
+
+def test_training_from_archives_in_worker_processes_ends_with_the_weights_of_training_from_folders(
+    folders: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"image_size": 64, "patch_size": 32, "image_mode": "L", "exits": []}
+    recipe = Recipe(trunk="vit", model=sizes, epochs=2, batch_size=5)
+    weights = []
+    for name, workers in (("folders", 0), ("tars", 2)):
+        (tmp_path / name).mkdir()
+        data: Labelled = read_dataset(folders)
+        if name == "tars":
+            tars = read_labelled(as_tars(folders, tmp_path / name))
+            names = [path.name for path in tars.paths]
+            data = tars.subset([names.index(path.stem) for path in data.paths])  # in the order of the folders
+        lines: list[str] = []
+        out = train(
+            data,
+            data,
+            tmp_path / name / "out",
+            recipe,
+            None,
+            lambda stage, done, total: None,
+            False,
+            machine=Machine(workers=workers),
+            report=lines.append,
+        )
+        weights.append(load_file(out / "model.safetensors"))
+        assert len(lines) == 2 and "kept epoch" in lines[1]
+        assert sorted(path.name for path in (tmp_path / name).iterdir() if path.name.startswith("out")) == ["out"]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
