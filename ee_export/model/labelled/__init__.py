@@ -39,6 +39,10 @@ class Labelled(Protocol):
         """The same labels with only the pages at ``indices``."""
         ...
 
+    def keys(self) -> list[str]:
+        """The name of each page, by which the pages are split."""
+        ...
+
     def digest(self) -> str:
         """sha256 over the pages' names, labels and contents."""
         ...
@@ -82,6 +86,10 @@ class Rows:
         """The same labels with only the pages at ``indices``."""
         paths, targets = tuple(self.paths[i] for i in indices), tuple(self.targets[i] for i in indices)
         return Rows(self.root, self.labels, paths, targets, [self.rows[i] for i in indices], self.source)
+
+    def keys(self) -> list[str]:
+        """The name of each page, by which the pages are split."""
+        return [path.name for path in self.paths]
 
     def digest(self) -> str:
         """sha256 over the pages' names and labels, and the contents of the files that hold them."""
