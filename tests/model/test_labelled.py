@@ -301,7 +301,12 @@ def test_a_mistake_in_a_table_is_one_line_that_names_its_place(folders: Path, tm
 def test_training_from_archives_in_worker_processes_ends_with_the_weights_of_training_from_folders(
     folders: Path, tmp_path: Path
 ) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     sizes |= {"image_size": 64, "patch_size": 32, "image_mode": "L", "exits": []}
     recipe = Recipe(trunk="vit", model=sizes, epochs=2, batch_size=5)
     weights = []
