@@ -1,50 +1,51 @@
 """Peak memory and speed of `ee-export train` over many pages: the tokenizer, the encoding and one epoch of a tiny trunk.
 
-    python -m benchmarks.train_memory --pages 50000 [--layout tar]
+    python -m benchmarks.train_memory --pages 50000 [--layout tar] [--scratch FOLDER]
 
-A few hundred drawn pages are repeated, as hard links in class folders, or as rows of tar archives or of one Parquet file with a single
-row group. Nothing is shared between repeated pages while they are read. Peak memory is the largest sum, sampled four times a second,
-over the process and its workers, of their proportional set sizes: mapped files count as far as they are in memory, and what
-processes share counts once.
+Every page is drawn anew from its number: an A5 page of about 60 words at 70 dpi, some of them of its class. Pages lie in class folders, in
+tar archives, or in one Parquet file with a single row group. Peak memory is the largest sum, sampled four times a second, over the
+process and its workers, of their proportional set sizes: mapped files count as far as they are in memory, and what processes share
+counts once. With `--scratch`, class folders stay there, and a second run draws the missing pages alone.
 """
 
 import io
 import json
-import os
+import random
 import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import click
+from PIL import Image, ImageDraw, ImageFont
 
 LAYOUTS = ("folders", "tar", "parquet")
-_ROWS = 500
-"""Rows of a Parquet file that are written together."""
+CLASSES = ("form", "invoice", "letter", "memo", "paper", "receipt", "report")
+_IN_ARCHIVE = 5000
+"""Pages of a tar archive."""
 
 
 @click.command()
-@click.option("--pages", default=5000, show_default=True)
-@click.option("--distinct", default=210, show_default=True, help="Drawn pages, which are repeated.")
+@click.option("--pages", default=5000, show_default=True, help="Pages, each drawn anew.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default="folders", show_default=True)
 @click.option("--workers", type=int, help="As of `ee-export train`.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Folder for pages and cache; default the system's.")
+@click.option(
+    "--scratch", type=click.Path(path_type=Path), help="Folder for pages and cache; default one that is removed."
+)
 @click.option("--run", "source", type=click.Path(path_type=Path), hidden=True)
-def main(
-    pages: int, distinct: int, layout: str, workers: int | None, scratch: Path | None, source: Path | None
-) -> None:
+def main(pages: int, layout: str, workers: int | None, scratch: Path | None, source: Path | None) -> None:
     """Print pages, peak memory, and pages a second of each stage."""
     if source is not None:
         print(json.dumps(train(source, source.with_name("out"), workers)))
         return
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        drawn = Path(folder) / "drawn"
-        made = write_pages(drawn, Path(folder) / "pages", pages, distinct, layout)
+    with tempfile.TemporaryDirectory() as temporary:
+        made = write_pages((scratch or Path(temporary)) / layout, pages, layout)
         own = [sys.executable, "-m", "benchmarks.train_memory", "--run", str(made)]
         own += [] if workers is None else ["--workers", str(workers)]
         process = subprocess.Popen(own, stdout=subprocess.PIPE, text=True)
@@ -52,7 +53,7 @@ def main(
     if process.returncode:
         sys.exit(process.returncode)
     print(
-        f"{stages['machine']}, torch {stages['torch']}; {pages:,} pages ({distinct} drawn, repeated), {layout}, "
+        f"{stages['machine']}, torch {stages['torch']}; {pages:,} pages, each drawn anew, {layout}, "
         f"{stages['workers']} workers that encode"
     )
     print(f"peak memory {peak / 2**20:,.0f} MB in all processes; the main one alone {stages['own_mb']:,.0f} MB")
@@ -60,35 +61,70 @@ def main(
         print(f"{name:22} {count:8,} in {seconds:7.1f} s   {count / max(seconds, 1e-9):8.1f} a second")
 
 
-def write_pages(drawn: Path, out: Path, pages: int, distinct: int, layout: str) -> Path:
-    """Draw pages and repeat them in a layout; the file or folder to train on."""
-    from ee_export.draw import draw_folder
-
-    classes = 7
-    draw_folder(drawn, distinct // classes, seed=1)
-    files = [path for path in sorted(drawn.rglob("*")) if path.suffix not in (".json", "")]
-    out.mkdir()
+def write_pages(out: Path, pages: int, layout: str) -> Path:
+    """Draw pages in a layout; the folder to train on."""
+    out.mkdir(parents=True, exist_ok=True)
     if layout == "folders":
-        for number, file in repeated(files, pages):
-            place = out / file.parent.name / f"{number:06}{file.suffix}"
-            place.parent.mkdir(exist_ok=True)
-            os.link(file, place)
-            os.link(file.with_suffix(".json"), place.with_suffix(".json"))
-        return out
-    if layout == "tar":
-        for number, file in repeated(files, pages):
-            with tarfile.open(out / f"part-{number // 5000:03}.tar", "a") as archive:
-                content = json.loads(file.with_suffix(".json").read_text()) | {"label": file.parent.name}
-                add(archive, f"{number:06}{file.suffix}", file.read_bytes())
-                add(archive, f"{number:06}.json", json.dumps(content).encode())
-        return out
-    write_parquet(out / "pages.parquet", files, pages)
+        with ProcessPoolExecutor() as processes:
+            for _ in processes.map(partial(_write_files, out), range(pages), chunksize=100):
+                pass
+    elif layout == "tar":
+        for begin in range(0, pages, _IN_ARCHIVE):
+            with tarfile.open(out / f"part-{begin // _IN_ARCHIVE:03}.tar", "w") as archive:
+                for number in range(begin, min(begin + _IN_ARCHIVE, pages)):
+                    label, image, content = drawn(number)
+                    add(archive, f"{number:06}.jpg", image)
+                    add(archive, f"{number:06}.json", json.dumps(content | {"label": label}).encode())
+    else:
+        write_parquet(out / "pages.parquet", pages)
     return out
 
 
-def repeated(files: list[Path], pages: int) -> Iterator[tuple[int, Path]]:
-    """A number and a drawn file for every page."""
-    return ((number, files[number % len(files)]) for number in range(pages))
+def _write_files(out: Path, number: int) -> None:
+    """Write the two files of a page into its class folder, the words last, unless they are there."""
+    place = out / CLASSES[number % len(CLASSES)] / f"{number:06}.json"
+    if not place.exists():
+        _, image, content = drawn(number)
+        place.parent.mkdir(exist_ok=True)
+        place.with_suffix(".jpg").write_bytes(image)
+        place.write_text(json.dumps(content))
+
+
+@cache
+def _letters() -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, tuple[str, ...]]:
+    """The font, and words of all pages."""
+    from faker import Faker
+
+    faker = Faker("en_US")
+    faker.seed_instance(1)
+    words = {*(faker.last_name() for _ in range(2000)), *(faker.city() for _ in range(2000)), *faker.words(400)}
+    return ImageFont.load_default(11), tuple(sorted(words))
+
+
+def drawn(number: int) -> tuple[str, bytes, dict[str, Any]]:
+    """Label, JPEG file, and words with boxes of a page, which are its number's alone."""
+    font, common = _letters()
+    label = CLASSES[number % len(CLASSES)]
+    rng = random.Random(number)
+    width, height = rng.randint(380, 440), rng.randint(560, 620)
+    image = Image.new("L", (width, height), rng.randint(225, 255))
+    pen = ImageDraw.Draw(image)
+    words, boxes = [], []
+    x, y = 20, 20
+    for _ in range(rng.randint(30, 90)):
+        word = f"{label}{rng.randrange(50)}" if rng.random() < 0.1 else rng.choice(common)
+        wide = int(font.getlength(word))
+        if x + wide > width - 20:
+            x, y = 20, y + rng.randint(14, 20)
+        if y > height - 30:
+            break
+        pen.text((x, y), word, fill=rng.randint(0, 60), font=font)
+        words.append(word)
+        boxes.append([x * 1000 // width, y * 1000 // height, (x + wide) * 1000 // width, (y + 12) * 1000 // height])
+        x += wide + 5
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=rng.randint(60, 85))
+    return label, file.getvalue(), {"words": words, "boxes": boxes}
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -98,7 +134,7 @@ def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(member, io.BytesIO(data))
 
 
-def write_parquet(path: Path, files: list[Path], pages: int) -> None:
+def write_parquet(path: Path, pages: int) -> None:
     """One file with one row group, which is the hardest to read in little memory."""
     import pyarrow
     from pyarrow import parquet
@@ -108,22 +144,14 @@ def write_parquet(path: Path, files: list[Path], pages: int) -> None:
     fields = [("image", image), ("label", pyarrow.string()), ("words", words[0]), ("boxes", words[1])]
     schema = pyarrow.schema(fields)
     with parquet.ParquetWriter(path, schema) as writer:
-        rows = [row_of(file) for file in files]
-        batches = (
-            pyarrow.RecordBatch.from_pylist(
-                [rows[number % len(rows)] for number in range(begin, min(begin + _ROWS, pages))], schema
-            )
-            for begin in range(0, pages, _ROWS)
-        )
-        for batch in batches:
-            writer.write_batch(batch, row_group_size=pages)
+        rows = (row_of(number) for number in range(pages))
+        writer.write_table(pyarrow.Table.from_pylist(list(rows), schema), row_group_size=pages)
 
 
-def row_of(file: Path) -> dict[str, Any]:
+def row_of(number: int) -> dict[str, Any]:
     """A row of a Parquet file."""
-    content = json.loads(file.with_suffix(".json").read_text())
-    image = {"bytes": file.read_bytes(), "path": file.name}
-    return {"image": image, "label": file.parent.name, "words": content["words"], "boxes": content["boxes"]}
+    label, image, content = drawn(number)
+    return {"image": {"bytes": image, "path": f"{number:06}.jpg"}, "label": label, **content}
 
 
 def train(data: Path, out: Path, workers: int | None) -> dict[str, Any]:

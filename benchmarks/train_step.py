@@ -5,7 +5,7 @@
 Both sides have the same trunk of random weights, a linear head at every layer, the same drawn pages, AdamW and gradient clipping. The
 plain loop is written as one would by hand: `AutoModel(output_hidden_states=True)` with the attention that transformers chooses, a head
 on each hidden state, and a batch that is gathered from arrays and padded. Of ours, *step* is all of a step, its augmentation of
-pixels included, which the plain loop has not; *update* leaves the making of the batch out on both sides.
+pixels included, which the plain loop has not, under the deterministic kernels that training sets for both; *update* leaves the making of the batch out on both sides.
 
 The ratio is the median over pairs of the plain loop's time divided by ours: above 1 ours is faster.
 """
@@ -29,7 +29,8 @@ from ee_export.data import read_dataset
 from ee_export.draw import draw_folder
 from ee_export.encode import Encoder
 from ee_export.model import checkpoint, epochs
-from ee_export.model.device import find_device
+from ee_export.model import train as training
+from ee_export.model.device import Machine, find_device
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.exits import HeadSpec
 from ee_export.model.families import FAMILIES
@@ -64,6 +65,7 @@ class Plain(nn.Module):
 def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: str, record: Path | None) -> None:
     """Print the median times of both loops and their ratio."""
     machine = find_device(device)
+    training.be_deterministic(Machine(machine))
     seen = watch()
     with tempfile.TemporaryDirectory() as scratch:
         model, pages, recipe = prepare(Path(scratch), trunk, hidden, layers, batch)

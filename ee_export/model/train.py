@@ -68,10 +68,7 @@ def train(
         if not len(part):
             raise BadData(f"{part.root}: no pages to {purpose}; add pages to every class")
     machine = machine or Machine()
-    # A resumed run differs from an unbroken one in the last digits otherwise. Some steps have no such form on a GPU.
-    torch.use_deterministic_algorithms(machine.device.type == "cpu")
-    # Filling new memory would only find reads of what was never written, and takes a fifth of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    be_deterministic(machine)
     torch.manual_seed(recipe.seed)
     if init is None and not recipe.add:
         recipe = with_defaults(recipe)
@@ -114,6 +111,13 @@ def train(
     saved.remove()
     shutil.rmtree(encoded, ignore_errors=True)
     return out
+
+
+def be_deterministic(machine: Machine) -> None:
+    """Choose kernels by which a resumed run ends with the weights of an unbroken one, bit for bit on the processor."""
+    torch.use_deterministic_algorithms(machine.device.type == "cpu")  # some steps have no such form on a GPU
+    # Filling new memory would only find reads of what was never written, and takes a fifth of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _encoded(
