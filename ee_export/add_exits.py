@@ -22,6 +22,8 @@ from ee_export.model.device import Machine
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
 from ee_export.model.feature_cache import cache_features
+from ee_export.model.labelled import Labelled
+from ee_export.model.labelled.find import read_labelled
 from ee_export.model.loader import workers_to_encode
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import encoding_digest
@@ -62,7 +64,8 @@ def add_exits(
         out: the package folder.
         exits: names of exits, default :func:`~ee_export.model.source.default_exits`.
         labels: new names of labels, by the checkpoint's own.
-        train_data: pages that train the heads; all of ``data`` is held out then. Default a part of ``data``.
+        train_data: pages that train the heads, in any layout of docs/training.md; all of ``data`` is held out then. Default a part of
+            ``data``.
         checkpoint_out: where the checkpoint with exits is written too; default nowhere.
         training: how the heads are trained, default as :class:`~ee_export.model.train_heads.HeadTraining` says.
         ocr: see :func:`~ee_export.build.build`, as ``ocr_ms`` and ``overwrite``.
@@ -81,8 +84,11 @@ def add_exits(
         check_destination(checkpoint_out, overwrite=overwrite)
     model, tokenizer = load_source(source, exits, labels)
     names = checkpoint.labels_of(model.config)
+    pages = read_dataset(
+        data, names, remedy='rename the folder, or rename labels with --labels, {"LABEL_0": "invoice"}'
+    )
     held_out, train, val = _split(
-        read_dataset(data, names), None if train_data is None else read_dataset(train_data, names), training.seed
+        pages, None if train_data is None else read_labelled(train_data, names), training.seed
     )
     report(
         f"{len(train)} pages to train heads on, {len(val)} to validate, {len(held_out)} held out, {len(names)} labels"
@@ -109,11 +115,11 @@ def add_exits(
     return package
 
 
-def _split(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+def _split(data: Dataset, train_data: Labelled | None, seed: int) -> tuple[Dataset, Labelled, Labelled]:
     """Held-out pages, pages that train, and pages that validate."""
     if train_data is None:
-        parts = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
-        data, train_data = parts["held_out"], parts["train"]
+        shares = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
+        data, train_data = shares["held_out"], shares["train"]
     parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
     for purpose, part in parts.items():
         if len(part) < 2:
@@ -127,8 +133,8 @@ def _train(
     model: EarlyExitModel,
     encoder: Encoder,
     tokenizer: Tokenizer,
-    train: Dataset,
-    val: Dataset,
+    train: Labelled,
+    val: Labelled,
     cache: Path,
     training: HeadTraining,
     progress: Progress,
@@ -162,8 +168,8 @@ def _train_vision(
     model: EarlyExitModel,
     encoder: Encoder,
     tokenizer: Tokenizer,
-    train: Dataset,
-    val: Dataset,
+    train: Labelled,
+    val: Labelled,
     cache: Path,
     training: HeadTraining,
     progress: Progress,

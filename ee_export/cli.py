@@ -277,7 +277,9 @@ def compile(
 @click.argument("data", type=_FOLDER)
 @click.option("--out", type=_FOLDER, required=True, help="The package folder to write, usually NAME.ee.")
 @click.option("--exits", help="Such as text,encoder.3,encoder.6; default before the encoder and at each quarter of it.")
-@click.option("--train", "train_data", type=_FOLDER, help="Pages that train the heads; default a part of DATA.")
+@click.option(
+    "--train", "train_data", type=_FOLDER, help="Pages that train the heads, in any layout; default a part of DATA."
+)
 @click.option("--labels", type=_FOLDER, help='JSON file of new label names, such as {"LABEL_0": "invoice"}.')
 @click.option("--checkpoint-out", type=_FOLDER, help="Also write the checkpoint with its exits to this folder.")
 @click.option("--epochs", type=click.IntRange(1), default=60, show_default=True, help="Epochs of the heads, at most.")

@@ -117,14 +117,14 @@ class _State:
             state = json.loads((self.folder / _STATE).read_text())
             done = _Done(state["pages"], state["tokens"], tuple(state["pixels"]))
             whole = all(_place(self.folder, name).stat().st_size >= _size(name, done) for name in self.names)
-            if state["encoding"] != self._encoding or done.pages > len(data) or not whole:
+            if state["encoding"] != self._encoding or not 0 <= done.pages <= len(data) or not whole:
                 return _Done()
-        except (OSError, ValueError, KeyError, TypeError):
-            return _Done()
-        stamps = hashlib.sha256()
-        for index in range(done.pages):
-            stamps.update(page_stamp(data, index))
-        if stamps.hexdigest() != state["stamps"]:
+            stamps = hashlib.sha256()
+            for index in range(done.pages):
+                stamps.update(page_stamp(data, index))
+            if stamps.hexdigest() != state["stamps"]:
+                return _Done()
+        except (OSError, ValueError, KeyError, TypeError):  # a damaged record is as good as none
             return _Done()
         self._stamps = stamps
         return done

@@ -136,6 +136,27 @@ def test_changed_pages_words_labels_or_encoding_are_encoded_anew(
     assert shorter.calls
 
 
+@pytest.mark.parametrize("damage", ["cut", "no stamps", "not an object", "negative", "not JSON"])
+def test_a_damaged_cache_is_encoded_anew(tmp_path: Path, tokenizer: Tokenizer, pages_folder: Path, damage: str) -> None:
+    data = read_dataset(pages_folder).subset([0, 20, 40])
+    cache = tmp_path / "cache"
+    Run(cache, tokenizer)(data)
+    state = json.loads((cache / "state.json").read_text())
+    records = {
+        "no stamps": json.dumps({name: value for name, value in state.items() if name != "stamps"}),
+        "not an object": "[1]",
+        "negative": json.dumps(state | {"pages": -1, "tokens": -1}),
+        "not JSON": "{",
+    }
+    if damage == "cut":
+        (cache / "ids.bin").write_bytes((cache / "ids.bin").read_bytes()[:-9])
+    else:
+        (cache / "state.json").write_text(records[damage])
+    again = Run(cache, tokenizer)
+    assert_encoded(again(data), data, again.encoder)
+    assert again.calls == [3]
+
+
 def test_a_model_of_words_keeps_no_pixels(tmp_path: Path, tokenizer: Tokenizer, pages_folder: Path) -> None:
     data = read_dataset(pages_folder)
     pages = Run(tmp_path / "cache", tokenizer)(data, EarlyExitBert)

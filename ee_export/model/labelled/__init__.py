@@ -6,9 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
-from ee_export.data import Dataset
+from ee_export.data import OTHER_LABELS, Dataset, Splittable
 from ee_export.data import join as join_folders
 from ee_export.errors import BadData, printable, shorten
 from ee_export.find import words_beside
@@ -16,7 +16,7 @@ from ee_export.page import Page
 from ee_export.ranges import composed
 
 
-class Labelled(Protocol):
+class Labelled(Splittable, Protocol):
     """Labelled pages in an order that stays the same; :class:`~ee_export.data.Dataset` is the one of class folders.
 
     ``targets[i]`` is the index of page ``i``'s label in ``labels``. ``paths[i]`` names the page: its file, or its place in a file.
@@ -25,22 +25,10 @@ class Labelled(Protocol):
     @property
     def root(self) -> Path: ...
     @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
     def paths(self) -> tuple[Path, ...]: ...
-    @property
-    def targets(self) -> tuple[int, ...]: ...
     def __len__(self) -> int: ...
     def page(self, index: int) -> Page:
         """Page ``index`` with its words; raises BadPage."""
-        ...
-
-    def subset(self, indices: list[int]) -> Self:
-        """The same labels with only the pages at ``indices``."""
-        ...
-
-    def keys(self) -> list[str]:
-        """The name of each page, by which the pages are split."""
         ...
 
     def digest(self) -> str:
@@ -136,8 +124,7 @@ def rows_of(
     for path, text in zip(paths, texts, strict=True):
         if text not in known:
             raise BadData(
-                f"{path}: the label '{shorten(text)}' is not a label of the model ({shorten(', '.join(labels), 500)}); use data with "
-                "the labels that the model is trained on"
+                f"{path}: the label '{shorten(text)}' is not a label of the model ({shorten(', '.join(labels), 500)}); {OTHER_LABELS}"
             )
     return Rows(root, labels, tuple(paths), tuple(known[text] for text in texts), range(len(paths)), source)
 
