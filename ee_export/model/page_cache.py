@@ -85,7 +85,7 @@ def encode_pages(
                 done = _append(data, encoder, model, state, done, progress, workers)
     except OSError as error:
         raise EeError(
-            f"{folder}: encoded pages cannot be written ({error.strerror or error}); free some space and give the same command again"
+            f"{folder}: encoded pages cannot be written ({error.strerror or error}); free some space, or remove what is in the way, and give the same command again"
         ) from None
     return _opened(data, encoder, folder, names, done)
 

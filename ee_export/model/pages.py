@@ -69,7 +69,9 @@ def read_contents(
     """
     page = data.page(index)
     if page.words is None and model.reads("text"):
-        raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
+        raise BadData(
+            f"{data.paths[index]}: no words; put them in a .json beside it, or into its row (OCR once, then train)"
+        )
     return encoder.contents(page, model.INPUTS)
 
 
