@@ -9,7 +9,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 EE_DATA ?= $(abspath $(wildcard ../shared/data/pages))
-# pyproject.toml's own pin, torch==…+cpu: the build without CUDA. Where pip's index has none, PyTorch's own has.
+# The pin of pyproject.toml's extra `cpu`, torch==…+cpu: the build without CUDA. If pip's index has none, PyTorch's own has.
 TORCH := $(shell sed -n 's/^ *"\(torch==.*+cpu.*\)",$$/\1/p' pyproject.toml)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 PIP_INSTALL := .venv/bin/python -m pip install -qq --no-input
@@ -64,7 +64,7 @@ clean:
 	@$(PIP_INSTALL) "$(TORCH)" 2>/dev/null || $(PIP_INSTALL) --extra-index-url $(CPU_WHEELS) "$(TORCH)" || \
 	    { echo "make: PyTorch's CPU build could not be installed (pip says why, above); $(CPU_WHEELS)/torch lists the Pythons and machines it is made for" >&2; exit 1; }
 	@echo "set-up 3/3: the other packages (220 MB to download, once)"
-	@$(PIP_INSTALL) --editable '.[export,report,openvino,dev]'
+	@$(PIP_INSTALL) --editable '.[export,cpu,data,report,openvino,dev]'
 	@touch $@
 
 # Debian keeps half of venv in a package of its own: root gets it installed, anyone else is told its name.

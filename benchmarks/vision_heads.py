@@ -6,8 +6,11 @@ Every variant is trained alike on `train` (real pages only, so that it takes min
 share of pages above the highest score of a wrong one (those could leave before OCR), and its milliseconds in torch.
 """
 
+import shutil
 import statistics
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -24,7 +27,8 @@ from ee_export.model.augment import augment_images
 from ee_export.model.exits import HeadSpec
 from ee_export.model.heads import PixelRamp
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
-from ee_export.model.pages import EncodedPages, encode_pages
+from ee_export.model.page_cache import encode_pages
+from ee_export.model.pages import EncodedPages, encoding_digest
 from ee_export.runtime.costs import machine_name
 
 BATCH = 32
@@ -50,8 +54,15 @@ def main(data: Path, epochs: int) -> None:
     """Train and compare the variants on DATA/train and DATA/val."""
     train, val = read_dataset(data / "train"), read_dataset(data / "val")
     config = EarlyExitLayoutLMv3Config(image_mode="L", max_text_tokens=2)
-    encoder = Encoder(checkpoint.encoding_of(config), checkpoint.train_tokenizer(iter([["page"]]), 300))
-    pages, held_out = (encode_pages(part, encoder, EarlyExitLayoutLMv3) for part in (train, val))
+    tokenizer = checkpoint.train_tokenizer(iter([["page"]]), 300)
+    encoder = Encoder(checkpoint.encoding_of(config), tokenizer)
+    encoding = encoding_digest(encoder, tokenizer, EarlyExitLayoutLMv3)
+    scratch = Path(tempfile.mkdtemp())
+    pages, held_out = (
+        encode_pages(part, encoder, EarlyExitLayoutLMv3, scratch / name, encoding, lambda done, total: None)
+        for name, part in (("train", train), ("val", val))
+    )
+    shutil.rmtree(scratch)  # the files stay mapped
     print(
         f"{len(pages)} pages, {epochs} epochs, judged on {len(held_out)}; {machine_name()}, torch {torch.__version__}"
     )
@@ -72,6 +83,12 @@ def main(data: Path, epochs: int) -> None:
             )
 
 
+def levels(pages: EncodedPages, rows: Sequence[int]) -> Tensor:
+    """Grey levels 0–255 of some pages, float32 ``[B, 1, S, S]``."""
+    assert pages.pixels is not None
+    return torch.from_numpy(pages.pixels[list(rows)]).float()
+
+
 def fit(head: nn.Module, pages: EncodedPages, epochs: int, name: str) -> None:
     """AdamW on a cosine schedule, augmented as `ee-export train` does."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.05)
@@ -83,7 +100,7 @@ def fit(head: nn.Module, pages: EncodedPages, epochs: int, name: str) -> None:
         order = rng.permutation(len(pages))
         for at in range(0, len(order) - BATCH + 1, BATCH):
             rows = order[at : at + BATCH].tolist()
-            pixels = augment_images(pages.pixels[rows].float() / 255, rng).expand(-1, 3, -1, -1) * 2 - 1
+            pixels = augment_images(levels(pages, rows) / 255, rng).expand(-1, 3, -1, -1) * 2 - 1
             loss = F.cross_entropy(head(pixels), pages.targets[rows], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -97,8 +114,8 @@ def judge(head: nn.Module, pages: EncodedPages) -> tuple[float, float]:
     head.eval()
     scores, right = [], []
     for at in range(0, len(pages), BATCH):
-        rows = slice(at, at + BATCH)
-        probabilities = head(pages.pixels[rows].float().expand(-1, 3, -1, -1) / 127.5 - 1).softmax(1)
+        rows = range(at, min(at + BATCH, len(pages)))
+        probabilities = head(levels(pages, rows).expand(-1, 3, -1, -1) / 127.5 - 1).softmax(1)
         scores.append(probabilities.max(1).values)
         right.append(probabilities.argmax(1) == pages.targets[rows])
     score, correct = torch.cat(scores), torch.cat(right)
@@ -109,7 +126,7 @@ def judge(head: nn.Module, pages: EncodedPages) -> tuple[float, float]:
 @torch.no_grad()
 def latency_ms(head: nn.Module, pages: EncodedPages) -> float:
     """Median of 50 runs on one page."""
-    pixels = pages.pixels[:1].float().expand(-1, 3, -1, -1) / 127.5 - 1
+    pixels = levels(pages, [0]).expand(-1, 3, -1, -1) / 127.5 - 1
     times = []
     for _ in range(50):
         started = time.perf_counter()

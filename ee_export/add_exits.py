@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,17 +15,21 @@ from tokenizers import Tokenizer
 
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import Progress, build_model
-from ee_export.data import Data, Dataset, read_dataset, stratified_split
+from ee_export.data import Splittable, read_dataset, stratified_split
 from ee_export.encode import Encoder
 from ee_export.errors import BadData
 from ee_export.model import checkpoint
+from ee_export.model.device import Machine
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
 from ee_export.model.feature_cache import cache_features
-from ee_export.model.pages import encode_pages
+from ee_export.model.labelled import Labelled
+from ee_export.model.labelled.find import read_labelled
+from ee_export.model.loader import workers_to_encode
+from ee_export.model.page_cache import encode_pages
+from ee_export.model.pages import encoding_digest
 from ee_export.model.recipe import Recipe
 from ee_export.model.source import load_source
-from ee_export.model.train import accuracy as measure_accuracy
-from ee_export.model.train import optimizer_of, run_stage, stages_of
 from ee_export.model.train_heads import HeadTraining, train_heads
 from ee_export.origin import REPORT, origin_of
 from ee_export.package import Package
@@ -35,6 +39,10 @@ TRAIN_SHARE = 0.4
 """Share of DATA that trains heads, if no other pages are named for it; the rest is held out."""
 VAL_SHARE = 0.2
 """Share of the pages that train heads which choose the best epoch."""
+
+
+Held = TypeVar("Held", bound=Splittable)
+Train = TypeVar("Train", bound=Splittable)
 
 
 def add_exits(
@@ -61,7 +69,8 @@ def add_exits(
         out: the package folder.
         exits: names of exits, default :func:`~ee_export.model.source.default_exits`.
         labels: new names of labels, by the checkpoint's own.
-        train_data: pages that train the heads; all of ``data`` is held out then. Default a part of ``data``.
+        train_data: pages that train the heads, in any layout of docs/training.md; all of ``data`` is held out then. Default a part of
+            ``data``.
         checkpoint_out: where the checkpoint with exits is written too; default nowhere.
         training: how the heads are trained, default as :class:`~ee_export.model.train_heads.HeadTraining` says.
         ocr: see :func:`~ee_export.build.build`, as ``ocr_ms`` and ``overwrite``.
@@ -80,8 +89,11 @@ def add_exits(
         check_destination(checkpoint_out, overwrite=overwrite)
     model, tokenizer = load_source(source, exits, labels)
     names = checkpoint.labels_of(model.config)
+    pages = read_dataset(
+        data, names, remedy='rename the folder, or rename labels with --labels, {"LABEL_0": "invoice"}'
+    )
     held_out, train, val = split_for_heads(
-        read_dataset(data, names), None if train_data is None else read_dataset(train_data, names), training.seed
+        pages, None if train_data is None else read_labelled(train_data, names), training.seed
     )
     report(
         f"{len(train)} pages to train heads on, {len(val)} to validate, {len(held_out)} held out, {len(names)} labels"
@@ -89,7 +101,7 @@ def add_exits(
 
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     cache = out.with_name(f"{out.name}.features")
-    accuracy = _train(model, encoder, train, val, cache, training, progress, report)
+    accuracy = _train(model, encoder, tokenizer, train, val, cache, training, progress, report)
     if checkpoint_out is not None:
         _write_checkpoint(checkpoint_out, model, tokenizer, training, accuracy, overwrite)
     package = build_model(
@@ -108,29 +120,25 @@ def add_exits(
     return package
 
 
-@overload
-def split_for_heads(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Dataset, Dataset, Dataset]: ...
-@overload
-def split_for_heads(data: Data, train_data: Data | None, seed: int) -> tuple[Data, Data, Data]: ...
-def split_for_heads(data: Data, train_data: Data | None, seed: int) -> tuple[Data, Data, Data]:
+def split_for_heads(data: Held, train_data: Train | None, seed: int) -> tuple[Held, Held | Train, Held | Train]:
     """Held-out pages, pages that train, and pages that validate."""
-    if train_data is None:
-        parts = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
-        data, train_data = parts["held_out"], parts["train"]
-    parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
+    rest: Held | Train | None = train_data
+    if rest is None:
+        shares = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
+        data, rest = shares["held_out"], shares["train"]
+    parts = stratified_split(rest, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
     for purpose, part in parts.items():
         if len(part) < 2:
-            raise BadData(
-                f"{train_data.root}: too few pages ({len(train_data)}) to {purpose} heads; add pages to every class"
-            )
+            raise BadData(f"{rest.root}: too few pages ({len(rest)}) to {purpose} heads; add pages to every class")
     return data, parts["train"], parts["validate"]
 
 
 def _train(
     model: EarlyExitModel,
     encoder: Encoder,
-    train: Dataset,
-    val: Dataset,
+    tokenizer: Tokenizer,
+    train: Labelled,
+    val: Labelled,
     cache: Path,
     training: HeadTraining,
     progress: Progress,
@@ -145,7 +153,7 @@ def _train(
         features[name] = cache_features(model, encoder, part, cache / name, identity, partial(progress, stage))
     accuracy = {}
     if "vision" in model.config.exit_names():
-        accuracy["vision"] = _train_vision(model, encoder, train, val, training, progress)
+        accuracy["vision"] = _train_vision(model, encoder, tokenizer, train, val, cache, training, progress)
     if not features["train"]:
         return accuracy
 
@@ -161,17 +169,44 @@ def _train(
 
 
 def _train_vision(
-    model: EarlyExitModel, encoder: Encoder, train: Dataset, val: Dataset, training: HeadTraining, progress: Progress
+    model: EarlyExitModel,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    train: Labelled,
+    val: Labelled,
+    cache: Path,
+    training: HeadTraining,
+    progress: Progress,
 ) -> float:
     """Train the small convolutional network of the exit ``vision``; its validation accuracy."""
-    recipe = Recipe(add=["vision"], epochs=0, vision_epochs=training.vision_epochs, seed=training.seed)
-    pages = encode_pages(train, encoder, model)
+    recipe = Recipe(
+        add=["vision"],
+        epochs=0,
+        vision_epochs=training.vision_epochs,
+        patience=training.patience,
+        balanced=training.balanced,
+        seed=training.seed,
+    )
+    encoding = encoding_digest(encoder, tokenizer, model)
+    pages, val_pages = (
+        encode_pages(
+            part,
+            encoder,
+            model,
+            cache / f"{name}-pages",
+            encoding,
+            partial(progress, "encode for vision"),
+            workers=workers_to_encode(None, len(part)),
+        )
+        for name, part in (("train", train), ("val", val))
+    )
     for stage in stages_of(model, recipe, len(pages)):
-        for step in run_stage(model, optimizer_of(model, stage, recipe), stage, pages, recipe):
-            progress("train vision", step + 1, stage.steps)
+        optimizer = optimizer_of(model, stage, recipe)
+        for step in run_stage(model, optimizer, stage, pages, val_pages, recipe, Machine()):
+            progress("train vision", step.done, stage.steps)
     for weight in model.parameters():
         weight.requires_grad_(True)
-    return measure_accuracy(model, encode_pages(val, encoder, model), ("vision",))["vision"]
+    return evaluate(model, val_pages, ("vision",))["vision"].accuracy
 
 
 def _trunk_digest(model: EarlyExitModel) -> str:

@@ -115,7 +115,8 @@ def assemble(
     for line in notes:
         report(line)
     if cut is not None and ramps:
-        pages, train, val = split_for_heads(pages, train_pages, training.seed)
+        divided: tuple[Data, Data, Data] = split_for_heads(pages, train_pages, training.seed)
+        pages, train, val = divided
         report(f"{len(train)} pages to train heads on, {len(val)} to validate, {len(pages)} held out, {classes} labels")
         made = cut.assembly(_trained(cut, layers, train, val, inputs, training, ocr, progress, report))
     parts, split = held_out(pages, training.seed)

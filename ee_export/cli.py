@@ -93,7 +93,9 @@ def cli() -> None:
 @cli.command()
 @click.argument("data", type=_FOLDER, nargs=-1, required=True)
 @click.option("--out", type=_FOLDER, required=True, help="The checkpoint folder to write.")
-@click.option("--val", type=_FOLDER, help="Validation pages; default a tenth of DATA, kept apart.")
+@click.option(
+    "--val", type=_FOLDER, help="Validation pages; default the part of DATA named so, or a tenth of DATA, kept apart."
+)
 @click.option("--recipe", "recipe_path", type=_FOLDER, help="TOML with [model] and [training].")
 @click.option("--init", type=_FOLDER, help="A checkpoint folder to begin from, stock or trained here.")
 @click.option("--trunk", help="Kind of trunk, such as bert or vit; default the recipe's, or layoutlmv3.")
@@ -105,6 +107,12 @@ def cli() -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
 @click.option("--seed", type=int, help="Instead of the recipe's.")
+@click.option("--device", default="auto", show_default=True, help="[auto|cpu|cuda|mps]  Device that trains.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes that encode pages and make batches; default by pages and processors.",
+)
 @force_option
 @json_option
 def train(
@@ -115,21 +123,27 @@ def train(
     init: Path | None,
     exits: str | None,
     add: str | None,
+    device: str,
+    workers: int | None,
     force: bool,
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Train exits and trunk on DATA, folders of class folders with JSON words beside the images.
+    """Train exits and trunk on DATA: class folders, CSV, Parquet, saved data sets or tar archives (docs/training.md).
 
     Without --recipe and --init, a small trunk with exits is trained from nothing. A run that was killed goes on where it stood when the same command is given again.
     """
-    from ee_export.data import join, read_dataset, stratified_split
+    from ee_export.data import stratified_split
 
     with export_extra():
         from ee_export.model import exits as exit_names
         from ee_export.model import recipe as recipes
         from ee_export.model import train as training
+        from ee_export.model.device import Machine, find_device
+        from ee_export.model.labelled import join
+        from ee_export.model.labelled.find import read_labelled, read_splits
 
+    machine = Machine(find_device(device), workers)
     recipe = recipes.read_recipe(recipe_path) if recipe_path else recipes.Recipe()
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if init is None and add is None:
@@ -140,21 +154,19 @@ def train(
         recipe = replace(recipe, model={**recipe.model, "exits": names, "heads": heads})
     if add is not None:
         recipe = replace(recipe, add=[name.strip() for name in add.split(",") if name.strip()])
-    pages = join([read_dataset(folder) for folder in data])
+    parts = [read_splits(path) for path in data]
+    pages = join([train_part for train_part, _ in parts])
+    named = [val_part for _, val_part in parts if val_part is not None]
     if val is not None:
-        val_pages = read_dataset(val, pages.labels)
+        val_pages = read_labelled(val, pages.labels)
+    elif named:
+        val_pages = join(named)
     else:
-        parts = stratified_split(pages, {"train": 0.9, "val": 0.1}, recipe.seed)
-        pages, val_pages = parts["train"], parts["val"]
+        shares = stratified_split(pages, {"train": 0.9, "val": 0.1}, recipe.seed)
+        pages, val_pages = shares["train"], shares["val"]
     err.print(f"{len(pages)} pages to train on, {len(val_pages)} to validate, {len(pages.labels)} classes")
     with progress_bars() as show:
-
-        def progress(done: int, total: int, line: str) -> None:
-            show("train", done, total)
-            if line:
-                err.print(line)
-
-        training.train(pages, val_pages, out, recipe, init, progress, force)
+        training.train(pages, val_pages, out, recipe, init, show, force, machine=machine, report=err.print)
     report = json.loads((out / "training.json").read_text())
     print_result(as_json, {"checkpoint": str(out), **report}, val_table(report["val_accuracy"]), f"{out} is ready")
 
@@ -266,7 +278,9 @@ def compile(
 @click.argument("data", type=_FOLDER)
 @click.option("--out", type=_FOLDER, required=True, help="The package folder to write, usually NAME.ee.")
 @click.option("--exits", help="Such as text,encoder.3,encoder.6; default before the encoder and at each quarter of it.")
-@click.option("--train", "train_data", type=_FOLDER, help="Pages that train the heads; default a part of DATA.")
+@click.option(
+    "--train", "train_data", type=_FOLDER, help="Pages that train the heads, in any layout; default a part of DATA."
+)
 @click.option("--labels", type=_FOLDER, help='JSON file of new label names, such as {"LABEL_0": "invoice"}.')
 @click.option("--checkpoint-out", type=_FOLDER, help="Also write the checkpoint with its exits to this folder.")
 @click.option("--epochs", type=click.IntRange(1), default=60, show_default=True, help="Epochs of the heads, at most.")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -102,7 +102,11 @@ Data = Dataset | ArrayData
 """Labelled pages, or labelled rows of arrays."""
 
 
-def read_dataset(root: Path, labels: tuple[str, ...] | None = None) -> Dataset:
+OTHER_LABELS = "use data with the labels the model was trained on"
+"""Remedy for labels that a model lacks."""
+
+
+def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: str = OTHER_LABELS) -> Dataset:
     """List the pages of a folder of class folders.
 
     Two spellings of one name in Unicode, composed and decomposed, are one class. Its label is the composed one (NFC). The log gets
@@ -111,13 +115,15 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None) -> Dataset:
     Args:
         root: its sub-folders are the classes; image files directly in them are the pages, or ``.json`` files where there are no images.
         labels: the labels a model or package has; the folder may lack some of them but not add to them.
+        remedy: end of the message about a class that ``labels`` lacks.
 
     Raises:
         BadData: no such folder, fewer than two classes, a class without pages, a class that ``labels`` lacks, or a class whose name
             is not UTF-8.
     """
     if not root.is_dir():
-        raise BadData(f"{root}: no such folder; expected a folder of class folders with page images")
+        kind = "a file" if root.exists() else "no such folder"
+        raise BadData(f"{root}: {kind}; expected a folder of class folders with page images")
     skipped = Skipped()
     folders: dict[str, list[Path]] = {}
     for path in sorted(root.iterdir()):
@@ -135,8 +141,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None) -> Dataset:
     unknown = [name for name in folders if name not in known]
     if unknown and labels is not None:
         raise BadData(
-            f"{root}: the class folder '{unknown[0]}' is not a label of the model ({', '.join(labels)}); "
-            "use data with the labels the model was trained on"
+            f"{root}: the class folder '{shorten(unknown[0])}' is not a label of the model ({shorten(', '.join(labels), 500)}); {remedy}"
         )
     paths: list[Path] = []
     targets: list[int] = []
@@ -292,11 +297,29 @@ def _class_indices(
     return names, targets
 
 
-@overload
-def stratified_split(data: Dataset, shares: dict[str, float], seed: int) -> dict[str, Dataset]: ...
-@overload
-def stratified_split(data: Data, shares: dict[str, float], seed: int) -> dict[str, Data]: ...
-def stratified_split(data: Data, shares: dict[str, float], seed: int) -> Mapping[str, Data]:
+class Splittable(Protocol):
+    """Labelled rows that can be divided, see :class:`Dataset`."""
+
+    def __len__(self) -> int: ...
+    @property
+    def root(self) -> Path: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def targets(self) -> tuple[int, ...]: ...
+    def subset(self, indices: list[int]) -> Self:
+        """The same labels with only the rows at ``indices``."""
+        ...
+
+    def keys(self) -> list[str]:
+        """The name of each row, by which the rows are divided."""
+        ...
+
+
+Divided = TypeVar("Divided", bound=Splittable)
+
+
+def stratified_split(data: Divided, shares: dict[str, float], seed: int) -> dict[str, Divided]:
     """Divide pages by class into named parts, in an order fixed by the hash of seed and file name, or row number.
 
     Every page is in exactly one part; adding pages does not move the order of the others.

@@ -235,7 +235,7 @@ def _model(
             checkpoint,
             recipe,
             grid.init,
-            lambda done, total, line: progress(f"train {folder.name}", done, total),
+            lambda stage, done, total: progress(f"{stage} {folder.name}", done, total),
             False,
         )
     if not package_folder.exists():

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from ee_export.data import Dataset
 from ee_export.encode import Encoder
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.labelled import Labelled
 from ee_export.model.pages import read_contents
 
 Progress = Callable[[int, int], None]
@@ -23,7 +23,7 @@ _STEP = 64
 
 
 def cache_features(
-    model: EarlyExitModel, encoder: Encoder, data: Dataset, folder: Path, identity: str, progress: Progress
+    model: EarlyExitModel, encoder: Encoder, data: Labelled, folder: Path, identity: str, progress: Progress
 ) -> dict[str, np.ndarray]:
     """Features of every page for the head of every exit but ``final``, float32 ``[N, H]`` per exit, memory-mapped.
 
@@ -45,7 +45,7 @@ def cache_features(
     if not exits:
         return {}  # no head reads the trunk
     state = folder / "state.json"
-    done = _pages_done(state, identity, exits)
+    done = _pages_done(state, identity, exits, len(data))
     mode = "r+" if done else "w+"
     arrays: dict[str, np.ndarray] = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,17 +64,21 @@ def cache_features(
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in exits}
 
 
-def _pages_done(state: Path, identity: str, exits: list[str]) -> int:
+def _pages_done(state: Path, identity: str, exits: list[str], pages: int) -> int:
+    """Pages whose features are kept, 0 if they are another's or a file of them is damaged."""
     try:
         content = json.loads(state.read_text())
-    except (OSError, ValueError):
+        shapes = [np.load(state.with_name(f"{name}.npy"), mmap_mode="r").shape for name in exits]
+        same = (
+            content["identity"] == identity and content["exits"] == exits and all(len(shape) == 2 for shape in shapes)
+        )
+        return int(content["done"]) if same and {shape[0] for shape in shapes} == {pages} else 0
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
-    same = content.get("identity") == identity and content.get("exits") == exits
-    return int(content["done"]) if same else 0
 
 
 @torch.no_grad()
-def _features(model: EarlyExitModel, encoder: Encoder, data: Dataset, rows: list[int]) -> dict[str, np.ndarray]:
+def _features(model: EarlyExitModel, encoder: Encoder, data: Labelled, rows: list[int]) -> dict[str, np.ndarray]:
     """Features of some pages, ``[rows, H]`` per exit."""
     images, texts = [], []
     for row in rows:

@@ -1,38 +1,65 @@
-"""Pages in memory, and batches of them, augmented where they train."""
+"""Encoded pages, and batches of them, augmented where they train."""
 
-from dataclasses import dataclass
+import hashlib
+import mmap
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from ee_export.data import Dataset
+from ee_export import __version__
 from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.labelled import Labelled
 from ee_export.page import Boxes, Words
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPages:
-    """A data set in memory: ``pixels`` uint8 ``[N, 1 or 3, S, S]``, token ids and boxes per page, ``targets`` ``[N]``.
+    """Encoded pages of a data set, in memory or memory-mapped.
 
-    ``encoder`` made them.
+    ``pixels``: uint8 ``[N, 1 or 3, S, S]``, or ``None`` if the model reads no image. ``ids``: token ids of all pages one after
+    another, int32 ``[T]``, ``boxes`` theirs, int16 ``[T, 4]``. ``ends``: int64 ``[N]``, the end of each page in ``ids``.
+    ``targets``: index of each page's label, int64 ``[N]``. ``encoder`` made them. ``maps``: the mapped files.
     """
 
-    pixels: Tensor
-    texts: list[tuple[np.ndarray, np.ndarray]]
+    pixels: np.ndarray | None
+    ids: np.ndarray
+    boxes: np.ndarray
+    ends: np.ndarray
     targets: Tensor
     encoder: Encoder
+    maps: tuple[mmap.mmap, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    def text(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids ``[T]`` and boxes ``[T, 4]`` of a page."""
+        place = slice(self.ends[row - 1] if row else 0, self.ends[row])
+        return self.ids[place], self.boxes[place]
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each page, int64 ``[N]``."""
+        return np.diff(self.ends, prepend=0)
+
+    def release(self) -> None:
+        """Give back the memory in which mapped files were read; they are read again when they are needed.
+
+        Without it a process that has read all pages counts all their bytes as its own.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self.maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
 
 def read_contents(
-    data: Dataset, index: int, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel
+    data: Labelled, index: int, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel
 ) -> tuple[Image.Image, Words, Boxes]:
     """The image, words and boxes of page ``index``. What the model does not read is one pixel, or no words.
 
@@ -42,19 +69,16 @@ def read_contents(
     """
     page = data.page(index)
     if page.words is None and model.reads("text"):
-        raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")
+        raise BadData(
+            f"{data.paths[index]}: no words; put them in a .json beside it, or into its row (OCR once, then train)"
+        )
     return encoder.contents(page, model.INPUTS)
 
 
-def encode_pages(data: Dataset, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel) -> EncodedPages:
-    """Decode and encode what ``model`` reads of every page, once; raises BadPage naming the first that cannot be read."""
-    pixels, texts = [], []
-    for index in range(len(data)):
-        image, words, boxes = read_contents(data, index, encoder, model)
-        pixels.append(torch.from_numpy(encoder.pixels(image).copy()))
-        arrays = encoder.text(words, boxes)
-        texts.append((arrays["input_ids"][0].astype(np.int32), arrays["bbox"][0].astype(np.int16)))
-    return EncodedPages(torch.stack(pixels), texts, torch.tensor(data.targets), encoder)
+def encoding_digest(encoder: Encoder, tokenizer: Tokenizer, model: type[EarlyExitModel] | EarlyExitModel) -> str:
+    """sha256 that changes with how pages are encoded for a model."""
+    parts = (__version__, encoder.encoding, tokenizer.to_str(), sorted(model.INPUTS))
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
 def batch_of(
@@ -67,12 +91,17 @@ def batch_of(
 ) -> dict[str, Tensor]:
     """Inputs of some pages, augmented where ``rng`` is given, their texts only with ``text_dropout``."""
     config = model.config
-    pixels = pages.pixels[rows]
-    if rng is not None and model.reads("image"):
-        values = _normalized(augment_images(pixels.float() / 255, rng), pages.encoder.encoding)
-    else:
-        values = torch.from_numpy(pages.encoder.values(pixels.numpy()))
-    texts = [pages.texts[row] for row in rows]
+    inputs: dict[str, Tensor] = {}
+    if pages.pixels is not None:
+        pixels = pages.pixels[rows]
+        if rng is not None:
+            changed = augment_images(torch.from_numpy(pixels).float() / 255, rng)
+            inputs["pixel_values"] = _normalized(changed, pages.encoder.encoding)
+        else:
+            inputs["pixel_values"] = torch.from_numpy(pages.encoder.values(pixels))
+    if not model.reads("text"):
+        return inputs
+    texts = [pages.text(row) for row in rows]
     if rng is not None and text_dropout:
         room = int(config.max_text_tokens * rng.choice([0.5, 0.75, 1.0]))  # cheaper, and an answer from less text
         texts = [augment_text(ids, boxes, room, rng) for ids, boxes in texts]
@@ -82,12 +111,8 @@ def batch_of(
     for row, (ids, boxes) in enumerate(texts):
         input_ids[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
         bbox[row, : len(ids)] = torch.from_numpy(boxes.astype(np.int64))
-    return {
-        "input_ids": input_ids,
-        "bbox": bbox,
-        "attention_mask": (input_ids != config.pad_token_id).long(),
-        "pixel_values": values,
-    }
+    attention_mask = (input_ids != config.pad_token_id).long()
+    return inputs | {"input_ids": input_ids, "bbox": bbox, "attention_mask": attention_mask}
 
 
 def _normalized(pixels: Tensor, encoding: Encoding) -> Tensor:

@@ -24,11 +24,17 @@ class Recipe:
     separates and it is trained by ``vision_epochs`` of its own.
     ``strategy``: a name in :data:`~ee_export.model.strategies.STRATEGIES`; ``exit_epochs``: epochs of each of its phases after the
     first, default ``epochs``. ``weights``, ``gamma``, ``entropy``, ``distillation_temperature``: see
-    :class:`~ee_export.model.strategies.Settings`. ``bf16``: compute in bfloat16 where the processor can; others would take ten
+    :class:`~ee_export.model.strategies.Settings`. ``bf16``: compute in bfloat16 if the device can; processors that cannot would take ten
     times as long as in float32, which they use instead. ``save_dtype``: ``float32`` or ``float16``, how weights are stored.
     ``text_dropout``: whether a page's text is now and then cut short or loses tokens while it trains, as OCR engines lose words;
     not where a single word decides. ``add``: exits that the checkpoint to begin from lacks; their heads alone are trained, and
     all other weights stay as they are.
+
+    ``accumulation``: parts in which a batch goes through the model one after another. An update is the same as with 1 and takes less
+    memory, but batch normalisation, which a vision exit that reads pixels has, sees each part by itself. ``keep``: ``best`` keeps the
+    weights after the epoch with the lowest validation loss in each phase, ``last`` those after the last. ``patience``: epochs
+    without a lower validation loss after which a phase ends; none by default. ``balanced``: whether every class counts the same in
+    the losses, however many pages it has; by default every page does.
     """
 
     trunk: str = "layoutlmv3"
@@ -54,11 +60,16 @@ class Recipe:
     seed: int = 0
     text_dropout: bool = True
     add: list[str] = field(default_factory=list)
+    accumulation: int = 1
+    keep: str = "best"
+    patience: int | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         require_known(self.trunk, FAMILIES, "trunk")
         require_known(self.save_dtype, ("float32", "float16"), "save_dtype")
         require_known(self.strategy, STRATEGIES, "training strategy")
+        require_known(self.keep, ("best", "last"), "epoch to keep")
         for name, (low, high) in _RANGES.items():
             found = getattr(self, name)
             if found is not None and not low <= found <= high:
@@ -87,6 +98,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "entropy": (0, _MOST),
     "distillation_temperature": (_LEAST, _MOST),
     "seed": (0, 2**63 - 1),
+    "accumulation": (1, _MOST),
+    "patience": (1, _MOST),
 }
 """Least and largest value of each number of a recipe."""
 _SMALL: dict[str, Any] = {

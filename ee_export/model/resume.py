@@ -14,12 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ee_export.atomic import staged_folder
-from ee_export.errors import BadRequest
+from ee_export.errors import BadRequest, shorten
+from ee_export.model.best import Best
 from ee_export.model.early_exit import EarlyExitModel
+
+_BEST = ("loss", "accuracy", "waited")
+"""Figures of the best epoch."""
 
 
 class Saved:
-    """Where a run stands, in ``<out>.partial``: weights and optimizer moments as safetensors, the rest as JSON."""
+    """Where a run stands, in ``<out>.partial``: weights, optimizer moments and the best epoch's weights as safetensors, the rest as JSON."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], every_s: float = 60.0) -> None:
         self.folder = folder
@@ -27,29 +31,56 @@ class Saved:
         self._every_s = float(os.environ.get("EE_TRAIN_SAVE_S", every_s))
         self._last = time.monotonic()
 
-    def restore(self, model: EarlyExitModel, optimizers: list[torch.optim.AdamW]) -> int:
-        """Steps already done; raises BadRequest where the partial run is another one's or damaged."""
+    def read(self) -> dict[str, Any] | None:
+        """The figures of the partial run, ``None`` if there is no such run.
+
+        Raises:
+            BadRequest: it is another one's or damaged.
+        """
         if not self.folder.exists():
-            return 0
+            return None
         try:
-            state = json.loads((self.folder / "state.json").read_text())
-            if state["identity"] != self._identity:
-                raise BadRequest(
-                    f"{self.folder}: belongs to a run with another recipe or other data; remove it or name another --out"
-                )
+            state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
+            same = state["identity"] == self._identity
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(error) from None
+        if not same:
+            raise BadRequest(
+                f"{self.folder}: belongs to a run with another recipe or other data; remove it or name another --out"
+            )
+        return state
+
+    def restore(self, model: EarlyExitModel, optimizers: list[torch.optim.AdamW]) -> tuple[int, Best]:
+        """Steps already done and the best epoch of the stage in which they end.
+
+        Raises:
+            BadRequest: the partial run is another one's or damaged.
+        """
+        state = self.read()
+        if state is None:
+            return 0, Best()
+        try:
             model.load_state_dict(load_file(self.folder / "model.safetensors"))
             moments = load_file(self.folder / "optimizer.safetensors")
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise BadRequest(f"{self.folder}: damaged ({error}); remove it to begin again") from None
+            best = Best(weights=load_file(self.folder / "best.safetensors"))
+            for name in _BEST:
+                setattr(best, name, state["best"][name])
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise self._damaged(error) from None
         for number, optimizer in enumerate(optimizers):
             for at, weight in enumerate(optimizer.param_groups[0]["params"]):
                 prefix = f"{number}.{at}."
-                found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-                if found:
-                    optimizer.state[weight] = found
-        return int(state["steps"])
+                own = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+                if own:
+                    # The count of steps stays on the processor, where AdamW keeps it.
+                    optimizer.state[weight] = {
+                        key: value if key == "step" else value.to(weight.device) for key, value in own.items()
+                    }
+        return int(state["steps"]), best
 
-    def save_sometimes(self, steps: int, model: EarlyExitModel, optimizers: list[torch.optim.AdamW]) -> None:
+    def save_sometimes(
+        self, steps: int, model: EarlyExitModel, optimizers: list[torch.optim.AdamW], best: Best
+    ) -> None:
         """Write the state if the last time is a minute ago (``EE_TRAIN_SAVE_S`` seconds)."""
         if time.monotonic() - self._last < self._every_s:
             return
@@ -58,8 +89,14 @@ class Saved:
                 {name: value.contiguous() for name, value in model.state_dict().items()}, staging / "model.safetensors"
             )
             save_file(dict(_moments(optimizers)), staging / "optimizer.safetensors")
-            (staging / "state.json").write_text(json.dumps({"steps": steps, "identity": self._identity}))
+            save_file(best.weights, staging / "best.safetensors")
+            figures = {name: getattr(best, name) for name in _BEST}
+            state = {"steps": steps, "identity": self._identity, "best": figures}
+            (staging / "state.json").write_text(json.dumps(state))
         self._last = time.monotonic()
+
+    def _damaged(self, error: Exception) -> BadRequest:
+        return BadRequest(f"{self.folder}: damaged ({shorten(error)}); remove it to begin again")
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ee_export.errors import require_known
+from ee_export.model import best
 from ee_export.model.families import FAMILIES
 
 Logits = Mapping[str, Tensor]
@@ -25,7 +26,8 @@ class Settings:
 
     ``weights``: relative loss weight per exit. ``gamma``: weight of an exit against ``final`` in subgraph losses.
     ``entropy``: weight of the entropy bonus where a strategy regularises with it. ``temperature``: of the teacher in
-    self-distillation. ``sizes``: parameters on the way to each exit and at it.
+    self-distillation. ``sizes``: parameters on the way to each exit and at it. ``class_weights``: float32 ``[C]``, by which the
+    cross entropy of a class's pages counts, or ``None``.
     """
 
     weights: Mapping[str, float]
@@ -34,6 +36,7 @@ class Settings:
     entropy: float
     temperature: float
     sizes: Mapping[str, int]
+    class_weights: Tensor | None = None
 
 
 Loss = Callable[[Logits, Tensor, Settings], Tensor]
@@ -108,8 +111,8 @@ def on_the_way(exit_name: str, parameter: str) -> bool:
 
 
 def cross_entropy(values: Tensor, targets: Tensor, settings: Settings) -> Tensor:
-    """Mean cross entropy of one exit's logits, with label smoothing."""
-    return F.cross_entropy(values.float(), targets, label_smoothing=settings.label_smoothing)
+    """Mean cross entropy of one exit's logits, with label smoothing and weights of classes."""
+    return best.cross_entropy(values, targets, settings.class_weights, settings.label_smoothing)
 
 
 def weighted_joint(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ee_export.model.best import Best, class_weights, cross_entropy
 from ee_export.model.strategies import head_prefix
 
 Progress = Callable[[int, int, str], None]
@@ -80,12 +80,10 @@ def train_heads(
         how.learning_rate,
         weight_decay=how.weight_decay,
     )
-    class_weights = _class_weights(targets, model.config.num_labels) if how.balanced else None
-    best_loss = dict.fromkeys(exits, np.inf)
-    best = {name: _copied(weights[name]) for name in exits}
-    accuracy = dict.fromkeys(exits, 0.0)
+    balance = class_weights(targets, model.config.num_labels) if how.balanced else None
+    best = {name: Best() for name in exits}
     labels = torch.from_numpy(targets)
-    waited, steps = 0, max(1, -(-len(targets) // how.batch_size))
+    steps = max(1, -(-len(targets) // how.batch_size))
     for epoch in range(how.epochs):
         rng = np.random.default_rng([how.seed, epoch])
         torch.manual_seed(int(rng.integers(2**31)))
@@ -97,11 +95,8 @@ def train_heads(
             rows = np.sort(order[step * how.batch_size : (step + 1) * how.batch_size])
             loss = torch.stack(
                 [
-                    F.cross_entropy(
-                        _logits(model, name, features[name][rows]),
-                        labels[rows],
-                        weight=class_weights,
-                        label_smoothing=how.label_smoothing,
+                    cross_entropy(
+                        _logits(model, name, features[name][rows]), labels[rows], balance, how.label_smoothing
                     )
                     for name in exits
                 ]
@@ -109,25 +104,21 @@ def train_heads(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        waited += 1
-        for name, (val_loss, share) in _evaluate(model, val_features, val_targets, class_weights).items():
-            if val_loss < best_loss[name]:
-                best_loss[name], accuracy[name], best[name], waited = val_loss, share, _copied(weights[name]), 0
-        line = ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items())
+        for name, (val_loss, share) in _evaluate(model, val_features, val_targets, balance).items():
+            best[name].note(val_loss, share, weights[name])
+        line = ", ".join(f"{name} {kept.accuracy:.3f}" for name, kept in best.items())
         progress(epoch + 1, how.epochs, f"epoch {epoch + 1}, best val accuracy: {line}")
-        if waited >= how.patience:
+        if min(kept.waited for kept in best.values()) >= how.patience:
             break
-    with torch.no_grad():
-        for name in exits:
-            for key, weight in weights[name].items():
-                weight.copy_(best[name][key])
+    for name, kept in best.items():
+        kept.restore(weights[name])
     model.eval()
-    return accuracy
+    return {name: kept.accuracy for name, kept in best.items()}
 
 
 @torch.no_grad()
 def _evaluate(
-    model: HasHeads, features: Mapping[str, np.ndarray], targets: np.ndarray, class_weights: Tensor | None
+    model: HasHeads, features: Mapping[str, np.ndarray], targets: np.ndarray, balance: Tensor | None
 ) -> dict[str, tuple[float, float]]:
     """Loss and accuracy per exit."""
     model.eval()
@@ -135,7 +126,7 @@ def _evaluate(
     result = {}
     for name, values in features.items():
         logits = torch.cat([_logits(model, name, values[at : at + 1024]) for at in range(0, len(values), 1024)])
-        loss = float(F.cross_entropy(logits, labels, weight=class_weights))
+        loss = float(cross_entropy(logits, labels, balance))
         result[name] = loss, float((logits.argmax(1) == labels).float().mean())
     return result
 
@@ -147,15 +138,3 @@ def _logits(model: HasHeads, exit_name: str, values: np.ndarray) -> Tensor:
 def _own_weights(model: HasHeads, exit_name: str) -> dict[str, torch.nn.Parameter]:
     prefix = head_prefix(exit_name)
     return {name: weight for name, weight in model.named_parameters() if name.startswith(prefix)}
-
-
-def _copied(weights: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in weights.items()}
-
-
-def _class_weights(targets: np.ndarray, classes: int) -> Tensor:
-    """Weights ``[classes]`` by which each class that has pages weighs the same in all."""
-    counts = np.bincount(targets, minlength=classes)
-    present = counts > 0
-    weights = np.where(present, len(targets) / (present.sum() * np.maximum(counts, 1)), 0.0)
-    return torch.from_numpy(weights.astype(np.float32))

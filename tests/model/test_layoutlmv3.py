@@ -10,6 +10,7 @@ from ee_export.errors import BadCheckpoint, BadRequest
 from ee_export.model import checkpoint
 from ee_export.model.exits import ordered, parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+from ee_export.model.trunk import attention_bias
 from tests.conftest import LABELS, random_model, tiny_config
 
 
@@ -127,3 +128,20 @@ def test_exits_are_parsed_from_ranges() -> None:
     assert parse("encoder.1-3,vision", 12) == ("vision", "encoder.1", "encoder.2", "encoder.3", "final")
     assert parse("none", 12) == ("final",)
     assert len(parse("all", 12)) == 16
+
+
+def test_a_model_that_trains_has_the_bias_and_its_gradients_of_one_that_answers(inputs) -> None:
+    trunk = random_model(tiny_config()).layoutlmv3
+    results = []
+    for training in (False, True):
+        trunk.train(training)
+        trunk.zero_grad()
+        bias = attention_bias(trunk, inputs["bbox"], inputs["attention_mask"])
+        weights = torch.rand(bias.shape, generator=torch.Generator().manual_seed(0))
+        (bias.clamp(min=-9) * weights).sum().backward()
+        gradients = [weight.grad for name, weight in trunk.named_parameters() if "rel_pos" in name]
+        results.append((bias.detach(), gradients))
+    (answer, expected), (trained, actual) = results
+    assert torch.equal(answer, trained) and len(actual) == 3
+    for gradient, same in zip(actual, expected, strict=True):
+        assert gradient is not None and gradient.abs().max() > 0 and torch.allclose(gradient, same, rtol=1e-4)

@@ -20,9 +20,9 @@ def encoded(model: EarlyExitModel) -> tuple[EncodedPages, Encoder, list[Image.Im
     encoder = Encoder(encoding_of(model.config), Tokenizer(models.WordLevel()))
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (90, 70, 3), np.uint8)) for _ in range(3)]
-    pixels = torch.stack([torch.from_numpy(encoder.pixels(image).copy()) for image in images])
-    texts = [(np.array([0, 5, 2]), np.zeros((3, 4), np.int64))] * 3
-    return EncodedPages(pixels, texts, torch.tensor([0, 1, 2]), encoder), encoder, images
+    pixels = np.stack([encoder.pixels(image) for image in images])
+    ids, boxes = np.array([0, 5, 2] * 3, np.int32), np.zeros((9, 4), np.int16)
+    return EncodedPages(pixels, ids, boxes, np.array([3, 6, 9]), torch.tensor([0, 1, 2]), encoder), encoder, images
 
 
 def test_a_page_that_is_not_augmented_has_the_values_of_the_runtime_bit_by_bit() -> None:
@@ -38,7 +38,8 @@ def test_pages_are_augmented_as_values_in_0_to_1_and_normalised_as_the_encoding_
         model = random_model(tiny_config(input_size=64, encoding=encoding))
         pages, encoder, _ = encoded(model)
         batch = batch_of(model, pages, [0, 1], np.random.default_rng(5), text_dropout=False)
-        changed = augment_images(pages.pixels[[0, 1]].float() / 255, np.random.default_rng(5))
+        assert pages.pixels is not None
+        changed = augment_images(torch.from_numpy(pages.pixels[[0, 1]]).float() / 255, np.random.default_rng(5))
         mean, std = (
             torch.tensor(values).view(1, 3, 1, 1)
             for values in (encoder.encoding.image_mean, encoder.encoding.image_std)

@@ -15,7 +15,7 @@ from ee_export.model.recipe import Recipe, read_recipe, with_defaults
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def no_progress(done: int, total: int, line: str) -> None:
+def no_progress(stage: str, done: int, total: int) -> None:
     """Nobody looks."""
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ee_export.encode import Encoder
 from ee_export.errors import BadRequest
-from ee_export.model import train as training
+from ee_export.model import epochs
 from ee_export.model.checkpoint import encoding_of
+from ee_export.model.device import Machine
 from ee_export.model.exits import parse
 from ee_export.model.pages import EncodedPages
 from ee_export.model.recipe import Recipe
@@ -116,19 +118,19 @@ def moved(strategy: str, phase: int) -> set[str]:
     config = tiny_config(exits=list(EXITS[:-1]), heads={}, max_text_tokens=32, input_size=64)
     model = random_model(config)
     recipe = Recipe(strategy=strategy, epochs=1, batch_size=8, learning_rate=1e-2)
-    count = 16
+    count, length = 16, 20
+    rng = np.random.default_rng(0)
     pages = EncodedPages(
-        torch.randint(0, 255, (count, 1, 64, 64), dtype=torch.uint8),
-        [
-            (torch.randint(5, 300, (20,)).numpy(), torch.randint(0, 999, (20, 4)).sort()[0].numpy())
-            for _ in range(count)
-        ],
+        rng.integers(0, 255, (count, 1, 64, 64), np.uint8),
+        rng.integers(5, 300, count * length, np.int32),
+        np.sort(rng.integers(0, 999, (count * length, 4), np.int16)),
+        np.arange(1, count + 1) * length,
         torch.arange(count) % 7,
         Encoder(encoding_of(config), Tokenizer(models.WordLevel())),
     )
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    stage = training.stages_of(model, recipe, count)[phase]
-    list(training.run_stage(model, training.optimizer_of(model, stage, recipe), stage, pages, recipe))
+    stage = epochs.stages_of(model, recipe, count)[phase]
+    list(epochs.run_stage(model, epochs.optimizer_of(model, stage, recipe), stage, pages, pages, recipe, Machine()))
     return {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
 
 

@@ -1,0 +1,59 @@
+"""The device that trains."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ee_export.errors import DeviceError, require_known, shorten
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a model trains, and how many processes serve it.
+
+    ``device``: the one that trains. ``workers``: processes that encode pages and make batches, 0 for none; ``None`` leaves it to the
+    number of pages and processors.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int | None = None
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name in :data:`DEVICES`; ``auto`` is a GPU if torch can use one, else the processor.
+
+    Raises:
+        BadRequest: an unknown name.
+        DeviceError: torch cannot use such a device here.
+    """
+    require_known(name, DEVICES, "device")
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if has[kind])
+    if not has[name]:
+        usable = ", ".join(kind for kind, there in has.items() if there)
+        raise DeviceError(
+            f"--device {name}: torch {torch.__version__} finds none here; expected one of {usable}; install a build of torch for it, "
+            "or pass --device auto"
+        )
+    device = torch.device(name)
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"--device {name}: cannot be used ({shorten(error)}); free it, mend its driver, or pass --device cpu"
+        ) from None
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 at full speed."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return True
+    # Older releases of torch do not state it. float32 is right there, and at worst slower.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

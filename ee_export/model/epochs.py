@@ -1,0 +1,279 @@
+"""The stages of a training run, and their steps: each is a batch, a loss and an update, seeded by its number."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ee_export.errors import DeviceError, shorten
+from ee_export.model.best import Best, class_weights, cross_entropy
+from ee_export.model.device import Machine, has_bf16
+from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.loader import loaded, workers_to_train
+from ee_export.model.pages import EncodedPages, batch_of
+from ee_export.model.recipe import Recipe
+from ee_export.model.strategies import (
+    Phase,
+    Settings,
+    gate_loss,
+    head_prefix,
+    heads_alone,
+    on_the_way,
+    phases,
+    weighted_joint,
+)
+
+_VAL_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A phase of the strategy, how long it lasts and how it steps; ``salt`` keeps its random numbers apart."""
+
+    phase: Phase
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    learning_rate: float
+    salt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a stage stands after a step: ``done`` steps, all of them if it ended early, and a ``line`` about an epoch that ended."""
+
+    done: int
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Loss and accuracy (0–1) of an exit on validation pages."""
+
+    loss: float
+    accuracy: float
+
+
+def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
+    """The stages of a recipe, in order: a vision exit that reads pixels by itself, then the phases of the strategy.
+
+    Where exits are added to a trained model, their heads are all that is trained.
+    """
+    specs = model.config.head_specs()
+    moving = tuple(recipe.add) or model.config.exit_names()
+    apart = tuple(name for name in moving if name in specs and specs[name].reads == "pixels")
+    joint = tuple(name for name in model.config.exit_names() if name in moving and name not in apart)
+    pixels = heads_alone(apart)
+    vision = (recipe.vision_epochs, recipe.vision_batch_size, recipe.vision_learning_rate)
+    plan = [(pixels, *vision)]
+    for at, phase in enumerate([heads_alone(joint)] if recipe.add else phases(recipe.strategy, joint)):
+        epochs = recipe.epochs if at == 0 or recipe.exit_epochs is None else recipe.exit_epochs
+        plan.append((phase, epochs, recipe.batch_size, recipe.learning_rate))
+    stages = []
+    for salt, (phase, epochs, batch, rate) in enumerate(plan):
+        per_epoch = max(1, pages // batch)
+        moves = any(phase.trains(name) for name, _ in model.named_parameters())
+        if phase.exits and epochs and moves:
+            stages.append(Stage(phase, epochs * per_epoch, per_epoch, batch, rate, salt))
+    return stages
+
+
+def optimizer_of(model: EarlyExitModel, stage: Stage, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over the parameters that a stage trains."""
+    weights = [weight for name, weight in model.named_parameters() if stage.phase.trains(name)]
+    return torch.optim.AdamW(weights, lr=stage.learning_rate, weight_decay=recipe.weight_decay)
+
+
+def run_stage(
+    model: EarlyExitModel,
+    optimizer: torch.optim.AdamW,
+    stage: Stage,
+    pages: EncodedPages,
+    val_pages: EncodedPages,
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    first: int = 0,
+    best: Best | None = None,
+) -> Iterator[Step]:
+    """Train from step ``first`` to the end of a stage, and keep the weights of the epoch that the recipe says.
+
+    Args:
+        model: on the device that trains; its weights are changed in place.
+        optimizer: of :func:`optimizer_of`.
+        stage: of :func:`stages_of`.
+        pages: those that train.
+        val_pages: those that choose the epoch.
+        recipe: the rest of what decides.
+        machine: the device, and processes that make batches.
+        first: steps that an interrupted run has done.
+        best: the best epoch among those, changed in place.
+
+    Yields:
+        Where the stage stands, after every step. The model is whole between two of them.
+    """
+    best = Best() if best is None else best
+    settings = settings_of(model, recipe, pages.targets, machine.device)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(stage.phase.trains(name))  # what is frozen costs no backward pass
+    batches = loaded(
+        Batches(model, pages, stage, recipe),
+        range(first, stage.steps),
+        workers_to_train(machine.workers, machine.device),
+        pin=machine.device.type == "cuda",
+    )
+    for step, batch in enumerate(batches, first):
+        train_step(model, optimizer, stage, recipe, settings, machine.device, step, batch)
+        epoch, at = divmod(step + 1, stage.steps_per_epoch)
+        if at:
+            yield Step(step + 1, "")
+            continue
+        results = evaluate(model, val_pages, stage.phase.exits, settings.class_weights)
+        weights = {name: weight for name, weight in model.state_dict().items() if stage.phase.trains(name)}
+        loss, accuracy = (float(np.mean(values)) for values in zip(*map(_values, results.values()), strict=True))
+        best.note(loss, accuracy, weights)
+        ended = step + 1 == stage.steps or (recipe.patience is not None and best.waited >= recipe.patience)
+        line = f"epoch {epoch}/{stage.steps // stage.steps_per_epoch}, val loss {loss:.3f}, accuracy: "
+        line += ", ".join(f"{name} {result.accuracy:.3f}" for name, result in results.items())
+        if ended and recipe.keep == "best":
+            best.restore(weights)
+            line += f"; kept epoch {epoch - best.waited}"
+        yield Step(stage.steps if ended else step + 1, line)
+        if ended:
+            return
+
+
+@torch.no_grad()
+def evaluate(
+    model: EarlyExitModel, pages: EncodedPages, exits: tuple[str, ...], balance: Tensor | None = None
+) -> dict[str, Result]:
+    """Loss and accuracy of some exits on pages that are not augmented.
+
+    Args:
+        model: on any device.
+        pages: the pages.
+        exits: the exits.
+        balance: weights of the classes ``[C]`` in the loss, on the model's device; default every page counts the same.
+    """
+    model.eval()
+    logits: dict[str, list[Tensor]] = {name: [] for name in exits}
+    order = np.argsort(pages.lengths(), kind="stable")
+    for begin in range(0, len(order), _VAL_BATCH):
+        batch = batch_of(model, pages, order[begin : begin + _VAL_BATCH].tolist(), None)
+        pages.release()
+        said = model(**{name: value.to(model.device) for name, value in batch.items()}, only=exits).exits
+        for name in exits:
+            logits[name].append(said[name])
+    targets = pages.targets[order].to(model.device)
+    results = {}
+    for name, values in logits.items():
+        every = torch.cat(values)
+        right = float((every.argmax(1) == targets).double().mean())
+        results[name] = Result(float(cross_entropy(every, targets, balance)), right)
+    return results
+
+
+class Batches(torch.utils.data.Dataset[Any]):
+    """The batch of every step of a stage: a seed, the inputs and the targets.
+
+    All randomness comes from (seed, stage, step), so a resumed run repeats an unbroken one, whatever process makes the batch.
+    """
+
+    def __init__(self, model: EarlyExitModel, pages: EncodedPages, stage: Stage, recipe: Recipe) -> None:
+        self.model, self.pages, self.stage, self.recipe = model, pages, stage, recipe
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def __getitem__(self, step: int) -> tuple[int, dict[str, Tensor], Tensor]:
+        rng = np.random.default_rng([self.recipe.seed, self.stage.salt, step])
+        seed = int(rng.integers(2**31))
+        rows = self.rows(step)
+        inputs = batch_of(self.model, self.pages, rows, rng, text_dropout=self.recipe.text_dropout)
+        self.pages.release()
+        return seed, inputs, self.pages.targets[rows]
+
+    def rows(self, step: int) -> list[int]:
+        """The pages of a step's batch."""
+        epoch, at = divmod(step, self.stage.steps_per_epoch)
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.recipe.seed, self.stage.salt, epoch, 1])
+            self._order = epoch, rng.permutation(len(self.pages))
+        size = self.stage.batch_size
+        rows: list[int] = self._order[1][at * size : (at + 1) * size].tolist()
+        return rows
+
+
+def train_step(
+    model: EarlyExitModel,
+    optimizer: torch.optim.Optimizer,
+    stage: Stage,
+    recipe: Recipe,
+    settings: Settings,
+    device: torch.device,
+    step: int,
+    batch: tuple[int, dict[str, Tensor], Tensor],
+) -> None:
+    """One update by a batch, which goes through the model in as many parts as the recipe says.
+
+    Raises:
+        DeviceError: the batch does not fit into a GPU's memory.
+    """
+    seed, inputs, targets = batch
+    torch.manual_seed(seed)
+    model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = stage.learning_rate * _schedule(step / stage.steps, recipe.warmup)
+    optimizer.zero_grad(set_to_none=True)
+    alone = bool(stage.phase.only_final_on_odd and step % 2)
+    size = -(-len(targets) // recipe.accumulation)
+    try:
+        for begin in range(0, len(targets), size):
+            part = slice(begin, begin + size)
+            answers = targets[part].to(device, non_blocking=True)
+            given = {name: value[part].to(device, non_blocking=True) for name, value in inputs.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and has_bf16(device)):
+                said = model(**given, only=("final",) if alone else stage.phase.exits)
+            loss = (weighted_joint if alone else stage.phase.loss)(said.exits, answers, settings)
+            if said.gates:
+                loss = loss + gate_loss(said.gates, said.exits, answers)
+            (loss * (len(answers) / len(targets))).backward()
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"accumulation: {shorten(error)}; a batch of {len(targets)} pages in {recipe.accumulation} parts is too large; set a "
+            f"higher accumulation in [training] of the recipe, such as {2 * recipe.accumulation}"
+        ) from None
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+
+
+def settings_of(model: EarlyExitModel, recipe: Recipe, targets: Tensor, device: torch.device) -> Settings:
+    """The settings of the losses, with the weights of the classes if the recipe balances them."""
+    sizes = {
+        name: sum(
+            weight.numel()
+            for parameter, weight in model.named_parameters()
+            if on_the_way(name, parameter) or parameter.startswith(head_prefix(name))
+        )
+        for name in model.config.exit_names()
+    }
+    return Settings(
+        recipe.weights,
+        recipe.label_smoothing,
+        recipe.gamma,
+        recipe.entropy,
+        recipe.distillation_temperature,
+        sizes,
+        class_weights(targets.numpy(), model.config.num_labels).to(device) if recipe.balanced else None,
+    )
+
+
+def _values(result: Result) -> tuple[float, float]:
+    return result.loss, result.accuracy
+
+
+def _schedule(progress: float, warmup: float) -> float:
+    if progress < warmup:
+        return (progress + 1e-3) / (warmup + 1e-3)
+    return float(0.5 * (1 + np.cos(np.pi * (progress - warmup) / (1 - warmup))))
