@@ -216,7 +216,7 @@ def fine_tune(
         order = torch.randperm(len(train))
         for at in range(len(train) // BATCH):
             rows = order[at * BATCH : (at + 1) * BATCH]
-            logits = model(**collate([pages[row] for row in rows], model.config.pad_token_id)).logits
+            logits = model(**collate([pages[row] for row in rows], getattr(model.config, "pad_token_id", None))).logits
             loss = F.cross_entropy(logits, targets[rows], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
