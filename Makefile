@@ -26,7 +26,7 @@ demo: .venv/.ready
 # EE_DATA names a folder of real pages; without one, the tests that need it skip and say so. Likewise for a binding.
 test: .venv/.ready
 	@$(MAKE) -s --no-print-directory bindings || true
-	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.ready
 	@.venv/bin/ruff check

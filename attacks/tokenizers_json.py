@@ -265,7 +265,7 @@ def mutation(ground: Ground, index: int) -> Attack:
             page = Page(drawn_page(), words, [[10, 10, 90, 90]] * len(words), name="a good page")
             check_answer(chain, chain.predict(page))
             arrays = chain.encode([page])
-            most = chain.package.manifest.encoding.max_text_tokens
+            most = chain.package.manifest.page_encoding().max_text_tokens
             if arrays["input_ids"].shape[1] > most:
                 raise Wrong(f"{arrays['input_ids'].shape[1]} tokens of a page, more than max_text_tokens {most}")
 

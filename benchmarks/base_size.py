@@ -14,7 +14,6 @@ from ee_export import golden
 from ee_export.atomic import staged_folder
 from ee_export.build import export, golden_inputs
 from ee_export.compile import drafted, openvino_target, quantized_target, with_golden
-from ee_export.encode import Encoder
 from ee_export.model import checkpoint
 from ee_export.model.exits import parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
@@ -41,13 +40,12 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
         label2id={"a": 0, "b": 1, "c": 2},
     )
     model = EarlyExitLayoutLMv3(config).eval()
-    inputs = golden_inputs(model, Encoder(checkpoint.encoding_of(config), tokenizer), None)
+    parted = checkpoint.parted(model, tokenizer)
     with Progress() as bars, staged_folder(out, overwrite=True) as staging:
         tasks = {stage: bars.add_task(stage) for stage in ("export", "prove")}
         package = export(
-            model,
-            tokenizer.to_str(),
-            inputs,
+            parted,
+            golden_inputs(parted, None),
             staging,
             "base",
             lambda s, done, all_: bars.update(tasks[s], completed=done, total=all_),

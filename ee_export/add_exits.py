@@ -92,8 +92,7 @@ def add_exits(
     if checkpoint_out is not None:
         _write_checkpoint(checkpoint_out, model, tokenizer, training, accuracy, overwrite)
     package = build_model(
-        model,
-        tokenizer,
+        checkpoint.parted(model, tokenizer),
         held_out,
         out,
         origin_of(source),
@@ -113,13 +112,13 @@ def _split(data: Dataset, train_data: Dataset | None, seed: int) -> tuple[Datase
     if train_data is None:
         parts = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
         data, train_data = parts["held_out"], parts["train"]
-    parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "val": VAL_SHARE}, seed)
-    for name, part in parts.items():
+    parts = stratified_split(train_data, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
+    for purpose, part in parts.items():
         if len(part) < 2:
             raise BadData(
-                f"{train_data.root}: too few pages ({len(train_data)}) to {name} heads; add pages to every class"
+                f"{train_data.root}: too few pages ({len(train_data)}) to {purpose} heads; add pages to every class"
             )
-    return data, parts["train"], parts["val"]
+    return data, parts["train"], parts["validate"]
 
 
 def _train(

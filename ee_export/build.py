@@ -1,32 +1,35 @@
 """Checkpoint and held-out pages to a package: export, prove equal, measure, calibrate, tune, verify."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from ee_export import __version__, fit, golden, golden_page
 from ee_export.atomic import check_destination, staged_folder
-from ee_export.data import Dataset, read_dataset
+from ee_export.data import Data, Dataset, read_dataset
 from ee_export.encode import Arrays, Encoder
-from ee_export.errors import BadCheckpoint, BadData
+from ee_export.errors import BadCheckpoint, BadData, require_known
 from ee_export.find import Skipped, find_pages
 from ee_export.manifest import SCHEMA, SOURCE, Manifest, Origin, Split, Target
 from ee_export.model import checkpoint
 from ee_export.model.against import SourcePipeline, compare
-from ee_export.model.early_exit import EarlyExitModel
+from ee_export.model.check_parts import require_fitting
+from ee_export.model.parts import PartedModel
 from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.origin import origin_of
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
-from ee_export.page import Ocr, read_page
+from ee_export.page import Ocr, Page, read_page
 from ee_export.ranges import require_labels
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure, measure_ocr
 from ee_export.segments import equality, export_segments
+from ee_export.segments.trace import trace
 from ee_export.strict_json import Refused
 from ee_export.verify import seal_verified
 
@@ -80,8 +83,7 @@ def build(
             f"{checkpoint_folder / 'config.json'}: id2label: {error}; rename the classes and train anew"
         ) from None
     return build_model(
-        model,
-        tokenizer,
+        checkpoint.parted(model, tokenizer),
         read_dataset(data, labels),
         out,
         origin_of(checkpoint_folder),
@@ -94,9 +96,62 @@ def build(
     )
 
 
+def build_own(
+    model: PartedModel,
+    data: Path,
+    out: Path,
+    *,
+    exits: Sequence[str] | None = None,
+    golden_folder: Path | None = None,
+    ocr: Ocr | None = None,
+    ocr_ms: float | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress,
+) -> Package:
+    """As :func:`build`, of a model that a user made of parts.
+
+    Args:
+        model: see :class:`~ee_export.model.parts.PartedModel`.
+        data: held-out pages in class folders, named as the model's labels.
+        out: see :func:`build`, as all other arguments.
+        exits: which exits of the model the package has, default all. The last one always.
+
+    Raises:
+        BadModel: the parts of the model do not fit together, or cannot be cut or exported.
+    """
+    check_destination(out, overwrite=overwrite)
+    require_fitting(model)
+    if exits is not None:
+        for name in exits:
+            require_known(name, model.exits, "exit of this model")
+        model = replace(model, exits=[name for name in model.exits if name in exits or name == model.exits[-1]])
+    description = {"type": type(model.module).__name__, **model.description}
+    return build_model(
+        replace(model, description=description),
+        read_dataset(data, tuple(model.labels)),
+        out,
+        replace(origin_of(None), checkpoint=weights_digest(model.module)),
+        golden_folder=golden_folder,
+        ocr=ocr,
+        ocr_ms=ocr_ms,
+        seed=seed,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over the names and bytes of all parameters and buffers of a module, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, weight in sorted((*module.named_parameters(), *module.named_buffers())):
+        digest.update(f"{name}\0{weight.dtype} {list(weight.shape)}\0".encode())
+        digest.update(weight.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def build_model(
-    model: EarlyExitModel,
-    tokenizer: Tokenizer,
+    model: PartedModel,
     data: Dataset,
     out: Path,
     origin: Origin,
@@ -112,23 +167,23 @@ def build_model(
     """As :func:`build`, of a model and pages that are read already.
 
     Args:
-        model: in evaluation mode, with trained heads.
-        tokenizer: the model's.
+        model: with trained heads.
         data: held-out pages with the model's labels.
         out: see :func:`build`, as all other arguments.
         origin: of the checkpoint that the model is of.
         source: the stock checkpoint that the model was made of. ``final`` must answer as it does, from the page on.
 
     Raises:
+        BadModel: the parts of the model do not fit together, or cannot be cut or exported.
         NotEqual: also if a logit of ``final`` or a label differs from the source's on the held-out pages.
     """
+    require_fitting(model)
     parts, split = held_out(data, seed)
-    encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
-    inputs = golden_inputs(model, encoder, golden_folder)
+    inputs = golden_inputs(model, golden_folder)
 
     # Locked, so that nobody who tunes the package that is there writes their result over the new one.
     with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
-        package = export(model, tokenizer.to_str(), inputs, staging, out.name.removesuffix(".ee"), progress)
+        package = export(model, inputs, staging, out.name.removesuffix(".ee"), progress)
         chain = load_package(package, one_pool=True)
         target = package.target(TARGET)
         if source is not None:
@@ -143,7 +198,7 @@ def build_model(
 def complete(
     chain: Chain,
     target: Target,
-    parts: Mapping[str, Dataset],
+    parts: Mapping[str, Data],
     split: Split,
     origin: Origin,
     staging: Path,
@@ -168,7 +223,8 @@ def complete(
     start_ms = 0.0
     if ocr_ms is None and ocr is not None and package.manifest.reads("text"):
         progress("measure", 0, 2)
-        bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in samples[:6] if page.image is not None]
+        whole = [page for page in samples[:6] if isinstance(page, Page) and page.image is not None]
+        bare = [replace(page, words=None, boxes=None, ocr=ocr) for page in whole]
         ocr_ms, start_ms = measure_ocr(bare, package.manifest.text_bands())
     progress("measure", 1, 2)
     target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
@@ -181,35 +237,42 @@ def complete(
     seal_verified(staging, manifest, pages, TARGET, progress)
 
 
-def export(
-    model: EarlyExitModel, tokenizer: str, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress
-) -> Package:
-    """Write segments, tokenizer and golden file into an empty folder and prove the segments equal; no policy yet."""
-    exits = model.config.exit_names()
+def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress) -> Package:
+    """Write segments, tokenizer and golden file into an empty folder and prove the segments equal; no policy yet.
+
+    Args:
+        model: its parts fit together.
+        inputs: of the golden pages.
+        staging: the empty folder.
+        name: of the package.
+        progress: told of every step.
+
+    Raises:
+        BadModel: a part cannot be cut or exported.
+        NotEqual: an exported graph does not give what the model gives.
+    """
+    exits = tuple(model.exits)
+    encoder = encoder_of(model)
+    tensors = trace(model, equality.make_inputs(model))
     specs = export_segments(
-        model, staging, TARGET, lambda exit_name: progress("export", exits.index(exit_name), len(exits))
+        model, tensors, staging, TARGET, lambda exit_name: progress("export", exits.index(exit_name), len(exits))
     )
     progress("export", len(exits), len(exits))
-    (staging / TOKENIZER).write_text(tokenizer)
+    (staging / TOKENIZER).write_text(tokenizer_of(model).to_str())
     manifest = Manifest(
         schema=SCHEMA,
         name=name,
         created_by=f"ee_export {__version__}, torch {torch.__version__}",
-        labels=checkpoint.labels_of(model.config),
+        labels=tuple(model.labels),
         exits=exits,
-        encoding=checkpoint.encoding_of(model.config),
-        inputs=model.INPUTS,
-        model={
-            "type": model.config.model_type,
-            "layers": model.config.num_hidden_layers,
-            "hidden_size": model.config.width_of("final"),
-            "heads": {exit_name: asdict(spec) for exit_name, spec in model.config.head_specs().items()},
-        },
+        encoding=encoder.encoding,
+        inputs=model.sources(),
+        model=dict(model.description),
         targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
         files={},
     )
-    pages = [golden.GoldenPage(arrays, _reference(model, arrays)) for arrays in inputs]
-    pages.append(_golden_page(model, Encoder(manifest.encoding, Tokenizer.from_str(tokenizer))))
+    pages = [golden.GoldenPage(arrays, model.logits(arrays)) for arrays in inputs]
+    pages.append(_golden_page(model, encoder))
     (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
 
     progress("prove", 0, 1)
@@ -222,30 +285,38 @@ def export(
     return package
 
 
-def golden_inputs(model: EarlyExitModel, encoder: Encoder, folder: Path | None) -> list[Arrays]:
+def encoder_of(model: PartedModel) -> Encoder:
+    """The encoder of a model's pages."""
+    assert model.encoding is not None
+    return Encoder(model.encoding, tokenizer_of(model))
+
+
+def tokenizer_of(model: PartedModel) -> Tokenizer:
+    """The tokenizer that a package holds: the model's, or one without words for a model that reads no text."""
+    return model.tokenizer or checkpoint.train_tokenizer(iter([]), 0)
+
+
+def golden_inputs(model: PartedModel, folder: Path | None) -> list[Arrays]:
     """Encoded golden pages: those of a folder, else synthetic ones without text, with some, and with all that is read."""
-    config = model.config
+    encoder = encoder_of(model)
+    encoding, sources = encoder.encoding, model.sources()
     if folder is None:
-        lengths = (2, config.max_text_tokens // 4, config.max_text_tokens)
-        return golden.synthetic_inputs(config.input_size, lengths, config.vocab_size)
-    found = []
+        lengths = (2, encoding.max_text_tokens // 4, encoding.max_text_tokens)
+        return golden.synthetic_inputs(encoding.image_size, lengths, encoding.vocab_size or 2)
+    pages = []
     for path in find_pages(folder, Skipped(), words_alone=not model.reads("image")):
         page = read_page(path)
         if page.words is None and model.reads("text"):
             raise BadData(f"{path}: a golden page needs its words in a .json beside it")
-        image, words, boxes = encoder.contents(page, model.INPUTS)
-        found.append({**encoder.image(image), **encoder.text(words, boxes)})
-    if not found:
+        image, words, boxes = encoder.contents(page, sources)
+        pages.append(encoder.arrays(image, words, boxes))
+    if not pages:
         raise BadData(f"{folder}: no page images; golden inputs need at least one")
-    return found
+    return pages
 
 
-def _golden_page(model: EarlyExitModel, encoder: Encoder) -> golden.GoldenPage:
-    file, words = golden_page.draw(model.INPUTS, encoder.encoding)
-    arrays = golden_page.encoded(golden_page.page_of(file, words, "golden page"), encoder, model.INPUTS)
-    return golden.GoldenPage(arrays, _reference(model, arrays), file=file, words=words)
-
-
-def _reference(model: EarlyExitModel, arrays: Arrays) -> dict[str, np.ndarray]:
-    logits = model.reference_logits(**{name: torch.from_numpy(value) for name, value in arrays.items()})
-    return {name: values.numpy() for name, values in logits.items()}
+def _golden_page(model: PartedModel, encoder: Encoder) -> golden.GoldenPage:
+    sources = model.sources()
+    file, words = golden_page.draw(sources, encoder.encoding)
+    arrays = golden_page.encoded(golden_page.page_of(file, words, "golden page"), encoder, sources)
+    return golden.GoldenPage(arrays, model.logits(arrays), file=file, words=words)

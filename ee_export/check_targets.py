@@ -1,13 +1,14 @@
 """Ranges of one target's values in a manifest: its segments, costs, calibration and operating points."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 
+from ee_export.inputs import input_specs, reads_of, shown
 from ee_export.manifest import (
+    ARRAY,
     GPU_BACKENDS,
     SOURCE,
-    Axis,
     Calibration,
     Certificate,
     Costs,
@@ -20,6 +21,7 @@ from ee_export.manifest import (
     TensorSpec,
     gate_name,
     logits_name,
+    split_input,
 )
 from ee_export.policy.criteria import feature_count
 from ee_export.policy.drift import BINS
@@ -66,6 +68,10 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
     exits, classes = manifest.exits, len(manifest.labels)
     require_name(f"{path}.backend", target.backend)
     require_number(f"{path}.tolerance", target.tolerance, 0, LARGEST)
+    if target.backend in GPU_BACKENDS and (manifest.encoding is None or manifest.encodings):
+        raise Refused(
+            f"{path}.backend", "a GPU's; packages of arrays or of several encodings have targets for the processor only"
+        )
     gated = _check_segments(f"{path}.segments", target.segments, manifest)
     answers = (*exits, *map(gate_name, gated))
     for name, difference in target.equality.items():
@@ -73,7 +79,7 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
         require(name in allowed, f"{path}.equality.{name}", difference, f"one of {', '.join(allowed)}")
         require_number(f"{path}.equality.{name}", difference, 0, LARGEST)
     if target.costs is not None:
-        _check_costs(f"{path}.costs", target.costs, exits)
+        _check_costs(f"{path}.costs", target.costs, exits, manifest.encodings)
     _check_calibration(f"{path}.calibration", target.calibration, exits, classes)
     for name, point in target.operating_points.items():
         require_name(f"{path}.operating_points.{name}", name)
@@ -114,16 +120,15 @@ def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Mani
     """Check that each segment reads only what is there when it runs; returns the exits that have a gate."""
     if tuple(segment.exit for segment in segments) != manifest.exits:
         raise Refused(path, f"not one segment for each exit in order ({', '.join(manifest.exits)})")
-    side, classes, gated = manifest.encoding.image_size, len(manifest.labels), set()
-    shapes: dict[str, tuple[str, tuple[Axis, ...]]] = {
-        "pixel_values": ("float32", ("B", 3, side, side)),
-        "input_ids": ("int64", ("B", "T")),
-        "bbox": ("int64", ("B", "T", 4)),
-        "attention_mask": ("int64", ("B", "T")),
-    }
-    there = {name: TensorSpec(name, *shapes[name]) for name in manifest.inputs}
+    classes, gated = len(manifest.labels), set()
+    there = input_specs(manifest)
+    for name in manifest.inputs:
+        if name not in there:
+            raise Refused(f"inputs.{name}", f"no segment of the target {next(iter(manifest.targets))} reads it")
+    texts = _Texts(manifest)
     for segment in segments:
         at = f"{path}.{segment.exit}"
+        texts.enter(f"{at}.inputs", segment)
         if segment.file not in manifest.files:
             raise Refused(f"{at}.file", f"{segment.file} is not listed in files")
         names = [tensor.name for tensor in segment.inputs]
@@ -135,22 +140,69 @@ def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Mani
                     f"{at}.inputs.{tensor.name}", "neither an input of the package nor made by a segment before"
                 )
             if tensor != given:
-                raise mismatch(f"{at}.inputs.{tensor.name}", _shown(tensor), _shown(given))
+                raise mismatch(f"{at}.inputs.{tensor.name}", shown(tensor), shown(given))
+            if manifest.inputs.get(tensor.name) == ARRAY:
+                _check_tensor(f"{at}.inputs.{tensor.name}", tensor)
+                numpy = tensor.dtype != "bfloat16"
+                require(numpy, f"{at}.inputs.{tensor.name}.dtype", tensor.dtype, "a type that numpy has, for an array")
         logits = TensorSpec(logits_name(segment.exit), "float32", ("B", classes))
         gate = TensorSpec(gate_name(segment.exit), "float32", ("B", 1))
         if not segment.outputs or segment.outputs[0] != logits:
-            raise Refused(f"{at}.outputs", f"the first is not {logits.name} {_shown(logits)}")
+            raise Refused(f"{at}.outputs", f"the first is not {logits.name} {shown(logits)}")
         for place, tensor in enumerate(segment.outputs):
             where = f"{at}.outputs.{tensor.name}"
             require_text(where, tensor.name, 200)
             if tensor.name in there:
                 raise Refused(where, "made twice")
             if tensor.name == gate.name:
-                require(place == 1 and tensor == gate, where, _shown(tensor), f"the second output, {_shown(gate)}")
+                require(place == 1 and tensor == gate, where, shown(tensor), f"the second output, {shown(gate)}")
                 gated.add(segment.exit)
             _check_tensor(where, tensor)
             there[tensor.name] = tensor
+            texts.made(tensor)
     return gated
+
+
+class _Texts:
+    """The rule that tensors with text axes stay with their text.
+
+    Where more of a page is read, pages are grouped anew by the length of their texts. A state of the old length does not fit then, nor
+    does the text of another encoding.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._percent = 0
+        self._text: str | None = None
+        self._pixels: set[str] = set()
+        self._passed: set[str] = set()
+        self._present: set[str] = set()
+
+    def enter(self, path: str, segment: SegmentSpec) -> None:
+        """Begin a segment; refuse an input of another text."""
+        reads = reads_of(self._manifest, segment.exit, segment.inputs)
+        if (
+            reads.percent > self._percent
+            or reads.text not in (None, self._text)
+            or not self._pixels.issuperset(reads.pixels)
+        ):
+            self._passed |= self._present
+            self._present = set()
+        self._percent, self._text = max(self._percent, reads.percent), self._text if reads.text is None else reads.text
+        self._pixels.update(reads.pixels)
+        for tensor in segment.inputs:
+            front, _ = split_input(tensor.name, self._manifest.encodings)
+            other = self._manifest.inputs.get(tensor.name) == "text" and front != self._text
+            if tensor.name in self._passed or other:
+                raise Refused(
+                    f"{path}.{tensor.name}",
+                    "has an axis of the text's length, and a segment reads more of the page, or another text, since it was made",
+                )
+
+    def made(self, tensor: TensorSpec) -> None:
+        """Note an output of the segment."""
+        if "T" in tensor.shape or "L" in tensor.shape:
+            self._present.add(tensor.name)
 
 
 def _check_tensor(path: str, tensor: TensorSpec) -> None:
@@ -166,11 +218,7 @@ def _check_tensor(path: str, tensor: TensorSpec) -> None:
     require(fits, f"{path}.shape", tensor.shape, "B first, then T, L or whole numbers above 0, 8 axes at most")
 
 
-def _shown(tensor: TensorSpec) -> str:
-    return f"{tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
-
-
-def _check_costs(path: str, costs: Costs, exits: tuple[str, ...]) -> None:
+def _check_costs(path: str, costs: Costs, exits: tuple[str, ...], encodings: Collection[str]) -> None:
     require_text(f"{path}.machine", costs.machine)
     require_number(f"{path}.runs", costs.runs, 1, 1_000_000)
     require(bool(costs.tokens), f"{path}.tokens", costs.tokens, "one text length or more")
@@ -183,6 +231,14 @@ def _check_costs(path: str, costs: Costs, exits: tuple[str, ...]) -> None:
             len(times) == len(costs.tokens), f"{path}.segments_ms.{name}", times, "one number for each entry of tokens"
         )
         require_numbers(f"{path}.segments_ms.{name}", times, 0, _LONGEST_MS)
+    for name, taken in costs.encode_ms.items():
+        require(
+            name in encodings,
+            f"{path}.encode_ms.{name}",
+            taken,
+            f"one of the encodings: {', '.join(encodings) or 'none'}",
+        )
+        require_number(f"{path}.encode_ms.{name}", taken, 0, _LONGEST_MS)
     for name in ("encode_image_ms", "encode_text_ms", "ocr_ms", "ocr_start_ms"):
         value = getattr(costs, name)
         if value is not None:
@@ -192,7 +248,7 @@ def _check_costs(path: str, costs: Costs, exits: tuple[str, ...]) -> None:
 def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int, gated: set[str]) -> None:
     require_name(f"{path}.criterion", point.criterion)
     if set(point.thresholds) != set(exits[:-1]):
-        raise Refused(path, "expected one threshold for each exit before final")
+        raise Refused(path, "expected one threshold for each exit but the last")
     for name, threshold in point.thresholds.items():
         at = f"{path}.thresholds.{name}"
         values = threshold if isinstance(threshold, tuple) else (threshold,)

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -23,6 +25,7 @@ from ee_export.console import (
     target_option,
 )
 from ee_export.diff_command import diff
+from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, EeError, one_line
 from ee_export.find import Skipped, find_pages
 from ee_export.limits import DEFAULT_LIMITS, Limits
@@ -32,6 +35,9 @@ from ee_export.rollback_command import rollback
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.threads import MOST_THREADS
 from ee_export.show import PAGE_HEADINGS, ms, page_cells, page_line, page_widths, print_package, print_result, val_table
+
+if TYPE_CHECKING:
+    from ee_export.runtime.chain import Chain
 
 _FOLDER = click.Path(path_type=Path)
 point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
@@ -153,10 +159,10 @@ def train(
 
 
 @cli.command()
-@click.argument("checkpoint", type=_FOLDER)
+@click.argument("model", metavar="CHECKPOINT|MODULE:FUNCTION")
 @click.argument("data", type=_FOLDER)
 @click.option("--out", type=_FOLDER, required=True, help="The package folder to write, usually NAME.ee.")
-@click.option("--exits", help="Those of CHECKPOINT to have in the package, such as vision,text,encoder.4; default all.")
+@click.option("--exits", help="Those of the model to have in the package, such as vision,text,encoder.4; default all.")
 @click.option("--golden", type=_FOLDER, help="Pages to carry as golden inputs; default synthetic ones.")
 @click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default measured with Tesseract.")
 @target_option
@@ -164,7 +170,7 @@ def train(
 @force_option
 @json_option
 def build(
-    checkpoint: Path,
+    model: str,
     data: Path,
     out: Path,
     exits: str | None,
@@ -175,19 +181,28 @@ def build(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Build a package from CHECKPOINT; held-out pages in DATA calibrate and tune it."""
+    """Build a package from a checkpoint or from a model of your own; held-out pages in DATA calibrate and tune it.
+
+    CHECKPOINT is a folder that `ee-export train` wrote. MODULE:FUNCTION, such as my_module:make_model or path/to/file.py:make_model,
+    names a function of yours that returns a PartedModel (see docs/your-model.md). Your code runs with all your rights.
+    """
     with export_extra():
         from ee_export import build as building
+        from ee_export.factory import call_factory, is_factory
     if target != building.TARGET:
         raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}; others: ee-export compile")
     ocr = _engine()
+    names = None if exits is None else [name.strip() for name in exits.split(",") if name.strip()]
+    building.check_destination(out, overwrite=force)  # before the user's code takes its time
+    make = (
+        partial(building.build_own, call_factory(model)) if is_factory(model) else partial(building.build, Path(model))
+    )
     with progress_bars() as show:
-        package = building.build(
-            checkpoint,
+        package = make(
             data,
             out,
             golden_folder=golden,
-            exits=None if exits is None else [name.strip() for name in exits.split(",") if name.strip()],
+            exits=names,
             ocr=ocr,
             ocr_ms=ocr_ms,
             seed=seed,
@@ -464,7 +479,7 @@ def predict(
     """Classify page images and folders of them, and print each page as it is answered.
 
     A .json beside an image gives its words; otherwise OCR runs if the page needs it and Tesseract is installed. A model that
-    reads words alone takes .json files too. Exit status 1: some pages have no answer; 2: none has one. --shadow changes neither answers
+    reads words alone takes .json files too, and a package of arrays .npz files with an array per input. Exit status 1: some pages have no answer; 2: none has one. --shadow changes neither answers
     nor the status.
     """
     from ee_export.monitor import seen
@@ -474,7 +489,10 @@ def predict(
     if (shadow is None) != (shadow_log is None):
         raise BadRequest("--shadow and --shadow-log go together: a package, and the file for what it answers otherwise")
     chain = load(package, target, operating_point, threads, one_pool=True)
+    reads_arrays = chain.package.manifest.encoding is None
     beside = None
+    if reads_arrays and shadow is not None:
+        raise BadRequest(f"{package}: the package reads arrays, and --shadow compares pages; leave it out")
     if shadow is not None and shadow_log is not None:
         from ee_export.shadow import open_log
 
@@ -486,15 +504,23 @@ def predict(
     widths = page_widths(chain.labels, chain.exits)
     count = failed = 0
     with progress_bars() as show:
-        for path in (page for given in paths for page in find_pages(given, skipped, words_alone=words_alone)):
+        pages: Iterable[tuple[Path | str, Arrays | None]] = (
+            _rows(chain, paths)
+            if reads_arrays
+            else ((page, None) for given in paths for page in find_pages(given, skipped, words_alone=words_alone))
+        )
+        for path, arrays in pages:
             if count == 0 and not jsonl:
                 click.echo(click.style(page_line(widths, PAGE_HEADINGS), bold=True))
             count += 1
             page: Page | None = None
             answer: Answer | EeError
             try:
-                page = read_page(path, ocr, limits)
-                answer = chain.predict(page, deadline_ms=deadline_ms)
+                if arrays is None:
+                    page = read_page(Path(path), ocr, limits)
+                    answer = chain.predict(page, deadline_ms=deadline_ms)
+                else:
+                    answer = chain.predict_encoded(arrays, deadline_ms=deadline_ms)
             except Exception as error:
                 failed += 1
                 answer = failure(str(path), error)
@@ -507,7 +533,8 @@ def predict(
                 found = answer.to_dict()
                 row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": seen(answer).scores}
                 cells = page_cells(path, found)
-            skipped.add_frames(path)
+            if arrays is None:
+                skipped.add_frames(Path(path))
             echo_json(row) if jsonl else click.echo(page_line(widths, cells))
             if beside is not None:
                 beside.compare(page, answer, deadline_ms)
@@ -629,6 +656,16 @@ def main() -> None:
 
 
 _ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "deadline_hit")
+
+
+def _rows(chain: "Chain", paths: Sequence[Path]) -> Iterator[tuple[str, Arrays]]:
+    """The rows of .npz files for a package of arrays, each with its name."""
+    from ee_export.data import read_rows
+    from ee_export.inputs import array_specs
+
+    for path in paths:
+        for at, row in enumerate(read_rows(path, array_specs(chain.package.manifest))):
+            yield f"{path}:{at}", row
 
 
 def _engine() -> Ocr | None:

@@ -18,12 +18,13 @@ import numpy as np
 from ee_export import fit, golden
 from ee_export.atomic import staged_folder
 from ee_export.console import Progress
-from ee_export.data import Dataset, read_dataset
+from ee_export.data import Data, read_for
 from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, require_known
 from ee_export.gpu_target import device_costs, recipe_target
+from ee_export.inputs import only_encoding
 from ee_export.manifest import GPU_BACKENDS, Manifest, Target
-from ee_export.observe import Observed, held_out, observe_each, read_pages
+from ee_export.observe import Observed, encoded, held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, Package, link_files, locked, open_package, require_name_of
 from ee_export.page import Ocr
 from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
@@ -82,6 +83,8 @@ def compile_target(
     """
     recipe = recipe_of(target_name)
     require_known(kind, KINDS, "kind of quantization")
+    if recipe is not None:
+        only_encoding(package.manifest, f"the target {recipe.name}, for a GPU,")
     require_runnable(recipe.backend if recipe else TARGETS[target_name])
     name = recipe.name if recipe else target_name
     require_name_of("target", name)
@@ -123,6 +126,7 @@ def write_graphs(package: Package, target_name: str, data: Path, folder: Path, o
         raise BadRequest(
             f"{target_name} is compiled without a recipe and has no graphs of its own; take one of {', '.join(SHIPPED)}"
         )
+    only_encoding(package.manifest, f"the target {recipe.name}, for a GPU,")
     with staged_folder(folder) as staging:
         prepare_segments(
             package, recipe, staging, _samples(recipe, load_package(package, SOURCE, one_pool=True), data, ocr, seed)
@@ -134,8 +138,8 @@ def _samples(recipe: TargetRecipe, before: Chain, data: Path, ocr: Ocr | None, s
     """Encoded pages that give activations their range, for a recipe that wants them."""
     if recipe.precision != "int8":
         return []
-    parts, _ = held_out(read_dataset(data, before.package.manifest.labels), seed)
-    return [before.encode([page]) for page in read_pages(parts["calibrate"], ocr)[: recipe.int8.pages]]
+    parts, _ = held_out(read_for(before.package.manifest, data), seed)
+    return [encoded(before, page) for page in read_pages(parts["calibrate"], ocr)[: recipe.int8.pages]]
 
 
 def _compiled(
@@ -150,7 +154,7 @@ def _compiled(
     progress: Progress,
 ) -> Package:
     source = package.target(SOURCE)
-    parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
+    parts, split = held_out(read_for(package.manifest, data), seed)
     before = load_package(package, SOURCE, one_pool=True)
     wanted = observe_each(before, parts, ocr, partial(_named, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
@@ -161,7 +165,7 @@ def _compiled(
             seen = observe_each(chain, parts, ocr, progress)
         elif target_name == "cpu-int8":
             pages = read_pages(parts["calibrate"], ocr)[:_SAMPLES] if kind == "static" else []
-            samples = [before.encode([page]) for page in pages]
+            samples = [encoded(before, page) for page in pages]
             folder = staging / target_name
             target, chain, seen = _quantized_with_care(before, folder, kind, samples, parts, wanted, ocr, progress)
         else:
@@ -197,7 +201,7 @@ def _quantized_with_care(
     folder: Path,
     kind: str,
     samples: Sequence[Arrays],
-    parts: Mapping[str, Dataset],
+    parts: Mapping[str, Data],
     wanted: Mapping[str, Observed],
     ocr: Ocr | None,
     progress: Progress,
@@ -263,11 +267,11 @@ def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
     package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
     point = operating_point(target, FULL)
     if target.backend in GPU_BACKENDS:
-        return Chain(package, target, point, open_drafted_on_gpu(target, name, folder), before.encoder)
+        return before.beside(package, target, point, open_drafted_on_gpu(target, name, folder))
     threads = available_threads()
     opened = partial(open_segment, threads=threads, one_pool=True)
     segments = [opened(target.backend, spec, folder / spec.file) for spec in target.segments]
-    return Chain(package, target, point, segments, before.encoder)
+    return before.beside(package, target, point, segments)
 
 
 def _losing(before: Mapping[str, Observed], after: Mapping[str, Observed], kept: Sequence[str]) -> str | None:
@@ -287,7 +291,7 @@ def _accuracy(pages: Observed, exit_name: str) -> float:
 def _most_harmful(
     before: Chain,
     after: Chain,
-    parts: Mapping[str, Dataset],
+    parts: Mapping[str, Data],
     losing: str,
     kept: Sequence[str],
     ocr: Ocr | None,
@@ -299,7 +303,7 @@ def _most_harmful(
         if name in kept:
             continue
         segments = [*before.segments[:at], after.segments[at], *before.segments[at + 1 :]]
-        alone = Chain(before.package, before.target, before.operating_point, segments, before.encoder)
+        alone = before.beside(before.package, before.target, before.operating_point, segments)
         seen = observe_each(alone, parts, ocr, partial(_named, progress, f"{name} alone"))
         found[name] = _accuracy(reduce(add, seen.values()), losing)
     return min(found, key=found.__getitem__)

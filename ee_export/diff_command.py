@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ee_export.console import echo_json, json_option, out, progress_bars, say, target_option
 from ee_export.difference import GROUPS, Difference, differences
+from ee_export.errors import BadRequest
 from ee_export.find import Skipped
 from ee_export.ocr import installed, tesseract
 from ee_export.show import ms
@@ -61,6 +62,9 @@ def _compared(packages: Sequence[Any], folder: Path, target: str, operating_poin
     from ee_export.agreement import compare_pages, find_labelled
     from ee_export.runtime.chain import load_package
 
+    for package in packages:
+        if package.manifest.encoding is None:
+            raise BadRequest(f"{package.path}: the package reads arrays, and PAGES are pages; leave PAGES out")
     skipped = Skipped()
     words_alone = not any(package.manifest.reads("image") for package in packages)
     labels = [label for package in packages for label in package.manifest.labels]

@@ -1,5 +1,6 @@
 """Page to arrays, with tokenizers, Pillow and numpy only; training and the runtime both encode here."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ee_export.resize import FILTERS, UNSTATED, Square, resized
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
+_BAND = re.compile(r"text\.([1-9][0-9]?)", re.ASCII)
 RESAMPLE = tuple(FILTERS)
 """Filters of the resize, by the names that Pillow gives them."""
 
@@ -41,16 +43,19 @@ class Encoding:
     ``text``: ``words`` cuts each word by itself, ``joined`` the words of a page as one text with a space between them.
     ``bos_box``, ``eos_box``: boxes of the two special tokens. ``truncation``: ``right`` leaves out the end of a long text, ``left``
     its beginning.
+
+    The fields up to ``image_std`` may be left out for a model that reads no image, ``max_text_tokens`` to ``pad_id`` for one that
+    reads no text.
     """
 
-    image_size: int
-    image_mode: str
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
-    max_text_tokens: int
-    bos_id: int
-    eos_id: int
-    pad_id: int
+    image_size: int = 0
+    image_mode: str = ""
+    image_mean: tuple[float, ...] = ()
+    image_std: tuple[float, ...] = ()
+    max_text_tokens: int = 0
+    bos_id: int = -1
+    eos_id: int = -1
+    pad_id: int = -1
     bands: tuple[int, ...] = ()
     vocab_size: int | None = None
     resize: str = UNSTATED
@@ -67,8 +72,9 @@ class Encoding:
 
 
 def band_of(exit_name: str) -> int:
-    """Percentage of the page's height whose text an exit reads: p for ``text.<p>``, else 100."""
-    return int(exit_name.removeprefix("text.")) if exit_name.startswith("text.") else 100
+    """Percentage of the page's height whose text an exit reads: p for ``text.<p>`` with p in 1–99, else 100."""
+    match = _BAND.fullmatch(exit_name)
+    return int(match[1]) if match else 100
 
 
 def within(box: Sequence[float], percent: float) -> bool:
@@ -77,10 +83,13 @@ def within(box: Sequence[float], percent: float) -> bool:
 
 
 def tokens_read(text: Arrays | None, percent: int) -> int:
-    """How many tokens of an encoded text ``[1, T]`` an exit knows that reads the top ``percent`` of the page; 0: none."""
+    """Tokens of an encoded text ``[1, T]`` that an exit reads of the top ``percent`` of the page, 0 for 0.
+
+    Without boxes all tokens count.
+    """
     if text is None or percent == 0:
         return 0
-    if percent == 100:
+    if percent == 100 or "bbox" not in text:
         return text["input_ids"].shape[1]
     boxes = text["bbox"][0]
     inside = (boxes[:, 1] + boxes[:, 3] < 20 * percent) & (boxes.sum(1) > 0)
@@ -88,9 +97,13 @@ def tokens_read(text: Arrays | None, percent: int) -> int:
 
 
 def blank_page(encoding: Encoding, tokens: int) -> Arrays:
-    """All inputs of one grey page whose text has that many tokens, to measure with."""
+    """All inputs that an encoding makes of one grey page whose text has that many tokens, to measure with."""
+    pixels = np.zeros((1, 3, encoding.image_size, encoding.image_size), np.float32)
+    image = {"pixel_values": pixels} if encoding.image_size else {}
+    if not encoding.max_text_tokens:
+        return image
     return {
-        "pixel_values": np.zeros((1, 3, encoding.image_size, encoding.image_size), np.float32),
+        **image,
         "input_ids": np.full((1, tokens), encoding.bos_id, np.int64),
         "bbox": np.zeros((1, tokens, 4), np.int64),
         "attention_mask": np.ones((1, tokens), np.int64),
@@ -111,12 +124,20 @@ def square_of(encoding: Encoding) -> Square:
 
 
 class Encoder:
-    """Turns pages into the arrays that segments read. Thread-safe: all it keeps between calls is the pieces of words it has seen."""
+    """Turns pages into the arrays that segments read. Thread-safe: all it keeps between calls is the pieces of words it has seen.
 
-    def __init__(self, encoding: Encoding, tokenizer: Tokenizer) -> None:
+    ``tokenizer``: may be ``None`` for an encoding whose text no model reads. ``further``: the encoders of a package's further
+    encodings, by name.
+    """
+
+    def __init__(
+        self, encoding: Encoding, tokenizer: Tokenizer | None, further: Mapping[str, "Encoder"] | None = None
+    ) -> None:
         self.encoding = encoding
+        self.further = dict(further or {})
         room = encoding.max_text_tokens - 2
-        self._cutter = Cutter(tokenizer, room, encoding.text == "joined", encoding.truncation == "left")
+        joined, left = encoding.text == "joined", encoding.truncation == "left"
+        self._cutter = None if tokenizer is None else Cutter(tokenizer, room, joined, left)
         ends = np.array([encoding.bos_box, encoding.eos_box], np.int64)
         self._end_boxes = ends if ends.any() else None
         self._square = square_of(encoding)
@@ -126,7 +147,11 @@ class Encoder:
         # Rounded where transformers rounds: after the rescale, after the mean and after the deviation.
         levels = (np.arange(256) * encoding.rescale).astype(np.float32)
         self._levels = (levels - mean) / std
-        self._alike = bool((self._levels == self._levels[0]).all())
+        self._alike = bool((self._levels == self._levels[:1]).all())
+
+    def named(self, name: str) -> "Encoder":
+        """The encoder of a further encoding; this one for ``""``."""
+        return self.further[name] if name else self
 
     def open(self, page: Page) -> tuple[Image.Image, bool]:
         """A page's picture, of a JPEG file no larger than :meth:`pixels` needs, and whether that is the whole of it."""
@@ -143,6 +168,11 @@ class Encoder:
         image, whole = self.open(page) if "image" in sources else (None, False)
         words, boxes = page.text(image if whole else None) if "text" in sources else ([], [])
         return image or Image.new("L", (1, 1)), words, boxes
+
+    def arrays(self, image: Image.Image, words: Words, boxes: Boxes) -> Arrays:
+        """All inputs that the encoding makes of one page: :meth:`image` and :meth:`text`, without what it has no fields for."""
+        made = self.image(image) if self.encoding.image_size else {}
+        return {**made, **(self.text(words, boxes) if self.encoding.max_text_tokens else {})}
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The page resized and cropped to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``.
@@ -200,7 +230,7 @@ class Encoder:
             ends = [20 * percent for percent in self.encoding.bands]  # of twice a box's middle, see `within`
             order = np.searchsorted(ends, places[:, 1] + places[:, 3], side="right").argsort(kind="stable")
             words, places = [words[at] for at in order.tolist()], places[order]
-        ids, owners = self._cutter.cut(words)
+        ids, owners = self._cutter.cut(words) if self._cutter is not None else ((), ())
         where = np.zeros((1, len(ids) + 2, 4), np.int64)
         if len(places):
             places.take(owners, axis=0, out=where[0, 1:-1], mode="clip")  # no place is out of range

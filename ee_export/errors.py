@@ -46,6 +46,10 @@ class BadCheckpoint(EeError):
     """A folder is not a checkpoint that this toolkit can read."""
 
 
+class BadModel(EeError):
+    """A model that was brought as parts cannot be cut at its exits."""
+
+
 class BadPackage(EeError):
     """A package is incomplete, changed, unsafe, or of a schema this version does not understand."""
 

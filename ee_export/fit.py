@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ee_export import golden, history
-from ee_export.data import read_dataset
+from ee_export.data import read_for
 from ee_export.errors import BadRequest, require_known
+from ee_export.inputs import reads_of
 from ee_export.manifest import (
     Calibration,
     Certificate,
@@ -125,14 +126,21 @@ def scored(
     probabilities, scores = score_pages(logits, found, criterion, tokens, gates)
     costs = target.costs
     spent = np.full(len(pages.targets), costs.encode_image_ms if costs else 0.0)
-    cost, read = [], 0
+    cost, read, encoded = [], 0, set[str]()
     for at, (name, rule) in enumerate(zip(manifest.exits, found, strict=True)):
         asked = rule.reads in (0, 100, *bands)
+        segment = target.segments[at]
+        reads = reads_of(manifest, name, segment.inputs)
+        further = {encoding for encoding in (reads.text, *reads.pixels) if encoding} - encoded
         if not asked:
             scores[at] = NOT_ASKED
-        elif rule.reads > read and costs is not None:
-            spent = spent + costs.strip_ms((rule.reads - read) / 100, ocr_ms) + costs.encode_text_ms
-            read = rule.reads
+        elif costs is not None:
+            if rule.reads > read:
+                spent = spent + costs.strip_ms((rule.reads - read) / 100, ocr_ms)
+                spent = spent + (0.0 if reads.text else costs.encode_text_ms)
+                read = rule.reads
+            spent = spent + sum(costs.encode_ms.get(encoding, 0.0) for encoding in further)
+            encoded |= further
         if asked:
             spent = spent + _segment_ms(costs, name, pages.tokens[name])
         cost.append(spent)
@@ -415,7 +423,7 @@ def observe_parts(
     progress: Callable[[str, int, int], None],
 ) -> tuple[dict[str, Observed], Split]:
     """Split held-out pages, and run a target of a package on them; too few to certify are refused before."""
-    parts, split = held_out(read_dataset(data, package.manifest.labels), seed)
+    parts, split = held_out(read_for(package.manifest, data), seed)
     if wish.epsilon is not None:
         certify.require_pages(len(parts["certify"]), wish.epsilon, wish.delta, str(data))
     return observe_each(load_package(package, target_name, one_pool=True), parts, ocr, progress), split

@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ee_export.encode import TEXT_INPUTS, Arrays, tokens_read
 from ee_export.errors import BadPackage, BadRequest, NotEqual, printable, shorten
-from ee_export.manifest import SOURCES, Manifest, Target, gate_name
+from ee_export.inputs import encoded_specs, input_specs, longest_text, texts_of, without_prefix
+from ee_export.manifest import ARRAY, SOURCES, Manifest, Target, TensorSpec, gate_name, split_input
 from ee_export.package import GOLDEN, Package
 from ee_export.policy.decide import leave_at, score_pages
 from ee_export.runtime.plan import operating_point, rules
@@ -21,6 +22,10 @@ MOST_BYTES = 2**30
 LARGEST_FILE = 2**28
 LARGEST_SOURCE = 2**20
 """Of the golden page's image file or words, in bytes."""
+Size = int | tuple[int, int]
+"""Length of an axis, or the least and the most."""
+Kind = tuple[str, tuple[Size, ...]]
+"""Dtype of a stored array as numpy writes it, and its shape."""
 _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
 
 
@@ -55,7 +60,7 @@ def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, s
         pages.append(
             {
                 "pixel_values": np.ascontiguousarray(pixels),
-                "input_ids": rng.integers(5, vocab_size, (1, tokens)),
+                "input_ids": rng.integers(min(5, vocab_size - 1), vocab_size, (1, tokens)),
                 "bbox": corners.reshape(1, tokens, 4),
                 "attention_mask": np.ones((1, tokens), np.int64),
             }
@@ -112,7 +117,11 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
     names = manifest.answers()
     pages = [
         GoldenPage(
-            {name: arrays[f"{at}/{name}"] for name in INPUTS},
+            {
+                name: arrays[f"{at}/{name}"]
+                for name in dict.fromkeys((*INPUTS, *manifest.inputs))
+                if f"{at}/{name}" in arrays
+            },
             {name: arrays[f"{at}/{name}.logits"] for name in names},
             {
                 target: {name: arrays[f"{at}/{target}/{name}.logits"] for name in names}
@@ -139,28 +148,27 @@ def _count(names: Iterable[str]) -> int:
 def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Manifest) -> None:
     """Refuse entries unless they are those of ``count`` pages, of the types and shapes that the manifest gives them.
 
-    An axis of any length, up to the longest text, is ``None``.
+    Inputs that the encoding makes and no segment reads may be there or not.
     """
     sources = {f"{at}/{name}" for at in range(count) for name in ("file", "words")} & stored.keys()
     for name in sources:
         array = stored[name]
         if array.dtype != "|u1" or len(array.shape) != 1 or not 1 <= array.size <= LARGEST_SOURCE:
             raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected |u1 [1–{LARGEST_SOURCE}]")
-    side, classes = manifest.encoding.image_size, len(manifest.labels)
-    shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
-        "pixel_values": ("<f4", (1, 3, side, side)),
-        "input_ids": ("<i8", (1, None)),
-        "bbox": ("<i8", (1, None, 4)),
-        "attention_mask": ("<i8", (1, None)),
+    classes = len(manifest.labels)
+    shapes = {name: _stored_kind(spec, longest_text(manifest, name)) for name, spec in input_specs(manifest).items()}
+    answers: dict[str, Kind] = {
+        f"{name}.logits": ("<f4", (1, classes if name in manifest.exits else 1)) for name in manifest.answers()
     }
-    answers = {f"{name}.logits": ("<f4", (1, classes if name in manifest.exits else 1)) for name in manifest.answers()}
-    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
+    expected: dict[str, Kind] = {
         f"exits/{target}/{point}": ("<i8", (count,))
         for target, entry in manifest.targets.items()
         for point in entry.operating_points
     }
+    unread = _unread_kinds(manifest)
     for at in range(count):
         expected |= {f"{at}/{name}": kind for name, kind in (shapes | answers).items()}
+        expected |= {f"{at}/{name}": kind for name, kind in unread.items() if f"{at}/{name}" in stored}
         for target in manifest.targets:
             own = {f"{at}/{target}/{name}": kind for name, kind in answers.items()}
             if any(name in stored for name in own):
@@ -173,34 +181,67 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
             raise ValueError(f"{name}: missing")
         array = stored[name]
         fits = len(array.shape) == len(shape) and all(
-            size <= manifest.encoding.max_text_tokens if expected_size is None else size == expected_size
-            for size, expected_size in zip(array.shape, shape, strict=True)
+            low <= size <= high for size, (low, high) in zip(array.shape, map(_bounds, shape), strict=True)
         )
         if array.dtype != dtype or not fits:
-            wants = [f"0–{manifest.encoding.max_text_tokens}" if size is None else size for size in shape]
+            wants = [f"{size[0]}–{size[1]}" if isinstance(size, tuple) else size for size in shape]
             raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected {dtype} {wants}")
     for at in range(count):
-        lengths = {stored[f"{at}/{name}"].shape[1] for name in TEXT_INPUTS}
-        if len(lengths) > 1:
-            raise ValueError(f"{at}/input_ids: not as long as bbox and attention_mask")
+        for front in manifest.all_encodings():
+            names = [f"{front}.{name}" if front else name for name in TEXT_INPUTS]
+            lengths = {stored[f"{at}/{name}"].shape[1] for name in names if f"{at}/{name}" in stored}
+            if len(lengths) > 1:
+                raise ValueError(f"{at}/{names[0]}: not as long as bbox and attention_mask")
     total = sum(array.size for array in stored.values())
     if total > MOST_BYTES:
         raise ValueError(f"unpacks to {total:,} bytes, more than {MOST_BYTES:,}")
 
 
+def _stored_kind(spec: TensorSpec, longest: int | None) -> Kind:
+    """Dtype and shape of an input of one page as numpy stores it."""
+    free = (1, MOST_BYTES) if longest is None else (0, longest)
+    shape = (1, *(axis if isinstance(axis, int) else free for axis in spec.shape[1:]))
+    return np.dtype(spec.dtype).str.replace("=", "<"), shape
+
+
+def _unread_kinds(manifest: Manifest) -> dict[str, Kind]:
+    """Inputs that the encoding can make and the model does not read; a file may hold them."""
+    if manifest.encoding is None:
+        return {}
+    whole = replace(manifest, inputs={**SOURCES}, encodings={})
+    return {
+        name: _stored_kind(spec, longest_text(whole, name))
+        for name, spec in encoded_specs(whole).items()
+        if name not in manifest.inputs
+    }
+
+
+def _bounds(size: Size) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)
+
+
 def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> None:
-    rows = manifest.encoding.vocab_size if manifest.reads("text") else None
-    highest = {"bbox": 1000, "attention_mask": 1, "input_ids": np.iinfo(np.int64).max if rows is None else rows - 1}
+    highest = {name: _highest(name, manifest) for name in (*INPUTS, *manifest.inputs)}
     for name, values in arrays.items():
-        if values.dtype == np.uint8:
-            continue  # the golden page's file and words are read with the suspicion that any page meets
+        last_part = name.rpartition("/")[2]
+        exits = name.startswith("exits/")
+        if not exits and (last_part in ("file", "words") or manifest.inputs.get(last_part) == ARRAY):
+            continue  # read with the suspicion that any page meets; and the caller's arrays have any values
         if values.dtype.kind == "f":
             fits = bool(np.isfinite(values).all())
         else:
-            last = len(manifest.exits) - 1 if name.startswith("exits/") else highest[name.split("/")[1]]
+            last = len(manifest.exits) - 1 if exits else highest[last_part]
             fits = values.min(initial=0) >= 0 and values.max(initial=0) <= last
         if not fits:
             raise ValueError(f"{name}: a value is out of range")
+
+
+def _highest(name: str, manifest: Manifest) -> int:
+    """The largest value that an input of whole numbers may have."""
+    front, base = split_input(name, manifest.encodings)
+    encoding = manifest.all_encodings().get(front)
+    rows = encoding.vocab_size if encoding is not None and "text" in manifest.inputs_of(front).values() else None
+    return {"bbox": 1000, "attention_mask": 1}.get(base, np.iinfo(np.int64).max if rows is None else rows - 1)
 
 
 def expected_exits(
@@ -214,7 +255,10 @@ def expected_exits(
     point = operating_point(target, point_name)
     logits = [np.concatenate([one[name] for one in said]) for name in manifest.exits]
     found = rules(manifest, target, point.weights)
-    tokens = [[tokens_read(page.inputs, rule.reads) for page in pages] for rule in found]
+    tokens = [
+        [tokens_read(without_prefix(text, page.inputs), rule.reads) for page in pages]
+        for rule, text in zip(found, texts_of(manifest), strict=True)
+    ]
     gates = [
         np.concatenate([one[gate_name(name)] for one in said]) if gate_name(name) in said[0] else None
         for name in manifest.exits

@@ -15,6 +15,8 @@ from PIL import Image
 
 from ee_export.encode import Arrays, Encoder, Encoding
 from ee_export.errors import BadPackage, BadPage, NotEqual
+from ee_export.inputs import with_prefix
+from ee_export.manifest import split_input
 from ee_export.page import Page
 from ee_export.strict_json import parse
 
@@ -52,13 +54,15 @@ _WORDS = [
 def draw(inputs: Mapping[str, str], encoding: Encoding) -> tuple[bytes | None, bytes | None]:
     """The file and the words of the golden page of a model with such inputs, which encodes pages so.
 
+    ``encoding``: of several, the one with the largest image.
+
     Returns:
         A PNG file, and ``{"words": […], "boxes": […]}`` as UTF-8 JSON. Either is None if the model does not read it.
     """
     sources = inputs.values()
     return (
         _draw_file(encoding) if "image" in sources else None,
-        _write_words("bbox" in inputs) if "text" in sources else None,
+        _write_words(any(name.rpartition(".")[2] == "bbox" for name in inputs)) if "text" in sources else None,
     )
 
 
@@ -76,9 +80,14 @@ def page_of(file: bytes | None, words: bytes | None, name: str) -> Page:
 
 
 def encoded(page: Page, encoder: Encoder, inputs: Mapping[str, str]) -> Arrays:
-    """All inputs of one page, encoded here."""
-    image, words, boxes = encoder.contents(page, inputs)
-    return {**encoder.image(image), **encoder.text(words, boxes)}
+    """All inputs of one page, encoded here by an encoder and its further ones."""
+    arrays: Arrays = {}
+    for name in ("", *encoder.further):
+        own = encoder.named(name)
+        split = ((split_input(key, encoder.further), source) for key, source in inputs.items())
+        contents = own.contents(page, {base: source for (front, base), source in split if front == name})
+        arrays |= with_prefix(name, own.arrays(*contents))
+    return arrays
 
 
 def require_same_encoding(page: Page, stored: Arrays, encoder: Encoder, inputs: Mapping[str, str]) -> None:
@@ -88,7 +97,8 @@ def require_same_encoding(page: Page, stored: Arrays, encoder: Encoder, inputs: 
         if arrays[name].shape == stored[name].shape and (arrays[name] == stored[name]).all():
             continue
         if inputs[name] == "image":
-            raise NotEqual(f"{page.name}: {_unlike_pixels(arrays[name], stored[name], encoder)}")
+            own = encoder.named(split_input(name, encoder.further)[0])
+            raise NotEqual(f"{page.name}: {_unlike_pixels(arrays[name], stored[name], own)}")
         raise NotEqual(
             f"{page.name}: {name} differs from the stored one: the words are cut into other tokens by tokenizers "
             f"{tokenizers.__version__}; install the version that the package was built with, or rebuild it with `ee-export build`"

@@ -12,6 +12,7 @@ from ee_export.console import Progress
 from ee_export.encode import Arrays, blank_page
 from ee_export.errors import DeviceError
 from ee_export.gpu_bias import Build, Setting, choose_bias
+from ee_export.inputs import only_encoding
 from ee_export.manifest import Costs, SegmentSpec, Target
 from ee_export.package import Package
 from ee_export.recipes import TargetRecipe, with_plain_attention
@@ -64,7 +65,7 @@ def recipe_target(
         "recipe": recipe.hash,
         "precision": recipe.precision,
         "visual_tokens": str(visual),
-        "longest_text": str(package.manifest.encoding.max_text_tokens),
+        "longest_text": str(only_encoding(package.manifest, "a GPU's target").max_text_tokens),
     }
     build = None
     if recipe.backend == "tensorrt":
@@ -94,7 +95,7 @@ def _builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -
     """Builds engines of a recipe's profiles, with its timing cache."""
     from ee_export.engines import Wanted, build_engine, cache_name
 
-    profiles = recipe.profiles(package.manifest.encoding.max_text_tokens)
+    profiles = recipe.profiles(only_encoding(package.manifest, "a GPU's target").max_text_tokens)
     cache = None
     if recipe.timing_cache:
         own = Path(recipe.timing_cache) if isinstance(recipe.timing_cache, str) else None

@@ -1,15 +1,21 @@
 """manifest.json as values: what a package says of itself. Reading it is :mod:`ee_export.read_manifest`."""
 
 import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ee_export.encode import Encoding, band_of
+from ee_export.errors import BadRequest
 
 SCHEMA = 1
+TOKENIZER = "tokenizer.json"
 
 SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
 """The input tensors that an encoder makes, and the part of a page that each is made from."""
+
+ARRAY = "array"
+"""Source of an input tensor that the caller gives."""
 
 GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 """Backends of targets that run on an NVIDIA GPU."""
@@ -28,6 +34,12 @@ def logits_name(exit_name: str) -> str:
 def gate_name(exit_name: str) -> str:
     """Name of the go/stop logit of an exit's gate: a tensor of its segment, and the key of its calibration."""
     return f"{exit_name}.gate"
+
+
+def split_input(name: str, encodings: Container[str]) -> tuple[str, str]:
+    """The name of the further encoding that makes an input, ``""`` if none does, and the input's name without it."""
+    front, _, base = name.partition(".")
+    return (front, base) if front in encodings and base in SOURCES else ("", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,7 @@ class Certificate:
 
     ``method``: ``learn_then_test`` (true with probability at least 1 − ``delta`` over the draw of the pages) or
     ``conformal_risk_control`` (true on average over draws; ``delta`` is null). ``risk``: ``disagreement`` (the answer differs
-    from that of ``final``) or ``accuracy_lost`` (it is wrong where that of ``final`` is right). ``losses`` among ``pages``
+    from that of the last exit) or ``accuracy_lost`` (it is wrong where that of the last exit is right). ``losses`` among ``pages``
     pages of hash ``data``; ``bound``: the smallest epsilon that they would have certified.
     """
 
@@ -100,7 +112,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """A criterion with a threshold per exit; ``null`` never leaves there, and ``final`` has none.
+    """A criterion with a threshold per exit; ``null`` never leaves there, and the last exit has none.
 
     A threshold may be a list, one per class answered. ``weights``: the criterion's per exit, where it has any. ``data``: sha256
     of the pages it was tuned on, ``measured``: what it did on them, ``seen``: what they looked like; ``certificate``: a
@@ -135,7 +147,7 @@ class Former:
 class Costs:
     """Measured median time of each segment at batch 1, per number of text tokens; ``None``: not measured.
 
-    ``ocr_ms``: of the OCR engine for a whole page; ``ocr_start_ms``: how much of it a strip costs whatever its height.
+    ``encode_ms``: per further encoding, of making its inputs for a page. ``ocr_ms``: of the OCR engine for a whole page; ``ocr_start_ms``: how much of it a strip costs whatever its height.
     """
 
     machine: str
@@ -146,6 +158,7 @@ class Costs:
     encode_text_ms: float
     ocr_ms: float | None = None
     ocr_start_ms: float = 0.0
+    encode_ms: dict[str, float] = field(default_factory=dict)
 
     def strip_ms(self, share: float, ocr_ms: float | None = None) -> float:
         """Cost of reading a strip of this share of a page's height; ``ocr_ms`` replaces what was measured."""
@@ -168,8 +181,8 @@ class Target:
     """Segments compiled for one kind of device, with numbers of their own.
 
     ``tolerance``: largest allowed difference from the golden logits, the target's own where it has any. ``equality``: largest
-    difference from the trained model, per exit, found when the target was built; under :data:`SOURCE`, of the logits of ``final``
-    from those of the stock checkpoint that was brought, on the held-out pages. ``compiled``: how it was made from another
+    difference from the trained model, per exit, found when the target was built; under :data:`SOURCE`, of the logits of the last
+    exit from those of the stock checkpoint that was brought, on the held-out pages. ``compiled``: how it was made from another
     target, and what on. ``history``: operating points that were replaced, newest first; see :mod:`ee_export.history`.
     """
 
@@ -222,20 +235,45 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything in manifest.json; see docs/package.md. ``inputs`` says what each input tensor is made from."""
+    """Everything in manifest.json; see docs/package.md.
+
+    ``inputs``: the source of each input tensor, ``image`` or ``text`` of a page or :data:`ARRAY`. ``encoding``: how a page becomes
+    them, ``None`` if all are arrays. ``encodings``: further ways by name, for models in one package that read pages differently. The
+    inputs of the encoding ``large`` are ``large.pixel_values``, ``large.input_ids``, ``large.bbox`` and ``large.attention_mask``.
+    """
 
     schema: int
     name: str
     created_by: str
     labels: tuple[str, ...]
     exits: tuple[str, ...]
-    encoding: Encoding
+    encoding: Encoding | None
     inputs: dict[str, str]
     model: dict[str, Any]
     targets: dict[str, Target]
     files: dict[str, FileEntry]
     split: Split | None = None
     origin: Origin | None = None
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+
+    def page_encoding(self) -> Encoding:
+        """The encoding of a package that reads pages; raises BadRequest for a package of arrays."""
+        if self.encoding is None:
+            raise BadRequest(f"{self.name}: the package reads arrays, and encodes no pages; give it arrays")
+        return self.encoding
+
+    def all_encodings(self) -> dict[str, Encoding]:
+        """All encodings by name; ``""`` is that of ``encoding``."""
+        return {**({} if self.encoding is None else {"": self.encoding}), **self.encodings}
+
+    def inputs_of(self, encoding: str) -> dict[str, str]:
+        """The inputs that an encoding makes, under the names that an encoder gives them, and their sources."""
+        split = ((split_input(name, self.encodings), source) for name, source in self.inputs.items())
+        return {base: source for (name, base), source in split if name == encoding and source != ARRAY}
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """The file of each encoding's tokenizer, by the encoding's name. An encoding that makes no text needs none."""
+        return {name: f"{name}.{TOKENIZER}" if name else TOKENIZER for name in self.all_encodings()}
 
     def reads(self, source: str) -> bool:
         """Whether the model reads anything of a page's ``image`` or of its ``text``."""
@@ -243,7 +281,8 @@ class Manifest:
 
     def text_bands(self) -> tuple[int, ...]:
         """Percentages of the page's height that the exits ``text.<p>`` read to, rising."""
-        return tuple(band_of(name) for name in self.exits if name.startswith("text."))
+        bands = map(band_of, self.exits) if self.reads("text") else ()
+        return tuple(sorted({percent for percent in bands if percent < 100}))
 
     def answers(self) -> tuple[str, ...]:
         """The exits, each followed by the name of its gate where it has one: all that a page's logits are kept by."""

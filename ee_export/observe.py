@@ -2,15 +2,17 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import overload
 
 import numpy as np
 
-from ee_export.data import Dataset, stratified_split
-from ee_export.encode import tokens_read
+from ee_export.data import ArrayData, Data, Dataset, stratified_split
+from ee_export.encode import Arrays, tokens_read
 from ee_export.errors import BadData, EeError, printable, shorten
+from ee_export.inputs import texts_of, without_prefix
 from ee_export.manifest import Split
 from ee_export.page import Ocr, Page, read_page
 from ee_export.runtime.chain import Chain
@@ -48,7 +50,11 @@ class Observed:
         )
 
 
-def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]:
+@overload
+def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]: ...
+@overload
+def held_out(data: Data, seed: int) -> tuple[dict[str, Data], Split]: ...
+def held_out(data: Data, seed: int) -> tuple[Mapping[str, Data], Split]:
     """Keep pages for calibrating, tuning and certifying apart, by class; returns the parts and the record of it.
 
     The log gets a line, as a warning, if classes have no pages.
@@ -74,28 +80,41 @@ def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]:
     return parts, Split(seed, data.digest(), dict(SHARES), {name: len(part) for name, part in parts.items()})
 
 
-def read_pages(data: Dataset, ocr: Ocr | None) -> list[Page]:
-    """The pages of a data set, with ``ocr`` for those without words."""
+@overload
+def read_pages(data: Dataset, ocr: Ocr | None) -> list[Page]: ...
+@overload
+def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]: ...
+def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]:
+    """The pages of a data set, with ``ocr`` for those without words; of labelled arrays the rows, ``[1, …]`` per input."""
+    if isinstance(data, ArrayData):
+        return [data.row(at) for at in range(len(data))]
     return [read_page(path, ocr) for path in data.paths]
 
 
-def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) -> Observed:
-    """Run all exits of a chain on every page."""
-    pages = read_pages(data, ocr)
-    logits: dict[str, list[np.ndarray]] = {name: [] for name in chain.package.manifest.answers()}
+def encoded(chain: Chain, page: Page | Arrays) -> Arrays:
+    """All inputs of one page; a row of arrays is that already."""
+    return chain.encode([page]) if isinstance(page, Page) else page
+
+
+def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: Progress) -> Observed:
+    """Run all exits of a chain on every page, or on every row of arrays."""
+    manifest = chain.package.manifest
+    pages: Sequence[Page | Arrays] = read_pages(data, ocr)
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in manifest.answers()}
     tokens: dict[str, list[int]] = {name: [] for name in chain.exits}
     reads = {name: rule.reads for name, rule in zip(chain.exits, chain.rules, strict=True)}
+    texts = dict(zip(chain.exits, texts_of(manifest), strict=True))
     for done, page in enumerate(pages):
         try:
-            arrays = chain.encode([page])
+            arrays = encoded(chain, page)
             for name, percent in reads.items():
-                tokens[name].append(tokens_read(arrays, percent))
+                tokens[name].append(tokens_read(without_prefix(texts[name], arrays), percent))
             for name, values in chain.logits(arrays).items():
                 logits[name].append(values)
         except EeError:
             raise
         except Exception as error:
-            raise failure(page.name, error) from error
+            raise failure(page.name if isinstance(page, Page) else f"{data.root}: row {done}", error) from error
         progress(done + 1, len(pages))
     joined = {name: np.concatenate(values) for name, values in logits.items()}
     counted = {name: np.asarray(values) for name, values in tokens.items()}
@@ -103,7 +122,7 @@ def observe(chain: Chain, data: Dataset, ocr: Ocr | None, progress: Progress) ->
 
 
 def observe_each(
-    chain: Chain, parts: Mapping[str, Dataset], ocr: Ocr | None, progress: Callable[[str, int, int], None]
+    chain: Chain, parts: Mapping[str, Data], ocr: Ocr | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, Observed]:
     """:func:`observe` for named parts of the pages; ``progress`` is told the part's name, pages done and pages in all."""
     return {name: observe(chain, part, ocr, partial(progress, name)) for name, part in parts.items()}

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from ee_export.atomic import one_at_a_time, staged_folder
 from ee_export.check_manifest import check
 from ee_export.errors import BadPackage, BadRequest, EeError, printable, shorten
+from ee_export.manifest import TOKENIZER as TOKENIZER
 from ee_export.manifest import FileEntry, Manifest, Target, to_json
 from ee_export.ranges import require_name
 from ee_export.read_manifest import from_json
@@ -22,7 +23,6 @@ from ee_export.reading import Reading
 from ee_export.strict_json import Refused
 
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
 _MAX_MANIFEST = 4 * 2**20
 
@@ -69,13 +69,12 @@ class Package:
     def files_of(self, target: str) -> tuple[str, ...]:
         """Graphs and weights of a target: all in the folders that its segments lie in, which may be those of another target.
 
-        If a segment lies at the package's root, that is every file but the tokenizer and the golden pages.
+        If a segment lies at the package's root, that is every file but tokenizers and the golden pages.
         """
         folders = {PurePosixPath(segment.file).parent for segment in self.target(target).segments}
+        others = {TOKENIZER, GOLDEN, *self.manifest.tokenizer_files().values()}
         prefixes = tuple("" if folder == PurePosixPath() else f"{folder}/" for folder in folders)
-        return tuple(
-            name for name in self.manifest.files if name.startswith(prefixes) and name not in (TOKENIZER, GOLDEN)
-        )
+        return tuple(name for name in self.manifest.files if name.startswith(prefixes) and name not in others)
 
 
 def open_package(path: Path) -> Package:
@@ -96,7 +95,9 @@ def open_package(path: Path) -> Package:
     if not is_folder:
         raise BadPackage(f"{_named(path)}: no such package folder; build one with `ee-export build`")
     manifest = from_json(_read_manifest(path / MANIFEST), str(path / MANIFEST))
-    for name in (TOKENIZER, GOLDEN):
+    tokenizers = manifest.tokenizer_files()
+    needed = [tokenizers[name] for name in tokenizers if "text" in manifest.inputs_of(name).values()]
+    for name in (*needed, GOLDEN):
         if name not in manifest.files:
             raise BadPackage(f"{path / MANIFEST}: files: {name} is not listed; {_REPAIR}")
     sizes = {**{name: entry.size for name, entry in manifest.files.items()}, MANIFEST: None}

@@ -1,7 +1,7 @@
 """What the user has: a page image, and its words and boxes now or on demand; or words alone."""
 
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,7 +169,7 @@ def _require_file(path: Path) -> None:
         raise BadPage(f"{path}: a pipe or device, not an image file; write it to a file first")
 
 
-def require_known_boxes(page: Page, inputs: Mapping[str, str]) -> None:
+def require_known_boxes(page: Page, inputs: Container[str]) -> None:
     """Raise BadPage where a model with such inputs reads where words stand, and the page does not say it."""
     if "bbox" in inputs and page.words is not None and page.boxes is None:
         raise BadPage(

@@ -111,7 +111,7 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
             )
     if SOURCE in target.equality:
         out.print(
-            f"final differs from the checkpoint that was brought by at most {target.equality[SOURCE]:.0e} in a logit, from the page on"
+            f"{target.segments[-1].exit} differs from the checkpoint that was brought by at most {target.equality[SOURCE]:.0e} in a logit, from the page on"
         )
     if target.compiled:
         made = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in target.compiled.items())

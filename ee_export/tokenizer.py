@@ -11,8 +11,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models
 
 from ee_export import tokenizer_parts
+from ee_export.encode import Encoder
 from ee_export.errors import BadPackage, EeError, is_fault, printable, shorten
-from ee_export.package import TOKENIZER, Package
+from ee_export.package import Package
 from ee_export.ranges import require
 from ee_export.strict_json import Refused, parse
 from ee_export.tokenizer_parts import require_object
@@ -39,16 +40,34 @@ FIT_ROWS = "resize the model (`resize_token_embeddings`), or take the tokenizer 
 """Remedy for a checkpoint whose tokenizer :func:`require_rows` refuses."""
 
 
-def package_tokenizer(package: Package) -> Tokenizer:
-    """The tokenizer of a package.
+def open_encoder(package: Package) -> Encoder | None:
+    """The encoder of a package, with those of its further encodings; ``None`` for a package of arrays.
 
     Raises:
-        BadPackage: tokenizer.json was changed or cannot be used, or has more tokens than the model has rows.
+        BadPackage: a tokenizer file was changed or cannot be used, or has more tokens than the model has rows.
     """
-    where = str(package.path / TOKENIZER)
-    tokenizer = read_tokenizer(package.read(TOKENIZER), where, BadPackage, _REBUILD)
-    rows = package.manifest.encoding.vocab_size
-    if rows is not None and package.manifest.reads("text"):
+    manifest = package.manifest
+    if manifest.encoding is None:
+        return None
+    tokenizers = {name: package_tokenizer(package, name) for name in manifest.all_encodings()}
+    further = {name: Encoder(encoding, tokenizers[name]) for name, encoding in manifest.encodings.items()}
+    return Encoder(manifest.encoding, tokenizers[""], further)
+
+
+def package_tokenizer(package: Package, name: str = "") -> Tokenizer | None:
+    """The tokenizer of an encoding of a package, ``None`` if the package has no file of it; ``name``: of a further encoding.
+
+    Raises:
+        BadPackage: the file was changed or cannot be used, or has more tokens than the model has rows.
+    """
+    manifest = package.manifest
+    file = manifest.tokenizer_files()[name]
+    if file not in manifest.files:
+        return None
+    where = str(package.path / file)
+    tokenizer = read_tokenizer(package.read(file), where, BadPackage, _REBUILD)
+    rows = manifest.all_encodings()[name].vocab_size
+    if rows is not None and "text" in manifest.inputs_of(name).values():
         require_rows(tokenizer, rows, where, BadPackage, _REBUILD)
     return tokenizer
 

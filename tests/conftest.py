@@ -1,10 +1,12 @@
 """Shared parts of the tests: drawn pages, a small trained-shape checkpoint, a package built from it, real pages."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Before torch is imported, here and in the processes that tests start: with models this small a second OpenMP thread only
@@ -15,13 +17,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from ee_export.atomic import staged_folder
+from ee_export.atomic import one_at_a_time, staged_folder
 from ee_export.build import build
+from ee_export.cli import cli
+from ee_export.console import run_command as run_cli
 from ee_export.draw import draw_folder
 from ee_export.model import checkpoint
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
-from ee_export.package import Package
+from ee_export.package import Package, open_package
+
+# torch collects its table of operators anew at every export, which is a fifth of the time of a small graph's.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 LABELS = (
     "ad_buy_form",
@@ -48,7 +56,15 @@ max_position_embeddings = 514
 image_mode = "L"
 """
 """The beginning of a recipe, as TOML: a trunk of two small layers; more of `[model]` may follow."""
+Call = Callable[..., tuple[int, str, str]]
+"""Runs ``ee-export`` with arguments in this process; returns exit status, stdout and stderr."""
 EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests run first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def tiny_config(**changes) -> EarlyExitLayoutLMv3Config:
@@ -84,32 +100,51 @@ def random_model(config: EarlyExitLayoutLMv3Config, seed: int = 0) -> EarlyExitL
     return model
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of the session: one of its processes makes it, the others wait and share it.
+
+    Args:
+        factory: of the process.
+        name: of the folder.
+        make: called with an empty folder to fill.
+    """
+    base = factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with one_at_a_time(path, lambda holder: None):
+        if not path.exists():
+            with staged_folder(path) as staging:
+                make(staging)
+    return path
+
+
 @pytest.fixture(scope="session")
 def pages_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn pages in class folders, with their words: 8 a class."""
-    folder = tmp_path_factory.mktemp("pages")
-    draw_folder(folder, 8, seed=7)
-    return folder
+    return make_once(tmp_path_factory, "pages", lambda folder: draw_folder(folder, 8, seed=7))
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> Path:
     """An untrained checkpoint of the tiny configuration."""
-    words = (json.loads(path.read_text())["words"] for path in sorted(pages_folder.rglob("*.json")))
-    tokenizer = checkpoint.train_tokenizer(words, 400)
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    with staged_folder(folder) as staging:
+
+    def make(folder: Path) -> None:
+        words = (json.loads(path.read_text())["words"] for path in sorted(pages_folder.rglob("*.json")))
+        tokenizer = checkpoint.train_tokenizer(words, 400)
         checkpoint.save(
-            staging, random_model(tiny_config(vocab_size=tokenizer.get_vocab_size())), tokenizer, torch.float32
+            folder, random_model(tiny_config(vocab_size=tokenizer.get_vocab_size())), tokenizer, torch.float32
         )
-    return folder
+
+    return make_once(tmp_path_factory, "tiny", make)
 
 
 @pytest.fixture(scope="session")
 def tiny_package(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, pages_folder: Path) -> Package:
     """A package built from the tiny checkpoint. Tests that change one copy it first."""
-    out = tmp_path_factory.mktemp("package") / "tiny.ee"
-    return build(tiny_checkpoint, pages_folder, out, ocr_ms=500.0, progress=lambda stage, done, total: None)
+
+    def make(folder: Path) -> None:
+        build(tiny_checkpoint, pages_folder, folder / "tiny.ee", ocr_ms=500.0, progress=lambda stage, done, total: None)
+
+    return open_package(make_once(tmp_path_factory, "package", make) / "tiny.ee")
 
 
 @pytest.fixture
@@ -131,6 +166,23 @@ def real_pages() -> Path:
     if not folder:
         pytest.skip("EE_DATA does not name a folder of real pages")
     return Path(folder)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run ``ee-export`` in this process; returns exit status, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ee-export", *map(str, arguments)])
+        status = 0
+        try:
+            run_cli(cli, "ee-export")
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 1
+        found = capsys.readouterr()
+        return status, found.out, found.err
+
+    return run
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from ee_export.model.source import find_checkpoint, load_source
 from ee_export.model.train_heads import HeadTraining
 from ee_export.package import open_package
 from ee_export.runtime.chain import load_package
-from tests.conftest import LABELS, run_command
+from tests.conftest import LABELS, Call, run_command
 
 UNSORTED = (*reversed(LABELS), "never_seen")
 ID2LABEL = dict(enumerate(UNSORTED))
@@ -181,15 +181,15 @@ def test_weights_of_pytorch_model_bin_are_read_without_their_code(bert: Path, tm
     assert not (tmp_path / "ran").exists()
 
 
-def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path, tmp_path: Path) -> None:
+def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path, tmp_path: Path, call: Call) -> None:
     folder = Path(shutil.copytree(bert, tmp_path / "numbered"))
     config = json.loads((folder / "config.json").read_text())
     config["id2label"] = {str(at): f"LABEL_{at}" for at in range(len(UNSORTED))}
     config.pop("label2id", None)
     (folder / "config.json").write_text(json.dumps(config))
-    data = run_command("add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1")
-    assert data.returncode == 2
-    assert "is not a label of the model (LABEL_0" in data.stderr
+    status, _, err = call("add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1")
+    assert status == 2
+    assert "is not a label of the model (LABEL_0" in err
     (tmp_path / "labels.json").write_text(json.dumps({f"LABEL_{at}": name for at, name in enumerate(UNSORTED)}))
     done = run_command(
         "add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1", "--epochs", "1", "--exits", "text",
@@ -197,9 +197,9 @@ def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert open_package(tmp_path / "x.ee").manifest.labels == UNSORTED
-    verified = run_command("verify", tmp_path / "x.ee", pages_folder, "--against", folder)
-    assert verified.returncode == 0, verified.stderr
-    assert "56 pages compared" in verified.stdout + verified.stderr
+    status, out, err = call("verify", tmp_path / "x.ee", pages_folder, "--against", folder)
+    assert status == 0, err
+    assert "56 pages compared" in out + err
 
 
 def damage(folder: Path, **changes) -> None:
@@ -252,7 +252,7 @@ def test_a_missing_shard_is_named(layoutlmv3: Path, tmp_path: Path) -> None:
 
 
 def test_exits_that_the_trunk_does_not_have_are_refused(bert: Path) -> None:
-    with pytest.raises(BadRequest, match="this trunk has text, encoder"):
+    with pytest.raises(BadRequest, match="this model has text, encoder"):
         load_source(bert, ["vision"])
     with pytest.raises(BadRequest, match=r"encoder\.9"):
         load_source(bert, ["encoder.9"])

@@ -3,7 +3,6 @@
 import json
 import shutil
 import struct
-import sys
 import zlib
 from pathlib import Path
 
@@ -11,27 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ee_export.cli import cli
-from ee_export.console import run_command
 from tests.conftest import LABELS
 from tests.conftest import run_command as run_process
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run ``ee-export`` in this process; returns exit status, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ee-export", *map(str, arguments)])
-        status = 0
-        try:
-            run_command(cli, "ee-export")
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
-        found = capsys.readouterr()
-        return status, found.out, found.err
-
-    return run
 
 
 def one_line(status: int, err: str, *parts: str) -> None:

@@ -1,5 +1,6 @@
 """Encoding pages: what is remembered between them changes nothing."""
 
+import functools
 import random
 import sys
 import threading
@@ -30,13 +31,13 @@ def package(sample) -> Package:
 
 
 def encoder(package: Package) -> Encoder:
-    return Encoder(package.manifest.encoding, Tokenizer.from_buffer(package.read(TOKENIZER)))
+    return Encoder(package.manifest.page_encoding(), Tokenizer.from_buffer(package.read(TOKENIZER)))
 
 
 def test_pieces_are_those_of_the_tokenizer_for_the_whole_page(package: Package) -> None:
     mine = encoder(package)
     tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
-    encoding = package.manifest.encoding
+    encoding = package.manifest.page_encoding()
     for words in (WORDS, WORDS[::-1], [], WORDS * 60):  # the last is cut off within a word or behind one
         found = mine.text(words, boxes(len(words)))
         wanted = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
@@ -53,7 +54,7 @@ def test_what_is_remembered_is_bounded_and_forgetting_changes_nothing(package: P
     for _ in range(3):
         found, wanted = mine.text(WORDS, boxes(len(WORDS))), fresh.text(WORDS, boxes(len(WORDS)))
         assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
-        assert len(mine._cutter._pieces) <= 4
+        assert mine._cutter is not None and len(mine._cutter._pieces) <= 4
 
 
 def test_threads_may_share_an_encoder(package: Package, monkeypatch) -> None:
@@ -76,9 +77,11 @@ def test_threads_may_share_an_encoder(package: Package, monkeypatch) -> None:
     assert not wrong
 
 
+@functools.cache
 def long_texts() -> dict[str, list[str]]:
     """Pages with far more characters than a model reads, of kinds that meet them."""
     rng = random.Random(7)
+    letters = [chr(code) for code in (*range(33, 500), *range(0x4E00, 0x4E80))]
     prose = " ".join(rng.choice(WORDS) for _ in range(9000))
     return {
         "hexadecimal": [f"{rng.randrange(16**30):030x}" * 1000],
@@ -88,7 +91,7 @@ def long_texts() -> dict[str, list[str]]:
         "no spaces": [prose.replace(" ", "")],
         "accents": ["é" * 20_000, "naïve" * 5000],
         "other scripts": ["日本語" * 10_000],
-        "any letters": ["".join(chr(rng.choice([*range(33, 500), *range(0x4E00, 0x4E80)])) for _ in range(30_000))],
+        "any letters": ["".join(rng.choice(letters) for _ in range(30_000))],
         "after short words": ["Invoice", "no.", "x" * 40_000, "no.", "2024-117"],
         "long words among short ones": [*["x" * 30_000, "no."] * 9, *["1" * 300, "Invoice"] * 30],
         "many long words": [f"{at}" + "ab1." * 500 for at in range(100)],
@@ -111,8 +114,8 @@ def word_pieces() -> Tokenizer:
 @pytest.mark.parametrize("tokenizer", ["of the sample", "of word pieces"])
 def test_a_text_beyond_what_is_read_has_the_pieces_of_the_whole(package: Package, kind: str, tokenizer: str) -> None:
     cuts = word_pieces() if tokenizer == "of word pieces" else Tokenizer.from_buffer(package.read(TOKENIZER))
-    mine, words = Encoder(package.manifest.encoding, cuts), long_texts()[kind]
-    room = package.manifest.encoding.max_text_tokens - 2
+    mine, words = Encoder(package.manifest.page_encoding(), cuts), long_texts()[kind]
+    room = package.manifest.page_encoding().max_text_tokens - 2
     whole = cuts.encode(words, is_pretokenized=True, add_special_tokens=False)
     for _ in range(2):  # with some words known
         found = mine.text(words, [[1, 1, 9, 9]] * len(words))
@@ -136,7 +139,7 @@ class Counting:
 
 def test_only_what_can_be_read_of_a_text_is_cut_into_pieces(package: Package) -> None:
     counting = Counting(Tokenizer.from_buffer(package.read(TOKENIZER)))
-    mine = Encoder(package.manifest.encoding, counting)  # type: ignore[arg-type]
+    mine = Encoder(package.manifest.page_encoding(), counting)  # type: ignore[arg-type]
     for words in long_texts().values():
         mine.text(words, [[1, 1, 9, 9]] * len(words))
     assert counting.most < 15_000
@@ -170,7 +173,7 @@ def test_of_ten_megabytes_of_words_a_few_thousand_characters_are_cut(
     package: Package, tokenizer: str, text: str, side: str
 ) -> None:
     counting = Counting(TOKENIZERS[tokenizer]())
-    changed = replace(package.manifest.encoding, text=text, truncation=side, bands=())
+    changed = replace(package.manifest.page_encoding(), text=text, truncation=side, bands=())
     words = [f"word{at}" for at in range(1_000_000)]
     ids = Encoder(changed, counting).text(words, [])["input_ids"][0]  # type: ignore[arg-type]
     ends = words[:600] if side == "right" else words[-600:]
@@ -183,7 +186,7 @@ def test_of_ten_megabytes_of_words_a_few_thousand_characters_are_cut(
 @pytest.mark.parametrize("text", ["words", "joined"])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_characters_without_end_that_make_few_pieces_are_refused(package: Package, text: str, side: str) -> None:
-    changed = replace(package.manifest.encoding, text=text, truncation=side)
+    changed = replace(package.manifest.page_encoding(), text=text, truncation=side)
     encoder = Encoder(changed, unigram_pieces())
     known = encoder.text(["word", "日" * 100_000, "word"], boxes(3))["input_ids"][0, 1:-1].tolist()
     assert known == [5, 4, 3, 5]
@@ -204,7 +207,7 @@ def test_a_page_with_such_words_is_refused_by_its_name(package: Package) -> None
 def test_words_without_a_piece_leave_their_room_to_others(package: Package) -> None:
     tokenizer, words = word_pieces(), [*["\u200b", "\x07"] * 900, "a", *["\u200d"] * 3000, "b", "\x07"]
     for side in ("right", "left"):
-        encoder = Encoder(replace(package.manifest.encoding, truncation=side), tokenizer)
+        encoder = Encoder(replace(package.manifest.page_encoding(), truncation=side), tokenizer)
         found = encoder.text(words, [[1, 2, 3, at % 900 + 2] for at in range(len(words))])
         assert found["input_ids"][0, 1:-1].tolist() == tokenizer.encode("a b", add_special_tokens=False).ids
         assert found["bbox"][0, 1:-1, 3].tolist() == [words.index("a") % 900 + 2, words.index("b") % 900 + 2]
@@ -212,7 +215,11 @@ def test_words_without_a_piece_leave_their_room_to_others(package: Package) -> N
 
 def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) -> None:
     changed = replace(
-        package.manifest.encoding, text="joined", bos_box=(1, 2, 3, 4), eos_box=(1000, 1000, 1000, 1000), bands=()
+        package.manifest.page_encoding(),
+        text="joined",
+        bos_box=(1, 2, 3, 4),
+        eos_box=(1000, 1000, 1000, 1000),
+        bands=(),
     )
     words = ["Invoice", " no.", "2024-117 x ", "日本", "naïve"]
     for tokenizer in (Tokenizer.from_buffer(package.read(TOKENIZER)), word_pieces(), unigram_pieces()):
@@ -235,13 +242,14 @@ def test_a_page_keeps_its_order_where_the_model_was_not_trained_on_bands(package
     words, upside_down = ["a", "b", "c"], [[0, 900, 9, 910], [0, 500, 9, 510], [0, 10, 9, 20]]
     tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
     for bands, heights in (((30, 60), [10, 500, 900]), ((), [900, 500, 10])):
-        changed = replace(package.manifest.encoding, bands=bands)
+        changed = replace(package.manifest.page_encoding(), bands=bands)
         boxes_read = Encoder(changed, tokenizer).text(words, upside_down)["bbox"][0, 1:-1, 1]
         assert boxes_read.tolist() == heights
 
 
 def test_long_words_are_not_remembered_and_pieces_are_bounded(package: Package, monkeypatch) -> None:
     mine = encoder(package)
+    assert mine._cutter is not None
     for at in range(20):
         mine.text([f"{at:030x}" * 1500, *["a"] * 20], [[1, 1, 9, 9]] * 21)
     assert sum(map(sys.getsizeof, mine._cutter._pieces.values())) < 10_000

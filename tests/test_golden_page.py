@@ -87,7 +87,7 @@ def test_tuning_keeps_the_golden_page(package: Path) -> None:
 
 def test_another_resize_is_found_by_its_pixels(package: Path) -> None:
     opened = open_package(package)
-    encoding = replace(opened.manifest.encoding, resize="pillow-12")
+    encoding = replace(opened.manifest.page_encoding(), resize="pillow-12")
     other = rewrite_package(opened, replace(opened.manifest, encoding=encoding), {})
     with pytest.raises(
         NotEqual, match=r"golden page \d+: \d+ of its pixels differ .* by 1 grey levels .*Pillow .*'pillow-12'"
@@ -131,7 +131,7 @@ def test_words_of_a_model_without_an_image_stand_alone() -> None:
 
 def test_the_stored_pixels_are_those_of_the_file(tiny_package: Package) -> None:
     page = next(page for page in golden.read(tiny_package)[0] if page.file is not None)
-    side, order = tiny_package.manifest.encoding.image_size, tiny_package.manifest.encoding.resize
+    side, order = tiny_package.manifest.page_encoding().image_size, tiny_package.manifest.page_encoding().resize
     seen = np.asarray(resized(Image.open(io.BytesIO(page.file or b"")).convert("L"), Square(side, "L", order)))
-    mean, std = tiny_package.manifest.encoding.image_mean[0], tiny_package.manifest.encoding.image_std[0]
+    mean, std = tiny_package.manifest.page_encoding().image_mean[0], tiny_package.manifest.page_encoding().image_std[0]
     assert np.allclose(page.inputs["pixel_values"][0, 0], (seen / 255 - mean) / std, atol=1e-6)

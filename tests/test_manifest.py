@@ -44,8 +44,14 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda m: m.update(labels=["a", "", *m["labels"][2:]]), r"labels\[1\]"),
     (lambda m: m.update(labels=["a\x1b[31m", *m["labels"][1:]]), r"labels\[0\]: found .* without control characters"),
     (lambda m: m.update(labels=["caf\u00e9", "cafe\u0301", *m["labels"][2:]]), "labels: found 7, 6 of them different"),
-    (lambda m: m.update(exits=[*m["exits"][1:-1], "vision", "final"]), "exits: must rise"),
-    (lambda m: m.update(exits=["vision.1", *m["exits"][1:]]), r"exits\[0\]: found .*expected vision"),
+    (lambda m: m.update(exits=[]), r"exits: found \[\], expected one exit or more"),
+    (lambda m: m.update(exits=["-x", *m["exits"][1:]]), r"exits\[0\]: found \"-x\", expected 1 to 64 letters"),
+    (lambda m: m.update(exits=["a" * 65, *m["exits"][1:]]), r"exits\[0\]: found .*expected 1 to 64 letters"),
+    (lambda m: m.update(exits=["ocr", *m["exits"][1:]]), r"exits\[0\]: .*not 'source' or 'ocr'"),
+    (lambda m: m.update(exits=[*m["exits"], "Vision"]), r"exits\[\d+\]: found \"Vision\", expected each exit once"),
+    (lambda m: m.update(exits=[*m["exits"], "vision.gate"]), r"exits\[\d+\]: .*as the gate of another exit"),
+    (lambda m: m.update(exits=["text.0", *m["exits"][1:]]), r"exits\[0\]: found \"text.0\", expected text\.<p>"),
+    (lambda m: m.update(exits=["vision.1", *m["exits"][1:]]), r"cpu-fp32\.segments: not one segment for each exit"),
     (lambda m: m["encoding"].update(image_size=0), r"encoding\.image_size: found 0, expected a number in 1 to 4,096"),
     (lambda m: m["encoding"].update(image_size=10**9), r"encoding\.image_size"),
     (lambda m: m["encoding"].update(image_mode="CMYK"), r"encoding\.image_mode"),
@@ -148,14 +154,14 @@ def test_how_a_brought_model_reads_images_is_read_as_it_is_written(
     manifest: dict[str, Any], fields: dict[str, Any]
 ) -> None:
     whole = from_json(json.dumps(manifest).encode(), "x")
-    brought = replace(whole, encoding=replace(whole.encoding, **fields))
+    brought = replace(whole, encoding=replace(whole.page_encoding(), **fields))
     assert from_json(to_json(brought), "x") == brought
 
 
 def test_a_manifest_that_cannot_be_opened_is_not_written(sample: Path, tmp_path: Path) -> None:
     whole = open_package(sample).manifest
     with pytest.raises(BadPackage, match=r"encoding\.max_text_tokens: .*nothing was written"):
-        seal(tmp_path, replace(whole, encoding=replace(whole.encoding, max_text_tokens=0)))
+        seal(tmp_path, replace(whole, encoding=replace(whole.page_encoding(), max_text_tokens=0)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -204,6 +204,7 @@ def test_an_error_nobody_foresaw_names_page_and_exception_and_keeps_its_tracebac
 def test_a_tokenizer_that_panics_is_that_pages_error(
     chain: Chain, pages: list[Page], page_image: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert chain.encoder._cutter is not None
     tokenizer = chain.encoder._cutter._tokenizer
 
     class Panicking:

@@ -325,9 +325,9 @@ def test_a_package_of_a_brought_processor_reads_pages_as_transformers_does(
     processor = saved(tmp_path / "source", BIT, {"size": {"shortest_edge": 250}, **IMAGENET})
     package = open_package(Path(shutil.copytree(sample, tmp_path / "brought.ee")))
     fields = image_encoding(processor, 224, 3)
-    encoding = replace(package.manifest.encoding, **fields)
+    encoding = replace(package.manifest.page_encoding(), **fields)
     package = rewrite_package(package, replace(package.manifest, encoding=encoding), {})
-    assert open_package(package.path).manifest.encoding == encoding
+    assert open_package(package.path).manifest.page_encoding() == encoding
     chain = ee_export.load(package.path)
     pages = [replace(read_page(path), words=[], boxes=[]) for path in files]
     expected = AutoImageProcessor.from_pretrained(processor, backend="pil")(
@@ -339,7 +339,7 @@ def test_a_package_of_a_brought_processor_reads_pages_as_transformers_does(
 
 def test_a_page_of_another_size_is_its_own_fault_in_a_batch(sample: Path, tmp_path: Path) -> None:
     package = open_package(Path(shutil.copytree(sample, tmp_path / "unsized.ee")))
-    encoding = replace(package.manifest.encoding, resize_to=())
+    encoding = replace(package.manifest.page_encoding(), resize_to=())
     chain = ee_export.load(rewrite_package(package, replace(package.manifest, encoding=encoding), {}).path)
     pages = [ee_export.Page(Image.new("L", size, 200), words=[], boxes=[]) for size in ((224, 224), (224, 225))]
     first, second = chain.predict_batch(pages, return_errors=True)

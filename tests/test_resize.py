@@ -205,7 +205,7 @@ def test_a_package_states_its_order_and_one_of_before_has_that_of_pillow_13(samp
     stated = json.loads(to_json(manifest))
     assert stated["encoding"]["resize"] == "pillow-13"
     del stated["encoding"]["resize"]
-    assert from_json(json.dumps(stated).encode(), "old").encoding.resize == "pillow-13"
+    assert from_json(json.dumps(stated).encode(), "old").page_encoding().resize == "pillow-13"
 
 
 @pytest.mark.parametrize("order", ["pillow-14", "", "vertical", "pillow-12 "])

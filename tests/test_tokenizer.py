@@ -234,9 +234,9 @@ def test_a_character_map_that_puts_long_texts_in_place_of_a_letter_is_refused() 
 
 def test_a_package_whose_tokenizer_has_more_tokens_than_the_model_rows_is_refused(sample: Path) -> None:
     package = open_package(sample)
-    small = replace(package.manifest.encoding, vocab_size=4000)
+    small = replace(package.manifest.page_encoding(), vocab_size=4000)
     with pytest.raises(BadPackage, match="the tokenizer has 4096 tokens, the model rows for 4000"):
         package_tokenizer(Package(package.path, replace(package.manifest, encoding=small)))
     old = Package(package.path, replace(package.manifest, encoding=replace(small, vocab_size=None)))
-    arrays = Encoder(old.manifest.encoding, package_tokenizer(old)).text(["page"], [[0, 0, 9, 9]])
+    arrays = Encoder(old.manifest.page_encoding(), package_tokenizer(old)).text(["page"], [[0, 0, 9, 9]])
     assert arrays["input_ids"].shape[1] > 2

@@ -13,6 +13,7 @@ from ee_export import __version__
 from ee_export.bench import tables
 from ee_export.console import echo_json, export_extra, json_option, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest
+from ee_export.inputs import only_encoding
 from ee_export.runtime.threads import MOST_THREADS
 
 _point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
@@ -145,7 +146,7 @@ def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_jso
     with export_extra():
         from ee_export.bench import exits as measuring
     opened = open_package(package)
-    longest = opened.manifest.encoding.max_text_tokens
+    longest = only_encoding(opened.manifest, "ee-bench exits").max_text_tokens
     try:
         lengths = sorted({min(int(part), longest) for part in tokens.split(",")})
     except ValueError:

@@ -16,11 +16,12 @@ import numpy as np
 
 from ee_export.bench import machine
 from ee_export.bench.peers import CHAIN, Subject, entry
-from ee_export.bench.stages import in_order
+from ee_export.bench.stages import in_order, stages_of
 from ee_export.bench.statistics import Interval, interval, samples_needed
 from ee_export.console import Progress
 from ee_export.data import Dataset
 from ee_export.errors import BadRequest, require_known
+from ee_export.inputs import only_encoding
 
 SCHEMA = 1
 WARM_UP = 5
@@ -131,10 +132,12 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
         BadRequest: there is no such peer, target or exit, what it needs is not installed, or it failed.
     """
     package = subject.opened()
+    only_encoding(package.manifest, "ee-bench compare")
+    order = stages_of(package.manifest)
     names = list(dict.fromkeys((CHAIN, *peers)))
     for found in map(entry, names):
         package.target(found.target or subject.target)
-        require_known(found.exit or "final", package.manifest.exits, "exit")
+        require_known(found.exit or package.manifest.exits[-1], package.manifest.exits, "exit")
     watch = machine.watch()
     workers: dict[tuple[str, str], Worker] = {}
     contenders: dict[str, Worker] = {}
@@ -163,11 +166,12 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
         "pages": len(data),
         "rounds": len(times[CHAIN]),
         "fastest": fastest,
+        "stages": order,
         "contenders": {
             name: {
                 **worker.ready,
                 **memory[entry(name).kind, entry(name).target or subject.target],
-                **_figures(times[name], medians[name], answers[name], data),
+                **_figures(times[name], medians[name], answers[name], data, order),
                 "of_chain": _ratio(medians[name], medians[CHAIN]),
                 "of_fastest": None if fastest is None else _ratio(medians[name], medians[fastest]),
                 "pages_ms": np.round(medians[name], 4).tolist(),
@@ -267,7 +271,7 @@ def _medians(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _figures(
-    times: np.ndarray, medians: np.ndarray, answers: Sequence[Sequence[Answer]], data: Dataset
+    times: np.ndarray, medians: np.ndarray, answers: Sequence[Sequence[Answer]], data: Dataset, order: list[str]
 ) -> dict[str, Any]:
     wanted = [data.labels[target] for target in data.targets]
     last = answers[-1]
@@ -280,13 +284,13 @@ def _figures(
         enough = samples.size >= samples_needed(percent)
         at = partial(_percentile, samples, percent)
         found[f"p{percent}_ms"] = interval(at, samples.size) if enough else None
-    found["stages_ms"] = _stages(times, answers)
+    found["stages_ms"] = _stages(times, answers, order)
     exits = Counter(answer["exit"] for answer in last if "exit" in answer)
-    found["exits"] = {name: count / len(last) for name, count in exits.items()}
+    found["exits"] = {name: exits[name] / len(last) for name in in_order(exits, order)}
     return found
 
 
-def _stages(times: np.ndarray, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+def _stages(times: np.ndarray, answers: Sequence[Sequence[Answer]], stages: list[str]) -> dict[str, float]:
     """Milliseconds of each stage, mean over all pages; they add up to the mean of the pages' medians.
 
     A page counts with the round in which it took its median time, where rounds are even with the two in the middle.
@@ -298,7 +302,7 @@ def _stages(times: np.ndarray, answers: Sequence[Sequence[Answer]]) -> dict[str,
         for at, chosen in enumerate(order[middle]):
             for name, ms in answers[chosen][at]["stages_ms"].items():
                 totals[name] += ms / (2 * pages)
-    return {name: totals[name] for name in in_order(totals)}
+    return {name: totals[name] for name in in_order(totals, stages)}
 
 
 def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """One self-contained HTML page of what `ee-bench compare` found: figures in words, a table, and plots; no network."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ee_export.bench.look import (
 )
 from ee_export.bench.machine import disturbed
 from ee_export.bench.peers import CHAIN, PEERS, entry
-from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST, in_order, is_segment, reached
+from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST, in_order, is_segment, order_of, reached
 from ee_export.policy.certify import upper_bound
 
 _OWN = {READ: SKY, ENCODE: BLUE, OCR: ORANGE, MODEL: GREEN, REST: "#8b949e"}
@@ -38,19 +39,24 @@ Entry = dict[str, Any]
 
 def render(result: Entry) -> str:
     """The HTML page of a result, as :func:`ee_export.bench.compare.read` gives it."""
+    order = order_of(result)
     contenders = {
-        name: {**found, "accuracy": _accuracy(found["right"], result["pages"]), "by_kind": _by_kind(found["stages_ms"])}
+        name: {
+            **found,
+            "accuracy": _accuracy(found["right"], result["pages"]),
+            "by_kind": _by_kind(found["stages_ms"], order),
+        }
         for name, found in result["contenders"].items()
     }
     chain = contenders[CHAIN]
-    kinds = in_order({kind for found in contenders.values() for kind in found["by_kind"]})
+    kinds = in_order({kind for found in contenders.values() for kind in found["by_kind"]}, order)
     whole = [name for name in contenders if entry(name).whole]
-    colours = exit_colours(chain["exits"])
+    colours = exit_colours(in_order(chain["exits"], order))
     with drawing():
         plots = {
             "latencies": svg("latencies", _latencies(contenders)),
             "accuracies": svg("accuracies", _accuracies(contenders)),
-            "waterfall": svg("waterfall", _waterfall(chain)),
+            "waterfall": svg("waterfall", _waterfall(chain, order)),
             "stages": svg("stages", _stacks(contenders, kinds)),
         }
     templates = environment()
@@ -64,7 +70,7 @@ def render(result: Entry) -> str:
         early=[name for name in contenders if name != CHAIN and entry(name).early],
         told={name: _told(name) for name in contenders if name != CHAIN},
         longest=max(chain["stages_ms"], key=chain["stages_ms"].get),
-        reached=reached,
+        reached=partial(reached, order=order),
         kinds=kinds,
         adds_up=all(_adds_up(found) for found in contenders.values()),
         exits=list(colours),
@@ -79,11 +85,11 @@ def _accuracy(right: int, pages: int) -> list[float]:
     return [right / pages, 1 - upper_bound(pages - right, pages, 0.025), upper_bound(right, pages, 0.025)]
 
 
-def _by_kind(stages: dict[str, float]) -> dict[str, float]:
+def _by_kind(stages: dict[str, float], order: list[str]) -> dict[str, float]:
     """Milliseconds by stage, the chain's segments together as what they are together: the model."""
     found: dict[str, float] = {}
     for stage, ms in stages.items():
-        kind = MODEL if is_segment(stage) else stage
+        kind = MODEL if is_segment(stage, order) else stage
         found[kind] = found.get(kind, 0.0) + ms
     return found
 
@@ -148,16 +154,16 @@ def _log_ms(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _waterfall(chain: Entry) -> Figure:
+def _waterfall(chain: Entry, order: list[str]) -> Figure:
     """The chain's mean time stage by stage, each beginning where the one before it ends."""
-    stages = in_order(chain["stages_ms"])
+    stages = in_order(chain["stages_ms"], order)
     total = sum(chain["stages_ms"].values())
-    figure, axes = _bars([_labelled(stage, chain["exits"]) for stage in stages] + ["sum"])
+    figure, axes = _bars([_labelled(stage, chain["exits"], order) for stage in stages] + ["sum"])
     colours = _colours(chain["by_kind"])
     begin = 0.0
     for row, stage in enumerate(stages):
         ms = chain["stages_ms"][stage]
-        axes.barh(row, ms, left=begin, color=colours[MODEL if is_segment(stage) else stage], height=0.7)
+        axes.barh(row, ms, left=begin, color=colours[MODEL if is_segment(stage, order) else stage], height=0.7)
         _at_the_right(axes, row, _short(ms), _percent(ms / total))
         begin += ms
         axes.plot([begin, begin], [row - 0.35, row + 1.35], color="#8b949e", linewidth=0.6)
@@ -167,8 +173,8 @@ def _waterfall(chain: Entry) -> Figure:
     return figure
 
 
-def _labelled(stage: str, exits: dict[str, float]) -> str:
-    share = reached(stage, exits)
+def _labelled(stage: str, exits: dict[str, float], order: list[str]) -> str:
+    share = reached(stage, exits, order)
     return stage if share > 0.9995 else f"{stage} ({_percent(share, 1 if share < 0.1 else 0)})"
 
 

@@ -1,6 +1,7 @@
 """Measure a package: the chain against the same graphs in one uncut session, exit by exit, and what loading costs."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,6 @@ from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.plan import leaving_at
 from ee_export.segments.join import join
 
-WHOLE = [logits_name("final")]
-
 
 @dataclass(frozen=True, slots=True)
 class ExitCost:
@@ -41,8 +40,8 @@ class ExitCost:
 class Latency:
     """Everything measured at one text length, batch 1.
 
-    ``uncut``: one session of the same graphs, every exit's logits computed. ``whole``: one session that computes ``final``
-    alone. ``chain``: all segments, every exit asked, no page leaving; ``full``: the same as the operating point ``full``, which
+    ``uncut``: one session of the same graphs, every exit's logits computed. ``whole``: one session that computes the last
+    exit alone. ``chain``: all segments, every exit asked, no page leaving; ``full``: the same as the operating point ``full``, which
     asks none. ``embeddings``: one session that computes what the encoder starts from, hidden states and attention bias,
     and the exits before it. ``layer_ms``: what one more encoder layer costs in the chain, from
     the first to the last encoder exit; ``uncut_layer_ms``: in one session, from the embeddings to the last layer whose
@@ -68,11 +67,11 @@ def measure_latency(
 ) -> list[Latency]:
     """Interleave the chain, left at every exit in turn, with the uncut session, at each text length."""
     chain = load_package(package, target, one_pool=True)
-    uncut = {"uncut": join(package, target), "whole": join(package, target, WHOLE)}
+    uncut = {"uncut": join(package, target), "whole": join(package, target, [logits_name(chain.exits[-1])])}
     passed = {tensor.name for segment in package.target(target).segments for tensor in segment.outputs}
-    depth = max((int(name.removeprefix("hidden.")) for name in passed if name.startswith("hidden.")), default=0)
+    depth = max((int(match[1]) for name in passed if (match := re.fullmatch(r"hidden\.(\d+)", name))), default=0)
     if depth and passed >= {"hidden.0", "bias"}:
-        before = [logits_name(name) for name in chain.exits if name != "final" and not name.startswith("encoder.")]
+        before = [logits_name(name) for name in chain.exits[:-1] if name not in _depths(chain.exits)]
         uncut["embeddings"] = join(package, target, [*before, "hidden.0", "bias"])
         uncut["layers"] = join(package, target, [f"hidden.{depth}"])
     threads = backend.available_threads()
@@ -91,7 +90,12 @@ def measure_loading(package: Package, target: str, runs: int, progress: Progress
     with tempfile.TemporaryDirectory(prefix="ee-bench-") as scratch:
         uncut = Path(scratch) / "whole.onnx"
         # Weights in a file beside it, as torch.onnx writes a large model: both are mapped, neither is parsed.
-        onnx.save(join(package, target, WHOLE), uncut, save_as_external_data=True, location="whole.data")
+        onnx.save(
+            join(package, target, [logits_name(package.manifest.exits[-1])]),
+            uncut,
+            save_as_external_data=True,
+            location="whole.data",
+        )
         commands = {"package": [str(package.path), target], "uncut": [str(uncut)]}
         for run in range(-1, runs):
             progress("loading", max(run, 0), runs)
@@ -130,38 +134,41 @@ def _latency(
 
     def python_us() -> float:
         started = time.perf_counter()
-        trace = variants["final"].predict_encoded(arrays).trace
+        trace = variants[names[-1]].predict_encoded(arrays).trace
         taken_ms = (time.perf_counter() - started) * 1e3
         return (taken_ms - sum(step.duration_ms for step in trace)) * 1e3 / len(trace)
 
     # Side by side first, then the other variants: every further one leaves the caches colder for the next.
     baselines = {name: run_session(session) for name, session in sessions.items()}
-    pair = interleave({"uncut": baselines["uncut"], "final": run_chain(variants["final"])}, runs)
+    pair = interleave({"uncut": baselines["uncut"], "last": run_chain(variants[names[-1]])}, runs)
     whole = interleave(
-        {"whole": baselines["whole"], "final": run_chain(variants["final"]), "full": run_chain(chain)}, runs
+        {"whole": baselines["whole"], "last": run_chain(variants[names[-1]]), "full": run_chain(chain)}, runs
     )
-    times = interleave({**baselines, **{n: run_chain(variant) for n, variant in variants.items()}}, runs)
+    leaving = {name: f"leaving at {name}" for name in names}
+    times = interleave({**baselines, **{leaving[name]: run_chain(each) for name, each in variants.items()}}, runs)
     outside = interleave({"python": python_us}, runs)["python"]
     medians = {name: float(np.median(values)) for name, values in times.items()}
-    depth = {name: int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")}
+    depth = _depths(names)
     layer = uncut_layer = None
     if "layers" in times:
         uncut_layer = (medians["layers"] - medians["embeddings"]) / hidden
     if len(depth) >= 2 and "embeddings" in times:
         first, last = min(depth, key=lambda n: depth[n]), max(depth, key=lambda n: depth[n])
-        layer = (medians[last] - medians[first]) / (depth[last] - depth[first])
+        layer = (medians[leaving[last]] - medians[leaving[first]]) / (depth[last] - depth[first])
     exits = []
     for name in names:
         one = layer or uncut_layer
-        beyond = (medians[name] - medians["embeddings"]) / one if name in depth and one else None
-        exits.append(ExitCost(name, spread(times[name]), spread(times[name] / times["uncut"]), beyond))
+        beyond = (medians[leaving[name]] - medians["embeddings"]) / one if name in depth and one else None
+        exits.append(
+            ExitCost(name, spread(times[leaving[name]]), spread(times[leaving[name]] / times["uncut"]), beyond)
+        )
     return Latency(
         tokens=arrays["input_ids"].shape[1],
         uncut_ms=spread(pair["uncut"]),
         whole_ms=spread(whole["whole"]),
-        chain_ms=spread(pair["final"]),
-        chain_of_uncut=spread(pair["final"] / pair["uncut"]),
-        chain_of_whole=spread(whole["final"] / whole["whole"]),
+        chain_ms=spread(pair["last"]),
+        chain_of_uncut=spread(pair["last"] / pair["uncut"]),
+        chain_of_whole=spread(whole["last"] / whole["whole"]),
         full_of_whole=spread(whole["full"] / whole["whole"]),
         layer_ms=layer,
         uncut_layer_ms=uncut_layer,
@@ -169,6 +176,11 @@ def _latency(
         python_us_per_segment=spread(outside),
         exits=exits,
     )
+
+
+def _depths(exits: Sequence[str]) -> dict[str, int]:
+    """The encoder layers before each exit ``encoder.<k>``."""
+    return {name: int(match[1]) for name in exits if (match := re.fullmatch(r"encoder\.(\d+)", name))}
 
 
 def drawn_inputs(encoding: Encoding, tokens: int, batch: int = 1) -> Arrays:

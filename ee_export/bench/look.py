@@ -13,8 +13,6 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ee_export.model.exits import ordered
-
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 """Okabe and Ito's palette, which colour-blind people tell apart; every series also has a mark of its own."""
 SERIES = tuple(zip((BLUE, GREEN, PURPLE, ORANGE, SKY, "#000000"), "os^vPX", strict=True))
@@ -42,10 +40,11 @@ def _wrap(name: str) -> Markup:
 
 
 def exit_colours(exits: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Exits in order, each with its colour and that of letters on it: from light (early) to dark, told apart without hue."""
-    names = set(exits)
-    layers = max((int(name.removeprefix("encoder.")) for name in names if name.startswith("encoder.")), default=0)
-    every = ordered(names, layers)
+    """A colour for each exit and one for letters on it, from light (first) to dark (last), so that they differ without hue.
+
+    ``exits``: in the order in which a page meets them.
+    """
+    every = list(dict.fromkeys(exits))
     colours = matplotlib.colormaps["cividis"](np.linspace(1, 0, len(every)))[:, :3]
     lightness = colours @ (0.299, 0.587, 0.114)
     return {

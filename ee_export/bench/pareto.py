@@ -7,6 +7,7 @@ their cached logits without running a model again, and the operating point that 
 import io
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -340,7 +341,7 @@ class _Judge:
         exits, targets = self.manifest.exits, self.seen["test"].targets
         probabilities = np.array([list(answer.probabilities.values()) for answer in answers])
         left = np.array([exits.index(answer.exit) for answer in answers])
-        depths = [float(name.removeprefix("encoder.")) if name.startswith("encoder.") else 0.0 for name in exits]
+        depths = [float(match[1]) if (match := re.fullmatch(r"encoder\.(\d+)", name)) else 0.0 for name in exits]
         depths[-1] = float(self.manifest.model["layers"])
         return {
             "exit_rate": {name: float((left == at).mean()) for at, name in enumerate(exits)},

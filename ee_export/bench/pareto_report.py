@@ -21,6 +21,7 @@ from ee_export.bench.look import (
     point,
     svg,
 )
+from ee_export.model.exits import ordered
 from ee_export.policy.metrics import paired
 
 COST, ACCURACY = "mean ms a page", "accuracy on test pages"
@@ -37,7 +38,7 @@ def render(result: Entry) -> str:
     picks = _picks(models)
     chosen = picks["unshown"]["model"]
     choices = _choices(result["gains"], models)
-    colours = exit_colours(name for model in models for name in model["exits"])
+    colours = exit_colours(_exits_of(models))
     exits = list(colours)
     with drawing():
         plots = {
@@ -63,6 +64,12 @@ def render(result: Entry) -> str:
         auroc=_auroc(models, exits),
         plots=plots,
     )
+
+
+def _exits_of(models: list[Entry]) -> tuple[str, ...]:
+    """The exits of all models, in the order of a trunk that has them all."""
+    names = {name for model in models for name in model["exits"]}
+    return ordered(names, max((int(name[8:]) for name in names if name.startswith("encoder.")), default=0))
 
 
 def verdict(interval: list[float]) -> int:

@@ -133,12 +133,13 @@ def entry(name: str) -> Entry:
     kind, _, target = front.partition("@")
     require_known(kind, (*PEERS, CHAIN), "peer")
     if exit_name and kind != CHAIN:
-        raise BadRequest(f"'{name}': only the chain can be told where to leave, as in chain:final")
+        raise BadRequest(f"'{name}': only the chain can be told where to leave, as in chain:EXIT")
     return Entry(kind, target or None, exit_name or None)
 
 
 def _joined(subject: Subject) -> bytes:
-    return join(subject.opened(), subject.target, [logits_name("final")]).SerializeToString()
+    package = subject.opened()
+    return join(package, subject.target, [logits_name(package.manifest.exits[-1])]).SerializeToString()
 
 
 def _whole(subject: Subject) -> bytes:

@@ -13,6 +13,7 @@ from ee_export.bench.stages import ENCODE, OCR, READ, REST
 from ee_export.bench.work import Work
 from ee_export.encode import Arrays, Encoder
 from ee_export.errors import EeError
+from ee_export.inputs import only_encoding
 from ee_export.page import Boxes, Page, Words
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
@@ -104,7 +105,7 @@ class TimedEncoder(Encoder):
 
     def __init__(self, chain: Chain) -> None:
         package = chain.package
-        super().__init__(package.manifest.encoding, package_tokenizer(package))
+        super().__init__(only_encoding(package.manifest, "ee-bench"), package_tokenizer(package))
         self._lock = threading.Lock()
         self._ms: dict[str, float] = defaultdict(float)
 

@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from ee_export.bench.machine import disturbed
-from ee_export.bench.stages import READ, in_order
+from ee_export.bench.stages import READ, in_order, order_of
 from ee_export.console import out
 
 
@@ -149,7 +149,7 @@ def print_latency(found: Any) -> None:
         title_justify="left",
     )
     table.add_row("uncut session, all exits", str(found.uncut_ms), "1", "")
-    table.add_row("whole model, final only", str(found.whole_ms), "", "")
+    table.add_row("whole model, last exit only", str(found.whole_ms), "", "")
     for entry in found.exits:
         layers = "" if entry.layers is None else f"{entry.layers:.2f}"
         table.add_row(entry.exit, str(entry.ms), str(entry.of_uncut), layers)
@@ -180,8 +180,9 @@ def print_comparison(result: dict[str, Any]) -> None:
         memory = f"{found['rss_mb']:.0f}, {found['peak_mb']:.0f}"
         table.add_row(name, str(found["right"]), *cells, f"{found['load_s']:.2f}", memory, f"{found['size_mb']:.1f}")
     out.print(table)
+    order = order_of(result)
     for name, found in result["contenders"].items():
-        stages = ", ".join(f"{stage} {found['stages_ms'][stage]:.2f}" for stage in in_order(found["stages_ms"]))
+        stages = ", ".join(f"{stage} {found['stages_ms'][stage]:.2f}" for stage in in_order(found["stages_ms"], order))
         out.print(f"{name}, ms a page: {stages}")
     if (fastest := result["fastest"]) is not None:
         apart = {name: found["mean_ms"][0] - found["stages_ms"][READ] for name, found in result["contenders"].items()}

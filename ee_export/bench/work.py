@@ -18,6 +18,7 @@ from ee_export.draw import LABELS, draw_page
 from ee_export.encode import TEXT_INPUTS, Arrays
 from ee_export.errors import BadData, BadRequest, printable
 from ee_export.find import Skipped, find_pages, words_beside
+from ee_export.inputs import only_encoding
 from ee_export.ocr import installed, tesseract
 from ee_export.package import TOKENIZER, Package
 from ee_export.page import Page, read_page
@@ -130,7 +131,8 @@ def read_recorded(path: Path, package: Package) -> Work:
     if not labels:
         raise _bad(path, "no page in it")
     names = {*TEXT_INPUTS, *package.manifest.inputs}
-    words = package_tokenizer(package).get_vocab_size()
+    tokenizer = package_tokenizer(package)
+    words = 1 if tokenizer is None else tokenizer.get_vocab_size()
     inputs = tuple(
         {name: _checked(found, f"{at}/{name}", package, words, path) for name in sorted(names)}
         for at in range(len(labels))
@@ -184,7 +186,9 @@ def _drawn(seed: int) -> Work:
 def _encoding(package: Package) -> str:
     """What tells one way of encoding from another: sizes and normalisation, the tokenizer, and the inputs that are read."""
     manifest = package.manifest
-    told = [asdict(manifest.encoding), manifest.files[TOKENIZER].sha256, manifest.inputs]
+    encoding = only_encoding(manifest, "ee-bench")
+    tokenizer = manifest.files[TOKENIZER].sha256 if TOKENIZER in manifest.files else None
+    told = [asdict(encoding), tokenizer, manifest.inputs]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -193,7 +197,7 @@ def _checked(found: dict[str, np.ndarray], key: str, package: Package, words: in
     if key not in found:
         raise _bad(path, f"no array '{key}'")
     array = found[key]
-    encoding = package.manifest.encoding
+    encoding = only_encoding(package.manifest, "ee-bench")
     if key.endswith("/pixel_values"):
         shape: Sequence[int | None] = (1, 3, encoding.image_size, encoding.image_size)
         fits = array.dtype == np.float32 and array.shape == shape and bool(np.isfinite(array).all())

@@ -102,11 +102,12 @@ def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
 
 
 def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
-    from ee_export.tokenizer import package_tokenizer
+    from ee_export.tokenizer import open_encoder
 
     package = subject.opened()
     manifest = package.manifest
-    encoder = Encoder(manifest.encoding, package_tokenizer(package))
+    encoder = open_encoder(package)
+    assert encoder is not None  # the comparison refuses a package of arrays
     run, size = PEERS[name](subject)
     run = _timed(stages, MODEL, run)
 
@@ -114,7 +115,7 @@ def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
         if page.ocr is not None:
             page = replace(page, ocr=_timed(stages, OCR, page.ocr))
         image, words, boxes = encoder.contents(page, manifest.inputs)
-        logits = run({**encoder.image(image), **encoder.text(words, boxes)})
+        logits = run(encoder.arrays(image, words, boxes))
         return {"label": manifest.labels[int(logits[0].argmax())]}
 
     return answer, size

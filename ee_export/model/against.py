@@ -125,7 +125,7 @@ def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progres
     """
     result = Comparison()
     reads_image = "pixel_values" in source.inputs
-    longest = chain.package.manifest.encoding.max_text_tokens
+    longest = chain.package.manifest.page_encoding().max_text_tokens
     for done, path in enumerate(paths):
         page = read_page(path)
         no_image = reads_image and path.suffix.lower() not in IMAGE_SUFFIXES

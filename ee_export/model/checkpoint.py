@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ee_export.encode import Encoding
 from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX, REFUSED
+from ee_export.model.parts import PartedModel, encoder_inputs
 from ee_export.model.strategies import head_prefix
 from ee_export.resize import ORDERS, UNSTATED
 from ee_export.tokenizer import FIT_ROWS, LARGEST, read_whole_tokenizer, require_rows
@@ -174,6 +176,32 @@ def encoding_of(config: Any) -> Encoding:
 def labels_of(config: Any) -> tuple[str, ...]:
     """The class names in logit order."""
     return tuple(config.id2label[index] for index in range(config.num_labels))
+
+
+def parted(model: EarlyExitModel, tokenizer: Tokenizer | None = None) -> PartedModel:
+    """A family's model in the form that a build takes, see :class:`~ee_export.model.parts.PartedModel`.
+
+    Raises:
+        BadRequest: see :func:`encoding_of`.
+    """
+    config, encoding = model.config, encoding_of(model.config)
+    return PartedModel(
+        parts=model.parts(answer_first=True),
+        exits=config.exit_names(),
+        labels=labels_of(config),
+        module=model,
+        inputs=encoder_inputs(encoding, model.INPUTS),
+        encoding=encoding,
+        tokenizer=tokenizer,
+        reference=model.reference_logits,
+        description={
+            "type": config.model_type,
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.width_of("final"),
+            "heads": {exit_name: asdict(spec) for exit_name, spec in config.head_specs().items()},
+        },
+        longest_proof=config.longest_proof,
+    )
 
 
 def _stock_tokenizer(folder: Path, family: type[EarlyExitModel]) -> Tokenizer:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel
 from transformers.models.convnext.modeling_convnext import ConvNextPreTrainedModel, ConvNextStage
 
-from ee_export.model.early_exit import Part, Shape
+from ee_export.model.early_exit import Part
 from ee_export.model.stages import EarlyExitStages, StagesConfig
 
 
@@ -69,12 +69,6 @@ class EarlyExitConvNext(EarlyExitStages, ConvNextPreTrainedModel):
         return self.patch_parts() + self.encoder_parts(
             self.convnext.encoder.stages, _stage, _stage, answer_first=answer_first
         )
-
-    def stage_shape(self, number: int) -> Shape:
-        """See :meth:`EarlyExitStages.stage_shape`."""
-        config, halved = self.config, max(number - 1, 0)
-        side = config.input_size // config.patch_size // 2**halved
-        return ("B", config.widths[halved], side, side)
 
 
 def _stage(stage: ConvNextStage, hidden: Tensor) -> Tensor:

@@ -51,11 +51,6 @@ class EarlyExitDeiT(EarlyExitImage, DeiTPreTrainedModel):
         self.post_init()
 
     @property
-    def tokens(self) -> int:
-        """See :attr:`EarlyExitImage.tokens`; the distillation token stands behind ``[CLS]``."""
-        return 1 + super().tokens
-
-    @property
     def final_feature(self) -> str:
         """See :attr:`EarlyExitModel.final_feature`."""
         return "own" if self.config.two_classifiers else "cls"

@@ -44,7 +44,7 @@ class EarlyExitDinov2(EarlyExitImage, Dinov2PreTrainedModel):
 
     @property
     def tokens(self) -> int:
-        """See :attr:`EarlyExitImage.tokens`; of the size that is read, not of the grid that was trained."""
+        """Rows of a hidden state of a page, of the size that is read, not of the grid that was trained."""
         height, width = self.dinov2.embeddings.patch_embeddings.patch_size
         return 1 + (self.config.input_size // height) * (self.config.input_size // width)
 

@@ -15,17 +15,7 @@ from ee_export.errors import BadRequest, require_known
 from ee_export.manifest import gate_name, logits_name
 from ee_export.model.exits import HeadSpec, head_specs, ordered
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
-
-Shape = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a model that is never cut: named tensors in, named tensors out."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    run: Callable[..., tuple[Tensor, ...]]
+from ee_export.model.parts import Part, needed_for
 
 
 @dataclass
@@ -73,15 +63,7 @@ class EarlyExitConfig:
         Raises:
             BadRequest: one is not an exit of such a trunk.
         """
-        names = ordered(self.exits or (), self.num_hidden_layers)
-        for name in names:
-            kind = "text.<p>" if name.startswith("text.") else name
-            if not name.startswith(("encoder.", "final")) and kind not in self.BEFORE_ENCODER:
-                raise BadRequest(
-                    f"exit '{name}': this trunk has {', '.join(self.BEFORE_ENCODER)}, encoder.1 … "
-                    f"encoder.{self.num_hidden_layers}, final"
-                )
-        return names
+        return ordered(self.exits or (), self.num_hidden_layers, self.BEFORE_ENCODER)
 
     def trained_bands(self) -> tuple[int, ...]:
         """The bands by which the words of a page are ordered, see :class:`~ee_export.encode.Encoding`."""
@@ -228,27 +210,6 @@ class EarlyExitModel(PreTrainedModel):
         """
         raise NotImplementedError
 
-    def shapes(self) -> dict[str, Shape]:
-        """Symbolic shape of every tensor that can pass between segments: B pages, T text tokens, L tokens in all."""
-        raise NotImplementedError
-
-    def state_shapes(self, tokens: str | int) -> dict[str, Shape]:
-        """Of :meth:`shapes`, those that any trunk of ``tokens`` tokens a page has: of rows, logits and gates."""
-        config = self.config
-        known: dict[str, Shape] = {}
-        for number in range(config.num_hidden_layers + 1):
-            known[f"hidden.{number}"] = ("B", tokens, config.hidden_size)
-            known[f"first.{number}"] = ("B", config.hidden_size)
-        return known | self.answer_shapes()
-
-    def answer_shapes(self) -> dict[str, Shape]:
-        """Of :meth:`shapes`, those of logits and gates."""
-        known: dict[str, Shape] = {}
-        for name in self.config.exit_names():
-            known[logits_name(name)] = ("B", self.config.num_labels)
-            known[gate_name(name)] = ("B", 1)
-        return known
-
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """What the head of every exit reads, from the hidden states of the *unmodified* transformers forward pass."""
         raise NotImplementedError
@@ -266,7 +227,7 @@ class EarlyExitModel(PreTrainedModel):
         state = dict(inputs)
         for part in parts:
             if part in needed:
-                state.update(zip(part.outputs, part.run(*(state[name] for name in part.inputs)), strict=True))
+                state.update(part.apply(state))
         return EarlyExitOutput(
             logits=state.get(logits_name("final")),
             exits={name: state[logits_name(name)] for name in asked},
@@ -368,19 +329,6 @@ def trunk_part(function: Callable[..., Any], module: Any, inputs: tuple[str, ...
         return result if isinstance(result, tuple) else (result,)
 
     return Part(inputs, outputs, run)
-
-
-def needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:
-    """The parts that some tensors need, directly or not."""
-    producer = {output: part for part in parts for output in part.outputs}
-    needed: list[Part] = []
-    waiting = list(tensors)
-    while waiting:
-        part = producer.get(waiting.pop())
-        if part is not None and part not in needed:
-            needed.append(part)
-            waiting += part.inputs
-    return needed
 
 
 def first_row(rows: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 from ee_export.errors import BadRequest, require_known
 
 BEFORE_ENCODER = ("vision", "text", "fusion")
+_WITH_BANDS = ("vision", "text.<p>", "text", "fusion")
+"""``BEFORE_ENCODER`` and the exits that read the top of a text, in the order in which a page meets them."""
 HEAD_KINDS = ("ramp", "gate", "final")
 FEATURES = ("cls", "mean", "pixels")
 
@@ -66,29 +68,39 @@ class HeadSpec:
             raise BadRequest(f"a head has 1 or 2 layers, not {self.layers}")
 
 
-def all_exits(layers: int) -> tuple[str, ...]:
-    """Every exit of a trunk with ``layers`` encoder layers, in the order in which a page meets them."""
-    bands = (f"text.{percent}" for percent in range(1, 100))
-    return ("vision", *bands, "text", "fusion", *(f"encoder.{k}" for k in range(1, layers + 1)), "final")
+def all_exits(layers: int, before: Sequence[str] = _WITH_BANDS) -> tuple[str, ...]:
+    """Every exit of a trunk with ``layers`` encoder layers, in the order in which a page meets them.
+
+    Args:
+        layers: of the trunk.
+        before: the exits that the trunk can have before its encoder, in order; ``text.<p>`` stands for all of that kind.
+    """
+    bands = tuple(f"text.{percent}" for percent in range(1, 100))
+    names = (name for kind in before for name in (bands if kind == "text.<p>" else (kind,)))
+    return (*names, *(f"encoder.{k}" for k in range(1, layers + 1)), "final")
 
 
-def ordered(exits: Iterable[str], layers: int) -> tuple[str, ...]:
-    """The asked exits in order, ``final`` added where it is missing.
+def ordered(exits: Iterable[str], layers: int, before: Sequence[str] = _WITH_BANDS) -> tuple[str, ...]:
+    """Exits in the order in which a page meets them, ``final`` added if it is missing.
+
+    Args:
+        exits: names, in any order.
+        layers: see :func:`all_exits`, as ``before``.
 
     Raises:
         BadRequest: an exit is unknown to a trunk of this depth, or named twice.
     """
-    asked = list(exits)
-    known = all_exits(layers)
-    for name in asked:
+    names = list(exits)
+    known = all_exits(layers, before)
+    for name in names:
         if name not in known:
             raise BadRequest(
-                f"unknown exit '{name}': this model has vision, text.1 … text.99, text, fusion, "
+                f"unknown exit '{name}': this model has {', '.join(before).replace('text.<p>', 'text.1 … text.99')}, "
                 f"encoder.1 … encoder.{layers}, final"
             )
-        if asked.count(name) > 1:
+        if names.count(name) > 1:
             raise BadRequest(f"exit '{name}' is named twice")
-    return tuple(name for name in known if name in asked or name == "final")
+    return tuple(name for name in known if name in names or name == "final")
 
 
 def parse(text: str, layers: int) -> tuple[str, ...]:

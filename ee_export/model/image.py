@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ee_export.errors import BadRequest
-from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, trunk_part
+from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, trunk_part
 from ee_export.resize import UNSTATED
 
 
@@ -77,19 +77,9 @@ class EarlyExitImage(EarlyExitModel):
             )
         super().add_heads(image_size)
 
-    @property
-    def tokens(self) -> int:
-        """Rows of a hidden state of a page."""
-        return 1 + int(self.base_model.embeddings.patch_embeddings.num_patches)
-
     def patch_parts(self) -> list[Part]:
         """All parts before the encoder: the embeddings of the patches, and the vision exit."""
         return self.vision_parts(trunk_part(_embeddings, self.base_model, ("pixel_values",), ("hidden.0",)))
-
-    def shapes(self) -> dict[str, Shape]:
-        """See :meth:`EarlyExitModel.shapes`; all pages have the same number of tokens."""
-        side = self.config.input_size
-        return {"pixel_values": ("B", 3, side, side), **self.state_shapes(self.tokens)}
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`."""

@@ -18,7 +18,6 @@ from ee_export.model.early_exit import (
     EarlyExitConfig,
     EarlyExitModel,
     Part,
-    Shape,
     first_row,
     trunk_part,
 )
@@ -97,21 +96,6 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
             mask="mask",
             answer_first=answer_first,
         )
-
-    def shapes(self) -> dict[str, Shape]:
-        """See :meth:`EarlyExitModel.shapes`; L counts text and visual tokens."""
-        config = self.config
-        known: dict[str, Shape] = {
-            "pixel_values": ("B", 3, config.input_size, config.input_size),
-            "input_ids": ("B", "T"),
-            "bbox": ("B", "T", 4),
-            "attention_mask": ("B", "T"),
-            "visual": ("B", self.layoutlmv3.visual_bbox.shape[0], config.hidden_size),
-            "text": ("B", "T", config.hidden_size),
-            "bias": ("B", config.num_attention_heads, "L", "L"),
-            "mask": ("B", "L"),
-        }
-        return known | self.state_shapes("L")
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`."""

@@ -13,7 +13,7 @@ from transformers import LiltConfig, LiltModel
 from transformers.models.lilt.modeling_lilt import LiltClassificationHead, LiltLayer, LiltPreTrainedModel
 
 from ee_export.model.attention import first_scores, gather, gather_first
-from ee_export.model.early_exit import Part, Shape, trunk_part
+from ee_export.model.early_exit import Part, trunk_part
 from ee_export.model.text import EarlyExitText, TextConfig, require_box_rows
 
 
@@ -64,12 +64,6 @@ class EarlyExitLilt(EarlyExitText, LiltPreTrainedModel):
                 answer_first=answer_first,
             )
         return parts
-
-    def shapes(self) -> dict[str, Shape]:
-        """See :meth:`EarlyExitModel.shapes`."""
-        width = self.config.hidden_size // self.config.channel_shrink_ratio
-        layouts = range(self.config.num_hidden_layers + 1)
-        return {**super().shapes(), **{f"layout.{number}": ("B", "T", width) for number in layouts}}
 
 
 def _embeddings(stock: LiltModel, input_ids: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from transformers.models.modernbert.modeling_modernbert import (
 )
 
 from ee_export.model.attention import gather, gather_first
-from ee_export.model.early_exit import Part, Shape, trunk_part
+from ee_export.model.early_exit import Part, trunk_part
 from ee_export.model.heads import masked_mean
 from ee_export.model.text import EarlyExitText, TextConfig, padding_bias, require_value
 
@@ -99,10 +99,6 @@ class EarlyExitModernBert(EarlyExitText, ModernBertPreTrainedModel):
                 answer_first=answer_first,
             )
         return parts
-
-    def shapes(self) -> dict[str, Shape]:
-        """See :meth:`EarlyExitModel.shapes`."""
-        return {**super().shapes(), "near": ("B", 1, "T", "T")}
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`; the last of the stock hidden states is normalised already."""

@@ -34,7 +34,12 @@ class EncodedPages:
 def read_contents(
     data: Dataset, index: int, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel
 ) -> tuple[Image.Image, Words, Boxes]:
-    """What ``model`` reads of a page; raises BadData if that is words and the page has none, BadPage if it cannot be read."""
+    """The image, words and boxes of page ``index``. What the model does not read is one pixel, or no words.
+
+    Raises:
+        BadData: the model reads words, and the page has none.
+        BadPage: the page cannot be read.
+    """
     page = data.page(index)
     if page.words is None and model.reads("text"):
         raise BadData(f"{data.paths[index]}: no words; put them in a .json beside it (OCR once, then train)")

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor
 from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadCheckpoint, one_line, shorten
 from ee_export.golden_page import draw
+from ee_export.model.checkpoint import quiet
 from ee_export.resize import FILTERS, LARGEST_SIDE, OWN_ORDER, UNSTATED
 
 NESTED, ALONE = "processor_config.json", "preprocessor_config.json"
@@ -107,9 +108,10 @@ def load_processor(folder: Path) -> Any:
         raise BadCheckpoint(f"{path}: {_unknown(shorten(name))}")
     try:
         # Code that a checkpoint brings along is never run, and nothing is downloaded.
-        processor = AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        )
+        with quiet():
+            processor = AutoImageProcessor.from_pretrained(
+                folder, backend="pil", local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # of any class: the values come from outside
         if name is None:
             raise BadCheckpoint(

@@ -58,11 +58,6 @@ class EarlyExitSiglip(EarlyExitImage, SiglipPreTrainedModel):
         self.post_init()
 
     @property
-    def tokens(self) -> int:
-        """See :attr:`EarlyExitImage.tokens`."""
-        return int(self.vision_model.embeddings.num_patches)
-
-    @property
     def final_feature(self) -> str:
         """See :attr:`EarlyExitModel.final_feature`."""
         return "own"

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, LayoutLMv2Tokenizer, LayoutLMv3Tokenizer
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
-from transformers.utils import logging
 
 from ee_export.errors import BadCheckpoint, EeError, is_fault, one_line
+from ee_export.model.checkpoint import quiet
 from ee_export.strict_json import excerpt, parse
 from ee_export.tokenizer import FIT_ROWS, LARGEST, read_tokenizer, require_rows
 
@@ -160,7 +160,7 @@ def _modern(content: Any) -> Any:
 
 
 def _load(folder: Path) -> Any:
-    with _loading(folder), _quiet():
+    with _loading(folder), quiet():
         source = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         names = {key: name for key, name in source.vocab_files_names.items() if key != "tokenizer_file"}
     if not isinstance(source, TokenizersBackend):
@@ -223,7 +223,7 @@ def _ends(
     ends, edges = set[tuple[int, int]](), set[tuple[tuple[int, ...], ...]]()
     for words in _PROBES:
         text: Any = words if boxes else " ".join(words)
-        with _loading(folder), _quiet():
+        with _loading(folder), quiet():
             if type(source) in _WITH_BOXES:
                 made = source(words, boxes=places[: len(words)])
             else:
@@ -293,13 +293,3 @@ def _loading(folder: Path) -> Iterator[None]:
             f"{folder}: transformers cannot load its tokenizer ({type(error).__name__}: {one_line(error, 200)}); expected "
             "all files of a tokenizer that transformers has; copy them again from where the checkpoint comes from"
         ) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

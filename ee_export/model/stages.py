@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ee_export.model.early_exit import Shape
 from ee_export.model.image import EarlyExitImage, ImageConfig
 
 
@@ -38,13 +37,3 @@ class EarlyExitStages(EarlyExitImage):
         layer can learn them.
         """
         return F.layer_norm(rows, rows.shape[-1:]).mean(1)
-
-    def stage_shape(self, number: int) -> Shape:
-        """Symbolic shape of ``hidden.<number>``."""
-        raise NotImplementedError
-
-    def shapes(self) -> dict[str, Shape]:
-        """See :meth:`EarlyExitModel.shapes`."""
-        side = self.config.input_size
-        states = {f"hidden.{number}": self.stage_shape(number) for number in range(self.config.num_hidden_layers + 1)}
-        return {"pixel_values": ("B", 3, side, side), **states, **self.answer_shapes()}

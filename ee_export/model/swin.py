@@ -13,7 +13,7 @@ from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging, 
 
 from ee_export.errors import BadRequest
 from ee_export.model.attention import attend
-from ee_export.model.early_exit import Part, Shape, trunk_part
+from ee_export.model.early_exit import Part, trunk_part
 from ee_export.model.image import projections
 from ee_export.model.stages import EarlyExitStages, StagesConfig
 
@@ -102,10 +102,6 @@ class EarlyExitSwin(EarlyExitStages, SwinPreTrainedModel):
             name: pixels if self.feature(name) == "pixels" else self.pooled(name, rows[self.config.depth(name)])
             for name in self.config.exit_names()
         }
-
-    def stage_shape(self, number: int) -> Shape:
-        """See :meth:`EarlyExitStages.stage_shape`."""
-        return ("B", self._side(number) ** 2, self.config.widths[max(number, 1) - 1])
 
     def _side(self, number: int) -> int:
         """Side of the grid behind a stage, 0 being the embeddings, in positions. An odd one is padded before it is halved."""

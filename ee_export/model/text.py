@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ee_export.errors import BadCheckpoint, shorten
-from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, Shape, trunk_part
+from ee_export.model.early_exit import EarlyExitConfig, EarlyExitModel, Part, trunk_part
 from ee_export.model.heads import masked_mean
 from ee_export.model.trunk import layer_answer, layer_whole
 
@@ -93,11 +93,6 @@ class EarlyExitText(EarlyExitModel):
     def embeddings_part(self) -> Part:
         """The part that makes ``hidden.0 [B, T, H]`` of a page's tokens."""
         return trunk_part(_embeddings, self.base_model, ("input_ids",), ("hidden.0",))
-
-    def shapes(self) -> dict[str, Shape]:
-        """See :meth:`EarlyExitModel.shapes`; all tokens are text, so L is T."""
-        inputs: dict[str, Shape] = {"input_ids": ("B", "T"), "bbox": ("B", "T", 4), "attention_mask": ("B", "T")}
-        return {**inputs, "bias": ("B", 1, "T", "T"), **self.state_shapes("T")}
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`EarlyExitModel.features`."""

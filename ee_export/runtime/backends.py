@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ee_export.errors import BadRequest, require_known
+from ee_export.inputs import only_encoding
 from ee_export.manifest import GPU_BACKENDS, Target
 from ee_export.package import Package
 from ee_export.runtime.openvino import require_bf16
@@ -66,7 +67,7 @@ def open_on_gpu(package: Package, target_name: str, executor: str) -> "tuple[lis
 
     require_known(executor, ("auto", *KINDS), "executor")
     gpu = open_gpu()
-    target, encoding = package.target(target_name), package.manifest.encoding
+    target, encoding = package.target(target_name), only_encoding(package.manifest, "a GPU's target")
     with gpu.current():
         stream = gpu.create_stream()
         opened = open_package_segments(package, target_name, gpu, stream)

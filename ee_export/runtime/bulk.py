@@ -13,6 +13,7 @@ from PIL import Image
 
 from ee_export.encode import Arrays
 from ee_export.errors import EeError
+from ee_export.inputs import with_prefix
 from ee_export.page import Page
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.failures import as_answer, as_page, named
@@ -129,8 +130,8 @@ class Bulk:
         if chain._on_device is None:
             self._ends = {at: at + 1 for at, step in enumerate(chain._plan) if not step.skippable}
         else:  # an executor runs all segments that need no more text
-            self._ends = {first: end for first, end, _ in chain._runs if first < end}
-        self._reads = {first: reads for first, _, reads in chain._runs[1:]}
+            self._ends = {run.first: run.end for run in chain._runs if run.first < run.end}
+        self._runs = {run.first: run for run in chain._runs[1:]}
         self._streams = streams
         self._batch = max(self._sizes)
         self._call = Call(time.perf_counter(), None, raises=False)
@@ -228,17 +229,23 @@ class Bulk:
     def _arrive(self, after: int, group: Group) -> Arrivals:
         """Where a group goes on from step ``after``; where more text is needed, it is read, and every page goes by its length."""
         at = next(step for step in self._ends if step >= after)
-        if at not in self._reads or not any(self._unread(row) for row in group.rows):
+        run = self._runs.get(at)
+        if run is None or not (run.pixels or run.new_text or any(self._unread(row) for row in group.rows)):
             return [(at, group)]
         arrivals = []
         for position, row in enumerate(group.rows):
             record = self._records[row]
             try:
-                self._chain._read(record, self._reads[at], self._call)
-                assert record.text is not None
+                made = self._chain._inputs(record, run, self._call)
+                assert made is not None  # without a deadline
                 page = group.alone(position)
-                page.tokens = self._padded(at, record.text["input_ids"].shape[1])
-                page.state.update(self._chain.encoder.collate([record.text], page.tokens))
+                if self._chain._on_device is None:
+                    page.state = {name: held for name, held in page.state.items() if name in run.carried}
+                page.state |= made
+                if run.text is not None and record.text is not None:
+                    encoder = self._chain.encoder.named(run.text)
+                    page.tokens = self._padded(at, record.text["input_ids"].shape[1], encoder.encoding.max_text_tokens)
+                    page.state |= with_prefix(run.text, encoder.collate([record.text], page.tokens))
             except Exception as error:
                 record.fail(error, self._call)
                 self._settle_all([row])
@@ -250,11 +257,11 @@ class Bulk:
         record = self._records[row]
         return record.text is None or (record.reader is not None and record.reader.runs_ocr)
 
-    def _padded(self, at: int, tokens: int) -> int:
+    def _padded(self, at: int, tokens: int, longest: int) -> int:
         if self._chain._on_device is not None:
             return self._chain._on_device.length(tokens)
         grain = _GRAIN if max(self._sizes[at:]) > 1 else 1
-        return min(-(-tokens // grain) * grain, self._chain.encoder.encoding.max_text_tokens)
+        return min(-(-tokens // grain) * grain, longest)
 
     def _settle_all(self, rows: Iterable[int]) -> None:
         """Give pages that are done their results."""

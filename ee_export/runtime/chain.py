@@ -11,6 +11,7 @@ from PIL import Image
 
 from ee_export.encode import Arrays, Encoder, blank_page, tokens_read
 from ee_export.errors import BadLogits, BadPackage, BadRequest, EeError
+from ee_export.inputs import ArrayCheck, array_specs, shown, with_prefix, without_prefix
 from ee_export.manifest import GPU_BACKENDS, OperatingPoint, Target, gate_name
 from ee_export.package import Package, open_package
 from ee_export.page import Page, require_known_boxes
@@ -24,18 +25,20 @@ from ee_export.runtime.backends import open_on_gpu, require_runnable
 from ee_export.runtime.bulk import Bulk, MakesPage, cheapest_sizes
 from ee_export.runtime.failures import as_page, named
 from ee_export.runtime.opening import open_segments
-from ee_export.runtime.plan import FULL, make_plan, runs
+from ee_export.runtime.plan import FULL, Run, make_plan, runs
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.records import Call, Group, Record
 from ee_export.runtime.segment import Segment
 from ee_export.runtime.threads import require_threads
 from ee_export.strips import TextReader
-from ee_export.tokenizer import package_tokenizer
+from ee_export.tokenizer import open_encoder
 
 if TYPE_CHECKING:
     from ee_export.runtime.gpu.pages import OnDevice
 
 Images = Sequence[Image.Image | None] | Mapping[int, Image.Image | None]
+_Ready = tuple[int, Arrays | None, Arrays, Group, int]
+"""A page that is ready for a run: its text's length and text, its pixels for further encodings, and its group and place in that."""
 Records = dict[int, Record] | list[Record]
 """Of pages, by the row that each has in the call."""
 
@@ -122,20 +125,25 @@ def load_package(
         on_host, on_device = open_on_gpu(package, target, executor)
         forked.refuse(on_host, "run", _LOAD_THERE)
         forked.refuse([on_device], "advance", _LOAD_THERE)
-        encoder = Encoder(package.manifest.encoding, package_tokenizer(package))
+        encoder = open_encoder(package)
         return Chain(package, found, point, on_host, encoder, on_device)
     if executor != "auto":
         raise BadRequest(
             f"executor '{executor}': {target} runs on the processor, which has none to choose; leave it out"
         )
     open_all = partial(open_segments, package, target, pool, one_pool=one_pool, in_memory=in_memory)
-    encoder = Encoder(package.manifest.encoding, package_tokenizer(package))
+    encoder = open_encoder(package)
     segments = open_all()
     if all(isinstance(segment, backend.OrtSegment) and segment.own_threads for segment in segments):
         forked.reopen(segments, open_all)
     else:
         forked.refuse(segments, "run", _LOAD_THERE)
     return Chain(package, found, point, segments, encoder)
+
+
+def _length(text: Arrays | None) -> int:
+    """Tokens of an encoded text, padding included."""
+    return 0 if text is None else text["input_ids"].shape[1]
 
 
 class Chain:
@@ -147,7 +155,7 @@ class Chain:
         target: Target,
         point: OperatingPoint,
         segments: Sequence[Segment],
-        encoder: Encoder,
+        encoder: Encoder | None,
         on_device: "OnDevice | None" = None,
     ) -> None:
         manifest = package.manifest
@@ -156,7 +164,7 @@ class Chain:
         self.labels = manifest.labels
         self.exits = manifest.exits
         self.operating_point = point
-        self.encoder = encoder
+        self._encoder = encoder
         self.segments = segments
         self._plan = make_plan(manifest, target, point, segments)
         self._judge = CRITERIA[point.criterion]
@@ -165,10 +173,24 @@ class Chain:
         self._runs = runs_of(self._plan, every_step=False)
         self._anytime_runs = runs_of(self._plan, every_step=True)
         self._most = _MAX_BATCH if on_device is None else on_device.most
-        self._reads_image = manifest.reads("image")
+        # Inputs of all encodings under the names that an encoder gives them; and of `encoding`, whose image every page starts with.
+        self._reads = {base for name in manifest.all_encodings() for base in manifest.inputs_of(name)}
+        self._reads_image = "pixel_values" in manifest.inputs
+        self._arrays = ArrayCheck(manifest)
         self._ocr_ms = target.costs.ocr_ms if target.costs else None
         self._batch_sizes: dict[int, dict[str, int]] = {}
         self._on_device = on_device
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of pages; raises BadRequest for a package of arrays, which has none."""
+        if self._encoder is None:
+            inputs = ", ".join(f"{name} {shown(spec)}" for name, spec in array_specs(self.package.manifest).items())
+            raise BadRequest(
+                f"{self.package.path}: the package reads arrays and no pages ({inputs}); call predict_encoded with them, or give an .npz "
+                "file of them to the command"
+            )
+        return self._encoder
 
     @property
     def rules(self) -> list[Rule]:
@@ -181,9 +203,13 @@ class Chain:
 
     def with_point(self, point: OperatingPoint) -> "Chain":
         """The same chain with thresholds that no manifest has."""
-        chain = Chain(self.package, self.target, point, self.segments, self.encoder, self._on_device)
+        chain = Chain(self.package, self.target, point, self.segments, self._encoder, self._on_device)
         chain._batch_sizes = self._batch_sizes
         return chain
+
+    def beside(self, package: Package, target: Target, point: OperatingPoint, segments: Sequence[Segment]) -> "Chain":
+        """A chain of other segments that encodes pages as this one does."""
+        return Chain(package, target, point, segments, self._encoder)
 
     def predict(self, page: Page, *, deadline_ms: float | None = None) -> Answer:
         """Classify one page; see :meth:`predict_batch`."""
@@ -219,8 +245,11 @@ class Chain:
             BadLogits: a page's logits are not finite.
             UnexpectedError: any other exception, which is its cause. Only the first error is raised, and none with
                 ``return_errors``.
+            BadRequest: the package reads arrays, see :meth:`predict_encoded`.
         """
         begin = time.perf_counter()
+        if self._encoder is None:
+            _ = self.encoder  # raises
         call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3, not return_errors)
         records: list[Record] = []
         images: list[Image.Image | None] = []
@@ -239,15 +268,15 @@ class Chain:
 
     def _run(self, rows: Sequence[int], images: Images, records: Records, call: Call) -> None:
         """Answer pages together, from the first segment on: each record has then an answer, or an error."""
-        (_, first_text, _), *text_runs = self._runs if call.deadline is None else self._anytime_runs
+        first, *others = self._runs if call.deadline is None else self._anytime_runs
         groups = []
         for at in range(0, len(rows), self._most):
             groups.append(self._group(rows[at : at + self._most], images, records, call))
-            self._advance_each(groups[-1], 0, first_text, records, call)
-        for first, end, reads in text_runs:
-            groups = self._with_text(groups, reads, records, call)
+            self._advance_each(groups[-1], 0, first.end, records, call)
+        for run in others:
+            groups = self._with_inputs(groups, run, records, call)
             for group in groups:
-                self._advance_each(group, first, end, records, call)
+                self._advance_each(group, run.first, run.end, records, call)
 
     def _group(self, rows: Sequence[int], images: Images, records: Records, call: Call) -> Group:
         """Pages with their pixels; without those whose pixels cannot be had."""
@@ -316,6 +345,7 @@ class Chain:
         Raises:
             BadRequest: a batch is below 1, ``streams`` is out of range (see ``threads`` of :func:`load`), or the sizes lack an exit.
         """
+        _ = self.encoder  # raises for a package of arrays
         require_threads(streams, "streams")
         sizes = self.batch_sizes(batch) if isinstance(batch, int) else batch
         for exit_name in self.exits:
@@ -341,18 +371,38 @@ class Chain:
         if self._on_device is not None:
             return dict.fromkeys(self.exits, min(most, self._most))
         if most not in self._batch_sizes:
-            page = blank_page(self.encoder.encoding, self.encoder.encoding.max_text_tokens)
-            self._batch_sizes[most] = cheapest_sizes(self._plan, page, most)
+            self._batch_sizes[most] = cheapest_sizes(self._plan, self.blank(), most)
         return self._batch_sizes[most]
 
+    def blank(self, tokens: int | None = None) -> Arrays:
+        """All inputs of one grey page with that many text tokens, by default and at most as many as are read."""
+        made: Arrays = {}
+        for name in self.package.manifest.all_encodings():
+            encoding = self.encoder.named(name).encoding
+            longest = encoding.max_text_tokens
+            made |= with_prefix(name, blank_page(encoding, longest if tokens is None else min(tokens, longest)))
+        return made
+
     def predict_encoded(self, arrays: Arrays, *, deadline_ms: float | None = None) -> Answer:
-        """Classify one page whose inputs are encoded already, its text included; see :meth:`predict_batch`."""
+        """Classify one page whose inputs are encoded already, its text included; see :meth:`predict_batch`.
+
+        Args:
+            arrays: the package's inputs by name, one row each. Others beside them are ignored.
+            deadline_ms: see :meth:`predict_batch`.
+
+        Raises:
+            BadRequest: an input is missing, or of another dtype or shape.
+        """
         begin = time.perf_counter()
+        self._arrays.require(arrays, 1)
         call = Call(begin, None if deadline_ms is None else begin + deadline_ms / 1e3)
-        record = Record(text=arrays)
-        group = Group([0], dict(arrays), arrays["input_ids"].shape[1])
-        for first, end, _ in self._runs if deadline_ms is None else self._anytime_runs:
-            self._advance(group, first, end, [record], call)
+        record = Record(text=arrays if "input_ids" in arrays else None)
+        group = Group([0], dict(arrays), _length(record.text))
+        for run in self._runs if deadline_ms is None else self._anytime_runs:
+            if run.new_text and run.text is not None and self._encoder is not None and self._encoder.further:
+                record.text = without_prefix(run.text, arrays)
+                group.tokens = _length(record.text)
+            self._advance(group, run.first, run.end, [record], call)
         return self._answer(record, begin)
 
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -380,13 +430,28 @@ class Chain:
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
         """All inputs of some pages as one batch, their text read, if the model reads any, whether it is needed or not."""
-        read = [self.encoder.contents(page, self.package.manifest.inputs) for page in pages]
-        texts = [self.encoder.text(words, boxes) for _, words, boxes in read]
-        return {**self._pixels([image for image, _, _ in read]), **self.encoder.collate(texts)}
+        manifest, encoder = self.package.manifest, self.encoder
+        inputs = {
+            base: source
+            for name in manifest.all_encodings()
+            for base, source in manifest.inputs_of(name).items()
+            if source == "text" or not name
+        }
+        read = [encoder.contents(page, inputs) for page in pages]
+        made: Arrays = {}
+        for name in manifest.all_encodings():
+            own = encoder.named(name)
+            if "pixel_values" in manifest.inputs_of(name):
+                images = [own.open(page)[0] for page in pages] if name else [image for image, _, _ in read]
+                made |= with_prefix(name, own.images(images))
+            if own.encoding.max_text_tokens:
+                texts = [own.text(words, boxes) for _, words, boxes in read]
+                made |= with_prefix(name, own.collate(texts))
+        return made
 
     def _image(self, page: Page) -> tuple[Image.Image | None, bool]:
         """The page's image, where the model reads it, and whether that is the whole of it, as an OCR engine wants it."""
-        require_known_boxes(page, self.package.manifest.inputs)
+        require_known_boxes(page, self._reads)
         return self.encoder.open(page) if self._reads_image else (None, False)
 
     def _pixels(self, images: Sequence[Image.Image | None]) -> Arrays:
@@ -442,69 +507,99 @@ class Chain:
             if len(stay) < len(logits):
                 group.keep(stay)
 
-    def _with_text(self, groups: Sequence[Group], percent: int, records: Records, call: Call) -> list[Group]:
-        """Read the top ``percent`` of the pages that are still undecided, and group them anew by length."""
-        read: list[tuple[Arrays, Group, int]] = []
+    def _with_inputs(self, groups: Sequence[Group], run: Run, records: Records, call: Call) -> list[Group]:
+        """Make the inputs that a run needs of the pages that are still undecided, and group them anew by length."""
+        ready: list[_Ready] = []
         for group in groups:
             for position, row in enumerate(group.rows):
                 record = records[row]
                 try:
-                    stays = self._read(record, percent, call)
+                    made = self._inputs(record, run, call)
                 except Exception as error:
                     record.fail(error, call)
                     continue
-                if stays:
-                    assert record.text is not None
-                    read.append((record.text, group, position))
+                if made is not None:
+                    ready.append((_length(record.text), record.text, made, group, position))
 
-        read.sort(key=lambda entry: entry[0]["input_ids"].shape[1])
-        batches: list[list[tuple[Arrays, Group, int]]] = []
-        for entry in read:
-            length = entry[0]["input_ids"].shape[1]
-            if (
-                not batches
-                or len(batches[-1]) == self._most
-                or length > 8 + 1.1 * batches[-1][0][0]["input_ids"].shape[1]
-            ):
+        ready.sort(key=lambda entry: entry[0])
+        batches: list[list[_Ready]] = []
+        for entry in ready:
+            length = entry[0]
+            if not batches or len(batches[-1]) == self._most or length > 8 + 1.1 * batches[-1][0][0]:
                 batches.append([])
             batches[-1].append(entry)
-        return [self._regroup(batch) for batch in batches]
+        return [self._regroup(batch, run) for batch in batches]
 
-    def _read(self, record: Record, percent: int, call: Call) -> bool:
+    def _inputs(self, record: Record, run: Run, call: Call) -> Arrays | None:
+        """Read a page's text as far as a run needs it, and make its pixels for the run's further encodings.
+
+        Returns:
+            The pixels, none for most runs; ``None`` where the deadline forbids either, and the page is answered.
+        """
+        if run.text is not None and not self._read(record, run, call):
+            return None
+        if not run.pixels:
+            return {}
+        assert record.reader is not None
+        costs = self.target.costs
+        wait = sum(costs.encode_ms.get(name, 0.0) for name in run.pixels) / 1e3 if costs else 0.0
+        if record.visits and call.deadline is not None and time.perf_counter() + wait > call.deadline:
+            record.finish(deadline_hit=True)
+            return None
+        made: Arrays = {}
+        for name in run.pixels:
+            encoder = self.encoder.named(name)
+            made |= with_prefix(name, encoder.image(encoder.open(record.reader.page)[0]))
+        return made
+
+    def _read(self, record: Record, run: Run, call: Call) -> bool:
         """Read a page's text that far; False where the deadline forbids it, and the page is answered."""
         reader = record.reader
-        assert reader is not None
+        assert reader is not None and run.text is not None
+        encoder = self.encoder.named(run.text)
         if not reader.runs_ocr:
-            if record.text is None:
-                record.text = self.encoder.text(*reader.read_to(100))
+            if record.text is None or run.new_text:
+                record.text = encoder.text(*reader.read_to(100))
             return True
-        share = percent / 100 - reader.share
+        share = run.percent / 100 - reader.share
         wait = (self._ocr_ms or 0.0) / 1e3 * share
         if record.visits and call.deadline is not None and time.perf_counter() + wait > call.deadline:
             record.finish(deadline_hit=True)
             return False
         started = time.perf_counter()
-        words, boxes = reader.read_to(percent)
+        words, boxes = reader.read_to(run.percent)
         taken = (time.perf_counter() - started) * 1e3
         if share > 0:
             found = taken / share
             self._ocr_ms = found if self._ocr_ms is None else 0.8 * self._ocr_ms + 0.2 * found
             record.ocr_used = True
             record.visits.append(("ocr", 1, taken, None, None, False))
-        record.text = self.encoder.text(words, boxes)
+        record.text = encoder.text(words, boxes)
         return True
 
-    def _regroup(self, batch: list[tuple[Arrays, Group, int]]) -> Group:
-        texts = self.encoder.collate([arrays for arrays, _, _ in batch])
-        state = dict(texts)
-        for name in batch[0][1].state.keys() - texts.keys():
-            if len(batch) == 1 and len(batch[0][1].state[name]) == 1:
-                state[name] = batch[0][1].state[name]
+    def _regroup(self, batch: "list[_Ready]", run: Run) -> Group:
+        new = self._collate(batch[0][2], [made for _, _, made, _, _ in batch])
+        texts = [text for _, text, _, _, _ in batch if text is not None]
+        if run.text is not None:
+            new |= with_prefix(run.text, self.encoder.named(run.text).collate(texts))
+        state = dict(new)
+        for name in batch[0][3].state.keys() - new.keys():
+            if self._on_device is None and name not in run.carried:
+                continue
+            if len(batch) == 1 and len(batch[0][3].state[name]) == 1:
+                state[name] = batch[0][3].state[name]
             else:
-                parts = [(group.state[name], [group.place(position)]) for _, group, position in batch]
+                parts = [(group.state[name], [group.place(position)]) for _, _, _, group, position in batch]
                 state[name] = backend.gather(parts)
-        rows = [group.rows[position] for _, group, position in batch]
-        return Group(rows, state, texts["input_ids"].shape[1])
+        rows = [group.rows[position] for _, _, _, group, position in batch]
+        length = new[f"{run.text}.input_ids" if run.text else "input_ids"].shape[1] if run.text is not None else 0
+        return Group(rows, state, length)
+
+    @staticmethod
+    def _collate(names: Iterable[str], made: Sequence[Arrays]) -> Arrays:
+        return {
+            name: made[0][name] if len(made) == 1 else np.concatenate([one[name] for one in made]) for name in names
+        }
 
     def _cost_s(self, exit_name: str, group: Group) -> float:
         """Seconds of a segment by its measured cost; 0 where none was measured."""

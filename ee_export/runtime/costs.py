@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import onnxruntime
 
-from ee_export.encode import blank_page
+from ee_export.encode import Arrays
 from ee_export.manifest import Costs
 from ee_export.page import Page
 from ee_export.runtime import ort as backend
@@ -30,18 +30,31 @@ def machine_name() -> str:
 
 
 def measure(
-    chain: Chain, pages: Sequence[Page], ocr_ms: float | None, ocr_start_ms: float = 0.0, runs: int = RUNS
+    chain: Chain,
+    pages: Sequence[Page] | Sequence[Arrays],
+    ocr_ms: float | None,
+    ocr_start_ms: float = 0.0,
+    runs: int = RUNS,
 ) -> Costs:
-    """Median times over ``runs`` rounds, the text lengths interleaved; encoding is measured on ``pages``."""
-    longest = chain.encoder.encoding.max_text_tokens
+    """Median times over ``runs`` rounds, the text lengths interleaved; encoding is measured on ``pages``.
+
+    Of a package of arrays, ``pages`` are rows of them, and segments are measured on these in turn.
+    """
+    manifest = chain.package.manifest
+    texts = [encoding.max_text_tokens for encoding in manifest.all_encodings().values()]
+    longest = max(texts, default=0)
     grid = tuple(sorted({2, longest // 8, longest // 4, longest // 2, longest} - {0, 1}))
+    grid = grid if manifest.reads("text") else (1,)
+    rows = [page for page in pages if not isinstance(page, Page)]
     times: dict[str, dict[int, list[float]]] = {name: {tokens: [] for tokens in grid} for name in chain.exits}
     for run in range(runs + 1):
         for tokens in grid:
-            for name, taken in chain.time_segments(blank_page(chain.encoder.encoding, tokens)).items():
+            arrays = chain.blank(tokens) if manifest.encoding is not None else rows[run % len(rows)]
+            for name, taken in chain.time_segments(arrays).items():
                 if run:  # the first round warms up
                     times[name][tokens].append(taken)
-    image_ms, text_ms = _encoding_ms(chain, pages)
+    whole = [page for page in pages if isinstance(page, Page)]
+    image_ms, text_ms = _encoding_ms(chain, "", whole)
     return Costs(
         machine=machine_name(),
         runs=runs,
@@ -51,6 +64,7 @@ def measure(
         encode_text_ms=text_ms,
         ocr_ms=ocr_ms,
         ocr_start_ms=ocr_start_ms,
+        encode_ms={name: round(sum(_encoding_ms(chain, name, whole)), 4) for name in manifest.encodings},
     )
 
 
@@ -80,16 +94,19 @@ def measure_ocr(pages: Sequence[Page], bands: Sequence[int]) -> tuple[float | No
     return round(statistics.median(whole), 1), round(statistics.median(more), 1) if bands else 0.0
 
 
-def _encoding_ms(chain: Chain, pages: Sequence[Page]) -> tuple[float, float]:
+def _encoding_ms(chain: Chain, name: str, pages: Sequence[Page]) -> tuple[float, float]:
+    """Median milliseconds of making an encoding's image and text inputs of a page; ``name``: of the encoding."""
     image_times, text_times = [], []
+    sources = chain.package.manifest.inputs_of(name).values()
     for page in pages:
-        if chain.package.manifest.reads("image"):
+        encoder = chain.encoder.named(name)
+        if "image" in sources:
             started = time.perf_counter()
-            image, _ = chain.encoder.open(page)
-            chain.encoder.image(image)
+            image, _ = encoder.open(page)
+            encoder.image(image)
             image_times.append((time.perf_counter() - started) * 1e3)
-        if page.words is not None:
+        if page.words is not None and "text" in sources:
             started = time.perf_counter()
-            chain.encoder.text(*page.text(None))
+            encoder.text(*page.text(None))
             text_times.append((time.perf_counter() - started) * 1e3)
     return round(statistics.median(image_times or [0.0]), 4), round(statistics.median(text_times or [0.0]), 4)

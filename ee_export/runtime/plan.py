@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ee_export.encode import band_of
 from ee_export.errors import BadRequest
-from ee_export.manifest import Manifest, OperatingPoint, SegmentSpec, Target, gate_name
+from ee_export.inputs import Reads, reads_of
+from ee_export.manifest import Manifest, OperatingPoint, Target, gate_name
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
 from ee_export.policy.decide import NEVER, Rule, limits
 from ee_export.runtime.segment import Segment
@@ -21,7 +22,7 @@ class PlanStep:
     ``limits``: lowest score with which a page leaves, per class answered. ``gates``: 1 where the output after the logits is a
     gate's, else 0. ``state``: the others that later segments read, by their place among the outputs after the logits.
     ``last``: its inputs that no later segment reads. ``skippable``: nothing depends on it and no page leaves there, so it need
-    not run.
+    not run. ``reads``: the inputs of the package that it reads; ``passed``: names of all its inputs but texts.
     """
 
     segment: Segment
@@ -32,6 +33,25 @@ class PlanStep:
     state: tuple[tuple[int, str], ...]
     last: tuple[str, ...]
     skippable: bool
+    reads: Reads
+    passed: tuple[str, ...]
+
+
+class Run(NamedTuple):
+    """A stretch of a plan that runs on the same inputs of a page.
+
+    Steps ``first`` to ``end``. Before it the top ``percent`` of the page must be read. ``text``: the encoding whose text the steps read,
+    ``None`` before any text; ``new_text``: whether no step before reads that one. ``pixels``: further encodings whose image no step
+    before reads. ``carried``: names of all tensors but texts that its steps and later ones read.
+    """
+
+    first: int
+    end: int
+    percent: int
+    text: str | None = None
+    new_text: bool = False
+    pixels: tuple[str, ...] = ()
+    carried: frozenset[str] = frozenset()
 
 
 def operating_point(target: Target, name: str) -> OperatingPoint:
@@ -67,7 +87,7 @@ def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[flo
     found = []
     reads = 0
     for segment in target.segments:
-        reads = max(reads, _reads(manifest, segment))
+        reads = max(reads, reads_of(manifest, segment.exit, segment.inputs).percent)
         calibration = target.calibration_of(segment.exit, len(manifest.labels))
         gate = target.calibration_of(gate_name(segment.exit), 1)
         mine = tuple(weights.get(segment.exit, ()))
@@ -75,17 +95,27 @@ def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[flo
     return found
 
 
-def runs(plan: Sequence[PlanStep], *, every_step: bool) -> list[tuple[int, int, int]]:
-    """Stretches of a plan that run on the same text: first step, end, and the percentage of the page that must be read.
+def runs(plan: Sequence[PlanStep], *, every_step: bool) -> list[Run]:
+    """Divide a plan into stretches that run on the same inputs of a page.
 
-    The first needs no text, and may be empty. ``every_step``: skippable steps run too, and get the text they ask for.
+    The first needs no text and no further encoding, and may be empty. ``every_step``: skippable steps run too, and get the inputs that
+    they read.
     """
-    found = [[0, len(plan), 0]]
+    found = [Run(0, len(plan), 0)]
+    pixels = set[str]()
     for at, step in enumerate(plan):
-        if step.rule.reads > found[-1][2] and (every_step or not step.skippable):
-            found[-1][1] = at
-            found.append([at, len(plan), step.rule.reads])
-    return [(first, end, reads) for first, end, reads in found]
+        if step.skippable and not every_step:
+            continue
+        before = found[-1]
+        new_text = step.reads.text is not None and step.reads.text != before.text
+        new_pixels = tuple(name for name in step.reads.pixels if name not in pixels)
+        if step.rule.reads > before.percent or new_text or new_pixels:
+            pixels.update(new_pixels)
+            text = before.text if step.reads.text is None else step.reads.text
+            carried = frozenset(name for later in plan[at:] for name in later.passed)
+            found[-1] = before._replace(end=at)
+            found.append(Run(at, len(plan), step.rule.reads, text, new_text, new_pixels, carried))
+    return found
 
 
 def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segments: Sequence[Segment]) -> list[PlanStep]:
@@ -112,12 +142,9 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segment
                 and threshold is None
                 and not state
                 and (point_never_leaves or point.criterion not in ASKS_EXITS_BEFORE),
+                reads=reads_of(manifest, segment.exit, segment.inputs),
+                passed=tuple(name for name in asked if manifest.inputs.get(name) != "text"),
             )
         )
         needed |= set(asked)
     return plan[::-1]
-
-
-def _reads(manifest: Manifest, segment: SegmentSpec) -> int:
-    asks = any(manifest.inputs.get(tensor.name) == "text" for tensor in segment.inputs)
-    return band_of(segment.exit) if asks else 0

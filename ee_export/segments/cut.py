@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ee_export.manifest import gate_name, logits_name
-from ee_export.model.early_exit import Part, needed_for
+from ee_export.model.parts import Part, needed_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,14 @@ class Segment:
 def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
     """One segment an exit, in order.
 
-    A part goes into the first segment whose logits need it, directly or not, and into none if no exit does. So what
+    A part goes into the first segment whose logits or gate need it, directly or not, and into none if no exit does. So what
     an answer does not read (the rest of a layer behind its ``[CLS]`` row, the patches behind a head that reads pixels)
     waits for the next segment and is never run for a page that leaves: answer first.
     """
     placed: list[Part] = []
     plans: list[list[Part]] = []
     for name in exits:
-        needed = needed_for([logits_name(name)], parts)
+        needed = needed_for([logits_name(name), gate_name(name)], parts)
         mine = [part for part in parts if part in needed and part not in placed]
         placed += mine
         plans.append(mine)

@@ -3,18 +3,18 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from ee_export.errors import NotEqual
-from ee_export.model.early_exit import Shape
+from ee_export.errors import BadModel, NotEqual, one_line, shorten
+from ee_export.manifest import TensorSpec
 from ee_export.segments.cut import Segment
+from ee_export.segments.trace import Tensors
 
 OPSET = 23
-_INTEGERS = frozenset({"input_ids", "bbox", "attention_mask", "mask"})
 
 
 class SegmentModule(nn.Module):
@@ -28,42 +28,58 @@ class SegmentModule(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         state = dict(zip(self._segment.inputs, inputs, strict=True))
         for part in self._segment.parts:
-            state.update(zip(part.outputs, part.run(*(state[name] for name in part.inputs)), strict=True))
-        return tuple(state[name].contiguous() for name in self._segment.outputs)
+            state.update(part.apply(state))
+        outputs: list[Tensor] = []
+        for name in self._segment.outputs:
+            tensor = state[name].contiguous()
+            # A graph cannot name one value twice, as an input and an output or as two outputs.
+            outputs.append(tensor.clone() if any(tensor is other for other in (*inputs, *outputs)) else tensor)
+        return tuple(outputs)
 
 
-def export_segment(segment: Segment, model: nn.Module, shapes: dict[str, Shape]) -> onnx.ModelProto:
+def export_segment(segment: Segment, model: nn.Module, tensors: Tensors) -> onnx.ModelProto:
     """One segment as an ONNX graph that passed onnx.checker and full shape inference.
 
     Raises:
+        BadModel: torch cannot export the segment's parts.
         NotEqual: the graph is not well formed, or a tensor in it has no type.
     """
-    visual = shapes.get("visual", (0, 0))[1]
-    sizes = {"B": 2, "T": 9, "L": 9 + int(visual)}
-    example = tuple(
-        _example(name, [sizes[n] if isinstance(n, str) else n for n in shapes[name]]) for name in segment.inputs
-    )
     dynamic = tuple(
-        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(shapes[name]) if size in sizes}
+        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(tensors.specs[name].shape) if isinstance(size, str)}
         for name in segment.inputs
     )
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            SegmentModule(segment, model).eval(),
-            example,
-            input_names=list(segment.inputs),
-            output_names=list(segment.outputs),
-            dynamic_shapes=(dynamic,),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                SegmentModule(segment, model).eval(),
+                tuple(tensors.examples[name] for name in segment.inputs),
+                input_names=list(segment.inputs),
+                output_names=list(segment.outputs),
+                dynamic_shapes=(dynamic,),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # of torch.export, torch.onnx and the parts themselves
+        parts = " ".join(map(str, segment.parts))
+        raise BadModel(
+            f"exit '{segment.exit}': torch cannot export its parts {shorten(parts)} ({_cause(error)}); compute without control flow that "
+            "depends on values, and with torch operators only"
+        ) from error
     assert program is not None
     graph = program.model_proto
-    _name_axes(graph, shapes)
+    _name_axes(graph, tensors.specs)
     _strip_notes(graph)
     check_graph(graph, segment.exit)
     return graph
+
+
+def _cause(error: BaseException) -> str:
+    """The exception that the exporter wraps, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {one_line(' '.join(lines[:2]), 300)}"
 
 
 def check_graph(graph: onnx.ModelProto, name: str) -> None:
@@ -85,22 +101,11 @@ def check_graph(graph: onnx.ModelProto, name: str) -> None:
                 raise NotEqual(f"{name}: output '{output}' of {node.op_type} has no type after shape inference")
 
 
-def dtype_name(tensor: str) -> str:
-    """Element type of a tensor that passes between segments, by its numpy name."""
-    return "int64" if tensor in _INTEGERS else "float32"
-
-
-def _example(name: str, shape: list[int]) -> Tensor:
-    if name in _INTEGERS:
-        return torch.ones(shape, dtype=torch.int64)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def _name_axes(graph: onnx.ModelProto, shapes: dict[str, Shape]) -> None:
+def _name_axes(graph: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> None:
     """Give dynamic axes of inputs and outputs the manifest's names, and drop inner shapes that use the tracer's."""
     del graph.graph.value_info[:]
     for value in (*graph.graph.input, *graph.graph.output):
-        for axis, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+        for axis, size in zip(value.type.tensor_type.shape.dim, specs[value.name].shape, strict=True):
             if isinstance(size, str):
                 axis.dim_param = size
             else:

@@ -23,6 +23,7 @@ from ee_export.manifest import OperatingPoint
 from ee_export.package import Package, open_package
 from ee_export.page import Page
 from ee_export.policy.decide import Threshold
+from ee_export.runtime import backends
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.gpu.pages import OnDevice
@@ -35,9 +36,16 @@ TARGET = "tensorrt-fp16"
 
 
 @pytest.fixture
-def on_gpu(machine: Machine, tiny_package: Package, tmp_path: Path) -> Package:
-    copy = open_package(Path(shutil.copytree(tiny_package.path, tmp_path / "gpu.ee")))
-    return compiled(copy, TARGET, lambda *_: None)
+def on_gpu(machine: Machine, tiny_package: Package, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The tiny package with the target, compiled once for each TensorRT. No test changes it."""
+    version = machine.tensorrt.trt.__version__
+    if version not in _COMPILED:
+        copy = open_package(Path(shutil.copytree(tiny_package.path, tmp_path_factory.mktemp("gpu") / "gpu.ee")))
+        _COMPILED[version] = compiled(copy, TARGET, lambda *_: None).path
+    return open_package(_COMPILED[version])
+
+
+_COMPILED: dict[str, Path] = {}
 
 
 @pytest.fixture
@@ -204,11 +212,11 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
 @pytest.mark.parametrize("kind", ["graphs", "conditional"])
 def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pages: list[Page], kind: str) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
-    first, (begin, end, reads) = chain._anytime_runs
-    middle = begin + 3
+    first, run = chain._anytime_runs
+    middle = run.first + 3
     device = chain._on_device
     assert device is not None
-    stretches = [first, (begin, middle, reads), (middle, end, reads)]
+    stretches = [first, run._replace(end=middle), run._replace(first=middle)]
     halved = OnDevice(device._device, device._segments, device._sizes, stretches, kind, device._stream, device._lock)
     assert halved._makes_state == [False, True, False]
     # Of nearly one length, so that they stay together; but they are packed in another order than that of their lengths.
@@ -300,6 +308,7 @@ def test_an_unknown_executor_names_the_nearest_and_a_processor_has_none(on_gpu: 
 
 
 def test_a_chain_that_is_gone_leaves_nothing_on_the_gpu(on_gpu: Package, pages: list[Page], machine: Machine) -> None:
+    backends.open_gpu()  # its context stays for as long as the process
     before = machine.driver.leaks()
     chain = load_package(on_gpu, TARGET, executor="conditional")
     chain.predict_batch(pages[:2])

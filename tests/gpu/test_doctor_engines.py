@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ee_export.doctor import engines
+from ee_export.doctor import engines, replay
 from ee_export.doctor.examine import sample
 from ee_export.doctor.trial import Rig, trial
 from ee_export.errors import DeviceError
@@ -44,11 +44,14 @@ def test_the_whole_model_is_one_engine_of_the_same_recipe(
     assert tensorrt.fake.names.count("Builder.build_serialized_network") == 1
 
 
-def test_the_trial_runs_from_end_to_end(tensorrt: FakeTensorRt, tmp_path: Path) -> None:
+def test_the_trial_runs_from_end_to_end(
+    tensorrt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def whole(package: Package, target: str) -> OnCpu:
         one = engines.compiled(engines.whole(package, tmp_path / "one.ee"), target, lambda *_: None)
         return OnCpu(one, target)
 
+    monkeypatch.setattr(replay, "DRAWS", 25)
     rig = Rig(engines.compiled, {"host": OnCpu, "graphs": OnCpu}, whole)
     shipped = sample()
     assert shipped is not None

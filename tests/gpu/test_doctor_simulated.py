@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
+from ee_export.doctor import replay
 from ee_export.doctor.check import Check
 from ee_export.doctor.trial import trial
 from ee_export.package import Package
 
 if TYPE_CHECKING:
     from tests.gpu.conftest import Machine
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "DRAWS", 25)
 
 
 def tried(package: Package, target: str = "tensorrt-fp16") -> dict[str, Check]:

@@ -114,7 +114,7 @@ def test_recipes_that_come_with_the_toolkit_are_right(path: Path) -> None:
         ('[model]\nnum_hidden_layers = 2\nexits = ["encoder.3"]', "r.toml: [model] unknown exit 'encoder.3'"),
         (
             '[training]\ntrunk = "vit"\n[model]\nnum_hidden_layers = 2\nexits = ["text"]',
-            "r.toml: [model] exit 'text': this",
+            "r.toml: [model] unknown exit 'text': this",
         ),
         ('[model]\nheads = ["text"]', "r.toml: [model] heads: found "),
         ("[model.heads.text]\nlayer = 2", "r.toml: [model.heads.text] layer: unknown key; did you mean layers?"),

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from ee_export.build import export, golden_inputs
-from ee_export.encode import Encoder
 from ee_export.errors import BadCheckpoint
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
@@ -204,8 +203,8 @@ def test_exported_segments_answer_as_the_stock_class_does(
     stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
     model = with_exits(folders[kind], kind, exits=exits)
     _, tokenizer = checkpoint.load_stock(folders[kind], {}, kind)
-    golden = golden_inputs(model, Encoder(checkpoint.encoding_of(model.config), tokenizer), None)
-    package = export(model, tokenizer.to_str(), golden, tmp_path, kind, lambda *_: None)
+    parted = checkpoint.parted(model, tokenizer)
+    package = export(parted, golden_inputs(parted, None), tmp_path, kind, lambda *_: None)
     assert max(package.target("cpu-fp32").equality.values()) <= 2e-5
     assert set(package.manifest.inputs) == set(model.INPUTS)
     chain = load_package(package)

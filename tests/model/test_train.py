@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import COMMAND, TINY_MODEL, run_command
+from tests.conftest import COMMAND, TINY_MODEL, Call, run_command
 
 RECIPE = f"""{TINY_MODEL}
 max_text_tokens = 64
@@ -86,14 +86,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 
 
 def test_an_exit_added_to_a_trained_model_changes_no_other_weight(
-    unbroken: Path, recipe: Path, pages_folder: Path, tmp_path: Path
+    unbroken: Path, recipe: Path, pages_folder: Path, tmp_path: Path, call: Call
 ) -> None:
-    def add(name: str, *more: object) -> subprocess.CompletedProcess[str]:
+    def add(name: str, *more: object) -> tuple[int, str, str]:
         asked = ("--out", tmp_path / "more", "--recipe", recipe, "--add", name, *more)
-        return run_command("train", pages_folder, "--val", pages_folder, *asked)
+        return call("train", pages_folder, "--val", pages_folder, *asked)
 
-    done = add("text.40", "--init", unbroken)
-    assert done.returncode == 0, done.stderr
+    status, _, err = add("text.40", "--init", unbroken)
+    assert status == 0, err
     before = load_file(unbroken / "model.safetensors")
     after = load_file(tmp_path / "more" / "model.safetensors")
     assert {name for name in after if name not in before} == {
@@ -110,17 +110,19 @@ def test_an_exit_added_to_a_trained_model_changes_no_other_weight(
         ("text.40", ("--force",), "exits are added to a trained checkpoint; name it with --init"),
         ("encoder.9", ("--init", unbroken, "--force"), "unknown exit 'encoder.9'"),
     ):
-        refused = add(name, *more)
-        assert refused.returncode == 2
-        assert message in refused.stderr
+        status, _, err = add(name, *more)
+        assert status == 2
+        assert message in err
 
 
-def test_a_partial_run_of_another_recipe_is_refused(tmp_path: Path, recipe: Path, pages_folder: Path) -> None:
+def test_a_partial_run_of_another_recipe_is_refused(
+    tmp_path: Path, recipe: Path, pages_folder: Path, call: Call
+) -> None:
     out = tmp_path / "model"
     partial = tmp_path / "model.partial"
     partial.mkdir()
     (partial / "state.json").write_text(json.dumps({"steps": 3, "identity": {"recipe": "another"}}))
-    done = run_command("train", pages_folder, "--out", out, "--recipe", recipe)
-    assert done.returncode == 2
-    assert "another recipe or other data" in done.stderr
+    status, _, err = call("train", pages_folder, "--out", out, "--recipe", recipe)
+    assert status == 2
+    assert "another recipe or other data" in err
     assert not out.exists()

@@ -13,18 +13,18 @@ from ee_export.data import read_dataset
 from ee_export.encode import Arrays
 from ee_export.errors import BadRequest
 from ee_export.manifest import SegmentSpec
+from ee_export.model import checkpoint
 from ee_export.package import Package, open_package
 from ee_export.recipes import FLOAT32_PARTS, Int8, TargetRecipe
 from ee_export.runtime.chain import load_package
 from ee_export.runtime.ort import OrtSegment, available_threads, open_session
 from ee_export.segments import equality, qdq
-from ee_export.segments.cut import cut
-from ee_export.segments.export import check_graph, export_segment
+from ee_export.segments.export import check_graph
 from ee_export.segments.plain_attention import one_output, plain
 from ee_export.segments.precision import cast_graph
 from ee_export.segments.prepare import prepare_segments
 from tests.conftest import random_model, tiny_config
-from tests.model.test_families import STOCK, inputs_of, model_of
+from tests.model.test_families import STOCK, exported, inputs_of, model_of
 
 
 def replayed(folder: Path, specs: Sequence[SegmentSpec], pages: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
@@ -46,7 +46,7 @@ def test_pooling_and_single_layer_heads_agree_with_the_chain_at_every_batch(
     precision, limit: float, attention, tiny_package: Package, tmp_path: Path
 ) -> None:
     specs = prepare_segments(tiny_package, TargetRecipe("t", "tensorrt", precision, attention=attention), tmp_path)
-    pages = equality.cases(random_model(tiny_config(max_text_tokens=128)))[:5]
+    pages = equality.cases(checkpoint.parted(random_model(tiny_config(max_text_tokens=128))))[:5]
     chain = load_package(tiny_package)
     for page, found in zip(pages, replayed(tmp_path, specs, pages), strict=True):
         for name, wanted in chain.logits(page).items():
@@ -171,20 +171,20 @@ def test_modelopt_finds_the_scales_where_it_is_installed(sample: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(STOCK))
-def test_every_trunk_is_cast(kind: str) -> None:
-    model = model_of(kind)
+def test_every_trunk_is_cast(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     inputs = inputs_of(kind)
-    expected = model.reference_logits(**inputs)
-    segments = cut(model.parts(answer_first=True), model.config.exit_names())
-    graphs = [export_segment(segment, model, model.shapes()) for segment in segments]
+    expected = model_of(kind).reference_logits(**inputs)
+    package = exported(kind, tmp_path_factory)
+    segments = package.target("cpu-fp32").segments
+    graphs = [onnx.load(package.path / segment.file) for segment in segments]
     for form in (plain, one_output):
         state = {name: value.numpy() for name, value in inputs.items()}
         for segment, graph in zip(segments, graphs, strict=True):
             cast = cast_graph(form(graph), "fp16", FLOAT32_PARTS)
             check_graph(cast, segment.exit)
             session = open_session(cast.SerializeToString(), available_threads())
-            found = session.run(None, {name: state[name] for name in segment.inputs})
-            state |= dict(zip(segment.outputs, found, strict=True))
+            found = session.run(None, {tensor.name: state[tensor.name] for tensor in segment.inputs})
+            state |= dict(zip((tensor.name for tensor in segment.outputs), found, strict=True))
             assert np.abs(state[f"{segment.exit}.logits"] - expected[segment.exit].detach().numpy()).max() < 1e-2
 
 

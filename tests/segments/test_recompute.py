@@ -12,9 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ee_export import golden
-from ee_export.atomic import staged_folder
-from ee_export.build import export, golden_inputs
-from ee_export.encode import Arrays, Encoder
+from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, NotEqual
 from ee_export.manifest import OperatingPoint, SegmentSpec, Target, TensorSpec
 from ee_export.model import checkpoint
@@ -27,7 +25,7 @@ from ee_export.segments.export import check_graph
 from ee_export.segments.prepare import prepare_segments, recomputable
 from ee_export.segments.recompute import alone, recompute
 from tests.conftest import random_model, tiny_config
-from tests.model.test_families import model_of
+from tests.model.test_families import exported
 
 FP16 = TargetRecipe("t", "tensorrt", "fp16")
 
@@ -68,7 +66,7 @@ def test_logits_are_those_of_a_bias_that_is_passed_on(
 ) -> None:
     # In fp16 onnxruntime's processor computes in float32 and rounds where it must: at the end of a segment, not inside one.
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention=attention), tmp_path)
-    for page in equality.cases(random_model(tiny_config(max_text_tokens=128)))[:5]:
+    for page in equality.cases(checkpoint.parted(random_model(tiny_config(max_text_tokens=128))))[:5]:
         wanted = answers(*carried, page)
         for name, found in answers(*recomputed, page).items():
             assert np.abs(found - wanted[name]).max() <= limit, name
@@ -79,7 +77,8 @@ def test_as_the_graphs_say_it_they_are_equal_to_the_last_bit(
     precision: Any, tiny_package: Package, tmp_path: Path
 ) -> None:
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention="plain"), tmp_path)
-    page = min(equality.cases(random_model(tiny_config(max_text_tokens=16))), key=lambda page: page["input_ids"].size)
+    pages = equality.cases(checkpoint.parted(random_model(tiny_config(max_text_tokens=16))))
+    page = min(pages, key=lambda page: page["input_ids"].size)
     wanted = referred(*carried, page)
     assert {
         name: (found == wanted[name]).all() for name, found in referred(*recomputed, page).items()
@@ -134,20 +133,11 @@ def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> No
     assert found[0] == found[1]
 
 
-def packaged(kind: str, folder: Path) -> Package:
-    """A package of a tiny model of another trunk."""
-    model, tokenizer = model_of(kind), checkpoint.train_tokenizer(iter([["word"] * 9]), 300)
-    inputs = golden_inputs(model, Encoder(checkpoint.encoding_of(model.config), tokenizer), None)
-    with staged_folder(folder) as staging:
-        export(model, tokenizer.to_str(), inputs, staging, kind, lambda *_: None)
-    return open_package(folder)
-
-
 @pytest.mark.parametrize("kind", ["vit", "beit"])
 def test_a_model_without_such_a_bias_says_so_where_it_is_asked_and_is_as_it_was_where_not(
-    kind: str, tmp_path: Path
+    kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    package = packaged(kind, tmp_path / "it.ee")
+    package = exported(kind, tmp_path_factory)
     with pytest.raises(BadRequest, match=r't: bias: this model passes none on .*; set bias = "carried"'):
         prepare_segments(package, replace(FP16, bias="recomputed"), tmp_path / "recomputed")
     assert not (tmp_path / "recomputed").exists()
@@ -156,8 +146,8 @@ def test_a_model_without_such_a_bias_says_so_where_it_is_asked_and_is_as_it_was_
     assert auto == carried
 
 
-def test_a_text_model_s_padding_is_recomputed_too(tmp_path: Path) -> None:
-    package = packaged("roberta", tmp_path / "it.ee")
+def test_a_text_model_s_padding_is_recomputed_too(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    package = exported("roberta", tmp_path_factory)
     carried, recomputed = both(package, FP16, tmp_path)
     assert "attention_mask" in {tensor.name for tensor in recomputed[1][-1].inputs}
     for page in golden.read(package)[0]:

@@ -23,7 +23,7 @@ from ee_export.runtime.gpu.executors.batch import Executor, Left, Policy
 from ee_export.runtime.gpu.executors.choose import open_executor
 from ee_export.runtime.gpu.landing import Landing
 from ee_export.runtime.gpu.segment import DeviceSegment
-from ee_export.runtime.plan import PlanStep
+from ee_export.runtime.plan import PlanStep, Run
 from ee_export.runtime.records import Call, Group, Record
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class OnDevice:
         device: Device,
         segments: Sequence[DeviceSegment],
         sizes: Sizes,
-        stretches: Sequence[tuple[int, int, int]],
+        stretches: Sequence[Run],
         kind: str,
         stream: int,
         lock: threading.Lock,
@@ -76,7 +76,7 @@ class OnDevice:
         self._segments = segments
         self._sizes = sizes
         self._stretches = [stretch for stretch in stretches if stretch[0] < stretch[1]]
-        parts = [segments[first:end] for first, end, _ in self._stretches]
+        parts = [segments[run.first : run.end] for run in self._stretches]
         self._reads = [{spec.name for segment in part for spec in segment.inputs} for part in parts]
         made = [{spec.name for segment in part for spec in segment.outputs} for part in parts]
         # Of each stretch, whether a later one reads what it makes.
@@ -106,12 +106,12 @@ class OnDevice:
         """The length in which so many text tokens run."""
         return self._sizes.length(tokens)
 
-    def runs(self, plan: Sequence[PlanStep], *, every_step: bool) -> list[tuple[int, int, int]]:
+    def runs(self, plan: Sequence[PlanStep], *, every_step: bool) -> list[Run]:
         """See :func:`ee_export.runtime.plan.runs`: here of whole stretches, for those are what was captured."""
         found = [
             one for one in self._stretches if every_step or not all(step.skippable for step in plan[one[0] : one[1]])
         ]
-        return found if found[0][2] == 0 else [(0, 0, 0), *found]
+        return found if found[0].percent == 0 else [Run(0, 0, 0), *found]
 
     def advance(
         self,
@@ -187,7 +187,7 @@ class OnDevice:
                     self._segments,
                     self._policy,
                     self._sizes,
-                    stretches=[(first, end) for first, end, _ in self._stretches],
+                    stretches=[(run.first, run.end) for run in self._stretches],
                     kind=self._kind,
                     stream=self._stream,
                 )
