@@ -124,7 +124,14 @@ STOCK = {
 
 
 def write_stock(
-    family: str, folder: Path, pages: Dataset, labels: Sequence[str], *, wide: bool = True, seed: int = 0
+    family: str,
+    folder: Path,
+    pages: Dataset,
+    labels: Sequence[str],
+    *,
+    wide: bool = True,
+    seed: int = 0,
+    stock: Stock | None = None,
 ) -> None:
     """Write a stock checkpoint with random weights.
 
@@ -136,8 +143,9 @@ def write_stock(
         wide: draw weights so large that wrong arithmetic shows, and that pages get different labels; else they are as transformers
             draws them, to be trained.
         seed: of the weights.
+        stock: how the checkpoint is made, default that of the family in :data:`STOCK`.
     """
-    stock = STOCK[family]
+    stock = stock or STOCK[family]
     ids: dict[str, Any] = {}
     with staged_folder(folder, overwrite=True) as staging, quiet():
         if stock.tokenizer is not None:
