@@ -20,6 +20,7 @@ from ee_export.image import IMAGE_SUFFIXES
 from ee_export.model.checkpoint import loading, quiet
 from ee_export.model.processor import load_processor
 from ee_export.model.source import family_of, read_config
+from ee_export.model.source_tokenizer import boxes_of_ends
 from ee_export.page import Page, read_page
 from ee_export.runtime.chain import Chain
 
@@ -99,11 +100,11 @@ class SourcePipeline:
         places = [list(box) for box in boxes]
         if "boxes" in self._tokenizer.__call__.__code__.co_varnames:
             return dict(self._tokenizer(words or [""], boxes=places or [[0, 0, 0, 0]], **options))
-        # A tokenizer that does not know boxes: each piece gets its word's, as in the documentation of LayoutLM.
+        # A tokenizer that does not know boxes: each piece gets its word's, as in transformers' documentation of LayoutLM.
         encoded = self._tokenizer(words, is_split_into_words=True, **options)
-        ends = ([0, 0, 0, 0], [1000, 1000, 1000, 1000])
+        ends = boxes_of_ends(self.model.config.model_type)
         numbers = encoded.word_ids(0)
-        rows = [places[at] if at is not None else ends[place > 0] for place, at in enumerate(numbers)]
+        rows = [places[at] if at is not None else list(ends[place > 0]) for place, at in enumerate(numbers)]
         return {**encoded, "bbox": np.asarray([rows], np.int64)}
 
     @torch.no_grad()

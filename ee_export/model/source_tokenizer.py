@@ -253,7 +253,7 @@ def _ends(
         if bbox is not None:
             edges.add((tuple(bbox[0]), tuple(bbox[-1])))
     if not edges:
-        edges = {_LAYOUTLM_ENDS if model_type == "layoutlm" else ((0, 0, 0, 0), (0, 0, 0, 0))}
+        edges = {boxes_of_ends(model_type)}
     edge = edges.pop()
     for name, box in zip(("cls_token_box", "sep_token_box"), edge, strict=True):
         if len(box) != 4 or not all(type(side) is int and 0 <= side <= 1000 for side in box):
@@ -261,6 +261,11 @@ def _ends(
                 f"{folder / _CONFIG}: {name} is {excerpt(list(box))}, expected four whole numbers in 0 to 1000; mend it"
             )
     return ends.pop(), edge
+
+
+def boxes_of_ends(model_type: str) -> tuple[tuple[int, ...], ...]:
+    """Boxes of the tokens before and behind a text, of a model that reads boxes with a tokenizer that has none."""
+    return _LAYOUTLM_ENDS if model_type == "layoutlm" else ((0, 0, 0, 0), (0, 0, 0, 0))
 
 
 def _place_of(part: list[int], ids: list[int]) -> int | None:

@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoTokenizer, LayoutLMv3ImageProcessor, LayoutLMv3Processor
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LayoutLMv3ImageProcessor,
+    LayoutLMv3Processor,
+)
 
 from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadCheckpoint
+from ee_export.model.against import SourcePipeline
 from ee_export.model.source_tokenizer import text_encoding
+from ee_export.page import Page
 from tests.model.source_tokenizers import BOXED, KINDS, LINES, save_source
 
 IMAGE = {"image_size": 32, "image_mode": "RGB", "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
@@ -178,6 +186,20 @@ def test_layoutlm_has_the_ids_and_boxes_of_its_documentation(sources) -> None:
     inner = [box for word, box in zip(words, boxes, strict=True) for _ in theirs.tokenize(word)]
     assert arrays["input_ids"][0].tolist() == theirs(" ".join(words))["input_ids"]
     assert arrays["bbox"][0].tolist() == [[0, 0, 0, 0], *inner, [1000, 1000, 1000, 1000]]
+
+
+@pytest.mark.parametrize("kind", ["layoutlm", "lilt", "lilt-roberta"])
+def test_the_pipeline_that_a_package_is_compared_with_has_the_same_boxes(kind: str, tmp_path: Path) -> None:
+    model_type, count = save_source(kind, tmp_path)
+    config = AutoConfig.for_model(
+        model_type, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=count
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    words = LINES[0].split()
+    page = Page(None, words, np.asarray(boxes_of(words)))
+    arrays = encoder_of((tmp_path, model_type, count), True).text(words, boxes_of(words))
+    for name, values in SourcePipeline(tmp_path).encode(page, 512).items():
+        assert np.array_equal(arrays[name], values), name
 
 
 def test_the_processor_of_layoutlmv3_makes_the_same_text(sources) -> None:
