@@ -98,7 +98,14 @@ def cli() -> None:
 )
 @click.option("--recipe", "recipe_path", type=_FOLDER, help="TOML with [model] and [training].")
 @click.option("--init", type=_FOLDER, help="A checkpoint folder to begin from, stock or trained here.")
-@click.option("--trunk", help="Kind of trunk, such as bert or vit; default the recipe's, or layoutlmv3.")
+@click.option(
+    "--new-classifier",
+    is_flag=True,
+    help="Replace the classifier of --init by an untrained one; by default it stays, with its labels.",
+)
+@click.option(
+    "--trunk", help="Kind of trunk, such as bert or vit; default the recipe's, that of --init, or layoutlmv3."
+)
 @click.option("--exits", help="Such as vision,text,encoder.1-4; default the recipe's.")
 @click.option("--add", help="Exits to add to the checkpoint of --init; all its other weights stay as they are.")
 @click.option("--strategy", help="How exits and trunk are trained, such as joint, two_stage, alternating.")
@@ -125,6 +132,7 @@ def train(
     add: str | None,
     device: str,
     workers: int | None,
+    new_classifier: bool,
     force: bool,
     as_json: bool,
     **changes: Any,
@@ -142,12 +150,17 @@ def train(
         from ee_export.model.device import Machine, find_device
         from ee_export.model.labelled import join
         from ee_export.model.labelled.find import read_labelled, read_splits
+        from ee_export.model.source import trunk_of
 
     machine = Machine(find_device(device), workers)
     recipe = recipes.read_recipe(recipe_path) if recipe_path else recipes.Recipe()
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+    if new_classifier:
+        recipe = replace(recipe, new_classifier=True)
     if init is None and add is None:
         recipe = recipes.with_defaults(recipe)
+    elif init is not None and recipe_path is None and changes["trunk"] is None:
+        recipe = replace(recipe, trunk=trunk_of(init))
     if exits is not None:
         names = list(exit_names.parse(exits, recipes.layers_of(recipe.trunk, recipe.model)))
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}

@@ -71,9 +71,15 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
 
 
 def load_stock(
-    folder: Path, config_changes: dict[str, Any], trunk: str = "layoutlmv3"
+    folder: Path, config_changes: dict[str, Any], trunk: str = "layoutlmv3", *, new_classifier: bool = False
 ) -> tuple[EarlyExitModel, Tokenizer]:
     """A stock checkpoint of a trunk (such as ``microsoft/layoutlmv3-base``, downloaded) with untrained exits added.
+
+    Args:
+        folder: the checkpoint.
+        config_changes: fields of its configuration, such as exits and labels.
+        trunk: the kind of trunk it must be.
+        new_classifier: whether the classifier is untrained even if the checkpoint has one of this size.
 
     Raises:
         BadCheckpoint: no such model in safetensors form, with its tokenizer where it reads text, is there.
@@ -105,6 +111,12 @@ def load_stock(
                 f"{folder}: weight {name} is {list(stored)}, and the configuration needs {list(needed)}; take sizes out of the recipe's "
                 "[model]"
             )
+    if new_classifier:
+        untrained = dict(family(config).named_parameters())
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.startswith(head_prefix("final")):
+                    weight.copy_(untrained[name])
     _require_rows(folder, model, tokenizer)
     for name, tokens in ENDS.items():
         if getattr(config, name) is None:

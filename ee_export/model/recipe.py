@@ -34,7 +34,8 @@ class Recipe:
     memory, but batch normalisation, which a vision exit that reads pixels has, sees each part by itself. ``keep``: ``best`` keeps the
     weights after the epoch with the lowest validation loss in each phase, ``last`` those after the last. ``patience``: epochs
     without a lower validation loss after which a phase ends; none by default. ``balanced``: whether every class counts the same in
-    the losses, however many pages it has; by default every page does.
+    the losses, however many pages it has; by default every page does. ``new_classifier``: whether the classifier of the checkpoint to
+    begin from is replaced by an untrained one with the labels of the data. By default it stays, with its labels in its order.
     """
 
     trunk: str = "layoutlmv3"
@@ -64,6 +65,7 @@ class Recipe:
     keep: str = "best"
     patience: int | None = None
     balanced: bool = False
+    new_classifier: bool = False
 
     def __post_init__(self) -> None:
         require_known(self.trunk, FAMILIES, "trunk")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from ee_export.errors import BadCheckpoint, BadRequest, printable, shorten
@@ -20,6 +21,8 @@ from ee_export.strict_json import Refused
 
 _FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
 """What is fetched from the Hugging Face hub: no pickles but weights, which are loaded with ``weights_only``."""
+_CLASSIFIERS = ("classifier.", "cls_classifier.")
+"""Beginnings of the names of the weights from which logits of classes come."""
 _TASKS = ("ForSequenceClassification", "ForImageClassification")
 
 
@@ -121,13 +124,7 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
         raise BadCheckpoint(
             f"{path}: model_type is '{printable(model_type)}', which has exits already; run `ee-export build`"
         )
-    if model_type in REFUSED:
-        raise BadCheckpoint(f"{path}: model_type is '{model_type}': {REFUSED[model_type]}")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise BadCheckpoint(
-            f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES)}; bring other models "
-            "as parts or as ONNX graphs"
-        )
+    trunk = _require_trunk(path, model_type)
     architectures = content.get("architectures") or []
     if not any(task in str(name) for name in architectures for task in _TASKS):
         raise BadCheckpoint(
@@ -138,7 +135,25 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
         raise BadCheckpoint(
             f"{path}: problem_type is '{content['problem_type']}', expected a classifier with one label a page; fine-tune one"
         )
-    return FAMILIES[model_type]
+    return FAMILIES[trunk]
+
+
+def trunk_of(folder: Path) -> str:
+    """The kind of trunk of a checkpoint, stock or with exits, from its config.json; raises BadCheckpoint if it is unknown."""
+    model_type = read_config(folder).get("model_type")
+    stock = model_type.removeprefix(PREFIX) if isinstance(model_type, str) else model_type
+    return _require_trunk(folder / "config.json", stock)
+
+
+def _require_trunk(path: Path, model_type: object) -> str:
+    if model_type in REFUSED:
+        raise BadCheckpoint(f"{path}: model_type is '{model_type}': {REFUSED[str(model_type)]}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise BadCheckpoint(
+            f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES)}; bring other models "
+            "as parts or as ONNX graphs"
+        )
+    return model_type
 
 
 def labels_in(folder: Path, content: Mapping[str, Any]) -> list[str]:
@@ -153,6 +168,22 @@ def labels_in(folder: Path, content: Mapping[str, Any]) -> list[str]:
     if not all(isinstance(label, str) for label in labels):
         raise BadCheckpoint(f"{path}: id2label is {printable(shorten(table))}, expected names")
     return labels
+
+
+def classifier_labels(folder: Path) -> tuple[str, ...] | None:
+    """The labels that a checkpoint's classifier answers with, in its order; ``None`` if no classifier was trained.
+
+    Raises:
+        BadCheckpoint: config.json or model.safetensors is damaged.
+    """
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        return None
+    with loading(folder), safe_open(weights, "np") as file:
+        names = list(file.keys())
+    if not any(name.startswith(_CLASSIFIERS) for name in names):
+        return None
+    return tuple(labels_in(folder, read_config(folder)))
 
 
 def rename_labels(folder: Path, labels: Sequence[str], names: Mapping[str, str] | None) -> list[str]:

@@ -21,12 +21,13 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
 from ee_export.model.exits import ordered
 from ee_export.model.families import FAMILIES, PREFIX
-from ee_export.model.labelled import Labelled
+from ee_export.model.labelled import Labelled, with_labels
 from ee_export.model.loader import workers_to_encode
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import EncodedPages, encoding_digest
 from ee_export.model.recipe import Recipe, with_defaults
 from ee_export.model.resume import Saved
+from ee_export.model.source import classifier_labels
 from ee_export.origin import REPORT
 
 Progress = Callable[[str, int, int], None]
@@ -72,6 +73,8 @@ def train(
     torch.manual_seed(recipe.seed)
     if init is None and not recipe.add:
         recipe = with_defaults(recipe)
+    if init is not None and not recipe.new_classifier:
+        data, val = (_as_classified(part, init) for part in (data, val))
     model, tokenizer = _new_model(data, recipe, init)
     saved = Saved(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
     saved.read()  # refused before pages are encoded
@@ -156,7 +159,8 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
     if recipe.add:
         return _with_added(data, recipe, init)
     if init is not None:
-        return checkpoint.load_stock(init, {**recipe.model, **labels}, recipe.trunk)
+        changes = {**recipe.model, **labels}
+        return checkpoint.load_stock(init, changes, recipe.trunk, new_classifier=recipe.new_classifier)
     family = FAMILIES[recipe.trunk]
     words = (data.page(index).words for index in range(len(data) if family.reads("text") else 0))
     tokenizer = checkpoint.train_tokenizer((list(found) for found in words if found), recipe.vocab_size)
@@ -174,6 +178,15 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
         raise
     except Exception as error:  # transformers and torch refuse sizes that do not fit with errors of several kinds
         raise BadRequest(f"[model] of the recipe: no such model can be made ({one_line(error, 300)})") from None
+
+
+def _as_classified(data: Labelled, init: Path) -> Labelled:
+    """Pages with the labels of the checkpoint's classifier, in its order; as they are if it has none."""
+    labels = classifier_labels(init)
+    if labels is None:
+        return data
+    remedy = "name the classes as it does, or train a new classifier with --new-classifier"
+    return with_labels(data, labels, init, remedy)
 
 
 def _with_added(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:

@@ -196,7 +196,7 @@ def test_the_pipeline_that_a_package_is_compared_with_has_the_same_boxes(kind: s
     )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     words = LINES[0].split()
-    page = Page(None, words, np.asarray(boxes_of(words)))
+    page = Page(None, words, boxes_of(words))
     arrays = encoder_of((tmp_path, model_type, count), True).text(words, boxes_of(words))
     for name, values in SourcePipeline(tmp_path).encode(page, 512).items():
         assert np.array_equal(arrays[name], values), name

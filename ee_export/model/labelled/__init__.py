@@ -4,7 +4,7 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -155,6 +155,31 @@ def with_text(image: object, words: object, boxes: object, name: str) -> Page:
         BadPage: they do not fit together.
     """
     return Page(image, words=words, boxes=boxes, name=printable(name))  # type: ignore[arg-type]
+
+
+def with_labels(data: Labelled, labels: Sequence[str], owner: Path, remedy: str) -> Labelled:
+    """The same pages with the labels of a model, in its order.
+
+    Args:
+        data: pages of class folders or of a source.
+        labels: of the model. The pages may lack some of them.
+        owner: the model, for the message.
+        remedy: end of the message.
+
+    Raises:
+        BadData: pages have a label that the model lacks.
+    """
+    assert isinstance(data, Dataset | Rows)
+    order = {composed(label): at for at, label in enumerate(labels)}
+    targets = []
+    for path, target in zip(data.paths, data.targets, strict=True):
+        label = data.labels[target]
+        if composed(label) not in order:
+            raise BadData(
+                f"{path}: '{shorten(label)}' is not a label of {owner}, which has {shorten(', '.join(labels), 500)}; {remedy}"
+            )
+        targets.append(order[composed(label)])
+    return replace(data, labels=tuple(labels), targets=tuple(targets))
 
 
 def join(parts: Sequence[Labelled]) -> Labelled:

@@ -1,0 +1,74 @@
+"""Training that begins from a checkpoint of transformers: its classifier keeps its labels, or is replaced if the user says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
+
+from tests.conftest import LABELS, Call
+
+UNSORTED = (*reversed(LABELS), "letter")
+
+
+def save_vit(kind: type[PreTrainedModel], labels: tuple[str, ...], folder: Path) -> None:
+    """A small ViT of random weights."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
+    torch.manual_seed(5)
+    kind(ViTConfig(**sizes, **names, image_size=32, patch_size=16)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def labels_of(folder: Path) -> list[str]:
+    return list(json.loads((folder / "config.json").read_text())["id2label"].values())
+
+
+def test_a_classifier_keeps_its_labels_in_its_order(tmp_path: Path, pages_folder: Path, call: Call) -> None:
+    save_vit(ViTForImageClassification, UNSORTED, tmp_path / "stock")
+    status, _, err = call("train", pages_folder, "--init", tmp_path / "stock", "--out", tmp_path / "out", "--epochs", 0)
+    assert status == 0, err
+    assert labels_of(tmp_path / "out") == list(UNSORTED)
+    before = load_file(tmp_path / "stock" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_other_labels_are_refused_and_a_new_classifier_is_made_if_the_user_says_so(
+    tmp_path: Path, pages_folder: Path, call: Call
+) -> None:
+    save_vit(ViTForImageClassification, ("a", "b", "c", "d", "e", "f", "g"), tmp_path / "stock")
+    arguments = ("train", pages_folder, "--init", tmp_path / "stock", "--out", tmp_path / "out", "--epochs", 0)
+    status, _, err = call(*arguments)
+    assert status == 2
+    assert f"'{LABELS[0]}' is not a label of {tmp_path / 'stock'}, which has a, b, c, d, e, f, g" in err
+    assert err.strip().endswith("or train a new classifier with --new-classifier")
+    assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+    status, _, err = call(*arguments, "--new-classifier")
+    assert status == 0, err
+    assert labels_of(tmp_path / "out") == list(LABELS)
+    before = load_file(tmp_path / "stock" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name, weight in before.items() if not torch.equal(after[name], weight)}
+    assert changed == {"classifier.weight"}, "the trunk stays, and no row of the former classifier is left"
+
+
+def test_a_checkpoint_without_a_classifier_gets_the_labels_of_the_pages(
+    tmp_path: Path, pages_folder: Path, call: Call
+) -> None:
+    save_vit(ViTModel, ("a", "b"), tmp_path / "stock")
+    status, _, err = call("train", pages_folder, "--init", tmp_path / "stock", "--out", tmp_path / "out", "--epochs", 0)
+    assert status == 0, err
+    assert labels_of(tmp_path / "out") == list(LABELS)
+
+
+def test_a_kind_of_trunk_that_is_unknown_is_refused_by_its_name(tmp_path: Path, pages_folder: Path, call: Call) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        status, _, err = call("train", pages_folder, "--init", tmp_path, "--out", tmp_path / "out")
+    assert status == 2
+    assert "model_type is 'whisper', expected one of" in err
