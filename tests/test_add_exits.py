@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from ee_export.add_exits import add_exits
+from ee_export.data import read_dataset
 from ee_export.encode import Encoder
 from ee_export.errors import BadCheckpoint, BadRequest, EeError, NotEqual
 from ee_export.model import checkpoint
@@ -189,13 +190,17 @@ def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path
     (folder / "config.json").write_text(json.dumps(config))
     status, _, err = call("add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1")
     assert status == 2
-    assert "is not a label of the model (LABEL_0" in err
+    assert "is not a label of the model (LABEL_0" in err and "rename labels with --labels" in err
+    assert not list(tmp_path.glob("x.ee*"))
+    rows = [f"{path},{path.parent.name}" for path in read_dataset(pages_folder).paths]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label", *rows]))
     (tmp_path / "labels.json").write_text(json.dumps({f"LABEL_{at}": name for at, name in enumerate(UNSORTED)}))
     done = run_command(
         "add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1", "--epochs", "1", "--exits", "text",
-        "--labels", tmp_path / "labels.json",
+        "--labels", tmp_path / "labels.json", "--train", tmp_path / "train.csv",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "to validate, 56 held out" in done.stderr
     assert open_package(tmp_path / "x.ee").manifest.labels == UNSORTED
     status, out, err = call("verify", tmp_path / "x.ee", pages_folder, "--against", folder)
     assert status == 0, err

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -300,3 +301,29 @@ def test_an_exit_that_the_checkpoint_lacks_is_named(
     status, _, err = call("build", tiny_checkpoint, pages_folder, "--exits", "vision,encoder.9", "--out", out)
     one_line(status, err, "unknown exit of this checkpoint 'encoder.9': expected one of vision, text, fusion")
     assert not list(tmp_path.glob("*out.ee*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["pages.csv"], ["pages.csv: no column label; it has path, kind", "rename the column"]),
+        (["pages.tar.gz"], ["pages.tar.gz: cannot be read as a tar archive (compressed", "decompress it"]),
+        (["few"], ["few: no pages to validate", "add pages to every class"]),
+        (["few", "--device", "gpu"], ["unknown device 'gpu': expected one of auto, cpu, cuda, mps"]),
+        (["few", "--recipe", "wrong.toml"], ['wrong.toml: [training] epochs: found "x", expected a whole number']),
+    ],
+)
+def test_data_and_settings_that_cannot_train_are_refused_before_anything_is_written(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], parts: list[str]
+) -> None:
+    for label in ("form", "receipt"):
+        page(tmp_path / "few" / label, ["a"], [[0, 0, 9, 9]])
+    (tmp_path / "pages.csv").write_text("path,kind\nfew/form/page.png,form\n")
+    (tmp_path / "wrong.toml").write_text('[training]\nepochs = "x"\n')
+    with tarfile.open(tmp_path / "pages.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "few" / "form" / "page.png", "page.png")
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call("train", *arguments, "--out", "out")
+    last = [line for line in err.splitlines() if "pages to train on" not in line]
+    one_line(status, "\n".join(last), *parts)
+    assert not list(tmp_path.glob("out*"))
