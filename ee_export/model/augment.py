@@ -25,7 +25,7 @@ def augment_images(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     grid = F.affine_grid(torch.stack([top, bottom], dim=1), list(pixels.shape), align_corners=False)
     pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     pixels = pixels * (1 + 0.2 * uniform(batch, 1, 1, 1)) + 0.1 * uniform(batch, 1, 1, 1)
-    noise = torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
+    noise = torch.from_numpy(rng.standard_normal((batch, 1, side, side), dtype=np.float32))  # grey, as a scanner's
     pixels = pixels + 0.05 * uniform(batch, 1, 1, 1).abs() * noise
     for page in pixels:
         if rng.random() < 0.5:
