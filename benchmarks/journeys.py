@@ -3,9 +3,11 @@
     python -m benchmarks.journeys ../shared/data/pages build/journeys
     python -m benchmarks.journeys ../shared/data/pages build/journeys --journey bert-base --record benchmarks/results/journeys.json
 
-transformers writes a checkpoint of the size named, with random weights: times and memory do not depend on them. `add-exits` trains
-heads on pages of `train` and makes the package of `val`, `verify --against` compares it on `test`, `predict` answers `test`. Each
-command runs in a process of its own. Memory is the largest resident size of that process.
+transformers writes a checkpoint of the size named, with random weights, and matrices of the size of that model's vocabulary. The
+tokenizer's own vocabulary is trained on the pages, so lengths of texts differ from those of that model. `add-exits` trains heads on
+pages of `train` and makes the package of `val`, `verify --against` compares it on `test`, and `predict` answers `test` with no page
+leaving early: where pages exit depends on weights, all other times and the memory do not. Each command runs in a process of its own.
+Memory is the largest resident size of that process.
 """
 
 import json
@@ -30,13 +32,13 @@ JOURNEYS = {
     "layoutlmv3-base": (
         "layoutlmv3",
         Stock(
-            {"max_position_embeddings": 514},
+            {"max_position_embeddings": 514, "vocab_size": 50265},
             "layoutlmv3",
             {"model_max_length": 512},
             LayoutLMv3ImageProcessorPil(apply_ocr=False),
         ),
     ),
-    "bert-base": ("bert", Stock({}, "bert-cased", {"model_max_length": 512})),
+    "bert-base": ("bert", Stock({"vocab_size": 28996}, "bert-cased", {"model_max_length": 512})),
     "dit-base": (
         "beit",
         Stock(
@@ -48,7 +50,7 @@ JOURNEYS = {
 COMMANDS = {
     "add-exits": ("add-exits", "{checkpoint}", "{held_out}", "--train", "{train}", "--out", "{package}", "--ocr-ms", "500", "--force"),
     "verify --against": ("verify", "{package}", "{test}", "--against", "{checkpoint}"),
-    "predict": ("predict", "{package}", "{test}", "--jsonl"),
+    "predict": ("predict", "{package}", "{test}", "--operating-point", "full", "--jsonl"),
 }  # fmt: skip
 
 

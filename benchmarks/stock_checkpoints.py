@@ -161,7 +161,7 @@ def write_stock(
             stock.processor.save_pretrained(staging)
         torch.manual_seed(seed)
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
-        config = AutoConfig.for_model(family, **stock.config, **ids, **names)
+        config = AutoConfig.for_model(family, **{**ids, **names, **stock.config})
         auto = AutoModelForSequenceClassification if stock.tokenizer else AutoModelForImageClassification
         auto.from_config(config).save_pretrained(staging)
         if wide:
