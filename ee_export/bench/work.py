@@ -188,8 +188,8 @@ def _encoding(package: Package) -> str:
     manifest = package.manifest
     encoding = only_encoding(manifest, "ee-bench")
     tokenizer = manifest.files[TOKENIZER].sha256 if TOKENIZER in manifest.files else None
-    told = [asdict(encoding), tokenizer, manifest.inputs]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    settings = [asdict(encoding), tokenizer, manifest.inputs]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _checked(found: dict[str, np.ndarray], key: str, package: Package, words: int, path: Path) -> np.ndarray:

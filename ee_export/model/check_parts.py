@@ -155,9 +155,11 @@ def _check_order(model: PartedModel) -> None:
                 raise BadModel(
                     f"tensor '{name}': read by {part} before {later[name]} makes it; put the parts in the order in which they run"
                 )
-            wanted = SOURCES.get(name)
+            made_of_page = name in SOURCES
             remedy = (
-                "give an encoding, which makes it of a page" if wanted else "add it to inputs, or a part that makes it"
+                "give an encoding, which makes it of a page"
+                if made_of_page
+                else "add it to inputs, or a part that makes it"
             )
             raise BadModel(
                 f"tensor '{printable(shorten(name))}': read by {part}, made by no part and no input; known are "

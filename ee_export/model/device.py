@@ -11,7 +11,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where a model trains, and how many processes serve it.
+    """The device that trains a model, and the number of processes that serve it.
 
     ``device``: the one that trains. ``workers``: processes that encode pages and make batches, 0 for none; ``None`` leaves it to the
     number of pages and processors.

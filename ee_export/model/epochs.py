@@ -43,7 +43,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where a stage stands after a step: ``done`` steps, all of them if it ended early, and a ``line`` about an epoch that ended."""
+    """State of a stage after a step: ``done`` steps, all of them if it ended early, and a ``line`` about an epoch that ended."""
 
     done: int
     line: str
@@ -164,9 +164,9 @@ def evaluate(
     for begin in range(0, len(order), _VAL_BATCH):
         batch = batch_of(model, pages, order[begin : begin + _VAL_BATCH].tolist(), None)
         pages.release()
-        said = model(**{name: value.to(model.device) for name, value in batch.items()}, only=exits).exits
+        outputs = model(**{name: value.to(model.device) for name, value in batch.items()}, only=exits).exits
         for name in exits:
-            logits[name].append(said[name])
+            logits[name].append(outputs[name])
     targets = pages.targets[order].to(model.device)
     results = {}
     for name, values in logits.items():
@@ -234,10 +234,10 @@ def train_step(
             answers = targets[part].to(device, non_blocking=True)
             given = {name: value[part].to(device, non_blocking=True) for name, value in inputs.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and has_bf16(device)):
-                said = model(**given, only=("final",) if alone else stage.phase.exits)
-            loss = (weighted_joint if alone else stage.phase.loss)(said.exits, answers, settings)
-            if said.gates:
-                loss = loss + gate_loss(said.gates, said.exits, answers)
+                outputs = model(**given, only=("final",) if alone else stage.phase.exits)
+            loss = (weighted_joint if alone else stage.phase.loss)(outputs.exits, answers, settings)
+            if outputs.gates:
+                loss = loss + gate_loss(outputs.gates, outputs.exits, answers)
             (loss * (len(answers) / len(targets))).backward()
     except torch.OutOfMemoryError as error:
         raise DeviceError(

@@ -73,8 +73,10 @@ def train(
     torch.manual_seed(recipe.seed)
     if init is None and not recipe.add:
         recipe = with_defaults(recipe)
-    if init is not None and not recipe.new_classifier:
-        data, val = (_as_classified(part, init) for part in (data, val))
+    labels = None if init is None or recipe.new_classifier else classifier_labels(init)
+    if init is not None and labels is not None:
+        remedy = "name the classes as it does, or train a new classifier with --new-classifier"
+        data, val = (with_labels(part, labels, init, remedy) for part in (data, val))
     model, tokenizer = _new_model(data, recipe, init)
     saved = Saved(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
     saved.read()  # refused before pages are encoded
@@ -178,15 +180,6 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
         raise
     except Exception as error:  # transformers and torch refuse sizes that do not fit with errors of several kinds
         raise BadRequest(f"[model] of the recipe: no such model can be made ({one_line(error, 300)})") from None
-
-
-def _as_classified(data: Labelled, init: Path) -> Labelled:
-    """Pages with the labels of the checkpoint's classifier, in its order; as they are if it has none."""
-    labels = classifier_labels(init)
-    if labels is None:
-        return data
-    remedy = "name the classes as it does, or train a new classifier with --new-classifier"
-    return with_labels(data, labels, init, remedy)
 
 
 def _with_added(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
