@@ -175,7 +175,7 @@ def session_options(threads: int, *, one_pool: bool = True) -> ort.SessionOption
         options.add_session_config_entry("session.use_env_allocators", "1")
     else:
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
