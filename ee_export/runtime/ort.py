@@ -176,6 +176,7 @@ def session_options(threads: int, *, one_pool: bool = True) -> ort.SessionOption
     else:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     return options
 
 
