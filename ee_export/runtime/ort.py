@@ -21,6 +21,11 @@ from ee_export.runtime.threads import available_threads as available_threads
 Tensor: TypeAlias = np.ndarray
 
 _log = logging.getLogger("ee_export")
+# Threads of a session's own look for work for so long before they sleep. Waking them costs a fifth of a page's time on a quiet
+# machine; 100 us take as much from other processes on a busy one (benchmarks/pools.py).
+_SPIN_US = "30"
+# onnxruntime before 1.26 passes over the entry and would spin for as long as a run takes.
+_CAN_SPIN_BRIEFLY = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 26)
 _pool_lock = threading.Lock()
 _pool: dict[str, bool] = {}
 
@@ -165,7 +170,7 @@ def session_options(threads: int, *, one_pool: bool = True) -> ort.SessionOption
     Args:
         threads: size of the pool that is made.
         one_pool: whether sessions share the process's global thread pool and arena, which are made if there are none yet.
-            Otherwise each session gets threads of its own, which do not spin between runs.
+            Otherwise each session gets threads of its own, which sleep between runs.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -175,8 +180,11 @@ def session_options(threads: int, *, one_pool: bool = True) -> ort.SessionOption
         options.add_session_config_entry("session.use_env_allocators", "1")
     else:
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+        if _CAN_SPIN_BRIEFLY:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        else:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
@@ -193,10 +201,7 @@ def _one_pool(threads: int) -> bool:
                 # The host program made the pool: ours joins it. Anything else means that there is none to join.
                 if "already been created" not in str(error):
                     _pool["global"] = False
-                    _log.warning(
-                        "no global onnxruntime thread pool (%s); sessions get pools of their own that do not spin",
-                        error,
-                    )
+                    _log.warning("no global onnxruntime thread pool (%s); sessions get threads of their own", error)
             with contextlib.suppress(Exception):  # the host program registered one: ours joins it
                 cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
                 ort.create_and_register_allocator(cpu, None)
