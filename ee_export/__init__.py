@@ -15,7 +15,6 @@ from ee_export.ocr import tesseract
 from ee_export.page import Page, read_page
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.chain import Chain, load
-
-__version__ = "0.1.0"
+from ee_export.version import __version__
 
 __all__ = ["Answer", "Chain", "EeError", "Limits", "Page", "Step", "__version__", "load", "read_page", "tesseract"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ee_export import __version__, golden
+from ee_export import golden
 from ee_export.add_exits import split_for_heads
 from ee_export.assemble_inputs import PackageInputs, read_inputs
 from ee_export.assemble_proof import golden_pages, proven, require_padding
@@ -34,6 +34,7 @@ from ee_export.segments.brought import external_files
 from ee_export.segments.own_graph import CutGraph, OwnGraph, read_own_graph
 from ee_export.segments.own_segments import OwnPart, assemble_segments, read_own_segments
 from ee_export.strict_json import Refused
+from ee_export.version import __version__
 
 _BATCH = 8
 """Pages that go through a graph together for the features of heads."""

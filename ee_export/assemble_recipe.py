@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from ee_export.encode import Encoding
+from ee_export.encoding import Encoding
 from ee_export.errors import BadRequest, shorten
 from ee_export.manifest import ARRAY, SOURCES
 from ee_export.toml_tables import read_toml, require_keys, shown, table, value

@@ -1,7 +1,7 @@
 """Checkpoint and held-out pages to a package: export, prove equal, measure, calibrate, tune, verify."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from ee_export import __version__, fit, golden, golden_page
+from ee_export import fit, golden, golden_page
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.data import Data, Dataset, read_dataset
 from ee_export.encode import Arrays, Encoder
@@ -26,6 +26,7 @@ from ee_export.observe import held_out, observe_each, read_pages
 from ee_export.origin import origin_of
 from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, seal
 from ee_export.page import Ocr, Page, read_page
+from ee_export.progress import Progress
 from ee_export.ranges import require_labels
 from ee_export.runtime.chain import Chain, load_package
 from ee_export.runtime.costs import measure, measure_ocr
@@ -33,11 +34,9 @@ from ee_export.segments import equality, export_segments
 from ee_export.segments.trace import trace
 from ee_export.strict_json import Refused
 from ee_export.verify import seal_verified
+from ee_export.version import __version__
 
 TARGET = "cpu-fp32"
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a stage, steps done and steps in all."""
 
 
 def build(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from ee_export.check_targets import check_target
-from ee_export.encode import RESAMPLE, Encoding, band_of
+from ee_export.encoding import LARGEST_SIDE, ORDERS, RESAMPLE, Encoding, band_of
 from ee_export.manifest import ARRAY, SOURCE, SOURCES, FileEntry, Manifest, Origin, Split, gate_name, split_input
 from ee_export.ranges import (
     LONGEST_NAME,
@@ -20,7 +20,6 @@ from ee_export.ranges import (
     require_sha256,
     require_text,
 )
-from ee_export.resize import LARGEST_SIDE, ORDERS
 from ee_export.strict_json import Refused
 
 MODES = ("L", "RGB")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from math import prod
 
-from ee_export.inputs import input_specs, reads_of, shown
+from ee_export.input_specs import input_specs, reads_of, shown
 from ee_export.manifest import (
     ARRAY,
     GPU_BACKENDS,

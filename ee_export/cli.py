@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from ee_export import __version__
 from ee_export.assemble_command import assemble
 from ee_export.console import (
     echo_json,
@@ -36,6 +35,7 @@ from ee_export.rollback_command import rollback
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.threads import MOST_THREADS
 from ee_export.show import PAGE_HEADINGS, ms, page_cells, page_line, page_widths, print_package, print_result, val_table
+from ee_export.version import __version__
 
 if TYPE_CHECKING:
     from ee_export.runtime.chain import Chain
@@ -524,7 +524,7 @@ def predict(
     if shadow is not None and shadow_log is not None:
         from ee_export.shadow import open_log
 
-        beside = open_log(load(shadow, target, operating_point, threads, one_pool=True), shadow_log)
+        beside = open_log(load(shadow, target, operating_point, threads, one_pool=True), shadow_log, say)
     limits = Limits(max_pixels, max_side, max_json_bytes)
     ocr = _engine()
     words_alone = not chain.package.manifest.reads("image")

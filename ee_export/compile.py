@@ -17,7 +17,6 @@ import numpy as np
 
 from ee_export import fit, golden
 from ee_export.atomic import staged_folder
-from ee_export.console import Progress
 from ee_export.data import Data, read_for
 from ee_export.encode import Arrays
 from ee_export.errors import BadRequest, require_known
@@ -27,6 +26,7 @@ from ee_export.manifest import GPU_BACKENDS, Manifest, Target
 from ee_export.observe import Observed, encoded, held_out, observe_each, read_pages
 from ee_export.package import GOLDEN, Package, link_files, locked, open_package, require_name_of
 from ee_export.page import Ocr
+from ee_export.progress import Progress
 from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
 from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
 from ee_export.runtime.chain import Chain, load_package

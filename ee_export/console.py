@@ -2,12 +2,11 @@
 
 import errno
 import io
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,9 +17,8 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from ee_export.errors import EeError, is_fault, one_line, printable, unexpected
-
-Progress = Callable[[str, int, int], None]
-"""Told of a stage how much of it is done, of how much."""
+from ee_export.progress import Progress
+from ee_export.strict_json import to_json
 
 DEBUG = "EE_DEBUG"
 """Environment variable: if it is set, the commands print tracebacks, and what is logged at level DEBUG."""
@@ -108,25 +106,6 @@ def say(line: str) -> None:
 def echo_json(value: object) -> None:
     """Print a value as one line of JSON that every reader and every terminal takes."""
     click.echo(to_json(value, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
-
-
-def to_json(value: object, *, ascii_only: bool = False) -> str:
-    """A value as one line of JSON. Letters that cannot be printed are escaped.
-
-    Halves of surrogate pairs, as in names that are not UTF-8, have no place in JSON: their escapes are text, as
-    :func:`~ee_export.errors.printable` writes them.
-    """
-    text = json.dumps(value, ensure_ascii=False)
-    if text.isascii() if ascii_only else text.isprintable():
-        return text
-    return "".join(
-        letter
-        if letter.isascii() or (letter.isprintable() and not ascii_only)
-        else "\\" + printable(letter)
-        if "\ud800" <= letter <= "\udfff"
-        else json.dumps(letter)[1:-1]
-        for letter in text
-    )
 
 
 @contextmanager

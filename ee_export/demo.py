@@ -12,6 +12,7 @@ from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.package import GOLDEN, open_package, seal
 from ee_export.page import Ocr, Page
+from ee_export.places import SAMPLES
 from ee_export.runtime.chain import FULL, load_package
 from ee_export.verify import verify_package
 
@@ -30,7 +31,7 @@ def run(sample: Path | None, target: str, point: str, ocr: Ocr | None, progress:
         BadRequest: the sample is not there, or has no such target or operating point.
         NotEqual: the new export differs from the golden logits.
     """
-    folder = sample or Path(__file__).resolve().parent.parent / "engines"
+    folder = sample or SAMPLES
     if not (folder / "documents.ee").is_dir():
         raise BadRequest(
             f"{folder / 'documents.ee'}: the shipped sample is not there; run in a clone, or pass --sample FOLDER"

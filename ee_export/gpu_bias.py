@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ee_export.console import Progress
 from ee_export.errors import EeError
 from ee_export.manifest import SegmentSpec, Target
 from ee_export.package import Package
+from ee_export.progress import Progress
 from ee_export.recipes import TargetRecipe
 from ee_export.runtime.gpu.arrays import size_of
 from ee_export.runtime.gpu.buffers import shape_of

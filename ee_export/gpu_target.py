@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ee_export.console import Progress
 from ee_export.encode import Arrays, blank_page
 from ee_export.errors import DeviceError
 from ee_export.gpu_bias import Build, Setting, choose_bias
 from ee_export.inputs import only_encoding
 from ee_export.manifest import Costs, SegmentSpec, Target
 from ee_export.package import Package
+from ee_export.progress import Progress
 from ee_export.recipes import TargetRecipe, with_plain_attention
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.costs import RUNS

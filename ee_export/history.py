@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import Calibration, Former, Made, Manifest, OperatingPoint, Target, to_json
-from ee_export.runtime.plan import FULL
+from ee_export.manifest import FULL, Calibration, Former, Made, Manifest, OperatingPoint, Target, to_json
 
 MOST = 10
 """Former operating points that are kept of each name, the newest."""

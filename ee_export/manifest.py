@@ -5,7 +5,7 @@ from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ee_export.encode import Encoding, band_of
+from ee_export.encoding import Encoding, band_of
 from ee_export.errors import BadRequest
 
 SCHEMA = 1
@@ -19,6 +19,9 @@ ARRAY = "array"
 
 GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 """Backends of targets that run on an NVIDIA GPU."""
+
+FULL = "full"
+"""The operating point at which no page exits early. Every target has it."""
 
 SOURCE = "source"
 """Key of :attr:`Target.equality` for the difference from the stock checkpoint, from the page on."""

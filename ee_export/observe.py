@@ -15,6 +15,7 @@ from ee_export.errors import BadData, BadLogits, EeError, printable, shorten
 from ee_export.inputs import texts_of, without_prefix
 from ee_export.manifest import Split
 from ee_export.page import Ocr, Page, read_page
+from ee_export.progress import PageProgress
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.failures import failure
 
@@ -23,8 +24,6 @@ _log = logging.getLogger("ee_export")
 SHARES = {"calibrate": 0.15, "tune": 0.20, "certify": 0.65}
 """Most of the pages certify: one lost page may be explained away among 129 of them (ε = 0.03, δ = 0.1), none among 128. Where no
 certificate is asked, they tune."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def encoded(chain: Chain, page: Page | Arrays) -> Arrays:
     return chain.encode([page]) if isinstance(page, Page) else page
 
 
-def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: Progress) -> Observed:
+def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -> Observed:
     """Run all exits of a chain on every page, or on every row of arrays."""
     manifest = chain.package.manifest
     pages: Sequence[Page | Arrays] = read_pages(data, ocr)

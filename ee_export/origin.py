@@ -10,10 +10,10 @@ import os
 import time
 from pathlib import Path
 
-from ee_export import __version__
 from ee_export.errors import BadCheckpoint, BadRequest, shorten
 from ee_export.manifest import Made, Origin
 from ee_export.strict_json import parse
+from ee_export.version import __version__
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 """Names of a checkpoint's weight files. With config.json they decide the model."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ee_export.errors import BadRequest, require_known
+from ee_export.places import TARGETS
 from ee_export.toml_tables import one_of, read_toml, table
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -25,8 +26,6 @@ SHIPPED = (
 )
 """The recipes that come with this package."""
 
-_PLACES = (Path(__file__).parent / "targets", Path(__file__).parent.parent / "engines")
-"""Where they lie: in an installed package (setup.py copies them), and in a checkout."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _OTHERS = ("cpu-", "openvino-")
 """How names of targets begin that are not compiled by recipes."""
@@ -160,7 +159,7 @@ def is_file(name_or_path: str | Path) -> bool:
 def shipped(name: str) -> Path:
     """The file of a shipped recipe."""
     return next(
-        (place for folder in _PLACES if (place := folder / f"{name}.toml").exists()), _PLACES[0] / f"{name}.toml"
+        (place for folder in TARGETS if (place := folder / f"{name}.toml").exists()), TARGETS[0] / f"{name}.toml"
     )
 
 

@@ -6,20 +6,13 @@ from dataclasses import dataclass
 import PIL
 from PIL import Image
 
+from ee_export.encoding import LARGEST_SIDE as LARGEST_SIDE
+from ee_export.encoding import ORDERS as ORDERS
+from ee_export.encoding import RESAMPLE
+from ee_export.encoding import UNSTATED as UNSTATED
 from ee_export.errors import BadPage
 
-ORDERS = ("pillow-12", "pillow-13")
-"""Orders by the version of Pillow whose ``Image.resize`` has them, see :func:`resized`."""
-UNSTATED = "pillow-13"
-"""The order of packages and checkpoints that state none: they are from the time of Pillow 13, and so is the shipped one."""
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+FILTERS = {name: Image.Resampling[name.upper()] for name in RESAMPLE}
 """Pillow's filters by the names that an encoding gives them."""
 
 _OWN_ORDERS = {"12.2": "pillow-12", "12.3": "pillow-12", "13.0": "pillow-13"}
@@ -28,8 +21,6 @@ OWN_ORDER = _OWN_ORDERS.get(".".join(PIL.__version__.split(".")[:2]))
 
 _STRIP = 1 << 20
 """Pixels that :func:`resized_in_strips` converts at a time, about."""
-LARGEST_SIDE = 1 << 12
-"""Pixels of the longest side that an encoding can state for a resized page."""
 _MOST_PIXELS = 1 << 26
 """Pixels of the largest page that is resized in proportion. A page of 1 x 10,000 would else become one of 224 x 2,240,000."""
 
@@ -41,8 +32,8 @@ Size = tuple[int, int]
 class Square:
     """How a reader makes ``side`` x ``side`` pixels in ``mode``, ``L`` or ``RGB``, of each page.
 
-    ``order``: order of the passes of the resize, one of :data:`ORDERS`. ``resample``: its filter, one of :data:`FILTERS`.
-    ``resize_to``, ``center_crop``, ``draft``: as in :class:`ee_export.encode.Encoding`.
+    ``order``: order of the passes of the resize, one of :data:`ee_export.encoding.ORDERS`. ``resample``: its filter, one of :data:`FILTERS`.
+    ``resize_to``, ``center_crop``, ``draft``: as in :class:`ee_export.encoding.Encoding`.
     """
 
     side: int

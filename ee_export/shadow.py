@@ -1,15 +1,16 @@
 """A second package on the pages that a first one answers: its answers are compared and logged, and never given out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ee_export.agreement import answer_of, brief
-from ee_export.console import say, to_json
 from ee_export.errors import BadRequest, EeError, printable
 from ee_export.page import Page
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
+from ee_export.strict_json import to_json
 
 
 def unlike(
@@ -43,12 +44,13 @@ def unlike(
 class ShadowLog:
     """The rows of :func:`unlike` as JSON lines at the end of a file, and how many there are of each kind.
 
-    A file that cannot be written any more ends the comparison, and nothing else.
+    A file that cannot be written any more ends the comparison, and nothing else. ``warn``: called with one line about it.
     """
 
     shadow: Chain
     path: Path
     file: BinaryIO
+    warn: Callable[[str], None]
     pages: int = 0
     labels: int = 0
     exits: int = 0
@@ -70,7 +72,9 @@ class ShadowLog:
             self.file.write((to_json(row) + "\n").encode())
         except OSError as error:
             self.ended = True
-            say(f"ee-export: {printable(self.path)}: cannot be written ({error.strerror}); the comparison ends here")
+            self.warn(
+                f"ee-export: {printable(self.path)}: cannot be written ({error.strerror}); the comparison ends here"
+            )
 
     def __str__(self) -> str:
         """One line for people."""
@@ -80,8 +84,8 @@ class ShadowLog:
         )
 
 
-def open_log(shadow: Chain, path: Path) -> ShadowLog:
-    """A log that writes to the end of a file, unbuffered: a killed run leaves whole lines.
+def open_log(shadow: Chain, path: Path, warn: Callable[[str], None]) -> ShadowLog:
+    """A log that writes to the end of a file, unbuffered: a killed run leaves whole lines. ``warn``: see :class:`ShadowLog`.
 
     Raises:
         BadRequest: the file cannot be opened to write.
@@ -90,4 +94,4 @@ def open_log(shadow: Chain, path: Path) -> ShadowLog:
         file = path.open("ab", buffering=0)
     except OSError as error:
         raise BadRequest(f"{path}: cannot be written ({error.strerror}); name another file with --shadow-log") from None
-    return ShadowLog(shadow, path, file)
+    return ShadowLog(shadow, path, file, warn)

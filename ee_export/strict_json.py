@@ -1,4 +1,4 @@
-"""JSON from outside, read strictly: one meaning a file, and none that a later stage stumbles over."""
+"""JSON from outside, read strictly: one meaning a file, and none that a later stage stumbles over. And JSON as one line."""
 
 import json
 import math
@@ -65,6 +65,25 @@ def parse(data: bytes, *, deepest: int | None = 64) -> Any:
     if _HALF_PAIR.search(data):
         _require_whole_pairs(value)
     return value
+
+
+def to_json(value: object, *, ascii_only: bool = False) -> str:
+    """A value as one line of JSON. Letters that cannot be printed are escaped.
+
+    Halves of surrogate pairs, as in names that are not UTF-8, have no place in JSON: their escapes are text, as
+    :func:`~ee_export.errors.printable` writes them.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isascii() if ascii_only else text.isprintable():
+        return text
+    return "".join(
+        letter
+        if letter.isascii() or (letter.isprintable() and not ascii_only)
+        else "\\" + printable(letter)
+        if "\ud800" <= letter <= "\udfff"
+        else json.dumps(letter)[1:-1]
+        for letter in text
+    )
 
 
 def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str:

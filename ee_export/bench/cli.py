@@ -9,12 +9,12 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ee_export import __version__
 from ee_export.bench import tables
 from ee_export.console import echo_json, export_extra, json_option, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest
 from ee_export.inputs import only_encoding
 from ee_export.runtime.threads import MOST_THREADS
+from ee_export.version import __version__
 
 _point_option = click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide.")
 

@@ -31,6 +31,7 @@ from ee_export.model.recipe import Recipe, layers_of, located, read_recipe
 from ee_export.model.strategies import STRATEGIES
 from ee_export.observe import Observed, held_out, observe_each
 from ee_export.package import Package, open_package
+from ee_export.places import GRIDS
 from ee_export.policy import metrics
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
@@ -63,8 +64,6 @@ PLACES = ("train", "val", "test")
 """Folders that a folder of data has for a grid."""
 SHIPPED = ("alike", "heads", "placements", "real", "strategies", "tobacco")
 """The grids that come with this package."""
-_PLACES = (Path(__file__).parent.parent / "grids" / "pareto", Path(__file__).parents[2] / "benchmarks" / "pareto")
-"""Where they lie: in an installed package (setup.py copies them), and in a checkout."""
 SCHEMA = 2
 
 
@@ -153,7 +152,7 @@ def shipped(name: str) -> Path | None:
     """The file of a shipped grid; ``None`` if there is none of this name."""
     if name not in SHIPPED:
         return None
-    return next((place for folder in _PLACES if (place := folder / f"{name}.toml").is_file()), None)
+    return next((place for folder in GRIDS if (place := folder / f"{name}.toml").is_file()), None)
 
 
 def _paths(found: Any, where: str, key: str) -> tuple[Path, ...]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from ee_export import golden
 from ee_export.atomic import staged_folder
 from ee_export.compile import SOURCE, drafted, with_golden
-from ee_export.console import Progress
 from ee_export.gpu_target import recipe_target
 from ee_export.manifest import SegmentSpec, Target, logits_name
 from ee_export.package import GOLDEN, TOKENIZER, Package, link_files, open_package, seal
+from ee_export.progress import Progress
 from ee_export.recipes import find_recipe, shipped
 from ee_export.runtime import backends
 from ee_export.runtime.chain import load_package

@@ -9,14 +9,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import ee_export
 from ee_export.doctor import look
 from ee_export.doctor.check import Check, Look, cause, guarded, isolated
 from ee_export.doctor.probes import PROBES
 from ee_export.doctor.remedies import update_driver
 from ee_export.errors import BadRequest
 from ee_export.package import MANIFEST, Package, open_package
+from ee_export.places import SAMPLES
 from ee_export.runtime.gpu.device import CONDITIONAL_DRIVER
+from ee_export.version import __version__
 
 LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "Pillow", "click", "rich")
 """What every installation has."""
@@ -52,7 +53,7 @@ _LOOKS: dict[str, Callable[[look.Survey], Look]] = {
 
 def sample() -> Path | None:
     """The shipped sample's package, where the source is there too."""
-    folder = Path(ee_export.__file__).resolve().parent.parent / "engines" / "documents.ee"
+    folder = SAMPLES / "documents.ee"
     return folder if folder.is_dir() else None
 
 
@@ -128,9 +129,7 @@ def _machine() -> Look:
 
 
 def _python() -> Look:
-    return Look(
-        "ok", f"{platform.python_version()}, {platform.platform(terse=True)}, ee_export {ee_export.__version__}"
-    )
+    return Look("ok", f"{platform.python_version()}, {platform.platform(terse=True)}, ee_export {__version__}")
 
 
 def _libraries() -> Look:

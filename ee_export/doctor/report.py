@@ -15,8 +15,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-import ee_export
 from ee_export.doctor.check import Check
+from ee_export.places import PACKAGE
+from ee_export.version import __version__
 
 _COLOURS = {"ok": "green", "missing": "yellow", "failed": "red", "skipped": "dim"}
 _SHORT = 4
@@ -26,7 +27,7 @@ _SHORT = 4
 def to_json(checks: Sequence[Check], targets: Sequence[str]) -> dict[str, Any]:
     """``wrong``: names of the checks that were asked for and are not ok."""
     return {
-        "ee_export": ee_export.__version__,
+        "ee_export": __version__,
         "gpu_targets": list(targets),
         "wrong": [check.name for check in checks if check.wrong],
         "checks": [asdict(check) for check in checks],
@@ -92,7 +93,7 @@ def anonymous(text: str) -> str:
         tempfile.gettempdir(): "[tmp]",
         sys.prefix: "[python]",
         sys.base_prefix: "[python]",
-        str(Path(ee_export.__file__).resolve().parent): "[ee_export]",
+        str(PACKAGE): "[ee_export]",
         os.getcwd(): "[here]",
         str(Path.home()): "~",
     }

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ee_export import golden
-from ee_export.console import Progress
 from ee_export.doctor.check import Look
 from ee_export.doctor.replay import Executor, leaving_at
 from ee_export.package import Package
+from ee_export.progress import Progress
 from ee_export.runtime.plan import FULL, operating_point
 
 _WARM_UP = 20

@@ -1,6 +1,6 @@
 """Compare a package with the checkpoint that it came from: transformers' own processor and model, from the same files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,12 @@ from ee_export.model.processor import load_processor
 from ee_export.model.source import family_of, read_config
 from ee_export.model.source_tokenizer import boxes_of_ends
 from ee_export.page import Page, read_page
+from ee_export.progress import PageProgress
 from ee_export.runtime.chain import Chain
 
 TOLERANCE = 1e-3
 """Largest difference of a logit of ``final``."""
 STAGES = ("pixel_values", "input_ids", "bbox", "attention_mask", "logits", "label")
-
-Progress = Callable[[int, int], None]
-"""Called with pages done and pages in all."""
 
 
 @dataclass(slots=True)
@@ -115,7 +113,7 @@ class SourcePipeline:
         return result
 
 
-def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progress: Progress) -> Comparison:
+def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progress: PageProgress) -> Comparison:
     """Run a package and its source from the same files, and compare every stage.
 
     Args:

@@ -6,7 +6,7 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +22,7 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.labelled import Labelled, page_stamp
 from ee_export.model.loader import loaded
 from ee_export.model.pages import EncodedPages, read_contents
-
-Progress = Callable[[int, int], None]
-"""Called with pages done and pages in all."""
+from ee_export.progress import PageProgress
 
 _STEP = 16
 """Pages that are encoded between two calls of ``progress``."""
@@ -53,7 +51,7 @@ def encode_pages(
     model: type[EarlyExitModel] | EarlyExitModel,
     folder: Path,
     encoding: str,
-    progress: Progress,
+    progress: PageProgress,
     *,
     workers: int = 0,
 ) -> EncodedPages:
@@ -148,7 +146,7 @@ def _append(
     model: type[EarlyExitModel] | EarlyExitModel,
     state: _State,
     done: _Done,
-    progress: Progress,
+    progress: PageProgress,
     workers: int,
 ) -> _Done:
     """Encode the pages that are not done yet, in order."""

@@ -10,13 +10,13 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ee_export import __version__
 from ee_export.encode import Encoder, Encoding
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.labelled import Labelled
 from ee_export.page import Boxes, Words
+from ee_export.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

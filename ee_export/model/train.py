@@ -29,9 +29,7 @@ from ee_export.model.recipe import Recipe, with_defaults
 from ee_export.model.resume import Saved
 from ee_export.model.source import classifier_labels
 from ee_export.origin import REPORT
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a stage, what is done of it and how much there is."""
+from ee_export.progress import Progress
 
 
 def train(

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -15,10 +14,9 @@ import onnxruntime as ort
 from ee_export.errors import BadPackage, EeError, ForkedError, one_line
 from ee_export.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime import forked
+from ee_export.runtime.segment import Tensor
 from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows
 from ee_export.runtime.threads import available_threads as available_threads
-
-Tensor: TypeAlias = np.ndarray
 
 _log = logging.getLogger("ee_export")
 # Threads of a session's own look for work for so long before they sleep. Waking them costs a fifth of a page's time on a quiet

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ee_export.errors import BadRequest
-from ee_export.inputs import Reads, reads_of
-from ee_export.manifest import Manifest, OperatingPoint, Target, gate_name
+from ee_export.input_specs import Reads, reads_of
+from ee_export.manifest import FULL, Manifest, OperatingPoint, Target, gate_name
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
 from ee_export.policy.decide import NEVER, Rule, limits
 from ee_export.runtime.segment import Segment
-
-FULL = "full"
-"""The operating point that never leaves early; every target has it."""
 
 
 @dataclass(frozen=True, slots=True)

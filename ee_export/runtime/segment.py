@@ -1,12 +1,13 @@
 """The one abstraction of the runtime: a compiled part of a model."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from ee_export.manifest import TensorSpec
-from ee_export.runtime.ort import Tensor
+
+Tensor: TypeAlias = np.ndarray
 
 
 class Segment(Protocol):
