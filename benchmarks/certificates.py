@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ee_export import fit
+from ee_export.calibrate import calibrated
 from ee_export.data import join, read_dataset
 from ee_export.observe import SHARES, Observed, observe
 from ee_export.package import open_package
@@ -50,7 +51,7 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
             }
             fitted = fit.tuned(
                 manifest,
-                fit.calibrated(target, parts["calibrate"]),
+                calibrated(target, parts["calibrate"]),
                 parts,
                 None,
                 wish=fit.Wish(epsilon=epsilon, delta=delta),

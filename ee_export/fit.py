@@ -1,4 +1,4 @@
-"""Fit a package's calibration and operating points on held-out pages, through the package's own chain."""
+"""Fit a package's operating points on held-out pages, through the package's own chain."""
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ee_export import golden, history
+from ee_export.calibrate import METHODS, calibrated, weighted
 from ee_export.data import read_for
 from ee_export.errors import BadRequest, require_known
 from ee_export.inputs import reads_of
 from ee_export.manifest import (
-    Calibration,
     Certificate,
     Costs,
     Made,
@@ -28,7 +28,6 @@ from ee_export.origin import made
 from ee_export.package import GOLDEN, Package, locked, open_package, require_name_of, rewrite_package
 from ee_export.page import Ocr
 from ee_export.policy import certify
-from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.drift import histogram
@@ -58,47 +57,6 @@ RISKS: dict[str, Callable[[Scored, np.ndarray], np.ndarray]] = {
 """Which pages are lost, bool ``[N]``, when they leave at these exits: a right answer of ``final`` made wrong (which bounds the
 accuracy lost from above, for pages made right do not pay for it), or an answer that is not that of ``final`` (which needs no
 labels)."""
-
-
-def calibrated(target: Target, pages: Observed, method: str = "temperature") -> Target:
-    """The target with every exit calibrated on ``pages`` by one of :data:`METHODS`, and every gate by Platt scaling; untuned.
-
-    Raises:
-        BadRequest: there is no such method.
-    """
-    require_known(method, METHODS, "calibration method")
-    calibration = {}
-    for segment in target.segments:
-        name, logits = segment.exit, pages.logits[segment.exit]
-        scale, bias = METHODS[method](logits, pages.targets)
-        calibration[name] = Calibration(tuple(scale.tolist()), tuple(bias.tolist()))
-        if gate_name(name) in pages.logits:
-            right = (logits * scale + bias).argmax(1) == pages.targets
-            slope, offset = fit_platt(pages.logits[gate_name(name)][:, 0], right)
-            calibration[gate_name(name)] = Calibration((slope,), (offset,))
-    return replace(target, calibration=calibration, operating_points={})
-
-
-def _temperature(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.full(logits.shape[1], 1.0 / fit_temperature(logits, targets)), np.zeros(logits.shape[1])
-
-
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
-    "none": lambda logits, targets: (np.ones(logits.shape[1]), np.zeros(logits.shape[1])),
-    "temperature": _temperature,
-    "vector": fit_vector,
-}
-"""How an exit's raw logits ``[N, C]`` and labels ``[N]`` give the scale and bias of each class, ``[C]`` each."""
-
-
-def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed) -> dict[str, tuple[float, ...]]:
-    """The weights of a criterion per exit, fitted on ``pages``; none where it has none."""
-    if criterion != "failure_prediction":
-        return {}
-    found = rules(manifest, target, {})
-    logits = [pages.logits[name] for name in manifest.exits]
-    tokens = [pages.tokens[name] for name in manifest.exits]
-    return dict(zip(manifest.exits, fit_failure_prediction(logits, found, tokens, pages.targets), strict=True))
 
 
 def scored(

@@ -20,6 +20,7 @@ from ee_export import fit
 from ee_export.atomic import staged_folder
 from ee_export.bench.machine import environment
 from ee_export.build import build
+from ee_export.calibrate import METHODS, calibrated, weighted
 from ee_export.console import Progress
 from ee_export.data import Dataset, join, read_dataset
 from ee_export.encode import Arrays
@@ -97,7 +98,7 @@ class Grid:
         for names, valid, what in (
             (self.heads, HEADS, "head"),
             (self.strategies, STRATEGIES, "training strategy"),
-            (self.calibration, fit.METHODS, "calibration method"),
+            (self.calibration, METHODS, "calibration method"),
             (self.criteria, CRITERIA, "criterion"),
             (self.thresholds, (*KINDS, *BASELINES), "kind of thresholds"),
         ):
@@ -257,7 +258,7 @@ def _compare(
     costs = measure(chain, [val.page(index) for index in range(min(12, len(val)))], grid.ocr_ms)
     target = replace(package.target("cpu-fp32"), costs=costs)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
-    fitted = {method: fit.calibrated(target, seen["calibrate"], method) for method in grid.calibration}
+    fitted = {method: calibrated(target, seen["calibrate"], method) for method in grid.calibration}
     judge = _Judge(grid, manifest, chain, seen, arrays)
     named: list[dict[str, Any]] = []
     points = [(target, operating_point(target, FULL))]
@@ -353,7 +354,7 @@ class _Judge:
 
     def _scored(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], Scored, Scored]:
         """A criterion's weights, and what it says of the pages that tune and of those that test."""
-        weights = fit.weighted(self.manifest, target, criterion, self.seen["calibrate"])
+        weights = weighted(self.manifest, target, criterion, self.seen["calibrate"])
         bands = self.manifest.text_bands()
 
         def judged(pages: Observed) -> Scored:
