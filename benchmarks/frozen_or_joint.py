@@ -37,8 +37,8 @@ from ee_export.package import Package, open_package
 from ee_export.runtime.chain import load_package
 
 console = Console(highlight=False, markup=False, soft_wrap=True, width=170)
-BUDGETS = {"bert": (12, 5e-4), "layoutlmv3": (12, 5e-4)}
-"""Epochs over ``train``, and the learning rate."""
+BUDGETS = {"bert": (30, 5e-4), "layoutlmv3": (30, 5e-4)}
+"""Epochs over ``train``, and the learning rate. After 12 epochs the plain loop, which trains no heads, is behind by 0.15 of accuracy."""
 VISION_EPOCHS = 10
 POINTS = ("full", "default")
 

@@ -1,13 +1,16 @@
-"""The journey of a user who brings a model of full size: each command, its time and its memory.
+"""Journeys of users who bring a model: each command, its time and its memory.
 
     python -m benchmarks.journeys ../shared/data/pages build/journeys
     python -m benchmarks.journeys ../shared/data/pages build/journeys --journey bert-base --record benchmarks/results/journeys.json
 
-transformers writes a checkpoint of the size named, with random weights, and matrices of the size of that model's vocabulary. The
-tokenizer's own vocabulary is trained on the pages, so lengths of texts differ from those of that model. `add-exits` trains heads on
-pages of `train` and makes the package of `val`, `verify --against` compares it on `test`, and `predict` answers `test` with no page
-leaving early: where pages exit depends on weights, all other times and the memory do not. Each command runs in a process of its own.
-Memory is the largest resident size of that process.
+- `layoutlmv3-base`, `bert-base`, `dit-base`: transformers writes a checkpoint of the size named, with random weights, and matrices of the
+  size of that model's vocabulary. The tokenizer's own vocabulary is trained on the pages, so lengths of texts differ from those of that
+  model. `add-exits` trains heads on pages of `train` and makes the package of `val`. `verify --against` compares it on `test`. `predict`
+  answers `test` with every page to the last exit: where pages exit depends on weights, all other times and the memory do not.
+- `own-vit`: examples/vit_ramps.py is trained, built and run.
+- `twenty-classes`: `train` on its defaults and `build`, on drawn pages of twenty classes.
+
+Each command runs in a process of its own. Memory is the largest resident size of that process.
 """
 
 import json
@@ -24,11 +27,12 @@ from rich.table import Table
 from transformers import BeitImageProcessorPil, LayoutLMv3ImageProcessorPil
 
 from benchmarks.stock_checkpoints import Stock, link_pages, write_stock
+from benchmarks.train_memory import write_page
 from ee_export.bench.machine import watch
 from ee_export.data import read_dataset
 
 console = Console(highlight=False, soft_wrap=True, width=150)
-JOURNEYS = {
+STOCK = {
     "layoutlmv3-base": (
         "layoutlmv3",
         Stock(
@@ -46,25 +50,43 @@ JOURNEYS = {
         ),
     ),
 }
-"""Family and checkpoint of each journey. What a configuration does not state is transformers' default, which is the base size."""
-COMMANDS = {
-    "add-exits": ("add-exits", "{checkpoint}", "{held_out}", "--train", "{train}", "--out", "{package}", "--ocr-ms", "500", "--force"),
-    "verify --against": ("verify", "{package}", "{test}", "--against", "{checkpoint}"),
-    "predict": ("predict", "{package}", "{test}", "--operating-point", "full", "--jsonl"),
+"""Family and checkpoint of each stock model. What a configuration does not state is transformers' default, which is the base size."""
+CLASSES = [f"kind_{number:02}" for number in range(20)]
+VIT = Path(__file__).resolve().parents[1] / "examples" / "vit_ramps.py"
+EE_EXPORT = (sys.executable, "-c", "from ee_export.cli import main; main()")
+PREDICT = (*EE_EXPORT, "predict", "my.ee", "{test}", "--operating-point", "full", "--jsonl")
+FROM_CHECKPOINT = {
+    "add-exits": (
+        *EE_EXPORT, "add-exits", "checkpoint", "val", "--train", "train", "--out", "my.ee", "--ocr-ms", "500", "--force",
+    ),
+    "verify --against": (*EE_EXPORT, "verify", "my.ee", "{test}", "--against", "checkpoint"),
+    "predict": PREDICT,
 }  # fmt: skip
+COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(STOCK, FROM_CHECKPOINT),
+    "own-vit": {
+        "python vit_ramps.py": (sys.executable, str(VIT), "train"),
+        "build": (*EE_EXPORT, "build", f"{VIT}:make_model", "val", "--out", "my.ee", "--force"),
+        "predict": PREDICT,
+    },
+    "twenty-classes": {
+        "train": (*EE_EXPORT, "train", "train", "--val", "val", "--out", "trained", "--force"),
+        "build": (*EE_EXPORT, "build", "trained", "val", "--out", "my.ee", "--ocr-ms", "500", "--force"),
+        "predict": (*EE_EXPORT, "predict", "my.ee", "val", "--jsonl"),
+    },
+}  # fmt: skip
+"""Commands of each journey, in order, run in its folder."""
 
 
 @click.command(help=__doc__)
-@click.argument("pages", type=click.Path(path_type=Path, exists=True))
+@click.argument("pages", type=click.Path(path_type=Path, exists=True, resolve_path=True))
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--journey", "journeys", multiple=True, type=click.Choice(list(JOURNEYS)), help="These alone.")
-@click.option(
-    "--each", default=30, show_default=True, help="Pages of each class that train heads, and that are held out."
-)
+@click.option("--journey", "journeys", multiple=True, type=click.Choice(list(COMMANDS)), help="These alone.")
+@click.option("--each", default=30, show_default=True, help="Pages of each class to train on, and to hold out.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(pages: Path, work: Path, journeys: tuple[str, ...], each: int, record: Path | None) -> None:
     machine, rows = watch(), []
-    for name in journeys or JOURNEYS:
+    for name in journeys or COMMANDS:
         rows += travel(name, pages, work / name, each)
     result = {"each": each, "rows": rows, **machine.ended()}
     show(result)
@@ -74,34 +96,32 @@ def main(pages: Path, work: Path, journeys: tuple[str, ...], each: int, record: 
 
 def travel(name: str, pages: Path, work: Path, each: int) -> list[dict[str, Any]]:
     """All commands of a journey, in order. A command that fails ends the run."""
-    family, stock = JOURNEYS[name]
     work.mkdir(parents=True, exist_ok=True)
-    places = {
-        "checkpoint": work / "checkpoint",
-        "package": work / "my.ee",
-        "train": link_pages(work / "train", [pages / "train"], each),
-        "held_out": link_pages(work / "val", [pages / "val"], each),
-        "test": pages / "test",
-    }
-    train = read_dataset(places["train"])
-    write_stock(family, places["checkpoint"], train, train.labels, wide=False, stock=stock)
+    if name == "twenty-classes":
+        for number in range(2 * each * len(CLASSES)):
+            write_page(work / ("val" if number % (2 * len(CLASSES)) < len(CLASSES) else "train"), number, CLASSES)
+    else:
+        link_pages(work / "train", [pages / "train"], each)
+        link_pages(work / "val", [pages / "val"], each)
+    if name in STOCK:
+        train = read_dataset(work / "train")
+        family, stock = STOCK[name]
+        write_stock(family, work / "checkpoint", train, train.labels, wide=False, stock=stock)
     rows = []
-    for title, arguments in COMMANDS.items():
-        seconds, peak_mb = run([argument.format(**places) for argument in arguments])
+    for title, arguments in COMMANDS[name].items():
+        seconds, peak_mb = run([argument.format(test=pages / "test") for argument in arguments], work)
         rows.append({"journey": name, "command": title, "seconds": seconds, "peak_mb": peak_mb})
         console.print(f"{name}: {title}: {seconds:.0f} s, {peak_mb:,.0f} MB")
     return rows
 
 
-def run(arguments: list[str]) -> tuple[float, float]:
-    """Run ``ee-export``: seconds, and megabytes of its largest resident size."""
+def run(arguments: list[str], work: Path) -> tuple[float, float]:
+    """Run a command in a folder: seconds, and megabytes of its largest resident size."""
     begin = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from ee_export.cli import main; main()", *arguments], stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, cwd=work)
     _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
-        raise click.ClickException(f"ee-export {' '.join(arguments)} ended with {code}")
+        raise click.ClickException(f"{' '.join(arguments)} ended with {code}")
     return time.monotonic() - begin, usage.ru_maxrss / 1024
 
 

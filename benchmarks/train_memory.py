@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -66,7 +67,7 @@ def write_pages(out: Path, pages: int, layout: str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     if layout == "folders":
         with ProcessPoolExecutor() as processes:
-            for _ in processes.map(partial(_write_files, out), range(pages), chunksize=100):
+            for _ in processes.map(partial(write_page, out), range(pages), chunksize=100):
                 pass
     elif layout == "tar":
         for begin in range(0, pages, _IN_ARCHIVE):
@@ -80,12 +81,12 @@ def write_pages(out: Path, pages: int, layout: str) -> Path:
     return out
 
 
-def _write_files(out: Path, number: int) -> None:
+def write_page(out: Path, number: int, classes: Sequence[str] = CLASSES) -> None:
     """Write the two files of a page into its class folder, the words last, unless they are there."""
-    place = out / CLASSES[number % len(CLASSES)] / f"{number:06}.json"
+    place = out / classes[number % len(classes)] / f"{number:06}.json"
     if not place.exists():
-        _, image, content = drawn(number)
-        place.parent.mkdir(exist_ok=True)
+        _, image, content = drawn(number, classes)
+        place.parent.mkdir(parents=True, exist_ok=True)
         place.with_suffix(".jpg").write_bytes(image)
         place.write_text(json.dumps(content))
 
@@ -101,10 +102,10 @@ def _letters() -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, tuple[str,
     return ImageFont.load_default(11), tuple(sorted(words))
 
 
-def drawn(number: int) -> tuple[str, bytes, dict[str, Any]]:
-    """Label, JPEG file, and words with boxes of a page, which are its number's alone."""
+def drawn(number: int, classes: Sequence[str] = CLASSES) -> tuple[str, bytes, dict[str, Any]]:
+    """Label, JPEG file, and words with boxes of a page, which are its number's alone. Every tenth word is one of its class."""
     font, common = _letters()
-    label = CLASSES[number % len(CLASSES)]
+    label = classes[number % len(classes)]
     rng = random.Random(number)
     width, height = rng.randint(380, 440), rng.randint(560, 620)
     image = Image.new("L", (width, height), rng.randint(225, 255))

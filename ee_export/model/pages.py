@@ -95,7 +95,7 @@ def batch_of(
     if pages.pixels is not None:
         pixels = pages.pixels[rows]
         if rng is not None:
-            changed = augment_images(torch.from_numpy(pixels).float() / 255, rng)
+            changed = augment_images(torch.from_numpy(pixels).float().div_(255), rng)
             inputs["pixel_values"] = _normalized(changed, pages.encoder.encoding)
         else:
             inputs["pixel_values"] = torch.from_numpy(pages.encoder.values(pixels))
@@ -120,4 +120,4 @@ def _normalized(pixels: Tensor, encoding: Encoding) -> Tensor:
     mean = torch.tensor(encoding.image_mean).view(1, 3, 1, 1)
     std = torch.tensor(encoding.image_std).view(1, 3, 1, 1)
     # The levels 0–255 are pixels times 255. The factor is exactly 1 if the rescale is 1/255.
-    return (pixels.expand(-1, 3, -1, -1) * (255 * encoding.rescale) - mean) / std
+    return (pixels.expand(-1, 3, -1, -1) * (255 * encoding.rescale)).sub_(mean).div_(std)

@@ -6,7 +6,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models
 
 from ee_export.encode import Encoder
-from ee_export.model.augment import augment_images
+from ee_export.model.augment import affine_grid, augment_images
 from ee_export.model.checkpoint import encoding_of
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.pages import EncodedPages, batch_of
@@ -45,3 +45,9 @@ def test_pages_are_augmented_as_values_in_0_to_1_and_normalised_as_the_encoding_
             for values in (encoder.encoding.image_mean, encoder.encoding.image_std)
         )
         assert torch.equal(batch["pixel_values"], (changed.expand(-1, 3, -1, -1) * scale - mean) / std)
+
+
+def test_the_places_of_turned_and_scaled_pixels_are_those_of_torch() -> None:
+    matrices = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (4, 2, 3)).astype(np.float32))
+    expected = torch.nn.functional.affine_grid(matrices, [4, 1, 33, 33], align_corners=False)
+    assert torch.allclose(affine_grid(matrices, 33), expected, atol=1e-5)
