@@ -14,7 +14,7 @@ from attacks.pages import drawn_page, words_of_page
 from ee_export import Page, load
 from ee_export.errors import EeError
 from ee_export.package import open_package
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 
 Act = Callable[[Ground], object]
 

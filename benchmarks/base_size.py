@@ -18,7 +18,7 @@ from ee_export.model import checkpoint
 from ee_export.model.exits import parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.package import GOLDEN, seal
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 
 
 @click.command()

@@ -35,7 +35,7 @@ from ee_export.model.against import SourcePipeline, compare
 from ee_export.model.families import FAMILIES
 from ee_export.model.source import default_exits, load_source
 from ee_export.model.train_heads import HeadTraining
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 
 console = Console(highlight=False, markup=False, soft_wrap=True, width=170)
 FINE_TUNED = {"layoutlmv3": (12, 5e-4), "bert": (8, 5e-4), "vit": (20, 1e-3), "beit": (20, 1e-3)}

@@ -22,7 +22,7 @@ from ee_export.data import join, read_dataset
 from ee_export.observe import SHARES, Observed, observe
 from ee_export.package import open_package
 from ee_export.policy.tune import evaluate
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 
 out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
 CASES = ((211, 0.03, 0.1), (211, 0.05, 0.1), (422, 0.03, 0.1), (211, 0.05, 0.3))

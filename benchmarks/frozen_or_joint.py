@@ -34,7 +34,7 @@ from ee_export.model.source import default_exits, load_source
 from ee_export.model.train import train
 from ee_export.model.train_heads import HeadTraining
 from ee_export.package import Package, open_package
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 
 console = Console(highlight=False, markup=False, soft_wrap=True, width=170)
 BUDGETS = {"bert": (30, 5e-4), "layoutlmv3": (30, 5e-4)}

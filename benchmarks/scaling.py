@@ -22,7 +22,8 @@ from ee_export.bench.load import memory_mb
 from ee_export.bench.machine import environment
 from ee_export.bench.statistics import Spread, interleave, spread
 from ee_export.encode import Arrays
-from ee_export.runtime.chain import Chain, load
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load
 from ee_export.runtime.plan import leaving_at
 
 BATCHES = (1, 2, 4, 8, 16, 32)

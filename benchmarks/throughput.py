@@ -82,7 +82,7 @@ def main(package: Path, data: Path, rounds: int, record: Path | None) -> None:
     pages = read_pages(data)
     thirds = leave_in_thirds(chain, pages)
     points = {
-        name: Chain(chain.package, chain.target, point, chain.segments, encoder)
+        name: Chain(chain.package, chain.target, point, chain.executor, encoder)
         for name, point in ((DEFAULT, chain.operating_point), (THIRDS, thirds))
     }
     result: dict[str, Any] = {

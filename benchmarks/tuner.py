@@ -105,7 +105,7 @@ def real(package: Path, data: Path) -> Scored:
     from ee_export.data import read_dataset
     from ee_export.observe import observe
     from ee_export.package import open_package
-    from ee_export.runtime.chain import load_package
+    from ee_export.runtime.load import load_package
 
     opened = open_package(package)
     target = opened.target("cpu-fp32")

@@ -14,7 +14,8 @@ from ee_export.limits import Limits
 from ee_export.ocr import tesseract
 from ee_export.page import Page, read_page
 from ee_export.runtime.answer import Answer, Step
-from ee_export.runtime.chain import Chain, load
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load
 from ee_export.version import __version__
 
 __all__ = ["Answer", "Chain", "EeError", "Limits", "Page", "Step", "__version__", "load", "read_page", "tesseract"]

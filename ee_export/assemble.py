@@ -28,7 +28,7 @@ from ee_export.origin import now
 from ee_export.package import GOLDEN, Package, locked, open_package, seal
 from ee_export.page import Ocr
 from ee_export.ranges import require_labels
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.segments import assembly, equality
 from ee_export.segments.brought import external_files
 from ee_export.segments.own_graph import CutGraph, OwnGraph, read_own_graph

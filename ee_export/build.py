@@ -28,8 +28,9 @@ from ee_export.package import GOLDEN, TOKENIZER, Package, locked, open_package, 
 from ee_export.page import Ocr, Page, read_page
 from ee_export.progress import Progress
 from ee_export.ranges import require_labels
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import Chain
 from ee_export.runtime.costs import measure, measure_ocr
+from ee_export.runtime.load import load_package
 from ee_export.segments import equality, export_segments
 from ee_export.segments.trace import trace
 from ee_export.strict_json import Refused

@@ -420,7 +420,7 @@ def verify(
 def _compare(package: Path, target: str, against: str, pages: Path, as_json: bool) -> None:
     """Print how a package differs from a stock checkpoint; raises NotEqual if it does."""
     from ee_export.package import open_package
-    from ee_export.runtime.chain import load_package
+    from ee_export.runtime.load import load_package
 
     with export_extra():
         from ee_export.model.against import STAGES, SourcePipeline, compare
@@ -511,8 +511,8 @@ def predict(
     nor the status.
     """
     from ee_export.monitor import seen
-    from ee_export.runtime.chain import load
     from ee_export.runtime.failures import failure
+    from ee_export.runtime.load import load
 
     if (shadow is None) != (shadow_log is None):
         raise BadRequest("--shadow and --shadow-log go together: a package, and the file for what it answers otherwise")

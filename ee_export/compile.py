@@ -29,8 +29,9 @@ from ee_export.page import Ocr
 from ee_export.progress import Progress
 from ee_export.recipes import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
 from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import Chain
 from ee_export.runtime.costs import machine_name, measure
+from ee_export.runtime.load import load_package
 from ee_export.runtime.opening import open_segment
 from ee_export.runtime.ort import available_threads
 from ee_export.runtime.plan import FULL, operating_point

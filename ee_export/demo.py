@@ -9,11 +9,12 @@ from ee_export import golden
 from ee_export.build import Progress, export
 from ee_export.draw import LABELS, DrawnPage, draw_page
 from ee_export.errors import BadRequest
+from ee_export.manifest import FULL
 from ee_export.model import checkpoint
 from ee_export.package import GOLDEN, open_package, seal
 from ee_export.page import Ocr, Page
 from ee_export.places import SAMPLES
-from ee_export.runtime.chain import FULL, load_package
+from ee_export.runtime.load import load_package
 from ee_export.verify import verify_package
 
 SEED = 900

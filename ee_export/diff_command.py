@@ -60,7 +60,7 @@ def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str
 
 def _compared(packages: Sequence[Any], folder: Path, target: str, operating_point: str) -> Any:
     from ee_export.agreement import compare_pages, find_labelled
-    from ee_export.runtime.chain import load_package
+    from ee_export.runtime.load import load_package
 
     for package in packages:
         if package.manifest.encoding is None:

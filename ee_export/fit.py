@@ -44,7 +44,7 @@ from ee_export.policy.tune import (
     not_beaten,
     worth_asking,
 )
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import FULL, rules
 
 CRITERION = "margin"

@@ -11,7 +11,7 @@ from ee_export import golden, golden_page
 from ee_export.errors import BadRequest, NotEqual
 from ee_export.manifest import FileEntry, Manifest
 from ee_export.package import GOLDEN, Package, open_package, seal
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 
 
 def seal_verified(

@@ -30,7 +30,7 @@ from ee_export.model.against import SourcePipeline, compare
 from ee_export.model.source import find_checkpoint, load_source
 from ee_export.model.train_heads import HeadTraining
 from ee_export.package import open_package
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from tests.conftest import LABELS, Call, run_command
 
 UNSORTED = (*reversed(LABELS), "never_seen")

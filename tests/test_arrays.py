@@ -24,7 +24,8 @@ from ee_export.manifest import OperatingPoint, Origin, TensorSpec
 from ee_export.observe import held_out
 from ee_export.package import Package, open_package, seal
 from ee_export.page import Page
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load_package
 from ee_export.verify import verify_package
 from tests import handmade
 from tests.handmade import made

@@ -20,7 +20,8 @@ from ee_export.ocr import installed
 from ee_export.package import Package
 from ee_export.page import Page, read_page
 from ee_export.policy.tune import evaluate
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load_package
 from ee_export.segments import equality
 from ee_export.strips import TextReader, find_gap
 from tests.conftest import random_model, tiny_config

@@ -203,7 +203,7 @@ def test_a_segment_that_fails_for_pages_together_answers_them_one_by_one(package
 
     segments = [*chain.segments[:3], Refusing(chain.segments[3])]
     pages = pages_of(4)
-    refusing = Chain(package, chain.target, chain.operating_point, segments, chain.encoder)
+    refusing = chain.beside(package, chain.target, chain.operating_point, segments)
     require_expected(package, pages, refusing.predict_batch(pages))
 
 
@@ -211,7 +211,7 @@ def test_a_deadline_answers_by_the_first_model(package: Package, chain: Chain) -
     costs = measure(chain, pages_of(3), None, runs=1)
     assert costs.encode_ms["large"] > 0
     slow = replace(chain.target, costs=replace(costs, encode_ms={"large": 1e8}))
-    hurried = Chain(package, slow, chain.operating_point, chain.segments, chain.encoder)
+    hurried = Chain(package, slow, chain.operating_point, chain.executor, chain.encoder)
     answers = hurried.predict_batch(pages_of(3), deadline_ms=1e5)
     assert [(answer.exit, answer.deadline_hit) for answer in answers] == [("small.read", True)] * 3
     anytime = chain.predict_batch(pages_of(3), deadline_ms=1e6)

@@ -16,7 +16,7 @@ from ee_export.compile import compile_target
 from ee_export.data import read_dataset
 from ee_export.errors import BadRequest, NotEqual
 from ee_export.package import Package, open_package
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.segments.join import join
 from ee_export.verify import verify_package
 

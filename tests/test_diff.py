@@ -16,7 +16,8 @@ from ee_export.difference import GROUPS, differences
 from ee_export.find import Skipped
 from ee_export.manifest import Manifest
 from ee_export.package import open_package
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import leaving_at
 from tests.conftest import run_command
 

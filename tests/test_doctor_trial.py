@@ -21,7 +21,7 @@ from ee_export.errors import DeviceError
 from ee_export.manifest import OperatingPoint
 from ee_export.package import Package, open_package
 from ee_export.policy.decide import leave_at, score_pages
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import rules
 from tests.test_doctor_look import WELL
 

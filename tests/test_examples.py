@@ -13,7 +13,7 @@ from ee_export.export import PartedModel, encode_folder
 from ee_export.factory import call_factory
 from ee_export.package import Package
 from ee_export.page import read_page
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

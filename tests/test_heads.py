@@ -15,7 +15,7 @@ from ee_export.fit import Wish, refit
 from ee_export.model import checkpoint
 from ee_export.package import Package, open_package
 from ee_export.page import read_page
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.segments import equality
 from tests.conftest import random_model, run_command, tiny_config
 

@@ -19,7 +19,7 @@ from ee_export.factory import call_factory
 from ee_export.model.checkpoint import train_tokenizer
 from ee_export.package import open_package
 from ee_export.page import read_page
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from tests.conftest import LABELS, run_command
 
 MODULE = """

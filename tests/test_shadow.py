@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from ee_export.cli import cli
 from ee_export.errors import BadPage, BadRequest
 from ee_export.page import Page, read_page
-from ee_export.runtime.chain import load
+from ee_export.runtime.load import load
 from ee_export.runtime.plan import leaving_at
 from ee_export.shadow import unlike
 

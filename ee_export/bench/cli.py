@@ -116,7 +116,7 @@ def record(package: Path, pages: Path, path: Path, ocr: bool, target: str) -> No
     """Encode the pages in a folder for PACKAGE, text and all: work for `ee-bench run` that needs no page and no OCR."""
     from ee_export.bench import work as recording
     from ee_export.package import open_package
-    from ee_export.runtime.chain import load_package
+    from ee_export.runtime.load import load_package
 
     if path.suffix != recording.RECORDED or pages.suffix == recording.RECORDED:
         raise BadRequest(

@@ -21,7 +21,8 @@ from ee_export.encode import Arrays, Encoding
 from ee_export.manifest import logits_name
 from ee_export.package import Package
 from ee_export.runtime import ort as backend
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import leaving_at
 from ee_export.segments.join import join
 

@@ -18,7 +18,7 @@ def main() -> None:
     """Imports are not counted: both variants pay them."""
     kind, *arguments = sys.argv[1:]
     from ee_export.runtime import ort as backend
-    from ee_export.runtime.chain import load
+    from ee_export.runtime.load import load
 
     before = memory_mb("VmRSS:")
     started = time.perf_counter()

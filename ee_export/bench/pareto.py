@@ -39,8 +39,9 @@ from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.tune import KINDS, Point, Scored, cheapest, evaluate, frontier
 from ee_export.runtime.answer import Answer
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import Chain
 from ee_export.runtime.costs import measure
+from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import FULL, operating_point, rules
 from ee_export.toml_tables import read_toml, require_keys, shown, subtable, table
 
@@ -327,7 +328,7 @@ class _Judge:
     def run(self, points: Sequence[tuple[Target, OperatingPoint]]) -> list[dict[str, Any]]:
         """What the chain does with every test page at each operating point, timed; page by page, in an order drawn anew."""
         chain, rng = self.chain, np.random.default_rng(0)
-        chains = [Chain(chain.package, target, point, chain.segments, chain.encoder) for target, point in points]
+        chains = [Chain(chain.package, target, point, chain.executor, chain.encoder) for target, point in points]
         answers: list[list[Answer]] = [[] for _ in chains]
         times: list[list[float]] = [[] for _ in chains]
         for page in self.arrays:

@@ -19,7 +19,7 @@ from ee_export.bench.work import Work
 from ee_export.console import Progress
 from ee_export.errors import BadRequest
 from ee_export.package import Package
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import FULL
 
 SCHEMA = 1

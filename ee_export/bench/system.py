@@ -31,7 +31,7 @@ class System:
     def __init__(self, name: str, chain: Chain, work: Work) -> None:
         self.name = name
         self._encoder = TimedEncoder(chain)
-        self._chain = Chain(chain.package, chain.target, chain.operating_point, chain.segments, self._encoder)
+        self._chain = Chain(chain.package, chain.target, chain.operating_point, chain.executor, self._encoder)
         self._work = work
         self._answered: list[tuple[Sequence[int], list[Answer], float]] = []
 

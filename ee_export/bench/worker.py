@@ -82,7 +82,8 @@ def _timed(stages: Stages, stage: str, function: Callable[..., Any]) -> Callable
 
 
 def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
-    from ee_export.runtime.chain import Chain, load_package
+    from ee_export.runtime.chain import Chain
+    from ee_export.runtime.load import load_package
     from ee_export.runtime.plan import leaving_at
 
     package = subject.opened()

@@ -13,7 +13,7 @@ from ee_export.package import GOLDEN, TOKENIZER, Package, link_files, open_packa
 from ee_export.progress import Progress
 from ee_export.recipes import find_recipe, shipped
 from ee_export.runtime import backends
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.segments import weights
 from ee_export.segments.join import join
 

@@ -110,7 +110,7 @@ def fit_failure_prediction(
     """
     rows: list[list[list[float]]] = [[] for _ in logits]
     right = np.zeros((len(logits), len(targets)))
-    for at, page, known in visits(logits, rules, tokens):
+    for at, page, known, _ in visits(logits, rules, tokens):
         rows[at].append(features(known))
         right[at, page] = top(known.probabilities[-1]) == targets[page]
     fitted = []

@@ -7,7 +7,7 @@ from math import exp, isfinite
 import numpy as np
 
 from ee_export.errors import BadLogits
-from ee_export.policy.criteria import CRITERIA, Known
+from ee_export.policy.criteria import CRITERIA, Criterion, Known, max_probability, top
 
 Threshold = float | tuple[float | None, ...] | None
 """One score for all answers, one per class answered, or ``None``: no page leaves here (or with that class)."""
@@ -81,6 +81,40 @@ def go(logit: float, gate: tuple[float, float]) -> float:
     return 1.0 / (1.0 + exp(-value)) if value >= 0 else exp(value) / (1.0 + exp(value))
 
 
+def decide(
+    known: Known,
+    rule: Rule,
+    lowest: Sequence[float],
+    criterion: Criterion,
+    logits: Sequence[float],
+    tokens: int = 0,
+    gate: float | None = None,
+) -> tuple[int, float, bool]:
+    """Evaluate one exit for one page.
+
+    Args:
+        known: of the page. This exit's probabilities are appended, its gate and the tokens replace those of the exit before.
+        rule: of the exit.
+        lowest: score per class with which a page exits here, ``[C]``; see :func:`limits`.
+        criterion: of the operating point.
+        logits: raw, ``[C]``.
+        tokens: text tokens that the exit has of the page.
+        gate: raw logit of the exit's gate, if it has one.
+
+    Returns:
+        Index of the class that the exit answers, its score, and whether the page exits here.
+
+    Raises:
+        BadLogits: a logit is NaN or infinite.
+    """
+    known.probabilities.append(calibrated(logits, rule.scale, rule.bias))
+    known.tokens = tokens
+    known.gate = None if gate is None else go(gate, rule.gate)
+    score = criterion(known, rule.weights)
+    answer = top(known.probabilities[-1])
+    return answer, score, score >= lowest[answer]
+
+
 def score_pages(
     logits: Sequence[np.ndarray],
     rules: Sequence[Rule],
@@ -100,12 +134,11 @@ def score_pages(
     Raises:
         BadLogits: a logit is NaN or infinite.
     """
-    judge = CRITERIA[criterion]
     scores = np.zeros((len(logits), len(logits[0])))
     probabilities = np.zeros((*scores.shape, logits[0].shape[1]))
-    for at, page, known in visits(logits, rules, tokens, gates):
+    for at, page, known, score in visits(logits, rules, tokens, gates, CRITERIA[criterion]):
         probabilities[at, page] = known.probabilities[-1]
-        scores[at, page] = judge(known, rules[at].weights)
+        scores[at, page] = score
     return probabilities, scores
 
 
@@ -114,17 +147,22 @@ def visits(
     rules: Sequence[Rule],
     tokens: Sequence[Sequence[int] | np.ndarray],
     gates: Sequence[np.ndarray | None] | None = None,
-) -> Iterator[tuple[int, int, Known]]:
-    """Every exit of every page, page by page: the exit's index, the page's, and what is known there (changed by the next)."""
+    criterion: Criterion = max_probability,
+) -> Iterator[tuple[int, int, Known, float]]:
+    """Evaluate every exit of every page, page by page, with no page exiting early.
+
+    Yields:
+        The exit's index, the page's, the page's :class:`Known`, which the next exit changes, and the score.
+    """
     rows = [values.tolist() for values in logits]
+    never = (NEVER,) * logits[0].shape[1]
     for page in range(len(logits[0])):
         known = Known()
         for at, rule in enumerate(rules):
-            known.probabilities.append(calibrated(rows[at][page], rule.scale, rule.bias))
-            known.tokens = int(tokens[at][page])
             gate = None if gates is None else gates[at]
-            known.gate = None if gate is None else go(float(gate[page, 0]), rule.gate)
-            yield at, page, known
+            raw_gate = None if gate is None else float(gate[page, 0])
+            _, score, _ = decide(known, rule, never, criterion, rows[at][page], int(tokens[at][page]), raw_gate)
+            yield at, page, known, score
 
 
 def limits(threshold: Threshold, classes: int) -> tuple[float, ...]:

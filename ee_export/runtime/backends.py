@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from ee_export.errors import BadRequest, require_known
 from ee_export.inputs import only_encoding
-from ee_export.manifest import GPU_BACKENDS, Target
+from ee_export.manifest import FULL, GPU_BACKENDS, Target
 from ee_export.package import Package
 from ee_export.runtime.openvino import require_bf16
-from ee_export.runtime.plan import FULL, make_plan, operating_point, runs
+from ee_export.runtime.plan import make_plan, operating_point
 from ee_export.runtime.segment import Segment
 
 if TYPE_CHECKING:
     from ee_export.runtime.gpu.device import Device
-    from ee_export.runtime.gpu.pages import OnDevice
+    from ee_export.runtime.gpu.executor import GpuExecutor
     from ee_export.runtime.gpu.segment import DeviceSegment
 
 BACKENDS = ("onnxruntime", "openvino", *GPU_BACKENDS)
@@ -54,16 +54,16 @@ def open_gpu() -> "Device":
     return open_device()
 
 
-def open_on_gpu(package: Package, target_name: str, executor: str) -> "tuple[list[Segment], OnDevice]":
-    """A package's target on this process's GPU: its segments to be run one by one from the host, and the executor of them all.
+def open_on_gpu(package: Package, target_name: str, executor: str) -> "GpuExecutor":
+    """The executor of a package's target on this process's GPU.
 
     Raises:
         BadRequest: an unknown executor; and as :func:`open_package_segments`.
     """
     from ee_export.recipes import read_recipe
+    from ee_export.runtime.gpu.executor import GpuExecutor, sizes_of
     from ee_export.runtime.gpu.executors.choose import KINDS
     from ee_export.runtime.gpu.open import RECIPE, open_package_segments
-    from ee_export.runtime.gpu.pages import OnDevice, sizes_of
 
     require_known(executor, ("auto", *KINDS), "executor")
     gpu = open_gpu()
@@ -73,11 +73,12 @@ def open_on_gpu(package: Package, target_name: str, executor: str) -> "tuple[lis
         opened = open_package_segments(package, target_name, gpu, stream)
     segments, lock = _from_host(opened, target, gpu, stream)
     point = operating_point(target, FULL)
-    stretches = runs(make_plan(package.manifest, target, point, segments), every_step=True)
+    stretches = make_plan(package.manifest, target, point).stretches(every_step=True)
     longest = encoding.max_text_tokens if package.manifest.reads("text") else 0
     recipe = read_recipe(package.path / target_name / RECIPE)
     sizes = sizes_of(recipe, longest, int(target.compiled["visual_tokens"]), {"input_ids": encoding.pad_id})
-    return segments, OnDevice(gpu, opened, sizes, stretches, executor, stream, lock)
+    texts = {name for name, source in package.manifest.inputs.items() if source == "text"}
+    return GpuExecutor(gpu, opened, segments, sizes, stretches, texts, executor, stream, lock)
 
 
 def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:

@@ -1,4 +1,4 @@
-"""Bulk: many pages at the lowest cost a page; before every segment those that stay are packed anew, across batches."""
+"""Bulk: many pages at the lowest cost a page. Before every segment, undecided pages are batched anew, across batches."""
 
 import time
 from collections import deque
@@ -6,75 +6,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
-from ee_export.encode import Arrays
 from ee_export.errors import EeError
-from ee_export.inputs import with_prefix
 from ee_export.page import Page
 from ee_export.runtime.answer import Answer
-from ee_export.runtime.failures import as_answer, as_page, named
-from ee_export.runtime.plan import PlanStep
-from ee_export.runtime.records import Call, Group, Record
-from ee_export.strips import TextReader
-
-if TYPE_CHECKING:
-    from ee_export.runtime.chain import Chain
+from ee_export.runtime.batch import Batch, Call, PageState
+from ee_export.runtime.failures import named
+from ee_export.runtime.runner import Runner
 
 _UNDECIDED = 4
 """Pages under way, at most, in batches: what their state takes is the memory that a bulk run needs."""
 _AHEAD = 64
 """Pages taken from the input before the first of them is answered, at most, in batches: answers that wait take little."""
-_GRAIN = 16
-"""Texts are padded to a multiple of it, so that pages of many batches find others of their length at a late segment."""
-_ROUNDS = 3
-_NEAR = 1.02
-"""A batch size is taken where no larger one costs this much less a page: smaller batches fill sooner, and hold less."""
 
 MakesPage = Page | Callable[[], Page]
 Result = Answer | EeError
-Arrivals = list[tuple[int, Group]]
-"""Groups, and the step that each waits for."""
+Arrivals = list[tuple[int, Batch]]
+"""Batches, and the step that each waits for."""
 Job = Callable[[], Arrivals]
-
-
-def cheapest_sizes(plan: Sequence[PlanStep], page: Arrays, most: int) -> dict[str, int]:
-    """The batch size, 1, 2, 4 … ``most``, at which each segment costs least a page, per exit.
-
-    All are run in turn, several times, so that caches are as cold as they are in a chain; no larger size is tried where one
-    costs a quarter more a page than the best. Counted is the clock's time or the processor's, whichever is less: on one thread
-    the latter leaves out what other programs took.
-
-    Args:
-        plan: steps of a chain.
-        page: all inputs of one page.
-        most: the largest.
-    """
-    sizes = sorted({most, *(1 << power for power in range(most.bit_length()))})
-    state = dict(page)
-    for step in plan:
-        outputs = step.segment.run(state)[1]
-        state |= {name: outputs[at] for at, name in step.state}
-    times: dict[str, dict[int, float]] = {step.exit: {} for step in plan}
-    for _ in range(_ROUNDS):
-        tried = list(plan)
-        for size in sizes:
-            for step in list(tried):
-                fed = {tensor.name: np.repeat(state[tensor.name], size, axis=0) for tensor in step.segment.inputs}
-                started = time.perf_counter(), time.process_time()
-                step.segment.run(fed)
-                taken = min(time.perf_counter() - started[0], time.process_time() - started[1]) / size
-                found = times[step.exit]
-                found[size] = min(taken, found.get(size, taken))
-                if found[size] > 1.25 * min(found.values()):
-                    tried.remove(step)
-    return {
-        name: next(size for size, taken in found.items() if taken <= _NEAR * min(found.values()))
-        for name, found in times.items()
-    }
 
 
 class Queues:
@@ -83,61 +32,61 @@ class Queues:
     def __init__(self, sizes: Sequence[int]) -> None:
         """``sizes``: pages of a full batch, per step."""
         self._sizes = sizes
-        self._waiting: dict[tuple[int, int], deque[Group]] = {}
+        self._waiting: dict[tuple[int, int], deque[Batch]] = {}
 
-    def put(self, at: int, group: Group) -> None:
-        """Let a group wait for step ``at``."""
-        self._waiting.setdefault((at, group.tokens), deque()).append(group)
+    def put(self, at: int, batch: Batch) -> None:
+        """Let a batch wait for step ``at``."""
+        self._waiting.setdefault((at, batch.tokens), deque()).append(batch)
 
-    def full(self) -> tuple[int, Group] | None:
+    def full(self) -> tuple[int, Batch] | None:
         """A full batch and its step, the latest there is: what is nearly done is finished before more is begun."""
-        ready = [key for key, groups in self._waiting.items() if _pages(groups) >= self._sizes[key[0]]]
+        ready = [key for key, batches in self._waiting.items() if _pages(batches) >= self._sizes[key[0]]]
         return self._take(max(ready)) if ready else None
 
-    def earliest(self) -> tuple[int, Group] | None:
+    def earliest(self) -> tuple[int, Batch] | None:
         """A batch of the earliest step at which pages wait: those that stay still fill up later ones."""
         return self._take(min(self._waiting)) if self._waiting else None
 
-    def oldest(self) -> tuple[int, Group] | None:
-        """The batch in which the page stands that was begun before all others."""
-        begun = {key: min(min(group.rows) for group in groups) for key, groups in self._waiting.items()}
-        return self._take(min(begun, key=begun.__getitem__)) if begun else None
+    def oldest(self) -> tuple[int, Batch] | None:
+        """The batch that contains the oldest undecided page."""
+        rows = {
+            key: min(page.row for batch in batches for page in batch.pages) for key, batches in self._waiting.items()
+        }
+        return self._take(min(rows, key=rows.__getitem__)) if rows else None
 
-    def _take(self, key: tuple[int, int]) -> tuple[int, Group]:
-        groups, parts, room = self._waiting[key], [], self._sizes[key[0]]
-        while groups and room:
-            group = groups.popleft()
-            if len(group.rows) > room:
-                groups.appendleft(group.cut(room, len(group.rows)))
-                group = group.cut(0, room)
-            parts.append(group)
-            room -= len(group.rows)
-        if not groups:
+    def _take(self, key: tuple[int, int]) -> tuple[int, Batch]:
+        batches, parts, room = self._waiting[key], [], self._sizes[key[0]]
+        while batches and room:
+            batch = batches.popleft()
+            if len(batch.pages) > room:
+                batches.appendleft(batch.cut(room, len(batch.pages)))
+                batch = batch.cut(0, room)
+            parts.append(batch)
+            room -= len(batch.pages)
+        if not batches:
             del self._waiting[key]
-        return key[0], Group.joined(parts)
+        return key[0], Batch.joined(parts)
 
 
-def _pages(groups: Iterable[Group]) -> int:
-    return sum(len(group.rows) for group in groups)
+def _pages(batches: Iterable[Batch]) -> int:
+    return sum(len(batch.pages) for batch in batches)
 
 
 class Bulk:
     """One run over many pages. The thread that asks for answers schedules; with several streams, others do the work."""
 
-    def __init__(self, chain: "Chain", sizes: Mapping[str, int], streams: int) -> None:
-        self._chain = chain
-        self._sizes = [sizes[exit_name] for exit_name in chain.exits]
-        if chain._on_device is None:
-            self._ends = {at: at + 1 for at, step in enumerate(chain._plan) if not step.skippable}
-        else:  # an executor runs all segments that need no more text
-            self._ends = {run.first: run.end for run in chain._runs if run.first < run.end}
-        self._runs = {run.first: run for run in chain._runs[1:]}
+    def __init__(self, runner: Runner, sizes: Mapping[str, int], streams: int) -> None:
+        plan = runner.plan
+        self._runner = runner
+        self._reading = runner.reading
+        self._sizes = [sizes[exit_name] for exit_name in plan.exits]
+        self._parts = {part.first: part for part in runner.executor.parts(plan)}
+        self._stretches = {stretch.first: stretch for stretch in runner.stretches[1:]}
         self._streams = streams
         self._batch = max(self._sizes)
-        self._call = Call(time.perf_counter(), None, raises=False)
+        self._call = Call(None, raises=False)
         self._queues = Queues(self._sizes)
-        self._begun: dict[int, float] = {}  # of the pages that are undecided
-        self._records: dict[int, Record] = {}
+        self._undecided: set[int] = set()  # rows
         self._results: dict[int, Result] = {}  # of those whose turn has not come
         self._pulled = self._given = 0
         self._source: Iterator[MakesPage] | None = None
@@ -168,8 +117,8 @@ class Bulk:
                     return
 
     def _put(self, arrivals: Arrivals) -> None:
-        for at, group in arrivals:
-            self._queues.put(at, group)
+        for at, batch in arrivals:
+            self._queues.put(at, batch)
 
     def _next_job(self) -> Job | None:
         """A full batch; else new pages, if there is room for them; else a batch that is not full."""
@@ -180,11 +129,14 @@ class Bulk:
             ready = self._queues.earliest() if self._source is None else self._queues.oldest()
         return None if ready is None else partial(self._advance, *ready)
 
-    def _pull(self) -> list[tuple[int, MakesPage]]:
-        """Pages to read together, where code and tables stay in the caches; none where too many are under way, or at the end."""
+    def _pull(self) -> list[tuple[int, float, MakesPage]]:
+        """Pages to read together, where code and tables stay in the caches, each with its row and the time.
+
+        None if too many are under way, or at the end.
+        """
         count, streams = self._batch, self._streams
-        pages: list[tuple[int, MakesPage]] = []
-        if len(self._begun) + count > _UNDECIDED * count * streams:
+        pages: list[tuple[int, float, MakesPage]] = []
+        if len(self._undecided) + count > _UNDECIDED * count * streams:
             return pages
         if self._pulled - self._given + count > _AHEAD * count * streams:
             return pages
@@ -196,79 +148,57 @@ class Bulk:
             except Exception as error:  # raised once the pages before are answered
                 self._source, self._failure = None, error
             else:
-                pages.append((self._pulled, page))
-                self._begun[self._pulled] = time.perf_counter()
+                pages.append((self._pulled, time.perf_counter(), page))
+                self._undecided.add(self._pulled)
                 self._pulled += 1
         return pages
 
-    def _open(self, pages: list[tuple[int, MakesPage]]) -> Arrivals:
+    def _open(self, pages: list[tuple[int, float, MakesPage]]) -> Arrivals:
         """Read and encode the images of new pages."""
-        images: dict[int, Image.Image | None] = {}
-        for row, made in pages:
-            page: object = made
-            try:
-                page = made() if callable(made) else made
-                read = as_page(page, row)
-                image, whole = self._chain._image(read)
-            except Exception as error:
-                self._settle(row, as_answer(named(page, row), error))
-                continue
-            self._records[row] = Record(TextReader(read, image if whole and read.words is None else None))
-            images[row] = image
-        group = self._chain._group(list(images), images, self._records, self._call) if images else None
-        self._settle_all(set(images).difference(group.rows if group else ()))
-        return self._arrive(0, group) if group and group.rows else []
+        opened = [self._opened(*page) for page in pages]
+        batch = self._runner.first_batch([page for page in opened if page.error is None], self._call)
+        self._settle(opened, batch)
+        return self._arrive(0, batch) if batch.pages else []
 
-    def _advance(self, at: int, group: Group) -> Arrivals:
+    def _opened(self, row: int, begun: float, source: MakesPage) -> PageState:
+        try:
+            page = source() if callable(source) else source
+        except Exception as error:
+            state = PageState(row, begun)
+            state.fail(error, self._call, named(source, row))
+            return state
+        return self._reading.open(page, row, begun, self._call)
+
+    def _advance(self, at: int, batch: Batch) -> Arrivals:
         """Run a segment, and make those that stay ready for the next."""
-        rows = group.rows
-        self._chain._advance_each(group, at, self._ends[at], self._records, self._call)
-        self._settle_all(set(rows).difference(group.rows))
-        return self._arrive(self._ends[at], group) if group.rows else []
+        pages, part = batch.pages, self._parts[at]
+        self._runner.advance(batch, part, self._call)
+        self._settle(pages, batch)
+        return self._arrive(part.end, batch) if batch.pages else []
 
-    def _arrive(self, after: int, group: Group) -> Arrivals:
-        """Where a group goes on from step ``after``; where more text is needed, it is read, and every page goes by its length."""
-        at = next(step for step in self._ends if step >= after)
-        run = self._runs.get(at)
-        if run is None or not (run.pixels or run.new_text or any(self._unread(row) for row in group.rows)):
-            return [(at, group)]
+    def _arrive(self, after: int, batch: Batch) -> Arrivals:
+        """Where a batch goes on from step ``after``. If more text is needed, it is read, and every page goes on alone, by its length."""
+        at = next(first for first in self._parts if first >= after)
+        stretch = self._stretches.get(at)
+        if stretch is None or not any(self._reading.needs(page, stretch) for page in batch.pages):
+            return [(at, batch)]
         arrivals = []
-        for position, row in enumerate(group.rows):
-            record = self._records[row]
+        longest, batched = self._reading.longest(stretch), max(self._sizes[at:]) > 1
+        for position, page in enumerate(batch.pages):
             try:
-                made = self._chain._inputs(record, run, self._call)
-                assert made is not None  # without a deadline
-                page = group.alone(position)
-                if self._chain._on_device is None:
-                    page.state = {name: held for name, held in page.state.items() if name in run.carried}
-                page.state |= made
-                if run.text is not None and record.text is not None:
-                    encoder = self._chain.encoder.named(run.text)
-                    page.tokens = self._padded(at, record.text["input_ids"].shape[1], encoder.encoding.max_text_tokens)
-                    page.state |= with_prefix(run.text, encoder.collate([record.text], page.tokens))
+                arrays = self._reading.inputs(page, stretch, self._call)
+                assert arrays is not None  # without a deadline
+                length = self._runner.executor.padded_length(page.tokens, longest, batched=batched)
+                arrivals.append((at, self._reading.alone(batch, position, stretch, arrays, length)))
             except Exception as error:
-                record.fail(error, self._call)
-                self._settle_all([row])
-            else:
-                arrivals.append((at, page))
+                page.fail(error, self._call)
+                self._settle([page], Batch([]))
         return arrivals
 
-    def _unread(self, row: int) -> bool:
-        record = self._records[row]
-        return record.text is None or (record.reader is not None and record.reader.runs_ocr)
-
-    def _padded(self, at: int, tokens: int, longest: int) -> int:
-        if self._chain._on_device is not None:
-            return self._chain._on_device.length(tokens)
-        grain = _GRAIN if max(self._sizes[at:]) > 1 else 1
-        return min(-(-tokens // grain) * grain, longest)
-
-    def _settle_all(self, rows: Iterable[int]) -> None:
-        """Give pages that are done their results."""
-        for row in rows:
-            record = self._records.pop(row)
-            self._settle(row, record.error or self._chain._answer(record, self._begun[row]))
-
-    def _settle(self, row: int, result: Result) -> None:
-        del self._begun[row]
-        self._results[row] = result
+    def _settle(self, pages: Iterable[PageState], remaining: Batch) -> None:
+        """Keep the results of pages that are not among the remaining ones."""
+        rows = {page.row for page in remaining.pages}
+        for page in pages:
+            if page.row not in rows:
+                self._undecided.remove(page.row)
+                self._results[page.row] = page.error or self._runner.answer(page)

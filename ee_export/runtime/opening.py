@@ -42,7 +42,7 @@ def open_segment(backend: str, spec: SegmentSpec, graph: Path, threads: int, *, 
         spec: its manifest entry.
         graph: its file.
         threads: of the backend.
-        one_pool: see :func:`ee_export.runtime.chain.load`.
+        one_pool: see :func:`ee_export.runtime.load.load`.
     """
     if backend == "openvino":
         return OpenVinoSegment(spec, graph, threads)
@@ -61,7 +61,7 @@ def open_segments(
         package: the package.
         target_name: one of its targets on the CPU.
         threads: of the backend.
-        one_pool: see :func:`ee_export.runtime.chain.load`, as ``in_memory``.
+        one_pool: see :func:`ee_export.runtime.load.load`, as ``in_memory``.
 
     Raises:
         BadPackage: a file differs from the manifest, changed meanwhile, or is not the graph that the manifest describes.

@@ -1,4 +1,4 @@
-"""What a chain does at each segment: the segment, its exit's policy, and which state it keeps."""
+"""The plan of a chain: what it does at each segment, as plain data made of manifest, target and operating point."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,23 +6,21 @@ from typing import NamedTuple
 
 from ee_export.errors import BadRequest
 from ee_export.input_specs import Reads, reads_of
-from ee_export.manifest import FULL, Manifest, OperatingPoint, Target, gate_name
-from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
+from ee_export.manifest import FULL, Costs, Manifest, OperatingPoint, Target, gate_name
+from ee_export.policy.criteria import ASKS_EXITS_BEFORE, COUNTS_TOKENS, CRITERIA, Criterion
 from ee_export.policy.decide import NEVER, Rule, limits
-from ee_export.runtime.segment import Segment
 
 
 @dataclass(frozen=True, slots=True)
 class PlanStep:
-    """A segment with its exit's rule and thresholds; ``rule.reads`` says how much of the page's text must be there.
+    """A segment's exit with its rule and thresholds; ``rule.reads`` is how much of the page's text must be there.
 
-    ``limits``: lowest score with which a page leaves, per class answered. ``gates``: 1 where the output after the logits is a
+    ``limits``: lowest score with which a page exits, per class answered. ``gates``: 1 if the output after the logits is a
     gate's, else 0. ``state``: the others that later segments read, by their place among the outputs after the logits.
-    ``last``: its inputs that no later segment reads. ``skippable``: nothing depends on it and no page leaves there, so it need
-    not run. ``reads``: the inputs of the package that it reads; ``passed``: names of all its inputs but texts.
+    ``last``: its inputs that no later segment reads. ``skippable``: nothing depends on it and no page exits there, so it need
+    not run. ``reads``: the inputs of the package that it reads. ``passed``: names of all its inputs but texts.
     """
 
-    segment: Segment
     exit: str
     rule: Rule
     limits: tuple[float, ...]
@@ -34,21 +32,71 @@ class PlanStep:
     passed: tuple[str, ...]
 
 
-class Run(NamedTuple):
-    """A stretch of a plan that runs on the same inputs of a page.
+class Stretch(NamedTuple):
+    """Steps of a plan that run on the same inputs of a page: from ``first`` to before ``end``.
 
-    Steps ``first`` to ``end``. Before it the top ``percent`` of the page must be read. ``text``: the encoding whose text the steps read,
-    ``None`` before any text; ``new_text``: whether no step before reads that one. ``pixels``: further encodings whose image no step
+    Before it the top ``percent`` of the page must be read. ``text``: the encoding whose text the steps read,
+    ``None`` before any text. ``new_text``: whether no step before reads that one. ``pixels``: further encodings whose image no step
     before reads. ``carried``: names of all tensors but texts that its steps and later ones read.
     """
 
     first: int
     end: int
-    percent: int
+    percent: int = 0
     text: str | None = None
     new_text: bool = False
     pixels: tuple[str, ...] = ()
     carried: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps of a target at an operating point. Plans that do the same are equal."""
+
+    steps: tuple[PlanStep, ...]
+    labels: tuple[str, ...]
+    point: OperatingPoint
+    costs: Costs | None
+    criterion: Criterion
+    counts_tokens: bool
+
+    @property
+    def exits(self) -> tuple[str, ...]:
+        """Names of the exits, in order."""
+        return tuple(step.exit for step in self.steps)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """How every exit's logits become a score, in order."""
+        return tuple(step.rule for step in self.steps)
+
+    def cost_s(self, exit_name: str, tokens: int, pages: int) -> float:
+        """Seconds of a segment for so many pages of ``tokens`` text tokens, by its measured cost; 0 if none was measured."""
+        return self.costs.segment_ms(exit_name, tokens, pages) / 1e3 if self.costs else 0.0
+
+    def stretches(self, *, every_step: bool) -> list[Stretch]:
+        """Divide the plan into stretches that run on the same inputs of a page.
+
+        The first needs no text and no further encoding, and may be empty.
+
+        Args:
+            every_step: whether skippable steps run too, and get the inputs that they read.
+        """
+        stretches = [Stretch(0, len(self.steps))]
+        pixels = set[str]()
+        for at, step in enumerate(self.steps):
+            if step.skippable and not every_step:
+                continue
+            before = stretches[-1]
+            new_text = step.reads.text is not None and step.reads.text != before.text
+            new_pixels = tuple(name for name in step.reads.pixels if name not in pixels)
+            if step.rule.reads > before.percent or new_text or new_pixels:
+                pixels.update(new_pixels)
+                text = before.text if step.reads.text is None else step.reads.text
+                carried = frozenset(name for later in self.steps[at:] for name in later.passed)
+                stretches[-1] = before._replace(end=at)
+                stretches.append(Stretch(at, len(self.steps), step.rule.reads, text, new_text, new_pixels, carried))
+        return stretches
 
 
 def operating_point(target: Target, name: str) -> OperatingPoint:
@@ -72,7 +120,7 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
 
 
 def leaving_at(exits: Sequence[str], name: str) -> OperatingPoint:
-    """Every page leaves at one exit whatever its score; the exits before it are asked too, and no score reaches their 1.1."""
+    """Every page exits at one exit whatever its score. The exits before it are evaluated too, and no score reaches their 1.1."""
     at = exits.index(name)
     return OperatingPoint(
         "max_probability", {exit_name: 0.0 if place == at else 1.1 for place, exit_name in enumerate(exits[:-1])}
@@ -81,67 +129,50 @@ def leaving_at(exits: Sequence[str], name: str) -> OperatingPoint:
 
 def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[float]]) -> list[Rule]:
     """How every exit's logits become a score: the target's calibration and an operating point's weights, in exit order."""
-    found = []
+    made = []
     reads = 0
     for segment in target.segments:
         reads = max(reads, reads_of(manifest, segment.exit, segment.inputs).percent)
         calibration = target.calibration_of(segment.exit, len(manifest.labels))
         gate = target.calibration_of(gate_name(segment.exit), 1)
-        mine = tuple(weights.get(segment.exit, ()))
-        found.append(Rule(calibration.scale, calibration.bias, mine, reads, (gate.scale[0], gate.bias[0])))
-    return found
+        own_weights = tuple(weights.get(segment.exit, ()))
+        made.append(Rule(calibration.scale, calibration.bias, own_weights, reads, (gate.scale[0], gate.bias[0])))
+    return made
 
 
-def runs(plan: Sequence[PlanStep], *, every_step: bool) -> list[Run]:
-    """Divide a plan into stretches that run on the same inputs of a page.
-
-    The first needs no text and no further encoding, and may be empty. ``every_step``: skippable steps run too, and get the inputs that
-    they read.
-    """
-    found = [Run(0, len(plan), 0)]
-    pixels = set[str]()
-    for at, step in enumerate(plan):
-        if step.skippable and not every_step:
-            continue
-        before = found[-1]
-        new_text = step.reads.text is not None and step.reads.text != before.text
-        new_pixels = tuple(name for name in step.reads.pixels if name not in pixels)
-        if step.rule.reads > before.percent or new_text or new_pixels:
-            pixels.update(new_pixels)
-            text = before.text if step.reads.text is None else step.reads.text
-            carried = frozenset(name for later in plan[at:] for name in later.passed)
-            found[-1] = before._replace(end=at)
-            found.append(Run(at, len(plan), step.rule.reads, text, new_text, new_pixels, carried))
-    return found
-
-
-def make_plan(manifest: Manifest, target: Target, point: OperatingPoint, segments: Sequence[Segment]) -> list[PlanStep]:
-    """The steps of a chain, in order, for the opened segments of a target."""
-    plan: list[PlanStep] = []
+def make_plan(manifest: Manifest, target: Target, point: OperatingPoint) -> Plan:
+    """The plan of a target at an operating point."""
+    steps: list[PlanStep] = []
     needed: set[str] = set()
     point_never_leaves = all(threshold is None for threshold in point.thresholds.values())
-    for segment, rule in reversed(list(zip(segments, rules(manifest, target, point.weights), strict=True))):
-        asked = [tensor.name for tensor in segment.inputs]
+    final = target.segments[-1]
+    for segment, rule in reversed(list(zip(target.segments, rules(manifest, target, point.weights), strict=True))):
+        inputs = [tensor.name for tensor in segment.inputs]
         gates = int(gate_name(segment.exit) in (tensor.name for tensor in segment.outputs))
         state = tuple((at, tensor.name) for at, tensor in enumerate(segment.outputs[1 + gates :], gates))
         threshold = point.thresholds.get(segment.exit)
-        last = segment is segments[-1]
-        plan.append(
+        steps.append(
             PlanStep(
-                segment=segment,
                 exit=segment.exit,
                 rule=rule,
-                limits=limits(-NEVER if last else threshold, len(manifest.labels)),
+                limits=limits(-NEVER if segment is final else threshold, len(manifest.labels)),
                 gates=gates,
                 state=state,
-                last=tuple(name for name in asked if name not in needed),
-                skippable=not last
+                last=tuple(name for name in inputs if name not in needed),
+                skippable=segment is not final
                 and threshold is None
                 and not state
                 and (point_never_leaves or point.criterion not in ASKS_EXITS_BEFORE),
                 reads=reads_of(manifest, segment.exit, segment.inputs),
-                passed=tuple(name for name in asked if manifest.inputs.get(name) != "text"),
+                passed=tuple(name for name in inputs if manifest.inputs.get(name) != "text"),
             )
         )
-        needed |= set(asked)
-    return plan[::-1]
+        needed |= set(inputs)
+    return Plan(
+        steps=tuple(steps[::-1]),
+        labels=tuple(manifest.labels),
+        point=point,
+        costs=target.costs,
+        criterion=CRITERIA[point.criterion],
+        counts_tokens=point.criterion in COUNTS_TOKENS,
+    )

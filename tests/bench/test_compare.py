@@ -14,7 +14,7 @@ from ee_export.data import read_dataset
 from ee_export.errors import BadRequest
 from ee_export.package import Package, open_package
 from ee_export.runtime import ort as backend
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from ee_export.data import read_dataset
 from ee_export.errors import BadData, BadRequest
 from ee_export.page import Page
 from ee_export.runtime.answer import Answer
-from ee_export.runtime.chain import Chain, load
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load
 
 
 def invoke(*arguments: object) -> str:

@@ -23,8 +23,9 @@ from ee_export.package import Package, open_package
 from ee_export.page import Page
 from ee_export.recipes import Range, find_recipe, shipped
 from ee_export.runtime.answer import Answer
-from ee_export.runtime.chain import Chain, load_package
+from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment
+from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import leaving_at
 from ee_export.verify import verify_package
 from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu

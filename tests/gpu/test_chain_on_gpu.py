@@ -25,8 +25,9 @@ from ee_export.page import Page
 from ee_export.policy.decide import Threshold
 from ee_export.runtime import backends
 from ee_export.runtime.answer import Answer
-from ee_export.runtime.chain import Chain, load_package
-from ee_export.runtime.gpu.pages import OnDevice
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.gpu.executor import GpuExecutor
+from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import leaving_at
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def pages(tiny_package: Package, pages_folder: Path) -> list[Page]:
 
 def one_by_one(chain: Chain) -> Chain:
     """The same chain, its segments run one after the other from the host, as those of a processor's target are."""
-    return Chain(chain.package, chain.target, chain.operating_point, chain.segments, chain.encoder)
+    return chain.beside(chain.package, chain.target, chain.operating_point, chain.segments)
 
 
 def points(chain: Chain, probe: list[Page]) -> list[OperatingPoint]:
@@ -91,7 +92,7 @@ def test_an_executor_answers_as_the_segments_one_by_one(
             left.add(found.exit)
     assert len(left) > 3
     if kind != "auto":
-        assert chain._on_device is not None and chain._on_device.kind == kind
+        assert isinstance(chain.executor, GpuExecutor) and chain.executor.kind == kind
     assert machine.driver.faults == []
 
 
@@ -162,8 +163,8 @@ def test_pages_that_wait_for_their_turn_are_copied_to_the_gpu_meanwhile(
     chain = load_package(on_gpu, TARGET, executor="conditional").with_point(
         OperatingPoint("max_probability", dict.fromkeys(("vision", "text"), 1.1))
     )
-    device = chain._on_device
-    assert device is not None
+    device = chain.executor
+    assert isinstance(device, GpuExecutor)
     wanted = [chain.predict(page) for page in pages]
     landed: list[str] = []
     from ee_export.runtime.gpu.landing import Landing  # this machine's, over its fake driver
@@ -194,8 +195,8 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
     on_gpu: Package, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
-    device = chain._on_device
-    assert device is not None
+    device = chain.executor
+    assert isinstance(device, GpuExecutor)
     chain.predict(pages[0])
     from ee_export.runtime.gpu.landing import Landing  # this machine's, over its fake driver
 
@@ -212,12 +213,22 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
 @pytest.mark.parametrize("kind", ["graphs", "conditional"])
 def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pages: list[Page], kind: str) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
-    first, run = chain._anytime_runs
-    middle = run.first + 3
-    device = chain._on_device
-    assert device is not None
-    stretches = [first, run._replace(end=middle), run._replace(first=middle)]
-    halved = OnDevice(device._device, device._segments, device._sizes, stretches, kind, device._stream, device._lock)
+    device = chain.executor
+    assert isinstance(device, GpuExecutor)
+    first, stretch = device._stretches
+    middle = stretch.first + 3
+    stretches = [first, stretch._replace(end=middle), stretch._replace(first=middle)]
+    halved = GpuExecutor(
+        device._device,
+        device._segments,
+        device.segments,
+        device._sizes,
+        stretches,
+        device._texts,
+        kind,
+        device._stream,
+        device._lock,
+    )
     assert halved._makes_state == [False, True, False]
     # Of nearly one length, so that they stay together; but they are packed in another order than that of their lengths.
     alike = [
@@ -229,7 +240,7 @@ def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pa
     bars: dict[str, Threshold] = dict.fromkeys(chain.exits, 1.1)
     half = replace(several[0], thresholds=bars | {last: several[0].thresholds[last]})
     for point in (half, *several):
-        here = Chain(chain.package, chain.target, point, chain.segments, chain.encoder, halved)
+        here = Chain(chain.package, chain.target, point, halved, chain.encoder)
         wanted = chain.with_point(point).predict_batch(alike)
         for found in (here.predict_batch(alike), here.predict_many(alike, batch=2)):
             for one, other in zip(found, wanted, strict=True):
@@ -245,12 +256,12 @@ def test_a_page_with_a_deadline_answers_at_the_last_exit_that_its_costs_allow(
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
     costs = on_gpu.target("cpu-fp32").costs
-    assert costs is not None and chain._on_device is not None
+    assert costs is not None
     for slow, answers in (("encoder.2", "encoder.1"), ("text", "vision"), (None, "final")):
         times = {name: (1e6 if name == slow else 0.0,) * len(costs.tokens) for name in chain.exits}
         target = replace(chain.target, costs=replace(costs, segments_ms=times))
         point = OperatingPoint("max_probability", dict.fromkeys(chain.exits[:-1]))
-        timed = Chain(chain.package, target, point, chain.segments, chain.encoder, chain._on_device)
+        timed = Chain(chain.package, target, point, chain.executor, chain.encoder)
         for answer in timed.predict_batch(pages[:3], deadline_ms=1e5):
             assert (answer.exit, answer.deadline_hit) == (answers, slow is not None)
             assert not answer.trace[-1].left if slow else answer.trace[-1].left

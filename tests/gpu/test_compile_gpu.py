@@ -22,8 +22,8 @@ from ee_export.compile import compile_target
 from ee_export.data import read_dataset
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.package import Package, open_package
-from ee_export.runtime.chain import load_package
 from ee_export.runtime.gpu import open as opening
+from ee_export.runtime.load import load_package
 from ee_export.verify import verify_package
 from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu
 

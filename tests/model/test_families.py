@@ -36,7 +36,7 @@ from ee_export.model.recipe import Recipe
 from ee_export.model.strategies import phases
 from ee_export.model.train import train
 from ee_export.package import Package, open_package
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from tests.conftest import make_once
 
 TINY = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}

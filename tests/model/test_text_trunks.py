@@ -16,7 +16,7 @@ from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.strategies import phases
 from ee_export.recipes import TargetRecipe
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.runtime.ort import OrtSegment, available_threads
 from ee_export.segments.prepare import prepare_segments
 

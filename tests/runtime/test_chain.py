@@ -125,7 +125,7 @@ def test_a_segment_that_would_overrun_is_not_started(chain: Chain, pages: list[P
         chain.package,
         replace(chain.target, costs=slow),
         chain.at("full").operating_point,
-        chain.segments,
+        chain.executor,
         chain.encoder,
     )
     answer = late.predict(pages[0], deadline_ms=60_000)

@@ -16,7 +16,7 @@ from ee_export.manifest import SegmentSpec
 from ee_export.model import checkpoint
 from ee_export.package import Package, open_package
 from ee_export.recipes import FLOAT32_PARTS, Int8, TargetRecipe
-from ee_export.runtime.chain import load_package
+from ee_export.runtime.load import load_package
 from ee_export.runtime.ort import OrtSegment, available_threads, open_session
 from ee_export.segments import equality, qdq
 from ee_export.segments.export import check_graph

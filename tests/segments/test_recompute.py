@@ -19,7 +19,7 @@ from ee_export.model import checkpoint
 from ee_export.package import Package, open_package
 from ee_export.recipes import Int8, TargetRecipe
 from ee_export.runtime.ort import OrtSegment, available_threads
-from ee_export.runtime.plan import make_plan, rules, runs
+from ee_export.runtime.plan import make_plan, rules
 from ee_export.segments import equality, weights
 from ee_export.segments.export import check_graph
 from ee_export.segments.prepare import prepare_segments, recomputable
@@ -125,12 +125,11 @@ def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> No
     package = open_package(sample)
     point = OperatingPoint("max_probability", dict.fromkeys(package.manifest.exits[:-1], 0.9))
     found = []
-    for folder, specs in both(package, FP16, tmp_path):
+    for _, specs in both(package, FP16, tmp_path):
         target = Target("onnxruntime", 0.0, {}, specs)
-        segments = [OrtSegment(spec, folder / spec.file, available_threads()) for spec in specs]
-        plan = make_plan(package.manifest, target, point, segments)
-        # What a run carries differs: that is what recomputing changes.
-        stretches = [run._replace(carried=frozenset()) for run in runs(plan, every_step=False)]
+        plan = make_plan(package.manifest, target, point)
+        # What a stretch carries differs: that is what recomputing changes.
+        stretches = [each._replace(carried=frozenset()) for each in plan.stretches(every_step=False)]
         found.append(([rule.reads for rule in rules(package.manifest, target, {})], stretches))
     assert found[0] == found[1]
 

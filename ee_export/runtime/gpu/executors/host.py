@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ee_export.errors import BadLogits, DeviceError
-from ee_export.policy.criteria import CRITERIA, Known, top
-from ee_export.policy.decide import NEVER, calibrated, go, limits
+from ee_export.policy.criteria import CRITERIA, Known
+from ee_export.policy.decide import NEVER, decide, limits
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Buffers
 from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
@@ -139,19 +139,23 @@ class HostChain:
     def _stays(
         self, step: int, row: int, logits: np.ndarray, gates: np.ndarray | None, tokens: Sequence[int] | None
     ) -> bool:
-        """Decide about a row, as :meth:`ee_export.runtime.chain.Chain._advance` does."""
+        """Decide about a row."""
         page = self._batch.pages[row]
-        rule, known = self.policy.rules[step], self._known[page]
         self._logits[page].append(logits)
         try:
-            known.probabilities.append(calibrated(logits.tolist(), rule.scale, rule.bias))
-            known.tokens = 0 if tokens is None else tokens[row]
-            known.gate = None if gates is None else go(float(gates[row]), rule.gate)
+            _, score, exits = decide(
+                self._known[page],
+                self.policy.rules[step],
+                self._limits[step],
+                CRITERIA[self.policy.criterion],
+                logits.tolist(),
+                0 if tokens is None else tokens[row],
+                None if gates is None else float(gates[row]),
+            )
         except BadLogits:
             self._leave(page, -1 - step, math.nan)
             return False
-        score = CRITERIA[self.policy.criterion](known, rule.weights)
-        if score >= self._limits[step][top(known.probabilities[-1])]:
+        if exits:
             self._leave(page, step, score)
             return False
         self._scores[page].append(score)

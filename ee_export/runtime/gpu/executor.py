@@ -1,21 +1,20 @@
-"""Pages through an executor: what the public chain does on a GPU, a stretch of segments at a time, text read in between."""
+"""Runs stretches of a plan on a GPU, by the executor that the target was opened with, while text is read in between."""
 
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ee_export.encode import tokens_read
+from ee_export.encode import Arrays, tokens_read
 from ee_export.errors import BadLogits, DeviceError
-from ee_export.manifest import OperatingPoint
-from ee_export.policy.criteria import ASKS_EXITS_BEFORE, COUNTS_TOKENS, Known, top
+from ee_export.policy.criteria import ASKS_EXITS_BEFORE, Known, top
 from ee_export.policy.decide import NEVER, calibrated
 from ee_export.recipes import TargetRecipe
+from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import Device
@@ -23,11 +22,8 @@ from ee_export.runtime.gpu.executors.batch import Executor, Left, Policy
 from ee_export.runtime.gpu.executors.choose import open_executor
 from ee_export.runtime.gpu.landing import Landing
 from ee_export.runtime.gpu.segment import DeviceSegment
-from ee_export.runtime.plan import PlanStep, Run
-from ee_export.runtime.records import Call, Group, Record
-
-if TYPE_CHECKING:
-    from ee_export.runtime.chain import Chain
+from ee_export.runtime.plan import Plan, Stretch
+from ee_export.runtime.segment import Segment
 
 _BATCHES = (1, 2, 4, 8, 16)
 _LENGTHS = (64, 128, 256, 384)
@@ -53,8 +49,8 @@ def sizes_of(recipe: TargetRecipe, longest: int, visual: int, padding: dict[str,
     )
 
 
-class OnDevice:
-    """The executor of a target, opened when the first pages come; all chains of the target share it.
+class GpuExecutor:
+    """See :class:`ee_export.runtime.executor.Executor`. It is opened when the first pages come.
 
     A batch stays on the device between two stretches, while text is read, until other pages come: it is then begun anew, up to
     where it was, with nothing decided on the way. What stands before text is read is a small part of a model, so that waiting for OCR
@@ -65,18 +61,37 @@ class OnDevice:
         self,
         device: Device,
         segments: Sequence[DeviceSegment],
+        from_host: Sequence[Segment],
         sizes: Sizes,
-        stretches: Sequence[Run],
+        stretches: Sequence[Stretch],
+        texts: Set[str],
         kind: str,
         stream: int,
         lock: threading.Lock,
     ) -> None:
-        self.most = sizes.batches[-1]
+        """Prepare to open an executor.
+
+        Args:
+            device: the GPU.
+            segments: of the target, on the device.
+            from_host: the same, to be run one by one from the host.
+            sizes: batch sizes and lengths to be ready for.
+            stretches: of the target's plan with every step.
+            texts: the inputs that are made of a page's text.
+            kind: of the executor, or ``auto``.
+            stream: in which the segments were opened.
+            lock: held by all that use the stream.
+        """
+        self.segments = from_host
+        self.usual_batch = self.max_batch = sizes.batches[-1]
+        self._texts = texts
         self._device = device
         self._segments = segments
         self._sizes = sizes
-        self._stretches = [stretch for stretch in stretches if stretch[0] < stretch[1]]
-        parts = [segments[run.first : run.end] for run in self._stretches]
+        # Inputs alone are a page's state here, and all stay in it: a batch may have to begin anew.
+        carried = frozenset(spec.name for segment in segments for spec in segment.inputs)
+        self._stretches = [each._replace(carried=carried) for each in stretches if each.first < each.end]
+        parts = [segments[stretch.first : stretch.end] for stretch in self._stretches]
         self._reads = [{spec.name for segment in part for spec in segment.inputs} for part in parts]
         made = [{spec.name for segment in part for spec in segment.outputs} for part in parts]
         # Of each stretch, whether a later one reads what it makes.
@@ -86,7 +101,7 @@ class OnDevice:
         self._lock = lock
         self._closing = ExitStack()
         self._executor: Executor | None = None
-        self._point: OperatingPoint | None = None
+        self._plan: Plan | None = None
         # Of the undecided pages on the device: what is known of each, by which it is known again; which page of the batch it is; and
         # the stretch before which they stand.
         self._held: list[Known] = []
@@ -102,27 +117,27 @@ class OnDevice:
         """Which executor runs; ``None`` before the first page."""
         return None if self._executor is None else self._executor.kind
 
-    def length(self, tokens: int) -> int:
-        """The length in which so many text tokens run."""
+    def padded_length(self, tokens: int, longest: int, *, batched: bool) -> int:
         return self._sizes.length(tokens)
 
-    def runs(self, plan: Sequence[PlanStep], *, every_step: bool) -> list[Run]:
-        """See :func:`ee_export.runtime.plan.runs`: here of whole stretches, for those are what was captured."""
-        found = [
-            one for one in self._stretches if every_step or not all(step.skippable for step in plan[one[0] : one[1]])
-        ]
-        return found if found[0].percent == 0 else [Run(0, 0, 0), *found]
+    def batch_sizes(self, plan: Plan, page: Arrays, most: int) -> dict[str, int]:
+        """``most``, or what the target was compiled for if that is less: not measured."""
+        return dict.fromkeys(plan.exits, min(most, self.max_batch))
 
-    def advance(
-        self,
-        chain: "Chain",
-        group: Group,
-        first: int,
-        end: int,
-        records: Mapping[int, Record] | Sequence[Record],
-        call: Call,
-    ) -> None:
-        """Run a stretch on a group of up to :attr:`most` pages; survivors stay in the group, whose state are the inputs alone.
+    def stretches(self, plan: Plan, *, every_step: bool) -> list[Stretch]:
+        """See :class:`ee_export.runtime.executor.Executor`: here of whole stretches, for those are what was captured."""
+        chosen = [
+            stretch
+            for stretch in self._stretches
+            if every_step or not all(step.skippable for step in plan.steps[stretch.first : stretch.end])
+        ]
+        return chosen if chosen[0].percent == 0 else [Stretch(0, 0), *chosen]
+
+    def parts(self, plan: Plan) -> list[Stretch]:
+        return [stretch for stretch in self.stretches(plan, every_step=False) if stretch.first < stretch.end]
+
+    def run(self, plan: Plan, stretch: Stretch, batch: Batch, call: Call) -> None:
+        """Run a stretch on a batch of up to :attr:`max_batch` pages. The batch's state are the inputs alone.
 
         With a deadline, pages answer at the last exit of the stretch that can be reached in time, by its measured cost.
 
@@ -131,55 +146,56 @@ class OnDevice:
             BadRequest: a page's text is longer than the target was compiled for.
             DeviceError: the device failed.
         """
-        if first == end or not group.rows:
+        first, end = stretch.first, stretch.end
+        if first == end or not batch.pages:
             return
-        if group.places is not None:
-            group.pack()
-        at = next(at for at, stretch in enumerate(self._stretches) if stretch[:2] == (first, end))
-        with self._device.current(), self._turn(group, at) as landed:
-            executor, policy = self._opened(chain), self._policy
+        if batch.places is not None:
+            batch.pack()
+        at = next(at for at, known in enumerate(self._stretches) if (known.first, known.end) == (first, end))
+        with self._device.current(), self._turn(batch, at) as landed:
+            executor, policy = self._opened(plan), self._policy
             passed = self._makes_state[self._next : at]
-            continues = self._arranged(group, records) and self._next <= at and not any(passed)
-            replayed = [] if continues else [one for one in range(at) if self._makes_state[one]]
+            continues = self._arranged(batch) and self._next <= at and not any(passed)
+            replayed = [] if continues else [before for before in range(at) if self._makes_state[before]]
             reached = end - 1
             if call.deadline is not None:
-                before = [step for one in replayed for step in range(*self._stretches[one][:2])]
-                found = _reachable(chain, group, before, range(first, end), call.deadline)
-                if found is None and all(records[row].visits for row in group.rows):
-                    group.out_of_time(records)
+                steps_before = [step for before in replayed for step in range(*self._stretches[before][:2])]
+                last = _reachable(plan, batch, steps_before, range(first, end), call.deadline)
+                if last is None and batch.answered():
+                    batch.out_of_time()
                     return
-                reached = first if found is None else found
+                reached = first if last is None else last
             if reached < end - 1:
                 policy = _answering_at(policy, reached)
             self._held = []  # whatever fails, the next pages begin anew
-            if group.places is not None:  # brought into another order than that in which they landed
-                group.pack()
+            if batch.places is not None:  # brought into another order than that in which they landed
+                batch.pack()
                 landed = {}
-            mine = [records[row] for row in group.rows]
+            pages = list(batch.pages)
             started = time.perf_counter()
             if not continues:
-                self._begin(executor, chain, group, mine, at, replayed, landed)
+                self._begin(executor, plan, batch, at, replayed, landed)
             else:
                 for _ in passed:
                     executor.skip()
             if executor.policy is not policy:
                 executor.retune(policy)
-            pages = executor.advance(self._inputs(chain, group, at, landed), self._tokens(chain, mine, first, end))
+            remaining = executor.advance(self._inputs(batch, at, landed), self._tokens(plan, pages, first, end))
             took = (time.perf_counter() - started) * 1e3
             results = executor.results()
-            for page, record in zip(self._rows, mine, strict=True):
+            for number, page in zip(self._rows, pages, strict=True):
                 try:
-                    _visit(chain, record, results[page], range(first, end), len(mine), took)
+                    _visit(plan, page, results[number], range(first, end), len(pages), took)
                 except BadLogits as error:
-                    record.fail(error, call)
-            places = {page: place for place, page in enumerate(self._rows)}
-            group.keep([places[page] for page in pages])
-            self._held, self._rows, self._next = [records[row].known for row in group.rows], pages, at + 1
+                    page.fail(error, call)
+            places = {number: place for place, number in enumerate(self._rows)}
+            batch.keep([places[number] for number in remaining])
+            self._held, self._rows, self._next = [page.known for page in batch.pages], remaining, at + 1
 
-    def _opened(self, chain: "Chain") -> Executor:
-        if self._point is not chain.operating_point:
-            self._point = chain.operating_point
-            self._policy = Policy.of(self._point, chain.rules, chain.exits)
+    def _opened(self, plan: Plan) -> Executor:
+        if plan != self._plan:
+            self._plan = plan
+            self._policy = Policy.of(plan.point, plan.rules, plan.exits)
         if self._executor is None:
             self._executor = self._closing.enter_context(
                 open_executor(
@@ -187,69 +203,71 @@ class OnDevice:
                     self._segments,
                     self._policy,
                     self._sizes,
-                    stretches=[(run.first, run.end) for run in self._stretches],
+                    stretches=[(stretch.first, stretch.end) for stretch in self._stretches],
                     kind=self._kind,
                     stream=self._stream,
                 )
             )
         return self._executor
 
-    def _arranged(self, group: Group, records: Mapping[int, Record] | Sequence[Record]) -> bool:
+    def _arranged(self, batch: Batch) -> bool:
         """Whether the device holds just these pages; they are then brought into the order of its rows."""
-        if len(self._held) != len(group.rows):
+        if len(self._held) != len(batch.pages):
             return False
-        positions = {id(records[row].known): position for position, row in enumerate(group.rows)}
+        positions = {id(page.known): position for position, page in enumerate(batch.pages)}
         order = [positions.get(id(known)) for known in self._held]
         if None in order:
             return False
         if order != list(range(len(order))):
-            group.keep([position for position in order if position is not None])
+            batch.keep([position for position in order if position is not None])
         return True
 
     def _begin(
         self,
         executor: Executor,
-        chain: "Chain",
-        group: Group,
-        mine: Sequence[Record],
+        plan: Plan,
+        batch: Batch,
         at: int,
         replayed: Sequence[int],
         landed: Mapping[str, DeviceArray],
     ) -> None:
         """A new batch of these pages, before a stretch: what it reads of earlier ones is made again, and nothing decided there."""
-        executor.start(len(mine))
-        self._rows, self._given = list(range(len(mine))), set()
+        pages = batch.pages
+        executor.start(len(pages))
+        self._rows, self._given = list(range(len(pages))), set()
         if replayed:
             executor.retune(replace(self._policy, thresholds=(None,) * len(self._policy.thresholds)))
-        for one in range(at):
-            if one not in replayed:
+        for before in range(at):
+            if before not in replayed:
                 executor.skip()
-            elif len(executor.advance(self._inputs(chain, group, one, landed))) < len(mine):
+            elif len(executor.advance(self._inputs(batch, before, landed))) < len(pages):
                 raise BadLogits(
-                    f"{chain.exits[self._stretches[one][1] - 1]}: logits are not finite any more; the device failed"
+                    f"{plan.exits[self._stretches[before].end - 1]}: logits are not finite any more; the device failed"
                 )
-        if at and chain.operating_point.criterion in ASKS_EXITS_BEFORE and mine[0].known.probabilities:
-            executor.recall([record.known for record in mine])
+        if at and plan.point.criterion in ASKS_EXITS_BEFORE and pages[0].known.probabilities:
+            executor.recall([page.known for page in pages])
 
-    def _inputs(self, chain: "Chain", group: Group, at: int, landed: Mapping[str, DeviceArray]) -> dict[str, object]:
+    def _inputs(self, batch: Batch, at: int, landed: Mapping[str, DeviceArray]) -> dict[str, object]:
         """What a stretch reads and the executor has not, or not all: more of a page's text may be there than before."""
-        kinds, reads = chain.package.manifest.inputs, self._stretches[at][2]
-        asked = self._reads[at] & group.state.keys()
-        found = {name for name in asked if name not in self._given or (reads and kinds.get(name) == "text")}
-        self._given |= found
-        return {name: landed[name] if name in landed else group.state[name] for name in found}
+        names = {
+            name
+            for name in self._reads[at] & batch.state.keys()
+            if name not in self._given or (self._stretches[at].percent and name in self._texts)
+        }
+        self._given |= names
+        return {name: landed[name] if name in landed else batch.state[name] for name in names}
 
     @contextlib.contextmanager
-    def _turn(self, group: Group, at: int) -> Iterator[Mapping[str, DeviceArray]]:
+    def _turn(self, batch: Batch, at: int) -> Iterator[Mapping[str, DeviceArray]]:
         """The executor to oneself; a thread that must wait for it has its inputs copied to the device meanwhile, and gets them."""
         with ExitStack() as turn:
             landed: dict[str, DeviceArray] = {}
             if not self._lock.acquire(blocking=False):
                 if landing := self._landing():
                     turn.callback(self._landings.append, landing)
-                    arrays = {name: np.asarray(group.state[name]) for name in self._reads[at] & group.state.keys()}
-                    tokens = self._sizes.length(group.tokens) if group.tokens else 0
-                    landed = landing.put(arrays, len(group.rows), tokens)
+                    arrays = {name: np.asarray(batch.state[name]) for name in self._reads[at] & batch.state.keys()}
+                    tokens = self._sizes.length(batch.tokens) if batch.tokens else 0
+                    landed = landing.put(arrays, len(batch.pages), tokens)
                 self._lock.acquire()
             turn.callback(self._lock.release)
             try:
@@ -274,11 +292,10 @@ class OnDevice:
             except DeviceError:
                 return None
 
-    def _tokens(self, chain: "Chain", mine: Sequence[Record], first: int, end: int) -> np.ndarray | None:
-        if chain.operating_point.criterion not in COUNTS_TOKENS:
+    def _tokens(self, plan: Plan, pages: Sequence[PageState], first: int, end: int) -> np.ndarray | None:
+        if not plan.counts_tokens:
             return None
-        rules = self._policy.rules[first:end]
-        return np.array([[tokens_read(record.text, rule.reads) for record in mine] for rule in rules])
+        return np.array([[tokens_read(page.text, step.rule.reads) for page in pages] for step in plan.steps[first:end]])
 
     def close(self) -> None:
         """Free what the executor holds on the device."""
@@ -293,13 +310,11 @@ class OnDevice:
             self.close()
 
 
-def _reachable(
-    chain: "Chain", group: Group, before: Sequence[int], steps: Sequence[int], deadline: float
-) -> int | None:
-    """The last of some exits that the group reaches in time, by measured costs; ``None``: not even the first of them."""
+def _reachable(plan: Plan, batch: Batch, before: Sequence[int], steps: Sequence[int], deadline: float) -> int | None:
+    """The last of some exits that the batch reaches in time, by measured costs; ``None``: not even the first of them."""
     reached, now = None, time.perf_counter()
     for step in (*before, *steps):
-        now += chain._cost_s(chain.exits[step], group)
+        now += plan.cost_s(plan.steps[step].exit, batch.tokens, len(batch.pages))
         if now > deadline:
             break
         reached = step
@@ -311,18 +326,18 @@ def _answering_at(policy: Policy, exit: int) -> Policy:
     return replace(policy, thresholds=(*policy.thresholds[:exit], -NEVER, *policy.thresholds[exit + 1 :]))
 
 
-def _visit(chain: "Chain", record: Record, left: Left, steps: Sequence[int], pages: int, took: float) -> None:
-    """Write down where a page was in a stretch, whose time stands at the last exit that was asked: nobody watched the others."""
+def _visit(plan: Plan, page: PageState, left: Left, steps: Sequence[int], pages: int, took: float) -> None:
+    """Write down where the device evaluated a page in a stretch, whose time stands at the last exit: nobody watched the others."""
     if left.exit is not None and left.exit < 0:
-        name = chain.exits[-1 - left.exit]
+        name = plan.steps[-1 - left.exit].exit
         raise BadLogits(f"{name}: logits are not finite; the model or the page's inputs are damaged")
     last = steps[-1] if left.exit is None else left.exit
     for at in range(steps[0], last + 1):
-        step = chain._plan[at]
-        found = calibrated(left.logits[at].tolist(), step.rule.scale, step.rule.bias)
-        record.known.probabilities.append(found)
-        answer, score = top(found), float(left.scores[at])
-        leaves = at == left.exit and score >= step.limits[answer]
-        record.visits.append((step.exit, pages, took if at == last else 0.0, chain.labels[answer], score, leaves))
+        step = plan.steps[at]
+        probabilities = calibrated(left.logits[at].tolist(), step.rule.scale, step.rule.bias)
+        page.known.probabilities.append(probabilities)
+        answer, score = top(probabilities), float(left.scores[at])
+        exits = at == left.exit and score >= step.limits[answer]
+        page.visits.append((step.exit, pages, took if at == last else 0.0, plan.labels[answer], score, exits))
     if left.exit is not None:
-        record.finish(deadline_hit=not leaves)
+        page.finish(deadline_hit=not exits)

@@ -1,0 +1,126 @@
+"""Runs segments one by one from the host: the executor of every target on the CPU."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from ee_export.encode import Arrays, tokens_read
+from ee_export.errors import BadLogits
+from ee_export.policy.decide import decide
+from ee_export.runtime.batch import Batch, Call
+from ee_export.runtime.plan import Plan, Stretch
+from ee_export.runtime.segment import Segment
+
+_GRAIN = 16
+"""Texts are padded to a multiple of it, so that pages of many batches find others of their length at a late segment."""
+_ROUNDS = 3
+_NEAR = 1.02
+"""A batch size is taken if no larger one costs this much less a page: smaller batches fill sooner, and hold less."""
+
+
+class CpuExecutor:
+    """See :class:`ee_export.runtime.executor.Executor`."""
+
+    usual_batch = 16
+    max_batch = 2**31
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+        self._batch_sizes: dict[int, dict[str, int]] = {}
+
+    def stretches(self, plan: Plan, *, every_step: bool) -> list[Stretch]:
+        return plan.stretches(every_step=every_step)
+
+    def parts(self, plan: Plan) -> list[Stretch]:
+        return [Stretch(at, at + 1) for at, step in enumerate(plan.steps) if not step.skippable]
+
+    def run(self, plan: Plan, stretch: Stretch, batch: Batch, call: Call) -> None:
+        # Between two segments the caches are cold, and every line that runs is fetched anew: nothing here that need not be.
+        criterion, counts, labels, segments = plan.criterion, plan.counts_tokens, plan.labels, self.segments
+        for at in range(stretch.first, stretch.end):
+            step = plan.steps[at]
+            if call.deadline is None:
+                if step.skippable:
+                    continue
+            elif (
+                time.perf_counter() + plan.cost_s(step.exit, batch.tokens, len(batch.pages)) > call.deadline
+                and batch.answered()
+            ):
+                batch.out_of_time()
+            if not batch.pages:
+                return
+            if batch.places is not None:
+                batch.pack()
+            started = time.perf_counter()
+            logits, outputs = segments[at].run(batch.state, step.last)
+            taken = (time.perf_counter() - started) * 1e3
+            for place, name in step.state:
+                batch.state[name] = outputs[place]
+            gates = outputs[0][:, 0].tolist() if step.gates else None
+            del outputs  # else what a later segment takes out of the state would live on here
+            stay = []
+            for position, row in enumerate(logits.tolist()):
+                page = batch.pages[position]
+                try:
+                    answer, score, exits = decide(
+                        page.known,
+                        step.rule,
+                        step.limits,
+                        criterion,
+                        row,
+                        tokens_read(page.text, step.rule.reads) if counts else 0,
+                        None if gates is None else gates[position],
+                    )
+                except BadLogits as error:
+                    page.fail(error, call)
+                    continue
+                page.visits.append((step.exit, len(logits), taken, labels[answer], score, exits))
+                if exits:
+                    page.finish(deadline_hit=False)
+                else:
+                    stay.append(position)
+            if len(stay) < len(logits):
+                batch.keep(stay)
+
+    def batch_sizes(self, plan: Plan, page: Arrays, most: int) -> dict[str, int]:
+        if most not in self._batch_sizes:
+            self._batch_sizes[most] = self._cheapest_sizes(plan, page, most)
+        return self._batch_sizes[most]
+
+    def padded_length(self, tokens: int, longest: int, *, batched: bool) -> int:
+        grain = _GRAIN if batched else 1
+        return min(-(-tokens // grain) * grain, longest)
+
+    def close(self) -> None:
+        """Sessions close with the last chain that uses them."""
+
+    def _cheapest_sizes(self, plan: Plan, page: Arrays, most: int) -> dict[str, int]:
+        """The batch size, 1, 2, 4 … ``most``, at which each segment costs least a page, per exit.
+
+        All are run in turn, several times, so that caches are as cold as they are in a chain; no larger size is tried if one
+        costs a quarter more a page than the best. Counted is the clock's time or the processor's, whichever is less: on one
+        thread the latter leaves out what other programs took.
+        """
+        sizes = sorted({most, *(1 << power for power in range(most.bit_length()))})
+        state = dict(page)
+        for step, segment in zip(plan.steps, self.segments, strict=True):
+            outputs = segment.run(state)[1]
+            state |= {name: outputs[place] for place, name in step.state}
+        seconds: dict[str, dict[int, float]] = {segment.exit: {} for segment in self.segments}
+        for _ in range(_ROUNDS):
+            tried = list(self.segments)
+            for size in sizes:
+                for segment in list(tried):
+                    inputs = {tensor.name: np.repeat(state[tensor.name], size, axis=0) for tensor in segment.inputs}
+                    started = time.perf_counter(), time.process_time()
+                    segment.run(inputs)
+                    taken = min(time.perf_counter() - started[0], time.process_time() - started[1]) / size
+                    by_size = seconds[segment.exit]
+                    by_size[size] = min(taken, by_size.get(size, taken))
+                    if by_size[size] > 1.25 * min(by_size.values()):
+                        tried.remove(segment)
+        return {
+            name: next(size for size, taken in by_size.items() if taken <= _NEAR * min(by_size.values()))
+            for name, by_size in seconds.items()
+        }

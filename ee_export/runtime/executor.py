@@ -1,0 +1,49 @@
+"""The seam between a chain and the device that its segments run on."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ee_export.encode import Arrays
+from ee_export.runtime.batch import Batch, Call
+from ee_export.runtime.plan import Plan, Stretch
+from ee_export.runtime.segment import Segment
+
+
+class Executor(Protocol):
+    """Runs stretches of a plan on batches of pages. Thread-safe, and shared by all chains of a target.
+
+    ``segments``: one for each exit, to be run one by one from the host. ``usual_batch``: pages that run together unless a
+    caller gives other sizes. ``max_batch``: pages that can run together.
+    """
+
+    segments: Sequence[Segment]
+    usual_batch: int
+    max_batch: int
+
+    def stretches(self, plan: Plan, *, every_step: bool) -> list[Stretch]:
+        """See :meth:`ee_export.runtime.plan.Plan.stretches`. ``carried`` names all tensors that must stay in a page's state."""
+        ...
+
+    def parts(self, plan: Plan) -> list[Stretch]:
+        """The stretches without skippable steps, cut wherever pages of other batches can join."""
+        ...
+
+    def run(self, plan: Plan, stretch: Stretch, batch: Batch, call: Call) -> None:
+        """Advance a batch by a stretch, or by a part. Pages that exit, or fail, have their answer; the others stay in the batch.
+
+        Raises:
+            EeError: of a page, if ``call.raises``; or of the whole batch.
+        """
+        ...
+
+    def batch_sizes(self, plan: Plan, page: Arrays, most: int) -> dict[str, int]:
+        """How many pages at a time, up to ``most``, cost each segment least a page, per exit; ``page``: all inputs of one."""
+        ...
+
+    def padded_length(self, tokens: int, longest: int, *, batched: bool) -> int:
+        """Length to which a text of so many tokens is padded, so that pages of several batches can join if ``batched``."""
+        ...
+
+    def close(self) -> None:
+        """Free what the executor holds on a device. It opens again with the next page."""
+        ...
