@@ -191,9 +191,9 @@ def expected(
     count = len(inputs["pixel_values"])
     scores: list[list[float]] = [[] for _ in range(count)]
     exits = [-1] * count
-    for at, page, known in visits(found, rules, list(tokens), gates):
+    for at, page, known, score in visits(found, rules, list(tokens), gates, CRITERIA[criterion]):
         if exits[page] < 0:
-            scores[page].append(CRITERIA[criterion](known, rules[at].weights))
+            scores[page].append(score)
             if scores[page][-1] >= bars[at][top(known.probabilities[-1])]:
                 exits[page] = at
     return [

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -55,6 +55,11 @@ def pages(tiny_package: Package, pages_folder: Path) -> list[Page]:
     return [data.page(at) for at in range(0, len(data), 5)]
 
 
+def executor_of(chain: Chain) -> GpuExecutor:
+    """The chain's executor. Its module was imported anew over the fake driver, so its class is another one."""
+    return cast(GpuExecutor, chain.executor)
+
+
 def one_by_one(chain: Chain) -> Chain:
     """The same chain, its segments run one after the other from the host, as those of a processor's target are."""
     return chain.beside(chain.package, chain.target, chain.operating_point, chain.segments)
@@ -92,7 +97,7 @@ def test_an_executor_answers_as_the_segments_one_by_one(
             left.add(found.exit)
     assert len(left) > 3
     if kind != "auto":
-        assert isinstance(chain.executor, GpuExecutor) and chain.executor.kind == kind
+        assert executor_of(chain).kind == kind
     assert machine.driver.faults == []
 
 
@@ -163,8 +168,7 @@ def test_pages_that_wait_for_their_turn_are_copied_to_the_gpu_meanwhile(
     chain = load_package(on_gpu, TARGET, executor="conditional").with_point(
         OperatingPoint("max_probability", dict.fromkeys(("vision", "text"), 1.1))
     )
-    device = chain.executor
-    assert isinstance(device, GpuExecutor)
+    device = executor_of(chain)
     wanted = [chain.predict(page) for page in pages]
     landed: list[str] = []
     from ee_export.runtime.gpu.landing import Landing  # this machine's, over its fake driver
@@ -195,8 +199,7 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
     on_gpu: Package, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
-    device = chain.executor
-    assert isinstance(device, GpuExecutor)
+    device = executor_of(chain)
     chain.predict(pages[0])
     from ee_export.runtime.gpu.landing import Landing  # this machine's, over its fake driver
 
@@ -213,8 +216,7 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
 @pytest.mark.parametrize("kind", ["graphs", "conditional"])
 def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pages: list[Page], kind: str) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
-    device = chain.executor
-    assert isinstance(device, GpuExecutor)
+    device = executor_of(chain)
     first, stretch = device._stretches
     middle = stretch.first + 3
     stretches = [first, stretch._replace(end=middle), stretch._replace(first=middle)]
