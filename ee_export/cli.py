@@ -14,6 +14,7 @@ from rich.table import Table
 from ee_export import __version__
 from ee_export.assemble_command import assemble
 from ee_export.console import (
+    device_option,
     echo_json,
     err,
     export_extra,
@@ -24,6 +25,7 @@ from ee_export.console import (
     run_command,
     say,
     target_option,
+    workers_option,
 )
 from ee_export.diff_command import diff
 from ee_export.encode import Arrays
@@ -114,11 +116,10 @@ def cli() -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
 @click.option("--seed", type=int, help="Instead of the recipe's.")
-@click.option("--device", default="auto", show_default=True, help="[auto|cpu|cuda|mps]  Device that trains.")
+@device_option
+@workers_option
 @click.option(
-    "--workers",
-    type=click.IntRange(0),
-    help="Processes that encode pages and make batches; default by pages and processors.",
+    "--bf16/--no-bf16", default=None, help="Compute in bfloat16 if the device can; default as the recipe says."
 )
 @force_option
 @json_option
@@ -307,6 +308,9 @@ def compile(
     show_default=True,
     help="At the first step.",
 )
+@device_option
+@workers_option
+@click.option("--bf16", is_flag=True, help="Compute features in bfloat16 if the device can.")
 @click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default measured with Tesseract.")
 @seed_option
 @force_option
@@ -322,6 +326,9 @@ def add_exits(
     epochs: int,
     vision_epochs: int,
     learning_rate: float,
+    device: str,
+    workers: int | None,
+    bf16: bool,
     ocr_ms: float | None,
     seed: int,
     force: bool,
@@ -336,9 +343,10 @@ def add_exits(
     with export_extra():
         from ee_export import add_exits as adding
         from ee_export.build import TARGET
+        from ee_export.model.device import Machine, find_device
         from ee_export.model.source import find_checkpoint, read_labels
         from ee_export.model.train_heads import HeadTraining
-    ocr = _engine()
+    machine, ocr = Machine(find_device(device), workers), _engine()
     with progress_bars() as show:
         package = adding.add_exits(
             find_checkpoint(checkpoint),
@@ -348,7 +356,8 @@ def add_exits(
             labels=None if labels is None else read_labels(labels),
             train_data=train_data,
             checkpoint_out=checkpoint_out,
-            training=HeadTraining(epochs=epochs, vision_epochs=vision_epochs, learning_rate=learning_rate, seed=seed),
+            training=HeadTraining(epochs, vision_epochs, learning_rate=learning_rate, bf16=bf16, seed=seed),
+            machine=machine,
             ocr=ocr,
             ocr_ms=ocr_ms,
             overwrite=force,

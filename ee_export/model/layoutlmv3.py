@@ -111,7 +111,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
             output_hidden_states=True,
         )
         states = (*hidden.hidden_states[: self.config.num_hidden_layers], hidden.last_hidden_state)
-        visual_mask = torch.ones((len(input_ids), stock.visual_bbox.shape[0]), dtype=attention_mask.dtype)
+        visual_mask = attention_mask.new_ones((len(input_ids), stock.visual_bbox.shape[0]))
         mask = torch.cat([attention_mask, visual_mask], dim=1)
         found: dict[str, Tensor] = {}
         for name in self.config.exit_names():
