@@ -148,20 +148,21 @@ def train(
         from ee_export.model import exits as exit_names
         from ee_export.model import recipe as recipes
         from ee_export.model import train as training
+        from ee_export.model.checkpoint import trunk_of
         from ee_export.model.device import Machine, find_device
         from ee_export.model.labelled import join
         from ee_export.model.labelled.find import read_labelled, read_splits
-        from ee_export.model.source import trunk_of
 
     machine = Machine(find_device(device), workers)
-    recipe = recipes.read_recipe(recipe_path) if recipe_path else recipes.Recipe()
+    trunk = changes["trunk"] if init is None else trunk_of(init, changes["trunk"], "--trunk")
+    recipe = recipes.Recipe() if trunk is None else recipes.Recipe(trunk=trunk)
+    if recipe_path is not None:
+        recipe = recipes.read_recipe(recipe_path, recipe.trunk)
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if new_classifier:
         recipe = replace(recipe, new_classifier=True)
     if init is None and add is None:
         recipe = recipes.with_defaults(recipe)
-    elif init is not None and recipe_path is None and changes["trunk"] is None:
-        recipe = replace(recipe, trunk=trunk_of(init))
     if exits is not None:
         names = list(exit_names.parse(exits, recipes.layers_of(recipe.trunk, recipe.model)))
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}

@@ -14,6 +14,7 @@ from ee_export.difference import GROUPS, Difference, differences
 from ee_export.errors import BadRequest
 from ee_export.find import Skipped
 from ee_export.ocr import installed, tesseract
+from ee_export.runtime.plan import FULL
 from ee_export.show import ms
 
 _MOST_LINES = 8
@@ -65,6 +66,12 @@ def _compared(packages: Sequence[Any], folder: Path, target: str, operating_poin
     for package in packages:
         if package.manifest.encoding is None:
             raise BadRequest(f"{package.path}: the package reads arrays, and PAGES are pages; leave PAGES out")
+        points = {FULL, *package.target(target).operating_points}
+        if operating_point not in points:
+            raise BadRequest(
+                f"{package.path}: unknown operating point '{operating_point}': target '{target}' has {', '.join(sorted(points))}; name "
+                "one that both packages have with --operating-point"
+            )
     skipped = Skipped()
     words_alone = not any(package.manifest.reads("image") for package in packages)
     labels = [label for package in packages for label in package.manifest.labels]

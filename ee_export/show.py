@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ee_export.console import echo_json, out
 from ee_export.errors import BadRequest, printable
-from ee_export.manifest import SOURCE
+from ee_export.manifest import GRAPHS, SOURCE
 from ee_export.runtime.plan import FULL
 
 
@@ -81,7 +81,8 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
     out.print(f"labels: {', '.join(map(printable, manifest.labels))}")
     if manifest.origin is not None:
         out.print(origin(manifest.origin))
-    table = Table("exit", "segment ms", "temperature", "differs from torch")
+    brought = "the graphs" if manifest.model.get("type") == GRAPHS else "torch"
+    table = Table("exit", "segment ms", "temperature", f"differs from {brought}")
     for name in points:
         table.add_column(f"{name}: leaves at")
     for at, segment in enumerate(target.segments):

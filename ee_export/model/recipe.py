@@ -162,8 +162,12 @@ def layers_of(trunk: str, model: dict[str, Any]) -> int:
         raise BadRequest(f"[model] of the recipe: {' '.join(str(error).split())}") from None
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
     """A recipe from TOML: ``[model]`` and ``[training]`` tables; ``exits`` may be a list or a placement's name.
+
+    Args:
+        path: the file.
+        trunk: the trunk of a recipe that names none, default that of :class:`Recipe`.
 
     Raises:
         BadRequest: not TOML, a key that does not exist (the nearest is named), or a value of the wrong type or out of range; names
@@ -174,7 +178,7 @@ def read_recipe(path: Path) -> Recipe:
     require_keys(found, ("model", "training"), where, what="table")
     training = table(Recipe, subtable(found, "training", where), where, "[training] ", without=("model",))
     with located(f"{where}: [training] "):
-        recipe = Recipe(**training)
+        recipe = Recipe(**({} if trunk is None else {"trunk": trunk}) | training)
     model = subtable(found, "model", where)
     config = FAMILIES[recipe.trunk].config_class
     _check_types(config, model, where)
