@@ -94,11 +94,11 @@ _HEADERS: tuple[tuple[str, bytes], ...] = (
 @cache
 def _named() -> list[tuple[str, Change]]:
     """The changes made by hand."""
-    found: list[tuple[str, Change]] = []
+    changes: list[tuple[str, Change]] = []
     for place in ("pixel_values", "input_ids", "logits", "exits/"):
-        found += [(f"{place}: {name}", _array_change(place, make)) for name, make in _ARRAYS]
-    found += [(f"a member with {name}", _header_change(data)) for name, data in _HEADERS]
-    found += [
+        changes += [(f"{place}: {name}", _array_change(place, make)) for name, make in _ARRAYS]
+    changes += [(f"a member with {name}", _header_change(data)) for name, data in _HEADERS]
+    changes += [
         ("no members", lambda members, rng: {}),
         ("not a zip archive", lambda members, rng: b"PK\x03\x04 and no more"),
         ("empty file", lambda members, rng: b""),
@@ -127,7 +127,7 @@ def _named() -> list[tuple[str, Change]]:
         ("bytes before the archive", lambda members, rng: b"x" * 10_000 + _zip(members)),
         ("bytes after the archive", lambda members, rng: _zip(members) + b"x" * 10_000),
     ]  # fmt: skip
-    return found
+    return changes
 
 
 def mutation(ground: Ground, index: int) -> Attack:

@@ -17,7 +17,7 @@ from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import Progress, build_model
 from ee_export.data import Splittable, read_dataset, stratified_split
 from ee_export.encode import Encoder
-from ee_export.errors import BadData
+from ee_export.errors import BadData, BadRequest
 from ee_export.model import checkpoint
 from ee_export.model.device import Machine, has_bf16
 from ee_export.model.early_exit import EarlyExitModel
@@ -90,6 +90,8 @@ def add_exits(
     check_destination(out, overwrite=overwrite)
     if checkpoint_out is not None:
         check_destination(checkpoint_out, overwrite=overwrite)
+        if checkpoint_out.resolve() == out.resolve():
+            raise BadRequest(f"--checkpoint-out {checkpoint_out}: is --out too; name two folders")
     model, tokenizer = load_source(source, exits, labels)
     names = checkpoint.labels_of(model.config)
     pages = read_dataset(

@@ -160,6 +160,8 @@ def train(
         recipe = recipes.read_recipe(recipe_path, recipe.trunk)
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if new_classifier:
+        if init is None:
+            raise BadRequest("--new-classifier replaces the classifier of --init; name a checkpoint with --init")
         recipe = replace(recipe, new_classifier=True)
     if init is None and add is None:
         recipe = recipes.with_defaults(recipe)
@@ -179,7 +181,6 @@ def train(
     else:
         shares = stratified_split(pages, {"train": 0.9, "val": 0.1}, recipe.seed)
         pages, val_pages = shares["train"], shares["val"]
-    err.print(f"{len(pages)} pages to train on, {len(val_pages)} to validate, {len(pages.labels)} classes")
     with progress_bars() as show:
         training.train(pages, val_pages, out, recipe, init, show, force, machine=machine, report=err.print)
     report = json.loads((out / "training.json").read_text())
@@ -353,7 +354,7 @@ def add_exits(
             find_checkpoint(checkpoint),
             data,
             out,
-            exits=None if exits is None else [name.strip() for name in exits.split(",") if name.strip()],
+            exits=None if exits is None else [name.strip() for name in exits.split(",")],
             labels=None if labels is None else read_labels(labels),
             train_data=train_data,
             checkpoint_out=checkpoint_out,

@@ -134,8 +134,8 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: s
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             skipped.add("{} image outside the class folders", "{} images outside the class folders")
     if len(folders) < 2:
-        found = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
-        raise BadData(f"{root}: {found}; a classifier needs a folder for each of at least two classes")
+        kind = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
+        raise BadData(f"{root}: {kind}; a classifier needs a folder for each of at least two classes")
     names = labels or tuple(sorted(folders))
     known = {composed(name): at for at, name in enumerate(names)}
     unknown = [name for name in folders if name not in known]

@@ -159,11 +159,11 @@ def trunk_of(folder: Path, expected: str | None = None, named_by: str = "") -> s
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of the tokens that begin, end and fill a text, by their fields in a configuration; without those it does not have."""
-    found = {}
+    ids_by_field = {}
     for name, tokens in ENDS.items():
         if ids := [known for token in tokens if (known := tokenizer.token_to_id(token)) is not None]:
-            found[name] = ids[0]
-    return found
+            ids_by_field[name] = ids[0]
+    return ids_by_field
 
 
 def train_tokenizer(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:

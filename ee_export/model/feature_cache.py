@@ -65,12 +65,12 @@ def cache_features(
     done = _pages_done(state, identity, exits, len(data))
     mode = "r+" if done else "w+"
     arrays: dict[str, np.ndarray] = {}
-    folder.mkdir(parents=True, exist_ok=True)
     steps = range(done, len(data), _STEP)
     pin = model.device.type == "cuda"
     for begin, batches in zip(steps, loaded(_Batches(data, encoder, model), steps, workers, pin=pin), strict=True):
         if isinstance(batches, EeError):
             raise batches
+        folder.mkdir(parents=True, exist_ok=True)  # not before a page was read
         done = min(begin + _STEP, len(data))
         for places, inputs in batches:
             for name, values in _features(model, inputs, bf16).items():
