@@ -20,7 +20,7 @@ from ee_export.build import TARGET, Progress, complete
 from ee_export.check_manifest import check
 from ee_export.data import Data, read_arrays, read_dataset
 from ee_export.errors import BadData, BadRequest
-from ee_export.manifest import SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
+from ee_export.manifest import GRAPHS, SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
 from ee_export.model.ramps import Layers, train_ramps, untrained
 from ee_export.model.train_heads import HeadTraining
 from ee_export.observe import held_out, read_pages
@@ -165,7 +165,7 @@ def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: t
         encoding=inputs.encodings.get(""),
         encodings={name: encoding for name, encoding in inputs.encodings.items() if name},
         inputs=inputs.sources,
-        model={"type": "graphs", "files": [path.name for path in _files(recipe)]},
+        model={"type": GRAPHS, "files": [path.name for path in _files(recipe)]},
         targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
         files={},
     )

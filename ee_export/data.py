@@ -134,8 +134,8 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: s
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             skipped.add("{} image outside the class folders", "{} images outside the class folders")
     if len(folders) < 2:
-        found = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
-        raise BadData(f"{root}: {found}; a classifier needs a folder for each of at least two classes")
+        kind = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
+        raise BadData(f"{root}: {kind}; a classifier needs a folder for each of at least two classes")
     names = labels or tuple(sorted(folders))
     known = {composed(name): at for at, name in enumerate(names)}
     unknown = [name for name in folders if name not in known]
@@ -209,8 +209,8 @@ def read_arrays(path: Path, specs: Mapping[str, TensorSpec], labels: tuple[str, 
             file.
 
     Raises:
-        BadData: the file is missing or damaged, lacks an array, has another, or one is of another dtype, shape or length; a label is
-            unknown, or fewer than two classes are there.
+        BadData: the file is missing or damaged, lacks an array, has another, or one is of another dtype, shape or length; a value is NaN
+            or infinite; a label is unknown, or fewer than two classes are there.
     """
     arrays = _load_arrays(path)
     label = arrays.pop("label", None)
@@ -218,6 +218,7 @@ def read_arrays(path: Path, specs: Mapping[str, TensorSpec], labels: tuple[str, 
         kind = "no array 'label'" if label is None else f"label: {label.dtype} {list(label.shape)}"
         raise BadData(f"{path}: {kind}; expected one label a row, a name or the index of a class")
     _check_arrays(path, arrays, specs, len(label))
+    _require_finite(path, arrays)
     names, targets = _class_indices(path, label, labels)
     return ArrayData(path, names, arrays, targets, tuple(range(len(targets))))
 
@@ -250,6 +251,18 @@ def _check_arrays(path: Path, arrays: Arrays, specs: Mapping[str, TensorSpec], r
             raise BadData(
                 f"{path}: '{shorten(name)}' is {array.dtype} {list(array.shape)}, expected {shown(spec)} with B = {rows or '1 or more'}; "
                 "save arrays of the dtypes that the model reads, each with the same rows"
+            )
+
+
+def _require_finite(path: Path, arrays: Arrays) -> None:
+    """Refuse rows whose logits cannot be finite, before a head is trained or an exit tuned on them."""
+    for name, values in arrays.items():
+        finite = np.isfinite(values.reshape(len(values), -1)).all(1)
+        if not finite.all():
+            row = int(finite.argmin())
+            value = values[row][~np.isfinite(values[row])].flat[0]
+            raise BadData(
+                f"{path}: '{shorten(name)}', row {row}: found {value}, expected finite numbers; mend the row, or leave it out"
             )
 
 

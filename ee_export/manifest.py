@@ -20,6 +20,9 @@ ARRAY = "array"
 GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 """Backends of targets that run on an NVIDIA GPU."""
 
+GRAPHS = "graphs"
+"""``type`` in :attr:`Manifest.model` of a package that was assembled from graphs. Its differences are from them, not from torch."""
+
 SOURCE = "source"
 """Key of :attr:`Target.equality` for the difference from the stock checkpoint, from the page on."""
 

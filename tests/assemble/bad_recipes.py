@@ -55,7 +55,15 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
     "arrays with another class": (ARRAYS.replace("rows.npz", "index.npz"), "label: found 3, expected 0 to 2"),
     "arrays are not numbers": (
         ARRAYS.replace("rows.npz", "nan.npz"),
-        "nan.npz: row 3: logits of 'final' are not finite",
+        "nan.npz: 'measures', row 3: found nan, expected finite numbers; mend the row, or leave it out",
+    ),
+    "arrays for a head are not numbers": (
+        ARRAYS.replace("rows.npz", "nan.npz") + CUT.replace("relu1", "flat"),
+        "'measures', row 3",
+    ),
+    "arrays that train a head are not numbers": (
+        ARRAYS.replace("[graph]", 'train = "nan.npz"\n[graph]') + CUT.replace("relu1", "flat"),
+        "nan.npz: 'measures', row 3: found nan",
     ),
     "further encoding is missing": (CASCADE.split("[encodings.large]")[0], "add its table [encodings.large]"),
     "first encoding is missing": (
