@@ -18,7 +18,7 @@ from ee_export.assemble_recipe import TRAIN, AssembleRecipe, read_assemble_recip
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import TARGET, Progress, complete
 from ee_export.check_manifest import check
-from ee_export.data import Data, read_arrays, read_dataset
+from ee_export.data import ArrayData, Data, read_arrays, read_dataset, require_finite
 from ee_export.errors import BadData, BadRequest
 from ee_export.manifest import GRAPHS, SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
 from ee_export.model.ramps import Layers, train_ramps, untrained
@@ -112,6 +112,9 @@ def assemble(
     pages = _data(inputs, Path(data), recipe.labels)
     train_pages = None if train_data is None else _data(inputs, Path(train_data), recipe.labels)
 
+    for each in (pages, train_pages):
+        if ramps and isinstance(each, ArrayData):
+            require_finite(each)
     for line in notes:
         report(line)
     if cut is not None and ramps:

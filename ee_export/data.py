@@ -209,8 +209,8 @@ def read_arrays(path: Path, specs: Mapping[str, TensorSpec], labels: tuple[str, 
             file.
 
     Raises:
-        BadData: the file is missing or damaged, lacks an array, has another, or one is of another dtype, shape or length; a value is NaN
-            or infinite; a label is unknown, or fewer than two classes are there.
+        BadData: the file is missing or damaged, lacks an array, has another, or one is of another dtype, shape or length; a label is
+            unknown, or fewer than two classes are there.
     """
     arrays = _load_arrays(path)
     label = arrays.pop("label", None)
@@ -218,7 +218,6 @@ def read_arrays(path: Path, specs: Mapping[str, TensorSpec], labels: tuple[str, 
         kind = "no array 'label'" if label is None else f"label: {label.dtype} {list(label.shape)}"
         raise BadData(f"{path}: {kind}; expected one label a row, a name or the index of a class")
     _check_arrays(path, arrays, specs, len(label))
-    _require_finite(path, arrays)
     names, targets = _class_indices(path, label, labels)
     return ArrayData(path, names, arrays, targets, tuple(range(len(targets))))
 
@@ -254,9 +253,14 @@ def _check_arrays(path: Path, arrays: Arrays, specs: Mapping[str, TensorSpec], r
             )
 
 
-def _require_finite(path: Path, arrays: Arrays) -> None:
-    """Refuse rows whose logits cannot be finite, before a head is trained or an exit tuned on them."""
-    for name, values in arrays.items():
+def require_finite(data: ArrayData) -> None:
+    """Refuse NaN and infinite values, on which no head can be trained. A model that reads them itself is no concern of this.
+
+    Raises:
+        BadData: names the array and the row.
+    """
+    path = data.root
+    for name, values in data.arrays.items():
         finite = np.isfinite(values.reshape(len(values), -1)).all(1)
         if not finite.all():
             row = int(finite.argmin())

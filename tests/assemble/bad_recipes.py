@@ -55,7 +55,7 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
     "arrays with another class": (ARRAYS.replace("rows.npz", "index.npz"), "label: found 3, expected 0 to 2"),
     "arrays are not numbers": (
         ARRAYS.replace("rows.npz", "nan.npz"),
-        "nan.npz: 'measures', row 3: found nan, expected finite numbers; mend the row, or leave it out",
+        "nan.npz: row 3: logits of 'final' are not finite",
     ),
     "arrays for a head are not numbers": (
         ARRAYS.replace("rows.npz", "nan.npz") + CUT.replace("relu1", "flat"),
