@@ -16,7 +16,7 @@ class Wrong(Exception):
 
 
 class Skipped(Exception):
-    """The attack cannot be made on this machine, for example because a codec is missing."""
+    """The attack cannot be made on this machine or package, for example because a codec is missing."""
 
 
 @dataclass(frozen=True, slots=True)

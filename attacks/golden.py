@@ -43,7 +43,7 @@ def _header(text: str, data: bytes = b"\0" * 64, version: tuple[int, int] = (1, 
 _ARRAYS: tuple[tuple[str, Callable[[np.ndarray], object]], ...] = (
     ("not a number", lambda array: np.full_like(array, np.nan) if array.dtype.kind == "f" else array),
     ("infinite", lambda array: np.full_like(array, np.inf) if array.dtype.kind == "f" else array),
-    ("an axis less", lambda array: array[0]),
+    ("an axis less", lambda array: np.resize(array, array.shape[1:])),
     ("an axis more", lambda array: array[None]),
     ("no rows", lambda array: array[:0]),
     ("two rows", lambda array: np.repeat(array, 2, 0)),
@@ -94,11 +94,11 @@ _HEADERS: tuple[tuple[str, bytes], ...] = (
 @cache
 def _named() -> list[tuple[str, Change]]:
     """The changes made by hand."""
-    found: list[tuple[str, Change]] = []
+    changes: list[tuple[str, Change]] = []
     for place in ("pixel_values", "input_ids", "logits", "exits/"):
-        found += [(f"{place}: {name}", _array_change(place, make)) for name, make in _ARRAYS]
-    found += [(f"a member with {name}", _header_change(data)) for name, data in _HEADERS]
-    found += [
+        changes += [(f"{place}: {name}", _array_change(place, make)) for name, make in _ARRAYS]
+    changes += [(f"a member with {name}", _header_change(data)) for name, data in _HEADERS]
+    changes += [
         ("no members", lambda members, rng: {}),
         ("not a zip archive", lambda members, rng: b"PK\x03\x04 and no more"),
         ("empty file", lambda members, rng: b""),
@@ -127,7 +127,7 @@ def _named() -> list[tuple[str, Change]]:
         ("bytes before the archive", lambda members, rng: b"x" * 10_000 + _zip(members)),
         ("bytes after the archive", lambda members, rng: _zip(members) + b"x" * 10_000),
     ]  # fmt: skip
-    return found
+    return changes
 
 
 def mutation(ground: Ground, index: int) -> Attack:
@@ -163,9 +163,11 @@ def mutation(ground: Ground, index: int) -> Attack:
 
 
 def _array_change(place: str, make: Callable[[np.ndarray], object]) -> Change:
+    """A change of an array whose name has ``place`` in it, or of any if there is none: packages differ in their inputs."""
+
     def change(members: Members, rng: random.Random) -> Members:
-        name = rng.choice([name for name in members if place in name])
-        array = np.load(io.BytesIO(members[name]))
+        name = rng.choice([name for name in members if place in name] or list(members))
+        array = np.atleast_1d(np.load(io.BytesIO(members[name])))
         return members | {name: _npy(make(array))}
 
     return change
@@ -188,7 +190,7 @@ def _members(data: bytes) -> Members:
 
 
 def _first(members: Members) -> str:
-    return next(name for name in members if "pixel_values" in name)
+    return next((name for name in members if "pixel_values" in name), next(iter(members)))
 
 
 def _zip(

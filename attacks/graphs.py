@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attacks.family import Attack, Family, Ground
+from attacks.family import Attack, Family, Ground, Skipped
 from attacks.packages import copy_package, exercise, read_manifest, replace_file, reseal
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def _place(package: Path, place_at: str) -> Place:
     segments = next(iter(read_manifest(package)["targets"].values()))["segments"]
     number = {"first": 0, "last": len(segments) - 1}.get(place_at)
     if number is None:
-        number = next(at for at, segment in enumerate(segments) if len(segment["outputs"]) > 1)
+        number = next((at for at, segment in enumerate(segments) if len(segment["outputs"]) > 1), None)
+        if number is None:
+            raise Skipped("no segment of the package passes state on")
     segment = segments[number]
     inputs, outputs = (
         [(tensor["name"], tensor["dtype"], tensor["shape"]) for tensor in segment[key]] for key in ("inputs", "outputs")
@@ -352,6 +354,14 @@ def _real(change: Callable[[bytes], bytes]) -> Writes:
     return lambda place: change(place.path.read_bytes())
 
 
+def _next_graph(place: Place) -> bytes:
+    """The graph of another segment."""
+    others = [path for path in sorted(place.path.parent.glob("*.onnx")) if path != place.path]
+    if not others:
+        raise Skipped("the package has one graph")
+    return others[0].read_bytes()
+
+
 def _initializer_of(dims: list[int], raw: bytes) -> Writes:
     """A weight whose stated shape does not fit its bytes."""
 
@@ -480,7 +490,7 @@ GRAPHS: tuple[tuple[str, str, Writes], ...] = (
     ("text", "first", _real(lambda data: b"hello, this is no graph\n" * 100)),
     ("a length that overflows", "first", _real(lambda data: b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f" + data[:64])),
     ("deep protobuf groups", "first", _real(lambda data: b"\x3a\xff\x7f" + b"\x0b" * 16_000)),
-    ("the graph of the next segment", "first", lambda place: next(path for path in sorted(place.path.parent.glob("*.onnx")) if path != place.path).read_bytes()),
+    ("the graph of the next segment", "first", _next_graph),
 )  # fmt: skip
 """Name, segment that is replaced (``first``, ``state``, ``last``), and what writes the graph."""
 

@@ -11,6 +11,7 @@ from attacks.json_changes import CHANGES, WRONG_VALUES, changed, damaged, dump, 
 from attacks.packages import MANIFEST, copy_package, exercise, replace_file
 from ee_export.manifest import Former, Made, Origin, to_json
 from ee_export.package import open_package
+from ee_export.runtime.plan import FULL, operating_point
 
 _VARIANTS = len(WRONG_VALUES) + len(CHANGES)
 
@@ -59,7 +60,8 @@ def _with_every_field(package: Path) -> Any:
     made, digest = Made("tune", "2026-11-28T23:26:16Z"), "0" * 64
     targets = {}
     for name, target in manifest.targets.items():
-        points = {each: replace(point, made=point.made or made) for each, point in target.operating_points.items()}
+        points = target.operating_points or {FULL: operating_point(target, FULL)}
+        points = {each: replace(point, made=point.made or made) for each, point in points.items()}
         last = list(points)[-1]
         history = target.history or (Former(last, points[last], made, target.calibration),)
         targets[name] = replace(target, operating_points=points, history=history)

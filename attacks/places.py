@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attacks.family import Attack, Family, Ground, Wrong
+from attacks.family import Attack, Family, Ground, Skipped, Wrong
 from attacks.packages import MANIFEST, copy_package, exercise, replace_file, reseal
 from attacks.pages import drawn_page, words_of_page
 from ee_export import Page, load
@@ -17,6 +17,8 @@ from ee_export.package import open_package
 from ee_export.runtime.load import load_package
 
 Act = Callable[[Ground], object]
+_EXITS = ("vision", "encoder.1")
+"""Exits of the shipped package after which the attacks on its graphs are named."""
 
 
 def _at(name: str | bytes) -> Act:
@@ -38,7 +40,7 @@ def _named(find: str, name: str) -> Act:
 
     def act(ground: Ground) -> None:
         package = copy_package(ground)
-        old = next(path for path in sorted(package.rglob("*")) if path.is_file() and find in path.name)
+        old = _file(package, find)
         new = package / name
         new.parent.mkdir(parents=True, exist_ok=True)
         old.rename(new)
@@ -72,7 +74,7 @@ def _replaced(what: str, make: Callable[[Path], object]) -> Act:
     def act(ground: Ground) -> None:
         package = copy_package(ground)
         opened = open_package(package)
-        path = next(path for path in sorted(package.rglob("*")) if path.is_file() and what in path.name)
+        path = _file(package, what)
         path.unlink()
         make(path)
         chain = load_package(opened, threads=1)
@@ -131,17 +133,35 @@ def _mistyped(act: Act) -> Act:
     return attempt
 
 
+def _file(package: Path, part: str) -> Path:
+    """The first file with ``part`` in its name. For an exit that the package does not have, the first graph."""
+    files = [path for path in sorted(package.rglob("*")) if path.is_file()]
+    named = [path for path in files if part in path.name]
+    if not named and part in _EXITS:
+        named = [path for path in files if path.suffix == ".onnx"]
+    if not named:
+        raise Skipped(f"no file of the package has {part} in its name")
+    return named[0]
+
+
 def _shared_files(manifest: Any) -> None:
     """A second target on the files of the first, with another operating point."""
     name, target = next(iter(manifest["targets"].items()))
-    manifest["targets"][f"{name}-two"] = {**target, "operating_points": {"full": target["operating_points"]["full"]}}
+    manifest["targets"][f"{name}-two"] = {**target, "operating_points": {"full": _full_point(target)}}
 
 
 def _odd_points(manifest: Any) -> None:
     """Operating points with odd names."""
-    points = next(iter(manifest["targets"].values()))["operating_points"]
+    target = next(iter(manifest["targets"].values()))
+    points, full = target.setdefault("operating_points", {}), _full_point(target)
     for name in ("", " ", "[bold]x[/nope]", "\x1b[2J", "a\nb", "../x", "x" * 5000, "é", "e\u0301"):
-        points[name] = points["full"]
+        points[name] = full
+
+
+def _full_point(target: Any) -> Any:
+    """The operating point of a target at which no page exits early, also if the target has none."""
+    thresholds = {segment["exit"]: None for segment in target["segments"][:-1]}
+    return target.get("operating_points", {}).get("full", {"criterion": "max_probability", "thresholds": thresholds})
 
 
 def _odd_targets(manifest: Any) -> None:

@@ -17,9 +17,9 @@ from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import Progress, build_model
 from ee_export.data import Splittable, read_dataset, stratified_split
 from ee_export.encode import Encoder
-from ee_export.errors import BadData
+from ee_export.errors import BadData, BadRequest
 from ee_export.model import checkpoint
-from ee_export.model.device import Machine
+from ee_export.model.device import Machine, has_bf16
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
 from ee_export.model.feature_cache import cache_features
@@ -55,6 +55,7 @@ def add_exits(
     train_data: Path | None = None,
     checkpoint_out: Path | None = None,
     training: HeadTraining | None = None,
+    machine: Machine | None = None,
     ocr: Ocr | None = None,
     ocr_ms: float | None = None,
     overwrite: bool = False,
@@ -73,6 +74,7 @@ def add_exits(
             ``data``.
         checkpoint_out: where the checkpoint with exits is written too; default nowhere.
         training: how the heads are trained, default as :class:`~ee_export.model.train_heads.HeadTraining` says.
+        machine: the device that computes features and trains heads, and the processes that serve it, default this processor.
         ocr: see :func:`~ee_export.build.build`, as ``ocr_ms`` and ``overwrite``.
         ocr_ms: the cost of asking for text.
         overwrite: replace what is there.
@@ -81,12 +83,15 @@ def add_exits(
 
     Raises:
         BadCheckpoint, BadData, BadPage, BadRequest: an input cannot be used.
+        DeviceError: the device has too little memory.
         NotEqual: the package does not answer as the checkpoint does.
     """
     training = training or HeadTraining()
     check_destination(out, overwrite=overwrite)
     if checkpoint_out is not None:
         check_destination(checkpoint_out, overwrite=overwrite)
+        if checkpoint_out.resolve() == out.resolve():
+            raise BadRequest(f"--checkpoint-out {checkpoint_out}: is --out too; name two folders")
     model, tokenizer = load_source(source, exits, labels)
     names = checkpoint.labels_of(model.config)
     pages = read_dataset(
@@ -101,7 +106,7 @@ def add_exits(
 
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     cache = out.with_name(f"{out.name}.features")
-    accuracy = _train(model, encoder, tokenizer, train, val, cache, training, progress, report)
+    accuracy = _train(model, encoder, tokenizer, train, val, cache, training, machine or Machine(), progress, report)
     if checkpoint_out is not None:
         _write_checkpoint(checkpoint_out, model, tokenizer, training, accuracy, overwrite)
     package = build_model(
@@ -141,21 +146,46 @@ def _train(
     val: Labelled,
     cache: Path,
     training: HeadTraining,
+    machine: Machine,
     progress: Progress,
     report: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train the heads of all exits but ``final``; validation accuracy per exit."""
+    """Train the heads of all exits but ``final`` on a device; validation accuracy per exit. The model ends on the processor."""
     trunk = _trunk_digest(model)
+    precision = " in bfloat16" if training.bf16 and has_bf16(machine.device) else ""
+    model.to(machine.device)
     features = {}
     for name, part in (("train", train), ("val", val)):
-        identity = hashlib.sha256(f"{trunk} {encoder.encoding} {part.digest()}".encode()).hexdigest()
-        stage = "encode" if name == "train" else "encode to validate"
-        features[name] = cache_features(model, encoder, part, cache / name, identity, partial(progress, stage))
+        identity = hashlib.sha256(f"{trunk} {encoder.encoding} {part.digest()}{precision}".encode()).hexdigest()
+        features[name] = cache_features(
+            model,
+            encoder,
+            part,
+            cache / name,
+            identity,
+            partial(progress, "encode" if name == "train" else "encode to validate"),
+            workers=workers_to_encode(machine.workers, len(part)),
+            bf16=training.bf16,
+        )
     accuracy = {}
     if "vision" in model.config.exit_names():
-        accuracy["vision"] = _train_vision(model, encoder, tokenizer, train, val, cache, training, progress)
-    if not features["train"]:
-        return accuracy
+        accuracy["vision"] = _train_vision(model, encoder, tokenizer, train, val, cache, training, machine, progress)
+    if features["train"]:
+        accuracy |= _train_on_features(model, features, train, val, training, progress, report)
+    model.cpu()
+    return accuracy
+
+
+def _train_on_features(
+    model: EarlyExitModel,
+    features: Mapping[str, Mapping[str, np.ndarray]],
+    train: Labelled,
+    val: Labelled,
+    training: HeadTraining,
+    progress: Progress,
+    report: Callable[[str], None],
+) -> dict[str, float]:
+    """Train the heads that read the trunk; validation accuracy per exit."""
 
     def show(done: int, total: int, line: str) -> None:
         progress("train", done, total)
@@ -163,7 +193,7 @@ def _train(
             report(line)
 
     targets = {name: np.asarray(part.targets, np.int64) for name, part in (("train", train), ("val", val))}
-    accuracy |= train_heads(model, features["train"], targets["train"], features["val"], targets["val"], training, show)
+    accuracy = train_heads(model, features["train"], targets["train"], features["val"], targets["val"], training, show)
     report("val accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items()))
     return accuracy
 
@@ -176,6 +206,7 @@ def _train_vision(
     val: Labelled,
     cache: Path,
     training: HeadTraining,
+    machine: Machine,
     progress: Progress,
 ) -> float:
     """Train the small convolutional network of the exit ``vision``; its validation accuracy."""
@@ -185,6 +216,7 @@ def _train_vision(
         vision_epochs=training.vision_epochs,
         patience=training.patience,
         balanced=training.balanced,
+        bf16=training.bf16,
         seed=training.seed,
     )
     encoding = encoding_digest(encoder, tokenizer, model)
@@ -196,13 +228,13 @@ def _train_vision(
             cache / f"{name}-pages",
             encoding,
             partial(progress, "encode for vision"),
-            workers=workers_to_encode(None, len(part)),
+            workers=workers_to_encode(machine.workers, len(part)),
         )
         for name, part in (("train", train), ("val", val))
     )
     for stage in stages_of(model, recipe, len(pages)):
         optimizer = optimizer_of(model, stage, recipe)
-        for step in run_stage(model, optimizer, stage, pages, val_pages, recipe, Machine()):
+        for step in run_stage(model, optimizer, stage, pages, val_pages, recipe, machine):
             progress("train vision", step.done, stage.steps)
     for weight in model.parameters():
         weight.requires_grad_(True)

@@ -18,9 +18,9 @@ from ee_export.assemble_recipe import TRAIN, AssembleRecipe, read_assemble_recip
 from ee_export.atomic import check_destination, staged_folder
 from ee_export.build import TARGET, Progress, complete
 from ee_export.check_manifest import check
-from ee_export.data import Data, read_arrays, read_dataset
+from ee_export.data import ArrayData, Data, read_arrays, read_dataset, require_finite
 from ee_export.errors import BadData, BadRequest
-from ee_export.manifest import SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
+from ee_export.manifest import GRAPHS, SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
 from ee_export.model.ramps import Layers, train_ramps, untrained
 from ee_export.model.train_heads import HeadTraining
 from ee_export.observe import held_out, read_pages
@@ -113,6 +113,9 @@ def assemble(
     pages = _data(inputs, Path(data), recipe.labels)
     train_pages = None if train_data is None else _data(inputs, Path(train_data), recipe.labels)
 
+    for each in (pages, train_pages):
+        if ramps and isinstance(each, ArrayData):
+            require_finite(each)
     for line in notes:
         report(line)
     if cut is not None and ramps:
@@ -166,7 +169,7 @@ def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: t
         encoding=inputs.encodings.get(""),
         encodings={name: encoding for name, encoding in inputs.encodings.items() if name},
         inputs=inputs.sources,
-        model={"type": "graphs", "files": [path.name for path in _files(recipe)]},
+        model={"type": GRAPHS, "files": [path.name for path in _files(recipe)]},
         targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
         files={},
     )

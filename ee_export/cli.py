@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ee_export.assemble_command import assemble
 from ee_export.console import (
+    device_option,
     echo_json,
     err,
     export_extra,
@@ -23,6 +24,7 @@ from ee_export.console import (
     run_command,
     say,
     target_option,
+    workers_option,
 )
 from ee_export.diff_command import diff
 from ee_export.encode import Arrays
@@ -114,11 +116,10 @@ def cli() -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
 @click.option("--seed", type=int, help="Instead of the recipe's.")
-@click.option("--device", default="auto", show_default=True, help="[auto|cpu|cuda|mps]  Device that trains.")
+@device_option
+@workers_option
 @click.option(
-    "--workers",
-    type=click.IntRange(0),
-    help="Processes that encode pages and make batches; default by pages and processors.",
+    "--bf16/--no-bf16", default=None, help="Compute in bfloat16 if the device can; default as the recipe says."
 )
 @force_option
 @json_option
@@ -147,20 +148,23 @@ def train(
         from ee_export.model import exits as exit_names
         from ee_export.model import recipe as recipes
         from ee_export.model import train as training
+        from ee_export.model.checkpoint import trunk_of
         from ee_export.model.device import Machine, find_device
         from ee_export.model.labelled import join
         from ee_export.model.labelled.find import read_labelled, read_splits
-        from ee_export.model.source import trunk_of
 
     machine = Machine(find_device(device), workers)
-    recipe = recipes.read_recipe(recipe_path) if recipe_path else recipes.Recipe()
+    trunk = changes["trunk"] if init is None else trunk_of(init, changes["trunk"], "--trunk")
+    recipe = recipes.Recipe() if trunk is None else recipes.Recipe(trunk=trunk)
+    if recipe_path is not None:
+        recipe = recipes.read_recipe(recipe_path, recipe.trunk)
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if new_classifier:
+        if init is None:
+            raise BadRequest("--new-classifier replaces the classifier of --init; name a checkpoint with --init")
         recipe = replace(recipe, new_classifier=True)
     if init is None and add is None:
         recipe = recipes.with_defaults(recipe)
-    elif init is not None and recipe_path is None and changes["trunk"] is None:
-        recipe = replace(recipe, trunk=trunk_of(init))
     if exits is not None:
         names = list(exit_names.parse(exits, recipes.layers_of(recipe.trunk, recipe.model)))
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
@@ -177,7 +181,6 @@ def train(
     else:
         shares = stratified_split(pages, {"train": 0.9, "val": 0.1}, recipe.seed)
         pages, val_pages = shares["train"], shares["val"]
-    err.print(f"{len(pages)} pages to train on, {len(val_pages)} to validate, {len(pages.labels)} classes")
     with progress_bars() as show:
         training.train(pages, val_pages, out, recipe, init, show, force, machine=machine, report=err.print)
     report = json.loads((out / "training.json").read_text())
@@ -307,6 +310,9 @@ def compile(
     show_default=True,
     help="At the first step.",
 )
+@device_option
+@workers_option
+@click.option("--bf16", is_flag=True, help="Compute features in bfloat16 if the device can.")
 @click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of asking for text; default measured with Tesseract.")
 @seed_option
 @force_option
@@ -322,6 +328,9 @@ def add_exits(
     epochs: int,
     vision_epochs: int,
     learning_rate: float,
+    device: str,
+    workers: int | None,
+    bf16: bool,
     ocr_ms: float | None,
     seed: int,
     force: bool,
@@ -336,19 +345,21 @@ def add_exits(
     with export_extra():
         from ee_export import add_exits as adding
         from ee_export.build import TARGET
+        from ee_export.model.device import Machine, find_device
         from ee_export.model.source import find_checkpoint, read_labels
         from ee_export.model.train_heads import HeadTraining
-    ocr = _engine()
+    machine, ocr = Machine(find_device(device), workers), _engine()
     with progress_bars() as show:
         package = adding.add_exits(
             find_checkpoint(checkpoint),
             data,
             out,
-            exits=None if exits is None else [name.strip() for name in exits.split(",") if name.strip()],
+            exits=None if exits is None else [name.strip() for name in exits.split(",")],
             labels=None if labels is None else read_labels(labels),
             train_data=train_data,
             checkpoint_out=checkpoint_out,
-            training=HeadTraining(epochs=epochs, vision_epochs=vision_epochs, learning_rate=learning_rate, seed=seed),
+            training=HeadTraining(epochs, vision_epochs, learning_rate=learning_rate, bf16=bf16, seed=seed),
+            machine=machine,
             ocr=ocr,
             ocr_ms=ocr_ms,
             overwrite=force,

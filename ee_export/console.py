@@ -50,6 +50,14 @@ err = _Plain(stderr=True)
 out = _Plain(soft_wrap=True, width=None if is_terminal() else _WIDE)
 
 target_option = click.option("--target", default="cpu-fp32", show_default=True, help="Where segments run.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="[auto|cpu|cuda|mps]  Device that trains."
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes that encode pages and make batches; default by pages and processors.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 
 

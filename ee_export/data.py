@@ -134,8 +134,8 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: s
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             skipped.add("{} image outside the class folders", "{} images outside the class folders")
     if len(folders) < 2:
-        found = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
-        raise BadData(f"{root}: {found}; a classifier needs a folder for each of at least two classes")
+        kind = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
+        raise BadData(f"{root}: {kind}; a classifier needs a folder for each of at least two classes")
     names = labels or tuple(sorted(folders))
     known = {composed(name): at for at, name in enumerate(names)}
     unknown = [name for name in folders if name not in known]
@@ -250,6 +250,23 @@ def _check_arrays(path: Path, arrays: Arrays, specs: Mapping[str, TensorSpec], r
             raise BadData(
                 f"{path}: '{shorten(name)}' is {array.dtype} {list(array.shape)}, expected {shown(spec)} with B = {rows or '1 or more'}; "
                 "save arrays of the dtypes that the model reads, each with the same rows"
+            )
+
+
+def require_finite(data: ArrayData) -> None:
+    """Refuse NaN and infinite values, on which no head can be trained. A model that reads them itself is no concern of this.
+
+    Raises:
+        BadData: names the array and the row.
+    """
+    path = data.root
+    for name, values in data.arrays.items():
+        finite = np.isfinite(values.reshape(len(values), -1)).all(1)
+        if not finite.all():
+            row = int(finite.argmin())
+            value = values[row][~np.isfinite(values[row])].flat[0]
+            raise BadData(
+                f"{path}: '{shorten(name)}', row {row}: found {value}, expected finite numbers; mend the row, or leave it out"
             )
 
 

@@ -14,6 +14,7 @@ from ee_export.difference import GROUPS, Difference, differences
 from ee_export.errors import BadRequest
 from ee_export.find import Skipped
 from ee_export.ocr import installed, tesseract
+from ee_export.runtime.plan import FULL
 from ee_export.show import ms
 
 _MOST_LINES = 8
@@ -38,23 +39,23 @@ def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str
     packages = [open_package(path) for path in (a, b)]
     for package in packages:
         package.check()
-    found = differences(*(package.manifest for package in packages))
+    unlike = differences(*(package.manifest for package in packages))
     agreement = None if pages is None else _compared(packages, pages, target, operating_point)
     if as_json:
         echo_json(
             {
                 "a": str(a),
                 "b": str(b),
-                "equal": not found,
-                "differences": [asdict(difference) for difference in found],
+                "equal": not unlike,
+                "differences": [asdict(difference) for difference in unlike],
                 "pages": None if agreement is None else _to_json(agreement),
             }
         )
     else:
-        _print_differences(a, b, found)
+        _print_differences(a, b, unlike)
         if agreement is not None:
             _print_agreement(agreement)
-    if found or (agreement is not None and agreement.differ):
+    if unlike or (agreement is not None and agreement.differ):
         sys.exit(1)
 
 
@@ -65,6 +66,12 @@ def _compared(packages: Sequence[Any], folder: Path, target: str, operating_poin
     for package in packages:
         if package.manifest.encoding is None:
             raise BadRequest(f"{package.path}: the package reads arrays, and PAGES are pages; leave PAGES out")
+        points = {FULL, *package.target(target).operating_points}
+        if operating_point not in points:
+            raise BadRequest(
+                f"{package.path}: unknown operating point '{operating_point}': target '{target}' has {', '.join(sorted(points))}; name "
+                "one that both packages have with --operating-point"
+            )
     skipped = Skipped()
     words_alone = not any(package.manifest.reads("image") for package in packages)
     labels = [label for package in packages for label in package.manifest.labels]
@@ -74,10 +81,10 @@ def _compared(packages: Sequence[Any], folder: Path, target: str, operating_poin
         skipped.add_frames(path)
     with progress_bars() as show:
         ocr = tesseract() if installed() else None
-        found = compare_pages(chains[0], chains[1], paths, ocr, lambda done, total: show("compare", done, total))
+        agreement = compare_pages(chains[0], chains[1], paths, ocr, lambda done, total: show("compare", done, total))
     if skipped:
         say(f"ee-export: {skipped}")
-    return found
+    return agreement
 
 
 def _to_json(agreement: Any) -> dict[str, Any]:
@@ -93,11 +100,11 @@ def _to_json(agreement: Any) -> dict[str, Any]:
     }
 
 
-def _print_differences(a: Path, b: Path, found: Sequence[Difference]) -> None:
-    if not found:
+def _print_differences(a: Path, b: Path, unlike: Sequence[Difference]) -> None:
+    if not unlike:
         out.print(f"{a} and {b} are equal: the same manifest, and so the same files")
     for group in GROUPS:
-        lines = [str(difference) for difference in found if difference.group == group]
+        lines = [str(difference) for difference in unlike if difference.group == group]
         if lines:
             out.print(f"{group}:")
         for line in lines[:_MOST_LINES]:

@@ -23,6 +23,9 @@ GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 FULL = "full"
 """The operating point at which no page exits early. Every target has it."""
 
+GRAPHS = "graphs"
+"""``type`` in :attr:`Manifest.model` of a package that was assembled from graphs. Its differences are from them, not from torch."""
+
 SOURCE = "source"
 """Key of :attr:`Target.equality` for the difference from the stock checkpoint, from the page on."""
 

@@ -9,16 +9,16 @@ from rich.table import Table
 
 from ee_export.console import echo_json, out
 from ee_export.errors import BadRequest, printable
-from ee_export.manifest import SOURCE
+from ee_export.manifest import GRAPHS, SOURCE
 from ee_export.runtime.plan import FULL
 
 
-def print_result(as_json: bool, value: dict[str, Any], table: Table, said: str = "") -> None:
+def print_result(as_json: bool, value: dict[str, Any], table: Table, sentence: str = "") -> None:
     if as_json:
         echo_json(value)
     else:
         out.print(table)
-        out.print(said)
+        out.print(sentence)
 
 
 def val_table(accuracy: dict[str, float]) -> Table:
@@ -69,7 +69,7 @@ def ms(value: float) -> str:
 
 def print_package(package: Any, target_name: str, point: str | None, as_json: bool) -> None:
     manifest, target = package.manifest, package.target(target_name)
-    points = {name: found for name, found in target.operating_points.items() if point in (None, name)}
+    points = {name: each for name, each in target.operating_points.items() if point in (None, name)}
     former = [entry for entry in target.history if point in (None, entry.name)]
     if not points and not former:
         raise BadRequest(f"unknown operating point '{point}': this target has {', '.join(target.operating_points)}")
@@ -81,7 +81,8 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
     out.print(f"labels: {', '.join(map(printable, manifest.labels))}")
     if manifest.origin is not None:
         out.print(origin(manifest.origin))
-    table = Table("exit", "segment ms", "temperature", "differs from torch")
+    brought = "the graphs" if manifest.model.get("type") == GRAPHS else "torch"
+    table = Table("exit", "segment ms", "temperature", f"differs from {brought}")
     for name in points:
         table.add_column(f"{name}: leaves at")
     for at, segment in enumerate(target.segments):
@@ -94,20 +95,20 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
             f"{1 / calibration.scale[0]:.3f}" if calibration and calibration.scale[0] else "–",
             f"{target.equality.get(name, 0):.0e}",
         ]
-        for found in points.values():
-            threshold = found.thresholds.get(name)
+        for each in points.values():
+            threshold = each.thresholds.get(name)
             if isinstance(threshold, tuple):
                 threshold = min((value for value in threshold if value is not None), default=None)
-            rate = found.measured.get(f"exit_rate.{name}", 0.0)
+            rate = each.measured.get(f"exit_rate.{name}", 0.0)
             bar = "always" if at == len(target.segments) - 1 else "never" if threshold is None else f"≥ {threshold:.4f}"
             row.append(f"{bar} ({rate:.0%})")
         table.add_row(*row)
     out.print(table)
-    for name, found in points.items():
-        if found.measured:
+    for name, each in points.items():
+        if each.measured:
             out.print(
-                f"{name}: accuracy {found.measured['accuracy']:.3f}, mean {found.measured['mean_cost_ms']:.1f} ms a page on the "
-                f"{found.measured['pages']:.0f} pages kept apart for it",
+                f"{name}: accuracy {each.measured['accuracy']:.3f}, mean {each.measured['mean_cost_ms']:.1f} ms a page on the "
+                f"{each.measured['pages']:.0f} pages kept apart for it",
             )
     if SOURCE in target.equality:
         out.print(
@@ -120,13 +121,13 @@ def print_package(package: Any, target_name: str, point: str | None, as_json: bo
         ocr = "not measured" if target.costs.ocr_ms is None else f"{target.costs.ocr_ms:.0f} ms"
         text = f"; {target.costs.tokens[-1]} text tokens; OCR {ocr}" if manifest.reads("text") else ""
         out.print(f"costs measured on {target.costs.machine}{text}")
-    for name, found in points.items():
-        if name != FULL and all(bar is None for bar in found.thresholds.values()):
+    for name, each in points.items():
+        if name != FULL and all(bar is None for bar in each.thresholds.values()):
             out.print(
                 f"{name}: no page leaves early; no exit can be trusted with that on these pages: train longer, or ask less"
             )
-        if found.certificate is not None:
-            out.print(f"{name}: {certificate(found.certificate)}")
+        if each.certificate is not None:
+            out.print(f"{name}: {certificate(each.certificate)}")
     _print_history([entry for entry in former if entry.name != FULL])
 
 

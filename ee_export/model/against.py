@@ -17,9 +17,9 @@ from transformers import (
 from ee_export.encode import Arrays
 from ee_export.errors import BadData, NotEqual, printable
 from ee_export.image import IMAGE_SUFFIXES
-from ee_export.model.checkpoint import loading, quiet
+from ee_export.model.checkpoint import loading, quiet, read_config
 from ee_export.model.processor import load_processor
-from ee_export.model.source import family_of, read_config
+from ee_export.model.source import family_of
 from ee_export.model.source_tokenizer import boxes_of_ends
 from ee_export.page import Page, read_page
 from ee_export.progress import PageProgress

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from ee_export.encode import Encoding
-from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known
+from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known, shorten
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.families import FAMILIES, PREFIX, REFUSED
+from ee_export.model.families import FAMILIES, PREFIX, known_trunk
 from ee_export.model.parts import PartedModel, encoder_inputs
 from ee_export.model.strategies import head_prefix
 from ee_export.resize import ORDERS, UNSTATED
@@ -49,7 +49,7 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
             raise BadCheckpoint(f"{folder / name}: missing; expected a checkpoint that `ee-export train` wrote")
-    model_type = _model_type(folder)
+    model_type = str(read_config(folder).get("model_type"))
     family = FAMILIES.get(model_type.removeprefix(PREFIX)) if model_type.startswith(PREFIX) else None
     if family is None:
         expected = ", ".join(PREFIX + name for name in FAMILIES)
@@ -87,15 +87,7 @@ def load_stock(
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise BadCheckpoint(f"{folder / name}: missing; --init takes a checkpoint folder with safetensors")
-    model_type = _model_type(folder)
-    if model_type in REFUSED:
-        raise BadCheckpoint(f"{folder / 'config.json'}: model_type is '{model_type}': {REFUSED[model_type]}")
-    if model_type.removeprefix(PREFIX) != trunk:
-        raise BadCheckpoint(
-            f"{folder / 'config.json'}: model_type is '{model_type}', expected '{trunk}', the recipe's trunk; "
-            f"known trunks are {', '.join(FAMILIES)}"
-        )
-    family = FAMILIES[trunk]
+    family = FAMILIES[trunk_of(folder, trunk, "the recipe")]
     with loading(folder), quiet():
         config = family.config_class.from_pretrained(folder, **config_changes)
         tokenizer = _stock_tokenizer(folder, family)
@@ -127,13 +119,51 @@ def load_stock(
     return model, tokenizer
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of a checkpoint's config.json; raises BadCheckpoint."""
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{path}: missing; expected a checkpoint that `save_pretrained` wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path}: cannot be read ({shorten(error)}); copy the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{path}: not a JSON object; copy the checkpoint again")
+    return content
+
+
+def trunk_of(folder: Path, expected: str | None = None, named_by: str = "") -> str:
+    """The kind of trunk of a checkpoint, stock or with exits, from its config.json.
+
+    Args:
+        folder: the checkpoint.
+        expected: the kind that it must be, ``None`` if any will do.
+        named_by: the option or file that names ``expected``, for the message.
+
+    Raises:
+        BadCheckpoint: config.json cannot be read, or names another kind of trunk than ``expected`` or an unknown one.
+        BadRequest: ``expected`` is unknown.
+    """
+    if expected is not None:
+        require_known(expected, FAMILIES, "trunk")
+    path, model_type = folder / "config.json", read_config(folder).get("model_type")
+    trunk = known_trunk(path, model_type.removeprefix(PREFIX) if isinstance(model_type, str) else model_type)
+    if expected not in (None, trunk):
+        raise BadCheckpoint(
+            f"{path}: model_type is '{model_type}', expected '{expected}', which {named_by} names; name '{trunk}' there, or take "
+            "another checkpoint"
+        )
+    return trunk
+
+
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of the tokens that begin, end and fill a text, by their fields in a configuration; without those it does not have."""
-    found = {}
+    ids_by_field = {}
     for name, tokens in ENDS.items():
         if ids := [known for token in tokens if (known := tokenizer.token_to_id(token)) is not None]:
-            found[name] = ids[0]
-    return found
+            ids_by_field[name] = ids[0]
+    return ids_by_field
 
 
 def train_tokenizer(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
@@ -241,13 +271,6 @@ def _require_rows(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer) -> 
     """Refuse a tokenizer that has more tokens than the model's embedding has rows: pages with such tokens would fail."""
     if model.reads("text"):
         require_rows(tokenizer, model.config.vocab_size, str(folder / "tokenizer.json"), BadCheckpoint, FIT_ROWS)
-
-
-def _model_type(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "config.json").read_bytes()).get("model_type"))
-    except (ValueError, AttributeError) as error:
-        raise BadCheckpoint(f"{folder / 'config.json'}: not valid JSON ({error}); copy the checkpoint again") from None
 
 
 @contextlib.contextmanager

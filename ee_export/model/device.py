@@ -1,5 +1,6 @@
 """The device that trains."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,11 @@ def find_device(name: str) -> torch.device:
             f"--device {name}: cannot be used ({shorten(error)}); free it, mend its driver, or pass --device cpu"
         ) from None
     return device
+
+
+def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
+    """A context in which a model computes in bfloat16 if ``bf16`` is set and the device can, else in float32."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 and has_bf16(device) else nullcontext()
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -221,17 +221,17 @@ class EarlyExitModel(PreTrainedModel):
             only: exits to compute, default all.
             inputs: tensors named as in ``INPUTS``; others are passed over.
         """
-        asked = [name for name in self.config.exit_names() if only is None or name in only]
+        exits = [name for name in self.config.exit_names() if only is None or name in only]
         parts = self.parts(answer_first=False)
-        needed = needed_for([logits_name(name) for name in asked], parts)
+        needed = needed_for([logits_name(name) for name in exits], parts)
         state = dict(inputs)
         for part in parts:
             if part in needed:
                 state.update(part.apply(state))
         return EarlyExitOutput(
             logits=state.get(logits_name("final")),
-            exits={name: state[logits_name(name)] for name in asked},
-            gates={name: state[gate_name(name)] for name in asked if gate_name(name) in state},
+            exits={name: state[logits_name(name)] for name in exits},
+            gates={name: state[gate_name(name)] for name in exits if gate_name(name) in state},
         )
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ee_export.errors import DeviceError, shorten
 from ee_export.model.best import Best, class_weights, cross_entropy
-from ee_export.model.device import Machine, has_bf16
+from ee_export.model.device import Machine, autocast
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.loader import loaded, workers_to_train
 from ee_export.model.pages import EncodedPages, batch_of
@@ -233,7 +233,7 @@ def train_step(
             part = slice(begin, begin + size)
             answers = targets[part].to(device, non_blocking=True)
             given = {name: value[part].to(device, non_blocking=True) for name, value in inputs.items()}
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and has_bf16(device)):
+            with autocast(device, bf16=recipe.bf16):
                 outputs = model(**given, only=("final",) if alone else stage.phase.exits)
             loss = (weighted_joint if alone else stage.phase.loss)(outputs.exits, answers, settings)
             if outputs.gates:
@@ -242,7 +242,7 @@ def train_step(
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             f"accumulation: {shorten(error)}; a batch of {len(targets)} pages in {recipe.accumulation} parts is too large; set a "
-            f"higher accumulation in [training] of the recipe, such as {2 * recipe.accumulation}"
+            f"higher accumulation in [training] of the recipe, such as {2 * recipe.accumulation}, or pass --device cpu"
         ) from None
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()

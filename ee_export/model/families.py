@@ -1,5 +1,8 @@
 """The kinds of trunk that can have exits. A further one is a module like these, and an entry here."""
 
+from pathlib import Path
+
+from ee_export.errors import BadCheckpoint, printable, shorten
 from ee_export.model.beit import EarlyExitBeit
 from ee_export.model.bert import EarlyExitBert
 from ee_export.model.convnext import EarlyExitConvNext
@@ -47,3 +50,15 @@ REFUSED = dict.fromkeys(
 """Reasons for which trunks that one may expect here cannot be one, by ``model_type``."""
 
 PREFIX = "early_exit_"
+
+
+def known_trunk(path: Path, model_type: object) -> str:
+    """The kind of trunk that the ``model_type`` of a stock model names; raises BadCheckpoint, with the path, for another model."""
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise BadCheckpoint(f"{path}: model_type is '{model_type}': {REFUSED[model_type]}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise BadCheckpoint(
+            f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES)}; bring other models "
+            "as parts or as ONNX graphs"
+        )
+    return model_type

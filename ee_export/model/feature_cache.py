@@ -2,14 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from ee_export.encode import Encoder
+from ee_export.encode import Arrays, Encoder
+from ee_export.errors import DeviceError, EeError, shorten
+from ee_export.model.device import autocast
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.labelled import Labelled
+from ee_export.model.loader import loaded
 from ee_export.model.pages import read_contents
 from ee_export.progress import PageProgress
 
@@ -20,23 +26,34 @@ _STEP = 64
 
 
 def cache_features(
-    model: EarlyExitModel, encoder: Encoder, data: Labelled, folder: Path, identity: str, progress: PageProgress
+    model: EarlyExitModel,
+    encoder: Encoder,
+    data: Labelled,
+    folder: Path,
+    identity: str,
+    progress: PageProgress,
+    *,
+    workers: int = 0,
+    bf16: bool = False,
 ) -> dict[str, np.ndarray]:
     """Features of every page for the head of every exit but ``final``, float32 ``[N, H]`` per exit, memory-mapped.
 
     A run that was interrupted goes on where it stopped.
 
     Args:
-        model: its trunk computes the features, by the unmodified forward pass of transformers.
+        model: on the device that computes. Its trunk computes the features, by the unmodified forward pass of transformers.
         encoder: encodes pages for it.
         data: the pages.
         folder: where the files are kept.
         identity: changes with the trunk, the encoding and the pages; another one begins anew.
         progress: called after every step of pages.
+        workers: processes that read and encode pages; 0 is this one alone.
+        bf16: see :func:`~ee_export.model.device.autocast`.
 
     Raises:
         BadPage: a page cannot be read.
         BadData: a page has no words, and the model reads words.
+        DeviceError: a batch of pages does not fit into a GPU's memory.
     """
     exits = [name for name in model.config.exit_names()[:-1] if model.feature(name) != "pixels"]
     if not exits:
@@ -45,17 +62,21 @@ def cache_features(
     done = _pages_done(state, identity, exits, len(data))
     mode = "r+" if done else "w+"
     arrays: dict[str, np.ndarray] = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    while done < len(data):
-        rows = range(done, min(done + _STEP, len(data)))
-        for name, values in _features(model, encoder, data, list(rows)).items():
-            if name not in arrays:
-                shape = (len(data), values.shape[1])
-                arrays[name] = open_memmap(folder / f"{name}.npy", mode, np.float32, None if done else shape)
-            arrays[name][rows.start : rows.stop] = values
+    steps = range(done, len(data), _STEP)
+    pin = model.device.type == "cuda"
+    for begin, batches in zip(steps, loaded(_Batches(data, encoder, model), steps, workers, pin=pin), strict=True):
+        if isinstance(batches, EeError):
+            raise batches
+        folder.mkdir(parents=True, exist_ok=True)  # not before a page was read
+        done = min(begin + _STEP, len(data))
+        for places, inputs in batches:
+            for name, values in _features(model, inputs, bf16).items():
+                if name not in arrays:
+                    shape = (len(data), values.shape[1])
+                    arrays[name] = open_memmap(folder / f"{name}.npy", mode, np.float32, None if begin else shape)
+                arrays[name][[begin + place for place in places]] = values
         for array in arrays.values():
             array.flush()  # type: ignore[attr-defined]
-        done = rows.stop
         state.write_text(json.dumps({"identity": identity, "exits": exits, "done": done}))
         progress(done, len(data))
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in exits}
@@ -74,25 +95,46 @@ def _pages_done(state: Path, identity: str, exits: list[str], pages: int) -> int
         return 0
 
 
+class _Batches(Dataset[Any]):
+    """The pages of a step in batches of like length: places within the step, and inputs. In their stead a page's error."""
+
+    def __init__(self, data: Labelled, encoder: Encoder, model: EarlyExitModel) -> None:
+        self.data, self.encoder, self.model = data, encoder, model
+
+    def __getitem__(self, begin: int) -> list[tuple[list[int], dict[str, Tensor]]] | EeError:
+        images, texts = [], []
+        for row in range(begin, min(begin + _STEP, len(self.data))):
+            try:
+                image, words, boxes = read_contents(self.data, row, self.encoder, self.model)
+                texts.append(self.encoder.text(words, boxes))
+            except EeError as error:  # raised in a worker it would arrive with a traceback in its text
+                return error
+            images.append(image)
+        order = sorted(range(len(texts)), key=lambda at: texts[at]["input_ids"].shape[1])
+        return [self._batch(images, texts, order[at : at + _BATCH]) for at in range(0, len(order), _BATCH)]
+
+    def _batch(self, images: list[Any], texts: list[Arrays], places: list[int]) -> tuple[list[int], dict[str, Tensor]]:
+        inputs = self.encoder.collate([texts[at] for at in places])
+        if self.model.reads("image"):
+            inputs = inputs | self.encoder.images([images[at] for at in places])
+        return places, {name: torch.from_numpy(inputs[name]) for name in self.model.INPUTS}
+
+
 @torch.no_grad()
-def _features(model: EarlyExitModel, encoder: Encoder, data: Labelled, rows: list[int]) -> dict[str, np.ndarray]:
-    """Features of some pages, ``[rows, H]`` per exit."""
-    images, texts = [], []
-    for row in rows:
-        image, words, boxes = read_contents(data, row, encoder, model)
-        images.append(image)
-        texts.append(encoder.text(words, boxes))
-    result: dict[str, np.ndarray] = {}
-    order = sorted(range(len(rows)), key=lambda at: texts[at]["input_ids"].shape[1])
-    for begin in range(0, len(order), _BATCH):
-        places = order[begin : begin + _BATCH]
-        inputs = encoder.collate([texts[at] for at in places])
-        if model.reads("image"):
-            inputs = inputs | encoder.images([images[at] for at in places])
-        tensors = {name: torch.from_numpy(inputs[name]) for name in model.INPUTS}
-        for name, values in model.features(**tensors).items():
-            if name != "final" and model.feature(name) != "pixels":
-                if name not in result:
-                    result[name] = np.empty((len(rows), values.shape[1]), np.float32)
-                result[name][places] = values.numpy()
-    return result
+def _features(model: EarlyExitModel, inputs: dict[str, Tensor], bf16: bool) -> dict[str, np.ndarray]:
+    """Features of a batch of pages, float32 ``[B, H]`` per exit whose head reads the trunk."""
+    try:
+        with autocast(model.device, bf16=bf16):
+            features = model.features(
+                **{name: value.to(model.device, non_blocking=True) for name, value in inputs.items()}
+            )
+        return {
+            name: values.float().to("cpu").numpy()
+            for name, values in features.items()
+            if name != "final" and model.feature(name) != "pixels"
+        }
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"--device {model.device.type}: a batch of {_BATCH} pages does not fit ({shorten(error)}); free some of its memory, or "
+            "pass --device cpu"
+        ) from None

@@ -71,24 +71,24 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
         """See :meth:`EarlyExitModel.parts`."""
         stock = self.layoutlmv3
         specs = self.config.head_specs()
-        found = self.vision_parts(trunk_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
+        parts = self.vision_parts(trunk_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
         for name in specs:
             if name.startswith("text."):
                 # Embeds by itself: what it read is a part of the text, and what comes next needs all of it.
                 read = partial(trunk.band_mean, stock, band_of(name))
-                found.append(self.head_part(name, ("input_ids", "bbox", "attention_mask"), read))
-        found.append(trunk_part(trunk.text_embeddings, stock, ("input_ids", "bbox"), ("text",)))
+                parts.append(self.head_part(name, ("input_ids", "bbox", "attention_mask"), read))
+        parts.append(trunk_part(trunk.text_embeddings, stock, ("input_ids", "bbox"), ("text",)))
         if "text" in specs:
-            found.append(self.head_part("text", ("text", "attention_mask"), masked_mean))
-        found.append(trunk_part(trunk.fuse, stock, ("text", "visual"), ("hidden.0",)))
-        found.append(trunk_part(trunk.attention_bias, stock, ("bbox", "attention_mask"), ("bias",)))
-        found.append(trunk_part(trunk.full_mask, stock, ("attention_mask",), ("mask",)))
+            parts.append(self.head_part("text", ("text", "attention_mask"), masked_mean))
+        parts.append(trunk_part(trunk.fuse, stock, ("text", "visual"), ("hidden.0",)))
+        parts.append(trunk_part(trunk.attention_bias, stock, ("bbox", "attention_mask"), ("bias",)))
+        parts.append(trunk_part(trunk.full_mask, stock, ("attention_mask",), ("mask",)))
         if "fusion" in specs:
             cls = specs["fusion"].reads == "cls"
             inputs = ("hidden.0",) if cls else ("hidden.0", "mask")
-            found.append(self.head_part("fusion", inputs, first_row if cls else masked_mean))
+            parts.append(self.head_part("fusion", inputs, first_row if cls else masked_mean))
 
-        return found + self.encoder_parts(
+        return parts + self.encoder_parts(
             stock.encoder.layer,
             trunk.layer_answer,
             trunk.layer_whole,
@@ -111,22 +111,22 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
             output_hidden_states=True,
         )
         states = (*hidden.hidden_states[: self.config.num_hidden_layers], hidden.last_hidden_state)
-        visual_mask = torch.ones((len(input_ids), stock.visual_bbox.shape[0]), dtype=attention_mask.dtype)
+        visual_mask = attention_mask.new_ones((len(input_ids), stock.visual_bbox.shape[0]))
         mask = torch.cat([attention_mask, visual_mask], dim=1)
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for name in self.config.exit_names():
             if self.feature(name) == "pixels":
-                found[name] = pixel_values
+                features[name] = pixel_values
             elif name == "vision":
-                found[name] = stock.forward_image(pixel_values).mean(1)
+                features[name] = stock.forward_image(pixel_values).mean(1)
             elif name.startswith("text."):
                 embedded = stock.embeddings(input_ids=input_ids, bbox=bbox)
-                found[name] = masked_mean(embedded, band_mask(bbox, attention_mask, band_of(name)))
+                features[name] = masked_mean(embedded, band_mask(bbox, attention_mask, band_of(name)))
             elif name == "text":
-                found[name] = masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask)
+                features[name] = masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask)
             else:
-                found[name] = self.pooled(name, states[self.config.depth(name)], mask)
-        return found
+                features[name] = self.pooled(name, states[self.config.depth(name)], mask)
+        return features
 
 
 def band_mask(bbox: Tensor, attention_mask: Tensor, percent: int) -> Tensor:

@@ -141,12 +141,12 @@ class PartedModel:
         inputs = {name: torch.from_numpy(arrays[name]) for name in self.inputs_read()}
         if self.reference is None:
             state = run_parts(self.parts, inputs)
-            found: Mapping[str, Any] = {
+            tensors: Mapping[str, Any] = {
                 name: state[name if name.endswith(".gate") else logits_name(name)] for name in self.answers()
             }
         else:
             try:
-                found = self.reference(**inputs)
+                tensors = self.reference(**inputs)
             except Exception as error:
                 raise BadModel(
                     f"reference: fails ({type(error).__name__}: {one_line(error, 300)}); it takes {', '.join(inputs)} as keyword "
@@ -155,8 +155,8 @@ class PartedModel:
         rows = len(next(iter(inputs.values())))
         logits = {}
         for name in self.answers():
-            value = found.get(name) if isinstance(found, Mapping) else None
-            if value is None and name.endswith(".gate") and isinstance(found, Mapping):
+            value = tensors.get(name) if isinstance(tensors, Mapping) else None
+            if value is None and name.endswith(".gate") and isinstance(tensors, Mapping):
                 continue  # a module's own forward pass may give logits alone
             shape = (rows, 1 if name.endswith(".gate") else len(self.labels))
             if not isinstance(value, Tensor) or tuple(value.shape) != shape:

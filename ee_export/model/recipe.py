@@ -73,12 +73,12 @@ class Recipe:
         require_known(self.strategy, STRATEGIES, "training strategy")
         require_known(self.keep, ("best", "last"), "epoch to keep")
         for name, (low, high) in _RANGES.items():
-            found = getattr(self, name)
-            if found is not None and not low <= found <= high:
-                raise BadRequest(f"{name}: found {found}, expected a number in {low:g} to {high:g}")
-        for name, found in self.weights.items():
-            if not 0 <= found <= _MOST:
-                raise BadRequest(f"weights.{name}: found {found}, expected a number in 0 to {_MOST:g}")
+            number = getattr(self, name)
+            if number is not None and not low <= number <= high:
+                raise BadRequest(f"{name}: found {number}, expected a number in {low:g} to {high:g}")
+        for name, weight in self.weights.items():
+            if not 0 <= weight <= _MOST:
+                raise BadRequest(f"weights.{name}: found {weight}, expected a number in 0 to {_MOST:g}")
 
 
 _MOST = 1e6
@@ -142,8 +142,8 @@ def with_defaults(recipe: Recipe) -> Recipe:
     model |= {name: value for name, value in small.items() if name in known}
     if "exits" not in model:
         config = family.config_class(**model)
-        asked = parse(_EXITS, config.num_hidden_layers)[:-1]
-        model["exits"] = [name for name in asked if name.startswith("encoder.") or name in config.BEFORE_ENCODER]
+        placed = parse(_EXITS, config.num_hidden_layers)[:-1]
+        model["exits"] = [name for name in placed if name.startswith("encoder.") or name in config.BEFORE_ENCODER]
         if "vision" in model["exits"]:
             model["heads"] = {"vision": {"reads": "pixels"}, **(model.get("heads") or {})}
     return replace(recipe, model=model)
@@ -162,20 +162,24 @@ def layers_of(trunk: str, model: dict[str, Any]) -> int:
         raise BadRequest(f"[model] of the recipe: {' '.join(str(error).split())}") from None
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
     """A recipe from TOML: ``[model]`` and ``[training]`` tables; ``exits`` may be a list or a placement's name.
+
+    Args:
+        path: the file.
+        trunk: the trunk of a recipe that names none, default that of :class:`Recipe`.
 
     Raises:
         BadRequest: not TOML, a key that does not exist (the nearest is named), or a value of the wrong type or out of range; names
             file, table and key.
     """
-    found = read_toml(path, "recipe")
+    tables = read_toml(path, "recipe")
     where = str(path)
-    require_keys(found, ("model", "training"), where, what="table")
-    training = table(Recipe, subtable(found, "training", where), where, "[training] ", without=("model",))
+    require_keys(tables, ("model", "training"), where, what="table")
+    training = table(Recipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
     with located(f"{where}: [training] "):
-        recipe = Recipe(**training)
-    model = subtable(found, "model", where)
+        recipe = Recipe(**({} if trunk is None else {"trunk": trunk}) | training)
+    model = subtable(tables, "model", where)
     config = FAMILIES[recipe.trunk].config_class
     _check_types(config, model, where)
     with located(f"{where}: [model] "):

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from ee_export.errors import BadCheckpoint, BadRequest, printable, shorten
-from ee_export.model.checkpoint import loading, quiet, train_tokenizer
+from ee_export.model.checkpoint import loading, quiet, read_config, train_tokenizer
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.families import FAMILIES, PREFIX, REFUSED
+from ee_export.model.families import FAMILIES, PREFIX, known_trunk
 from ee_export.model.processor import image_encoding, load_processor
 from ee_export.model.source_tokenizer import text_encoding
 from ee_export.ranges import require_labels
@@ -103,20 +103,6 @@ def load_source(
     return _load_weights(folder, family, config), tokenizer
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The contents of a checkpoint's config.json; raises BadCheckpoint."""
-    path = folder / "config.json"
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{path}: missing; expected a checkpoint that `save_pretrained` wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{path}: cannot be read ({shorten(error)}); copy the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise BadCheckpoint(f"{path}: not a JSON object; copy the checkpoint again")
-    return content
-
-
 def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
     """The family of a stock classifier by its configuration; raises BadCheckpoint for another model."""
     path, model_type = folder / "config.json", content.get("model_type")
@@ -124,7 +110,7 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
         raise BadCheckpoint(
             f"{path}: model_type is '{printable(model_type)}', which has exits already; run `ee-export build`"
         )
-    trunk = _require_trunk(path, model_type)
+    family = FAMILIES[known_trunk(path, model_type)]
     architectures = content.get("architectures") or []
     if not any(task in str(name) for name in architectures for task in _TASKS):
         raise BadCheckpoint(
@@ -135,25 +121,7 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
         raise BadCheckpoint(
             f"{path}: problem_type is '{content['problem_type']}', expected a classifier with one label a page; fine-tune one"
         )
-    return FAMILIES[trunk]
-
-
-def trunk_of(folder: Path) -> str:
-    """The kind of trunk of a checkpoint, stock or with exits, from its config.json; raises BadCheckpoint if it is unknown."""
-    model_type = read_config(folder).get("model_type")
-    stock = model_type.removeprefix(PREFIX) if isinstance(model_type, str) else model_type
-    return _require_trunk(folder / "config.json", stock)
-
-
-def _require_trunk(path: Path, model_type: object) -> str:
-    if model_type in REFUSED:
-        raise BadCheckpoint(f"{path}: model_type is '{model_type}': {REFUSED[str(model_type)]}")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise BadCheckpoint(
-            f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES)}; bring other models "
-            "as parts or as ONNX graphs"
-        )
-    return model_type
+    return family
 
 
 def labels_in(folder: Path, content: Mapping[str, Any]) -> list[str]:

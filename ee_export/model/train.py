@@ -55,7 +55,7 @@ def train(
         progress: called while pages are encoded and after every step.
         force: replace what is there.
         machine: the device that trains and the processes that serve it, default this processor.
-        report: called with a line about each epoch.
+        report: called with a line about the pages, and about each epoch.
 
     Raises:
         BadData, BadPage: the data cannot be used.
@@ -78,6 +78,8 @@ def train(
     model, tokenizer = _new_model(data, recipe, init)
     saved = Saved(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
     saved.read()  # refused before pages are encoded
+    if report is not None:
+        report(f"{len(data)} pages to train on, {len(val)} to validate, {len(data.labels)} classes")
     encoded = out.with_name(out.name + ".encoded")
     pages, val_pages = _encoded(data, val, model, tokenizer, encoded, machine, progress)
 
@@ -163,7 +165,7 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
         return checkpoint.load_stock(init, changes, recipe.trunk, new_classifier=recipe.new_classifier)
     family = FAMILIES[recipe.trunk]
     words = (data.page(index).words for index in range(len(data) if family.reads("text") else 0))
-    tokenizer = checkpoint.train_tokenizer((list(found) for found in words if found), recipe.vocab_size)
+    tokenizer = checkpoint.train_tokenizer((list(page) for page in words if page), recipe.vocab_size)
     sizes = {**recipe.model, "vocab_size": tokenizer.get_vocab_size(), **checkpoint.special_ids(tokenizer)}
     try:
         config = family.config_class(**sizes, id2label=labels["id2label"], label2id=labels["label2id"])

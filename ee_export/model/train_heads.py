@@ -35,8 +35,10 @@ class HasHeads(Protocol):
 class HeadTraining:
     """How heads are trained: AdamW, the learning rate falling to 0 along a cosine.
 
-    ``vision_epochs``: of the exit ``vision``, whose head reads pixels and is trained apart. ``patience``: epochs without a lower validation loss of any exit after which training ends. ``balanced``: whether every class
-    weighs the same in the loss, however many pages it has; else every page does.
+    ``vision_epochs``: of the exit ``vision``, whose head reads pixels and is trained apart. ``patience``: epochs without a lower
+    validation loss of any exit after which training ends. ``balanced``: whether every class weighs the same in the loss, however many
+    pages it has; else every page does. ``bf16``: whether the trunk, and the head of ``vision`` while it is trained, compute in bfloat16
+    if the device can.
     """
 
     epochs: int = 60
@@ -47,6 +49,7 @@ class HeadTraining:
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
     balanced: bool = True
+    bf16: bool = False
     seed: int = 0
 
 
@@ -62,7 +65,7 @@ def train_heads(
     """Train the heads of some exits, and keep each as it was after the epoch with its lowest validation loss.
 
     Args:
-        model: its heads are changed in place.
+        model: its heads are changed in place, on the device where they are.
         features: float32 ``[N, H]`` per exit.
         targets: index of each page's label, int64 ``[N]``.
         val_features: of the validation pages, ``[M, H]`` per exit.
@@ -80,9 +83,10 @@ def train_heads(
         how.learning_rate,
         weight_decay=how.weight_decay,
     )
-    balance = class_weights(targets, model.config.num_labels) if how.balanced else None
+    device = _device_of(model)
+    balance = class_weights(targets, model.config.num_labels).to(device) if how.balanced else None
     best = {name: Best() for name in exits}
-    labels = torch.from_numpy(targets)
+    labels = torch.from_numpy(targets).to(device)
     steps = max(1, -(-len(targets) // how.batch_size))
     for epoch in range(how.epochs):
         rng = np.random.default_rng([how.seed, epoch])
@@ -122,7 +126,7 @@ def _evaluate(
 ) -> dict[str, tuple[float, float]]:
     """Loss and accuracy per exit."""
     model.eval()
-    labels = torch.from_numpy(targets)
+    labels = torch.from_numpy(targets).to(_device_of(model))
     result = {}
     for name, values in features.items():
         logits = torch.cat([_logits(model, name, values[at : at + 1024]) for at in range(0, len(values), 1024)])
@@ -132,7 +136,12 @@ def _evaluate(
 
 
 def _logits(model: HasHeads, exit_name: str, values: np.ndarray) -> Tensor:
-    return model.answer(exit_name, torch.from_numpy(np.array(values)))[0]
+    return model.answer(exit_name, torch.from_numpy(np.array(values)).to(_device_of(model)))[0]
+
+
+def _device_of(model: HasHeads) -> torch.device:
+    _, weight = next(model.named_parameters())
+    return weight.device
 
 
 def _own_weights(model: HasHeads, exit_name: str) -> dict[str, torch.nn.Parameter]:

@@ -57,6 +57,14 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
         ARRAYS.replace("rows.npz", "nan.npz"),
         "nan.npz: row 3: logits of 'final' are not finite",
     ),
+    "arrays for a head are not numbers": (
+        ARRAYS.replace("rows.npz", "nan.npz") + CUT.replace("relu1", "flat"),
+        "'measures', row 3",
+    ),
+    "arrays that train a head are not numbers": (
+        ARRAYS.replace("[graph]", 'train = "nan.npz"\n[graph]') + CUT.replace("relu1", "flat"),
+        "nan.npz: 'measures', row 3: found nan",
+    ),
     "further encoding is missing": (CASCADE.split("[encodings.large]")[0], "add its table [encodings.large]"),
     "first encoding is missing": (
         CASCADE.split("[encoding]")[0] + "[encodings.large]\n" + CASCADE.split("[encodings.large]")[1],

@@ -72,3 +72,73 @@ def test_a_kind_of_trunk_that_is_unknown_is_refused_by_its_name(tmp_path: Path, 
         status, _, err = call("train", pages_folder, "--init", tmp_path, "--out", tmp_path / "out")
     assert status == 2
     assert "model_type is 'whisper', expected one of" in err
+
+
+def test_another_trunk_than_the_checkpoints_is_refused_by_the_place_that_names_it(
+    tmp_path: Path, pages_folder: Path, call: Call
+) -> None:
+    save_vit(ViTForImageClassification, LABELS, tmp_path / "stock")
+    (tmp_path / "bert.toml").write_text('[training]\ntrunk = "bert"\n')
+    (tmp_path / "silent.toml").write_text("[training]\nepochs = 0\n[model]\nattention_probs_dropout_prob = 0.0\n")
+    arguments = ("train", pages_folder, "--init", tmp_path / "stock", "--out", tmp_path / "out")
+    for more, message in (
+        (("--trunk", "bert"), "model_type is 'vit', expected 'bert', which --trunk names; name 'vit' there"),
+        (("--recipe", tmp_path / "bert.toml"), "model_type is 'vit', expected 'bert', which the recipe names"),
+        (("--trunk", "brt"), "unknown trunk 'brt': expected one of layoutlmv3, bert"),
+    ):
+        status, _, err = call(*arguments, *more)
+        assert status == 2
+        assert message in err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+    status, _, err = call(*arguments, "--recipe", tmp_path / "silent.toml")  # it names no trunk: that of the checkpoint
+    assert status == 0, err
+
+
+@pytest.mark.parametrize("model_type", [None, 3, ["bert"], "gpt2"])
+def test_a_checkpoint_of_an_unknown_trunk_is_one_line(
+    model_type: object, tmp_path: Path, pages_folder: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_vit(ViTForImageClassification, LABELS, tmp_path / "stock")
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    (tmp_path / "stock" / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    capsys.readouterr()  # transformers' own bars
+    for command in (
+        ("train", pages_folder, "--init", tmp_path / "stock"),
+        ("add-exits", tmp_path / "stock", pages_folder),
+    ):
+        status, _, err = call(*command, "--out", tmp_path / "out")
+        assert status == 2
+        assert len(err.splitlines()) == 1
+        assert "expected one of layoutlmv3, bert" in err and err.strip().endswith("as parts or as ONNX graphs")
+
+
+def test_wrong_arguments_are_one_line_and_leave_nothing(
+    tmp_path: Path, pages_folder: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_vit(ViTForImageClassification, LABELS, tmp_path / "stock")
+    (tmp_path / "there").mkdir()
+    for label in LABELS[:2]:
+        (tmp_path / "tiny" / label).mkdir(parents=True)
+        page = next((pages_folder / label).glob("*.jpg"))
+        (tmp_path / "tiny" / label / page.name).write_bytes(page.read_bytes())
+    capsys.readouterr()  # transformers' own bars
+    before = sorted(tmp_path.iterdir())
+    stock, out = tmp_path / "stock", tmp_path / "out"
+    for arguments, message in (
+        (("train", tmp_path / "tiny", "--out", out), "tiny: no pages to validate; add pages to every class"),
+        (("train", pages_folder, "--out", tmp_path / "there"), "there: exists already; name another destination"),
+        (
+            ("train", pages_folder, "--out", out, "--new-classifier"),
+            "--new-classifier replaces the classifier of --init; name",
+        ),
+        (("add-exits", stock, tmp_path / "tiny", "--out", out), "tiny: too few pages"),
+        (
+            ("add-exits", stock, pages_folder, "--out", out, "--checkpoint-out", out),
+            "out: is --out too; name two folders",
+        ),
+        (("add-exits", stock, pages_folder, "--out", out, "--exits", ""), "unknown exit ''"),
+    ):
+        status, _, err = call(*arguments)
+        assert (status, len(err.splitlines())) == (2, 1), err
+        assert message in err
+        assert sorted(tmp_path.iterdir()) == before

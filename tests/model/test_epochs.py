@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 
 from ee_export.encode import Encoder, blank_page
 from ee_export.errors import BadRequest, DeviceError
-from ee_export.model import epochs
+from ee_export.model import device, epochs
 from ee_export.model.best import class_weights, cross_entropy
 from ee_export.model.checkpoint import encoding_of
 from ee_export.model.device import Machine, find_device
@@ -72,7 +72,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_batch(strategy: str, balanced:
 def test_bfloat16_computes_about_the_same_and_keeps_the_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(epochs=1, batch_size=16, text_dropout=False)
     exact = gradients(recipe)
-    monkeypatch.setattr(epochs, "has_bf16", lambda device: True)  # slow on this processor, and right
+    monkeypatch.setattr(device, "has_bf16", lambda device: True)  # slow on this processor, and right
     rounded = gradients(replace(recipe, bf16=True))
     flat, other = (torch.cat([value.flatten() for value in values.values()]) for values in (exact, rounded))
     assert all(value.dtype == torch.float32 for value in rounded.values())

@@ -330,6 +330,6 @@ def test_training_from_archives_in_worker_processes_ends_with_the_weights_of_tra
             report=lines.append,
         )
         weights.append(load_file(out / "model.safetensors"))
-        assert len(lines) == 2 and "kept epoch" in lines[1]
+        assert len(lines) == 3 and "to validate" in lines[0] and "kept epoch" in lines[2]
         assert sorted(path.name for path in (tmp_path / name).iterdir() if path.name.startswith("out")) == ["out"]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
