@@ -56,6 +56,32 @@ max_position_embeddings = 514
 image_mode = "L"
 """
 """The beginning of a recipe, as TOML: a trunk of two small layers; more of `[model]` may follow."""
+SMALL_MODEL = f"""
+import torch
+from torch import nn
+from ee_export.export import Part, PartedModel, image_encoding
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.early, self.late = nn.Linear(192, 1024), nn.Linear(1024, 7), nn.Linear(1024, 7)
+
+    def first(self, pixel_values):
+        return torch.relu(self.stem(pixel_values.flatten(1)))
+
+def make_model():
+    torch.manual_seed(0)
+    net = Net().eval()
+    parts = [
+        Part(("pixel_values",), ("near",), net.first),
+        Part(("near",), ("early.logits",), net.early),
+        Part(("near",), ("late.logits",), net.late),
+    ]
+    return PartedModel(
+        parts=parts, exits=("early", "late"), labels={LABELS}, module=net, encoding=image_encoding(8, mode="L")
+    )
+"""
+"""A module whose function ``make_model`` makes a model of two segments and 800 kB of weights, which is exported in a second."""
 Call = Callable[..., tuple[int, str, str]]
 """Runs ``ee-export`` with arguments in this process; returns exit status, stdout and stderr."""
 EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
@@ -145,6 +171,13 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
         build(tiny_checkpoint, pages_folder, folder / "tiny.ee", ocr_ms=500.0, progress=lambda stage, done, total: None)
 
     return open_package(make_once(tmp_path_factory, "package", make) / "tiny.ee")
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What ``ee-export build`` takes to make the small model."""
+    folder = make_once(tmp_path_factory, "small", lambda folder: (folder / "small.py").write_text(SMALL_MODEL))
+    return f"{folder / 'small.py'}:make_model"
 
 
 @pytest.fixture
