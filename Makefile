@@ -26,10 +26,11 @@ demo: .venv/.ready
 
 # EE_DATA names a folder of real pages; without one, the tests that need it skip and say so. Likewise for a binding.
 # pycuda, which is compiled for two minutes, is left to `make bindings`.
-test: MARKED := -m 'not exhaustive'
+test: CASES := -m 'not exhaustive'
+test-all: CASES := --hypothesis-profile exhaustive
 test test-all: .venv/.ready
 	@.venv/bin/python -m tests.gpu.bindings tensorrt-10 tensorrt-11 cuda-12 cuda-13 || true
-	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(MARKED)
+	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(CASES)
 
 lint: .venv/.ready
 	@.venv/bin/ruff check

@@ -12,7 +12,7 @@ import pytest
 from ee_export.atomic import staged_folder
 from ee_export.errors import BadRequest
 from ee_export.package import open_package
-from tests.conftest import COMMAND, run_command
+from tests.conftest import COMMAND, Call, run_command
 
 
 @pytest.fixture
@@ -74,12 +74,12 @@ def test_sigterm_during_build_leaves_nothing(arguments: list[str], tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_after_sigkill_the_next_build_clears_up_and_succeeds(arguments: list[str], tmp_path: Path) -> None:
+def test_after_sigkill_the_next_build_clears_up_and_succeeds(arguments: list[str], tmp_path: Path, call: Call) -> None:
     assert interrupted_build(arguments, tmp_path, signal.SIGKILL) == -signal.SIGKILL
     assert not (tmp_path / "out.ee").exists(), "a half-written package appeared"
     assert list(tmp_path.glob(".out.ee.staging-*")), "nothing was there to clear up"
-    done = run_command(*arguments)
-    assert done.returncode == 0, done.stderr
+    status, _, err = call(*arguments)
+    assert status == 0, err
     assert [path.name for path in tmp_path.iterdir()] == ["out.ee"]
     open_package(tmp_path / "out.ee").check()
 
