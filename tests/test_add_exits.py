@@ -153,13 +153,17 @@ def test_a_package_answers_as_the_checkpoint_from_the_page_on(
     assert comparison.pages_unlike == {}
 
 
-def test_the_demo_runs_on_a_sample_of_one_s_own(bert_package: Path, tmp_path: Path, call: Call) -> None:
+def test_the_demo_runs_on_a_sample_of_one_s_own_without_tesseract(
+    bert_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "documents.ee").symlink_to(bert_package)
     (tmp_path / "documents.checkpoint").symlink_to(bert_package.parent / "with-exits")
     status, out, err = call("demo", "--sample", tmp_path, "--json")
     assert status == 0, err
     result = json.loads(out)
     assert result["largest_difference"] <= 2e-4
+    assert result["text_from"] == "yes, given"
     assert [page["drawn_as"] for page in result["pages"]] == list(LABELS)
     assert {page["exit"] for page in result["pages"]} <= {"encoder.1", "final"}
 
