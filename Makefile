@@ -1,5 +1,6 @@
-# make demo   the whole job on a few drawn pages        make test    all tests, on the CPU
-# make lint   ruff and mypy                             make clean   forget .venv and the caches
+# make demo   the whole job on a few drawn pages        make test      the tests, on the CPU
+# make lint   ruff and mypy                             make test-all  with those that are marked exhaustive, as CI runs them
+# make clean  forget .venv and the caches
 # make bindings  TensorRT's, CUDA's and pycuda's Python bindings under build/, for the tests that our code fits them
 # make matrix  the runtime on every onnxruntime that pyproject.toml allows, in environments of their own under build/
 # make sample rebuild the shipped checkpoint and package from EE_DATA (an hour on two processors)
@@ -18,15 +19,18 @@ HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint bindings matrix sample clean
+.PHONY: demo test test-all lint bindings matrix sample clean
 
 demo: .venv/.ready
 	@.venv/bin/ee-export demo
 
 # EE_DATA names a folder of real pages; without one, the tests that need it skip and say so. Likewise for a binding.
-test: .venv/.ready
-	@$(MAKE) -s --no-print-directory bindings || true
-	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# pycuda, which is compiled for two minutes, is left to `make bindings`.
+test: CASES := -m 'not exhaustive'
+test-all: CASES := --hypothesis-profile exhaustive
+test test-all: .venv/.ready
+	@.venv/bin/python -m tests.gpu.bindings tensorrt-10 tensorrt-11 cuda-12 cuda-13 || true
+	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(CASES)
 
 lint: .venv/.ready
 	@.venv/bin/ruff check

@@ -10,7 +10,8 @@
 - `own-vit`: examples/vit_ramps.py is trained, built and run.
 - `twenty-classes`: `train` on its defaults and `build`, on drawn pages of twenty classes.
 
-Each command runs in a process of its own. Memory is the largest resident size of that process.
+Each command runs in a process of its own. Memory is the
+largest resident size of that process. Processor time tells more than time if the machine is busy.
 """
 
 import json
@@ -109,28 +110,38 @@ def travel(name: str, pages: Path, work: Path, each: int) -> list[dict[str, Any]
         write_stock(family, work / "checkpoint", train, train.labels, wide=False, stock=stock)
     rows = []
     for title, arguments in COMMANDS[name].items():
-        seconds, peak_mb = run([argument.format(test=pages / "test") for argument in arguments], work)
-        rows.append({"journey": name, "command": title, "seconds": seconds, "peak_mb": peak_mb})
-        console.print(f"{name}: {title}: {seconds:.0f} s, {peak_mb:,.0f} MB")
+        figures = run([argument.format(test=pages / "test") for argument in arguments], work)
+        rows.append({"journey": name, "command": title, **figures})
+        console.print(f"{name}: {title}: {figures['seconds']:.0f} s, {figures['peak_mb']:,.0f} MB")
     return rows
 
 
-def run(arguments: list[str], work: Path) -> tuple[float, float]:
-    """Run a command in a folder: seconds, and megabytes of its largest resident size."""
+def run(arguments: list[str], work: Path) -> dict[str, float]:
+    """Run a command in a folder: its seconds, seconds of the processors, and megabytes of its largest resident size."""
     begin = time.monotonic()
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, cwd=work)
     _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
         raise click.ClickException(f"{' '.join(arguments)} ended with {code}")
-    return time.monotonic() - begin, usage.ru_maxrss / 1024
+    return {
+        "seconds": time.monotonic() - begin,
+        "processor_s": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / 1024,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
     table = Table(
-        "journey", "command", "time", "largest memory", title=f"{result['each']} pages a class; {result['machine']}"
+        "journey",
+        "command",
+        "time",
+        "processor time",
+        "largest memory",
+        title=f"{result['each']} pages a class; {result['machine']}",
     )
     for row in result["rows"]:
-        table.add_row(row["journey"], row["command"], f"{row['seconds']:,.0f} s", f"{row['peak_mb']:,.0f} MB")
+        times = (f"{row[kind]:,.0f} s" for kind in ("seconds", "processor_s"))
+        table.add_row(row["journey"], row["command"], *times, f"{row['peak_mb']:,.0f} MB")
     console.print(table)
 
 

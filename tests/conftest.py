@@ -1,5 +1,7 @@
 """Shared parts of the tests: drawn pages, a small trained-shape checkpoint, a package built from it, real pages."""
 
+from __future__ import annotations
+
 import functools
 import json
 import os
@@ -8,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported, here and in the processes that tests start: with models this small a second OpenMP thread only
 # waits, and on a busy machine it waits without end.
@@ -15,21 +18,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import settings
 from PIL import Image
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from ee_export.atomic import one_at_a_time, staged_folder
-from ee_export.build import build
 from ee_export.cli import cli
 from ee_export.console import run_command as run_cli
 from ee_export.draw import draw_folder
-from ee_export.model import checkpoint
-from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.package import Package, open_package
 
-# torch collects its table of operators anew at every export, which is a fifth of the time of a small graph's.
-ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+if TYPE_CHECKING:  # torch is imported where it is used: xdist's first process runs no test
+    from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
+
+settings.register_profile("tests", max_examples=40, deadline=None)
+settings.register_profile("exhaustive", max_examples=200, deadline=None)
+settings.load_profile("tests")
 
 LABELS = (
     "ad_buy_form",
@@ -56,6 +59,32 @@ max_position_embeddings = 514
 image_mode = "L"
 """
 """The beginning of a recipe, as TOML: a trunk of two small layers; more of `[model]` may follow."""
+SMALL_MODEL = f"""
+import torch
+from torch import nn
+from ee_export.export import Part, PartedModel, image_encoding
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.early, self.late = nn.Linear(192, 1024), nn.Linear(1024, 7), nn.Linear(1024, 7)
+
+    def first(self, pixel_values):
+        return torch.relu(self.stem(pixel_values.flatten(1)))
+
+def make_model():
+    torch.manual_seed(0)
+    net = Net().eval()
+    parts = [
+        Part(("pixel_values",), ("near",), net.first),
+        Part(("near",), ("early.logits",), net.early),
+        Part(("near",), ("late.logits",), net.late),
+    ]
+    return PartedModel(
+        parts=parts, exits=("early", "late"), labels={LABELS}, module=net, encoding=image_encoding(8, mode="L")
+    )
+"""
+"""A module whose function ``make_model`` makes a model of two segments and 800 kB of weights, which is exported in a second."""
 Call = Callable[..., tuple[int, str, str]]
 """Runs ``ee-export`` with arguments in this process; returns exit status, stdout and stderr."""
 EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
@@ -63,12 +92,18 @@ EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests run first, so that no process is left alone with one at the end."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    # torch collects its table of operators anew at every export, which is a fifth of the time of a small graph's.
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
-def tiny_config(**changes) -> EarlyExitLayoutLMv3Config:
+def tiny_config(**changes: Any) -> EarlyExitLayoutLMv3Config:
     """A configuration small enough to export in seconds; encoder.2 pools, the others read ``[CLS]``."""
+    from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3Config
+
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 3,
@@ -91,6 +126,10 @@ def tiny_config(**changes) -> EarlyExitLayoutLMv3Config:
 
 def random_model(config: EarlyExitLayoutLMv3Config, seed: int = 0) -> EarlyExitLayoutLMv3:
     """A model with weights large enough that wrong arithmetic shows in the logits."""
+    import torch
+
+    from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
+
     torch.manual_seed(seed)
     model = EarlyExitLayoutLMv3(config).eval()
     with torch.no_grad():
@@ -126,6 +165,9 @@ def pages_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> Path:
     """An untrained checkpoint of the tiny configuration."""
+    import torch
+
+    from ee_export.model import checkpoint
 
     def make(folder: Path) -> None:
         words = (json.loads(path.read_text())["words"] for path in sorted(pages_folder.rglob("*.json")))
@@ -140,11 +182,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path
 @pytest.fixture(scope="session")
 def tiny_package(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, pages_folder: Path) -> Package:
     """A package built from the tiny checkpoint. Tests that change one copy it first."""
+    from ee_export.build import build
 
     def make(folder: Path) -> None:
         build(tiny_checkpoint, pages_folder, folder / "tiny.ee", ocr_ms=500.0, progress=lambda stage, done, total: None)
 
     return open_package(make_once(tmp_path_factory, "package", make) / "tiny.ee")
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What ``ee-export build`` takes to make the small model."""
+    folder = make_once(tmp_path_factory, "small", lambda folder: (folder / "small.py").write_text(SMALL_MODEL))
+    return f"{folder / 'small.py'}:make_model"
 
 
 @pytest.fixture

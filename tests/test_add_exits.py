@@ -31,7 +31,7 @@ from ee_export.model.source import find_checkpoint, load_source
 from ee_export.model.train_heads import HeadTraining
 from ee_export.package import open_package
 from ee_export.runtime.load import load_package
-from tests.conftest import LABELS, Call, run_command
+from tests.conftest import LABELS, Call
 
 UNSORTED = (*reversed(LABELS), "never_seen")
 ID2LABEL = dict(enumerate(UNSORTED))
@@ -153,6 +153,21 @@ def test_a_package_answers_as_the_checkpoint_from_the_page_on(
     assert comparison.pages_unlike == {}
 
 
+def test_the_demo_runs_on_a_sample_of_one_s_own_without_tesseract(
+    bert_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "documents.ee").symlink_to(bert_package)
+    (tmp_path / "documents.checkpoint").symlink_to(bert_package.parent / "with-exits")
+    status, out, err = call("demo", "--sample", tmp_path, "--json")
+    assert status == 0, err
+    result = json.loads(out)
+    assert result["largest_difference"] <= 2e-4
+    assert result["text_from"] == "yes, given"
+    assert [page["drawn_as"] for page in result["pages"]] == list(LABELS)
+    assert {page["exit"] for page in result["pages"]} <= {"encoder.1", "final"}
+
+
 def test_default_exits_are_before_the_encoder_and_inside_it(layoutlmv3_package: Path) -> None:
     assert open_package(layoutlmv3_package).manifest.exits == ("vision", "text", "encoder.1", "encoder.2", "final")
 
@@ -195,12 +210,12 @@ def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path
     rows = [f"{path},{path.parent.name}" for path in read_dataset(pages_folder).paths]
     (tmp_path / "train.csv").write_text("\n".join(["path,label", *rows]))
     (tmp_path / "labels.json").write_text(json.dumps({f"LABEL_{at}": name for at, name in enumerate(UNSORTED)}))
-    done = run_command(
+    status, _, err = call(
         "add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1", "--epochs", "1", "--exits", "text",
         "--labels", tmp_path / "labels.json", "--train", tmp_path / "train.csv",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "to validate, 56 held out" in done.stderr
+    assert status == 0, err
+    assert "to validate, 56 held out" in err
     assert open_package(tmp_path / "x.ee").manifest.labels == UNSORTED
     status, out, err = call("verify", tmp_path / "x.ee", pages_folder, "--against", folder)
     assert status == 0, err

@@ -12,12 +12,13 @@ import pytest
 from ee_export.atomic import staged_folder
 from ee_export.errors import BadRequest
 from ee_export.package import open_package
-from tests.conftest import COMMAND, run_command
+from tests.conftest import COMMAND, Call, run_command
 
 
-def build_arguments(checkpoint: Path, data: Path, out: Path) -> list[str]:
-    """Of two segments: each takes seconds to export, and every build exports all before it writes one."""
-    return ["build", str(checkpoint), str(data), "--out", str(out), "--ocr-ms", "500", "--exits", "vision"]
+@pytest.fixture
+def arguments(small_model: str, pages_folder: Path, tmp_path: Path) -> list[str]:
+    """A build of the small model into ``out.ee`` of the test's folder."""
+    return ["build", small_model, str(pages_folder), "--out", str(tmp_path / "out.ee")]
 
 
 def interrupted_build(arguments: list[str], folder: Path, number: int) -> int:
@@ -67,37 +68,29 @@ def test_two_writers_do_not_remove_each_others_staging(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_during_build_leaves_nothing(tiny_checkpoint: Path, pages_folder: Path, tmp_path: Path) -> None:
-    status = interrupted_build(
-        build_arguments(tiny_checkpoint, pages_folder, tmp_path / "out.ee"), tmp_path, signal.SIGTERM
-    )
-    assert status == 128 + signal.SIGTERM
+def test_sigterm_during_build_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
+    assert interrupted_build(arguments, tmp_path, signal.SIGTERM) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_after_sigkill_the_next_build_clears_up_and_succeeds(
-    tiny_checkpoint: Path, pages_folder: Path, tmp_path: Path
-) -> None:
-    arguments = build_arguments(tiny_checkpoint, pages_folder, tmp_path / "out.ee")
+def test_after_sigkill_the_next_build_clears_up_and_succeeds(arguments: list[str], tmp_path: Path, call: Call) -> None:
     assert interrupted_build(arguments, tmp_path, signal.SIGKILL) == -signal.SIGKILL
     assert not (tmp_path / "out.ee").exists(), "a half-written package appeared"
     assert list(tmp_path.glob(".out.ee.staging-*")), "nothing was there to clear up"
-    done = run_command(*arguments)
-    assert done.returncode == 0, done.stderr
+    status, _, err = call(*arguments)
+    assert status == 0, err
     assert [path.name for path in tmp_path.iterdir()] == ["out.ee"]
     open_package(tmp_path / "out.ee").check()
 
 
 @pytest.mark.slow
-def test_a_full_disk_during_build_is_one_line_and_leaves_nothing(
-    tiny_checkpoint: Path, pages_folder: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_during_build_is_one_line_and_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
     def no_large_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = run_command(*build_arguments(tiny_checkpoint, pages_folder, tmp_path / "out.ee"), preexec_fn=no_large_files)
+    done = run_command(*arguments, preexec_fn=no_large_files)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "out.ee: cannot be written (File too large); nothing was left behind" in done.stderr
@@ -105,17 +98,16 @@ def test_a_full_disk_during_build_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_file_system_during_build_is_one_line_and_leaves_nothing(
-    tiny_checkpoint: Path, pages_folder: Path, tmp_path: Path
-) -> None:
+def test_a_full_file_system_during_build_is_one_line_and_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
-        done = run_command(*build_arguments(tiny_checkpoint, pages_folder, tmp_path / "out.ee"))
+        done = run_command(*arguments)
         assert done.returncode == 2
         assert "No space left on device" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -24,6 +24,7 @@ def outcomes(sample: Path) -> list[Outcome]:
     return run_attacks(sample, choose(sample, FAMILIES, 0.0, SEED), SEED)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_attack_is_refused_or_answered(outcomes: list[Outcome], sample: Path, family: str) -> None:
     ours = [outcome for outcome in outcomes if outcome.family == family]
@@ -32,6 +33,7 @@ def test_every_attack_is_refused_or_answered(outcomes: list[Outcome], sample: Pa
     assert not failed, "\n" + report.findings(failed, sample, SEED)
 
 
+@pytest.mark.exhaustive
 def test_attacks_leave_the_package_as_it_is(outcomes: list[Outcome], sample: Path) -> None:
     from ee_export.package import open_package
 
@@ -59,6 +61,7 @@ def test_two_runs_of_one_seed_choose_the_same_attacks(sample: Path) -> None:
     assert first == second != choose(sample, FAMILIES, 0.05, 4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata
 def test_memory_is_flat_over_odd_pages_and_loads(sample: Path, tmp_path: Path) -> None:
     samples, tally, untyped = soak.predictions(sample, None, 400, SEED, tmp_path)

@@ -184,6 +184,7 @@ def test_bench_prints_a_table_for_people(package: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_demo_exports_the_sample_anew_and_answers_drawn_pages() -> None:
     found = json.loads(run("demo", "--json"))
     assert found["largest_difference"] <= 2e-4

@@ -11,17 +11,19 @@ from click.testing import CliRunner
 
 from ee_export import compile as compiling
 from ee_export import golden
+from ee_export.build import build_own
 from ee_export.cli import cli
 from ee_export.compile import compile_target
 from ee_export.data import read_dataset
 from ee_export.errors import BadRequest, NotEqual
+from ee_export.factory import call_factory
 from ee_export.package import Package, open_package
 from ee_export.runtime.load import load_package
 from ee_export.segments.join import join
 from ee_export.verify import verify_package
 
 
-@pytest.fixture(scope="module", params=["dynamic", "static"])
+@pytest.fixture(scope="module", params=["static", pytest.param("dynamic", marks=pytest.mark.exhaustive)])
 def compiled(request, tiny_package: Package, pages_folder: Path, tmp_path_factory) -> Package:
     path = Path(shutil.copytree(tiny_package.path, tmp_path_factory.mktemp("compile") / "tiny.ee"))
     done = CliRunner().invoke(cli, ["compile", str(path), str(pages_folder), "--quantization", request.param])
@@ -84,10 +86,13 @@ def test_the_joined_graph_of_integers_answers_as_its_chain(
 
 
 def test_a_segment_that_quantizing_harms_stays_float(
-    package: Path, pages_folder: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: str, tmp_path: Path, pages_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    package = build_own(
+        call_factory(small_model), pages_folder, tmp_path / "small.ee", ocr_ms=0.0, progress=lambda *_: None
+    )
     monkeypatch.setattr(compiling, "LOSS", -2.0)  # nothing is good enough: one after the other is left float
-    found = compile_target(open_package(package), "cpu-int8", pages_folder, progress=lambda *_: None)
+    found = compile_target(package, "cpu-int8", pages_folder, progress=lambda *_: None)
     target = found.target("cpu-int8")
     assert set(target.compiled["float"].split(", ")) == set(found.manifest.exits)
     assert max(target.equality.values()) < 1e-4
@@ -153,6 +158,7 @@ def test_a_target_that_is_there_is_replaced_only_by_force(compiled: Package, pag
         compile_target(compiled, "cpu-int8", pages_folder, progress=lambda *_: None)
 
 
+@pytest.mark.exhaustive
 def test_the_sample_in_integers_is_as_accurate_and_less_than_a_third_in_size(
     sample: Path, real_pages: Path, tmp_path: Path
 ) -> None:

@@ -109,7 +109,7 @@ def test_a_manifest_with_a_wrong_field_names_it(package: Path, change, message: 
         ee_export.load(package)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 def test_no_byte_of_a_manifest_can_do_more_than_be_refused(
     package: Path, tiny_package: Package, at: float, value: int

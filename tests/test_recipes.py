@@ -168,6 +168,7 @@ def test_a_recipe_cannot_take_a_name_that_is_no_targets_or_another_ones(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_wheel_carries_recipes_and_grids_where_the_code_looks(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -139,6 +139,7 @@ def test_a_package_is_whole_whenever_its_writer_is_killed(copy: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_package_is_whole_whenever_a_command_is_killed(tiny_package, pages_folder: Path) -> None:
     result = attack(tiny_package.path, pages_folder, 3, 0)  # one of each command
     assert result.faults == []

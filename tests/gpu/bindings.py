@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,11 @@ def refusal(name: str) -> Path:
     return FOLDER / f"{name}.missing"
 
 
-def main() -> int:
-    """Install and describe every binding; say which could not be, and fail where it is more than pycuda."""
+def main(names: Sequence[str]) -> int:
+    """Install and describe bindings, all if none is named; say which could not be, and fail where it is more than pycuda."""
     failed = False
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name in SURFACES:
+    for name in names or SURFACES:
         refusal(name).unlink(missing_ok=True)
         try:
             install(name)
@@ -186,4 +187,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

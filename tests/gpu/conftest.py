@@ -18,7 +18,7 @@ from tests.gpu.stand_in import computing
 from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu, fakes
 
 
-@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
+@pytest.fixture(params=["tensorrt-11", pytest.param("tensorrt-10", marks=pytest.mark.exhaustive)])
 def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRt]:
     """A TensorRT that computes with onnxruntime, on a GPU whose memory is the host's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -45,7 +45,7 @@ class Machine:
     tensorrt: FakeTensorRt
 
 
-@pytest.fixture(params=["10-12", "11-13"])
+@pytest.fixture(params=["11-13", pytest.param("10-12", marks=pytest.mark.exhaustive)])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
     tensorrt, cuda = request.param.split("-")
     loaded = set(sys.modules)

@@ -24,7 +24,7 @@ def copy(tmp_path: Path) -> Package:
     return open_package(shutil.copytree(shipped, tmp_path / shipped.name))
 
 
-@pytest.mark.parametrize("target", ["tensorrt-fp32", "tensorrt-fp16"])
+@pytest.mark.parametrize("target", ["tensorrt-fp16", pytest.param("tensorrt-fp32", marks=pytest.mark.exhaustive)])
 def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
     tensorrt: FakeTensorRt, copy: Package, target: str
 ) -> None:

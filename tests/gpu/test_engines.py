@@ -21,7 +21,7 @@ ONE, MANY = Range(1, 1, 1), Range(2, 8, 16)
 SHAPES = profile_shapes(SPEC.inputs, [Profile(ONE, Range(1, 128, 512)), Profile(MANY, Range(1, 128, 512))], VISUAL)
 
 
-@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
+@pytest.fixture(params=["tensorrt-11", pytest.param("tensorrt-10", marks=pytest.mark.exhaustive)])
 def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:
     yield from fakes(request.param, monkeypatch)
 

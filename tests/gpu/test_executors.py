@@ -23,7 +23,7 @@ KINDS = ("host", "graphs", "conditional")
 BATCHES, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (5, 9)
 
 
-@pytest.fixture(params=["cuda-12", "cuda-13"])
+@pytest.fixture(params=["cuda-13", pytest.param("cuda-12", marks=pytest.mark.exhaustive)])
 def simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
     """A driver; at the end nothing is left in it, and nothing touched memory that was not there."""
     made = driver_of(request.param, monkeypatch)

@@ -17,7 +17,7 @@ def fake_of(binding: str) -> Fake:
         pytest.skip(f"{binding}: {error}")
 
 
-@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
+@pytest.fixture(params=["tensorrt-11", pytest.param("tensorrt-10", marks=pytest.mark.exhaustive)])
 def fake(request: pytest.FixtureRequest) -> Fake:
     return fake_of(request.param)
 

@@ -116,7 +116,7 @@ def test_nvrtc_makes_a_cubin(binding: str) -> None:
     assert done.stdout.split() == [r"b'\x7fELF'"] * 4
 
 
-@pytest.fixture(params=["cuda-12", "cuda-13"])
+@pytest.fixture(params=["cuda-13", pytest.param("cuda-12", marks=pytest.mark.exhaustive)])
 def nvrtc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fake:
     try:
         fake = Fake(request.param)

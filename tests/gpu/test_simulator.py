@@ -18,7 +18,7 @@ from tests.gpu import bindings
 from tests.gpu.simulator import Simulator, driver_of
 
 
-@pytest.fixture(params=["cuda-12", "cuda-13"])
+@pytest.fixture(params=["cuda-13", pytest.param("cuda-12", marks=pytest.mark.exhaustive)])
 def simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
     made = driver_of(request.param, monkeypatch)
     yield made

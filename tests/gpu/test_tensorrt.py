@@ -13,7 +13,7 @@ from ee_export.runtime.gpu.scratch import Scratch
 from tests.gpu.tensorrt_fake import ADDRESSES, SIZES, SPEC, FakeTensorRt, Gpu, fakes
 
 
-@pytest.fixture(params=["tensorrt-10", "tensorrt-11"])
+@pytest.fixture(params=["tensorrt-11", pytest.param("tensorrt-10", marks=pytest.mark.exhaustive)])
 def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:
     yield from fakes(request.param, monkeypatch)
 

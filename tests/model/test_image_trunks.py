@@ -187,7 +187,9 @@ def test_every_weight_of_a_stock_checkpoint_is_loaded(name: str, folders: dict[s
         assert torch.equal(again.state_dict()[key], weight), key
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(
+    "name", [name if name == "swin" else pytest.param(name, marks=pytest.mark.exhaustive) for name in EXPORTED]
+)
 def test_exported_segments_answer_as_the_stock_classifier(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     case, model = CASES[name], load(name, folders)
     model.keep_exits(["encoder.1"])

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from tests.conftest import COMMAND, TINY_MODEL, Call, run_command
+from ee_export.cli import cli
+from tests.conftest import COMMAND, TINY_MODEL, Call
 
 RECIPE = f"""{TINY_MODEL}
 max_text_tokens = 64
@@ -39,8 +41,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, recipe: Path, pages_folder: Path) -> Path:
     out = tmp_path_factory.mktemp("trained") / "model"
-    done = run_command("train", pages_folder, "--val", pages_folder, "--out", out, "--recipe", recipe, "--json")
-    assert done.returncode == 0, done.stderr
+    arguments = ("train", pages_folder, "--val", pages_folder, "--out", out, "--recipe", recipe, "--json")
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
     assert set(json.loads(done.stdout)["val_accuracy"]) == {"vision", "text", "encoder.1", "final"}
     return out
 
@@ -59,7 +62,7 @@ def test_training_learns_more_than_chance(unbroken: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
-    tmp_path: Path, recipe: Path, pages_folder: Path, unbroken: Path
+    tmp_path: Path, recipe: Path, pages_folder: Path, unbroken: Path, call: Call
 ) -> None:
     out = tmp_path / "model"
     arguments = ["train", pages_folder, "--val", pages_folder, "--out", out, "--recipe", recipe]
@@ -75,10 +78,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     assert not out.exists()
     steps = json.loads(state.read_text())["steps"]
 
-    resumed = run_command(*arguments)
-    assert resumed.returncode == 0, resumed.stderr
+    status, _, err = call(*arguments)
+    assert status == 0, err
     assert steps > 20
-    assert "epoch 1/12" not in resumed.stderr, "it began again instead of going on"
+    assert "epoch 1/12" not in err, "it began again instead of going on"
     assert not (tmp_path / "model.partial").exists()
     expected, found = load_file(unbroken / "model.safetensors"), load_file(out / "model.safetensors")
     for name, value in expected.items():

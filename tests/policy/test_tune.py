@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ee_export.errors import BadRequest
@@ -49,7 +49,6 @@ def everything(pages: Scored) -> list[tuple[float | None, ...]]:
     return list(itertools.product(*[[None, *np.unique(scores)] for scores in pages.scores[:-1]]))
 
 
-@settings(max_examples=60, deadline=None)
 @given(seen(), st.sampled_from(KINDS))
 def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: Scored, kind: str) -> None:
     thresholds = careful(pages, kind=kind)
@@ -59,7 +58,6 @@ def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: Sc
     assert found.mean_cost_ms <= full.mean_cost_ms
 
 
-@settings(max_examples=30, deadline=None)
 @given(seen())
 def test_one_exit_is_tuned_as_well_as_by_trying_everything(pages: Scored) -> None:
     two = Scored(pages.scores[[0, -1]], pages.answers[[0, -1]], pages.targets, pages.cost_ms[[0, -1]])
@@ -93,7 +91,6 @@ def test_a_class_that_is_never_mistaken_may_leave_earlier_than_one_that_is() -> 
         careful(pages, kind="per_clas")
 
 
-@settings(max_examples=40, deadline=None)
 @given(seen(), st.sampled_from([0.0, 0.2]))
 def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_lost(pages: Scored, most: float) -> None:
     candidates, cost = worth_asking(pages, lost, most, 0.5)
@@ -108,7 +105,6 @@ def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_l
     assert min(costs) - 1e-9 <= cost <= never + 1e-9
 
 
-@settings(max_examples=60, deadline=None)
 @given(seen())
 def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_another(pages: Scored) -> None:
     points = frontier(pages)
@@ -120,7 +116,6 @@ def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_
         assert cheap.accuracy < dear.accuracy
 
 
-@settings(max_examples=40, deadline=None)
 @given(seen())
 def test_the_frontier_is_within_a_percent_of_trying_everything(pages: Scored) -> None:
     points = frontier(pages)
@@ -171,7 +166,6 @@ def not_asked(pages: Scored, exit: int) -> Scored:
     return Scored(scores, pages.answers, pages.targets, pages.cost_ms)
 
 
-@settings(max_examples=40, deadline=None)
 @given(seen())
 def test_an_exit_that_is_not_asked_gets_no_threshold_and_changes_no_other_point(pages: Scored) -> None:
     without = Scored(pages.scores[1:], pages.answers[1:], pages.targets, pages.cost_ms[1:])

@@ -101,6 +101,7 @@ def test_nothing_is_written_to_the_home_folder(sample: Path, tmp_path: Path) -> 
 
 @has_telemetry
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nothing_is_looked_up_while_a_chain_works_and_idles(sample: Path, tmp_path: Path) -> None:
     # With telemetry on, onnxruntime 1.32 looks its host up nine seconds after it was imported.
     script = f"{PREDICT}\nimport time\nee_export.load({str(sample)!r}).predict(page)\ntime.sleep(14)"

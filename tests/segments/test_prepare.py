@@ -24,7 +24,7 @@ from ee_export.segments.plain_attention import one_output, plain
 from ee_export.segments.precision import cast_graph
 from ee_export.segments.prepare import prepare_segments
 from tests.conftest import random_model, tiny_config
-from tests.model.test_families import STOCK, exported, inputs_of, model_of
+from tests.model.test_families import EXPORTED, exported, inputs_of, model_of
 
 
 def replayed(folder: Path, specs: Sequence[SegmentSpec], pages: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
@@ -61,7 +61,7 @@ def encoded(package: Package, folder: Path, count: int) -> tuple[list[Arrays], l
     return [chain.encode([data.page(at)]) for at in chosen], [data.targets[at] for at in chosen]
 
 
-@pytest.mark.parametrize("attention", ["operator", "plain"])
+@pytest.mark.parametrize("attention", ["plain", pytest.param("operator", marks=pytest.mark.exhaustive)])
 def test_fp16_answers_golden_and_real_pages_as_float32_does(
     attention, sample: Path, real_pages: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +84,7 @@ def quantized(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return package, folder, prepare_segments(package, recipe, folder, samples)
 
 
+@pytest.mark.exhaustive
 def test_int8_is_as_accurate_on_real_pages(quantized, real_pages: Path) -> None:
     package, folder, specs = quantized
     pages, targets = encoded(package, real_pages / "test", 20)
@@ -170,7 +171,7 @@ def test_modelopt_finds_the_scales_where_it_is_installed(sample: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", list(STOCK))
+@EXPORTED
 def test_every_trunk_is_cast(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     inputs = inputs_of(kind)
     expected = model_of(kind).reference_logits(**inputs)

@@ -134,7 +134,7 @@ def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> No
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("kind", ["vit", "beit"])
+@pytest.mark.parametrize("kind", ["beit", pytest.param("vit", marks=pytest.mark.exhaustive)])
 def test_a_model_without_such_a_bias_says_so_where_it_is_asked_and_is_as_it_was_where_not(
     kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
