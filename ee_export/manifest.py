@@ -20,11 +20,11 @@ ARRAY = "array"
 GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 """Backends of targets that run on an NVIDIA GPU."""
 
-FULL = "full"
-"""The operating point at which no page exits early. Every target has it."""
-
 SOURCE = "source"
 """Key of :attr:`Target.equality` for the difference from the stock checkpoint, from the page on."""
+
+FULL = "full"
+"""The operating point at which no page exits early. Every target has it."""
 
 Axis = int | str
 

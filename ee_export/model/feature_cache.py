@@ -1,6 +1,7 @@
 """Features of labelled pages that heads read, computed once by a frozen trunk and kept in memory-mapped files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from ee_export.encode import Encoder
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.labelled import Labelled
 from ee_export.model.pages import read_contents
-from ee_export.progress import PageProgress
+
+Progress = Callable[[int, int], None]
+"""Called with pages done and pages in all."""
 
 _BATCH = 8
 """Pages that go through the trunk together."""
@@ -20,7 +23,7 @@ _STEP = 64
 
 
 def cache_features(
-    model: EarlyExitModel, encoder: Encoder, data: Labelled, folder: Path, identity: str, progress: PageProgress
+    model: EarlyExitModel, encoder: Encoder, data: Labelled, folder: Path, identity: str, progress: Progress
 ) -> dict[str, np.ndarray]:
     """Features of every page for the head of every exit but ``final``, float32 ``[N, H]`` per exit, memory-mapped.
 
