@@ -98,7 +98,8 @@ def build_package(
         BadRequest: ``out`` exists.
         NotEqual: an exported graph does not give what the model gives.
     """
-    from ee_export.build import build_own  # here, because it imports transformers: a module with a factory need not
+    # Here, because it imports transformers: a module with a factory need not.
+    from ee_export.build import build_own
 
     model = PartedModel(
         parts=parts,

@@ -1,6 +1,7 @@
 """Features of labelled pages that heads read, computed once by a frozen trunk and kept in memory-mapped files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.labelled import Labelled
 from ee_export.model.loader import loaded
 from ee_export.model.pages import read_contents
-from ee_export.progress import PageProgress
+
+Progress = Callable[[int, int], None]
+"""Called with pages done and pages in all."""
 
 _BATCH = 8
 """Pages that go through the trunk together."""
@@ -31,7 +34,7 @@ def cache_features(
     data: Labelled,
     folder: Path,
     identity: str,
-    progress: PageProgress,
+    progress: Progress,
     *,
     workers: int = 0,
     bf16: bool = False,

@@ -14,6 +14,8 @@ import pytest
 
 import ee_export
 from attacks.threads import negate_heads
+from ee_export import package as packages
+from ee_export import reading
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package import open_package
 from ee_export.runtime import ort
@@ -177,7 +179,7 @@ def test_what_is_swapped_while_a_package_loads_never_answers(
     with_manifest(other)
     hashed, lock = threading.Event(), threading.Lock()
     swapped: list[object] = []
-    make_session, hash_files = ort.open_session, ee_export.reading.Reading.hash
+    make_session, hash_files = ort.open_session, reading.Reading.hash
 
     def hash_then_tell(self, names):
         hashes = hash_files(self, names)
@@ -195,7 +197,7 @@ def test_what_is_swapped_while_a_package_loads_never_answers(
                 after(package, other)
             return session
 
-    monkeypatch.setattr(ee_export.reading.Reading, "hash", hash_then_tell)
+    monkeypatch.setattr(reading.Reading, "hash", hash_then_tell)
     monkeypatch.setattr(ort, "open_session", make_session_of_others)
     try:
         chain = ee_export.load(package, threads=6)
@@ -212,7 +214,7 @@ def test_a_package_that_was_replaced_while_it_loaded_says_so(
     other = copied(sample, tmp_path / "b.ee")
     negate_heads(other / WEIGHTS)
     with_manifest(other)
-    require_files = ee_export.package._require_files
+    require_files = packages._require_files
 
     def replaced_first(folder: Path, sizes):
         if other.exists():
@@ -221,7 +223,7 @@ def test_a_package_that_was_replaced_while_it_loaded_says_so(
             (package / "vision.onnx").touch()
         return require_files(folder, sizes)
 
-    monkeypatch.setattr(ee_export.package, "_require_files", replaced_first)
+    monkeypatch.setattr(packages, "_require_files", replaced_first)
     with pytest.raises(BadPackage, match="replaced while it was loaded; load the package again"):
         ee_export.load(package)
 
