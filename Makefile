@@ -53,12 +53,12 @@ sample: .venv/.ready
 	@.venv/bin/python -m ee_export.draw build/drawn --pages 200 --seed 1 --hard-share 0.4
 	@.venv/bin/python -m ee_export.draw build/golden --pages 1 --seed 2
 	@.venv/bin/ee-export train $(EE_DATA)/train $(EE_DATA)/train build/drawn --val $(EE_DATA)/val \
-	    --recipe engines/documents.toml --out build/whole.checkpoint --force
+	    --recipe recipes/training/documents.toml --out build/whole.checkpoint --force
 	@.venv/bin/ee-export train $(EE_DATA)/train $(EE_DATA)/train build/drawn --val $(EE_DATA)/val \
-	    --recipe engines/documents.toml --init build/whole.checkpoint --add text.30,text.40,text.50 \
-	    --epochs 10 --learning-rate 2e-3 --out engines/documents.checkpoint --force
-	@.venv/bin/ee-export build engines/documents.checkpoint $(EE_DATA)/val --golden build/golden \
-	    --exits vision,text.40,text.50,text,encoder.1,encoder.4 --out engines/documents.ee --force
+	    --recipe recipes/training/documents.toml --init build/whole.checkpoint --add text.30,text.40,text.50 \
+	    --epochs 10 --learning-rate 2e-3 --out samples/documents.checkpoint --force
+	@.venv/bin/ee-export build samples/documents.checkpoint $(EE_DATA)/val --golden build/golden \
+	    --exits vision,text.40,text.50,text,encoder.1,encoder.4 --out samples/documents.ee --force
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = {
-    "targets": sorted(map(str, Path("engines").glob("*-*.toml"))),
+    "targets": sorted(map(str, Path("recipes/targets").glob("*.toml"))),
     "grids/pareto": sorted(map(str, Path("benchmarks/pareto").glob("*.toml"))),
     "grids/trunks": sorted(map(str, Path("benchmarks/trunks").glob("*.toml"))),
 }

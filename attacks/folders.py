@@ -17,7 +17,7 @@ from attacks.pages import drawn_page
 from attacks.word_files import word_files
 from ee_export.errors import UnexpectedError
 
-_COMMAND = [sys.executable, "-c", "from ee_export.cli import main; main()"]
+_COMMAND = [sys.executable, "-c", "from ee_export.cli.main import main; main()"]
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _WORDS = json.dumps({"words": ["TOTAL", "10.53"], "boxes": [[83, 600, 283, 660], [333, 600, 533, 660]]})
 

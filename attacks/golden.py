@@ -14,8 +14,8 @@ from attacks.family import Attack, Family, Ground
 from attacks.json_changes import damaged
 from attacks.packages import copy_package, replace_file, reseal
 from ee_export import load
-from ee_export.package import open_package
-from ee_export.verify import verify_package
+from ee_export.package.store import open_package
+from ee_export.verify.replay import verify_package
 
 GOLDEN = "golden.npz"
 Members = dict[str, bytes]

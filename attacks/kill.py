@@ -19,10 +19,10 @@ from pathlib import Path
 
 import click
 
-from ee_export.package import open_package
-from ee_export.verify import verify_package
+from ee_export.package.store import open_package
+from ee_export.verify.replay import verify_package
 
-_COMMAND = [sys.executable, "-c", "from ee_export.cli import main; main()"]
+_COMMAND = [sys.executable, "-c", "from ee_export.cli.main import main; main()"]
 COMMANDS: dict[str, tuple[str, ...]] = {
     "tune": ("--operating-point", "killed"),
     "calibrate": (),
@@ -134,7 +134,7 @@ def _small(folder: Path) -> tuple[Path, Path]:
     """A package of the tests' tiny model, and the pages it was built with."""
     import torch
 
-    from ee_export.build import build
+    from ee_export.builder.build import build
     from ee_export.draw import draw_folder
     from ee_export.model import checkpoint
     from tests.conftest import random_model, tiny_config

@@ -9,9 +9,9 @@ from typing import Any
 from attacks.family import Attack, Family, Ground
 from attacks.json_changes import CHANGES, WRONG_VALUES, changed, damaged, dump, paths_of, replaced, shaken, shown
 from attacks.packages import MANIFEST, copy_package, exercise, replace_file
-from ee_export.manifest import Former, Made, Origin, to_json
-from ee_export.package import open_package
-from ee_export.runtime.plan import FULL, operating_point
+from ee_export.package.manifest import FULL, Former, Made, Origin, to_json
+from ee_export.package.store import open_package
+from ee_export.runtime.plan import operating_point
 
 _VARIANTS = len(WRONG_VALUES) + len(CHANGES)
 

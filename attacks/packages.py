@@ -79,9 +79,9 @@ def exercise(
         EeError: the package is refused.
         Wrong: an answer is not one, or the output is not printable.
     """
-    from ee_export import monitor
-    from ee_export.package import open_package
-    from ee_export.verify import verify_package
+    from ee_export.package.store import open_package
+    from ee_export.verify import drift as monitor
+    from ee_export.verify.replay import verify_package
 
     opened = open_package(package)
     target = next(iter(opened.manifest.targets), "cpu-fp32")
@@ -123,7 +123,7 @@ def check_answer(chain: Chain, answer: Answer) -> None:
 
 def show_package(package: Path, target: str) -> None:
     """Show a package as ``ee-export inspect`` does, as a table and as JSON; its output must be printable."""
-    from ee_export.cli import cli
+    from ee_export.cli.main import cli
 
     for options in ([], ["--json"]):
         with contextlib.redirect_stdout(io.StringIO()) as shown:

@@ -13,7 +13,7 @@ from attacks.packages import MANIFEST, copy_package, exercise, replace_file, res
 from attacks.pages import drawn_page, words_of_page
 from ee_export import Page, load
 from ee_export.errors import EeError
-from ee_export.package import open_package
+from ee_export.package.store import open_package
 from ee_export.runtime.load import load_package
 
 Act = Callable[[Ground], object]

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 import ee_export
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
+from ee_export.data.image import IMAGE_SUFFIXES
+from ee_export.data.page import read_page
 from ee_export.errors import EeError
-from ee_export.image import IMAGE_SUFFIXES
-from ee_export.manifest import OperatingPoint
-from ee_export.page import read_page
+from ee_export.package.manifest import OperatingPoint
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.graph import external_weights
 

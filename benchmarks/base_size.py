@@ -10,15 +10,15 @@ import click
 import torch
 from rich.progress import Progress
 
-from ee_export import golden
-from ee_export.atomic import staged_folder
-from ee_export.build import export, golden_inputs
-from ee_export.compile import drafted, openvino_target, quantized_target, with_golden
+from ee_export.builder.build import export, golden_inputs
+from ee_export.builder.compile import drafted, openvino_target, quantized_target, with_golden
 from ee_export.model import checkpoint
 from ee_export.model.exits import parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
-from ee_export.package import GOLDEN, seal
+from ee_export.package.atomic import staged_folder
+from ee_export.package.store import GOLDEN, seal
 from ee_export.runtime.load import load_package
+from ee_export.verify import golden
 
 
 @click.command()

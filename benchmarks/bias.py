@@ -14,8 +14,8 @@ import numpy as np
 
 from ee_export.bench.machine import environment
 from ee_export.bench.statistics import interleave, spread, timed
-from ee_export.encode import Arrays, blank_page
-from ee_export.package import open_package
+from ee_export.data.encode import Arrays, blank_page
+from ee_export.package.store import open_package
 from ee_export.runtime.ort import available_threads, open_session
 from ee_export.segments.join import load
 from ee_export.segments.recompute import alone, recompute

@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stock_checkpoints import ACCURACY, fine_tune, labels_of, link_pages, write_stock
-from ee_export.add_exits import add_exits
 from ee_export.bench.machine import environment
-from ee_export.data import read_dataset
-from ee_export.encode import Arrays
+from ee_export.builder.add_exits import add_exits
+from ee_export.builder.against import SourcePipeline, compare
+from ee_export.data.dataset import read_dataset
+from ee_export.data.encode import Arrays
 from ee_export.errors import EeError
 from ee_export.model import checkpoint
-from ee_export.model.against import SourcePipeline, compare
 from ee_export.model.families import FAMILIES
 from ee_export.model.source import default_exits, load_source
 from ee_export.model.train_heads import HeadTraining

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ee_export import fit
-from ee_export.calibrate import calibrated
-from ee_export.data import join, read_dataset
-from ee_export.observe import SHARES, Observed, observe
-from ee_export.package import open_package
+from ee_export.builder import tune
+from ee_export.builder.calibrate import calibrated
+from ee_export.builder.predictions import SHARES, Observed, observe
+from ee_export.data.dataset import join, read_dataset
+from ee_export.package.store import open_package
 from ee_export.policy.tune import evaluate
 from ee_export.runtime.load import load_package
 
@@ -30,7 +30,7 @@ CASES = ((211, 0.03, 0.1), (211, 0.05, 0.1), (422, 0.03, 0.1), (211, 0.05, 0.3))
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--package", default="engines/documents.ee", show_default=True, type=click.Path(path_type=Path))
+@click.option("--package", default="samples/documents.ee", show_default=True, type=click.Path(path_type=Path))
 @click.option("--draws", default=200, show_default=True)
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
@@ -39,7 +39,7 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
     manifest, target = opened.manifest, opened.target("cpu-fp32")
     pages = join([read_dataset(data / part, manifest.labels) for part in ("val", "test")])
     seen = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
-    whole_ms = evaluate(fit.scored(manifest, target, seen, None), [None] * (len(manifest.exits) - 1)).mean_cost_ms
+    whole_ms = evaluate(tune.scored(manifest, target, seen, None), [None] * (len(manifest.exits) - 1)).mean_cost_ms
     table = Table("pages held out", "epsilon", "delta", "risk above epsilon", "mean risk", "of the whole model's cost")
     found = []
     for held, epsilon, delta in CASES:
@@ -49,19 +49,19 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
             parts = {
                 name: some(seen, rng.integers(len(pages), size=round(share * held))) for name, share in SHARES.items()
             }
-            fitted = fit.tuned(
+            fitted = tune.tuned(
                 manifest,
                 calibrated(target, parts["calibrate"]),
                 parts,
                 None,
-                wish=fit.Wish(epsilon=epsilon, delta=delta),
+                wish=tune.Wish(epsilon=epsilon, delta=delta),
             )
             point = fitted.operating_points["default"]
             bars = [point.thresholds[name] for name in manifest.exits[:-1]]
             asked = [band for band in manifest.encoding.bands if point.thresholds[f"text.{band}"] is not None]
-            everything = fit.scored(manifest, fitted, seen, None, bands=asked)
+            everything = tune.scored(manifest, fitted, seen, None, bands=asked)
             outcome = evaluate(everything, bars)
-            risks.append(float(fit.RISKS["accuracy_lost"](everything, outcome.exits).mean()))
+            risks.append(float(tune.RISKS["accuracy_lost"](everything, outcome.exits).mean()))
             costs.append(outcome.mean_cost_ms / whole_ms)
         failed = float(np.mean(np.array(risks) > epsilon))
         table.add_row(

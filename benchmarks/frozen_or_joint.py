@@ -24,16 +24,16 @@ from rich.table import Table
 
 from benchmarks.brought import config_of, silent
 from benchmarks.stock_checkpoints import BATCH, fine_tune, write_stock
-from ee_export.add_exits import add_exits
 from ee_export.bench.machine import disturbed, watch
 from ee_export.bench.statistics import interval
-from ee_export.build import build
-from ee_export.data import Dataset, read_dataset
+from ee_export.builder.add_exits import add_exits
+from ee_export.builder.build import build
+from ee_export.data.dataset import Dataset, read_dataset
 from ee_export.model.recipe import Recipe
 from ee_export.model.source import default_exits, load_source
 from ee_export.model.train import train
 from ee_export.model.train_heads import HeadTraining
-from ee_export.package import Package, open_package
+from ee_export.package.store import Package, open_package
 from ee_export.runtime.load import load_package
 
 console = Console(highlight=False, markup=False, soft_wrap=True, width=170)

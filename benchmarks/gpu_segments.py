@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ee_export.errors import DeviceError
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 from ee_export.runtime.gpu.device import Device
 
 CLASSES = 8

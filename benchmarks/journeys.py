@@ -30,7 +30,7 @@ from transformers import BeitImageProcessorPil, LayoutLMv3ImageProcessorPil
 from benchmarks.stock_checkpoints import Stock, link_pages, write_stock
 from benchmarks.train_memory import write_page
 from ee_export.bench.machine import watch
-from ee_export.data import read_dataset
+from ee_export.data.dataset import read_dataset
 
 console = Console(highlight=False, soft_wrap=True, width=150)
 STOCK = {
@@ -54,7 +54,7 @@ STOCK = {
 """Family and checkpoint of each stock model. What a configuration does not state is transformers' default, which is the base size."""
 CLASSES = [f"kind_{number:02}" for number in range(20)]
 VIT = Path(__file__).resolve().parents[1] / "examples" / "vit_ramps.py"
-EE_EXPORT = (sys.executable, "-c", "from ee_export.cli import main; main()")
+EE_EXPORT = (sys.executable, "-c", "from ee_export.cli.main import main; main()")
 PREDICT = (*EE_EXPORT, "predict", "my.ee", "{test}", "--operating-point", "full", "--jsonl")
 FROM_CHECKPOINT = {
     "add-exits": (

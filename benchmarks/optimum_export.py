@@ -5,7 +5,7 @@ optimum-onnx wants an older transformers than this project's, so it stays in an 
     python -m venv build/optimum
     build/optimum/bin/pip install torch==2.13.0+cpu
     build/optimum/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0' 'transformers>=4.57,<4.58' Pillow
-    python benchmarks/optimum_export.py engines/documents.checkpoint build/optimum.onnx --python build/optimum/bin/python
+    python benchmarks/optimum_export.py samples/documents.checkpoint build/optimum.onnx --python build/optimum/bin/python
 """
 
 import os
@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LayoutLMv3Config
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3

@@ -63,10 +63,10 @@ def read(path: Path, package: Path, whole: bool) -> float:
     """Read a page in this process, and return the growth of its peak resident size in megabytes."""
     from tokenizers import Tokenizer
 
-    from ee_export.encode import Encoder
-    from ee_export.package import open_package
-    from ee_export.page import Page
-    from ee_export.strips import TextReader
+    from ee_export.data.encode import Encoder
+    from ee_export.data.page import Page
+    from ee_export.data.text_reader import TextReader
+    from ee_export.package.store import open_package
 
     opened = open_package(package)
     encoder = Encoder(opened.manifest.encoding, Tokenizer.from_buffer(opened.read("tokenizer.json")))
@@ -84,7 +84,7 @@ def read(path: Path, package: Path, whole: bool) -> float:
 
 @click.command()
 @click.option(
-    "--package", type=click.Path(path_type=Path), default=Path(__file__).parent.parent / "engines" / "documents.ee"
+    "--package", type=click.Path(path_type=Path), default=Path(__file__).parent.parent / "samples" / "documents.ee"
 )
 @click.option("--read", "path", type=click.Path(path_type=Path), hidden=True)
 @click.option("--whole", is_flag=True, hidden=True)

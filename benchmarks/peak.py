@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 
 from ee_export.bench.exits import drawn_inputs
 from ee_export.bench.statistics import interleave, spread, timed
-from ee_export.manifest import logits_name
-from ee_export.package import open_package
+from ee_export.package.manifest import logits_name
+from ee_export.package.store import open_package
 from ee_export.runtime.ort import available_threads
 from ee_export.segments.join import join
 

@@ -1,6 +1,6 @@
 """Threads of a chain's own against one pool of the process: latency of single pages, memory and load time.
 
-    python benchmarks/pools.py engines/documents.ee --operating-point full
+    python benchmarks/pools.py samples/documents.ee --operating-point full
     python benchmarks/base_size.py /tmp/base.ee --exits vision,text,encoder.4,encoder.8 && python benchmarks/pools.py /tmp/base.ee --pages 3
 
 Each kind is a process of its own, and they take turns in random order. A turn begins when the threads of the one before have

@@ -1,6 +1,6 @@
 """The shipped sample on real pages: accuracy and exits with words given, and wall-clock time with OCR run on demand.
 
-    python benchmarks/real_pages.py ../shared/data [--package engines/documents.ee] [--repeats 3]
+    python benchmarks/real_pages.py ../shared/data [--package samples/documents.ee] [--repeats 3]
 
 DATA holds `pages/test/<class>/…` with words, and `fullres/<class>-<id>.jpg` without. In the second and third part every page, of
 `fullres` and of the test images with their words withheld, is answered by the chain and by the whole model, in turn and in an
@@ -21,16 +21,16 @@ from rich.table import Table
 
 import ee_export
 from ee_export.bench.statistics import spread
-from ee_export.data import read_dataset
-from ee_export.page import Page
-from ee_export.runtime.costs import machine_name
+from ee_export.builder.costs import machine_name
+from ee_export.data.dataset import read_dataset
+from ee_export.data.page import Page
 
 out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--package", default="engines/documents.ee", show_default=True, type=click.Path(path_type=Path))
+@click.option("--package", default="samples/documents.ee", show_default=True, type=click.Path(path_type=Path))
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(data: Path, package: Path, repeats: int, record: Path | None) -> None:

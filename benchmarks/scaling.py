@@ -1,6 +1,6 @@
 """How a package scales: time by text length, batch and depth, and memory by how many use it.
 
-python benchmarks/scaling.py engines/documents.ee --record benchmarks/results/scaling.json
+python benchmarks/scaling.py samples/documents.ee --record benchmarks/results/scaling.json
 """
 
 import json
@@ -21,7 +21,7 @@ from ee_export.bench.exits import drawn_inputs
 from ee_export.bench.load import memory_mb
 from ee_export.bench.machine import environment
 from ee_export.bench.statistics import Spread, interleave, spread
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load
 from ee_export.runtime.plan import leaving_at

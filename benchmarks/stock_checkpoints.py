@@ -28,10 +28,10 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from ee_export.atomic import staged_folder
-from ee_export.data import Dataset
-from ee_export.model.against import SourcePipeline
+from ee_export.builder.against import SourcePipeline
+from ee_export.data.dataset import Dataset
 from ee_export.model.checkpoint import quiet
+from ee_export.package.atomic import staged_folder
 from tests.model.source_tokenizers import KINDS, Vocabularies
 
 LONGEST = 60

@@ -1,6 +1,6 @@
 """The trunk of an early-exit checkpoint as a stock checkpoint, without exits and classifier: what a study's models begin from.
 
-    python benchmarks/stock_trunk.py engines/documents.checkpoint build/trunk
+    python benchmarks/stock_trunk.py samples/documents.checkpoint build/trunk
 
 Trained from scratch on a few pages a class, the encoder learns nothing; a pretrained one is what users begin from.
 """
@@ -11,8 +11,8 @@ import click
 from safetensors.torch import save_file
 from transformers import LayoutLMv3Config
 
-from ee_export.atomic import staged_folder
 from ee_export.model import checkpoint
+from ee_export.package.atomic import staged_folder
 
 
 @click.command()

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from ee_export.bench.machine import watch
 from ee_export.bench.statistics import spread
-from ee_export.find import Skipped, find_pages
+from ee_export.data.find import Skipped, find_pages
 
 BLOCK = 16
 """Pages that one checkout answers before the other's turn."""
@@ -171,7 +171,7 @@ def _start(tree: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled
     environment.pop("ORT_DISABLE_TELEMETRY", None)  # set by the import above; a checkout decides about it itself
     return subprocess.Popen(
-        [sys.executable, "-c", script, str(tree / "engines" / "documents.ee"), *arguments],
+        [sys.executable, "-c", script, str(next(tree.glob("*/documents.ee"))), *arguments],
         env=environment,
         cwd=tree,
         stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """The tuner's frontier against that of random threshold mixtures, and against the true optimum where it can be found.
 
-    python benchmarks/tuner.py [--package engines/documents.ee --data ../shared/data/pages/val] [--draws 1500000]
+    python benchmarks/tuner.py [--package samples/documents.ee --data ../shared/data/pages/val] [--draws 1500000]
 
 Both search the same scores on this machine. Cases: drawn ones of several sizes (scores that tell right answers from wrong ones
 better from exit to exit), and with --package the real pages in DATA. Exhaustive search is over every combination of thresholds.
@@ -16,9 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ee_export.builder.costs import machine_name
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.tune import Point, Scored, frontier
-from ee_export.runtime.costs import machine_name
 
 out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
 
@@ -101,17 +101,17 @@ def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> Scored:
 
 def real(package: Path, data: Path) -> Scored:
     """All pages of a folder as a package's exits see them."""
-    from ee_export import fit
-    from ee_export.data import read_dataset
-    from ee_export.observe import observe
-    from ee_export.package import open_package
+    from ee_export.builder import tune
+    from ee_export.builder.predictions import observe
+    from ee_export.data.dataset import read_dataset
+    from ee_export.package.store import open_package
     from ee_export.runtime.load import load_package
 
     opened = open_package(package)
     target = opened.target("cpu-fp32")
     pages = read_dataset(data, opened.manifest.labels)
     seen = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
-    return fit.scored(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
+    return tune.scored(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
 
 
 def compare(pages: Scored, draws: int, repeats: int) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:

@@ -18,9 +18,9 @@ from rich.progress import track
 from rich.table import Table
 
 import ee_export
-from ee_export.data import Dataset, read_dataset
-from ee_export.monitor import Seen, compare_answers, seen
+from ee_export.data.dataset import Dataset, read_dataset
 from ee_export.runtime.answer import Answer
+from ee_export.verify.drift import Seen, compare_answers, seen
 
 out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5)
@@ -31,7 +31,7 @@ FALSE_ALARM = 0.01
 @click.command()
 @click.argument("known", type=click.Path(path_type=Path, exists=True))
 @click.argument("unknown", type=click.Path(path_type=Path, exists=True))
-@click.option("--package", default="engines/documents.ee", show_default=True, type=click.Path(path_type=Path))
+@click.option("--package", default="samples/documents.ee", show_default=True, type=click.Path(path_type=Path))
 @click.option("--draws", default=50, show_default=True, help="Mixtures drawn of each share and size.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | None) -> None:

@@ -9,10 +9,10 @@ if "ORT_DISABLE_TELEMETRY" not in os.environ:  # a user's own value stays, whate
     if "onnxruntime" in sys.modules:  # too late for the first report, but not for those on models and runs
         sys.modules["onnxruntime"].disable_telemetry_events()
 
+from ee_export.data.limits import Limits
+from ee_export.data.ocr import tesseract
+from ee_export.data.page import Page, read_page
 from ee_export.errors import EeError
-from ee_export.limits import Limits
-from ee_export.ocr import tesseract
-from ee_export.page import Page, read_page
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load

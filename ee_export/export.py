@@ -27,11 +27,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ee_export.encode import Encoding
+from ee_export.data.page import Ocr
 from ee_export.model.encodings import encode_folder, hf_encoding, image_encoding, read_words, text_encoding
 from ee_export.model.parts import Input, Part, PartedModel
-from ee_export.package import Package
-from ee_export.page import Ocr
+from ee_export.package.encoding import Encoding
+from ee_export.package.store import Package
 
 __all__ = [
     "Encoding",
@@ -99,7 +99,7 @@ def build_package(
         NotEqual: an exported graph does not give what the model gives.
     """
     # Here, because it imports transformers: a module with a factory need not.
-    from ee_export.build import build_own
+    from ee_export.builder.build import build_own
 
     model = PartedModel(
         parts=parts,

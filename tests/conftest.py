@@ -21,11 +21,11 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from ee_export.atomic import one_at_a_time, staged_folder
-from ee_export.cli import cli
-from ee_export.console import run_command as run_cli
+from ee_export.cli.console import run_command as run_cli
+from ee_export.cli.main import cli
 from ee_export.draw import draw_folder
-from ee_export.package import Package, open_package
+from ee_export.package.atomic import one_at_a_time, staged_folder
+from ee_export.package.store import Package, open_package
 
 if TYPE_CHECKING:  # torch is imported where it is used: xdist's first process runs no test
     from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
@@ -43,7 +43,7 @@ LABELS = (
     "receipt",
     "scientific_paper",
 )
-COMMAND = [sys.executable, "-c", "from ee_export.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from ee_export.cli.main import main; main()"]
 """`ee-export`, whatever is on the path."""
 TINY_MODEL = """
 [model]
@@ -182,7 +182,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path
 @pytest.fixture(scope="session")
 def tiny_package(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, pages_folder: Path) -> Package:
     """A package built from the tiny checkpoint. Tests that change one copy it first."""
-    from ee_export.build import build
+    from ee_export.builder.build import build
 
     def make(folder: Path) -> None:
         build(tiny_checkpoint, pages_folder, folder / "tiny.ee", ocr_ms=500.0, progress=lambda stage, done, total: None)
@@ -206,7 +206,7 @@ def package(tmp_path: Path, tiny_package: Package) -> Path:
 @pytest.fixture(scope="session")
 def sample() -> Path:
     """The shipped package."""
-    return Path(__file__).resolve().parent.parent / "engines" / "documents.ee"
+    return Path(__file__).resolve().parent.parent / "samples" / "documents.ee"
 
 
 @pytest.fixture(scope="session")

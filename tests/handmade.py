@@ -10,10 +10,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from ee_export import golden
-from ee_export.encode import Arrays, Encoding
-from ee_export.manifest import SCHEMA, Manifest, SegmentSpec, Target, TensorSpec, logits_name
-from ee_export.package import GOLDEN, Package, open_package, seal
+from ee_export.data.encode import Arrays
+from ee_export.package.encoding import Encoding
+from ee_export.package.manifest import SCHEMA, Manifest, SegmentSpec, Target, TensorSpec, logits_name
+from ee_export.package.store import GOLDEN, Package, open_package, seal
+from ee_export.verify import golden
 
 LABELS = ("apple", "pear", "quince")
 IMAGE = Encoding(

@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT / "engines" / "documents.ee"
+SAMPLE = ROOT / "samples" / "documents.ee"
 NEWEST = 32
 TESTS = ("tests/runtime/test_guest.py", "tests/runtime/test_fork.py")
 CHECK = """
 import json, os, sys
 from pathlib import Path
 import ee_export
-from ee_export.package import open_package
-from ee_export.verify import verify_package
+from ee_export.package.store import open_package
+from ee_export.verify.replay import verify_package
 from PIL import Image
 package, data = sys.argv[1:]
 difference = max(verify_package(open_package(Path(package)), "cpu-fp32").differences.values())

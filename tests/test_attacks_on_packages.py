@@ -8,12 +8,13 @@ import pytest
 from attacks import report
 from attacks.families import FAMILIES
 from attacks.run import choose, run_attacks
-from ee_export import golden_page
-from ee_export.encode import Encoder
+from ee_export.data import golden_page
+from ee_export.data.encode import Encoder
+from ee_export.data.inputs import encode_pages
+from ee_export.data.tokenizer import read_tokenizer
 from ee_export.errors import BadPackage
-from ee_export.inputs import encode_pages
-from ee_export.tokenizer import read_tokenizer
-from tests import handmade, test_cascade
+from tests import handmade
+from tests.runtime import test_cascade
 
 ON_PACKAGES = ("manifest-fields", "manifest-random", "golden", "graphs", "places")
 SEED = 5

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ee_export.build import build_own
+from ee_export.builder.build import build_own
+from ee_export.data.page import read_page
 from ee_export.export import PartedModel, encode_folder
-from ee_export.factory import call_factory
-from ee_export.package import Package
-from ee_export.page import read_page
+from ee_export.model.factory import call_factory
+from ee_export.package.store import Package
 from ee_export.runtime.load import load_package
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -71,7 +71,7 @@ def test_an_example_of_pages_answers_as_its_own_forward_pass_and_exits_early(
 
 def page_files(folder: Path) -> list[Path]:
     """The pages in the order of :func:`encode_folder`."""
-    from ee_export.data import read_dataset
+    from ee_export.data.dataset import read_dataset
 
     return list(read_dataset(folder).paths)
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import ee_export
-from ee_export.data import read_dataset
-from ee_export.package import open_package
-from ee_export.verify import verify_package
+from ee_export.data.dataset import read_dataset
+from ee_export.package.store import open_package
+from ee_export.verify.replay import verify_package
 
 
 def size(folder: Path) -> int:

@@ -10,9 +10,9 @@ import click
 from rich.table import Table
 
 from ee_export.bench import tables
-from ee_export.console import echo_json, export_extra, json_option, out, progress_bars, run_command, target_option
+from ee_export.cli.console import echo_json, export_extra, json_option, out, progress_bars, run_command, target_option
 from ee_export.errors import BadRequest
-from ee_export.inputs import only_encoding
+from ee_export.package.input_specs import only_encoding
 from ee_export.runtime.threads import MOST_THREADS
 from ee_export.version import __version__
 
@@ -90,7 +90,7 @@ def run(
     """
     from ee_export.bench import scenarios
     from ee_export.bench.work import find_work
-    from ee_export.package import open_package
+    from ee_export.package.store import open_package
     from ee_export.runtime.ort import available_threads
 
     opened = open_package(package)
@@ -115,7 +115,7 @@ def run(
 def record(package: Path, pages: Path, path: Path, ocr: bool, target: str) -> None:
     """Encode the pages in a folder for PACKAGE, text and all: work for `ee-bench run` that needs no page and no OCR."""
     from ee_export.bench import work as recording
-    from ee_export.package import open_package
+    from ee_export.package.store import open_package
     from ee_export.runtime.load import load_package
 
     if path.suffix != recording.RECORDED or pages.suffix == recording.RECORDED:
@@ -141,7 +141,7 @@ def record(package: Path, pages: Path, path: Path, ocr: bool, target: str) -> No
 def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_json: bool) -> None:
     """The chain of PACKAGE, left at each exit in turn, against the same graphs in one uncut session, batch 1, words given."""
     from ee_export.bench.machine import watch
-    from ee_export.package import open_package
+    from ee_export.package.store import open_package
 
     with export_extra():
         from ee_export.bench import exits as measuring
@@ -288,8 +288,8 @@ def compare(
     Every contender is a process of its own with the same weights, encoder and threads; each page goes to all of them, in
     turns and in random order. Exit status 2 where one cannot run.
     """
-    from ee_export.data import read_dataset
-    from ee_export.package import open_package
+    from ee_export.data.dataset import read_dataset
+    from ee_export.package.store import open_package
     from ee_export.runtime.ort import available_threads
 
     with export_extra():

@@ -18,10 +18,10 @@ from ee_export.bench import machine
 from ee_export.bench.peers import CHAIN, Subject, entry
 from ee_export.bench.stages import in_order, stages_of
 from ee_export.bench.statistics import Interval, interval, samples_needed
-from ee_export.console import Progress
-from ee_export.data import Dataset
+from ee_export.data.dataset import Dataset
 from ee_export.errors import BadRequest, require_known
-from ee_export.inputs import only_encoding
+from ee_export.package.input_specs import only_encoding
+from ee_export.progress import Progress
 
 SCHEMA = 1
 WARM_UP = 5

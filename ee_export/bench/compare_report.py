@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ee_export.bench.look import (
+from ee_export.bench.machine import disturbed
+from ee_export.bench.peers import CHAIN, PEERS, entry
+from ee_export.bench.report_plots import (
     BLUE,
     GREEN,
     ORANGE,
@@ -24,8 +26,6 @@ from ee_export.bench.look import (
     point,
     svg,
 )
-from ee_export.bench.machine import disturbed
-from ee_export.bench.peers import CHAIN, PEERS, entry
 from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST, in_order, is_segment, order_of, reached
 from ee_export.policy.certify import upper_bound
 

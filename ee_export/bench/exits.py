@@ -16,10 +16,11 @@ import onnx
 import onnxruntime
 
 from ee_export.bench.statistics import Spread, interleave, spread, timed
-from ee_export.console import Progress
-from ee_export.encode import Arrays, Encoding
-from ee_export.manifest import logits_name
-from ee_export.package import Package
+from ee_export.data.encode import Arrays
+from ee_export.package.encoding import Encoding
+from ee_export.package.manifest import logits_name
+from ee_export.package.store import Package
+from ee_export.progress import Progress
 from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package

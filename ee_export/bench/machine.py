@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ee_export.builder.costs import machine_name
 from ee_export.runtime import ort as backend
-from ee_export.runtime.costs import machine_name
 
 _BUSY = 0.5
 """Load average before, or processors that others kept busy meanwhile, above which times are not worth quoting."""

@@ -6,8 +6,8 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import OperatingPoint, logits_name
-from ee_export.package import Package
+from ee_export.package.manifest import OperatingPoint, logits_name
+from ee_export.package.store import Package
 from ee_export.runtime.plan import operating_point
 from ee_export.segments.join import gathered
 

@@ -16,34 +16,34 @@ from typing import Any
 
 import numpy as np
 
-from ee_export import fit
-from ee_export.atomic import staged_folder
 from ee_export.bench.machine import environment
-from ee_export.build import build
-from ee_export.calibrate import METHODS, calibrated, weighted
-from ee_export.console import Progress
-from ee_export.data import Dataset, join, read_dataset
-from ee_export.encode import Arrays
+from ee_export.builder import tune
+from ee_export.builder.build import build
+from ee_export.builder.calibrate import METHODS, calibrated, weighted
+from ee_export.builder.costs import measure
+from ee_export.builder.predictions import Observed, held_out, observe_each
+from ee_export.data.dataset import Dataset, join, read_dataset
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest, require_known
-from ee_export.manifest import Manifest, OperatingPoint, Target
 from ee_export.model import train as training
 from ee_export.model.exits import PLACEMENTS, parse
 from ee_export.model.recipe import Recipe, layers_of, located, read_recipe
 from ee_export.model.strategies import STRATEGIES
-from ee_export.observe import Observed, held_out, observe_each
-from ee_export.package import Package, open_package
+from ee_export.package.atomic import staged_folder
+from ee_export.package.manifest import FULL, Manifest, OperatingPoint, Target
+from ee_export.package.store import Package, open_package
+from ee_export.package.toml_tables import read_toml, require_keys, shown, subtable, table
 from ee_export.places import GRIDS
 from ee_export.policy import metrics
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.tune import KINDS, Point, Scored, cheapest, evaluate, frontier
+from ee_export.progress import Progress
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
-from ee_export.runtime.costs import measure
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import FULL, operating_point, rules
-from ee_export.toml_tables import read_toml, require_keys, shown, subtable, table
+from ee_export.runtime.plan import operating_point, rules
 
 HEADS: dict[str, dict[str, Any]] = {
     "ramp": {},
@@ -308,7 +308,7 @@ class _Judge:
         if kind in BASELINES:
             chosen = BASELINES[kind](tuning).thresholds
         else:
-            chosen = fit.Wish(criterion, thresholds=kind).choose(tuning)
+            chosen = tune.Wish(criterion, thresholds=kind).choose(tuning)
         return OperatingPoint(criterion, dict(zip(self.manifest.exits, chosen, strict=False)), weights), points
 
     def auroc(self, target: Target, criteria: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -359,7 +359,7 @@ class _Judge:
         bands = self.manifest.text_bands()
 
         def judged(pages: Observed) -> Scored:
-            return fit.scored(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
+            return tune.scored(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
 
         return weights, judged(self.seen["tune"] + self.seen["certify"]), judged(self.seen["test"])
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ee_export.bench.look import (
+from ee_export.bench.report_plots import (
     BLUE,
     OTHERS,
     SERIES,

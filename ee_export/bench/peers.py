@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ee_export.bench.nested import nested_if
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest, require_known
-from ee_export.manifest import logits_name
-from ee_export.package import Package, open_package
+from ee_export.package.manifest import logits_name
+from ee_export.package.store import Package, open_package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.openvino import require_openvino
 from ee_export.segments.join import join

@@ -16,11 +16,11 @@ from ee_export.bench.server import Search, Trial, arrivals, may_be_late, search,
 from ee_export.bench.statistics import Interval, interval, percentile, samples_needed
 from ee_export.bench.system import System
 from ee_export.bench.work import Work
-from ee_export.console import Progress
 from ee_export.errors import BadRequest
-from ee_export.package import Package
+from ee_export.package.manifest import FULL
+from ee_export.package.store import Package
+from ee_export.progress import Progress
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import FULL
 
 SCHEMA = 1
 WARM_UP = 20

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import Manifest
+from ee_export.package.manifest import Manifest
 
 READ, ENCODE, OCR, MODEL, REST = "read and decode", "encode", "ocr", "model", "policy and rest"
 """``MODEL`` stands with a peer where the chain has its segments; ``REST`` is what no other stage has of the whole."""

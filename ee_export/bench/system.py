@@ -11,13 +11,13 @@ from PIL import Image
 
 from ee_export.bench.stages import ENCODE, OCR, READ, REST
 from ee_export.bench.work import Work
-from ee_export.encode import Arrays, Encoder
+from ee_export.data.encode import Arrays, Encoder
+from ee_export.data.page import Boxes, Page, Words
+from ee_export.data.tokenizer import package_tokenizer
 from ee_export.errors import EeError
-from ee_export.inputs import only_encoding
-from ee_export.page import Boxes, Page, Words
+from ee_export.package.input_specs import only_encoding
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
-from ee_export.tokenizer import package_tokenizer
 
 SUM = "sum"
 

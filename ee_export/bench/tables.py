@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ee_export.bench.machine import disturbed
 from ee_export.bench.stages import READ, in_order, order_of
-from ee_export.console import out
+from ee_export.cli.console import out
 
 
 def warn(result: dict[str, Any]) -> None:

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from ee_export.console import Progress
+from ee_export.data.encode import TEXT_INPUTS, Arrays
+from ee_export.data.find import Skipped, find_pages, words_beside
+from ee_export.data.ocr import installed, tesseract
+from ee_export.data.page import Page, read_page
+from ee_export.data.tokenizer import package_tokenizer
 from ee_export.draw import LABELS, draw_page
-from ee_export.encode import TEXT_INPUTS, Arrays
 from ee_export.errors import BadData, BadRequest, printable
-from ee_export.find import Skipped, find_pages, words_beside
-from ee_export.inputs import only_encoding
-from ee_export.ocr import installed, tesseract
-from ee_export.package import TOKENIZER, Package
-from ee_export.page import Page, read_page
+from ee_export.package.input_specs import only_encoding
+from ee_export.package.store import TOKENIZER, Package
+from ee_export.progress import Progress
 from ee_export.runtime.chain import Chain
-from ee_export.tokenizer import package_tokenizer
 
 _log = logging.getLogger("ee_export")
 RECORDED = ".npz"

@@ -16,10 +16,10 @@ from typing import Any
 from ee_export.bench.load import memory_mb
 from ee_export.bench.peers import CHAIN, PEERS, Subject
 from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST
-from ee_export.encode import Encoder
+from ee_export.data.encode import Encoder
+from ee_export.data.ocr import tesseract
+from ee_export.data.page import Page, read_page
 from ee_export.errors import EeError
-from ee_export.ocr import tesseract
-from ee_export.page import Page, read_page
 
 _METHODS = ((Page, "reduced", READ), (Page, "decoded", READ), (Encoder, "images", ENCODE), (Encoder, "text", ENCODE))
 
@@ -103,7 +103,7 @@ def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
 
 
 def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
-    from ee_export.tokenizer import open_encoder
+    from ee_export.data.tokenizer import open_encoder
 
     package = subject.opened()
     manifest = package.manifest

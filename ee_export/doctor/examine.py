@@ -9,12 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ee_export.doctor import look
+from ee_export.doctor import diagnoses
 from ee_export.doctor.check import Check, Look, cause, guarded, isolated
 from ee_export.doctor.probes import PROBES
 from ee_export.doctor.remedies import update_driver
 from ee_export.errors import BadRequest
-from ee_export.package import MANIFEST, Package, open_package
+from ee_export.package.store import MANIFEST, Package, open_package
 from ee_export.places import SAMPLES
 from ee_export.runtime.gpu.device import CONDITIONAL_DRIVER
 from ee_export.version import __version__
@@ -38,16 +38,16 @@ ASKED = {"tensorrt-*": ("host", "graphs"), "cuda-*": ("host",), "ort-tensorrt-*"
 """The executors that must run for a kind of target: conditional nodes take a newer driver, and onnxruntime is never captured."""
 
 _CPU_BACKENDS = ("onnxruntime", "openvino")
-_LOOKS: dict[str, Callable[[look.Survey], Look]] = {
-    "driver": look.driver,
-    "GPU": look.gpu,
-    "context": look.context,
-    "TensorRT": look.tensorrt,
-    "pycuda": look.pycuda,
-    "cuda-bindings": look.cuda_bindings,
-    "NVRTC": look.nvrtc,
-    "onnxruntime-gpu": look.onnxruntime_gpu,
-    "onnxruntime's TensorRT": look.onnxruntime_tensorrt,
+_LOOKS: dict[str, Callable[[diagnoses.Survey], Look]] = {
+    "driver": diagnoses.driver,
+    "GPU": diagnoses.gpu,
+    "context": diagnoses.context,
+    "TensorRT": diagnoses.tensorrt,
+    "pycuda": diagnoses.pycuda,
+    "cuda-bindings": diagnoses.cuda_bindings,
+    "NVRTC": diagnoses.nvrtc,
+    "onnxruntime-gpu": diagnoses.onnxruntime_gpu,
+    "onnxruntime's TensorRT": diagnoses.onnxruntime_tensorrt,
 }
 
 
@@ -123,7 +123,7 @@ def survey_with(probe: Callable[[str], dict[str, Any]]) -> Mapping[str, dict[str
 
 
 def _machine() -> Look:
-    from ee_export.runtime.costs import machine_name
+    from ee_export.builder.costs import machine_name
 
     return Look("ok", machine_name())
 
@@ -163,7 +163,7 @@ def _packages(folder: Path | None) -> list[Check]:
 
 def _verified(package: Package, name: str) -> Look:
     from ee_export.runtime.backends import require_runnable
-    from ee_export.verify import verify_package
+    from ee_export.verify.replay import verify_package
 
     backend = package.target(name).backend
     if backend not in _CPU_BACKENDS:
@@ -179,7 +179,7 @@ def _verified(package: Package, name: str) -> Look:
     )
 
 
-def _ocr(survey: look.Survey) -> Look:
+def _ocr(survey: diagnoses.Survey) -> Look:
     facts = survey["tesseract"]
     if "error" in facts:
         return Look("failed", facts["error"], "sudo apt-get install --reinstall tesseract-ocr")
@@ -188,7 +188,7 @@ def _ocr(survey: look.Survey) -> Look:
     return Look("ok", f"tesseract {facts['program']}", facts=facts)
 
 
-def _openvino(survey: look.Survey) -> Look:
+def _openvino(survey: diagnoses.Survey) -> Look:
     facts, install = survey["openvino"], "pip install 'ee_export[openvino]'"
     if "absent" in facts:
         return Look("missing", "not installed", install)
@@ -211,11 +211,11 @@ def _can_run(needed: Sequence[str], done: Mapping[str, Check]) -> Look:
     return Look("missing", f"cannot run here without {', '.join(one.name for one in causes)}")
 
 
-def _executor(name: str, done: Mapping[str, Check], survey: look.Survey) -> Look:
+def _executor(name: str, done: Mapping[str, Check], survey: diagnoses.Survey) -> Look:
     found = _can_run(EXECUTORS[name], done)
     version = survey["driver"].get("library") or 0
     if found.status == "ok" and name == "conditional" and version < CONDITIONAL_DRIVER:
-        have, want = look.cuda_version(version), look.cuda_version(CONDITIONAL_DRIVER)
+        have, want = diagnoses.cuda_version(version), diagnoses.cuda_version(CONDITIONAL_DRIVER)
         said = (
             f"cannot run here: the driver is of CUDA {have}, and conditional nodes need {want}; `graphs` runs instead"
         )

@@ -5,15 +5,15 @@ from typing import Protocol
 
 import numpy as np
 
-from ee_export import golden
+from ee_export.data.encode import Arrays, tokens_read
 from ee_export.doctor.check import Look
-from ee_export.encode import Arrays, tokens_read
 from ee_export.errors import NotEqual
-from ee_export.manifest import OperatingPoint
-from ee_export.package import Package
+from ee_export.package.manifest import OperatingPoint
+from ee_export.package.store import Package
 from ee_export.policy.decide import Rule, leave_at, score_pages
 from ee_export.progress import Progress
 from ee_export.runtime.plan import rules
+from ee_export.verify import golden
 
 DRAWS = 200
 """Random sets of thresholds at each batch size."""

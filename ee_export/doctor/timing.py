@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ee_export import golden
 from ee_export.doctor.check import Look
 from ee_export.doctor.replay import Executor, leaving_at
-from ee_export.package import Package
+from ee_export.package.manifest import FULL
+from ee_export.package.store import Package
 from ee_export.progress import Progress
-from ee_export.runtime.plan import FULL, operating_point
+from ee_export.runtime.plan import operating_point
+from ee_export.verify import golden
 
 _WARM_UP = 20
 

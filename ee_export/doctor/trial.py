@@ -12,7 +12,7 @@ from ee_export.doctor.check import Check, Look, guarded
 from ee_export.doctor.examine import EXECUTORS, target_kind
 from ee_export.doctor.replay import Executor, agreed, replayed
 from ee_export.doctor.timing import timed
-from ee_export.package import Package, open_package
+from ee_export.package.store import Package, open_package
 from ee_export.progress import Progress
 
 RUNS = 300

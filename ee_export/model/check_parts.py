@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from ee_export.errors import BadModel, printable, shorten
-from ee_export.manifest import SOURCES, gate_name, logits_name
 from ee_export.model.parts import DTYPES, Input, Part, PartedModel, encoder_inputs, needed_for
-from ee_export.ranges import require_labels
-from ee_export.strict_json import Refused
+from ee_export.package.manifest import SOURCES, gate_name, logits_name
+from ee_export.package.ranges import require_labels
+from ee_export.package.strict_json import Refused
 
 _EXIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _LONGEST_NAME = 200

@@ -13,14 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from ee_export.encode import Encoding
+from ee_export.data.tokenizer import FIT_ROWS, LARGEST, read_whole_tokenizer, require_rows
 from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known, shorten
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX, known_trunk
 from ee_export.model.parts import PartedModel, encoder_inputs
 from ee_export.model.strategies import head_prefix
-from ee_export.resize import ORDERS, UNSTATED
-from ee_export.tokenizer import FIT_ROWS, LARGEST, read_whole_tokenizer, require_rows
+from ee_export.package.encoding import ORDERS, UNSTATED, Encoding
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ee_export.encode import band_of
 from ee_export.errors import BadRequest, require_known
-from ee_export.manifest import gate_name, logits_name
 from ee_export.model.exits import HeadSpec, head_specs, ordered
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
 from ee_export.model.parts import Part, needed_for
+from ee_export.package.encoding import band_of
+from ee_export.package.manifest import gate_name, logits_name
 
 
 @dataclass
@@ -31,7 +31,7 @@ class EarlyExitConfig:
     """What a configuration with exits can say of them; the fields stand in the configuration of each trunk.
 
     ``exits``: names in any order, ``final`` implied. ``heads``: fields of :class:`~ee_export.model.exits.HeadSpec` per exit,
-    where they differ from the default. ``encoding``: fields of :class:`~ee_export.encode.Encoding`, of a checkpoint that was
+    where they differ from the default. ``encoding``: fields of :class:`~ee_export.package.encoding.Encoding`, of a checkpoint that was
     brought from elsewhere. ``BEFORE_ENCODER``: which exits the trunk can have before its encoder. ``HAS_CLS``: whether the first row
     of a hidden state stands for the page.
     """
@@ -66,7 +66,7 @@ class EarlyExitConfig:
         return ordered(self.exits or (), self.num_hidden_layers, self.BEFORE_ENCODER)
 
     def trained_bands(self) -> tuple[int, ...]:
-        """The bands by which the words of a page are ordered, see :class:`~ee_export.encode.Encoding`."""
+        """The bands by which the words of a page are ordered, see :class:`~ee_export.package.encoding.Encoding`."""
         if self.encoding is not None and "bands" in self.encoding:
             return tuple(self.encoding["bands"])
         return tuple(band_of(name) for name in self.exit_names() if name.startswith("text."))

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from ee_export.data import read_dataset
-from ee_export.encode import Encoder, Encoding
+from ee_export.data.dataset import read_dataset
+from ee_export.data.encode import Encoder
+from ee_export.data.resize import OWN_ORDER
 from ee_export.errors import BadCheckpoint, BadModel, one_line, shorten
-from ee_export.resize import LARGEST_SIDE, OWN_ORDER, UNSTATED
+from ee_export.package.encoding import LARGEST_SIDE, UNSTATED, Encoding
 
 _BEGINS, _ENDS, _FILLS = ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>")
 """Tokens that begin, end and fill a text in tokenizers of BERT and RoBERTa."""
@@ -36,7 +37,7 @@ def image_encoding(
         mean: of each channel, subtracted from values in [0, 1].
         std: of each channel, by which the result is divided.
         mode: ``RGB``, or ``L`` for grey pages, whose three channels are equal.
-        resample: filter of the resize, see :class:`~ee_export.encode.Encoding`, as ``resize_to`` and ``center_crop``.
+        resample: filter of the resize, see :class:`~ee_export.package.encoding.Encoding`, as ``resize_to`` and ``center_crop``.
         resize_to: size of the resized page, default ``(size, size)``.
         center_crop: whether the resized page is cut to the square.
 

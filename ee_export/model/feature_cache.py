@@ -11,11 +11,11 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ee_export.encode import Arrays, Encoder
+from ee_export.data.encode import Arrays, Encoder
+from ee_export.data.labelled import Labelled
 from ee_export.errors import DeviceError, EeError, shorten
 from ee_export.model.device import autocast
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.labelled import Labelled
 from ee_export.model.loader import loaded
 from ee_export.model.pages import read_contents
 

@@ -12,7 +12,7 @@ from transformers.models.layoutlmv3.modeling_layoutlmv3 import (
     LayoutLMv3PreTrainedModel,
 )
 
-from ee_export.encode import band_of, within
+from ee_export.data.encode import within
 from ee_export.model import trunk
 from ee_export.model.early_exit import (
     EarlyExitConfig,
@@ -22,7 +22,7 @@ from ee_export.model.early_exit import (
     trunk_part,
 )
 from ee_export.model.heads import masked_mean
-from ee_export.resize import UNSTATED
+from ee_export.package.encoding import UNSTATED, band_of
 
 
 @strict
@@ -33,7 +33,7 @@ class EarlyExitLayoutLMv3Config(EarlyExitConfig, LayoutLMv3Config):
     :class:`~ee_export.model.exits.HeadSpec` per exit, where they differ from the default. ``max_text_tokens``: how
     many tokens of a page are read, the two special ones included. ``image_mode``: ``L`` or ``RGB``, how a page is
     decoded before it becomes three channels; ``resize``: the order of passes in which it is resized, see
-    :func:`ee_export.resize.resized`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
+    :func:`ee_export.data.resize.resized`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
     """
 
     model_type = "early_exit_layoutlmv3"

@@ -15,13 +15,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from ee_export.atomic import write_file
-from ee_export.encode import Encoder
+from ee_export.data.encode import Encoder
+from ee_export.data.labelled import Labelled, page_stamp
 from ee_export.errors import BadRequest, EeError
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.labelled import Labelled, page_stamp
 from ee_export.model.loader import loaded
 from ee_export.model.pages import EncodedPages, read_contents
+from ee_export.package.atomic import write_file
 from ee_export.progress import PageProgress
 
 _STEP = 16

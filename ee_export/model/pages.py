@@ -10,12 +10,13 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ee_export.encode import Encoder, Encoding
+from ee_export.data.encode import Encoder
+from ee_export.data.labelled import Labelled
+from ee_export.data.page import Boxes, Words
 from ee_export.errors import BadData
 from ee_export.model.augment import augment_images, augment_text
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.labelled import Labelled
-from ee_export.page import Boxes, Words
+from ee_export.package.encoding import Encoding
 from ee_export.version import __version__
 
 

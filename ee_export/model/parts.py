@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ee_export.encode import Arrays, Encoding
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadModel, is_fault, one_line, shorten
-from ee_export.manifest import SOURCES, Axis, gate_name, logits_name
+from ee_export.package.encoding import Encoding
+from ee_export.package.manifest import SOURCES, Axis, gate_name, logits_name
 
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 """Types of the inputs of a model, and of the tensors that can pass between its segments."""

@@ -13,11 +13,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models
 from transformers import AutoImageProcessor
 
-from ee_export.encode import Encoder, Encoding
+from ee_export.data.encode import Encoder
+from ee_export.data.golden_page import draw
+from ee_export.data.resize import FILTERS, OWN_ORDER
 from ee_export.errors import BadCheckpoint, one_line, shorten
-from ee_export.golden_page import draw
 from ee_export.model.checkpoint import quiet
-from ee_export.resize import FILTERS, LARGEST_SIDE, OWN_ORDER, UNSTATED
+from ee_export.package.encoding import LARGEST_SIDE, UNSTATED, Encoding
 
 NESTED, ALONE = "processor_config.json", "preprocessor_config.json"
 """Files that hold an image processor: the entry ``image_processor`` of the first, else the second."""
@@ -69,7 +70,7 @@ _CLASSES = {
 
 
 def image_encoding(folder: Path, image_size: int, channels: int) -> dict[str, Any]:
-    """The fields of :class:`~ee_export.encode.Encoding` that the image processor of a checkpoint decides.
+    """The fields of :class:`~ee_export.package.encoding.Encoding` that the image processor of a checkpoint decides.
 
     The processor is loaded by transformers, so that the defaults of its class hold. The result is compared with it on a drawn page.
 

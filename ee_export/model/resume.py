@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ee_export.atomic import staged_folder
 from ee_export.errors import BadRequest, shorten
 from ee_export.model.best import Best
 from ee_export.model.early_exit import EarlyExitModel
+from ee_export.package.atomic import staged_folder
 
 _BEST = ("loss", "accuracy", "waited")
 """Figures of the best epoch."""

@@ -16,8 +16,8 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX, known_trunk
 from ee_export.model.processor import image_encoding, load_processor
 from ee_export.model.source_tokenizer import text_encoding
-from ee_export.ranges import require_labels
-from ee_export.strict_json import Refused
+from ee_export.package.ranges import require_labels
+from ee_export.package.strict_json import Refused
 
 _FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
 """What is fetched from the Hugging Face hub: no pickles but weights, which are loaded with ``weights_only``."""

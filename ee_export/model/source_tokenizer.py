@@ -12,10 +12,10 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from ee_export.data.tokenizer import FIT_ROWS, LARGEST, read_tokenizer, require_rows
 from ee_export.errors import BadCheckpoint, EeError, is_fault, one_line
 from ee_export.model.checkpoint import quiet
-from ee_export.strict_json import excerpt, parse
-from ee_export.tokenizer import FIT_ROWS, LARGEST, read_tokenizer, require_rows
+from ee_export.package.strict_json import excerpt, parse
 
 _CONFIG = "tokenizer_config.json"
 _FILE = "tokenizer.json"
@@ -53,7 +53,7 @@ _PROBES = (
 def text_encoding(
     folder: Path, model_type: str, vocab_size: int, longest_text: int, boxes: bool
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a checkpoint of transformers, and the fields of :class:`~ee_export.encode.Encoding` that it decides.
+    """The tokenizer of a checkpoint of transformers, and the fields of :class:`~ee_export.package.encoding.Encoding` that it decides.
 
     transformers loads the tokenizer, because its class and tokenizer_config.json decide more than tokenizer.json does. Its
     tokenizer is then rebuilt of known parts, and compared with the original on a few pages.

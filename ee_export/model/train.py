@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from ee_export.atomic import check_destination, staged_folder
-from ee_export.encode import Encoder, blank_page
+from ee_export.data.encode import Encoder, blank_page
+from ee_export.data.labelled import Labelled, with_labels
 from ee_export.errors import BadData, BadRequest, EeError, one_line
 from ee_export.model import checkpoint
 from ee_export.model.best import Best
@@ -21,14 +21,14 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
 from ee_export.model.exits import ordered
 from ee_export.model.families import FAMILIES, PREFIX
-from ee_export.model.labelled import Labelled, with_labels
 from ee_export.model.loader import workers_to_encode
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import EncodedPages, encoding_digest
 from ee_export.model.recipe import Recipe, with_defaults
 from ee_export.model.resume import Saved
 from ee_export.model.source import classifier_labels
-from ee_export.origin import REPORT
+from ee_export.package.atomic import check_destination, staged_folder
+from ee_export.package.origin import REPORT
 from ee_export.progress import Progress
 
 

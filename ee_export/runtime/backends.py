@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.inputs import only_encoding
-from ee_export.manifest import FULL, GPU_BACKENDS, Target
-from ee_export.package import Package
+from ee_export.package.input_specs import only_encoding
+from ee_export.package.manifest import FULL, GPU_BACKENDS, Target
+from ee_export.package.store import Package
 from ee_export.runtime.openvino import require_bf16
 from ee_export.runtime.plan import make_plan, operating_point
 from ee_export.runtime.segment import Segment
@@ -60,7 +60,7 @@ def open_on_gpu(package: Package, target_name: str, executor: str) -> "GpuExecut
     Raises:
         BadRequest: an unknown executor; and as :func:`open_package_segments`.
     """
-    from ee_export.recipes import read_recipe
+    from ee_export.package.recipe import read_recipe
     from ee_export.runtime.gpu.executor import GpuExecutor, sizes_of
     from ee_export.runtime.gpu.executors.choose import KINDS
     from ee_export.runtime.gpu.open import RECIPE, open_package_segments

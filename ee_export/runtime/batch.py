@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
+from ee_export.data.text_reader import TextReader
 from ee_export.errors import EeError
 from ee_export.policy.criteria import Known
 from ee_export.runtime.failures import as_answer, failure
 from ee_export.runtime.ort import gather
 from ee_export.runtime.segment import Tensor
-from ee_export.strips import TextReader
 
 
 @dataclass(frozen=True, slots=True)

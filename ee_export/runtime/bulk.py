@@ -7,8 +7,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 
+from ee_export.data.page import Page
 from ee_export.errors import EeError
-from ee_export.page import Page
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.failures import named

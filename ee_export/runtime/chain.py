@@ -6,12 +6,12 @@ from typing import Literal, overload
 
 import numpy as np
 
-from ee_export.encode import Arrays, Encoder
+from ee_export.data.encode import Arrays, Encoder
+from ee_export.data.inputs import ArrayCheck
+from ee_export.data.page import Page
 from ee_export.errors import BadRequest, EeError
-from ee_export.inputs import ArrayCheck
-from ee_export.manifest import OperatingPoint, Target, gate_name
-from ee_export.package import Package
-from ee_export.page import Page
+from ee_export.package.manifest import OperatingPoint, Target, gate_name
+from ee_export.package.store import Package
 from ee_export.policy.decide import Rule
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.batch import Call, PageState

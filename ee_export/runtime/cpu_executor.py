@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ee_export.encode import Arrays, tokens_read
+from ee_export.data.encode import Arrays, tokens_read
 from ee_export.errors import BadLogits
 from ee_export.policy.decide import decide
 from ee_export.runtime.batch import Batch, Call

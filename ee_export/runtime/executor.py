@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.runtime.batch import Batch, Call
 from ee_export.runtime.plan import Plan, Stretch
 from ee_export.runtime.segment import Segment

@@ -3,8 +3,8 @@
 import logging
 import traceback
 
+from ee_export.data.page import Page
 from ee_export.errors import BadLogits, BadPage, BadText, EeError, unexpected
-from ee_export.page import Page
 
 _log = logging.getLogger("ee_export")
 

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from ee_export.errors import BadPackage, printable, shorten
-from ee_export.reading import REPAIR
+from ee_export.package.reading import REPAIR
 
 # Fields of onnx.proto in which tensors can lie: per message, field number -> message in that field.
 _MESSAGES: dict[str, dict[int, str]] = {

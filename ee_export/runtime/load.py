@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from ee_export.data.tokenizer import open_encoder
 from ee_export.errors import BadPackage, BadRequest
-from ee_export.manifest import FULL, GPU_BACKENDS
-from ee_export.package import Package, open_package
-from ee_export.reading import folder_identity
+from ee_export.package.manifest import FULL, GPU_BACKENDS
+from ee_export.package.reading import folder_identity
+from ee_export.package.store import Package, open_package
 from ee_export.runtime import forked
 from ee_export.runtime.backends import open_on_gpu, require_runnable
 from ee_export.runtime.chain import Chain
@@ -16,7 +17,6 @@ from ee_export.runtime.opening import open_segments
 from ee_export.runtime.ort import OrtSegment
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.threads import available_threads, require_threads
-from ee_export.tokenizer import open_encoder
 
 _LOAD_THERE = (
     "load the chain in this process, or before the fork with one_pool=False on the processor; see docs/serving.md"

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ee_export.errors import BadPackage, BadRequest, printable, shorten
-from ee_export.manifest import SegmentSpec
-from ee_export.package import Package
-from ee_export.reading import REPAIR, Reading
+from ee_export.package.manifest import SegmentSpec
+from ee_export.package.reading import REPAIR, Reading
+from ee_export.package.store import Package
 from ee_export.runtime.graph import ExternalWeight, as_array, external_weights
 from ee_export.runtime.openvino import OpenVinoSegment
 from ee_export.runtime.ort import OrtSegment

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ee_export.errors import BadPackage, BadRequest, one_line
-from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows
 
 

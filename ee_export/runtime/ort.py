@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ee_export.errors import BadPackage, EeError, ForkedError, one_line
-from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime import forked
 from ee_export.runtime.segment import Tensor
 from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ee_export.errors import BadRequest
-from ee_export.input_specs import Reads, reads_of
-from ee_export.manifest import FULL, Costs, Manifest, OperatingPoint, Target, gate_name
+from ee_export.package.input_specs import Reads, reads_of
+from ee_export.package.manifest import FULL, Costs, Manifest, OperatingPoint, Target, gate_name
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, COUNTS_TOKENS, CRITERIA, Criterion
 from ee_export.policy.decide import NEVER, Rule, limits
 

@@ -6,17 +6,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from ee_export.encode import Arrays, Encoder, blank_page
+from ee_export.data.encode import Arrays, Encoder, blank_page
+from ee_export.data.inputs import encode_pages, with_prefix, without_prefix
+from ee_export.data.page import Page, require_known_boxes
+from ee_export.data.text_reader import TextReader
 from ee_export.errors import BadRequest
-from ee_export.inputs import array_specs, encode_pages, shown, with_prefix, without_prefix
-from ee_export.manifest import Costs
-from ee_export.package import Package
-from ee_export.page import Page, require_known_boxes
+from ee_export.package.input_specs import array_specs, shown
+from ee_export.package.manifest import Costs
+from ee_export.package.store import Package
 from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.failures import as_page, named
 from ee_export.runtime.ort import gather
 from ee_export.runtime.plan import Stretch
-from ee_export.strips import TextReader
 
 _Ready = tuple[PageState, Arrays, Batch, int]
 """A page that is ready for a stretch, the inputs that were made for it, its batch before, and its position there."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.executor import Executor

@@ -5,7 +5,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 
 Tensor: TypeAlias = np.ndarray
 

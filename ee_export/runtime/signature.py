@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ee_export.errors import BadPackage, BadRequest, EeError, one_line, printable, shorten
-from ee_export.manifest import Axis, SegmentSpec, TensorSpec, logits_name
-from ee_export.reading import REPAIR
+from ee_export.package.manifest import Axis, SegmentSpec, TensorSpec, logits_name
+from ee_export.package.reading import REPAIR
 
 _AXES = ("B", "T", "L")
 LONGEST = 200

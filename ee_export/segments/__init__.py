@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ee_export.manifest import SegmentSpec
 from ee_export.model.parts import PartedModel
+from ee_export.package.manifest import SegmentSpec
 from ee_export.segments import weights
 from ee_export.segments.cut import cut
 from ee_export.segments.export import export_segment

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
-from ee_export.manifest import SegmentSpec, TensorSpec, logits_name
+from ee_export.package.manifest import SegmentSpec, TensorSpec, logits_name
 from ee_export.segments import weights
 from ee_export.segments.brought import computed_names
 from ee_export.segments.export import check_graph, strip_notes

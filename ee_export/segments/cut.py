@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ee_export.manifest import gate_name, logits_name
 from ee_export.model.parts import Part, needed_for
+from ee_export.package.manifest import gate_name, logits_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ee_export.encode import Arrays, Encoding
+from ee_export.data.encode import Arrays
 from ee_export.errors import NotEqual
 from ee_export.model.parts import PartedModel
+from ee_export.package.encoding import Encoding
 from ee_export.segments.trace import MakeInputs
 
 Run = Callable[[Arrays], dict[str, np.ndarray]]

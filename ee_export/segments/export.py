@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ee_export.errors import BadModel, NotEqual, one_line, shorten
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 from ee_export.segments.cut import Segment
 from ee_export.segments.trace import Tensors
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, one_line, printable, shorten
-from ee_export.manifest import Axis, TensorSpec
+from ee_export.package.manifest import Axis, TensorSpec
 from ee_export.runtime.ort import open_session
 from ee_export.runtime.threads import available_threads
 from ee_export.segments.brought import DTYPES, dtype_of, inferred

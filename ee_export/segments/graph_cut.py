@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 from ee_export.segments.graph_axes import set_signature
 
 

@@ -8,8 +8,8 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ee_export.errors import BadRequest
-from ee_export.inputs import shown
-from ee_export.manifest import TensorSpec
+from ee_export.package.input_specs import shown
+from ee_export.package.manifest import TensorSpec
 
 TENSOR, MASK, FEATURES, LOGITS = "tensor", "attention_mask", "features", "logits"
 """Names in the graph of a head: the tensor that it reads, the mask of its tokens, what it pools, and what it answers."""

@@ -6,8 +6,8 @@ import onnx
 from onnx import compose
 
 from ee_export.errors import BadPackage
-from ee_export.manifest import SegmentSpec, logits_name
-from ee_export.package import Package
+from ee_export.package.manifest import SegmentSpec, logits_name
+from ee_export.package.store import Package
 
 
 def join(package: Package, target_name: str, outputs: Sequence[str] | None = None) -> onnx.ModelProto:

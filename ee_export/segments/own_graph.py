@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ee_export.assemble_recipe import TRAIN, CutEntry, GraphEntry
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
-from ee_export.manifest import TensorSpec, logits_name
 from ee_export.model.ramps import Layers, answer
+from ee_export.package.assemble_recipe import TRAIN, CutEntry, GraphEntry
+from ee_export.package.manifest import TensorSpec, logits_name
 from ee_export.segments.assembly import (
     Assembly,
     OwnSegment,

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ee_export.assemble_recipe import SegmentEntry
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
-from ee_export.inputs import shown
-from ee_export.manifest import SOURCES, TensorSpec, gate_name
+from ee_export.package.assemble_recipe import SegmentEntry
+from ee_export.package.input_specs import shown
+from ee_export.package.manifest import SOURCES, TensorSpec, gate_name
 from ee_export.segments.assembly import (
     Assembly,
     OwnSegment,

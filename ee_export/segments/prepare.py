@@ -6,11 +6,11 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest
-from ee_export.manifest import SegmentSpec, TensorSpec
-from ee_export.package import Package
-from ee_export.recipes import TargetRecipe
+from ee_export.package.manifest import SegmentSpec, TensorSpec
+from ee_export.package.recipe import TargetRecipe
+from ee_export.package.store import Package
 from ee_export.segments import weights
 from ee_export.segments.export import check_graph
 from ee_export.segments.join import load

@@ -22,11 +22,11 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest
-from ee_export.manifest import SegmentSpec
-from ee_export.package import Package, open_package
-from ee_export.recipes import Int8
+from ee_export.package.manifest import SegmentSpec
+from ee_export.package.recipe import Int8
+from ee_export.package.store import Package, open_package
 from ee_export.runtime import ort as backend
 from ee_export.segments.join import load
 from ee_export.segments.precision import heads

@@ -11,9 +11,9 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from ee_export.encode import Arrays
-from ee_export.manifest import SegmentSpec
-from ee_export.package import open_package
+from ee_export.data.encode import Arrays
+from ee_export.package.manifest import SegmentSpec
+from ee_export.package.store import open_package
 from ee_export.runtime import ort as backend
 from ee_export.segments import weights
 from ee_export.segments.join import load

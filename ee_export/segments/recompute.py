@@ -10,7 +10,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, compose, helper
 
 from ee_export.errors import NotEqual
-from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.segments.join import remove_unused
 
 _INTEGERS = ("int", "uint", "bool")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadModel, shorten
-from ee_export.manifest import Axis, TensorSpec, logits_name
 from ee_export.model.parts import PartedModel, run_parts
+from ee_export.package.manifest import Axis, TensorSpec, logits_name
 
 MakeInputs = Callable[[int, int], Arrays]
 """Makes inputs of so many pages with at most so many tokens of text. The first page has as many, others may be padded."""

@@ -10,9 +10,9 @@ from ee_export.bench.cli import cli
 from ee_export.bench.compare import difference
 from ee_export.bench.nested import nested_if
 from ee_export.bench.peers import PEERS, Subject
-from ee_export.data import read_dataset
+from ee_export.data.dataset import read_dataset
 from ee_export.errors import BadRequest
-from ee_export.package import Package, open_package
+from ee_export.package.store import Package, open_package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.load import load_package
 

@@ -16,9 +16,9 @@ from ee_export.bench import server
 from ee_export.bench.cli import cli
 from ee_export.bench.machine import disturbed, watch
 from ee_export.bench.statistics import percentile
-from ee_export.data import read_dataset
+from ee_export.data.dataset import read_dataset
+from ee_export.data.page import Page
 from ee_export.errors import BadData, BadRequest
-from ee_export.page import Page
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load

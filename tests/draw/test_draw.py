@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ee_export.data.ocr import installed, tesseract
 from ee_export.draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
 from ee_export.errors import EeError
-from ee_export.ocr import installed, tesseract
 
 A4_300_DPI = 3508
 

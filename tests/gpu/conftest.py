@@ -24,7 +24,7 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     gpu = Gpu()
     monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
-    monkeypatch.setattr("ee_export.compile.open_gpu", lambda: gpu)
+    monkeypatch.setattr("ee_export.builder.compile.open_gpu", lambda: gpu)
     say_version(monkeypatch, tmp_path)
     for fake in fakes(request.param, monkeypatch):
         computing(fake)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 from ee_export.policy.criteria import CRITERIA, top
 from ee_export.policy.decide import NEVER, Rule, limits, visits
 from tests.gpu.simulator import Simulator

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from ee_export.errors import DeviceError
-from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime.gpu.scratch import Scratch
 from tests.gpu import bindings
 from tests.gpu.fake import Fake
 
-OURS = ("ee_export.runtime.gpu.tensorrt_log", "ee_export.runtime.gpu.tensorrt", "ee_export.engines")
+OURS = ("ee_export.runtime.gpu.tensorrt_log", "ee_export.runtime.gpu.tensorrt", "ee_export.builder.tensorrt_builder")
 """Modules that import tensorrt: each test gets them anew, with the fake in its place."""
 
 SPEC = SegmentSpec(

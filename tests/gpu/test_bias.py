@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ee_export import gpu_bias
-from ee_export.data import read_dataset
-from ee_export.doctor import engines
+from ee_export.builder import gpu_bias
+from ee_export.data.dataset import read_dataset
+from ee_export.data.page import Page
+from ee_export.doctor import trial_package as engines
 from ee_export.errors import DeviceError
-from ee_export.manifest import OperatingPoint, Target
-from ee_export.package import Package, open_package
-from ee_export.page import Page
-from ee_export.recipes import Range, find_recipe, shipped
+from ee_export.package.manifest import OperatingPoint, Target
+from ee_export.package.recipe import Range, find_recipe, shipped
+from ee_export.package.store import Package, open_package
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment
 from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import leaving_at
-from ee_export.verify import verify_package
+from ee_export.verify.replay import verify_package
 from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu
 
 if TYPE_CHECKING:

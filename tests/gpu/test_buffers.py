@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 from ee_export.runtime.gpu.buffers import Sizes, _places
 
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from PIL import Image
 
-from ee_export.data import read_dataset
-from ee_export.doctor.engines import compiled
+from ee_export.data.dataset import read_dataset
+from ee_export.data.page import Page
+from ee_export.doctor.trial_package import compiled
 from ee_export.errors import BadRequest, DeviceError, EeError, NoText
-from ee_export.manifest import OperatingPoint
-from ee_export.package import Package, open_package
-from ee_export.page import Page
+from ee_export.package.manifest import OperatingPoint
+from ee_export.package.store import Package, open_package
 from ee_export.policy.decide import Threshold
 from ee_export.runtime import backends
 from ee_export.runtime.answer import Answer

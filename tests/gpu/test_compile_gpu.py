@@ -16,15 +16,15 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from ee_export import gpu_target
-from ee_export.cli import cli
-from ee_export.compile import compile_target
-from ee_export.data import read_dataset
+from ee_export.builder import gpu_target
+from ee_export.builder.compile import compile_target
+from ee_export.cli.main import cli
+from ee_export.data.dataset import read_dataset
 from ee_export.errors import BadPackage, BadRequest, DeviceError
-from ee_export.package import Package, open_package
+from ee_export.package.store import Package, open_package
 from ee_export.runtime.gpu import open as opening
 from ee_export.runtime.load import load_package
-from ee_export.verify import verify_package
+from ee_export.verify.replay import verify_package
 from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu
 
 TARGET = "tensorrt-fp32"
@@ -265,8 +265,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pytest
-from ee_export.compile import compile_target
-from ee_export.package import open_package
+from ee_export.builder.compile import compile_target
+from ee_export.package.store import open_package
 from ee_export.runtime import backends
 from tests.gpu.stand_in import computing
 from tests.gpu.tensorrt_fake import Gpu, fakes
@@ -274,7 +274,7 @@ from tests.gpu.tensorrt_fake import Gpu, fakes
 with pytest.MonkeyPatch.context() as patch:
     for fake in fakes(sys.argv[3], patch):
         computing(fake)
-        patch.setattr("ee_export.compile.open_gpu", Gpu)
+        patch.setattr("ee_export.builder.compile.open_gpu", Gpu)
         patch.setattr(backends, "open_gpu", Gpu)
         build, engines = fake.fake._behaviour["Builder.build_serialized_network"], []
 

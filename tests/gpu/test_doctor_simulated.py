@@ -12,7 +12,7 @@ import pytest
 from ee_export.doctor import replay
 from ee_export.doctor.check import Check
 from ee_export.doctor.trial import trial
-from ee_export.package import Package
+from ee_export.package.store import Package
 
 if TYPE_CHECKING:
     from tests.gpu.conftest import Machine
@@ -24,7 +24,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tried(package: Package, target: str = "tensorrt-fp16") -> dict[str, Check]:
-    from ee_export.doctor.rig import rig
+    from ee_export.doctor.gpu_trial import rig
 
     checks = trial(package.path, target, rig(), {}, lambda *_: None, runs=2)
     return {check.name.removeprefix(f"{target}: "): check for check in checks}

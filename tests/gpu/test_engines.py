@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ee_export.errors import DeviceError
-from ee_export.manifest import TensorSpec
-from ee_export.recipes import Profile, Range, TargetRecipe
+from ee_export.package.manifest import TensorSpec
+from ee_export.package.recipe import Profile, Range, TargetRecipe
 from ee_export.runtime.gpu.built import BuiltOn
 from ee_export.runtime.gpu.shapes import profile_shapes
 from tests.gpu.tensorrt_fake import SPEC, VISUAL, FakeTensorRt, fakes

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ee_export.errors import BadPackage, BadRequest, DeviceError
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 from ee_export.runtime.gpu.scratch import Scratch
 from tests.gpu.tensorrt_fake import ADDRESSES, SIZES, SPEC, FakeTensorRt, Gpu, fakes
 

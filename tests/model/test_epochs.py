@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from ee_export.encode import Encoder, blank_page
+from ee_export.data.encode import Encoder, blank_page
 from ee_export.errors import BadRequest, DeviceError
 from ee_export.model import device, epochs
 from ee_export.model.best import class_weights, cross_entropy

@@ -25,9 +25,9 @@ from transformers import (
 )
 
 import ee_export
-from ee_export.build import build, export, golden_inputs
-from ee_export.data import read_dataset
-from ee_export.encode import Encoder
+from ee_export.builder.build import build, export, golden_inputs
+from ee_export.data.dataset import read_dataset
+from ee_export.data.encode import Encoder
 from ee_export.errors import BadCheckpoint, BadPage, BadRequest
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
@@ -35,7 +35,7 @@ from ee_export.model.families import FAMILIES
 from ee_export.model.recipe import Recipe
 from ee_export.model.strategies import phases
 from ee_export.model.train import train
-from ee_export.package import Package, open_package
+from ee_export.package.store import Package, open_package
 from ee_export.runtime.load import load_package
 from tests.conftest import make_once
 

@@ -25,13 +25,13 @@ from transformers import (
 )
 
 import ee_export
-from ee_export.build import build
+from ee_export.builder.build import build
 from ee_export.errors import BadRequest
-from ee_export.manifest import logits_name
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import head_prefix, on_the_way
+from ee_export.package.manifest import logits_name
 from ee_export.runtime.opening import open_segment
 from ee_export.segments import equality, export_segments
 from ee_export.segments.trace import trace

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from ee_export.data import read_dataset
-from ee_export.encode import Encoder
+from ee_export.data.dataset import read_dataset
+from ee_export.data.encode import Encoder
+from ee_export.data.labelled import Labelled
 from ee_export.errors import BadData, BadPage, EeError
 from ee_export.model import checkpoint
 from ee_export.model.bert import EarlyExitBert
-from ee_export.model.labelled import Labelled
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import EncodedPages, encoding_digest

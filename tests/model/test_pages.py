@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models
 
-from ee_export.encode import Encoder
+from ee_export.data.encode import Encoder
 from ee_export.model.augment import affine_grid, augment_images
 from ee_export.model.checkpoint import encoding_of
 from ee_export.model.early_exit import EarlyExitModel

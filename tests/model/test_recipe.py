@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ee_export.data import read_dataset
+from ee_export.data.dataset import read_dataset
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.model import train as training
@@ -64,7 +64,9 @@ def test_a_text_is_as_long_as_the_trunk_has_positions_for_if_the_recipe_does_not
 SHIPPED = sorted([*ROOT.glob("benchmarks/trunks/*.toml"), *ROOT.glob("benchmarks/pareto/*recipe.toml")])
 
 
-@pytest.mark.parametrize("path", [ROOT / "engines" / "documents.toml", *SHIPPED], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "recipes" / "training" / "documents.toml", *SHIPPED], ids=lambda path: path.name
+)
 def test_recipes_that_come_with_the_toolkit_are_right(path: Path) -> None:
     assert read_recipe(path).model
 

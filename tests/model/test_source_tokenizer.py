@@ -17,11 +17,12 @@ from transformers import (
     LayoutLMv3Processor,
 )
 
-from ee_export.encode import Encoder, Encoding
+from ee_export.builder.against import SourcePipeline
+from ee_export.data.encode import Encoder
+from ee_export.data.page import Page
 from ee_export.errors import BadCheckpoint
-from ee_export.model.against import SourcePipeline
 from ee_export.model.source_tokenizer import text_encoding
-from ee_export.page import Page
+from ee_export.package.encoding import Encoding
 from tests.model.source_tokenizers import BOXED, KINDS, LINES, save_source
 
 IMAGE = {"image_size": 32, "image_mode": "RGB", "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}

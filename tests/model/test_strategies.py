@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
-from ee_export.encode import Encoder
+from ee_export.data.encode import Encoder
 from ee_export.errors import BadRequest
 from ee_export.model import epochs
 from ee_export.model.checkpoint import encoding_of

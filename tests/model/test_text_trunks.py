@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from ee_export.build import export, golden_inputs
+from ee_export.builder.build import export, golden_inputs
 from ee_export.errors import BadCheckpoint
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.strategies import phases
-from ee_export.recipes import TargetRecipe
+from ee_export.package.recipe import TargetRecipe
 from ee_export.runtime.load import load_package
 from ee_export.runtime.ort import OrtSegment, available_threads
 from ee_export.segments.prepare import prepare_segments

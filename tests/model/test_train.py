@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from ee_export.cli import cli
+from ee_export.cli.main import cli
 from tests.conftest import COMMAND, TINY_MODEL, Call
 
 RECIPE = f"""{TINY_MODEL}

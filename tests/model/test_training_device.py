@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ee_export.data import Dataset, read_dataset
-from ee_export.encode import Encoder, blank_page
+from ee_export.data.dataset import Dataset, read_dataset
+from ee_export.data.encode import Encoder, blank_page
 from ee_export.errors import BadPage
 from ee_export.model import checkpoint, device
 from ee_export.model.early_exit import EarlyExitModel

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ee_export import check_targets, fit
+from ee_export.builder import tune
 from ee_export.errors import BadData
+from ee_export.package import check_targets
 from ee_export.policy import certify
 
 
@@ -94,4 +95,4 @@ def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_beyon
 
 
 def test_a_manifest_may_state_every_risk_that_is_certified() -> None:
-    assert set(fit.RISKS) == set(check_targets.RISKS)
+    assert set(tune.RISKS) == set(check_targets.RISKS)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ee_export.encode import Arrays, blank_page
+from ee_export.data.encode import Arrays, blank_page
 from ee_export.runtime.chain import Chain
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 import ee_export
-from ee_export.manifest import OperatingPoint
-from ee_export.package import Package
+from ee_export.package.manifest import OperatingPoint
+from ee_export.package.store import Package
 from ee_export.runtime.chain import Chain
 
 

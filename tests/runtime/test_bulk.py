@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ee_export.data import read_dataset
+from ee_export.data.dataset import read_dataset
+from ee_export.data.page import Page, read_page
 from ee_export.errors import BadLogits, BadPage, BadRequest, EeError, NoText, OcrFailed
-from ee_export.page import Page, read_page
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.bulk import MakesPage
 from ee_export.runtime.chain import Chain

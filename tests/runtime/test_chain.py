@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import ee_export
-from ee_export.data import read_dataset
+from ee_export.data.dataset import read_dataset
+from ee_export.data.page import Page
 from ee_export.errors import BadPage, BadRequest, NoText
-from ee_export.package import Package
-from ee_export.page import Page
+from ee_export.package.store import Package
 from ee_export.runtime.chain import Chain
 from tests.runtime.conftest import leaving
 

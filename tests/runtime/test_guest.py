@@ -48,8 +48,8 @@ def answers(script: str, variables: Mapping[str, str | None] | None = None) -> s
     [
         "import ee_export",
         "import ee_export.runtime.ort",
-        "from ee_export.verify import verify_package",
-        "import ee_export.cli",
+        "from ee_export.verify.replay import verify_package",
+        "import ee_export.cli.main",
         "import ee_export.bench.cli",
     ],
 )
@@ -188,7 +188,7 @@ def test_a_number_of_streams_out_of_range_is_refused(sample: Path, streams: obje
 @pytest.mark.parametrize("command", ["ee-export predict", "ee-bench run", "ee-bench compare"])
 def test_commands_refuse_a_hundred_thousand_threads(sample: Path, command: str) -> None:
     program, name = command.split()
-    module = {"ee-export": "ee_export.cli", "ee-bench": "ee_export.bench.cli"}[program]
+    module = {"ee-export": "ee_export.cli.main", "ee-bench": "ee_export.bench.cli"}[program]
     done = run_python(
         f"import sys; sys.argv[1:] = [{name!r}, {str(sample)!r}, {str(sample)!r}, '--threads', '100000']; from {module} import main; main()"
     )

@@ -14,7 +14,7 @@ def test_the_runtime_imports_no_training_library(sample: Path, work: str) -> Non
     steps = {
         "load": "ee_export.load(path)",
         "predict": "ee_export.load(path).predict(ee_export.Page(Image.new('L', (80, 100)), words=[], boxes=[]))",
-        "command": "from ee_export.cli import cli; cli(['inspect', path], standalone_mode=False)",
+        "command": "from ee_export.cli.main import cli; cli(['inspect', path], standalone_mode=False)",
     }
     script = f"""
 import sys

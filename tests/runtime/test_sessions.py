@@ -14,10 +14,10 @@ import pytest
 
 import ee_export
 from attacks.threads import negate_heads
-from ee_export import package as packages
-from ee_export import reading
 from ee_export.errors import BadPackage, BadRequest
-from ee_export.package import open_package
+from ee_export.package import reading
+from ee_export.package import store as packages
+from ee_export.package.store import open_package
 from ee_export.runtime import ort
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.opening import open_segments

@@ -7,7 +7,7 @@ import torch
 
 from ee_export.errors import NotEqual
 from ee_export.model import checkpoint
-from ee_export.package import Package
+from ee_export.package.store import Package
 from ee_export.runtime.load import load_package
 from ee_export.runtime.ort import available_threads, open_session
 from ee_export.segments import equality

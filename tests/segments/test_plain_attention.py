@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ee_export.errors import NotEqual
-from ee_export.package import open_package
+from ee_export.package.store import open_package
 from ee_export.runtime.ort import available_threads, open_session
 from ee_export.segments.export import check_graph
 from ee_export.segments.join import load

@@ -10,15 +10,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from ee_export import golden
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import NotEqual
-from ee_export.manifest import SegmentSpec
-from ee_export.package import open_package
-from ee_export.recipes import FLOAT32_PARTS, TargetRecipe
+from ee_export.package.manifest import SegmentSpec
+from ee_export.package.recipe import FLOAT32_PARTS, TargetRecipe
+from ee_export.package.store import open_package
 from ee_export.segments.export import check_graph
 from ee_export.segments.precision import DTYPES, LOW, cast_graph
 from ee_export.segments.prepare import prepare_segments
+from ee_export.verify import golden
 
 Precision = Literal["fp16", "bf16"]
 LIMITS: dict[Precision, float] = {"fp16": 2e-3, "bf16": 1e-1}

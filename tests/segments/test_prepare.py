@@ -8,14 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from ee_export import golden
-from ee_export.data import read_dataset
-from ee_export.encode import Arrays
+from ee_export.data.dataset import read_dataset
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest
-from ee_export.manifest import SegmentSpec
 from ee_export.model import checkpoint
-from ee_export.package import Package, open_package
-from ee_export.recipes import FLOAT32_PARTS, Int8, TargetRecipe
+from ee_export.package.manifest import SegmentSpec
+from ee_export.package.recipe import FLOAT32_PARTS, Int8, TargetRecipe
+from ee_export.package.store import Package, open_package
 from ee_export.runtime.load import load_package
 from ee_export.runtime.ort import OrtSegment, available_threads, open_session
 from ee_export.segments import equality, qdq
@@ -23,6 +22,7 @@ from ee_export.segments.export import check_graph
 from ee_export.segments.plain_attention import one_output, plain
 from ee_export.segments.precision import cast_graph
 from ee_export.segments.prepare import prepare_segments
+from ee_export.verify import golden
 from tests.conftest import random_model, tiny_config
 from tests.model.test_families import EXPORTED, exported, inputs_of, model_of
 

@@ -11,19 +11,19 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from ee_export import golden
-from ee_export.encode import Arrays
+from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest, NotEqual
-from ee_export.manifest import OperatingPoint, SegmentSpec, Target, TensorSpec
 from ee_export.model import checkpoint
-from ee_export.package import Package, open_package
-from ee_export.recipes import Int8, TargetRecipe
+from ee_export.package.manifest import OperatingPoint, SegmentSpec, Target, TensorSpec
+from ee_export.package.recipe import Int8, TargetRecipe
+from ee_export.package.store import Package, open_package
 from ee_export.runtime.ort import OrtSegment, available_threads
 from ee_export.runtime.plan import make_plan, rules
 from ee_export.segments import equality, weights
 from ee_export.segments.export import check_graph
 from ee_export.segments.prepare import prepare_segments, recomputable
 from ee_export.segments.recompute import alone, recompute
+from ee_export.verify import golden
 from tests.conftest import random_model, tiny_config
 from tests.model.test_families import exported
 

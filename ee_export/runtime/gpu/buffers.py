@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import TensorSpec, gate_name
+from ee_export.package.manifest import TensorSpec, gate_name
 from ee_export.runtime.gpu.arrays import DeviceArray, is_device_array, item_size, size_of, view_of
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.memory import Memory, host_array

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ee_export.encode import Arrays, tokens_read
+from ee_export.data.encode import Arrays, tokens_read
 from ee_export.errors import BadLogits, DeviceError
+from ee_export.package.recipe import TargetRecipe
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, Known, top
 from ee_export.policy.decide import NEVER, calibrated
-from ee_export.recipes import TargetRecipe
 from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Sizes

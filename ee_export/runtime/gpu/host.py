@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 from ee_export.runtime.gpu.buffers import shape_of
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.memory import host_array

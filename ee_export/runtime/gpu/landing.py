@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Sizes, Staging, shape_of
 from ee_export.runtime.gpu.device import Device

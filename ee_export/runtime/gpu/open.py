@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import SegmentSpec, Target
-from ee_export.package import Package
-from ee_export.recipes import TargetRecipe, read_recipe
+from ee_export.package.manifest import SegmentSpec, Target
+from ee_export.package.recipe import TargetRecipe, read_recipe
+from ee_export.package.store import Package
 from ee_export.runtime.gpu.built import BuiltOn, rebuild, require_built_for
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.scratch import Scratch

@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime as ort
 
 from ee_export.errors import BadPackage, BadRequest, DeviceError
-from ee_export.manifest import SegmentSpec, TensorSpec
-from ee_export.recipes import TargetRecipe
+from ee_export.package.manifest import SegmentSpec, TensorSpec
+from ee_export.package.recipe import TargetRecipe
 from ee_export.runtime.gpu.shapes import Shapes
 from ee_export.runtime.ort import available_threads, create_session, session_options
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from ee_export.manifest import TensorSpec
+from ee_export.package.manifest import TensorSpec
 
 
 class BoundSegment(Protocol):

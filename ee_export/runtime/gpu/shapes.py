@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from ee_export.manifest import TensorSpec
-from ee_export.recipes import Profile
+from ee_export.package.manifest import TensorSpec
+from ee_export.package.recipe import Profile
 from ee_export.runtime.gpu.buffers import shape_of
 
 Shape: TypeAlias = tuple[int, ...]

@@ -8,7 +8,7 @@ from pathlib import Path
 import tensorrt as trt
 
 from ee_export.errors import BadPackage, BadRequest, DeviceError
-from ee_export.manifest import SegmentSpec, TensorSpec
+from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime.gpu.buffers import shape_of
 from ee_export.runtime.gpu.scratch import Scratch
 from ee_export.runtime.gpu.tensorrt_log import LOG, last_errors

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from ee_export.errors import BadRequest
-from ee_export.manifest import OperatingPoint
+from ee_export.package.manifest import OperatingPoint
 from ee_export.policy.criteria import Known
 from ee_export.policy.decide import Rule, Threshold
 from ee_export.runtime.gpu.arrays import DeviceArray

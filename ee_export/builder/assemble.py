@@ -1,0 +1,253 @@
+"""Make a package of ONNX graphs: they are checked, cut, proven equal, then measured, calibrated, tuned and verified as in every package."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ee_export.builder.add_exits import split_for_heads
+from ee_export.builder.assemble_inputs import PackageInputs, read_inputs
+from ee_export.builder.assemble_proof import golden_pages, proven, require_padding
+from ee_export.builder.build import TARGET, complete
+from ee_export.builder.predictions import held_out, read_pages
+from ee_export.data.dataset import ArrayData, Data, read_arrays, read_dataset, require_finite
+from ee_export.data.page import Ocr
+from ee_export.errors import BadData, BadRequest
+from ee_export.model.ramps import Layers, train_ramps, untrained
+from ee_export.model.train_heads import HeadTraining
+from ee_export.package.assemble_recipe import TRAIN, AssembleRecipe, read_assemble_recipe
+from ee_export.package.atomic import check_destination, staged_folder
+from ee_export.package.check_manifest import check
+from ee_export.package.manifest import GRAPHS, SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
+from ee_export.package.origin import now
+from ee_export.package.ranges import require_labels
+from ee_export.package.store import GOLDEN, Package, locked, open_package, seal
+from ee_export.package.strict_json import Refused
+from ee_export.progress import Progress
+from ee_export.runtime.load import load_package
+from ee_export.segments import assembly, equality
+from ee_export.segments.brought import external_files
+from ee_export.segments.own_graph import CutGraph, OwnGraph, read_own_graph
+from ee_export.segments.own_segments import OwnPart, assemble_segments, read_own_segments
+from ee_export.verify import golden
+from ee_export.version import __version__
+
+_BATCH = 8
+"""Pages that go through a graph together for the features of heads."""
+
+
+def assemble(
+    recipe_path: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    train_data: str | Path | None = None,
+    training: HeadTraining | None = None,
+    ocr: Ocr | None = None,
+    ocr_ms: float | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Package:
+    """Make a package of ONNX graphs, as a segments.toml describes it. Nothing is written if a check fails.
+
+    Args:
+        recipe_path: the segments.toml; see docs/your-graphs.md.
+        out: the package folder.
+        data: held-out pages in class folders, or an .npz file of labelled arrays. Default: those that the recipe names.
+        train_data: pages that train heads, default the recipe's, or a part of ``data``.
+        training: how heads are trained, default as :class:`~ee_export.model.train_heads.HeadTraining` says.
+        ocr: see :func:`~ee_export.builder.build.build`, as ``ocr_ms`` and ``overwrite``.
+        ocr_ms: the cost of a page's text in milliseconds.
+        overwrite: replace a package that is there.
+        progress: called with the name of a stage, steps done and steps in all.
+        report: called with a line about the graphs, the pages and the trained heads.
+
+    Returns:
+        The package, opened.
+
+    Raises:
+        BadRequest, BadGraph, BadData, BadPage, BadCheckpoint: an input cannot be used.
+        NotEqual: the package does not answer as the graphs that were brought do.
+    """
+    training, out = training or HeadTraining(), Path(out)
+    check_destination(out, overwrite=overwrite)
+    recipe = read_assemble_recipe(Path(recipe_path))
+    where = str(recipe.path)
+    try:
+        require_labels(recipe.labels)
+    except Refused as error:
+        raise BadRequest(f"{where}: {error}") from None
+    data, train_data = data or recipe.data, train_data or recipe.train
+    if data is None:
+        raise BadRequest(
+            f"{where}: data: missing, and no DATA is given; name a folder of held-out pages in class folders"
+        )
+    if train_data is not None and not any(cut.head == TRAIN for cut in recipe.cuts):
+        raise BadRequest(f'{where}: train: no [[cut]] has head = "train"; remove train')
+
+    notes: list[str] = []
+    brought = _read(recipe, notes.append)
+    inputs = read_inputs(recipe, _graphs(brought))
+    probe = inputs.probe()
+    classes = len(recipe.labels)
+    cut, ramps = None, {}
+    if isinstance(brought, OwnGraph):
+        cut = CutGraph(brought, probe, classes)
+        layers = {each.exit: each.layers for each in brought.cuts}
+        ramps = {name: untrained(size, layers[name], classes) for name, size in cut.feature_sizes().items()}
+        made = cut.assembly(ramps)
+    else:
+        made = assemble_segments(brought, probe, classes)
+
+    origin = Origin(__version__, now(), _digest(recipe), hashlib.sha256(recipe.path.read_bytes()).hexdigest())
+    manifest = _manifest(recipe, out, inputs, assembly.entries(made, TARGET))
+    # Before heads are trained, and with the longest text that the encoding allows.
+    _require_possible(manifest, origin, where)
+    golden_pages(made, probe, inputs)
+    require_padding(made, probe, inputs, where)
+    pages = _data(inputs, Path(data), recipe.labels)
+    train_pages = None if train_data is None else _data(inputs, Path(train_data), recipe.labels)
+
+    for each in (pages, train_pages):
+        if ramps and isinstance(each, ArrayData):
+            require_finite(each)
+    for line in notes:
+        report(line)
+    if cut is not None and ramps:
+        divided: tuple[Data, Data, Data] = split_for_heads(pages, train_pages, training.seed)
+        pages, train, val = divided
+        report(f"{len(train)} pages to train heads on, {len(val)} to validate, {len(pages)} held out, {classes} labels")
+        made = cut.assembly(_trained(cut, layers, train, val, inputs, training, ocr, progress, report))
+    parts, split = held_out(pages, training.seed)
+    with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
+        specs = assembly.write(made, staging, TARGET)
+        manifest = replace(manifest, targets={TARGET: replace(manifest.targets[TARGET], segments=specs)})
+        for name, tokenizer in inputs.tokenizers.items():
+            (staging / manifest.tokenizer_files()[name]).write_text(tokenizer.to_str())
+        (staging / GOLDEN).write_bytes(golden.write(golden_pages(made, probe, inputs), manifest))
+        progress("prove", 0, 1)
+        chain = load_package(seal(staging, manifest), one_pool=True)
+        target = proven(chain, made, probe, parts["tune"], inputs, ocr)
+        chain = load_package(seal(staging, replace(manifest, targets={TARGET: target})), one_pool=True)
+        progress("prove", 1, 1)
+        complete(chain, target, parts, split, origin, staging, ocr=ocr, ocr_ms=ocr_ms, progress=progress)
+    return open_package(out)
+
+
+Brought = OwnGraph | list[OwnPart]
+
+
+def _read(recipe: AssembleRecipe, report: Callable[[str], None]) -> Brought:
+    if recipe.graph is not None:
+        return read_own_graph(recipe.graph, recipe.cuts, recipe.sources, str(recipe.path), report)
+    return read_own_segments(recipe.segments, recipe.sources, str(recipe.path), report)
+
+
+def _data(inputs: PackageInputs, path: Path, labels: tuple[str, ...]) -> Data:
+    return read_dataset(path, labels) if inputs.encodings else read_arrays(path, inputs.arrays, labels)
+
+
+def _graphs(brought: Brought) -> list[tuple[onnx.ModelProto, Mapping[str, str]]]:
+    """Graphs that can read inputs of the package, and the package's names of what they read."""
+    if isinstance(brought, OwnGraph):
+        return [(brought.model, brought.names)]
+    return [(part.model, part.inputs) for part in brought]
+
+
+def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: tuple[SegmentSpec, ...]) -> Manifest:
+    return Manifest(
+        schema=SCHEMA,
+        name=out.name.removesuffix(".ee"),
+        created_by=f"ee_export {__version__}, onnx {onnx.__version__}",
+        labels=recipe.labels,
+        exits=recipe.exits,
+        encoding=inputs.encodings.get(""),
+        encodings={name: encoding for name, encoding in inputs.encodings.items() if name},
+        inputs=inputs.sources,
+        model={"type": GRAPHS, "files": [path.name for path in _files(recipe)]},
+        targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
+        files={},
+    )
+
+
+def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
+    """Refuse a manifest that no package can have, with stand-ins for its files."""
+    names = (*manifest.tokenizer_files().values(), GOLDEN, *(spec.file for spec in manifest.targets[TARGET].segments))
+    try:
+        check(replace(manifest, origin=origin, files=dict.fromkeys(names, FileEntry("0" * 64, 0))))
+    except Refused as error:
+        raise BadRequest(f"{where}: {error}") from None
+
+
+def _trained(
+    cut: CutGraph,
+    layers: Mapping[str, int],
+    train: Data,
+    val: Data,
+    inputs: PackageInputs,
+    training: HeadTraining,
+    ocr: Ocr | None,
+    progress: Progress,
+    report: Callable[[str], None],
+) -> dict[str, Layers]:
+    """The layers of every head that is trained here."""
+    features = {}
+    for name, part in (("train", train), ("val", val)):
+        stage = "encode" if name == "train" else "encode to validate"
+        features[name] = _features(cut, part, inputs, ocr, partial(progress, stage))
+    targets = {name: np.asarray(part.targets, np.int64) for name, part in (("train", train), ("val", val))}
+    ramps, accuracy = train_ramps(
+        features["train"],
+        targets["train"],
+        features["val"],
+        targets["val"],
+        layers,
+        len(train.labels),
+        training,
+        lambda done, total, line: progress("train", done, total),
+    )
+    report("val accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items()))
+    return ramps
+
+
+def _features(
+    cut: CutGraph, data: Data, inputs: PackageInputs, ocr: Ocr | None, progress: Callable[[int, int], None]
+) -> dict[str, np.ndarray]:
+    """Features of every page for every head that is trained, float32 ``[N, F]``."""
+    runner = cut.features()
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in cut.feature_sizes()}
+    for at in range(0, len(data), _BATCH):
+        batch = inputs.encode(read_pages(data.subset(list(range(at, min(at + _BATCH, len(data))))), ocr))
+        for name, values in zip(rows, runner.run(batch).values(), strict=True):
+            rows[name].append(values)
+        progress(min(at + _BATCH, len(data)), len(data))
+    features = {name: np.concatenate(values) for name, values in rows.items()}
+    for name, values in features.items():
+        if not np.isfinite(values).all():
+            raise BadData(f"{data.root}: features of exit '{name}' are not finite on its pages; cut at another tensor")
+    return features
+
+
+def _files(recipe: AssembleRecipe) -> list[Path]:
+    """The ONNX files of a recipe, those of its heads too."""
+    graphs = [segment.file for segment in recipe.segments]
+    if recipe.graph is not None:
+        graphs = [recipe.graph.file, *(Path(cut.head) for cut in recipe.cuts if cut.head != TRAIN)]
+    return list(dict.fromkeys(graphs))
+
+
+def _digest(recipe: AssembleRecipe) -> str:
+    """sha256 over the lines that ``sha256sum`` prints of the ONNX files and of the files of their weights, in the order of their names."""
+    paths = {path for graph in _files(recipe) for path in (graph, *external_files(graph))}
+    total = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: os.fsencode(path.name)):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{digest}  ".encode() + os.fsencode(path.name) + b"\n")
+    return total.hexdigest()

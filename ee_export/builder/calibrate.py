@@ -1,0 +1,53 @@
+"""Fit a target's calibration and the weights of its criterion on held-out pages."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from ee_export.builder.predictions import Observed
+from ee_export.errors import require_known
+from ee_export.package.manifest import Calibration, Manifest, Target, gate_name
+from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
+from ee_export.runtime.plan import rules
+
+
+def calibrated(target: Target, pages: Observed, method: str = "temperature") -> Target:
+    """The target with every exit calibrated on ``pages`` by one of :data:`METHODS`, and every gate by Platt scaling; untuned.
+
+    Raises:
+        BadRequest: there is no such method.
+    """
+    require_known(method, METHODS, "calibration method")
+    calibration = {}
+    for segment in target.segments:
+        name, logits = segment.exit, pages.logits[segment.exit]
+        scale, bias = METHODS[method](logits, pages.targets)
+        calibration[name] = Calibration(tuple(scale.tolist()), tuple(bias.tolist()))
+        if gate_name(name) in pages.logits:
+            right = (logits * scale + bias).argmax(1) == pages.targets
+            slope, offset = fit_platt(pages.logits[gate_name(name)][:, 0], right)
+            calibration[gate_name(name)] = Calibration((slope,), (offset,))
+    return replace(target, calibration=calibration, operating_points={})
+
+
+def _temperature(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(logits.shape[1], 1.0 / fit_temperature(logits, targets)), np.zeros(logits.shape[1])
+
+
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
+    "none": lambda logits, targets: (np.ones(logits.shape[1]), np.zeros(logits.shape[1])),
+    "temperature": _temperature,
+    "vector": fit_vector,
+}
+"""How an exit's raw logits ``[N, C]`` and labels ``[N]`` give the scale and bias of each class, ``[C]`` each."""
+
+
+def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed) -> dict[str, tuple[float, ...]]:
+    """The weights of a criterion per exit, fitted on ``pages``; none where it has none."""
+    if criterion != "failure_prediction":
+        return {}
+    found = rules(manifest, target, {})
+    logits = [pages.logits[name] for name in manifest.exits]
+    tokens = [pages.tokens[name] for name in manifest.exits]
+    return dict(zip(manifest.exits, fit_failure_prediction(logits, found, tokens, pages.targets), strict=True))

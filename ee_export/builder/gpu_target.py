@@ -1,0 +1,186 @@
+"""A package's target for a GPU, as a recipe says: typed graphs, engines built of them, and a chain of those to measure."""
+
+import logging
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ee_export.builder.costs import RUNS
+from ee_export.builder.gpu_bias import Build, Setting, choose_bias
+from ee_export.data.encode import Arrays, blank_page
+from ee_export.errors import DeviceError
+from ee_export.package.input_specs import only_encoding
+from ee_export.package.manifest import Costs, SegmentSpec, Target
+from ee_export.package.recipe import TargetRecipe, with_plain_attention
+from ee_export.package.store import Package
+from ee_export.progress import Progress
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.gpu.device import Device
+from ee_export.runtime.gpu.host import HostSegment
+from ee_export.runtime.gpu.open import PLAIN, RECIPE, built_here, cache_folder, source_hash
+from ee_export.runtime.gpu.shapes import profile_shapes
+from ee_export.segments.prepare import prepare_segments
+
+SOURCE = "cpu-fp32"
+_log = logging.getLogger("ee_export")
+
+
+def recipe_target(
+    before: Chain,
+    recipe: TargetRecipe,
+    recipe_file: Path,
+    staging: Path,
+    samples: Sequence[Arrays],
+    gpu: Device,
+    progress: Progress,
+) -> Target:
+    """Fill ``staging/<recipe.name>`` with what runs a target; neither measured nor calibrated.
+
+    TensorRT may refuse the attention operator of a segment: that segment is then built of plain nodes, ``compiled`` says of
+    which, and the progress too. So do both of a bias that is measured, see :mod:`ee_export.builder.gpu_bias`.
+
+    Args:
+        before: the chain of ``cpu-fp32``.
+        recipe: of the target.
+        recipe_file: that it was read from; copied beside the segments.
+        staging: a package's folder that is being made.
+        samples: encoded pages, for int8.
+        gpu: that engines are for.
+        progress: told of every step.
+
+    Raises:
+        NotEqual: a graph cannot be written in this precision.
+        DeviceError: TensorRT refused a segment, and its plain nodes too.
+    """
+    package = before.package
+    folder = staging / recipe.name
+    shutil.rmtree(folder, ignore_errors=True)
+    visual = visual_tokens(before)
+    compiled = {
+        "from": SOURCE,
+        "source": source_hash(package, SOURCE),
+        "recipe": recipe.hash,
+        "precision": recipe.precision,
+        "visual_tokens": str(visual),
+        "longest_text": str(only_encoding(package.manifest, "a GPU's target").max_text_tokens),
+    }
+    build = None
+    if recipe.backend == "tensorrt":
+        compiled |= built_here(gpu, recipe).texts()
+        build = _builder(package, recipe, gpu, visual)
+    if recipe.bias == "auto":
+        choice, said = choose_bias(package, Setting(recipe, recipe_file, compiled, build, gpu), progress)
+        recipe = replace(recipe, bias=choice)
+        compiled |= said
+    elif recipe.bias == "recomputed":
+        compiled["bias"] = recipe.bias
+    progress("prepare", 0, 1)
+    if build is not None:
+        with gpu.current():
+            specs, plain = _engines(package, recipe, folder, samples, build, progress)
+        if plain:
+            compiled["plain_attention"] = ", ".join(plain)
+        if recipe.strip:
+            compiled["stripped"] = "yes"
+    else:
+        specs = prepare_segments(package, recipe, staging, samples)
+    shutil.copyfile(recipe_file, folder / RECIPE)
+    return Target(recipe.backend, 0.0, {}, specs, compiled=compiled)
+
+
+def _builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -> Build:
+    """Builds engines of a recipe's profiles, with its timing cache."""
+    from ee_export.builder.tensorrt_builder import Wanted, build_engine, cache_name
+
+    profiles = recipe.profiles(only_encoding(package.manifest, "a GPU's target").max_text_tokens)
+    cache = None
+    if recipe.timing_cache:
+        own = Path(recipe.timing_cache) if isinstance(recipe.timing_cache, str) else None
+        cache = own or cache_folder() / cache_name(built_here(gpu, recipe))
+
+    def build(graph: Path, spec: SegmentSpec, recipe: TargetRecipe) -> bytes:
+        shapes = profile_shapes(spec.inputs, profiles, visual)
+        return build_engine(Wanted(graph, spec.inputs, shapes, recipe, cache))
+
+    return build
+
+
+def _engines(
+    package: Package,
+    recipe: TargetRecipe,
+    folder: Path,
+    samples: Sequence[Arrays],
+    build: Build,
+    progress: Progress,
+) -> tuple[tuple[SegmentSpec, ...], list[str]]:
+    """The engines' manifest entries, and of which exits the attention is plain."""
+    # Not in the staging folder: what is there becomes the package.
+    with tempfile.TemporaryDirectory(prefix="ee-graphs-") as work:
+        asked, simpler = Path(work) / "asked", Path(work) / PLAIN
+        typed = prepare_segments(package, recipe, asked, samples)
+        progress("prepare", 1, 1)
+        folder.mkdir()
+        specs, plain = [], []
+        for at, spec in enumerate(typed):
+            progress("engines", at, len(typed))
+            try:
+                plan = build(asked / spec.file, spec, recipe)
+            except DeviceError as refused:
+                if recipe.attention == "plain" or not has_attention(asked / spec.file):
+                    raise
+                progress(f"plain attention: {spec.exit}", 0, 1)
+                _log.warning("%s: built with plain attention, for %s", spec.exit, refused)
+                if not simpler.exists():
+                    prepare_segments(package, with_plain_attention(recipe), simpler, samples)
+                try:
+                    plan = build(simpler / spec.file, spec, recipe)
+                except DeviceError as too:
+                    raise DeviceError(f"{refused}; and with plain attention: {too}") from None
+                progress(f"plain attention: {spec.exit}", 1, 1)
+                plain.append(spec.exit)
+            specs.append(replace(spec, file=f"{recipe.name}/{spec.exit}.engine"))
+            (folder.parent / specs[-1].file).write_bytes(plan)
+        progress("engines", len(typed), len(typed))
+        if recipe.strip:  # their weights come from the graphs that they were built of
+            shutil.copytree(asked / recipe.name, folder, dirs_exist_ok=True)
+            if plain:
+                shutil.copytree(simpler / recipe.name, folder / PLAIN)
+    return tuple(specs), plain
+
+
+def has_attention(graph: Path) -> bool:
+    """Whether a graph has the attention operator."""
+    import onnx
+
+    return any(node.op_type == "Attention" for node in onnx.load(graph, load_external_data=False).graph.node)
+
+
+def visual_tokens(chain: Chain) -> int:
+    """How many visual tokens stand after a page's text ones, V in L = T + V; 0 for a model without."""
+    text = 3
+    state = blank_page(chain.encoder.encoding, text)
+    for segment in chain.segments:
+        logits, others = segment.run(state)
+        for tensor, array in zip(segment.outputs, (logits, *others), strict=True):
+            if "L" in tensor.shape:
+                return int(array.shape[tensor.shape.index("L")]) - text
+            state[tensor.name] = array
+    return 0
+
+
+def device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
+    """The same costs with what segments take on the device, without the copies of :class:`HostSegment`."""
+    times: dict[str, list[float]] = {name: [] for name in chain.exits}
+    for tokens in costs.tokens:
+        rounds: dict[str, list[float]] = {name: [] for name in chain.exits}
+        for run in range(RUNS + 1):
+            chain.logits(blank_page(chain.encoder.encoding, tokens))
+            for segment in chain.segments:
+                if run and isinstance(segment, HostSegment):  # the first round binds
+                    rounds[segment.exit].append(segment.device_ms)
+        for name, found in rounds.items():
+            times[name].append(round(statistics.median(found), 4))
+    return replace(costs, machine=machine, runs=RUNS, segments_ms={name: tuple(each) for name, each in times.items()})

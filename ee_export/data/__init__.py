@@ -1,0 +1,1 @@
+"""What comes in: pages, words, data sets, and the arrays that they become."""

@@ -1,0 +1,67 @@
+"""What the trial compiles: a package's engines, and its whole model as one; without pages of the user's, so nothing is tuned."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from ee_export.builder.compile import SOURCE, drafted, with_golden
+from ee_export.builder.gpu_target import recipe_target
+from ee_export.package.atomic import staged_folder
+from ee_export.package.manifest import SegmentSpec, Target, logits_name
+from ee_export.package.recipe import find_recipe, shipped
+from ee_export.package.store import GOLDEN, TOKENIZER, Package, link_files, open_package, seal
+from ee_export.progress import Progress
+from ee_export.runtime import backends
+from ee_export.runtime.load import load_package
+from ee_export.segments import weights
+from ee_export.segments.join import join
+from ee_export.verify import golden
+
+
+def compiled(package: Package, target_name: str, progress: Progress) -> Package:
+    """Give a package a target for this GPU by its shipped recipe; calibration and operating points are those of ``cpu-fp32``.
+
+    Its golden pages stand in for held-out ones: int8 takes its ranges from them.
+
+    Raises:
+        BadRequest: there is no such recipe, or it cannot run here.
+        DeviceError: the GPU or a library for it refused something.
+    """
+    recipe = find_recipe(target_name)
+    backends.require_runnable(recipe.backend)
+    source, before = package.target(SOURCE), load_package(package, SOURCE)
+    pages, _ = golden.read(package)
+    samples = [page.inputs for page in pages] if recipe.precision == "int8" else []
+    with staged_folder(package.path, overwrite=True) as staging:
+        gpu = backends.open_gpu()
+        made = recipe_target(before, recipe, shipped(target_name), staging, samples, gpu, progress)
+        chain = drafted(before, target_name, made, staging)
+        target = replace(made, calibration=source.calibration, operating_points=source.operating_points)
+        link_files(package, [name for name in package.manifest.files if name != GOLDEN], staging)
+        target, said = with_golden(chain, target_name, target, pages)
+        manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target})
+        (staging / GOLDEN).write_bytes(golden.write(said, manifest))
+        seal(staging, manifest)
+    return open_package(package.path)
+
+
+def whole(package: Package, folder: Path) -> Package:
+    """A package in ``folder`` of one segment, the whole model of ``cpu-fp32`` as one would export it without exits."""
+    source, final = package.target(SOURCE), package.manifest.exits[-1]
+    graph = join(package, SOURCE, [logits_name(final)])
+    inputs = {tensor.name: tensor for spec in source.segments for tensor in spec.inputs}
+    spec = SegmentSpec(
+        final,
+        f"{SOURCE}/{final}.onnx",
+        tuple(inputs[value.name] for value in graph.graph.input),
+        tuple(tensor for tensor in source.segments[-1].outputs if tensor.name == logits_name(final)),
+    )
+    (folder / SOURCE).mkdir(parents=True)
+    weights.share([graph], folder / SOURCE, constant=True)
+    (folder / spec.file).write_bytes(graph.SerializeToString(deterministic=True))
+    shutil.copyfile(package.path / TOKENIZER, folder / TOKENIZER)
+    target = Target(source.backend, source.tolerance, {}, (spec,))
+    manifest = replace(package.manifest, exits=(final,), targets={SOURCE: target}, files={}, split=None)
+    pages = [replace(page, logits={final: page.logits[final]}, own={}) for page in golden.read(package)[0]]
+    (folder / GOLDEN).write_bytes(golden.write(pages, manifest))
+    return seal(folder, manifest)

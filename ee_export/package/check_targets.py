@@ -1,0 +1,325 @@
+"""Ranges of one target's values in a manifest: its segments, costs, calibration and operating points."""
+
+import re
+from collections.abc import Collection, Mapping
+from math import prod
+
+from ee_export.package.input_specs import input_specs, reads_of, shown
+from ee_export.package.manifest import (
+    ARRAY,
+    GPU_BACKENDS,
+    SOURCE,
+    Calibration,
+    Certificate,
+    Costs,
+    Made,
+    Manifest,
+    OperatingPoint,
+    Seen,
+    SegmentSpec,
+    Target,
+    TensorSpec,
+    gate_name,
+    logits_name,
+    split_input,
+)
+from ee_export.package.ranges import (
+    require,
+    require_date,
+    require_keys,
+    require_name,
+    require_number,
+    require_numbers,
+    require_rising,
+    require_sha256,
+    require_text,
+)
+from ee_export.package.strict_json import Refused, mismatch
+from ee_export.policy.criteria import feature_count
+from ee_export.policy.drift import BINS
+
+DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+AXES = ("B", "T", "L")
+PROOFS = {"learn_then_test": True, "conformal_risk_control": False}
+"""Methods that certify, and whether each has a ``delta``."""
+RISKS = ("accuracy_lost", "disagreement")
+LARGEST = 1e9
+"""Of a score's threshold, a weight and a calibration: what no real number of theirs comes near."""
+_LONGEST_MS = 1e9
+_MOST_PAGES = 100_000_000
+_MOST_FORMER = 1000
+"""Former operating points of one target."""
+_WHOLE, _VERSION = re.compile(r"[0-9]{1,7}"), re.compile(r"[0-9]{1,7}([.+-][0-9A-Za-z]{1,40}){0,8}")
+_COMPILED = {
+    "visual_tokens": _WHOLE,
+    "longest_text": _WHOLE,
+    "tensorrt": _VERSION,
+    "compute_capability": _VERSION,
+}
+"""Fields of ``compiled`` that a GPU's target computes with, and the form of each."""
+
+
+def check_target(path: str, target: Target, manifest: Manifest) -> None:
+    """Check one target.
+
+    Raises:
+        Refused: a value is out of range, or does not fit to others of the manifest; names the field.
+    """
+    exits, classes = manifest.exits, len(manifest.labels)
+    require_name(f"{path}.backend", target.backend)
+    require_number(f"{path}.tolerance", target.tolerance, 0, LARGEST)
+    if target.backend in GPU_BACKENDS and (manifest.encoding is None or manifest.encodings):
+        raise Refused(
+            f"{path}.backend", "a GPU's; packages of arrays or of several encodings have targets for the processor only"
+        )
+    gated = _check_segments(f"{path}.segments", target.segments, manifest)
+    answers = (*exits, *map(gate_name, gated))
+    for name, difference in target.equality.items():
+        allowed = (*answers, SOURCE)
+        require(name in allowed, f"{path}.equality.{name}", difference, f"one of {', '.join(allowed)}")
+        require_number(f"{path}.equality.{name}", difference, 0, LARGEST)
+    if target.costs is not None:
+        _check_costs(f"{path}.costs", target.costs, exits, manifest.encodings)
+    _check_calibration(f"{path}.calibration", target.calibration, exits, classes)
+    for name, point in target.operating_points.items():
+        require_name(f"{path}.operating_points.{name}", name)
+        _check_point(f"{path}.operating_points.{name}", point, exits, classes, gated)
+    require(len(target.history) <= _MOST_FORMER, f"{path}.history", len(target.history), f"at most {_MOST_FORMER:,}")
+    for at, former in enumerate(target.history):
+        place = f"{path}.history[{at}]"
+        require_name(f"{place}.name", former.name)
+        _check_point(f"{place}.point", former.point, exits, classes, gated)
+        _check_made(f"{place}.replaced", former.replaced)
+        if former.calibration is not None:
+            _check_calibration(f"{place}.calibration", former.calibration, exits, classes)
+    _check_compiled(f"{path}.compiled", target)
+
+
+def _check_calibration(path: str, calibration: Mapping[str, Calibration], exits: tuple[str, ...], classes: int) -> None:
+    for name, fitted in calibration.items():
+        at = f"{path}.{name}"
+        size = 1 if name in map(gate_name, exits) else classes
+        known = size == 1 or name in exits
+        if not known or {len(fitted.scale), len(fitted.bias)} != {size}:
+            raise Refused(at, f"expected {size} numbers each for an exit of the package")
+        require_numbers(f"{at}.scale", fitted.scale, -LARGEST, LARGEST)
+        require_numbers(f"{at}.bias", fitted.bias, -LARGEST, LARGEST)
+
+
+def _check_compiled(path: str, target: Target) -> None:
+    for key, value in target.compiled.items():
+        require_text(f"{path}.{key}", value)
+        if pattern := _COMPILED.get(key):
+            require(pattern.fullmatch(value) is not None, f"{path}.{key}", value, "a number or a version")
+    for key in ("visual_tokens", "longest_text") if target.backend in GPU_BACKENDS else ():
+        if key not in target.compiled:
+            raise Refused(f"{path}.{key}", "missing")
+
+
+def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Manifest) -> set[str]:
+    """Check that each segment reads only what is there when it runs; returns the exits that have a gate."""
+    if tuple(segment.exit for segment in segments) != manifest.exits:
+        raise Refused(path, f"not one segment for each exit in order ({', '.join(manifest.exits)})")
+    classes, gated = len(manifest.labels), set()
+    there = input_specs(manifest)
+    for name in manifest.inputs:
+        if name not in there:
+            raise Refused(f"inputs.{name}", f"no segment of the target {next(iter(manifest.targets))} reads it")
+    texts = _Texts(manifest)
+    for segment in segments:
+        at = f"{path}.{segment.exit}"
+        texts.enter(f"{at}.inputs", segment)
+        if segment.file not in manifest.files:
+            raise Refused(f"{at}.file", f"{segment.file} is not listed in files")
+        names = [tensor.name for tensor in segment.inputs]
+        require(len(set(names)) == len(names), f"{at}.inputs", names, "each input once")
+        for tensor in segment.inputs:
+            given = there.get(tensor.name)
+            if given is None:
+                raise Refused(
+                    f"{at}.inputs.{tensor.name}", "neither an input of the package nor made by a segment before"
+                )
+            if tensor != given:
+                raise mismatch(f"{at}.inputs.{tensor.name}", shown(tensor), shown(given))
+            if manifest.inputs.get(tensor.name) == ARRAY:
+                _check_tensor(f"{at}.inputs.{tensor.name}", tensor)
+                numpy = tensor.dtype != "bfloat16"
+                require(numpy, f"{at}.inputs.{tensor.name}.dtype", tensor.dtype, "a type that numpy has, for an array")
+        logits = TensorSpec(logits_name(segment.exit), "float32", ("B", classes))
+        gate = TensorSpec(gate_name(segment.exit), "float32", ("B", 1))
+        if not segment.outputs or segment.outputs[0] != logits:
+            raise Refused(f"{at}.outputs", f"the first is not {logits.name} {shown(logits)}")
+        for place, tensor in enumerate(segment.outputs):
+            where = f"{at}.outputs.{tensor.name}"
+            require_text(where, tensor.name, 200)
+            if tensor.name in there:
+                raise Refused(where, "made twice")
+            if tensor.name == gate.name:
+                require(place == 1 and tensor == gate, where, shown(tensor), f"the second output, {shown(gate)}")
+                gated.add(segment.exit)
+            _check_tensor(where, tensor)
+            there[tensor.name] = tensor
+            texts.made(tensor)
+    return gated
+
+
+class _Texts:
+    """The rule that tensors with text axes stay with their text.
+
+    Where more of a page is read, pages are grouped anew by the length of their texts. A state of the old length does not fit then, nor
+    does the text of another encoding.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._percent = 0
+        self._text: str | None = None
+        self._pixels: set[str] = set()
+        self._passed: set[str] = set()
+        self._present: set[str] = set()
+
+    def enter(self, path: str, segment: SegmentSpec) -> None:
+        """Begin a segment; refuse an input of another text."""
+        reads = reads_of(self._manifest, segment.exit, segment.inputs)
+        if (
+            reads.percent > self._percent
+            or reads.text not in (None, self._text)
+            or not self._pixels.issuperset(reads.pixels)
+        ):
+            self._passed |= self._present
+            self._present = set()
+        self._percent, self._text = max(self._percent, reads.percent), self._text if reads.text is None else reads.text
+        self._pixels.update(reads.pixels)
+        for tensor in segment.inputs:
+            front, _ = split_input(tensor.name, self._manifest.encodings)
+            other = self._manifest.inputs.get(tensor.name) == "text" and front != self._text
+            if tensor.name in self._passed or other:
+                raise Refused(
+                    f"{path}.{tensor.name}",
+                    "has an axis of the text's length, and a segment reads more of the page, or another text, since it was made",
+                )
+
+    def made(self, tensor: TensorSpec) -> None:
+        """Note an output of the segment."""
+        if "T" in tensor.shape or "L" in tensor.shape:
+            self._present.add(tensor.name)
+
+
+def _check_tensor(path: str, tensor: TensorSpec) -> None:
+    require(tensor.dtype in DTYPES, f"{path}.dtype", tensor.dtype, f"one of {', '.join(DTYPES)}")
+    sizes = [axis for axis in tensor.shape if isinstance(axis, int)]
+    fits = (
+        1 <= len(tensor.shape) <= 8
+        and tensor.shape[0] == "B"
+        and all(isinstance(axis, int) or axis in AXES[1:] for axis in tensor.shape[1:])
+        and all(size > 0 for size in sizes)
+        and prod(sizes) < 1 << 31
+    )
+    require(fits, f"{path}.shape", tensor.shape, "B first, then T, L or whole numbers above 0, 8 axes at most")
+
+
+def _check_costs(path: str, costs: Costs, exits: tuple[str, ...], encodings: Collection[str]) -> None:
+    require_text(f"{path}.machine", costs.machine)
+    require_number(f"{path}.runs", costs.runs, 1, 1_000_000)
+    require(bool(costs.tokens), f"{path}.tokens", costs.tokens, "one text length or more")
+    require_numbers(f"{path}.tokens", costs.tokens, 1, 1_000_000)
+    require_rising(f"{path}.tokens", costs.tokens)
+    if set(costs.segments_ms) != set(exits):
+        raise Refused(f"{path}.segments_ms", "expected one list for each exit")
+    for name, times in costs.segments_ms.items():
+        require(
+            len(times) == len(costs.tokens), f"{path}.segments_ms.{name}", times, "one number for each entry of tokens"
+        )
+        require_numbers(f"{path}.segments_ms.{name}", times, 0, _LONGEST_MS)
+    for name, taken in costs.encode_ms.items():
+        require(
+            name in encodings,
+            f"{path}.encode_ms.{name}",
+            taken,
+            f"one of the encodings: {', '.join(encodings) or 'none'}",
+        )
+        require_number(f"{path}.encode_ms.{name}", taken, 0, _LONGEST_MS)
+    for name in ("encode_image_ms", "encode_text_ms", "ocr_ms", "ocr_start_ms"):
+        value = getattr(costs, name)
+        if value is not None:
+            require_number(f"{path}.{name}", value, 0, _LONGEST_MS)
+
+
+def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int, gated: set[str]) -> None:
+    require_name(f"{path}.criterion", point.criterion)
+    if set(point.thresholds) != set(exits[:-1]):
+        raise Refused(path, "expected one threshold for each exit but the last")
+    for name, threshold in point.thresholds.items():
+        at = f"{path}.thresholds.{name}"
+        values = threshold if isinstance(threshold, tuple) else (threshold,)
+        if isinstance(threshold, tuple) and len(threshold) != classes:
+            raise Refused(at, f"expected one number, or {classes}")
+        require_numbers(at, (value for value in values if value is not None), -LARGEST, LARGEST)
+        if point.criterion == "gate" and name not in gated and any(value is not None for value in values):
+            raise Refused(at, "the criterion 'gate' needs a gate, and this exit has none")
+    _check_weights(f"{path}.weights", point, exits, classes)
+    if point.data is not None:
+        require_sha256(f"{path}.data", point.data)
+    for key, value in point.measured.items():
+        require_text(f"{path}.measured.{key}", key, 200)
+        require_number(f"{path}.measured.{key}", value, -LARGEST, LARGEST)
+    for key in ("pages", "accuracy", "mean_cost_ms") if point.measured else ():
+        if key not in point.measured:
+            raise Refused(f"{path}.measured.{key}", "missing")
+    if point.seen is not None:
+        _check_seen(f"{path}.seen", point.seen, exits)
+    if point.certificate is not None:
+        _check_certificate(f"{path}.certificate", point.certificate)
+    if point.made is not None:
+        _check_made(f"{path}.made", point.made)
+
+
+def _check_made(path: str, made: Made) -> None:
+    require_name(f"{path}.by", made.by)
+    require_date(f"{path}.date", made.date)
+
+
+def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int) -> None:
+    needed = feature_count(point.criterion, classes)
+    if needed is not None:
+        require_keys(path, point.weights, exits)
+    for name, weights in point.weights.items():
+        require(name in exits, f"{path}.{name}", weights, f"an exit: {', '.join(exits)}")
+        require(needed in (None, len(weights)), f"{path}.{name}", weights, f"{needed} numbers")
+        require_numbers(f"{path}.{name}", weights, -LARGEST, LARGEST)
+
+
+def _check_seen(path: str, seen: Seen, exits: tuple[str, ...]) -> None:
+    require_keys(f"{path}.exits", seen.exits, exits)
+    _check_counts(f"{path}.exits", seen.exits)
+    for name, counts in seen.scores.items():
+        require(name in exits, f"{path}.scores.{name}", counts, f"an exit: {', '.join(exits)}")
+        require(len(counts) == BINS, f"{path}.scores.{name}", counts, f"{BINS} counts")
+        _check_counts(f"{path}.scores.{name}", dict(zip(map(str, range(BINS)), counts, strict=True)))
+
+
+def _check_counts(path: str, counts: Mapping[str, int]) -> None:
+    if counts and not 0 <= min(counts.values()) <= max(counts.values()) <= _MOST_PAGES:
+        for name, count in counts.items():  # finds the one to name
+            require_number(f"{path}.{name}", count, 0, _MOST_PAGES)
+    require(sum(counts.values()) <= _MOST_PAGES, path, sum(counts.values()), f"at most {_MOST_PAGES:,} pages")
+
+
+def _check_certificate(path: str, proof: Certificate) -> None:
+    require(proof.method in PROOFS, f"{path}.method", proof.method, " or ".join(PROOFS))
+    require(proof.risk in RISKS, f"{path}.risk", proof.risk, " or ".join(RISKS))
+    needs_delta = PROOFS[proof.method]
+    require(
+        (proof.delta is not None) == needs_delta,
+        f"{path}.delta",
+        proof.delta,
+        f"{'a number' if needs_delta else 'null'}, as {proof.method} has it",
+    )
+    inside = 0 < proof.epsilon < 1
+    require(inside, f"{path}.epsilon", proof.epsilon, "a number above 0 and below 1")
+    if proof.delta is not None:
+        require(0 < proof.delta < 1, f"{path}.delta", proof.delta, "a number above 0 and below 1, or null")
+    require_number(f"{path}.bound", proof.bound, 0, 1)
+    require_number(f"{path}.pages", proof.pages, 1, _MOST_PAGES)
+    require_number(f"{path}.losses", proof.losses, 0, proof.pages)
+    require_sha256(f"{path}.data", proof.data)

@@ -1,0 +1,108 @@
+"""The input tensors of a package: source, dtype and shape of each, and the segments that read them."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ee_export.errors import BadRequest
+from ee_export.package.encoding import Encoding, band_of
+from ee_export.package.manifest import ARRAY, Axis, Manifest, TensorSpec, split_input
+
+
+class Reads(NamedTuple):
+    """The inputs that a segment reads.
+
+    ``percent``: of the page's height whose text must be there, 0 for none. ``text``: name of the encoding whose text it reads, ``""``
+    for that of ``encoding``; ``None``: no text. ``pixels``: names of the further encodings whose image it reads.
+    """
+
+    percent: int
+    text: str | None
+    pixels: tuple[str, ...]
+
+
+def reads_of(manifest: Manifest, exit_name: str, tensors: Sequence[TensorSpec]) -> Reads:
+    """The inputs of a package that a segment with these input tensors reads; of several encodings' texts, the last."""
+    text, pixels = None, []
+    for tensor in tensors:
+        source = manifest.inputs.get(tensor.name)
+        if source == "text":
+            text = split_input(tensor.name, manifest.encodings)[0]
+        elif source == "image" and (name := split_input(tensor.name, manifest.encodings)[0]):
+            pixels.append(name)
+    return Reads(0 if text is None else band_of(exit_name), text, tuple(pixels))
+
+
+def texts_of(manifest: Manifest) -> list[str]:
+    """The encoding whose text is the latest that was read at each exit, in exit order; ``""`` before any."""
+    texts, text = [], ""
+    for segment in next(iter(manifest.targets.values())).segments:
+        reads = reads_of(manifest, segment.exit, segment.inputs)
+        text = text if reads.text is None else reads.text
+        texts.append(text)
+    return texts
+
+
+def encoded_specs(inputs: Mapping[str, str], encodings: Mapping[str, Encoding]) -> dict[str, TensorSpec]:
+    """Dtype and shape of every input that an encoding makes.
+
+    Args:
+        inputs: the source of every input.
+        encodings: by name, ``""`` for that of the inputs without a prefix.
+    """
+    specs = {}
+    for name, source in inputs.items():
+        if source == ARRAY:
+            continue
+        front, base = split_input(name, encodings)
+        side = encodings[front].image_size
+        shapes: dict[str, tuple[str, tuple[Axis, ...]]] = {
+            "pixel_values": ("float32", ("B", 3, side, side)),
+            "input_ids": ("int64", ("B", "T")),
+            "bbox": ("int64", ("B", "T", 4)),
+            "attention_mask": ("int64", ("B", "T")),
+        }
+        specs[name] = TensorSpec(name, *shapes[base])
+    return specs
+
+
+def array_specs(manifest: Manifest) -> dict[str, TensorSpec]:
+    """Dtype and shape of every input of source ``array``: those of the first segment that reads it; without those that none reads."""
+    specs: dict[str, TensorSpec] = {}
+    for segment in next(iter(manifest.targets.values())).segments:
+        for tensor in segment.inputs:
+            if manifest.inputs.get(tensor.name) == ARRAY:
+                specs.setdefault(tensor.name, tensor)
+    return specs
+
+
+def input_specs(manifest: Manifest) -> dict[str, TensorSpec]:
+    """Dtype and shape of every input."""
+    return encoded_specs(manifest.inputs, manifest.all_encodings()) | array_specs(manifest)
+
+
+def longest_text(manifest: Manifest, name: str) -> int | None:
+    """Most tokens of an input that an encoding makes of a page's text; ``None`` for other inputs."""
+    if manifest.inputs[name] != "text":
+        return None
+    front, _ = split_input(name, manifest.encodings)
+    encoding = manifest.encodings[front] if front else manifest.encoding
+    return None if encoding is None else encoding.max_text_tokens
+
+
+def only_encoding(manifest: Manifest, task: str) -> Encoding:
+    """The encoding of a package that reads pages in one way; ``task``: the thing that needs one, such as ``a GPU's target``.
+
+    Raises:
+        BadRequest: the package reads arrays, or has further encodings.
+    """
+    if manifest.encoding is None or manifest.encodings:
+        kind = (
+            "reads arrays" if manifest.encoding is None else f"has further encodings ({', '.join(manifest.encodings)})"
+        )
+        raise BadRequest(f"{manifest.name}: the package {kind}; {task} needs one that reads pages by one encoding")
+    return manifest.encoding
+
+
+def shown(spec: TensorSpec, sizes: Mapping[Axis, int] | None = None) -> str:
+    """A tensor's dtype and shape as a message shows them; ``sizes``: of symbolic axes that are known."""
+    return f"{spec.dtype} [{', '.join(str((sizes or {}).get(axis, axis)) for axis in spec.shape)}]"

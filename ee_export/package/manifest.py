@@ -1,0 +1,304 @@
+"""manifest.json as values: what a package says of itself. Reading it is :mod:`ee_export.package.read_manifest`."""
+
+import json
+from collections.abc import Container
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ee_export.errors import BadRequest
+from ee_export.package.encoding import Encoding, band_of
+
+SCHEMA = 1
+TOKENIZER = "tokenizer.json"
+
+SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
+"""The input tensors that an encoder makes, and the part of a page that each is made from."""
+
+ARRAY = "array"
+"""Source of an input tensor that the caller gives."""
+
+GPU_BACKENDS = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
+"""Backends of targets that run on an NVIDIA GPU."""
+
+FULL = "full"
+"""The operating point at which no page exits early. Every target has it."""
+
+GRAPHS = "graphs"
+"""``type`` in :attr:`Manifest.model` of a package that was assembled from graphs. Its differences are from them, not from torch."""
+
+SOURCE = "source"
+"""Key of :attr:`Target.equality` for the difference from the stock checkpoint, from the page on."""
+
+Axis = int | str
+
+
+def logits_name(exit_name: str) -> str:
+    """Name of the tensor that holds an exit's raw logits."""
+    return f"{exit_name}.logits"
+
+
+def gate_name(exit_name: str) -> str:
+    """Name of the go/stop logit of an exit's gate: a tensor of its segment, and the key of its calibration."""
+    return f"{exit_name}.gate"
+
+
+def split_input(name: str, encodings: Container[str]) -> tuple[str, str]:
+    """The name of the further encoding that makes an input, ``""`` if none does, and the input's name without it."""
+    front, _, base = name.partition(".")
+    return (front, base) if front in encodings and base in SOURCES else ("", name)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A named tensor of a segment; symbolic axes are ``B`` pages, ``T`` text tokens, ``L`` text and visual tokens."""
+
+    name: str
+    dtype: str
+    shape: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSpec:
+    """One graph: it ends at ``exit``. Its first output is that exit's raw logits ``[B, C]``, its second, where the exit has a
+    gate, the go/stop logit ``[B, 1]``."""
+
+    exit: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Map of one exit's raw logits to calibrated ones, ``logits * scale + bias``, both float ``[C]``."""
+
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A bound on a risk: on pages like those it was proven on, at most ``epsilon`` of them are lost.
+
+    ``method``: ``learn_then_test`` (true with probability at least 1 − ``delta`` over the draw of the pages) or
+    ``conformal_risk_control`` (true on average over draws; ``delta`` is null). ``risk``: ``disagreement`` (the answer differs
+    from that of the last exit) or ``accuracy_lost`` (it is wrong where that of the last exit is right). ``losses`` among ``pages``
+    pages of hash ``data``; ``bound``: the smallest epsilon that they would have certified.
+    """
+
+    method: str
+    risk: str
+    epsilon: float
+    delta: float | None
+    bound: float
+    losses: int
+    pages: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the pages of tuning looked like to the chain, for telling later whether new ones still do.
+
+    ``exits``: how many left at each; ``scores``: per exit, a histogram of the scores of the pages that reached it, in bins of
+    equal width over [0, 1].
+    """
+
+    exits: dict[str, int]
+    scores: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How a thing came about: the command that did it, and when, as UTC in ISO 8601 (``2026-11-28T23:26:16Z``)."""
+
+    by: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A criterion with a threshold per exit; ``null`` never leaves there, and the last exit has none.
+
+    A threshold may be a list, one per class answered. ``weights``: the criterion's per exit, where it has any. ``data``: sha256
+    of the pages it was tuned on, ``measured``: what it did on them, ``seen``: what they looked like; ``certificate``: a
+    finite-sample bound, where one was proven. ``made``: the command that made it, ``None`` in packages from before that was kept.
+    """
+
+    criterion: str
+    thresholds: dict[str, float | tuple[float | None, ...] | None]
+    weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    data: str | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+    seen: Seen | None = None
+    certificate: Certificate | None = None
+    made: Made | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """An operating point that another one took the place of, so that it can come back.
+
+    ``replaced``: the command that did it. ``calibration``: the target's, under which the thresholds were found; ``None`` if that
+    is the target's present one.
+    """
+
+    name: str
+    point: OperatingPoint
+    replaced: Made
+    calibration: dict[str, Calibration] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Measured median time of each segment at batch 1, per number of text tokens; ``None``: not measured.
+
+    ``encode_ms``: per further encoding, of making its inputs for a page. ``ocr_ms``: of the OCR engine for a whole page; ``ocr_start_ms``: how much of it a strip costs whatever its height.
+    """
+
+    machine: str
+    runs: int
+    tokens: tuple[int, ...]
+    segments_ms: dict[str, tuple[float, ...]]
+    encode_image_ms: float
+    encode_text_ms: float
+    ocr_ms: float | None = None
+    ocr_start_ms: float = 0.0
+    encode_ms: dict[str, float] = field(default_factory=dict)
+
+    def strip_ms(self, share: float, ocr_ms: float | None = None) -> float:
+        """Cost of reading a strip of this share of a page's height; ``ocr_ms`` replaces what was measured."""
+        whole = self.ocr_ms if ocr_ms is None else ocr_ms
+        return 0.0 if whole is None else min(self.ocr_start_ms, whole) * (1 - share) + whole * share
+
+    def segment_ms(self, exit_name: str, tokens: int, batch: int = 1) -> float:
+        """Interpolated cost of a segment for ``batch`` pages of ``tokens`` text tokens."""
+        at, cost = self.tokens, self.segments_ms[exit_name]
+        if tokens <= at[0] or len(at) == 1:
+            return batch * cost[0]
+        high = next((i for i, known in enumerate(at) if known >= tokens), len(at) - 1)
+        low = high - 1
+        share = (tokens - at[low]) / (at[high] - at[low])
+        return batch * (cost[low] + share * (cost[high] - cost[low]))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Segments compiled for one kind of device, with numbers of their own.
+
+    ``tolerance``: largest allowed difference from the golden logits, the target's own where it has any. ``equality``: largest
+    difference from the trained model, per exit, found when the target was built; under :data:`SOURCE`, of the logits of the last
+    exit from those of the stock checkpoint that was brought, on the held-out pages. ``compiled``: how it was made from another
+    target, and what on. ``history``: operating points that were replaced, newest first; see :mod:`ee_export.package.history`.
+    """
+
+    backend: str
+    tolerance: float
+    equality: dict[str, float]
+    segments: tuple[SegmentSpec, ...]
+    costs: Costs | None = None
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
+    compiled: dict[str, str] = field(default_factory=dict)
+    history: tuple[Former, ...] = ()
+
+    def calibration_of(self, exit_name: str, classes: int) -> Calibration:
+        """An exit's calibration; the identity where none was fitted."""
+        return self.calibration.get(exit_name) or Calibration((1.0,) * classes, (0.0,) * classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How the held-out pages were kept apart: share and number of pages per purpose, and the sha256 of them all."""
+
+    seed: int
+    data: str
+    shares: dict[str, float]
+    pages: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Provenance of a package: how it was built, and of what. The held-out pages are in :class:`Split`.
+
+    ``toolkit``: the version of this package. ``date``: when, as UTC in ISO 8601. ``checkpoint``, ``recipe``: sha256 of the
+    checkpoint and of the recipe that it was trained by; see :mod:`ee_export.package.origin`. ``None``: not known.
+    """
+
+    toolkit: str | None = None
+    date: str | None = None
+    checkpoint: str | None = None
+    recipe: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the package."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything in manifest.json; see docs/package.md.
+
+    ``inputs``: the source of each input tensor, ``image`` or ``text`` of a page or :data:`ARRAY`. ``encoding``: how a page becomes
+    them, ``None`` if all are arrays. ``encodings``: further ways by name, for models in one package that read pages differently. The
+    inputs of the encoding ``large`` are ``large.pixel_values``, ``large.input_ids``, ``large.bbox`` and ``large.attention_mask``.
+    """
+
+    schema: int
+    name: str
+    created_by: str
+    labels: tuple[str, ...]
+    exits: tuple[str, ...]
+    encoding: Encoding | None
+    inputs: dict[str, str]
+    model: dict[str, Any]
+    targets: dict[str, Target]
+    files: dict[str, FileEntry]
+    split: Split | None = None
+    origin: Origin | None = None
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+
+    def page_encoding(self) -> Encoding:
+        """The encoding of a package that reads pages; raises BadRequest for a package of arrays."""
+        if self.encoding is None:
+            raise BadRequest(f"{self.name}: the package reads arrays, and encodes no pages; give it arrays")
+        return self.encoding
+
+    def all_encodings(self) -> dict[str, Encoding]:
+        """All encodings by name; ``""`` is that of ``encoding``."""
+        return {**({} if self.encoding is None else {"": self.encoding}), **self.encodings}
+
+    def inputs_of(self, encoding: str) -> dict[str, str]:
+        """The inputs that an encoding makes, under the names that an encoder gives them, and their sources."""
+        split = ((split_input(name, self.encodings), source) for name, source in self.inputs.items())
+        return {base: source for (name, base), source in split if name == encoding and source != ARRAY}
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """The file of each encoding's tokenizer, by the encoding's name. An encoding that makes no text needs none."""
+        return {name: f"{name}.{TOKENIZER}" if name else TOKENIZER for name in self.all_encodings()}
+
+    def reads(self, source: str) -> bool:
+        """Whether the model reads anything of a page's ``image`` or of its ``text``."""
+        return source in self.inputs.values()
+
+    def text_bands(self) -> tuple[int, ...]:
+        """Percentages of the page's height that the exits ``text.<p>`` read to, rising."""
+        bands = map(band_of, self.exits) if self.reads("text") else ()
+        return tuple(sorted({percent for percent in bands if percent < 100}))
+
+    def answers(self) -> tuple[str, ...]:
+        """The exits, each followed by the name of its gate where it has one: all that a page's logits are kept by."""
+        gated = {
+            tensor.name for target in self.targets.values() for segment in target.segments for tensor in segment.outputs
+        }
+        pairs = ((name, gate_name(name)) for name in self.exits)
+        return tuple(name for pair in pairs for name in pair if name == pair[0] or name in gated)
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """The manifest as indented UTF-8 JSON."""
+    return (json.dumps(asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,173 @@
+"""Read a package's files so that the bytes that are hashed are the bytes that are used."""
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from ee_export.errors import BadPackage
+from ee_export.package.manifest import FileEntry
+
+REPAIR = "copy the package again, or rebuild it with `ee-export build`"
+
+# A file system stamps changes with the kernel's clock, in ticks of at most 10 ms. A second change within a tick leaves the
+# stamp as it is, so a stamp is relied on only once it is two ticks old.
+_SETTLED_NS = 20_000_000
+_MOST_WAITS = 50
+_PIECE = 2**17
+"""Bytes that are read and hashed at a time: few enough to stay in a processor's cache."""
+
+
+class Reading:
+    """The files of one package, for as long as it is loaded. Thread-safe.
+
+    A library that is given a path opens the file anew, and could get another one than the one that was hashed. So the identity
+    of each file is taken before it is hashed, and :meth:`require_unchanged` compares it once the library has opened all.
+    An identity is device, inode, size and the times of the last change of contents and of status: each rename, link or
+    write changes one of them. The folders in between count too, because a folder that is renamed and renamed back leaves
+    its files as they were. The package's own folder is held open, so renames above it play no part.
+
+    Not seen: writes through a mapping that another process held writable before, and changes on file systems that keep times
+    in steps of seconds or on another machine's clock. What :meth:`read` and :meth:`read_array` give needs no comparison.
+    """
+
+    def __init__(self, folder: Path, entries: Mapping[str, FileEntry]) -> None:
+        self._folder = folder
+        self._entries = entries
+        self._identities: dict[str, tuple[int, ...]] = {}
+        self._hashes: dict[str, str] = {}
+        try:
+            self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadPackage(f"{folder}: cannot be opened as a folder ({error.strerror}); {REPAIR}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._root)
+
+    def read(self, name: str) -> bytes:
+        """Contents of a file.
+
+        Raises:
+            BadPackage: the file is missing, not a plain file, or differs from the manifest.
+        """
+        contents = bytearray(self._entries[name].size)
+        self._read_into(name, memoryview(contents))
+        return bytes(contents)
+
+    def read_array(self, name: str) -> np.ndarray:
+        """Contents of a file, uint8 ``[size]``, in memory of their own; raises as :meth:`read`."""
+        array = np.empty(self._entries[name].size, np.uint8)
+        self._read_into(name, array.data)
+        return array
+
+    def hash(self, names: Iterable[str]) -> dict[str, str]:
+        """sha256 of files, computed from their contents; files that :meth:`read` gave are not read again.
+
+        Raises:
+            BadPackage: as :meth:`read`, for the first that differs.
+        """
+        hashes = {}
+        for name in names:
+            if name not in self._hashes:
+                self._read_into(name, None)
+            hashes[name] = self._hashes[name]
+        return hashes
+
+    def path(self, name: str) -> str:
+        """A path to a file that does not depend on the names of the package's folder and of those above it."""
+        held = f"/proc/self/fd/{self._root}"
+        return f"{held if os.path.isdir(held) else self._folder}/{name}"
+
+    def require_unchanged(self) -> None:
+        """Raise BadPackage if a file that was read or hashed is no longer the one at its path."""
+        for name, identity in list(self._identities.items()):
+            try:
+                status = os.stat(name, dir_fd=self._root, follow_symlinks=False)
+            except OSError:
+                status = None
+            if status is None or _identity(status) != identity:
+                raise BadPackage(f"{self._folder / name}: changed while it was loaded; load the package again")
+
+    def _read_into(self, name: str, contents: memoryview | None) -> None:
+        """Read a file: its identity and its hash are known then, and the hash is that of the manifest.
+
+        Args:
+            name: the file.
+            contents: its bytes, ``[size]``, are stored here; ``None`` to hash them only.
+        """
+        path, entry = self._folder / name, self._entries[name]
+        for folder in (".", *map(str, reversed(PurePosixPath(name).parents[:-1]))):
+            if folder not in self._identities:
+                self._identities[folder] = _settled_identity(self._folder / folder, folder, self._root)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            handle = os.open(name, flags, dir_fd=self._root)
+        except FileNotFoundError:
+            raise BadPackage(f"{path}: missing; {REPAIR}") from None
+        except OSError as error:
+            raise BadPackage(f"{path}: cannot be opened as a plain file ({error.strerror}); {REPAIR}") from None
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadPackage(f"{path}: not a plain file; {REPAIR}")
+            if status.st_size != entry.size:
+                raise BadPackage(f"{path}: {status.st_size} bytes, the manifest says {entry.size}; {REPAIR}")
+            identity = _settled_identity(path, handle)
+            digest = hashlib.sha256()
+            left = entry.size
+            piece = memoryview(bytearray(min(_PIECE, left))) if contents is None else contents
+            while left and (size := os.readv(handle, [piece[: min(_PIECE, left)]])):
+                digest.update(piece[:size])
+                left -= size
+                if contents is not None:
+                    piece = piece[size:]
+            after = _identity(os.fstat(handle))
+        except OSError as error:
+            raise BadPackage(f"{path}: cannot be read ({error.strerror}); {REPAIR}") from None
+        finally:
+            os.close(handle)
+        if digest.hexdigest() != entry.sha256:
+            raise BadPackage(f"{path}: sha256 differs from the manifest (file changed or copied in part); {REPAIR}")
+        if after != identity or self._identities.setdefault(name, identity) != identity:
+            raise BadPackage(f"{path}: changed while it was loaded; load the package again")
+        self._hashes[name] = digest.hexdigest()
+
+
+def folder_identity(folder: Path) -> tuple[int, ...] | None:
+    """Which package stands at a path: it changes when another one takes its place. ``None`` if none does."""
+    try:
+        status, manifest = folder.stat(), (folder / "manifest.json").lstat()
+    except (OSError, ValueError):  # ValueError: a path that no file system has
+        return None
+    return status.st_dev, status.st_ino, *_identity(manifest)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    if stat.S_ISDIR(status.st_mode):  # the size of a folder is the file system's own affair
+        return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _settled_identity(path: Path, file: int | str, root: int | None = None) -> tuple[int, ...]:
+    """The identity of a file or folder, once it is so old that the next change cannot leave it as it is."""
+    for _ in range(_MOST_WAITS):
+        try:
+            status = os.stat(file, dir_fd=root, follow_symlinks=root is None)
+        except OSError as error:
+            raise BadPackage(f"{path}: cannot be read ({error.strerror}); {REPAIR}") from None
+        age = time.time_ns() - status.st_ctime_ns  # below 0 on another machine's clock, on which a change shows anyway
+        if not 0 <= age < _SETTLED_NS:
+            return _identity(status)
+        time.sleep((_SETTLED_NS - age) / 1e9)
+    raise BadPackage(f"{path}: changes all the time; load the package again once it is written")

@@ -1,0 +1,275 @@
+"""A target's recipe: everything that decides how a package's segments are compiled for a GPU, as TOML says it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ee_export.errors import BadRequest, require_known
+from ee_export.package.toml_tables import one_of, read_toml, table
+from ee_export.places import TARGETS
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+FLOAT32_PARTS = ("softmax", "layer_norm", "pooling", "logits")
+"""Parts of a graph that may stay in float32 while the rest is in 16 bits."""
+SHIPPED = (
+    "tensorrt-fp32",
+    "tensorrt-fp16",
+    "tensorrt-bf16",
+    "tensorrt-int8",
+    "cuda-fp32",
+    "cuda-fp16",
+    "ort-tensorrt-fp16",
+)
+"""The recipes that come with this package."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_OTHERS = ("cpu-", "openvino-")
+"""How names of targets begin that are not compiled by recipes."""
+_BUILDER = ("builder_level", "workspace_mib", "timing_cache", "hardware_compatibility", "max_aux_streams", "strip")
+_NATIVE = ("version_compatible", "refit", "weight_streaming")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Sizes of an axis that an optimization profile holds, and the one that it is tuned for."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """An optimization profile: pages in a batch, and text tokens a page."""
+
+    batch: Range
+    text: Range
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """How activations get their scales.
+
+    ``tool``: ``modelopt`` (NVIDIA ModelOpt), ``onnxruntime`` (its static quantizer), or ``auto``: ModelOpt where it is installed.
+    ``method``: ``max`` (the largest value seen), or ``entropy``, which clips rare ones (ModelOpt only: onnxruntime's wants pages of
+    one length). ``pages``: at most that many give ranges. ``convolutions``: whether they are quantized too. ``kept``: exits whose
+    segments stay in 16 bits.
+    """
+
+    tool: Literal["auto", "modelopt", "onnxruntime"] = "auto"
+    method: Literal["max", "entropy"] = "max"
+    pages: int = 32
+    convolutions: bool = False
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecipe:
+    """How one target is compiled.
+
+    ``precision``: of weights, activations and state between segments; ``int8`` computes matrix products in integers and the rest
+    in fp16. ``float32``: which of :data:`FLOAT32_PARTS` stay in float32. ``attention``: ONNX's ``operator``, or ``plain`` products
+    and softmax. ``batch`` and ``text``: a TensorRT profile is made of every pair of their ranges.
+
+    Of TensorRT's builder: ``workspace_mib`` (0: all that the device has), ``builder_level`` 0–5, ``timing_cache`` (a path, or
+    whether to keep one in the user's cache folder), ``hardware_compatibility``, ``version_compatible``, ``max_aux_streams``,
+    ``refit`` (``identical``: with the same weights only), ``strip`` (weights are left out of the engine and come from the ONNX
+    graphs when it is loaded), ``weight_streaming``.
+
+    ``cuda_graphs``: whether segments may be captured; else they are enqueued.
+
+    ``bias``: of the attention, the largest state. ``carried``: passed on by the segment that makes it, and moved where a batch is
+    packed; ``recomputed``: every segment makes it for itself from boxes and mask; ``auto``: what is measured to be cheaper when the
+    target is compiled, see :mod:`ee_export.builder.gpu_bias`.
+    """
+
+    name: str
+    backend: Literal["tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    float32: tuple[str, ...] = FLOAT32_PARTS
+    attention: Literal["operator", "plain"] = "operator"
+    batch: tuple[Range, ...] = (Range(1, 1, 16),)
+    text: tuple[Range, ...] = (Range(1, 256, 512),)
+    workspace_mib: int = 1024
+    builder_level: int = 3
+    timing_cache: bool | str = True
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    version_compatible: bool = False
+    max_aux_streams: int = 0
+    refit: Literal["none", "identical", "any"] = "none"
+    strip: bool = False
+    weight_streaming: bool = False
+    cuda_graphs: bool = True
+    bias: Literal["carried", "recomputed", "auto"] = "carried"
+    int8: Int8 = field(default_factory=Int8)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of all that can change an engine: not of the name, nor of where timings are kept."""
+        content = {name: value for name, value in asdict(self).items() if name not in ("name", "timing_cache")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def profiles(self, longest: int) -> tuple[Profile, ...]:
+        """Every pair of a batch range and a text range, for a model whose pages have up to ``longest`` text tokens.
+
+        Ranges are cut there; of those that begin beyond, one stays where no other holds the longest page.
+
+        Raises:
+            BadRequest: no range holds such a page; says the limit.
+        """
+        largest = max(text.max for text in self.text)
+        if largest < longest:
+            raise BadRequest(
+                f"{self.name}: text: its profiles hold pages of up to {largest} tokens, but pages of this model have up to {longest}; "
+                f"raise max to {longest}"
+            )
+        holding = [text for text in self.text if text.min <= longest]
+        if max((text.max for text in holding), default=0) < longest:
+            holding.append(min((text for text in self.text if text.min > longest), key=lambda text: text.min))
+        texts = dict.fromkeys(Range(*(min(size, longest) for size in (r.min, r.opt, r.max))) for r in holding)
+        return tuple(Profile(batch, text) for batch in self.batch for text in texts)
+
+
+def find_recipe(name_or_path: str | Path) -> TargetRecipe:
+    """A shipped recipe by the name of its target, or a user's own by the path of its file (with a ``/`` or ``.toml`` in it).
+
+    Raises:
+        BadRequest: there is no such recipe (the nearest is named), or it cannot be used (see :func:`read_recipe`).
+    """
+    if not is_file(name_or_path):
+        require_known(str(name_or_path), SHIPPED, "target to compile for")
+    return read_recipe(recipe_file(name_or_path))
+
+
+def recipe_file(name_or_path: str | Path) -> Path:
+    """The file of a recipe that :func:`find_recipe` finds."""
+    return Path(name_or_path) if is_file(name_or_path) else shipped(str(name_or_path))
+
+
+def is_file(name_or_path: str | Path) -> bool:
+    """Whether this is the path of a user's own recipe, and not the name of a shipped one."""
+    name = str(name_or_path)
+    return isinstance(name_or_path, Path) or "/" in name or name.endswith(".toml")
+
+
+def shipped(name: str) -> Path:
+    """The file of a shipped recipe."""
+    return next(
+        (place for folder in TARGETS if (place := folder / f"{name}.toml").exists()), TARGETS[0] / f"{name}.toml"
+    )
+
+
+def read_recipe(path: Path) -> TargetRecipe:
+    """A recipe from TOML; its target has the file's name.
+
+    Raises:
+        BadRequest: not there, not TOML, a key that does not exist (the nearest is named), a value of the wrong type or out of
+            range, or values that exclude each other. Names file and key.
+    """
+    found = read_toml(path, "recipe", f"shipped are {', '.join(SHIPPED)}")
+    name = path.stem
+    if not _NAME.fullmatch(name) or name.startswith(_OTHERS):
+        raise BadRequest(
+            f"{path}: '{name}' cannot name a target of a recipe: expected lower-case letters, digits, '.', '_' and '-', "
+            f"and not {' or '.join(_OTHERS)} in front; rename the file"
+        )
+    special = {tuple[Range, ...]: _ranges}
+    recipe = TargetRecipe(name, **table(TargetRecipe, found, str(path), without=("name",), special=special))
+    _check(recipe, str(path), found)
+    return recipe
+
+
+def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
+    """A list of sizes (a bucket of that size alone) and of tables with min, opt and max."""
+    if not isinstance(value, list) or not value:
+        raise BadRequest(f"{where}: {key}: expected a list of sizes, or of {{ min = 1, opt = 8, max = 16 }}")
+    found = []
+    for at, item in enumerate(value):
+        place = f"{key}[{at}]"
+        if type(item) is int:
+            item = {"min": item, "opt": item, "max": item}
+        if not isinstance(item, dict):
+            raise BadRequest(f"{where}: {place}: expected a size, or {{ min = 1, opt = 8, max = 16 }}")
+        sizes = Range(**table(Range, item, where, f"{place}."))
+        if not 1 <= sizes.min <= sizes.opt <= sizes.max:
+            raise BadRequest(
+                f"{where}: {place}: min {sizes.min}, opt {sizes.opt}, max {sizes.max}: expected 1 ≤ min ≤ opt ≤ max"
+            )
+        found.append(sizes)
+    if len(set(found)) < len(found):
+        raise BadRequest(f"{where}: {key}: the same range stands there twice; remove one")
+    return tuple(found)
+
+
+def _check(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
+    """Refuse values that are out of range or exclude each other."""
+    for name in recipe.float32:
+        one_of(name, FLOAT32_PARTS, where, "float32")
+    for key, low, high in (("builder_level", 0, 5), ("workspace_mib", 0, 2**20), ("max_aux_streams", 0, 16)):
+        if not low <= getattr(recipe, key) <= high:
+            raise BadRequest(f"{where}: {key}: {getattr(recipe, key)} is out of range: expected {low}–{high}")
+    if not 1 <= recipe.int8.pages <= 10_000:
+        raise BadRequest(f"{where}: int8.pages: {recipe.int8.pages} is out of range: expected 1–10000")
+    for refused, why in _EXCLUDED:
+        if refused(recipe):
+            raise BadRequest(f"{where}: {why}")
+    _check_backend(recipe, where, given)
+
+
+def _check_backend(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
+    """Refuse keys that a backend does not read, so that no one waits for what they would do."""
+    unread: dict[str, tuple[str, ...]] = {
+        "tensorrt": (),
+        "onnxruntime-cuda": ("batch", "text", *_BUILDER, *_NATIVE),
+        "onnxruntime-tensorrt": _NATIVE,
+    }
+    for key in unread[recipe.backend]:
+        if key in given:
+            raise BadRequest(f"{where}: {key}: the backend {recipe.backend} does not read it; remove it")
+    if "int8" in given and recipe.precision != "int8":
+        raise BadRequest(f"{where}: int8: the precision is {recipe.precision}, which takes no scales; remove the table")
+
+
+_EXCLUDED: tuple[tuple[Callable[[TargetRecipe], bool], str], ...] = (
+    (
+        lambda r: r.strip and r.refit == "none",
+        'strip: an engine without weights must be refitted; set refit = "identical"',
+    ),
+    (
+        lambda r: r.weight_streaming and r.cuda_graphs,
+        "weight_streaming: TensorRT cannot be captured while it streams weights; set cuda_graphs = false",
+    ),
+    (
+        lambda r: r.version_compatible and (r.strip or r.refit != "none"),
+        'version_compatible: TensorRT\'s lean runtime, which runs such engines, cannot refit; set refit = "none" and strip = false',
+    ),
+    (
+        lambda r: r.max_aux_streams > 0 and r.cuda_graphs,
+        "max_aux_streams: a captured segment must stay on one stream; set it to 0, or cuda_graphs = false",
+    ),
+    (
+        lambda r: r.backend == "onnxruntime-cuda" and r.precision == "int8",
+        "precision: onnxruntime's CUDA provider has no int8 products; take fp16, or the backend tensorrt",
+    ),
+    (
+        lambda r: r.backend == "onnxruntime-tensorrt" and r.hardware_compatibility == "same_compute_capability",
+        "hardware_compatibility: onnxruntime's TensorRT provider knows none and ampere_plus; take the backend tensorrt",
+    ),
+    (
+        lambda r: r.backend != "tensorrt" and r.cuda_graphs,
+        "cuda_graphs: onnxruntime's segments cannot run inside a capture of ours; set cuda_graphs = false",
+    ),
+    (
+        lambda r: r.int8.tool == "onnxruntime" and r.int8.method == "entropy",
+        'int8.method: onnxruntime finds it for pages of one length only; take max, or tool = "modelopt"',
+    ),
+)
+
+
+def with_plain_attention(recipe: TargetRecipe) -> TargetRecipe:
+    """The recipe with plain attention: what is left where a parser or builder refuses the operator."""
+    return replace(recipe, attention="plain")

@@ -1,0 +1,92 @@
+"""Replay a package's golden inputs on this machine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from ee_export.data import golden_page
+from ee_export.errors import BadRequest, NotEqual
+from ee_export.package.manifest import FileEntry, Manifest
+from ee_export.package.store import GOLDEN, Package, open_package, seal
+from ee_export.runtime.load import load_package
+from ee_export.verify import golden
+
+
+def seal_verified(
+    staging: Path,
+    manifest: Manifest,
+    pages: Sequence[golden.GoldenPage],
+    target_name: str,
+    progress: Callable[[str, int, int], None],
+    kept: Mapping[str, FileEntry] = MappingProxyType({}),
+) -> None:
+    """Give a package in a staging folder its golden file and its manifest, and verify one of its targets.
+
+    ``kept``: entries of files that come from another package, see :func:`~ee_export.package.store.seal`.
+    """
+    (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
+    seal(staging, manifest, kept)
+    progress("verify", 0, 1)
+    verify_package(open_package(staging), target_name)
+    progress("verify", 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Largest logit difference per exit over the golden pages, and the operating points whose exits were replayed."""
+
+    target: str
+    pages: int
+    tolerance: float
+    differences: dict[str, float]
+    operating_points: tuple[str, ...]
+
+
+def verify_package(package: Package, target_name: str, point_name: str | None = None) -> Verified:
+    """Run the golden inputs through a target: logits within its tolerance, and the same exits at every operating point.
+
+    The golden page is encoded anew before that: its pixels and tokens are the stored ones.
+
+    Args:
+        package: its files are all hashed first.
+        target_name: which target runs.
+        point_name: the operating point whose exits are replayed, default all.
+
+    Raises:
+        BadPackage: a file is missing or changed.
+        NotEqual: pixels, tokens, logits or exits differ; names the exit or the page.
+    """
+    package.check()
+    target = package.target(target_name)
+    chain = load_package(package, target_name)
+    pages, expected = golden.read(package)
+    for at, page in enumerate(pages):
+        if page.file is not None or page.words is not None:
+            held = golden_page.page_of(page.file, page.words, f"{package.path}: golden page {at}")
+            golden_page.require_same_encoding(held, page.inputs, chain.encoder, package.manifest.inputs)
+    found = [chain.logits(page.inputs) for page in pages]
+    differences = {
+        name: max(
+            float(np.abs(mine[name] - page.of(target_name)[name]).max())
+            for mine, page in zip(found, pages, strict=True)
+        )
+        for name in package.manifest.answers()
+    }
+    golden.require_same(differences, target.tolerance, str(package.path))
+    points = tuple(target.operating_points) if point_name is None else (point_name,)
+    for point in points:
+        if point not in target.operating_points:
+            known = ", ".join(target.operating_points)
+            raise BadRequest(f"unknown operating point '{point}': target '{target_name}' has {known}")
+        want = expected[f"{target_name}/{point}"]
+        have = golden.expected_exits(pages, found, package.manifest, target, point)
+        if (want != have).any():
+            at = int(np.flatnonzero(want != have)[0])
+            raise NotEqual(
+                f"{package.path}: operating point '{point}': golden page {at} left at {chain.exits[have[at]]}, expected "
+                f"{chain.exits[want[at]]}; rebuild the target on this machine with `ee-export build` or `compile`"
+            )
+    return Verified(target_name, len(pages), target.tolerance, differences, points)

@@ -1,0 +1,279 @@
+"""`doctor --gpu`, on executors that compute on the CPU: the trial's own logic, with the sample's real graphs. No GPU is shown by it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ee_export.cli.main import cli
+from ee_export.data.encode import Arrays
+from ee_export.doctor import replay, trial
+from ee_export.doctor.check import Check
+from ee_export.doctor.examine import EXECUTORS, sample
+from ee_export.errors import DeviceError
+from ee_export.package.manifest import OperatingPoint
+from ee_export.package.store import Package, open_package
+from ee_export.policy.decide import leave_at, score_pages
+from ee_export.progress import Progress
+from ee_export.runtime.load import load_package
+from ee_export.runtime.plan import rules
+from ee_export.verify import golden
+from tests.doctor.test_diagnoses import WELL
+
+TARGET = "cpu-fp32"
+HOST, PER_SEGMENT, CONDITIONAL = EXECUTORS
+DAMAGE = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+SEEN: dict[tuple[str, bytes], dict[str, np.ndarray]] = {}
+"""What the sample's graphs say of inputs, by their first file and the inputs' hash: every test asks the same."""
+
+
+class OnCpu:
+    """The chain's segments on the CPU, all of them for every page, and the policy afterwards; what it answers can be damaged."""
+
+    def __init__(self, package: Package, target: str, damage: DAMAGE = lambda left, logits: (left, logits)) -> None:
+        self.chain = load_package(package, target)
+        self.damage = damage
+        self.closed = False
+
+    def run(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
+        assert not self.closed
+        key = (
+            self.chain.target.segments[0].file,
+            hashlib.sha256(b"".join(values.tobytes() for values in inputs.values())).digest(),
+        )
+        if key not in SEEN:
+            SEEN[key] = self.chain.logits(inputs)
+        logits = [SEEN[key][name] for name in self.chain.exits]
+        package, target = self.chain.package, self.chain.target
+        found = rules(package.manifest, target, point.weights)
+        probabilities, scores = score_pages(logits, found, point.criterion, replay.text_known(inputs, found))
+        bars = [point.thresholds[name] for name in self.chain.exits[:-1]]
+        left = leave_at(scores, bars, probabilities.argmax(2))
+        return self.damage(left, np.stack([logits[at][row] for row, at in enumerate(left)]))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Whole(OnCpu):
+    """The last exit's logits and no other."""
+
+    def run(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
+        assert not self.closed and not point.thresholds
+        return np.zeros(1, np.int64), self.damage(np.zeros(1), self.chain.logits(inputs)["final"])[1]
+
+
+@pytest.fixture
+def opened() -> list[OnCpu]:
+    """The executors that a trial opened."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "DRAWS", 25)
+
+
+def rig(opened: list[OnCpu], **damages: DAMAGE) -> trial.Rig:
+    """`compile` adds nothing: the target that is tried is the package's own."""
+
+    def opens(name: str) -> Callable[[Package, str], OnCpu]:
+        def open_one(package: Package, target: str) -> OnCpu:
+            opened.append(OnCpu(package, target, *([damages[name]] if name in damages else [])))
+            return opened[-1]
+
+        return open_one
+
+    return trial.Rig(lambda package, target, progress: package, {name: opens(name) for name in EXECUTORS}, Whole)
+
+
+def tried(rig: trial.Rig, barred: dict[str, str] | None = None) -> dict[str, Check]:
+    shipped = sample()
+    assert shipped is not None
+    found = trial.trial(shipped, TARGET, rig, barred or {}, lambda *_: None, runs=3)
+    return {one.name.removeprefix(f"{TARGET}: "): one for one in found}
+
+
+def states(checks: dict[str, Check]) -> dict[str, str]:
+    return {name: one.status for name, one in checks.items()}
+
+
+def test_executors_that_agree_are_ok_and_compared_with_one_engine(opened: list[OnCpu]) -> None:
+    checks = tried(rig(opened))
+    assert set(states(checks).values()) == {"ok"}
+    assert list(checks) == ["engines", *EXECUTORS, "agreement", "latency"]
+    assert all(one.asked for one in checks.values())
+    assert "bit for bit the same on host, graphs, conditional" in checks["agreement"].found
+    rows = checks["latency"].facts["rows"]
+    assert [row["executor"] for row in rows if row["exit"] == "never"] == ["one engine", *EXECUTORS]
+    assert {row["exit"] for row in rows if row["executor"] == HOST} > {"never", "vision", "encoder.4"}
+    assert "of one engine's time" in checks["latency"].found
+    assert [one.closed for one in opened] == [True] * 3
+
+
+def test_the_package_is_left_as_it_was(opened: list[OnCpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shipped = sample()
+    assert shipped is not None
+    asked: list[Path] = []
+
+    def compiles(package: Package, target: str, progress: Progress) -> Package:
+        asked.append(package.path)
+        return package
+
+    before = {path: path.stat().st_mtime_ns for path in shipped.rglob("*")}
+    tried(dataclasses.replace(rig(opened), compile=compiles))
+    assert {path: path.stat().st_mtime_ns for path in shipped.rglob("*")} == before
+    assert asked[0] != shipped
+    assert list(tmp_path.iterdir()) == []
+
+
+def off_by_a_bit(left: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One bit of one page, where a batch is larger than one."""
+    if len(left) == 1:
+        return left, logits
+    changed = logits.copy()
+    changed[-1, 0] = np.nextafter(changed[-1, 0], np.float32(9))
+    return left, changed
+
+
+def test_one_bit_of_one_logit_in_a_batch_is_a_disagreement(opened: list[OnCpu]) -> None:
+    checks = tried(rig(opened, **{CONDITIONAL: off_by_a_bit}))
+    assert [name for name, one in checks.items() if one.wrong] == ["agreement"]
+    assert "conditional and host, batch 3: same exits, logits differ by" in checks["agreement"].found
+
+
+def test_an_executor_that_leaves_elsewhere_fails_and_the_others_are_still_compared(opened: list[OnCpu]) -> None:
+    checks = tried(rig(opened, **{PER_SEGMENT: lambda left, logits: (np.minimum(left + 1, 6), logits)}))
+    assert [name for name, one in checks.items() if one.wrong] == [PER_SEGMENT]
+    assert "a page that must leave at vision left at text.40" in checks[PER_SEGMENT].found
+    assert checks["agreement"].found.endswith("on host, conditional")
+    assert PER_SEGMENT not in {row["executor"] for row in checks["latency"].facts["rows"]}
+
+
+def test_exits_that_all_executors_get_wrong_are_found_by_the_policy(opened: list[OnCpu]) -> None:
+    late: DAMAGE = lambda left, logits: (left if len(left) == 1 else np.minimum(left + 1, 6), logits)  # noqa: E731
+    checks = tried(rig(opened, **dict.fromkeys(EXECUTORS, late)))
+    assert checks["agreement"].status == "failed"
+    assert "host, batch 3: exits and the policy's differ" in checks["agreement"].found
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e3])
+def test_logits_beyond_the_tolerance_fail(opened: list[OnCpu], value: float) -> None:
+    checks = tried(rig(opened, **{HOST: lambda left, logits: (left, logits + np.float32(value))}))
+    assert checks[HOST].status == "failed"
+    assert checks["agreement"].status == "ok"  # of the other two
+
+
+def test_engines_that_answer_otherwise_than_the_trained_model_fail_whatever_their_tolerance(
+    opened: list[OnCpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = golden.read
+
+    def drifted(package: Package):  # a target's own golden logits are what it said itself: always within its tolerance
+        pages, exits = real(package)
+        flipped = [
+            dataclasses.replace(
+                page, own={TARGET: page.logits}, logits={name: -values for name, values in page.logits.items()}
+            )
+            for page in pages
+        ]
+        return flipped, exits
+
+    monkeypatch.setattr(golden, "read", drifted)
+    checks = tried(rig(opened))
+    assert checks[HOST].status == "failed"
+    assert "and by the trained model" in checks[HOST].found
+
+
+def test_an_executor_that_does_not_open_fails_alone(opened: list[OnCpu]) -> None:
+    whole = rig(opened)
+
+    def refuses(package: Package, target: str) -> OnCpu:
+        raise DeviceError("cuGraphInstantiate: CUDA_ERROR_NOT_SUPPORTED")
+
+    checks = tried(dataclasses.replace(whole, executors={**whole.executors, CONDITIONAL: refuses}))
+    assert [name for name, one in checks.items() if one.wrong] == [CONDITIONAL]
+    assert checks[CONDITIONAL].found == "cuGraphInstantiate: CUDA_ERROR_NOT_SUPPORTED"
+    assert [one.closed for one in opened] == [True] * 2
+
+
+def test_an_executor_that_cannot_run_here_is_skipped_and_not_wrong(opened: list[OnCpu]) -> None:
+    checks = tried(rig(opened), {CONDITIONAL: "the driver is too old"})
+    assert (checks[CONDITIONAL].status, checks[CONDITIONAL].found) == ("skipped", "the driver is too old")
+    assert not [name for name, one in checks.items() if one.wrong]
+
+
+def test_an_executor_alone_is_not_said_to_agree(opened: list[OnCpu]) -> None:
+    checks = tried(rig(opened), {PER_SEGMENT: "no", CONDITIONAL: "no"})
+    assert checks["agreement"].status == "skipped"
+    assert "nothing to compare it with" in checks["agreement"].found
+    assert checks["agreement"].wrong
+
+
+def test_engines_that_cannot_be_built_leave_the_rest_skipped(opened: list[OnCpu]) -> None:
+    def fails(package: Package, target: str, progress: Progress) -> Package:
+        raise DeviceError("final.onnx: TensorRT 11.4.0 built no engine of it: out of memory")
+
+    checks = tried(dataclasses.replace(rig(opened), compile=fails))
+    assert "out of memory" in checks["engines"].found
+    assert {status for name, status in states(checks).items() if name != "engines"} == {"skipped"}
+    assert all(one.wrong for one in checks.values())
+
+
+def test_one_engine_that_gives_other_logits_is_not_compared_with(opened: list[OnCpu]) -> None:
+    wrong = dataclasses.replace(
+        rig(opened), whole=lambda package, target: Whole(package, target, lambda left, logits: (left, logits + 1))
+    )
+    checks = tried(wrong)
+    assert [name for name, one in checks.items() if one.wrong] == ["latency"]
+    assert "as one engine: exit 'final': golden logits differ" in checks["latency"].found
+
+
+def test_an_executor_that_does_not_close_is_said(opened: list[OnCpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: OnCpu) -> None:
+        raise DeviceError("cuMemFree: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(OnCpu, "close", fails)
+    checks = tried(rig(opened))
+    assert sum(name.startswith("closing") and one.wrong for name, one in checks.items()) == 3
+
+
+def test_the_command_reports_the_trial_with_its_times(
+    opened: list[OnCpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command on an invented GPU; the trial is of the CPU's target under another name."""
+
+    def compiles(package: Package, target: str, progress: Progress) -> Package:
+        own = dataclasses.replace(package.manifest.targets[TARGET], compiled={"GPU": "none: simulated"})
+        manifest = dataclasses.replace(package.manifest, targets={target: own})
+        return dataclasses.replace(package, manifest=manifest)
+
+    real = golden.read
+
+    def read(package: Package):
+        pages, exits = real(open_package(package.path))  # the invented target stands in no file
+        return pages, {**exits, **{name.replace(TARGET, "tensorrt-fp16"): found for name, found in exits.items()}}
+
+    monkeypatch.setattr(golden, "read", read)
+    monkeypatch.setattr(trial, "RUNS", 3)
+    monkeypatch.setattr("ee_export.doctor.examine.isolated", WELL.__getitem__)
+    monkeypatch.setattr("ee_export.doctor.gpu_trial.rig", lambda: dataclasses.replace(rig(opened), compile=compiles))
+    command = ["doctor", "--gpu", "--json", "--report", str(tmp_path / "report.md")]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    got = json.loads(done.stdout)
+    assert got["gpu_targets"] == ["tensorrt-fp16"]
+    assert got["wrong"] == []
+    text = (tmp_path / "report.md").read_text()
+    assert "Nothing that was asked for is wrong." in text
+    assert "## tensorrt-fp16: latency" in text
+    assert "| one engine | never |" in text
+    assert "GPU none: simulated" in text

@@ -1,0 +1,215 @@
+"""Recipes of targets: shipped ones, a user's own, and what is wrong with one said by file, key and remedy."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ee_export.errors import BadRequest
+from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, read_recipe, shipped
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALLEST = 'backend = "tensorrt"\nprecision = "fp16"\n'
+
+
+def written(folder: Path, text: str, name: str = "mine") -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_are_found_by_the_name_of_their_target(name: str) -> None:
+    recipe = find_recipe(name)
+    assert recipe.name == name
+    assert name.rsplit("-", 1)[1] == recipe.precision
+    assert recipe.profiles(256)[0].text.max == 256, "text is cut to what the model reads"
+    assert shipped(name).read_text().startswith("# "), "a reader is told what it is for"
+
+
+def test_a_users_recipe_is_found_by_its_path_and_has_its_name(tmp_path: Path) -> None:
+    text = (
+        SMALLEST
+        + 'batch = [1, { min = 2, opt = 4, max = 8 }]\nint8 = {}\nfloat32 = ["softmax"]\ntiming_cache = "/t.cache"\n'
+    )
+    recipe = find_recipe(str(written(tmp_path, text.replace("fp16", "int8"), "a10.int8")))
+    assert recipe == TargetRecipe(
+        "a10.int8",
+        "tensorrt",
+        "int8",
+        ("softmax",),
+        batch=(Range(1, 1, 1), Range(2, 4, 8)),
+        timing_cache="/t.cache",
+    )
+
+
+def test_profiles_are_every_pair_of_ranges_cut_to_the_longest_page() -> None:
+    recipe = TargetRecipe(
+        "r", "tensorrt", "fp16", batch=(Range(1, 1, 1), Range(2, 4, 8)), text=(Range(1, 64, 128), Range(129, 256, 512))
+    )
+    found = [(each.batch.max, each.text) for each in recipe.profiles(200)]
+    cut = Range(129, 200, 200)
+    assert found == [(1, Range(1, 64, 128)), (1, cut), (8, Range(1, 64, 128)), (8, cut)]
+    assert {each.text for each in recipe.profiles(100)} == {Range(1, 64, 100)}, (
+        "a range beyond the longest page holds none"
+    )
+    buckets = TargetRecipe(
+        "r", "tensorrt", "fp16", text=(Range(64, 64, 64), Range(256, 256, 256), Range(512, 512, 512))
+    )
+    assert [each.text.max for each in buckets.profiles(200)] == [64, 200]
+    with pytest.raises(
+        BadRequest, match=r"r: text: its profiles hold pages of up to 512 tokens, .* up to 600; raise max to 600"
+    ):
+        recipe.profiles(600)
+
+
+def test_the_hash_is_of_what_can_change_an_engine(tmp_path: Path) -> None:
+    one = read_recipe(written(tmp_path, SMALLEST + "# spoken\n"))
+    same = read_recipe(written(tmp_path, 'precision = "fp16"\nbackend = "tensorrt"\ntiming_cache = false', "other"))
+    unlike = read_recipe(written(tmp_path, SMALLEST + "builder_level = 5", "third"))
+    assert len(one.hash) == 64
+    assert one.hash == same.hash != unlike.hash
+
+
+def test_shipped_recipes_measure_the_bias_and_one_without_the_key_carries_it(tmp_path: Path) -> None:
+    assert {find_recipe(name).bias for name in SHIPPED} == {"auto"}
+    assert read_recipe(written(tmp_path, SMALLEST)).bias == "carried"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALLEST + "builder_levle = 3", "builder_levle: unknown key; did you mean builder_level?"),
+        (SMALLEST + "colour = 3", "colour: unknown key; it has backend, precision"),
+        ('backend = "tensorrt"', "precision: missing; expected fp32, fp16, bf16, int8"),
+        ('backend = "tensorrt"\nprecision = "fp61"', "unknown precision 'fp61'.*did you mean fp16"),
+        ('backend = "tensorRT"\nprecision = "fp16"', "unknown backend 'tensorRT'.*did you mean tensorrt"),
+        ('backend = 3\nprecision = "fp16"', "backend: found 3, expected one of tensorrt"),
+        (SMALLEST + 'builder_level = "3"', 'builder_level: found "3", expected a whole number'),
+        (SMALLEST + "builder_level = true", "builder_level: found true, expected a whole number"),
+        (SMALLEST + "builder_level = 6", "builder_level: 6 is out of range: expected 0–5"),
+        (SMALLEST + "workspace_mib = -1", "workspace_mib: -1 is out of range"),
+        (SMALLEST + "strip = 1", "strip: found 1, expected true or false"),
+        (SMALLEST + "timing_cache = 1", "timing_cache: found 1, expected true, false or a path"),
+        (SMALLEST + 'float32 = "softmax"', 'float32: found "softmax", expected a list of names'),
+        (SMALLEST + 'float32 = ["soft_max"]', "unknown float32 'soft_max'.*did you mean softmax"),
+        (SMALLEST + 'attention = "fused"', "unknown attention 'fused': expected one of operator, plain"),
+        (SMALLEST + 'bias = "recompute"', "unknown bias 'recompute'.*did you mean recomputed"),
+        (SMALLEST + "bias = true", "bias: found true, expected one of carried, recomputed, auto"),
+        (SMALLEST + 'hardware_compatibility = "ampere"', "did you mean ampere_plus"),
+        (SMALLEST + "batch = 4", "batch: expected a list of sizes"),
+        (SMALLEST + "batch = []", "batch: expected a list of sizes"),
+        (SMALLEST + 'batch = ["4"]', r"batch\[0\]: expected a size"),
+        (SMALLEST + "batch = [0]", r"batch\[0\]: min 0, opt 0, max 0: expected 1 ≤ min ≤ opt ≤ max"),
+        (SMALLEST + "text = [64, { min = 9, opt = 8, max = 16 }]", r"text\[1\]: min 9, opt 8, max 16"),
+        (SMALLEST + "text = [{ min = 1, opt = 8 }]", r"text\[0\]\.max: missing; expected a whole number"),
+        (SMALLEST + "text = [{ min = 1, opt = 8, mx = 9, max = 9 }]", r"text\[0\]\.mx: unknown key; did you mean max"),
+        (SMALLEST + "text = [64, 64]", "text: the same range stands there twice"),
+        (SMALLEST + "strip = true", 'strip: an engine without weights must be refitted; set refit = "identical"'),
+        (
+            SMALLEST + "weight_streaming = true",
+            "weight_streaming: TensorRT cannot be captured.*set cuda_graphs = false",
+        ),
+        (SMALLEST + "max_aux_streams = 2", "max_aux_streams: a captured segment must stay on one stream"),
+        (SMALLEST + 'version_compatible = true\nrefit = "any"', "version_compatible: .*cannot refit"),
+        (SMALLEST + "int8 = { pages = 8 }", "int8: the precision is fp16, which takes no scales; remove the table"),
+        (SMALLEST + "int8 = 8", "int8: found 8, expected a table"),
+        (SMALLEST.replace("fp16", "int8") + "int8 = { pages = 0 }", r"int8\.pages: 0 is out of range"),
+        (SMALLEST.replace("fp16", "int8") + 'int8 = { tool = "model-opt" }', "unknown int8.tool 'model-opt'.*modelopt"),
+        (
+            SMALLEST.replace("fp16", "int8") + 'int8 = { tool = "onnxruntime", method = "entropy" }',
+            r"int8\.method: onnxruntime finds it for pages of one length only",
+        ),
+        ('backend = "onnxruntime-cuda"\nprecision = "fp16"', "cuda_graphs: .*set cuda_graphs = false"),
+        (
+            'backend = "onnxruntime-cuda"\nprecision = "fp16"\ncuda_graphs = false\nbuilder_level = 3',
+            "builder_level: the backend onnxruntime-cuda does not read it; remove it",
+        ),
+        (
+            'backend = "onnxruntime-cuda"\nprecision = "int8"\ncuda_graphs = false',
+            "precision: onnxruntime's CUDA provider has no int8 products",
+        ),
+        (
+            'backend = "onnxruntime-tensorrt"\nprecision = "fp16"\ncuda_graphs = false\nrefit = "any"',
+            "refit: the backend onnxruntime-tensorrt does not read it",
+        ),
+        ("backend = ", "not valid TOML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused_by_file_key_and_remedy(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(BadRequest, match=message) as caught:
+        read_recipe(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value).removesuffix("\n")
+
+
+def test_a_target_or_file_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"unknown target to compile for 'tensorrt-fp61'.*did you mean tensorrt-fp16"):
+        find_recipe("tensorrt-fp61")
+    with pytest.raises(BadRequest, match=r"none\.toml: cannot read this recipe \(No such file.*tensorrt-fp16"):
+        find_recipe(tmp_path / "none.toml")
+    with pytest.raises(BadRequest, match="cannot read this recipe"):
+        find_recipe(tmp_path)
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadRequest, match="not valid TOML"):
+        find_recipe(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize("name", ["cpu-int8", "Mine", "a b"])
+def test_a_recipe_cannot_take_a_name_that_is_no_targets_or_another_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadRequest, match=f"'{name}' cannot name a target of a recipe.*rename the file"):
+        read_recipe(written(tmp_path, SMALLEST, name))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_wheel_carries_recipes_and_grids_where_the_code_looks(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "ee_export", source / "ee_export", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "recipes", source / "recipes")
+    for name in ("pareto", "trunks"):
+        (source / "benchmarks" / name).mkdir(parents=True)
+        for path in (ROOT / "benchmarks" / name).glob("*.toml"):
+            shutil.copy(path, source / "benchmarks" / name)
+    made = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        str(source),
+        "-w",
+        str(tmp_path),
+    ]
+    subprocess.run(made, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = f"from ee_export.package.recipe import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped('{SHIPPED[0]}'))\n"
+    code += "from ee_export.bench.pareto import SHIPPED, read_grid\nfrom ee_export.model.recipe import read_recipe\n"
+    code += (
+        "for name in SHIPPED: grid = read_grid(Path(name)); assert read_recipe(grid.recipe).model; print(grid.recipe)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    hashes, place, *grids = done.stdout.splitlines()
+    assert grids and all(path.startswith(str(tmp_path / "site" / "ee_export" / "grids")) for path in grids)
+    assert hashes.split() == [find_recipe(name).hash for name in SHIPPED]
+    assert place.startswith(str(tmp_path / "site" / "ee_export"))

@@ -1,0 +1,230 @@
+"""Bands: text is read from the top down, no further than an exit asks, and no word is lost or doubled on the way."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import ee_export
+from ee_export.builder import tune
+from ee_export.builder.build import build
+from ee_export.data.ocr import installed
+from ee_export.data.page import Page, read_page
+from ee_export.data.text_reader import TextReader, find_gap
+from ee_export.draw import draw_page
+from ee_export.model import checkpoint
+from ee_export.package.atomic import staged_folder
+from ee_export.package.manifest import OperatingPoint
+from ee_export.package.store import Package
+from ee_export.policy.tune import evaluate
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load_package
+from ee_export.segments import equality
+from tests.conftest import random_model, tiny_config
+
+EXITS = ["vision", "text.25", "text.60", "text", "encoder.2"]
+
+
+def lines_page(lines: int = 20, height: int = 1000) -> tuple[Image.Image, list[str], list[list[int]]]:
+    """A page of equally spaced dark lines, and what an ideal engine reads: one word a line."""
+    image = Image.new("L", (400, height), 255)
+    pen = ImageDraw.Draw(image)
+    words, boxes = [], []
+    for at in range(lines):
+        top = round((at + 0.25) * height / lines)
+        bottom = round((at + 0.75) * height / lines)
+        pen.rectangle((40, top, 360, bottom), fill=0)
+        words.append(f"line{at}")
+        boxes.append([100, round(1000 * top / height), 900, round(1000 * bottom / height)])
+    return image, words, boxes
+
+
+class LineReader:
+    """An OCR engine that sees dark blocks, and names each by its height in the page it was told of; remembers its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, image: Image.Image) -> tuple[list[str], list[list[int]]]:
+        self.calls.append(image.size)
+        dark = np.asarray(image.convert("L"))[:, image.width // 2] < 128
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], dark, [False]]).astype(int)))
+        boxes = [
+            [100, int(1000 * a / image.height), 900, int(1000 * b / image.height)]
+            for a, b in zip(edges[::2], edges[1::2], strict=True)
+        ]
+        return ["block"] * len(boxes), boxes
+
+
+@pytest.mark.parametrize("cuts", [[25, 100], [10, 25, 60, 100], [33, 34, 35, 100], [100]])
+def test_strips_read_every_line_once_and_where_it_stands(cuts: list[int]) -> None:
+    image, _, wanted = lines_page()
+    engine = LineReader()
+    reader = TextReader(Page(image, ocr=engine), image)
+    for percent in cuts:
+        words, boxes = reader.read_to(percent)
+        inside = [box for box in wanted if box[1] + box[3] < 20 * percent]
+        assert len(words) >= len(inside), "a strip reaches at least as far as it was asked to"
+    assert len(words) == len(wanted)
+    assert np.abs(np.array(boxes) - np.array(wanted)).max() <= 2
+    assert len(engine.calls) <= len(cuts)
+
+
+def test_a_line_that_no_gap_spares_is_neither_lost_nor_doubled() -> None:
+    image, _, wanted = lines_page()
+    ImageDraw.Draw(image).rectangle((0, 0, 30, 1000), fill=0)  # a ruled margin: no row is empty
+    for percent in range(5, 100, 5):
+        assert not find_gap(image, percent / 100)[1]
+        reader = TextReader(Page(image, ocr=LineReader()), image)
+        reader.read_to(percent)
+        words, boxes = reader.read_to(100)
+        middles = sorted((box[1] + box[3]) // 2 for box in boxes)
+        assert len(words) == len(wanted), percent
+        assert np.abs(np.array(middles) - [(box[1] + box[3]) // 2 for box in wanted]).max() <= 8
+
+
+def test_the_cut_stands_in_the_gap_below_the_line_it_would_cross() -> None:
+    image, _, wanted = lines_page()
+    top, bottom = wanted[5][1], wanted[5][3]
+    row, clean = find_gap(image, (top + bottom) / 2000)
+    assert clean
+    assert bottom < row < wanted[6][1]
+
+
+def test_what_was_read_is_not_read_again() -> None:
+    image, _, _ = lines_page()
+    engine = LineReader()
+    reader = TextReader(Page(image, ocr=engine), image)
+    first = reader.read_to(40)
+    assert reader.read_to(30) == first
+    assert len(engine.calls) == 1
+    assert reader.runs_ocr
+    reader.read_to(100)
+    assert not reader.runs_ocr
+
+
+@pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
+def test_tesseract_reads_the_same_words_in_strips_as_in_one_piece() -> None:
+    drawn = draw_page("fara_short_form", seed=5, long_side=1600)
+    whole = Counter(ee_export.tesseract()(drawn.image)[0])
+    reader = TextReader(Page(drawn.image, ocr=ee_export.tesseract()), drawn.image)
+    for percent in (25, 50, 100):
+        words, _ = reader.read_to(percent)
+    found = Counter(words)
+    assert sum((whole & found).values()) >= 0.9 * sum(whole.values())
+    assert sum(found.values()) == pytest.approx(sum(whole.values()), rel=0.06)
+
+
+@pytest.fixture(scope="module")
+def banded(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> tuple[Path, Package]:
+    """A checkpoint with bands, and the package built from it."""
+    words = (json.loads(path.read_text())["words"] for path in sorted(pages_folder.rglob("*.json")))
+    tokenizer = checkpoint.train_tokenizer(words, 400)
+    config = tiny_config(
+        exits=EXITS, heads={"vision": {"reads": "pixels", "width": 4}}, vocab_size=tokenizer.get_vocab_size()
+    )
+    folder = tmp_path_factory.mktemp("banded")
+    with staged_folder(folder / "checkpoint") as staging:
+        checkpoint.save(staging, random_model(config), tokenizer, torch.float32)
+    out = folder / "banded.ee"
+    return folder / "checkpoint", build(
+        folder / "checkpoint", pages_folder, out, ocr_ms=1000.0, progress=lambda stage, done, total: None
+    )
+
+
+def leaving_at(chain: Chain, name: str, asked: tuple[str, ...] = ()) -> Chain:
+    """The chain with thresholds that let every page leave at one exit; those in ``asked`` are asked and let none go."""
+    bars: dict[str, float | tuple[float | None, ...] | None] = dict.fromkeys(chain.exits[:-1])
+    bars |= dict.fromkeys(asked, 1.1)
+    if name != "final":
+        bars[name] = 0.0
+    return chain.with_point(OperatingPoint("max_probability", bars))
+
+
+def test_exits_on_a_part_of_the_text_equal_the_unmodified_model(banded: tuple[Path, Package]) -> None:
+    model = checkpoint.parted(checkpoint.load(banded[0])[0])
+    assert banded[1].manifest.page_encoding().bands == (25, 60)
+    differences = equality.largest_differences(model, load_package(banded[1]).logits, equality.cases(model, seed=5))
+    assert set(differences) == {*EXITS, "final"}
+    assert max(differences.values()) <= 2e-4, differences
+
+
+def test_a_page_that_leaves_at_a_band_is_read_no_further(banded: tuple[Path, Package]) -> None:
+    image, _, _ = lines_page()
+    engine = LineReader()
+    answer = leaving_at(load_package(banded[1]), "text.25").predict(Page(image, ocr=engine))
+    assert answer.exit == "text.25"
+    assert [step.name for step in answer.trace] == ["ocr", "text.25"]
+    ((_, height),) = engine.calls
+    assert 250 <= height <= 300
+
+
+def test_a_band_that_is_not_asked_is_not_read_in_a_strip_of_its_own(banded: tuple[Path, Package]) -> None:
+    image, _, _ = lines_page()
+    for asked, strips in (((), 1), (("text.25",), 2), (("text.25", "text.60"), 3)):
+        engine = LineReader()
+        answer = leaving_at(load_package(banded[1]), "final", asked).predict(Page(image, ocr=engine))
+        assert answer.exit == "final"
+        assert len(engine.calls) == strips == [step.name for step in answer.trace].count("ocr")
+
+
+@pytest.mark.parametrize("name", ["text.25", "text.60", "text", "final"])
+def test_strips_give_the_answer_that_the_given_words_give(banded: tuple[Path, Package], name: str) -> None:
+    image, _, _ = lines_page()
+    words, boxes = LineReader()(image)
+    asked = tuple(exit for exit in EXITS if exit.startswith("text."))
+    chain = leaving_at(load_package(banded[1]), name, tuple(exit for exit in asked if exit != name))
+    given = chain.predict(Page(image, words=words, boxes=boxes))
+    by_strips = chain.predict(Page(image, ocr=LineReader()))
+    assert given.exit == by_strips.exit == name
+    assert list(given.probabilities.values()) == pytest.approx(list(by_strips.probabilities.values()), abs=2e-3)
+
+
+def test_batches_of_pages_with_and_without_words_leave_as_one_by_one(
+    banded: tuple[Path, Package], pages_folder: Path
+) -> None:
+    chain = load_package(banded[1])
+    bars: dict[str, float | tuple[float | None, ...] | None] = {
+        name: 0.3 + 0.05 * at for at, name in enumerate(chain.exits[:-1])
+    }
+    chain = chain.with_point(OperatingPoint("failure_prediction", bars, dict.fromkeys(chain.exits, (1.0,) * 14)))
+    image, _, _ = lines_page()
+    given = [read_page(path) for path in sorted(pages_folder.rglob("*.jpg"))[::5]]
+    pages = [page for one in given for page in (one, Page(image, ocr=LineReader()))]
+    together = chain.predict_batch(pages)
+    for answer, page in zip(together, pages, strict=True):
+        alone = chain.predict(page)
+        assert answer.exit == alone.exit
+        assert answer.score == pytest.approx(alone.score, abs=1e-4)
+    with_deadline = chain.predict_batch(pages, deadline_ms=60_000)
+    assert len(with_deadline) == len(pages)
+
+
+def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
+    banded: tuple[Path, Package], pages_folder: Path
+) -> None:
+    package = banded[1]
+    target = package.target("cpu-fp32")
+    parts, _ = tune.observe_parts(
+        package, "cpu-fp32", pages_folder, 0, None, tune.Wish(), lambda stage, done, total: None
+    )
+    for seen in parts.values():
+        for name in ("text.25", "final"):  # both exits know every label, the others nothing
+            seen.logits[name][:] = 10 * np.eye(7)[seen.targets]
+        for name in ("vision", "text.60", "text", "encoder.2"):
+            seen.logits[name][:] = 0
+    seen = parts["tune"] + parts["certify"]
+    found = tune.tuned(package.manifest, target, parts, 1000.0, "default", tune.Wish(min_accuracy=1.0))
+    point = found.operating_points["default"]
+    assert {name for name, bar in point.thresholds.items() if bar is not None} == {"text.25"}
+    assert point.measured["exit_rate.text.25"] == 1
+    assert point.measured["mean_cost_ms"] < 400 < found.operating_points["full"].measured["mean_cost_ms"]
+    bars = [point.thresholds[name] for name in EXITS]
+    both = tune.scored(package.manifest, target, seen, 1000.0, bands=(25, 60))
+    assert evaluate(both, bars).mean_cost_ms == pytest.approx(point.measured["mean_cost_ms"], rel=0.01)
+    none = tune.scored(package.manifest, target, seen, 1000.0)
+    assert evaluate(none, bars).mean_cost_ms > 1000

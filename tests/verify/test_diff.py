@@ -1,0 +1,163 @@
+"""`ee-export diff`: every field that differs is listed, and pages that two packages answer otherwise are counted in pairs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ee_export.cli.main import cli
+from ee_export.data.find import Skipped
+from ee_export.package.manifest import Manifest
+from ee_export.package.store import open_package
+from ee_export.runtime.chain import Chain
+from ee_export.runtime.load import load_package
+from ee_export.runtime.plan import leaving_at
+from ee_export.verify.agreement import compare_pages, find_labelled
+from ee_export.verify.difference import GROUPS, differences
+from tests.conftest import run_command
+
+
+@pytest.fixture
+def copy(sample: Path, tmp_path: Path) -> Path:
+    """The sample, to change."""
+    return Path(shutil.copytree(sample, tmp_path / "copy.ee"))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["diff", *map(str, arguments)])
+
+
+def changed(package: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a package with another manifest."""
+    copy = Path(shutil.copytree(package, to))
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def swap_labels(manifest: dict[str, Any]) -> None:
+    labels = manifest["labels"]
+    labels[0], labels[1] = labels[1], labels[0]
+
+
+def test_a_package_equals_its_copy(sample: Path, copy: Path) -> None:
+    done = run(sample, copy)
+    assert done.exit_code == 0
+    assert "are equal" in done.output
+    assert json.loads(run(sample, copy, "--json").output)["equal"] is True
+
+
+def test_what_differs_stands_in_its_group(sample: Path, tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        swap_labels(manifest)
+        target = manifest["targets"]["cpu-fp32"]
+        target["operating_points"]["default"]["thresholds"]["vision"] = 0.123456789
+        target["calibration"]["text"]["scale"] = [9.0] * len(manifest["labels"])
+        target["costs"]["runs"] += 1
+        manifest["encoding"]["image_mode"] = "RGB"
+        manifest["model"]["\x1b[2Jlayers"] = 7
+        manifest["created_by"] = "another"
+
+    other = changed(sample, tmp_path / "other.ee", change)
+    done = run(sample, other)
+    assert done.exit_code == 1
+    lines = done.output.splitlines()
+    headings = [line.rstrip(":") for line in lines if line.rstrip(":") in GROUPS]
+    assert headings == ["labels", "encoding", "model", "calibration", "operating points", "costs", "origin"]
+    for line in (
+        '  encoding.image_mode: "L" → "RGB"',
+        '  created_by: "ee_export 0.1.0',
+        "  cpu-fp32.costs.runs: ",
+        "  labels: another order",
+    ):
+        assert line in done.output
+    assert " → 0.123457" in done.output
+    assert "\x1b" not in done.output
+    found = json.loads(run(sample, other, "--json").output)["differences"]
+    assert {"group": "encoding", "field": "encoding.image_mode", "a": "L", "b": "RGB"} in found
+
+
+def test_no_field_of_a_manifest_is_passed_over(sample: Path, tmp_path: Path) -> None:
+    manifest = open_package(sample).manifest
+
+    assert differences(manifest, manifest) == []
+    for entry in fields(Manifest):
+        if entry.name in ("targets", "schema"):
+            continue
+        values = {field.name: getattr(manifest, field.name) for field in fields(Manifest)}
+        value = values[entry.name]
+        values[entry.name] = "other" if value is None or isinstance(value, str) else None
+        (found, *_) = differences(manifest, Manifest(**values))
+        assert found.group in GROUPS and found.field.startswith(entry.name)
+
+
+def test_a_damaged_package_is_refused_in_place_of_being_compared(copy: Path, sample: Path) -> None:
+    data = bytearray((copy / "golden.npz").read_bytes())
+    data[-1] ^= 1
+    (copy / "golden.npz").write_bytes(data)
+    done = run_command("diff", sample, copy)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "golden.npz: sha256 differs from the manifest" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_pages_are_compared_in_pairs(sample: Path, pages_folder: Path, tmp_path: Path) -> None:
+    other = changed(sample, tmp_path / "other.ee", swap_labels)
+    pages = Path(shutil.copytree(pages_folder, tmp_path / "pages"))
+    (pages / "receipt" / "damaged\x1b[2J.png").write_bytes(b"no image")
+    done = run(sample, other, pages, "--json")
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)["pages"]
+    labels = open_package(sample).manifest.labels
+    chain = load_package(open_package(sample), operating_point="default")
+    paths = find_labelled(pages_folder, labels, Skipped(), words_alone=False)
+    answers = [(chain_answer(chain, path), label) for path, label in paths]
+    swapped = dict(zip(labels, (labels[1], labels[0], *labels[2:]), strict=True))
+    right = [(answer == label, swapped[answer] == label) for answer, label in answers]
+    assert found["pages"] == len(paths) + 1 and found["failed_in_both"] == 1
+    assert found["answered"] == len(paths)
+    assert found["labels_differ"] == sum(answer in labels[:2] for answer, _ in answers)
+    assert found["exits_differ"] == 0
+    assert found["both_right"] == right.count((True, True))
+    assert found["only_a_right"] == right.count((True, False))
+    assert found["only_b_right"] == right.count((False, True))
+    assert found["both_wrong"] == right.count((False, False))
+    assert found["mean_ms"]["a"] > 0 and found["mean_ms"]["b"] > 0
+    assert len(found["listed"]) == min(10, found["labels_differ"])
+    shown = run(sample, other, pages)
+    assert "no answer from either" in shown.output and "McNemar, exact" in shown.output
+    assert "\x1b" not in shown.output
+
+
+def chain_answer(chain: Chain, path: Path) -> str:
+    from ee_export.data.page import read_page
+
+    return chain.predict(read_page(path)).label
+
+
+def test_a_page_that_one_package_alone_cannot_answer_has_a_row_of_its_own(
+    sample: Path, pages_folder: Path, tmp_path: Path
+) -> None:
+    image = next(path for path in sorted((pages_folder / "receipt").iterdir()) if path.suffix != ".json")
+    bare = Path(shutil.copy(image, tmp_path / f"bare{image.suffix}"))  # without its words
+    whole = load_package(open_package(sample))
+    by_sight = whole.with_point(leaving_at(whole.exits, "vision"))
+    paths = find_labelled(tmp_path, whole.labels, Skipped(), words_alone=False)
+    assert paths == [(bare, None)]
+    found = compare_pages(by_sight, whole, paths, None, lambda done, total: None)
+    assert (found.failed_in_b, found.failed_in_a, found.answered) == (1, 0, 0)
+    assert found.differ and found.p_value() is None and found.mean_ms() is None
+    assert "error" in found.listed[0]["b"] and "label" in found.listed[0]["a"]
+
+
+@pytest.mark.parametrize("missing", ["a", "pages"])
+def test_what_is_not_there_ends_in_one_line(sample: Path, tmp_path: Path, missing: str) -> None:
+    nowhere = tmp_path / "nowhere"
+    arguments = [nowhere, sample] if missing == "a" else [sample, sample, nowhere]
+    done = run(*arguments)
+    assert done.exit_code != 0 and "nowhere: no such" in str(done.exception)
