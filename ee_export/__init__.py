@@ -12,10 +12,53 @@ if "ORT_DISABLE_TELEMETRY" not in os.environ:  # a user's own value stays, whate
 from ee_export.data.limits import Limits
 from ee_export.data.ocr import tesseract
 from ee_export.data.page import Page, read_page
-from ee_export.errors import EeError
+from ee_export.errors import (
+    BadCheckpoint,
+    BadData,
+    BadGraph,
+    BadLogits,
+    BadModel,
+    BadPackage,
+    BadPage,
+    BadRequest,
+    BadText,
+    DeviceError,
+    EeError,
+    ForkedError,
+    NotEqual,
+    NoText,
+    OcrFailed,
+    UnexpectedError,
+)
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load
 from ee_export.version import __version__
 
-__all__ = ["Answer", "Chain", "EeError", "Limits", "Page", "Step", "__version__", "load", "read_page", "tesseract"]
+__all__ = [
+    "load",
+    "Chain",
+    "Answer",
+    "Step",
+    "Page",
+    "read_page",
+    "Limits",
+    "tesseract",
+    "BadCheckpoint",
+    "BadData",
+    "BadGraph",
+    "BadLogits",
+    "BadModel",
+    "BadPackage",
+    "BadPage",
+    "BadRequest",
+    "BadText",
+    "DeviceError",
+    "EeError",
+    "ForkedError",
+    "NotEqual",
+    "NoText",
+    "OcrFailed",
+    "UnexpectedError",
+    "__version__",
+]

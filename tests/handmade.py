@@ -13,7 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from ee_export.data.encode import Arrays
 from ee_export.package.encoding import Encoding
 from ee_export.package.manifest import SCHEMA, Manifest, SegmentSpec, Target, TensorSpec, logits_name
-from ee_export.package.store import GOLDEN, Package, open_package, seal
+from ee_export.package.store import GOLDEN, Package, open_package
+from ee_export.package.write import seal
 from ee_export.verify import golden
 
 LABELS = ("apple", "pear", "quince")

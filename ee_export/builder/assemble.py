@@ -26,8 +26,9 @@ from ee_export.package.check_manifest import check
 from ee_export.package.manifest import GRAPHS, SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
 from ee_export.package.origin import now
 from ee_export.package.ranges import require_labels
-from ee_export.package.store import GOLDEN, Package, locked, open_package, seal
+from ee_export.package.store import GOLDEN, Package, open_package
 from ee_export.package.strict_json import Refused
+from ee_export.package.write import locked, seal
 from ee_export.progress import Progress
 from ee_export.runtime.load import load_package
 from ee_export.segments import assembly, equality

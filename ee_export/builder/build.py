@@ -28,8 +28,9 @@ from ee_export.package.atomic import check_destination, staged_folder
 from ee_export.package.manifest import SCHEMA, SOURCE, Manifest, Origin, Split, Target
 from ee_export.package.origin import origin_of
 from ee_export.package.ranges import require_labels
-from ee_export.package.store import GOLDEN, TOKENIZER, Package, locked, open_package, seal
+from ee_export.package.store import GOLDEN, TOKENIZER, Package, open_package
 from ee_export.package.strict_json import Refused
+from ee_export.package.write import locked, seal
 from ee_export.progress import Progress
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package

@@ -27,7 +27,8 @@ from ee_export.package.atomic import staged_folder
 from ee_export.package.input_specs import only_encoding
 from ee_export.package.manifest import FULL, GPU_BACKENDS, Manifest, Target
 from ee_export.package.recipe import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
-from ee_export.package.store import GOLDEN, Package, link_files, locked, open_package, require_name_of
+from ee_export.package.store import GOLDEN, Package, open_package
+from ee_export.package.write import link_files, locked, require_name_of
 from ee_export.progress import Progress
 from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
 from ee_export.runtime.chain import Chain

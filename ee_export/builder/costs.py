@@ -1,6 +1,5 @@
 """Measure what each segment costs on this machine, alone in a quiet process, at several text lengths."""
 
-import os
 import platform
 import statistics
 import time
@@ -26,7 +25,9 @@ def machine_name() -> str:
             model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), model)
     except OSError:
         pass
-    return f"{model}, {backend.available_threads()} processors, onnxruntime {onnxruntime.__version__}, {os.uname().sysname}"
+    return (
+        f"{model}, {backend.available_threads()} processors, onnxruntime {onnxruntime.__version__}, {platform.system()}"
+    )
 
 
 def measure(

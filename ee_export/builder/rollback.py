@@ -6,7 +6,8 @@ from dataclasses import replace
 from ee_export.package import history
 from ee_export.package.atomic import staged_folder
 from ee_export.package.origin import made
-from ee_export.package.store import GOLDEN, Package, link_files, locked, open_package
+from ee_export.package.store import GOLDEN, Package, open_package
+from ee_export.package.write import link_files, locked
 from ee_export.verify import golden
 from ee_export.verify.replay import seal_verified
 

@@ -27,7 +27,8 @@ from ee_export.package.manifest import (
     gate_name,
 )
 from ee_export.package.origin import made
-from ee_export.package.store import GOLDEN, Package, locked, open_package, require_name_of, rewrite_package
+from ee_export.package.store import GOLDEN, Package, open_package
+from ee_export.package.write import locked, require_name_of, rewrite_package
 from ee_export.policy import certify
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
 from ee_export.policy.decide import Threshold, score_pages

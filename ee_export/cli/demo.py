@@ -11,7 +11,8 @@ from ee_export.draw import LABELS, DrawnPage, draw_page
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.package.manifest import FULL
-from ee_export.package.store import GOLDEN, open_package, seal
+from ee_export.package.store import GOLDEN, open_package
+from ee_export.package.write import seal
 from ee_export.places import SAMPLES
 from ee_export.progress import Progress
 from ee_export.runtime.load import load_package

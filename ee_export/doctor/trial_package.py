@@ -9,7 +9,8 @@ from ee_export.builder.gpu_target import recipe_target
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import SegmentSpec, Target, logits_name
 from ee_export.package.recipe import find_recipe, shipped
-from ee_export.package.store import GOLDEN, TOKENIZER, Package, link_files, open_package, seal
+from ee_export.package.store import GOLDEN, TOKENIZER, Package, open_package
+from ee_export.package.write import link_files, seal
 from ee_export.progress import Progress
 from ee_export.runtime import backends
 from ee_export.runtime.load import load_package

@@ -1,5 +1,6 @@
 """Read a package's files so that the bytes that are hashed are the bytes that are used."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -20,6 +21,9 @@ REPAIR = "copy the package again, or rebuild it with `ee-export build`"
 # stamp as it is, so a stamp is relied on only once it is two ticks old.
 _SETTLED_NS = 20_000_000
 _MOST_WAITS = 50
+_HOLDS_FOLDERS = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
+"""Whether files can be opened by a name in a folder that is held open. Windows cannot: there a folder above the package that is renamed
+while a package is loaded is found by the comparison of identities, or makes the load fail."""
 _PIECE = 2**17
 """Bytes that are read and hashed at a time: few enough to stay in a processor's cache."""
 
@@ -42,6 +46,9 @@ class Reading:
         self._entries = entries
         self._identities: dict[str, tuple[int, ...]] = {}
         self._hashes: dict[str, str] = {}
+        self._root: int | None = None
+        if not _HOLDS_FOLDERS:
+            return
         try:
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -53,7 +60,8 @@ class Reading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._root)
+        if self._root is not None:
+            os.close(self._root)
 
     def read(self, name: str) -> bytes:
         """Contents of a file.
@@ -87,17 +95,21 @@ class Reading:
     def path(self, name: str) -> str:
         """A path to a file that does not depend on the names of the package's folder and of those above it."""
         held = f"/proc/self/fd/{self._root}"
-        return f"{held if os.path.isdir(held) else self._folder}/{name}"
+        return f"{held if self._root is not None and os.path.isdir(held) else self._folder}/{name}"
 
     def require_unchanged(self) -> None:
         """Raise BadPackage if a file that was read or hashed is no longer the one at its path."""
         for name, identity in list(self._identities.items()):
             try:
-                status = os.stat(name, dir_fd=self._root, follow_symlinks=False)
+                status = os.stat(self._name(name), dir_fd=self._root, follow_symlinks=False)
             except OSError:
                 status = None
             if status is None or _identity(status) != identity:
                 raise BadPackage(f"{self._folder / name}: changed while it was loaded; load the package again")
+
+    def _name(self, name: str) -> str:
+        """A file as ``os.open`` and ``os.stat`` take it beside ``dir_fd=self._root``."""
+        return name if self._root is not None else str(self._folder / name)
 
     def _read_into(self, name: str, contents: memoryview | None) -> None:
         """Read a file: its identity and its hash are known then, and the hash is that of the manifest.
@@ -109,10 +121,9 @@ class Reading:
         path, entry = self._folder / name, self._entries[name]
         for folder in (".", *map(str, reversed(PurePosixPath(name).parents[:-1]))):
             if folder not in self._identities:
-                self._identities[folder] = _settled_identity(self._folder / folder, folder, self._root)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                self._identities[folder] = _settled_identity(self._folder / folder, self._name(folder), self._root)
         try:
-            handle = os.open(name, flags, dir_fd=self._root)
+            handle = open_plain(self._name(name), self._root)
         except FileNotFoundError:
             raise BadPackage(f"{path}: missing; {REPAIR}") from None
         except OSError as error:
@@ -127,7 +138,7 @@ class Reading:
             digest = hashlib.sha256()
             left = entry.size
             piece = memoryview(bytearray(min(_PIECE, left))) if contents is None else contents
-            while left and (size := os.readv(handle, [piece[: min(_PIECE, left)]])):
+            while left and (size := _read_piece(handle, piece[: min(_PIECE, left)])):
                 digest.update(piece[:size])
                 left -= size
                 if contents is not None:
@@ -142,6 +153,33 @@ class Reading:
         if after != identity or self._identities.setdefault(name, identity) != identity:
             raise BadPackage(f"{path}: changed while it was loaded; load the package again")
         self._hashes[name] = digest.hexdigest()
+
+
+def open_plain(path: str | Path, folder: int | None = None) -> int:
+    """A handle to a file that is no link. A pipe does not make the process wait for a writer.
+
+    Args:
+        path: the file, relative to ``folder`` if that is given.
+        folder: the handle of a folder that is held open.
+
+    Raises:
+        OSError: it is a link, or cannot be opened.
+    """
+    if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # Windows
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, dir_fd=folder)
+
+
+def _read_piece(handle: int, piece: memoryview) -> int:
+    """Read into a piece of memory; the number of bytes, 0 at the end of the file."""
+    if hasattr(os, "readv"):
+        return os.readv(handle, [piece])
+    data = os.read(handle, len(piece))
+    piece[: len(data)] = data
+    return len(data)
 
 
 def folder_identity(folder: Path) -> tuple[int, ...] | None:

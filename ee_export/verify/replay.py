@@ -10,7 +10,8 @@ import numpy as np
 from ee_export.data import golden_page
 from ee_export.errors import BadRequest, NotEqual
 from ee_export.package.manifest import FileEntry, Manifest
-from ee_export.package.store import GOLDEN, Package, open_package, seal
+from ee_export.package.store import GOLDEN, Package, open_package
+from ee_export.package.write import seal
 from ee_export.runtime.load import load_package
 from ee_export.verify import golden
 
@@ -25,7 +26,7 @@ def seal_verified(
 ) -> None:
     """Give a package in a staging folder its golden file and its manifest, and verify one of its targets.
 
-    ``kept``: entries of files that come from another package, see :func:`~ee_export.package.store.seal`.
+    ``kept``: entries of files that come from another package, see :func:`~ee_export.package.write.seal`.
     """
     (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
     seal(staging, manifest, kept)

@@ -17,7 +17,8 @@ from ee_export.data.inputs import encode_pages
 from ee_export.data.resize import Square, resized
 from ee_export.errors import BadPackage, NotEqual
 from ee_export.package.encoding import ORDERS, Encoding
-from ee_export.package.store import GOLDEN, Package, open_package, rewrite_package
+from ee_export.package.store import GOLDEN, Package, open_package
+from ee_export.package.write import rewrite_package
 from ee_export.verify import golden
 from ee_export.verify.replay import verify_package
 

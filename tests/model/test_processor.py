@@ -21,7 +21,8 @@ from ee_export.errors import BadCheckpoint, BadPage
 from ee_export.model.checkpoint import encoding_of
 from ee_export.model.processor import ALONE, NESTED, image_encoding, load_processor
 from ee_export.package.encoding import Encoding
-from ee_export.package.store import open_package, rewrite_package
+from ee_export.package.store import open_package
+from ee_export.package.write import rewrite_package
 from tests.conftest import tiny_config
 
 NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)

@@ -16,7 +16,8 @@ from ee_export.package import history
 from ee_export.package.atomic import one_at_a_time
 from ee_export.package.manifest import Calibration, Made, OperatingPoint, Target, to_json
 from ee_export.package.read_manifest import from_json
-from ee_export.package.store import open_package, seal
+from ee_export.package.store import open_package
+from ee_export.package.write import seal
 from ee_export.verify import golden
 from ee_export.verify.replay import verify_package
 

@@ -14,7 +14,8 @@ import pytest
 from ee_export.errors import BadPackage
 from ee_export.package.manifest import to_json
 from ee_export.package.read_manifest import from_json
-from ee_export.package.store import open_package, seal
+from ee_export.package.store import open_package
+from ee_export.package.write import seal
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -17,7 +17,8 @@ from ee_export.errors import BadCheckpoint, BadPackage, BadRequest
 from ee_export.package.manifest import Origin, to_json
 from ee_export.package.origin import checkpoint_digest, now, origin_of, recipe_digest
 from ee_export.package.read_manifest import from_json
-from ee_export.package.store import Package, open_package, rewrite_package
+from ee_export.package.store import Package, open_package
+from ee_export.package.write import rewrite_package
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "samples" / "documents.checkpoint"
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import ee_export
 from ee_export.errors import BadPackage, EeError, NotEqual
-from ee_export.package.store import Package, open_package, rewrite_package
+from ee_export.package.store import Package, open_package
+from ee_export.package.write import rewrite_package
 from ee_export.verify.replay import verify_package
 
 GRAPH = "cpu-fp32/encoder.1.onnx"

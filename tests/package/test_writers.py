@@ -16,7 +16,8 @@ from attacks.kill import attack, faults
 from ee_export.builder.tune import Wish, refit
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package.atomic import one_at_a_time
-from ee_export.package.store import open_package, rewrite_package
+from ee_export.package.store import open_package
+from ee_export.package.write import rewrite_package
 from tests.conftest import COMMAND
 
 
@@ -107,7 +108,8 @@ WRITE = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from ee_export.package.store import locked, open_package, rewrite_package
+from ee_export.package.store import open_package
+from ee_export.package.write import locked, rewrite_package
 path = Path(sys.argv[1])
 for at in range(10_000):
     with locked(path, lambda stage, done, total: None):

@@ -23,7 +23,8 @@ from ee_export.errors import BadData, BadPackage, BadRequest, EeError
 from ee_export.package.atomic import staged_folder
 from ee_export.package.input_specs import array_specs
 from ee_export.package.manifest import OperatingPoint, Origin, TensorSpec
-from ee_export.package.store import Package, open_package, seal
+from ee_export.package.store import Package, open_package
+from ee_export.package.write import seal
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
 from ee_export.verify import golden

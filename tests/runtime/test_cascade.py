@@ -23,8 +23,9 @@ from ee_export.errors import BadPackage, BadPage, EeError, NotEqual
 from ee_export.package.check_manifest import check
 from ee_export.package.encoding import Encoding
 from ee_export.package.manifest import OperatingPoint, TensorSpec
-from ee_export.package.store import Package, seal
+from ee_export.package.store import Package
 from ee_export.package.strict_json import Refused
+from ee_export.package.write import seal
 from ee_export.runtime.chain import Chain
 from ee_export.verify.replay import verify_package
 from tests import handmade

@@ -12,7 +12,8 @@ from ee_export.data.encode import blank_page
 from ee_export.data.page import Page
 from ee_export.errors import BadPackage
 from ee_export.package.manifest import OperatingPoint, TensorSpec
-from ee_export.package.store import Package, rewrite_package
+from ee_export.package.store import Package
+from ee_export.package.write import rewrite_package
 from ee_export.verify.replay import verify_package
 from tests import handmade
 from tests.handmade import PIXELS, made

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 import ee_export
-from ee_export.errors import BadRequest
+from ee_export.errors import BadRequest, EeError
 from ee_export.runtime.threads import MOST_THREADS, available_threads
 
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
@@ -234,3 +234,25 @@ def test_threads_by_default_respect_affinity() -> None:
     print(available_threads())
     """
     assert answers(script) == "1"
+
+
+def test_a_package_is_loaded_where_the_system_has_only_what_windows_has(sample: Path) -> None:
+    script = f"""
+import os, sys
+import numpy, onnxruntime, PIL.Image, tokenizers  # they ask for the system that they were built for
+sys.modules["fcntl"] = None
+for name in ("O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "O_CLOEXEC", "uname", "readv", "register_at_fork", "sched_getaffinity"):
+    delattr(os, name)
+os.supports_dir_fd = set()
+{PREDICT}
+print(ee_export.load({str(sample)!r}).predict(page).label in ee_export.load({str(sample)!r}).labels)
+"""
+    assert answers(script) == "True"
+
+
+def test_every_error_is_a_public_name() -> None:
+    errors = {
+        name for name, value in vars(ee_export.errors).items() if isinstance(value, type) and issubclass(value, EeError)
+    }
+    assert errors <= set(ee_export.__all__)
+    assert all(getattr(ee_export, name) is getattr(ee_export.errors, name) for name in errors)
