@@ -16,7 +16,8 @@ from ee_export.model import checkpoint
 from ee_export.model.exits import parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.package.atomic import staged_folder
-from ee_export.package.store import GOLDEN, seal
+from ee_export.package.store import GOLDEN
+from ee_export.package.write import seal
 from ee_export.runtime.load import load_package
 from ee_export.verify import golden
 
