@@ -1,1 +1,5 @@
 """The command `ee-export`."""
+
+from ee_export.cli.main import main
+
+__all__ = ["main"]
