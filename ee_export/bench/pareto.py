@@ -32,7 +32,7 @@ from ee_export.model.strategies import STRATEGIES
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import FULL, Manifest, OperatingPoint, Target
 from ee_export.package.store import Package, open_package
-from ee_export.package.toml_tables import read_toml, require_keys, shown, subtable, table
+from ee_export.package.toml_tables import read_toml, require_keys, format_value, subtable, read_table
 from ee_export.places import GRIDS
 from ee_export.policy import metrics
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
@@ -137,9 +137,9 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
     if init is not None:
         given["init"] = str(init.absolute())
     special = {tuple[Path, ...]: _paths}
-    places = table(Grid, given, where, "[data] ", without=_ELSEWHERE, special=special)
-    choices = table(_Choices, subtable(found, "grid", where), where, "[grid] ")
-    training = table(
+    places = read_table(Grid, given, where, "[data] ", without=_ELSEWHERE, special=special)
+    choices = read_table(_Choices, subtable(found, "grid", where), where, "[grid] ")
+    training = read_table(
         Recipe, subtable(found, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
     )
     with located(f"{where}: [training] "):
@@ -161,7 +161,7 @@ def _paths(found: Any, where: str, key: str) -> tuple[Path, ...]:
     """A folder, or a list of some."""
     folders = [found] if isinstance(found, str) else found
     if not isinstance(folders, list) or not folders or not all(isinstance(folder, str) for folder in folders):
-        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected a path or a list of paths")
+        raise BadRequest(f"{where}: {key}: found {format_value(found)}, expected a path or a list of paths")
     return tuple(map(Path, folders))
 
 

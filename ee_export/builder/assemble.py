@@ -26,7 +26,7 @@ from ee_export.package.check_manifest import check
 from ee_export.package.manifest import GRAPHS, SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
 from ee_export.package.origin import now
 from ee_export.package.ranges import require_labels
-from ee_export.package.store import GOLDEN, Package, locked, open_package, seal
+from ee_export.package.store import GOLDEN, Package, lock_package, open_package, seal
 from ee_export.package.strict_json import Refused
 from ee_export.progress import Progress
 from ee_export.runtime.load import load_package
@@ -125,7 +125,7 @@ def assemble(
         report(f"{len(train)} pages to train heads on, {len(val)} to validate, {len(pages)} held out, {classes} labels")
         made = cut.assembly(_trained(cut, layers, train, val, inputs, training, ocr, progress, report))
     parts, split = held_out(pages, training.seed)
-    with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
+    with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         specs = assembly.write(made, staging, TARGET)
         manifest = replace(manifest, targets={TARGET: replace(manifest.targets[TARGET], segments=specs)})
         for name, tokenizer in inputs.tokenizers.items():

@@ -28,7 +28,7 @@ from ee_export.package.atomic import check_destination, staged_folder
 from ee_export.package.manifest import SCHEMA, SOURCE, Manifest, Origin, Split, Target
 from ee_export.package.origin import origin_of
 from ee_export.package.ranges import require_labels
-from ee_export.package.store import GOLDEN, TOKENIZER, Package, locked, open_package, seal
+from ee_export.package.store import GOLDEN, TOKENIZER, Package, lock_package, open_package, seal
 from ee_export.package.strict_json import Refused
 from ee_export.progress import Progress
 from ee_export.runtime.chain import Chain
@@ -185,7 +185,7 @@ def build_model(
     inputs = golden_inputs(model, golden_folder)
 
     # Locked, so that nobody who tunes the package that is there writes their result over the new one.
-    with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
+    with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         package = export(model, inputs, staging, out.name.removesuffix(".ee"), progress)
         chain = load_package(package, one_pool=True)
         target = package.target(TARGET)

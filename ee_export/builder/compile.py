@@ -27,7 +27,7 @@ from ee_export.package.atomic import staged_folder
 from ee_export.package.input_specs import only_encoding
 from ee_export.package.manifest import FULL, GPU_BACKENDS, Manifest, Target
 from ee_export.package.recipe import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
-from ee_export.package.store import GOLDEN, Package, link_files, locked, open_package, require_name_of
+from ee_export.package.store import GOLDEN, Package, link_files, lock_package, open_package, require_name_of
 from ee_export.progress import Progress
 from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
 from ee_export.runtime.chain import Chain
@@ -90,7 +90,7 @@ def compile_target(
     require_runnable(recipe.backend if recipe else TARGETS[target_name])
     name = recipe.name if recipe else target_name
     require_name_of("target", name)
-    with locked(package.path, progress):
+    with lock_package(package.path, progress):
         package = open_package(package.path)  # who held the lock may have replaced it
         if name in package.manifest.targets and not overwrite:
             raise BadRequest(f"{package.path}: has the target '{name}'; pass --force to replace it")

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from ee_export.package import history
 from ee_export.package.atomic import staged_folder
-from ee_export.package.origin import made
-from ee_export.package.store import GOLDEN, Package, link_files, locked, open_package
+from ee_export.package.origin import stamp
+from ee_export.package.store import GOLDEN, Package, link_files, lock_package, open_package
 from ee_export.verify import golden
 from ee_export.verify.replay import seal_verified
 
@@ -24,10 +24,10 @@ def roll_back(
         BadPackage: a file differs from the manifest.
         NotEqual: this machine gives other golden logits than the package holds.
     """
-    replaced = made("rollback")
-    with locked(package.path, progress):
+    replaced = stamp("rollback")
+    with lock_package(package.path, progress):
         package = open_package(package.path)  # another process may have replaced it meanwhile
-        target = history.rolled_back(package.target(target_name), point_name, replaced, steps)
+        target = history.roll_back_target(package.target(target_name), point_name, replaced, steps)
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target})
         pages, _ = golden.read(package)
         linked = {name: entry for name, entry in package.manifest.files.items() if name != GOLDEN}

@@ -18,16 +18,16 @@ from ee_export.package.manifest import (
     FULL,
     Certificate,
     Costs,
-    Made,
+    Stamp,
     Manifest,
     OperatingPoint,
-    Seen,
+    ReferenceStats,
     Split,
     Target,
     gate_name,
 )
-from ee_export.package.origin import made
-from ee_export.package.store import GOLDEN, Package, locked, open_package, require_name_of, rewrite_package
+from ee_export.package.origin import stamp
+from ee_export.package.store import GOLDEN, Package, lock_package, open_package, require_name_of, rewrite_package
 from ee_export.policy import certify
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
@@ -178,13 +178,13 @@ def first(manifest: Manifest, target: Target, parts: Mapping[str, Observed], by:
 
     ``by``: the command that makes the target.
     """
-    mark = made(by)
+    mark = stamp(by)
     target = calibrated(target, parts["calibrate"])
     enough = len(parts["certify"].targets) >= pages_needed()
     return _marked(tuned(manifest, target, parts, None, POINT, CERTIFIED if enough else Wish()), mark)
 
 
-def _marked(target: Target, mark: Made) -> Target:
+def _marked(target: Target, mark: Stamp) -> Target:
     points = {name: replace(point, made=mark) for name, point in target.operating_points.items()}
     return replace(target, operating_points=points)
 
@@ -308,7 +308,7 @@ def _measured(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: 
         point,
         data=digest,
         measured={key: round(value, 6) for key, value in measured.items()},
-        seen=Seen(dict(zip(manifest.exits, counts.tolist(), strict=True)), reached),
+        seen=ReferenceStats(dict(zip(manifest.exits, counts.tolist(), strict=True)), reached),
     )
 
 
@@ -339,8 +339,8 @@ def refit(
     if point_name == FULL:
         raise BadRequest(f"operating point '{FULL}' never leaves early and is not tuned; name another one")
     require_name_of("operating point", point_name)
-    mark = made("tune" if recalibrate is None else "calibrate")
-    with locked(package.path, progress):
+    mark = stamp("tune" if recalibrate is None else "calibrate")
+    with lock_package(package.path, progress):
         package = open_package(package.path)  # who held the lock may have replaced it
         before = target = package.target(target_name)
         parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
@@ -349,7 +349,7 @@ def refit(
             target, others = calibrated(target, parts["calibrate"], recalibrate), {}
         target = _marked(tuned(package.manifest, target, parts, ocr_ms, point_name, wish), mark)
         after = replace(target, operating_points={**others, **target.operating_points})
-        return _store(package, target_name, history.kept(before, after, mark), split)
+        return _store(package, target_name, history.keep_history(before, after, mark), split)
 
 
 def frontier_of(

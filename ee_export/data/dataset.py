@@ -15,9 +15,9 @@ from ee_export.data.find import Skipped, is_clutter, pages_in
 from ee_export.data.image import IMAGE_SUFFIXES
 from ee_export.data.page import Page, read_page
 from ee_export.errors import BadData, printable, shorten
-from ee_export.package.input_specs import array_specs, shown
+from ee_export.package.input_specs import array_specs, format_spec
 from ee_export.package.manifest import Manifest, TensorSpec
-from ee_export.package.ranges import composed
+from ee_export.package.ranges import to_nfc
 
 _log = logging.getLogger("ee_export")
 
@@ -137,7 +137,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: s
         kind = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
         raise BadData(f"{root}: {kind}; a classifier needs a folder for each of at least two classes")
     names = labels or tuple(sorted(folders))
-    known = {composed(name): at for at, name in enumerate(names)}
+    known = {to_nfc(name): at for at, name in enumerate(names)}
     unknown = [name for name in folders if name not in known]
     if unknown and labels is not None:
         raise BadData(
@@ -164,7 +164,7 @@ def _label(folder: Path) -> str:
         folder.name.encode()
     except UnicodeEncodeError:
         raise BadData(f"{folder}: the class folder's name is not UTF-8, and cannot be a label; rename it") from None
-    return composed(folder.name)
+    return to_nfc(folder.name)
 
 
 def join(datasets: list[Dataset]) -> Dataset:
@@ -241,14 +241,14 @@ def _check_arrays(path: Path, arrays: Arrays, specs: Mapping[str, TensorSpec], r
             raise BadData(f"{path}: '{shorten(name)}' is no input of the model ({', '.join(specs)}); leave it out")
     for name, spec in specs.items():
         if name not in arrays:
-            raise BadData(f"{path}: no array '{name}'; expected {shown(spec)}, one row a page")
+            raise BadData(f"{path}: no array '{name}'; expected {format_spec(spec)}, one row a page")
         array = arrays[name]
         fits = array.ndim == len(spec.shape) and all(
             not isinstance(axis, int) or size == axis for size, axis in zip(array.shape, spec.shape, strict=True)
         )
         if array.dtype != spec.dtype or not fits or len(array) != rows or not rows:
             raise BadData(
-                f"{path}: '{shorten(name)}' is {array.dtype} {list(array.shape)}, expected {shown(spec)} with B = {rows or '1 or more'}; "
+                f"{path}: '{shorten(name)}' is {array.dtype} {list(array.shape)}, expected {format_spec(spec)} with B = {rows or '1 or more'}; "
                 "save arrays of the dtypes that the model reads, each with the same rows"
             )
 
@@ -295,9 +295,9 @@ def _class_indices(
             raise BadData(f"{path}: label: found {worst}, expected 0 to {len(labels) - 1}, the index of a class")
         names, targets = labels, tuple(label.tolist())
     elif label.dtype.kind == "U":
-        rows = [composed(name) for name in label.tolist()]
+        rows = [to_nfc(name) for name in label.tolist()]
         names = labels or tuple(sorted(set(rows)))
-        known = {composed(name): at for at, name in enumerate(names)}
+        known = {to_nfc(name): at for at, name in enumerate(names)}
         unknown = next((name for name in rows if name not in known), None)
         if unknown is not None:
             raise BadData(

@@ -7,7 +7,7 @@ import numpy as np
 from ee_export.data.encode import Arrays, Encoder
 from ee_export.data.page import Page
 from ee_export.errors import BadRequest, printable, shorten
-from ee_export.package.input_specs import input_specs, longest_text, shown
+from ee_export.package.input_specs import input_specs, longest_text, format_spec
 from ee_export.package.manifest import Axis, Manifest, split_input
 
 
@@ -35,10 +35,12 @@ class ArrayCheck:
             array = arrays.get(spec.name)
             if not isinstance(array, np.ndarray):
                 kind = "missing" if array is None else f"a {type(array).__name__}, not a numpy array"
-                raise BadRequest(f"input '{spec.name}': {kind}; expected {shown(spec)}, as the package's inputs say")
+                raise BadRequest(
+                    f"input '{spec.name}': {kind}; expected {format_spec(spec)}, as the package's inputs say"
+                )
             if array.dtype != dtype:
                 raise BadRequest(
-                    f"input '{spec.name}': {_described(array)}, expected {shown(spec)}; convert it with .astype(numpy.{dtype})"
+                    f"input '{spec.name}': {_described(array)}, expected {format_spec(spec)}; convert it with .astype(numpy.{dtype})"
                 )
             fits = array.ndim == len(spec.shape)
             for size, axis in zip(array.shape, spec.shape, strict=False):
@@ -49,7 +51,7 @@ class ArrayCheck:
                 bound = f" with T at most {longest}" if longest and "T" in spec.shape else ""
                 known_sizes = {axis: size for (name, axis), size in sizes.items() if axis == "B" or name == front}
                 raise BadRequest(
-                    f"input '{spec.name}': {_described(array)}, expected {shown(spec, known_sizes)}{bound}; give all inputs of the same "
+                    f"input '{spec.name}': {_described(array)}, expected {format_spec(spec, known_sizes)}{bound}; give all inputs of the same "
                     "pages, one row a page"
                 )
 

@@ -8,7 +8,7 @@ from ee_export.builder.compile import SOURCE, drafted, with_golden
 from ee_export.builder.gpu_target import recipe_target
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import SegmentSpec, Target, logits_name
-from ee_export.package.recipe import find_recipe, shipped
+from ee_export.package.recipe import find_recipe, shipped_file
 from ee_export.package.store import GOLDEN, TOKENIZER, Package, link_files, open_package, seal
 from ee_export.progress import Progress
 from ee_export.runtime import backends
@@ -34,7 +34,7 @@ def compiled(package: Package, target_name: str, progress: Progress) -> Package:
     samples = [page.inputs for page in pages] if recipe.precision == "int8" else []
     with staged_folder(package.path, overwrite=True) as staging:
         gpu = backends.open_gpu()
-        made = recipe_target(before, recipe, shipped(target_name), staging, samples, gpu, progress)
+        made = recipe_target(before, recipe, shipped_file(target_name), staging, samples, gpu, progress)
         chain = drafted(before, target_name, made, staging)
         target = replace(made, calibration=source.calibration, operating_points=source.operating_points)
         link_files(package, [name for name in package.manifest.files if name != GOLDEN], staging)

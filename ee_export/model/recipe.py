@@ -12,7 +12,7 @@ from ee_export.errors import BadRequest, one_line, require_known
 from ee_export.model.exits import HeadSpec, all_exits, parse
 from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import STRATEGIES
-from ee_export.package.toml_tables import read_toml, require_keys, subtable, table, value
+from ee_export.package.toml_tables import read_toml, require_keys, subtable, read_table, read_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
     tables = read_toml(path, "recipe")
     where = str(path)
     require_keys(tables, ("model", "training"), where, what="table")
-    training = table(Recipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
+    training = read_table(Recipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
     with located(f"{where}: [training] "):
         recipe = Recipe(**({} if trunk is None else {"trunk": trunk}) | training)
     model = subtable(tables, "model", where)
@@ -210,7 +210,7 @@ def _check_types(config: Any, model: dict[str, Any], where: str) -> None:
     require_keys(model, hints, where, prefix)
     for key, item in model.items():
         kind = list[str] | str if key == "exits" else dict[str, dict[str, Any]] if key == "heads" else hints[key]
-        value(kind, item, where, prefix + key)
+        read_value(kind, item, where, prefix + key)
         if isinstance(item, bool) or not isinstance(item, int | float):
             continue
         if key.endswith("_size") or key.startswith(("num_", "max_")):
@@ -227,7 +227,7 @@ def _check_types(config: Any, model: dict[str, Any], where: str) -> None:
             f"{where}: {prefix}hidden_size: found {size}, expected a multiple of num_attention_heads, which is {heads}"
         )
     for name, head in (model.get("heads") or {}).items():
-        table(HeadSpec, head, where, f"[model.heads.{name}] ")
+        read_table(HeadSpec, head, where, f"[model.heads.{name}] ")
         with located(f"{where}: [model.heads.{name}] "):
             HeadSpec(**head)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 from ee_export.errors import BadRequest, shorten
 from ee_export.package.encoding import Encoding
 from ee_export.package.manifest import ARRAY, SOURCES
-from ee_export.package.toml_tables import read_toml, require_keys, shown, table, value
+from ee_export.package.toml_tables import read_toml, require_keys, format_value, read_table, read_value
 
 TRAIN = "train"
 """Value of ``head`` for a head that the command trains."""
@@ -133,7 +133,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
             ``[[segments]]``.
     """
     where = str(path)
-    top = _Top(**table(_Top, read_toml(path, "description of a package"), where))
+    top = _Top(**read_table(_Top, read_toml(path, "description of a package"), where))
     folder = path.parent
 
     def below(other: Path) -> Path:
@@ -141,7 +141,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
 
     graph = None
     if top.graph:
-        graph = GraphEntry(**table(GraphEntry, top.graph, where, "[graph] "))
+        graph = GraphEntry(**read_table(GraphEntry, top.graph, where, "[graph] "))
         graph = replace(graph, file=below(graph.file))
     segments = tuple(
         SegmentEntry(**{**entry, "file": below(entry["file"])}) for entry in _tables(SegmentEntry, top.segments, where)
@@ -169,7 +169,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
     for name, content in top.encodings.items():
         if not isinstance(content, dict):
             raise BadRequest(
-                f"{where}: encodings.{shorten(name)}: found {shown(content)}, expected a table [encodings.{shorten(name)}]"
+                f"{where}: encodings.{shorten(name)}: found {format_value(content)}, expected a table [encodings.{shorten(name)}]"
             )
         encodings[name] = _encoding(content, where, folder, f"encodings.{name}")
     if graph is not None and top.encodings:
@@ -194,8 +194,8 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
 def _tables(kind: Any, content: Any, where: str, name: str = "segments") -> list[dict[str, Any]]:
     """The fields of an array of tables."""
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
-        raise BadRequest(f"{where}: {name}: found {shown(content)}, expected tables [[{name}]]")
-    return [table(kind, entry, where, f"[[{name}]] {at}: ") for at, entry in enumerate(content, 1)]
+        raise BadRequest(f"{where}: {name}: found {format_value(content)}, expected tables [[{name}]]")
+    return [read_table(kind, entry, where, f"[[{name}]] {at}: ") for at, entry in enumerate(content, 1)]
 
 
 def _labels(content: list[str] | str, where: str, folder: Path) -> tuple[str, ...]:
@@ -215,12 +215,12 @@ def _encoding(content: Mapping[str, Any], where: str, folder: Path, name: str = 
     hints = get_type_hints(Encoding)
     require_keys(content, [*hints, "processor", "tokenizer"], where, f"[{name}] ")
     paths = {
-        key: folder / value(Path, content[key], where, f"[{name}] {key}")
+        key: folder / read_value(Path, content[key], where, f"[{name}] {key}")
         for key in ("processor", "tokenizer")
         if key in content
     }
     stated = {
-        key: value(hints[key], item, where, f"[{name}] {key}") for key, item in content.items() if key not in paths
+        key: read_value(hints[key], item, where, f"[{name}] {key}") for key, item in content.items() if key not in paths
     }
     stated = {key: tuple(item) if isinstance(item, list) else item for key, item in stated.items()}
     return EncodingEntry(stated, paths.get("processor"), paths.get("tokenizer"))

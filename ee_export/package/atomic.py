@@ -76,7 +76,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
+def lock_file(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of a file or folder that is about to be replaced, also against other processes; freed when one dies.
 
     Args:
@@ -85,7 +85,7 @@ def one_at_a_time(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
     """
     path = Path(os.path.abspath(path))
     lock = path.with_name(f".{path.name}.lock")
-    handle = _locked(lock, waits)
+    handle = _acquire_lock(lock, waits)
     try:
         os.truncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
@@ -97,7 +97,7 @@ def one_at_a_time(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(lock: Path, waits: Callable[[str], None]) -> int:
+def _acquire_lock(lock: Path, waits: Callable[[str], None]) -> int:
     """A handle of the lock's file, held, and still the file that is there."""
     told = False
     while True:

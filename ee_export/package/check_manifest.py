@@ -18,7 +18,7 @@ from ee_export.package.manifest import (
 )
 from ee_export.package.ranges import (
     LONGEST_NAME,
-    composed,
+    to_nfc,
     require,
     require_date,
     require_keys,
@@ -176,7 +176,7 @@ def _check_files(files: Mapping[str, FileEntry]) -> None:
     for name, entry in files.items():
         if not _is_plain_path(name):
             raise Refused(f"files.{name}", "not a plain path inside the package")
-        twin = alike.setdefault(composed(name).casefold(), name)
+        twin = alike.setdefault(to_nfc(name).casefold(), name)
         if twin != name:
             raise Refused(f"files.{name}", f"differs from '{twin}' in case or Unicode form alone")
         require_sha256(f"files.{name}.sha256", entry.sha256)

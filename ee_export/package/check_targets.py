@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from math import prod
 
-from ee_export.package.input_specs import input_specs, reads_of, shown
+from ee_export.package.input_specs import input_specs, reads_of, format_spec
 from ee_export.package.manifest import (
     ARRAY,
     GPU_BACKENDS,
@@ -12,10 +12,10 @@ from ee_export.package.manifest import (
     Calibration,
     Certificate,
     Costs,
-    Made,
+    Stamp,
     Manifest,
     OperatingPoint,
-    Seen,
+    ReferenceStats,
     SegmentSpec,
     Target,
     TensorSpec,
@@ -89,7 +89,7 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
         place = f"{path}.history[{at}]"
         require_name(f"{place}.name", former.name)
         _check_point(f"{place}.point", former.point, exits, classes, gated)
-        _check_made(f"{place}.replaced", former.replaced)
+        _check_stamp(f"{place}.replaced", former.replaced)
         if former.calibration is not None:
             _check_calibration(f"{place}.calibration", former.calibration, exits, classes)
     _check_compiled(f"{path}.compiled", target)
@@ -125,7 +125,7 @@ def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Mani
     for name in manifest.inputs:
         if name not in there:
             raise Refused(f"inputs.{name}", f"no segment of the target {next(iter(manifest.targets))} reads it")
-    texts = _Texts(manifest)
+    texts = _TextAxes(manifest)
     for segment in segments:
         at = f"{path}.{segment.exit}"
         texts.enter(f"{at}.inputs", segment)
@@ -140,7 +140,7 @@ def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Mani
                     f"{at}.inputs.{tensor.name}", "neither an input of the package nor made by a segment before"
                 )
             if tensor != given:
-                raise mismatch(f"{at}.inputs.{tensor.name}", shown(tensor), shown(given))
+                raise mismatch(f"{at}.inputs.{tensor.name}", format_spec(tensor), format_spec(given))
             if manifest.inputs.get(tensor.name) == ARRAY:
                 _check_tensor(f"{at}.inputs.{tensor.name}", tensor)
                 numpy = tensor.dtype != "bfloat16"
@@ -148,22 +148,24 @@ def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Mani
         logits = TensorSpec(logits_name(segment.exit), "float32", ("B", classes))
         gate = TensorSpec(gate_name(segment.exit), "float32", ("B", 1))
         if not segment.outputs or segment.outputs[0] != logits:
-            raise Refused(f"{at}.outputs", f"the first is not {logits.name} {shown(logits)}")
+            raise Refused(f"{at}.outputs", f"the first is not {logits.name} {format_spec(logits)}")
         for place, tensor in enumerate(segment.outputs):
             where = f"{at}.outputs.{tensor.name}"
             require_text(where, tensor.name, 200)
             if tensor.name in there:
                 raise Refused(where, "made twice")
             if tensor.name == gate.name:
-                require(place == 1 and tensor == gate, where, shown(tensor), f"the second output, {shown(gate)}")
+                require(
+                    place == 1 and tensor == gate, where, format_spec(tensor), f"the second output, {format_spec(gate)}"
+                )
                 gated.add(segment.exit)
             _check_tensor(where, tensor)
             there[tensor.name] = tensor
-            texts.made(tensor)
+            texts.add_output(tensor)
     return gated
 
 
-class _Texts:
+class _TextAxes:
     """The rule that tensors with text axes stay with their text.
 
     Where more of a page is read, pages are grouped anew by the length of their texts. A state of the old length does not fit then, nor
@@ -199,7 +201,7 @@ class _Texts:
                     "has an axis of the text's length, and a segment reads more of the page, or another text, since it was made",
                 )
 
-    def made(self, tensor: TensorSpec) -> None:
+    def add_output(self, tensor: TensorSpec) -> None:
         """Note an output of the segment."""
         if "T" in tensor.shape or "L" in tensor.shape:
             self._present.add(tensor.name)
@@ -267,14 +269,14 @@ def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], class
         if key not in point.measured:
             raise Refused(f"{path}.measured.{key}", "missing")
     if point.seen is not None:
-        _check_seen(f"{path}.seen", point.seen, exits)
+        _check_reference_stats(f"{path}.seen", point.seen, exits)
     if point.certificate is not None:
         _check_certificate(f"{path}.certificate", point.certificate)
     if point.made is not None:
-        _check_made(f"{path}.made", point.made)
+        _check_stamp(f"{path}.made", point.made)
 
 
-def _check_made(path: str, made: Made) -> None:
+def _check_stamp(path: str, made: Stamp) -> None:
     require_name(f"{path}.by", made.by)
     require_date(f"{path}.date", made.date)
 
@@ -289,7 +291,7 @@ def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], cla
         require_numbers(f"{path}.{name}", weights, -LARGEST, LARGEST)
 
 
-def _check_seen(path: str, seen: Seen, exits: tuple[str, ...]) -> None:
+def _check_reference_stats(path: str, seen: ReferenceStats, exits: tuple[str, ...]) -> None:
     require_keys(f"{path}.exits", seen.exits, exits)
     _check_counts(f"{path}.exits", seen.exits)
     for name, counts in seen.scores.items():

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ee_export.errors import BadRequest
-from ee_export.package.manifest import FULL, Calibration, Former, Made, Manifest, OperatingPoint, Target, to_json
+from ee_export.package.manifest import FULL, Calibration, FormerPoint, Stamp, Manifest, OperatingPoint, Target, to_json
 
 MOST = 10
 """Former operating points that are kept of each name, the newest."""
@@ -16,18 +16,18 @@ MOST = 10
 _Calibrations = dict[str, Calibration]
 
 
-def kept(before: Target, after: Target, replaced: Made) -> Target:
+def keep_history(before: Target, after: Target, replaced: Stamp) -> Target:
     """``after`` with a history in which the operating points of ``before`` stand that it has otherwise, or lacks.
 
     ``full`` counts only if the calibration changed, for it has no thresholds. Of each name the newest :data:`MOST` stay.
     """
     moved = before.calibration != after.calibration
     gone = [
-        Former(name, point, replaced)
+        FormerPoint(name, point, replaced)
         for name, point in before.operating_points.items()
-        if moved or (name != FULL and not _alike(point, after.operating_points.get(name)))
+        if moved or (name != FULL and not _is_same_point(point, after.operating_points.get(name)))
     ]
-    entries = _under((*gone, *before.history), before.calibration, after.calibration)
+    entries = _restate_calibrations((*gone, *before.history), before.calibration, after.calibration)
     counts: dict[str, int] = {}
     newest = []
     for entry in entries:
@@ -37,7 +37,7 @@ def kept(before: Target, after: Target, replaced: Made) -> Target:
     return replace(after, history=tuple(newest))
 
 
-def rolled_back(target: Target, name: str, replaced: Made, steps: int = 1) -> Target:
+def roll_back_target(target: Target, name: str, replaced: Stamp, steps: int = 1) -> Target:
     """The target with a former operating point of this name in its place again; the present one goes into the history.
 
     ``steps``: which of them, 1 is the newest. If that point has another calibration, the target gets it back, with all operating points that were last used under it, and
@@ -71,10 +71,10 @@ def rolled_back(target: Target, name: str, replaced: Made, steps: int = 1) -> Ta
         points = {FULL: full, **{each: entry.point for each, entry in back.items()}}
     rest = tuple(entry for entry in target.history if not any(entry is used for used in back.values()))
     after = replace(target, calibration=calibration, operating_points=points)
-    return kept(replace(target, history=rest), after, replaced)
+    return keep_history(replace(target, history=rest), after, replaced)
 
 
-def trimmed(manifest: Manifest, most_bytes: int) -> Manifest:
+def trim_history(manifest: Manifest, most_bytes: int) -> Manifest:
     """The manifest without the oldest entries of its histories, as many as make its file larger than ``most_bytes``."""
     while len(to_json(manifest)) > most_bytes:
         name, target = max(manifest.targets.items(), key=lambda item: len(item[1].history))
@@ -85,11 +85,13 @@ def trimmed(manifest: Manifest, most_bytes: int) -> Manifest:
     return manifest
 
 
-def _alike(point: OperatingPoint, other: OperatingPoint | None) -> bool:
+def _is_same_point(point: OperatingPoint, other: OperatingPoint | None) -> bool:
     return other is not None and replace(point, made=None) == replace(other, made=None)
 
 
-def _under(entries: Iterable[Former], before: _Calibrations, after: _Calibrations) -> list[Former]:
+def _restate_calibrations(
+    entries: Iterable[FormerPoint], before: _Calibrations, after: _Calibrations
+) -> list[FormerPoint]:
     """Entries of a target whose calibration was ``before`` and is ``after`` now."""
     found = []
     for entry in entries:

@@ -8,7 +8,7 @@ from ee_export.package.encoding import Encoding, band_of
 from ee_export.package.manifest import ARRAY, Axis, Manifest, TensorSpec, split_input
 
 
-class Reads(NamedTuple):
+class SegmentReads(NamedTuple):
     """The inputs that a segment reads.
 
     ``percent``: of the page's height whose text must be there, 0 for none. ``text``: name of the encoding whose text it reads, ``""``
@@ -20,7 +20,7 @@ class Reads(NamedTuple):
     pixels: tuple[str, ...]
 
 
-def reads_of(manifest: Manifest, exit_name: str, tensors: Sequence[TensorSpec]) -> Reads:
+def reads_of(manifest: Manifest, exit_name: str, tensors: Sequence[TensorSpec]) -> SegmentReads:
     """The inputs of a package that a segment with these input tensors reads; of several encodings' texts, the last."""
     text, pixels = None, []
     for tensor in tensors:
@@ -29,7 +29,7 @@ def reads_of(manifest: Manifest, exit_name: str, tensors: Sequence[TensorSpec]) 
             text = split_input(tensor.name, manifest.encodings)[0]
         elif source == "image" and (name := split_input(tensor.name, manifest.encodings)[0]):
             pixels.append(name)
-    return Reads(0 if text is None else band_of(exit_name), text, tuple(pixels))
+    return SegmentReads(0 if text is None else band_of(exit_name), text, tuple(pixels))
 
 
 def texts_of(manifest: Manifest) -> list[str]:
@@ -103,6 +103,6 @@ def only_encoding(manifest: Manifest, task: str) -> Encoding:
     return manifest.encoding
 
 
-def shown(spec: TensorSpec, sizes: Mapping[Axis, int] | None = None) -> str:
+def format_spec(spec: TensorSpec, sizes: Mapping[Axis, int] | None = None) -> str:
     """A tensor's dtype and shape as a message shows them; ``sizes``: of symbolic axes that are known."""
     return f"{spec.dtype} [{', '.join(str((sizes or {}).get(axis, axis)) for axis in spec.shape)}]"

@@ -97,7 +97,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ReferenceStats:
     """What the pages of tuning looked like to the chain, for telling later whether new ones still do.
 
     ``exits``: how many left at each; ``scores``: per exit, a histogram of the scores of the pages that reached it, in bins of
@@ -109,7 +109,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Stamp:
     """How a thing came about: the command that did it, and when, as UTC in ISO 8601 (``2026-11-28T23:26:16Z``)."""
 
     by: str
@@ -130,13 +130,13 @@ class OperatingPoint:
     weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
     data: str | None = None
     measured: dict[str, float] = field(default_factory=dict)
-    seen: Seen | None = None
+    seen: ReferenceStats | None = None
     certificate: Certificate | None = None
-    made: Made | None = None
+    made: Stamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Former:
+class FormerPoint:
     """An operating point that another one took the place of, so that it can come back.
 
     ``replaced``: the command that did it. ``calibration``: the target's, under which the thresholds were found; ``None`` if that
@@ -145,7 +145,7 @@ class Former:
 
     name: str
     point: OperatingPoint
-    replaced: Made
+    replaced: Stamp
     calibration: dict[str, Calibration] | None = None
 
 
@@ -200,7 +200,7 @@ class Target:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
     compiled: dict[str, str] = field(default_factory=dict)
-    history: tuple[Former, ...] = ()
+    history: tuple[FormerPoint, ...] = ()
 
     def calibration_of(self, exit_name: str, classes: int) -> Calibration:
         """An exit's calibration; the identity where none was fitted."""

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ee_export.errors import BadCheckpoint, BadRequest, shorten
-from ee_export.package.manifest import Made, Origin
+from ee_export.package.manifest import Stamp, Origin
 from ee_export.package.strict_json import parse
 from ee_export.version import __version__
 
@@ -42,9 +42,9 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def made(by: str) -> Made:
+def stamp(by: str) -> Stamp:
     """A record that this command makes or replaces something now."""
-    return Made(by, now())
+    return Stamp(by, now())
 
 
 def origin_of(checkpoint: Path | None) -> Origin:

@@ -75,7 +75,7 @@ def require_date(path: str, value: str) -> None:
     require(_DATE.fullmatch(value) is not None, path, value, "a date in UTC such as 2026-11-28T23:26:16Z")
 
 
-def composed(text: str) -> str:
+def to_nfc(text: str) -> str:
     """Text in Unicode's composed form, NFC, in which two spellings of one text are equal."""
     if text.isascii():
         return text
@@ -92,6 +92,6 @@ def require_labels(labels: Collection[str]) -> None:
     for at, label in enumerate(labels):
         require(label.strip() != "", f"labels[{at}]", label, "a name that is not empty")
         require_text(f"labels[{at}]", label, 255)
-    alike = {composed(label) for label in labels}
+    alike = {to_nfc(label) for label in labels}
     if not 2 <= len(labels) <= MOST_CLASSES or len(alike) != len(labels):
         raise Refused("labels", f"found {len(labels)}, {len(alike)} of them different, expected 2 to {MOST_CLASSES:,}")

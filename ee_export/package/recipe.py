@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.package.toml_tables import one_of, read_toml, table
+from ee_export.package.toml_tables import require_one_of, read_toml, read_table
 from ee_export.places import TARGETS
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -147,7 +147,7 @@ def find_recipe(name_or_path: str | Path) -> TargetRecipe:
 
 def recipe_file(name_or_path: str | Path) -> Path:
     """The file of a recipe that :func:`find_recipe` finds."""
-    return Path(name_or_path) if is_file(name_or_path) else shipped(str(name_or_path))
+    return Path(name_or_path) if is_file(name_or_path) else shipped_file(str(name_or_path))
 
 
 def is_file(name_or_path: str | Path) -> bool:
@@ -156,7 +156,7 @@ def is_file(name_or_path: str | Path) -> bool:
     return isinstance(name_or_path, Path) or "/" in name or name.endswith(".toml")
 
 
-def shipped(name: str) -> Path:
+def shipped_file(name: str) -> Path:
     """The file of a shipped recipe."""
     return next(
         (place for folder in TARGETS if (place := folder / f"{name}.toml").exists()), TARGETS[0] / f"{name}.toml"
@@ -178,7 +178,7 @@ def read_recipe(path: Path) -> TargetRecipe:
             f"and not {' or '.join(_OTHERS)} in front; rename the file"
         )
     special = {tuple[Range, ...]: _ranges}
-    recipe = TargetRecipe(name, **table(TargetRecipe, found, str(path), without=("name",), special=special))
+    recipe = TargetRecipe(name, **read_table(TargetRecipe, found, str(path), without=("name",), special=special))
     _check(recipe, str(path), found)
     return recipe
 
@@ -194,7 +194,7 @@ def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
             item = {"min": item, "opt": item, "max": item}
         if not isinstance(item, dict):
             raise BadRequest(f"{where}: {place}: expected a size, or {{ min = 1, opt = 8, max = 16 }}")
-        sizes = Range(**table(Range, item, where, f"{place}."))
+        sizes = Range(**read_table(Range, item, where, f"{place}."))
         if not 1 <= sizes.min <= sizes.opt <= sizes.max:
             raise BadRequest(
                 f"{where}: {place}: min {sizes.min}, opt {sizes.opt}, max {sizes.max}: expected 1 ≤ min ≤ opt ≤ max"
@@ -208,7 +208,7 @@ def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
 def _check(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
     """Refuse values that are out of range or exclude each other."""
     for name in recipe.float32:
-        one_of(name, FLOAT32_PARTS, where, "float32")
+        require_one_of(name, FLOAT32_PARTS, where, "float32")
     for key, low, high in (("builder_level", 0, 5), ("workspace_mib", 0, 2**20), ("max_aux_streams", 0, 16)):
         if not low <= getattr(recipe, key) <= high:
             raise BadRequest(f"{where}: {key}: {getattr(recipe, key)} is out of range: expected {low}–{high}")

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import BinaryIO
 
 from ee_export.errors import BadPackage, BadRequest, EeError, printable, shorten
-from ee_export.package.atomic import one_at_a_time, staged_folder
+from ee_export.package.atomic import lock_file, staged_folder
 from ee_export.package.check_manifest import check
 from ee_export.package.manifest import TOKENIZER as TOKENIZER
 from ee_export.package.manifest import FileEntry, Manifest, Target, to_json
@@ -90,10 +90,10 @@ def open_package(path: Path) -> Package:
         is_folder = path.is_dir()
     except OSError as error:
         raise BadPackage(
-            f"{_named(path)}: cannot be read ({error.strerror}); check the path and its permissions"
+            f"{_printable_path(path)}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
     if not is_folder:
-        raise BadPackage(f"{_named(path)}: no such package folder; build one with `ee-export build`")
+        raise BadPackage(f"{_printable_path(path)}: no such package folder; build one with `ee-export build`")
     manifest = from_json(_read_manifest(path / MANIFEST), str(path / MANIFEST))
     tokenizers = manifest.tokenizer_files()
     needed = [tokenizers[name] for name in tokenizers if "text" in manifest.inputs_of(name).values()]
@@ -106,7 +106,7 @@ def open_package(path: Path) -> Package:
 
 
 @contextlib.contextmanager
-def locked(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
+def lock_package(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
     """Hold the lock of a package that is about to be changed. Others who change it wait, and then open it anew.
 
     Args:
@@ -120,7 +120,7 @@ def locked(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[No
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EeError(f"{path}: cannot be written ({error.strerror}); name another place") from None
-    with one_at_a_time(path.resolve(), lambda holder: progress(f"waits for {holder}", 0, 1)):
+    with lock_file(path.resolve(), lambda holder: progress(f"waits for {holder}", 0, 1)):
         yield
 
 
@@ -146,9 +146,9 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
             raise BadPackage(f"{name}: sha256 differs from the manifest (changed or damaged); {_REPAIR}")
     sealed = replace(manifest, files=files)
     if len(to_json(sealed)) > _MAX_MANIFEST:
-        from ee_export.package.history import trimmed  # here, for few manifests are that large
+        from ee_export.package.history import trim_history  # here, for few manifests are that large
 
-        sealed = trimmed(sealed, _MAX_MANIFEST)
+        sealed = trim_history(sealed, _MAX_MANIFEST)
     try:
         check(sealed)
     except Refused as error:
@@ -222,41 +222,43 @@ def _require_files(folder: Path, sizes: Mapping[str, int | None]) -> None:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISLNK(status.st_mode):
                         raise BadPackage(
-                            f"{_named(folder / name)}: a symbolic link; a package holds plain files only; {_REPAIR}"
+                            f"{_printable_path(folder / name)}: a symbolic link; a package holds plain files only; {_REPAIR}"
                         )
                     if stat.S_ISDIR(status.st_mode) and name in folders:
                         waiting.append(name)
                         continue
                     if name not in sizes:
-                        raise BadPackage(f"{_named(folder / name)}: not part of the package; remove it, or {_REPAIR}")
+                        raise BadPackage(
+                            f"{_printable_path(folder / name)}: not part of the package; remove it, or {_REPAIR}"
+                        )
                     if not stat.S_ISREG(status.st_mode):
-                        raise BadPackage(f"{_named(folder / name)}: not a plain file; {_REPAIR}")
+                        raise BadPackage(f"{_printable_path(folder / name)}: not a plain file; {_REPAIR}")
                     if sizes[name] not in (None, status.st_size):
                         raise BadPackage(
-                            f"{_named(folder / name)}: {status.st_size} bytes, the manifest says {sizes[name]}; {_REPAIR}"
+                            f"{_printable_path(folder / name)}: {status.st_size} bytes, the manifest says {sizes[name]}; {_REPAIR}"
                         )
                     del missing[name]
     except OSError as error:
-        raise BadPackage(f"{_named(folder)}: cannot be listed ({error.strerror}); {_REPAIR}") from None
+        raise BadPackage(f"{_printable_path(folder)}: cannot be listed ({error.strerror}); {_REPAIR}") from None
     for name in missing:
-        raise BadPackage(f"{_named(folder / name)}: missing; {_REPAIR}")
+        raise BadPackage(f"{_printable_path(folder / name)}: missing; {_REPAIR}")
 
 
-def _named(path: Path) -> str:
+def _printable_path(path: Path) -> str:
     """A path as a message shows it: a package's file names come from outside."""
     return printable(shorten(path, 300))
 
 
 def _read_manifest(path: Path) -> bytes:
     """The whole manifest, of which no more is read than one may have."""
-    with _opened(path) as file:
+    with _open_plain_file(path) as file:
         data = file.read(_MAX_MANIFEST + 1)
     if len(data) > _MAX_MANIFEST:
         raise BadPackage(f"{path}: more than {_MAX_MANIFEST:,} bytes, too large for a manifest; {_REPAIR}")
     return data
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open_plain_file(path: Path) -> BinaryIO:
     """A plain file opened to read. A pipe would make the process wait for a writer, and a device could have no end."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -55,7 +55,7 @@ class ArrayFile:
         if len(self.stored) != len(entries):
             raise ValueError("an entry stands twice")
 
-    def unpacked(self, name: str) -> np.ndarray:
+    def unpack(self, name: str) -> np.ndarray:
         """The array of that name. The caller has bounded its size."""
         stored = self.stored[name]
         try:

@@ -46,11 +46,11 @@ def subtable(found: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     """A table of a file, empty if the file has none of this name; raises BadRequest if it is another value."""
     value = found.get(name, {})
     if not isinstance(value, dict):
-        raise BadRequest(f"{where}: {name}: found {shown(value)}, expected a table [{name}]")
+        raise BadRequest(f"{where}: {name}: found {format_value(value)}, expected a table [{name}]")
     return value
 
 
-def table(
+def read_table(
     kind: Any,
     found: Mapping[str, Any],
     where: str,
@@ -77,8 +77,8 @@ def table(
     require_keys(found, known, where, prefix)
     for name, entry in known.items():
         if name not in found and entry.default is MISSING and entry.default_factory is MISSING:
-            raise BadRequest(f"{where}: {prefix}{name}: missing; expected {expected(hints[name])}")
-    return {key: value(hints[key], item, where, prefix + key, special) for key, item in found.items()}
+            raise BadRequest(f"{where}: {prefix}{name}: missing; expected {describe_type(hints[name])}")
+    return {key: read_value(hints[key], item, where, prefix + key, special) for key, item in found.items()}
 
 
 def require_keys(
@@ -92,7 +92,7 @@ def require_keys(
             raise BadRequest(f"{where}: {prefix}{shorten(key, 60)}: unknown {what}; {hint}")
 
 
-def value(kind: Any, found: Any, where: str, key: str, special: Special = _NO_SPECIAL) -> Any:
+def read_value(kind: Any, found: Any, where: str, key: str, special: Special = _NO_SPECIAL) -> Any:
     """A TOML value as a type: plain ones, ``Path``, lists, tables, unions, ``Literal`` and dataclasses.
 
     Raises:
@@ -101,18 +101,18 @@ def value(kind: Any, found: Any, where: str, key: str, special: Special = _NO_SP
     if kind in special:
         return special[kind](found, where, key)
     if typing.get_origin(kind) is Literal:
-        return one_of(found, typing.get_args(kind), where, key)
+        return require_one_of(found, typing.get_args(kind), where, key)
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(found, dict):
-        return kind(**table(kind, found, where, f"{key}.", special=special))
-    if not fits(kind, found):
-        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected {expected(kind)}")
+        return kind(**read_table(kind, found, where, f"{key}.", special=special))
+    if not has_type(kind, found):
+        raise BadRequest(f"{where}: {key}: found {format_value(found)}, expected {describe_type(kind)}")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
-        return tuple(value(arguments[0], item, where, key) for item in found)
+        return tuple(read_value(arguments[0], item, where, key) for item in found)
     return Path(found) if kind in (Path, Path | None) else found
 
 
-def fits(kind: Any, found: Any) -> bool:
+def has_type(kind: Any, found: Any) -> bool:
     """Whether a TOML value has a type. A whole number is a number, and infinities are none; types not known here fit anything."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in (int, float):
@@ -123,18 +123,18 @@ def fits(kind: Any, found: Any) -> bool:
     if kind is Path:
         return isinstance(found, str)
     if origin in (types.UnionType, typing.Union):
-        return any(fits(option, found) for option in arguments)
+        return any(has_type(option, found) for option in arguments)
     if origin in (tuple, list):
-        return isinstance(found, list) and all(fits(arguments[0] if arguments else Any, item) for item in found)
+        return isinstance(found, list) and all(has_type(arguments[0] if arguments else Any, item) for item in found)
     if origin is dict:
-        return isinstance(found, dict) and all(fits(arguments[1], item) for item in found.values())
+        return isinstance(found, dict) and all(has_type(arguments[1], item) for item in found.values())
     return not is_dataclass(kind)
 
 
-def one_of(found: Any, valid: Collection[str], where: str, key: str) -> str:
+def require_one_of(found: Any, valid: Collection[str], where: str, key: str) -> str:
     """A name that must be among ``valid``; raises BadRequest that names the nearest."""
     if not isinstance(found, str):
-        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected one of {', '.join(valid)}")
+        raise BadRequest(f"{where}: {key}: found {format_value(found)}, expected one of {', '.join(valid)}")
     try:
         require_known(found, valid, key)
     except BadRequest as error:
@@ -142,7 +142,7 @@ def one_of(found: Any, valid: Collection[str], where: str, key: str) -> str:
     return found
 
 
-def expected(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     """A type in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in _NAMES:
@@ -150,7 +150,7 @@ def expected(kind: Any) -> str:
     if origin is Literal:
         return ", ".join(arguments)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(expected(option) for option in arguments if option is not type(None)))
+        return " or ".join(dict.fromkeys(describe_type(option) for option in arguments if option is not type(None)))
     if origin in (tuple, list):
         items: dict[Any, str] = {str: "names", Path: "paths", int: "whole numbers", float: "numbers"}
         return f"a list of {items.get(arguments[0] if arguments else None, 'values')}"
@@ -159,6 +159,6 @@ def expected(kind: Any) -> str:
     return "a table" if origin is dict or is_dataclass(kind) else "another value"
 
 
-def shown(found: Any) -> str:
+def format_value(found: Any) -> str:
     """A TOML value in a message, shortened."""
     return shorten(json.dumps(found, default=str, ensure_ascii=False), 80)

@@ -11,7 +11,7 @@ from ee_export.data.inputs import encode_pages, with_prefix, without_prefix
 from ee_export.data.page import Page, require_known_boxes
 from ee_export.data.text_reader import TextReader
 from ee_export.errors import BadRequest
-from ee_export.package.input_specs import array_specs, shown
+from ee_export.package.input_specs import array_specs, format_spec
 from ee_export.package.manifest import Costs
 from ee_export.package.store import Package
 from ee_export.runtime.batch import Batch, Call, PageState
@@ -45,7 +45,7 @@ class Reading:
             BadRequest: the package reads arrays.
         """
         if self._encoder is None:
-            inputs = ", ".join(f"{name} {shown(spec)}" for name, spec in array_specs(self._manifest).items())
+            inputs = ", ".join(f"{name} {format_spec(spec)}" for name, spec in array_specs(self._manifest).items())
             raise BadRequest(
                 f"{self._package.path}: the package reads arrays and no pages ({inputs}); call predict_encoded with them, or give an .npz "
                 "file of them to the command"

@@ -8,7 +8,7 @@ from typing import Any
 from ee_export.data.find import Skipped, find_pages
 from ee_export.data.page import Ocr, Page, read_page
 from ee_export.errors import BadData, EeError, one_line
-from ee_export.package.ranges import composed
+from ee_export.package.ranges import to_nfc
 from ee_export.policy.binomial import interval, mcnemar
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
@@ -78,7 +78,7 @@ class Agreement:
             self.exits_differ += a.exit != b.exit
             self.labels_differ += a.label != b.label
             if label is not None:
-                self._count_right(composed(a.label) == label, composed(b.label) == label)
+                self._count_right(to_nfc(a.label) == label, to_nfc(b.label) == label)
             listed = a.label != b.label
         else:
             self.failed_in_both += not isinstance(a, Answer) and not isinstance(b, Answer)
@@ -140,10 +140,10 @@ def find_labelled(
     """
     if not folder.exists():
         raise BadData(f"{folder}: no such folder; give a folder of page images, or of class folders")
-    known = {composed(label) for label in labels}
+    known = {to_nfc(label) for label in labels}
     found = []
     for path in find_pages(folder, skipped, words_alone=words_alone):
-        name = composed(path.parent.name)
+        name = to_nfc(path.parent.name)
         found.append((path, name if name in known else None))
     if not found:
         also = f" ({skipped})" if skipped else ""

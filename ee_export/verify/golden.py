@@ -111,7 +111,7 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
         file = ArrayFile(package.read(GOLDEN))
         count = _count(file.stored)
         _require_fitting(file.stored, count, manifest)
-        arrays = {name: file.unpacked(name) for name in file.stored}
+        arrays = {name: file.unpack(name) for name in file.stored}
         _require_ranges(arrays, manifest)
     except ValueError as error:
         raise BadPackage(f"{where}: {printable(shorten(error))}; {_REBUILD}") from None

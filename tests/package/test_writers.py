@@ -15,7 +15,7 @@ import pytest
 from attacks.kill import attack, faults
 from ee_export.builder.tune import Wish, refit
 from ee_export.errors import BadPackage, BadRequest
-from ee_export.package.atomic import one_at_a_time
+from ee_export.package.atomic import lock_file
 from ee_export.package.store import open_package, rewrite_package
 from tests.conftest import COMMAND
 
@@ -52,7 +52,7 @@ print("opened", flush=True)
 refit(package, "cpu-fp32", Path(sys.argv[2]), "mine", 0, None, None, Wish(), recalibrate=None,
       progress=lambda stage, done, total: print(stage, flush=True))
 """
-    with one_at_a_time(copy, pytest.fail):
+    with lock_file(copy, pytest.fail):
         run = subprocess.Popen([sys.executable, "-c", script, copy, pages_folder], stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None
         assert run.stdout.readline() == "opened\n"
@@ -132,7 +132,7 @@ def test_a_package_is_whole_whenever_its_writer_is_killed(copy: Path) -> None:
         names.add(opened.manifest.name)
         assert sum(path.name.startswith(".copy.ee.staging-") for path in copy.parent.iterdir()) <= 1
     assert len(names) == 12, "each writer wrote before it was killed"
-    with one_at_a_time(copy, pytest.fail):
+    with lock_file(copy, pytest.fail):
         rewrite_package(opened, opened.manifest, {})
     assert [path.name for path in copy.parent.iterdir()] == ["copy.ee"]
     assert faults(copy, most_left=0) == []

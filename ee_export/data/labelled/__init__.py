@@ -13,7 +13,7 @@ from ee_export.data.dataset import join as join_folders
 from ee_export.data.find import words_beside
 from ee_export.data.page import Page
 from ee_export.errors import BadData, printable, shorten
-from ee_export.package.ranges import composed
+from ee_export.package.ranges import to_nfc
 
 
 class Labelled(Splittable, Protocol):
@@ -114,10 +114,10 @@ def rows_of(
         raise BadData(f"{root}: no pages; add rows with an image and a label")
     texts = [_label(path, label, names) for path, label in zip(paths, found, strict=True)]
     if labels is None:
-        labels = tuple(map(composed, names)) if names is not None else _sorted(set(texts))
+        labels = tuple(map(to_nfc, names)) if names is not None else _sorted(set(texts))
     if len(labels) < 2:
         raise BadData(f"{root}: only the label '{shorten(labels[0])}'; a classifier needs at least two")
-    known = {composed(label): at for at, label in enumerate(labels)}
+    known = {to_nfc(label): at for at, label in enumerate(labels)}
     for path, text in zip(paths, texts, strict=True):
         if text not in known:
             raise BadData(
@@ -131,12 +131,12 @@ def _label(path: Path, label: str | int | None, names: Sequence[str] | None) -> 
         if names is None:
             return str(label)
         if 0 <= label < len(names):
-            return composed(names[label])
+            return to_nfc(names[label])
         raise BadData(
             f"{path}: label {label}: expected 0 to {len(names) - 1}, which have names in the file; correct the row"
         )
     if isinstance(label, str) and label.strip():
-        return composed(label.strip())
+        return to_nfc(label.strip())
     raise BadData(
         f"{path}: label: found {shorten(repr(label), 50)}, expected a name or a class number; correct the row"
     )
@@ -170,15 +170,15 @@ def with_labels(data: Labelled, labels: Sequence[str], owner: Path, remedy: str)
         BadData: pages have a label that the model lacks.
     """
     assert isinstance(data, Dataset | Rows)
-    order = {composed(label): at for at, label in enumerate(labels)}
+    order = {to_nfc(label): at for at, label in enumerate(labels)}
     targets = []
     for path, target in zip(data.paths, data.targets, strict=True):
         label = data.labels[target]
-        if composed(label) not in order:
+        if to_nfc(label) not in order:
             raise BadData(
                 f"{path}: '{shorten(label)}' is not a label of {owner}, which has {shorten(', '.join(labels), 500)}; {remedy}"
             )
-        targets.append(order[composed(label)])
+        targets.append(order[to_nfc(label)])
     return replace(data, labels=tuple(labels), targets=tuple(targets))
 
 
