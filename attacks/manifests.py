@@ -9,7 +9,7 @@ from typing import Any
 from attacks.family import Attack, Family, Ground
 from attacks.json_changes import CHANGES, WRONG_VALUES, changed, damaged, dump, paths_of, replaced, shaken, shown
 from attacks.packages import MANIFEST, copy_package, exercise, replace_file
-from ee_export.package.manifest import FULL, FormerPoint, Stamp, Origin, to_json
+from ee_export.package.manifest import FULL, FormerPoint, Origin, Stamp, to_json
 from ee_export.package.store import open_package
 from ee_export.runtime.plan import operating_point
 

@@ -32,7 +32,7 @@ from ee_export.model.strategies import STRATEGIES
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import FULL, Manifest, OperatingPoint, Target
 from ee_export.package.store import Package, open_package
-from ee_export.package.toml_tables import read_toml, require_keys, format_value, subtable, read_table
+from ee_export.package.toml_tables import format_value, read_table, read_toml, require_keys, subtable
 from ee_export.places import GRIDS
 from ee_export.policy import metrics
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures

@@ -18,11 +18,11 @@ from ee_export.package.manifest import (
     FULL,
     Certificate,
     Costs,
-    Stamp,
     Manifest,
     OperatingPoint,
     ReferenceStats,
     Split,
+    Stamp,
     Target,
     gate_name,
 )

@@ -15,7 +15,7 @@ from ee_export.data.find import Skipped
 from ee_export.data.ocr import installed, tesseract
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import FULL
-from ee_export.verify.difference import GROUPS, Difference, differences
+from ee_export.verify.difference import GROUPS, Difference, find_differences
 
 _MOST_LINES = 8
 """Differences of one group that are shown to people; --json has all."""
@@ -39,7 +39,7 @@ def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str
     packages = [open_package(path) for path in (a, b)]
     for package in packages:
         package.check()
-    unlike = differences(*(package.manifest for package in packages))
+    unlike = find_differences(*(package.manifest for package in packages))
     agreement = None if pages is None else _compared(packages, pages, target, operating_point)
     if as_json:
         echo_json(

@@ -532,7 +532,7 @@ def predict(
     """
     from ee_export.runtime.failures import failure
     from ee_export.runtime.load import load
-    from ee_export.verify.drift import seen
+    from ee_export.verify.drift import summarize_answer
 
     if (shadow is None) != (shadow_log is None):
         raise BadRequest("--shadow and --shadow-log go together: a package, and the file for what it answers otherwise")
@@ -579,7 +579,11 @@ def predict(
                     say(f"ee-export: {message}")
             else:
                 found = answer.to_dict()
-                row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": seen(answer).scores}
+                row = {
+                    "path": str(path),
+                    **{key: found[key] for key in _ROW},
+                    "scores": summarize_answer(answer).scores,
+                }
                 cells = page_cells(path, found)
             if arrays is None:
                 skipped.add_frames(Path(path))

@@ -7,7 +7,7 @@ import numpy as np
 from ee_export.data.encode import Arrays, Encoder
 from ee_export.data.page import Page
 from ee_export.errors import BadRequest, printable, shorten
-from ee_export.package.input_specs import input_specs, longest_text, format_spec
+from ee_export.package.input_specs import format_spec, input_specs, longest_text
 from ee_export.package.manifest import Axis, Manifest, split_input
 
 

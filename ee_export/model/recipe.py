@@ -12,7 +12,7 @@ from ee_export.errors import BadRequest, one_line, require_known
 from ee_export.model.exits import HeadSpec, all_exits, parse
 from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import STRATEGIES
-from ee_export.package.toml_tables import read_toml, require_keys, subtable, read_table, read_value
+from ee_export.package.toml_tables import read_table, read_toml, read_value, require_keys, subtable
 
 
 @dataclass(frozen=True, slots=True)

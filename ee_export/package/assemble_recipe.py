@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 from ee_export.errors import BadRequest, shorten
 from ee_export.package.encoding import Encoding
 from ee_export.package.manifest import ARRAY, SOURCES
-from ee_export.package.toml_tables import read_toml, require_keys, format_value, read_table, read_value
+from ee_export.package.toml_tables import format_value, read_table, read_toml, read_value, require_keys
 
 TRAIN = "train"
 """Value of ``head`` for a head that the command trains."""

@@ -18,7 +18,6 @@ from ee_export.package.manifest import (
 )
 from ee_export.package.ranges import (
     LONGEST_NAME,
-    to_nfc,
     require,
     require_date,
     require_keys,
@@ -29,6 +28,7 @@ from ee_export.package.ranges import (
     require_rising,
     require_sha256,
     require_text,
+    to_nfc,
 )
 from ee_export.package.strict_json import Refused
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from math import prod
 
-from ee_export.package.input_specs import input_specs, reads_of, format_spec
+from ee_export.package.input_specs import format_spec, input_specs, reads_of
 from ee_export.package.manifest import (
     ARRAY,
     GPU_BACKENDS,
@@ -12,11 +12,11 @@ from ee_export.package.manifest import (
     Calibration,
     Certificate,
     Costs,
-    Stamp,
     Manifest,
     OperatingPoint,
     ReferenceStats,
     SegmentSpec,
+    Stamp,
     Target,
     TensorSpec,
     gate_name,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ee_export.errors import BadRequest
-from ee_export.package.manifest import FULL, Calibration, FormerPoint, Stamp, Manifest, OperatingPoint, Target, to_json
+from ee_export.package.manifest import FULL, Calibration, FormerPoint, Manifest, OperatingPoint, Stamp, Target, to_json
 
 MOST = 10
 """Former operating points that are kept of each name, the newest."""

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ee_export.errors import BadCheckpoint, BadRequest, shorten
-from ee_export.package.manifest import Stamp, Origin
+from ee_export.package.manifest import Origin, Stamp
 from ee_export.package.strict_json import parse
 from ee_export.version import __version__
 

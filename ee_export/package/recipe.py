@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.package.toml_tables import require_one_of, read_toml, read_table
+from ee_export.package.toml_tables import read_table, read_toml, require_one_of
 from ee_export.places import TARGETS
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

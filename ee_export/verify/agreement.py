@@ -86,7 +86,7 @@ class Agreement:
             self.failed_in_b += isinstance(a, Answer)
             listed = isinstance(a, Answer) or isinstance(b, Answer)
         if listed and len(self.listed) < MOST_LISTED:
-            self.listed.append({"page": name, "label": label, "a": brief(a), "b": brief(b)})
+            self.listed.append({"page": name, "label": label, "a": to_json_values(a), "b": to_json_values(b)})
 
     def _count_right(self, a: bool, b: bool) -> None:
         self.both_right += a and b
@@ -151,7 +151,7 @@ def find_labelled(
     return found
 
 
-def brief(answer: Answer | EeError) -> dict[str, Any]:
+def to_json_values(answer: Answer | EeError) -> dict[str, Any]:
     """An answer as JSON values: label, exit and the probability of the label, or the error."""
     if isinstance(answer, Answer):
         return {"label": answer.label, "exit": answer.exit, "confidence": round(answer.probabilities[answer.label], 6)}

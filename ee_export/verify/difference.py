@@ -50,33 +50,33 @@ class Difference:
 
     def __str__(self) -> str:
         """The difference as one printable line."""
-        return f"{self.field}: {_shown(self.a, self.b)}"
+        return f"{self.field}: {_format_change(self.a, self.b)}"
 
 
-def differences(a: Manifest, b: Manifest) -> list[Difference]:
+def find_differences(a: Manifest, b: Manifest) -> list[Difference]:
     """All fields in which two manifests differ, by group; none if the packages are equal.
 
     An object that one package lacks is one difference, not one for each of its fields.
     """
-    found = [_named(path, *values) for path, *values in _walk((), _plain(a), _plain(b))]
+    found = [_make_difference(path, *values) for path, *values in _walk((), _to_json_values(a), _to_json_values(b))]
     return sorted(found, key=lambda difference: GROUPS.index(difference.group))
 
 
-def _plain(manifest: Manifest) -> dict[str, Any]:
+def _to_json_values(manifest: Manifest) -> dict[str, Any]:
     """A manifest as JSON values. Segments are objects by exit, and each of their tensors is a line."""
     content: dict[str, Any] = json.loads(json.dumps(asdict(manifest)))
     for target in content["targets"].values():
         target["segments"] = {
             segment["exit"]: {
                 "file": segment["file"],
-                **{side: [_tensor(tensor) for tensor in segment[side]] for side in ("inputs", "outputs")},
+                **{side: [_format_tensor(tensor) for tensor in segment[side]] for side in ("inputs", "outputs")},
             }
             for segment in target["segments"]
         }
     return content
 
 
-def _tensor(tensor: dict[str, Any]) -> str:
+def _format_tensor(tensor: dict[str, Any]) -> str:
     return f"{tensor['name']} {tensor['dtype']} [{', '.join(map(str, tensor['shape']))}]"
 
 
@@ -94,7 +94,7 @@ def _walk(path: tuple[str, ...], a: Any, b: Any) -> Iterator[tuple[tuple[str, ..
         yield path, a, b
 
 
-def _named(path: tuple[str, ...], a: Any, b: Any) -> Difference:
+def _make_difference(path: tuple[str, ...], a: Any, b: Any) -> Difference:
     group = _TOP.get(path[0], path[0])
     if path[0] == "targets":
         group = "targets" if len(path) < 3 else _OF_TARGET.get(path[2], "targets")
@@ -104,7 +104,7 @@ def _named(path: tuple[str, ...], a: Any, b: Any) -> Difference:
     return Difference(group, ".".join(path), a, b)
 
 
-def _shown(a: Any, b: Any) -> str:
+def _format_change(a: Any, b: Any) -> str:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         numbers = [value for value in (*a, *b) if isinstance(value, int | float)]
         if len(numbers) == 2 * len(a) > 8:
@@ -120,11 +120,11 @@ def _shown(a: Any, b: Any) -> str:
         return f"sha256 {a['sha256'][:12]}… → {b['sha256'][:12]}…"
     if isinstance(a or b, dict) and (a is ABSENT or b is ABSENT):
         return f"only in {'B' if a is ABSENT else 'A'}"
-    shown = _value(a), _value(b)
+    shown = _format_value(a), _format_value(b)
     return " → ".join(shown if shown[0] != shown[1] else (excerpt(a), excerpt(b)))
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return "none" if value is None else excerpt(value)

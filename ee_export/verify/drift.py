@@ -16,7 +16,7 @@ _ROW = "not a row of `ee-export predict --jsonl`: expected a JSON object"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class AnswerStats:
     """Where one page left, and the score of every exit it was asked at."""
 
     exit: str
@@ -37,12 +37,12 @@ class Drift:
         return any(test.alarm for test in self.tests)
 
 
-def seen(answer: Answer) -> Seen:
+def summarize_answer(answer: Answer) -> AnswerStats:
     """What the guard keeps of an answer; a few microseconds and a hundred bytes a page."""
-    return Seen(answer.exit, {step.name: step.score for step in answer.trace if step.score is not None})
+    return AnswerStats(answer.exit, {step.name: step.score for step in answer.trace if step.score is not None})
 
 
-def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[Seen]:
+def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[AnswerStats]:
     """Pages from the JSON lines of ``ee-export predict --jsonl``; rows of pages that could not be read are skipped.
 
     Args:
@@ -77,12 +77,12 @@ def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[Seen]
                 raise BadData(
                     f"{where}:{number}: the score at {name} is {shorten(repr(score))}; expected a number in [0, 1]"
                 )
-        pages.append(Seen(row["exit"], {name: float(score) for name, score in row["scores"].items()}))
+        pages.append(AnswerStats(row["exit"], {name: float(score) for name, score in row["scores"].items()}))
     return pages
 
 
 def compare_answers(
-    package: Package, target_name: str, point_name: str, pages: Sequence[Seen], false_alarm: float
+    package: Package, target_name: str, point_name: str, pages: Sequence[AnswerStats], false_alarm: float
 ) -> Drift:
     """Test whether pages look like those that an operating point was tuned on.
 

@@ -109,7 +109,7 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
         raise BadPackage(f"{where}: larger than {LARGEST_FILE:,} bytes; {_REBUILD}")
     try:
         file = ArrayFile(package.read(GOLDEN))
-        count = _count(file.stored)
+        count = _count_pages(file.stored)
         _require_fitting(file.stored, count, manifest)
         arrays = {name: file.unpack(name) for name in file.stored}
         _require_ranges(arrays, manifest)
@@ -136,7 +136,7 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
     return pages, {name.removeprefix("exits/"): arrays[name] for name in arrays if name.startswith("exits/")}
 
 
-def _count(names: Iterable[str]) -> int:
+def _count_pages(names: Iterable[str]) -> int:
     numbers = {name.split("/")[0] for name in names} - {"exits"}
     count = len(numbers)
     if not count:
@@ -157,7 +157,7 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
         if array.dtype != "|u1" or len(array.shape) != 1 or not 1 <= array.size <= LARGEST_SOURCE:
             raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected |u1 [1–{LARGEST_SOURCE}]")
     classes = len(manifest.labels)
-    shapes = {name: _stored_kind(spec, longest_text(manifest, name)) for name, spec in input_specs(manifest).items()}
+    shapes = {name: _kind_of_input(spec, longest_text(manifest, name)) for name, spec in input_specs(manifest).items()}
     answers: dict[str, Kind] = {
         f"{name}.logits": ("<f4", (1, classes if name in manifest.exits else 1)) for name in manifest.answers()
     }
@@ -198,7 +198,7 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
         raise ValueError(f"unpacks to {total:,} bytes, more than {MOST_BYTES:,}")
 
 
-def _stored_kind(spec: TensorSpec, longest: int | None) -> Kind:
+def _kind_of_input(spec: TensorSpec, longest: int | None) -> Kind:
     """Dtype and shape of an input of one page as numpy stores it."""
     free = (1, MOST_BYTES) if longest is None else (0, longest)
     shape = (1, *(axis if isinstance(axis, int) else free for axis in spec.shape[1:]))
@@ -211,7 +211,7 @@ def _unread_kinds(manifest: Manifest) -> dict[str, Kind]:
         return {}
     longest = manifest.encoding.max_text_tokens
     return {
-        name: _stored_kind(spec, longest if SOURCES[name] == "text" else None)
+        name: _kind_of_input(spec, longest if SOURCES[name] == "text" else None)
         for name, spec in encoded_specs(SOURCES, {"": manifest.encoding}).items()
         if name not in manifest.inputs
     }
@@ -222,7 +222,7 @@ def _bounds(size: Size) -> tuple[int, int]:
 
 
 def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> None:
-    highest = {name: _highest(name, manifest) for name in (*INPUTS, *manifest.inputs)}
+    highest = {name: _find_highest(name, manifest) for name in (*INPUTS, *manifest.inputs)}
     for name, values in arrays.items():
         last_part = name.rpartition("/")[2]
         exits = name.startswith("exits/")
@@ -237,7 +237,7 @@ def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Non
             raise ValueError(f"{name}: a value is out of range")
 
 
-def _highest(name: str, manifest: Manifest) -> int:
+def _find_highest(name: str, manifest: Manifest) -> int:
     """The largest value that an input of whole numbers may have."""
     front, base = split_input(name, manifest.encodings)
     encoding = manifest.all_encodings().get(front)

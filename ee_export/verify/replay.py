@@ -35,7 +35,7 @@ def seal_verified(
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifyResult:
     """Largest logit difference per exit over the golden pages, and the operating points whose exits were replayed."""
 
     target: str
@@ -45,7 +45,7 @@ class Verified:
     operating_points: tuple[str, ...]
 
 
-def verify_package(package: Package, target_name: str, point_name: str | None = None) -> Verified:
+def verify_package(package: Package, target_name: str, point_name: str | None = None) -> VerifyResult:
     """Run the golden inputs through a target: logits within its tolerance, and the same exits at every operating point.
 
     The golden page is encoded anew before that: its pixels and tokens are the stored ones.
@@ -89,4 +89,4 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
                 f"{package.path}: operating point '{point}': golden page {at} left at {chain.exits[have[at]]}, expected "
                 f"{chain.exits[want[at]]}; rebuild the target on this machine with `ee-export build` or `compile`"
             )
-    return Verified(target_name, len(pages), target.tolerance, differences, points)
+    return VerifyResult(target_name, len(pages), target.tolerance, differences, points)

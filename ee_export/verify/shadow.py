@@ -10,10 +10,10 @@ from ee_export.errors import BadRequest, EeError, printable
 from ee_export.package.strict_json import to_json
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
-from ee_export.verify.agreement import answer_of, brief
+from ee_export.verify.agreement import answer_of, to_json_values
 
 
-def unlike(
+def compare_with_shadow(
     page: Page, answer: Answer | EeError, shadow: Chain, deadline_ms: float | None = None
 ) -> dict[str, Any] | None:
     """Give a shadow chain a page that another chain was given, and compare both answers.
@@ -37,12 +37,12 @@ def unlike(
         differs = ["error"] if isinstance(answer, Answer) or isinstance(other, Answer) else []
     if not differs:
         return None
-    return {"page": page.name, "differs": differs, "a": brief(answer), "b": brief(other)}
+    return {"page": page.name, "differs": differs, "a": to_json_values(answer), "b": to_json_values(other)}
 
 
 @dataclass(slots=True)
 class ShadowLog:
-    """The rows of :func:`unlike` as JSON lines at the end of a file, and how many there are of each kind.
+    """The rows of :func:`compare_with_shadow` as JSON lines at the end of a file, and how many there are of each kind.
 
     A file that cannot be written any more ends the comparison, and nothing else. ``warn``: called with one line about it.
     """
@@ -62,7 +62,7 @@ class ShadowLog:
         if self.ended:
             return
         self.pages += 1
-        row = None if page is None else unlike(page, answer, self.shadow, deadline_ms)
+        row = None if page is None else compare_with_shadow(page, answer, self.shadow, deadline_ms)
         if row is None:
             return
         self.labels += "label" in row["differs"]

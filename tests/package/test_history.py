@@ -14,7 +14,7 @@ from ee_export.cli.main import cli
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package import history
 from ee_export.package.atomic import lock_file
-from ee_export.package.manifest import Calibration, Stamp, OperatingPoint, Target, to_json
+from ee_export.package.manifest import Calibration, OperatingPoint, Stamp, Target, to_json
 from ee_export.package.read_manifest import from_json
 from ee_export.package.store import open_package, seal
 from ee_export.verify import golden
