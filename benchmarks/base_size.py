@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 
 from ee_export.builder.build import export, golden_inputs
-from ee_export.builder.compile import drafted, openvino_target, quantized_target, with_golden
+from ee_export.builder.compile import add_golden_logits, make_draft_chain, make_openvino_target, quantize_target
 from ee_export.model import checkpoint
 from ee_export.model.exits import parse
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
@@ -53,12 +53,14 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
         if targets:
             chain, pages = load_package(package, one_pool=True), golden.read(package)[0]
             made = {
-                "cpu-int8": quantized_target(package, staging / "cpu-int8", "dynamic", (), ()),
-                "openvino-bf16": openvino_target(package),
+                "cpu-int8": quantize_target(package, staging / "cpu-int8", "dynamic", (), ()),
+                "openvino-bf16": make_openvino_target(package),
             }
             known = dict(package.manifest.targets)
             for name, target in made.items():
-                known[name], pages = with_golden(drafted(chain, name, target, staging), name, target, pages)
+                known[name], pages = add_golden_logits(
+                    make_draft_chain(chain, name, target, staging), name, target, pages
+                )
             manifest = replace(package.manifest, targets=known)
             (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
             seal(staging, manifest)

@@ -31,7 +31,7 @@ STAGES = ("pixel_values", "input_ids", "bbox", "attention_mask", "logits", "labe
 
 
 @dataclass(slots=True)
-class Comparison:
+class SourceComparison:
     """How a package differs from its source on some pages.
 
     ``pages``: how many were compared; ``passed_over``: pages without words, which the source cannot answer. ``differences``: per
@@ -113,7 +113,7 @@ class SourcePipeline:
         return result
 
 
-def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progress: PageProgress) -> Comparison:
+def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progress: PageProgress) -> SourceComparison:
     """Run a package and its source from the same files, and compare every stage.
 
     Args:
@@ -122,7 +122,7 @@ def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progres
         paths: pages, image files with their words beside them, or files of words.
         progress: called after every page.
     """
-    result = Comparison()
+    result = SourceComparison()
     reads_image = "pixel_values" in source.inputs
     longest = chain.package.manifest.page_encoding().max_text_tokens
     for done, path in enumerate(paths):
@@ -145,7 +145,7 @@ def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progres
     return result
 
 
-def _compare_page(expected: Arrays, arrays: Arrays, result: Comparison) -> list[str]:
+def _compare_page(expected: Arrays, arrays: Arrays, result: SourceComparison) -> list[str]:
     """The stages at which a page differs by more than rounding, in order; keeps the largest differences."""
     unlike = []
     for stage in STAGES[:-1]:

@@ -12,9 +12,9 @@ import onnx
 
 from ee_export.builder.add_exits import split_for_heads
 from ee_export.builder.assemble_inputs import PackageInputs, read_inputs
-from ee_export.builder.assemble_proof import golden_pages, proven, require_padding
+from ee_export.builder.assemble_proof import make_golden_pages, prove_target, require_padding
 from ee_export.builder.build import TARGET, complete
-from ee_export.builder.predictions import held_out, read_pages
+from ee_export.builder.predictions import read_pages, split_held_out
 from ee_export.data.dataset import ArrayData, Data, read_arrays, read_dataset, require_finite
 from ee_export.data.page import Ocr
 from ee_export.errors import BadData, BadRequest
@@ -92,8 +92,8 @@ def assemble(
         raise BadRequest(f'{where}: train: no [[cut]] has head = "train"; remove train')
 
     notes: list[str] = []
-    brought = _read(recipe, notes.append)
-    inputs = read_inputs(recipe, _graphs(brought))
+    brought = _read_graphs(recipe, notes.append)
+    inputs = read_inputs(recipe, _list_graphs(brought))
     probe = inputs.probe()
     classes = len(recipe.labels)
     cut, ramps = None, {}
@@ -106,13 +106,13 @@ def assemble(
         made = assemble_segments(brought, probe, classes)
 
     origin = Origin(__version__, now(), _digest(recipe), hashlib.sha256(recipe.path.read_bytes()).hexdigest())
-    manifest = _manifest(recipe, out, inputs, assembly.entries(made, TARGET))
+    manifest = _make_manifest(recipe, out, inputs, assembly.entries(made, TARGET))
     # Before heads are trained, and with the longest text that the encoding allows.
     _require_possible(manifest, origin, where)
-    golden_pages(made, probe, inputs)
+    make_golden_pages(made, probe, inputs)
     require_padding(made, probe, inputs, where)
-    pages = _data(inputs, Path(data), recipe.labels)
-    train_pages = None if train_data is None else _data(inputs, Path(train_data), recipe.labels)
+    pages = _read_data(inputs, Path(data), recipe.labels)
+    train_pages = None if train_data is None else _read_data(inputs, Path(train_data), recipe.labels)
 
     for each in (pages, train_pages):
         if ramps and isinstance(each, ArrayData):
@@ -123,17 +123,17 @@ def assemble(
         divided: tuple[Data, Data, Data] = split_for_heads(pages, train_pages, training.seed)
         pages, train, val = divided
         report(f"{len(train)} pages to train heads on, {len(val)} to validate, {len(pages)} held out, {classes} labels")
-        made = cut.assembly(_trained(cut, layers, train, val, inputs, training, ocr, progress, report))
-    parts, split = held_out(pages, training.seed)
+        made = cut.assembly(_train_ramps(cut, layers, train, val, inputs, training, ocr, progress, report))
+    parts, split = split_held_out(pages, training.seed)
     with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         specs = assembly.write(made, staging, TARGET)
         manifest = replace(manifest, targets={TARGET: replace(manifest.targets[TARGET], segments=specs)})
         for name, tokenizer in inputs.tokenizers.items():
             (staging / manifest.tokenizer_files()[name]).write_text(tokenizer.to_str())
-        (staging / GOLDEN).write_bytes(golden.write(golden_pages(made, probe, inputs), manifest))
+        (staging / GOLDEN).write_bytes(golden.write(make_golden_pages(made, probe, inputs), manifest))
         progress("prove", 0, 1)
         chain = load_package(seal(staging, manifest), one_pool=True)
-        target = proven(chain, made, probe, parts["tune"], inputs, ocr)
+        target = prove_target(chain, made, probe, parts["tune"], inputs, ocr)
         chain = load_package(seal(staging, replace(manifest, targets={TARGET: target})), one_pool=True)
         progress("prove", 1, 1)
         complete(chain, target, parts, split, origin, staging, ocr=ocr, ocr_ms=ocr_ms, progress=progress)
@@ -143,24 +143,26 @@ def assemble(
 Brought = OwnGraph | list[OwnPart]
 
 
-def _read(recipe: AssembleRecipe, report: Callable[[str], None]) -> Brought:
+def _read_graphs(recipe: AssembleRecipe, report: Callable[[str], None]) -> Brought:
     if recipe.graph is not None:
         return read_own_graph(recipe.graph, recipe.cuts, recipe.sources, str(recipe.path), report)
     return read_own_segments(recipe.segments, recipe.sources, str(recipe.path), report)
 
 
-def _data(inputs: PackageInputs, path: Path, labels: tuple[str, ...]) -> Data:
+def _read_data(inputs: PackageInputs, path: Path, labels: tuple[str, ...]) -> Data:
     return read_dataset(path, labels) if inputs.encodings else read_arrays(path, inputs.arrays, labels)
 
 
-def _graphs(brought: Brought) -> list[tuple[onnx.ModelProto, Mapping[str, str]]]:
+def _list_graphs(brought: Brought) -> list[tuple[onnx.ModelProto, Mapping[str, str]]]:
     """Graphs that can read inputs of the package, and the package's names of what they read."""
     if isinstance(brought, OwnGraph):
         return [(brought.model, brought.names)]
     return [(part.model, part.inputs) for part in brought]
 
 
-def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: tuple[SegmentSpec, ...]) -> Manifest:
+def _make_manifest(
+    recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: tuple[SegmentSpec, ...]
+) -> Manifest:
     return Manifest(
         schema=SCHEMA,
         name=out.name.removesuffix(".ee"),
@@ -170,7 +172,7 @@ def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: t
         encoding=inputs.encodings.get(""),
         encodings={name: encoding for name, encoding in inputs.encodings.items() if name},
         inputs=inputs.sources,
-        model={"type": GRAPHS, "files": [path.name for path in _files(recipe)]},
+        model={"type": GRAPHS, "files": [path.name for path in _list_files(recipe)]},
         targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
         files={},
     )
@@ -185,7 +187,7 @@ def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
         raise BadRequest(f"{where}: {error}") from None
 
 
-def _trained(
+def _train_ramps(
     cut: CutGraph,
     layers: Mapping[str, int],
     train: Data,
@@ -200,7 +202,7 @@ def _trained(
     features = {}
     for name, part in (("train", train), ("val", val)):
         stage = "encode" if name == "train" else "encode to validate"
-        features[name] = _features(cut, part, inputs, ocr, partial(progress, stage))
+        features[name] = _compute_features(cut, part, inputs, ocr, partial(progress, stage))
     targets = {name: np.asarray(part.targets, np.int64) for name, part in (("train", train), ("val", val))}
     ramps, accuracy = train_ramps(
         features["train"],
@@ -216,7 +218,7 @@ def _trained(
     return ramps
 
 
-def _features(
+def _compute_features(
     cut: CutGraph, data: Data, inputs: PackageInputs, ocr: Ocr | None, progress: Callable[[int, int], None]
 ) -> dict[str, np.ndarray]:
     """Features of every page for every head that is trained, float32 ``[N, F]``."""
@@ -234,7 +236,7 @@ def _features(
     return features
 
 
-def _files(recipe: AssembleRecipe) -> list[Path]:
+def _list_files(recipe: AssembleRecipe) -> list[Path]:
     """The ONNX files of a recipe, those of its heads too."""
     graphs = [segment.file for segment in recipe.segments]
     if recipe.graph is not None:
@@ -244,7 +246,7 @@ def _files(recipe: AssembleRecipe) -> list[Path]:
 
 def _digest(recipe: AssembleRecipe) -> str:
     """sha256 over the lines that ``sha256sum`` prints of the ONNX files and of the files of their weights, in the order of their names."""
-    paths = {path for graph in _files(recipe) for path in (graph, *external_files(graph))}
+    paths = {path for graph in _list_files(recipe) for path in (graph, *external_files(graph))}
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda path: os.fsencode(path.name)):
         with path.open("rb") as file:

@@ -72,7 +72,7 @@ class PackageInputs:
         """Arrays that no page made, of these inputs."""
         specs = encoded_specs(self.sources, self.encodings) | self.arrays
         rows = {
-            _named(name, "input_ids"): encoding.vocab_size
+            _input_name(name, "input_ids"): encoding.vocab_size
             for name, encoding in self.encodings.items()
             if encoding.vocab_size
         }
@@ -102,24 +102,27 @@ def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInput
         own = [base for front, base in (split_input(each, recipe.encodings) for each in sources) if front == name]
         table = f"[encodings.{name}]" if name else "[encoding]"
         if not own:
-            example = _named(name, "pixel_values")
+            example = _input_name(name, "pixel_values")
             raise BadRequest(
                 f"{where}: {table}: no graph reads an input that it makes, such as {example}; leave it out"
             )
-        side, rows = _side(graphs, _named(name, "pixel_values")), _rows(graphs, _named(name, "input_ids"))
+        side, rows = (
+            _find_side(graphs, _input_name(name, "pixel_values")),
+            _find_rows(graphs, _input_name(name, "input_ids")),
+        )
         encodings[name], tokenizer = encoding_of(entry, own, side, rows, f"{where}: {table}")
         if tokenizer is not None:
             tokenizers[name] = tokenizer
-    arrays = {name: _array_spec(graphs, name, where) for name, source in sources.items() if source == ARRAY}
+    arrays = {name: _read_array_spec(graphs, name, where) for name, source in sources.items() if source == ARRAY}
     return PackageInputs(sources, encodings, tokenizers, arrays)
 
 
-def _named(encoding: str, base: str) -> str:
+def _input_name(encoding: str, base: str) -> str:
     """The name of an input that an encoding makes."""
     return f"{encoding}.{base}" if encoding else base
 
 
-def _array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSpec:
+def _read_array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSpec:
     """Dtype and shape of an array as the first graph that reads it states them."""
     value = next(value for model, names in graphs for value in model.graph.input if names.get(value.name) == name)
     sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
@@ -133,7 +136,7 @@ def _array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSpec:
     return TensorSpec(name, dtype, ("B", *sizes[1:]))
 
 
-def _side(graphs: Sequence[Graph], name: str) -> int | None:
+def _find_side(graphs: Sequence[Graph], name: str) -> int | None:
     """Pixels of the square that graphs read as this input, if they state it."""
     for model, names in graphs:
         for value in model.graph.input:
@@ -143,7 +146,7 @@ def _side(graphs: Sequence[Graph], name: str) -> int | None:
     return None
 
 
-def _rows(graphs: Sequence[Graph], name: str) -> int | None:
+def _find_rows(graphs: Sequence[Graph], name: str) -> int | None:
     """Rows of the table that this input of token ids is looked up in."""
     for model, names in graphs:
         tables = {weight.name: weight for weight in model.graph.initializer}

@@ -25,7 +25,7 @@ _SIZES = ((2, 17), (3, 64), (5, 33))
 """Pages and tokens of those batches."""
 
 
-def golden_pages(made: Assembly, probe: Probe, inputs: PackageInputs) -> list[golden.GoldenPage]:
+def make_golden_pages(made: Assembly, probe: Probe, inputs: PackageInputs) -> list[golden.GoldenPage]:
     """Pages without a document, with little text, some, and all that is read, and a drawn page, with the logits they must give.
 
     A package of arrays has arrays of random numbers.
@@ -72,7 +72,7 @@ def require_padding(made: Assembly, probe: Probe, inputs: PackageInputs, where: 
             )
 
 
-def proven(
+def prove_target(
     chain: Chain, made: Assembly, probe: Probe, held_out: Data, inputs: PackageInputs, ocr: Ocr | None
 ) -> Target:
     """The target of a chain with the largest difference from the graphs that were brought, per exit and gate.

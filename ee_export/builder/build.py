@@ -13,7 +13,7 @@ from torch import nn
 from ee_export.builder import tune
 from ee_export.builder.against import SourcePipeline, compare
 from ee_export.builder.costs import measure, measure_ocr
-from ee_export.builder.predictions import held_out, observe_each, read_pages
+from ee_export.builder.predictions import observe_each, read_pages, split_held_out
 from ee_export.data import golden_page
 from ee_export.data.dataset import Data, Dataset, read_dataset
 from ee_export.data.encode import Arrays, Encoder
@@ -181,7 +181,7 @@ def build_model(
         NotEqual: also if a logit of ``final`` or a label differs from the source's on the held-out pages.
     """
     require_fitting(model)
-    parts, split = held_out(data, seed)
+    parts, split = split_held_out(data, seed)
     inputs = golden_inputs(model, golden_folder)
 
     # Locked, so that nobody who tunes the package that is there writes their result over the new one.
@@ -215,7 +215,7 @@ def complete(
     Args:
         chain: of the package in ``staging``, with the operating point ``full``.
         target: of the chain.
-        parts: the held-out pages by purpose, see :func:`~ee_export.builder.predictions.held_out`.
+        parts: the held-out pages by purpose, see :func:`~ee_export.builder.predictions.split_held_out`.
         split: the record of how they were kept apart.
         origin: of the package.
         staging: the folder that becomes the package.
@@ -234,7 +234,7 @@ def complete(
     progress("measure", 2, 2)
 
     seen = observe_each(chain, parts, ocr, progress)
-    target = tune.first(package.manifest, target, seen)
+    target = tune.initial_target(package.manifest, target, seen)
     pages, _ = golden.read(package)
     manifest = replace(package.manifest, targets={TARGET: target}, split=split, origin=origin)
     seal_verified(staging, manifest, pages, TARGET, progress)

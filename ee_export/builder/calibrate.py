@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ee_export.builder.predictions import Observed
+from ee_export.builder.predictions import ExitPredictions
 from ee_export.errors import require_known
 from ee_export.package.manifest import Calibration, Manifest, Target, gate_name
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
 from ee_export.runtime.plan import rules
 
 
-def calibrated(target: Target, pages: Observed, method: str = "temperature") -> Target:
+def calibrate_target(target: Target, pages: ExitPredictions, method: str = "temperature") -> Target:
     """The target with every exit calibrated on ``pages`` by one of :data:`METHODS`, and every gate by Platt scaling; untuned.
 
     Raises:
@@ -43,7 +43,9 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
 """How an exit's raw logits ``[N, C]`` and labels ``[N]`` give the scale and bias of each class, ``[C]`` each."""
 
 
-def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed) -> dict[str, tuple[float, ...]]:
+def fit_weights(
+    manifest: Manifest, target: Target, criterion: str, pages: ExitPredictions
+) -> dict[str, tuple[float, ...]]:
     """The weights of a criterion per exit, fitted on ``pages``; none where it has none."""
     if criterion != "failure_prediction":
         return {}

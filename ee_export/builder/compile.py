@@ -17,8 +17,8 @@ import numpy as np
 
 from ee_export.builder import tune
 from ee_export.builder.costs import machine_name, measure
-from ee_export.builder.gpu_target import device_costs, recipe_target
-from ee_export.builder.predictions import Observed, encoded, held_out, observe_each, read_pages
+from ee_export.builder.gpu_target import build_recipe_target, measure_device_costs
+from ee_export.builder.predictions import ExitPredictions, encode_page, observe_each, read_pages, split_held_out
 from ee_export.data.dataset import Data, read_for
 from ee_export.data.encode import Arrays
 from ee_export.data.page import Ocr
@@ -94,7 +94,7 @@ def compile_target(
         package = open_package(package.path)  # who held the lock may have replaced it
         if name in package.manifest.targets and not overwrite:
             raise BadRequest(f"{package.path}: has the target '{name}'; pass --force to replace it")
-        return _compiled(
+        return _compile(
             package,
             name,
             recipe,
@@ -131,20 +131,23 @@ def write_graphs(package: Package, target_name: str, data: Path, folder: Path, o
     only_encoding(package.manifest, f"the target {recipe.name}, for a GPU,")
     with staged_folder(folder) as staging:
         prepare_segments(
-            package, recipe, staging, _samples(recipe, load_package(package, SOURCE, one_pool=True), data, ocr, seed)
+            package,
+            recipe,
+            staging,
+            _encode_samples(recipe, load_package(package, SOURCE, one_pool=True), data, ocr, seed),
         )
     return folder / recipe.name
 
 
-def _samples(recipe: TargetRecipe, before: Chain, data: Path, ocr: Ocr | None, seed: int) -> list[Arrays]:
+def _encode_samples(recipe: TargetRecipe, before: Chain, data: Path, ocr: Ocr | None, seed: int) -> list[Arrays]:
     """Encoded pages that give activations their range, for a recipe that wants them."""
     if recipe.precision != "int8":
         return []
-    parts, _ = held_out(read_for(before.package.manifest, data), seed)
-    return [encoded(before, page) for page in read_pages(parts["calibrate"], ocr)[: recipe.int8.pages]]
+    parts, _ = split_held_out(read_for(before.package.manifest, data), seed)
+    return [encode_page(before, page) for page in read_pages(parts["calibrate"], ocr)[: recipe.int8.pages]]
 
 
-def _compiled(
+def _compile(
     package: Package,
     target_name: str,
     recipe: TargetRecipe | None,
@@ -156,29 +159,29 @@ def _compiled(
     progress: Progress,
 ) -> Package:
     source = package.target(SOURCE)
-    parts, split = held_out(read_for(package.manifest, data), seed)
+    parts, split = split_held_out(read_for(package.manifest, data), seed)
     before = load_package(package, SOURCE, one_pool=True)
-    wanted = observe_each(before, parts, ocr, partial(_named, progress, SOURCE))
+    wanted = observe_each(before, parts, ocr, partial(_report_part, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         if recipe is not None:
-            samples = _samples(recipe, before, data, ocr, seed)
-            target = recipe_target(before, recipe, recipe_file, staging, samples, open_gpu(), progress)
-            chain = drafted(before, target_name, target, staging)
+            samples = _encode_samples(recipe, before, data, ocr, seed)
+            target = build_recipe_target(before, recipe, recipe_file, staging, samples, open_gpu(), progress)
+            chain = make_draft_chain(before, target_name, target, staging)
             seen = observe_each(chain, parts, ocr, progress)
         elif target_name == "cpu-int8":
             pages = read_pages(parts["calibrate"], ocr)[:_SAMPLES] if kind == "static" else []
-            samples = [encoded(before, page) for page in pages]
+            samples = [encode_page(before, page) for page in pages]
             folder = staging / target_name
-            target, chain, seen = _quantized_with_care(before, folder, kind, samples, parts, wanted, ocr, progress)
+            target, chain, seen = _quantize_carefully(before, folder, kind, samples, parts, wanted, ocr, progress)
         else:
-            target = openvino_target(package)
-            chain = drafted(before, target_name, target, package.path)
+            target = make_openvino_target(package)
+            chain = make_draft_chain(before, target_name, target, package.path)
             seen = observe_each(chain, parts, ocr, progress)
         ocr_ms, start_ms = (source.costs.ocr_ms, source.costs.ocr_start_ms) if source.costs else (None, 0.0)
         costs = measure(chain, read_pages(parts["tune"], None)[:12], ocr_ms, start_ms)
-        target = replace(target, costs=costs if recipe is None else device_costs(chain, costs, open_gpu().name))
-        target = tune.first(package.manifest, target, seen, "compile")
-        target = _compared(package.manifest, source, target, wanted, seen)
+        target = replace(target, costs=costs if recipe is None else measure_device_costs(chain, costs, open_gpu().name))
+        target = tune.initial_target(package.manifest, target, seen, "compile")
+        target = _compare_with_source(package.manifest, source, target, wanted, seen)
         # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
         kept = {
             name: entry
@@ -186,43 +189,43 @@ def _compiled(
             if not name.startswith(f"{target_name}/") and name != GOLDEN
         }
         link_files(package, kept, staging)
-        target, said = with_golden(chain, target_name, target, golden.read(package)[0])
+        target, said = add_golden_logits(chain, target_name, target, golden.read(package)[0])
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target}, split=split)
         seal_verified(staging, manifest, said, target_name, progress, kept)
     return open_package(package.path)
 
 
-def openvino_target(package: Package) -> Target:
+def make_openvino_target(package: Package) -> Target:
     """A target of the same graphs, which OpenVINO computes in bfloat16; neither measured nor calibrated."""
     compiled = {"from": SOURCE, "openvino": metadata.version("openvino"), "machine": machine_name()}
     return Target("openvino", 0.0, {}, package.target(SOURCE).segments, compiled=compiled)
 
 
-def _quantized_with_care(
+def _quantize_carefully(
     before: Chain,
     folder: Path,
     kind: str,
     samples: Sequence[Arrays],
     parts: Mapping[str, Data],
-    wanted: Mapping[str, Observed],
+    wanted: Mapping[str, ExitPredictions],
     ocr: Ocr | None,
     progress: Progress,
-) -> tuple[Target, Chain, dict[str, Observed]]:
+) -> tuple[Target, Chain, dict[str, ExitPredictions]]:
     """A quantized target, its chain and what that says of the pages; where an exit were too inaccurate, some segments are float."""
     kept: list[str] = []
     while True:
         progress("quantize", 0, 1)
-        target = quantized_target(before.package, folder, kind, samples, kept)
-        chain = drafted(before, folder.name, target, folder.parent)
+        target = quantize_target(before.package, folder, kind, samples, kept)
+        chain = make_draft_chain(before, folder.name, target, folder.parent)
         progress("quantize", 1, 1)
         seen = observe_each(chain, parts, ocr, progress)
-        losing = _losing(wanted, seen, kept)
+        losing = _find_losing_exit(wanted, seen, kept)
         if losing is None:
             return target, chain, seen
-        kept.append(_most_harmful(before, chain, parts, losing, kept, ocr, progress))
+        kept.append(_find_most_harmful(before, chain, parts, losing, kept, ocr, progress))
 
 
-def quantized_target(
+def quantize_target(
     package: Package, folder: Path, kind: str, samples: Sequence[Arrays], kept: Sequence[str]
 ) -> Target:
     """A target of quantized segments in ``folder``, neither measured nor calibrated."""
@@ -259,11 +262,11 @@ def _multiplies_bytes() -> bool:
     return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
-def _named(progress: Progress, what: str, part: str, done: int, total: int) -> None:
+def _report_part(progress: Progress, what: str, part: str, done: int, total: int) -> None:
     progress(f"{what}: {part}", done, total)
 
 
-def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
+def make_draft_chain(before: Chain, name: str, target: Target, folder: Path) -> Chain:
     """The chain of a target whose segments are not in a package yet."""
     manifest = before.package.manifest
     package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
@@ -276,21 +279,23 @@ def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
     return before.beside(package, target, point, segments)
 
 
-def _losing(before: Mapping[str, Observed], after: Mapping[str, Observed], kept: Sequence[str]) -> str | None:
+def _find_losing_exit(
+    before: Mapping[str, ExitPredictions], after: Mapping[str, ExitPredictions], kept: Sequence[str]
+) -> str | None:
     """The first exit whose accuracy fell by more than :data:`LOSS` and that some quantized segment can be blamed for."""
     was, now = (reduce(add, parts.values()) for parts in (before, after))
     exits = list(now.tokens)
     for at, name in enumerate(exits):
-        if _accuracy(was, name) - _accuracy(now, name) > LOSS and set(exits[: at + 1]) - set(kept):
+        if _compute_accuracy(was, name) - _compute_accuracy(now, name) > LOSS and set(exits[: at + 1]) - set(kept):
             return name
     return None
 
 
-def _accuracy(pages: Observed, exit_name: str) -> float:
+def _compute_accuracy(pages: ExitPredictions, exit_name: str) -> float:
     return float((pages.logits[exit_name].argmax(1) == pages.targets).mean())
 
 
-def _most_harmful(
+def _find_most_harmful(
     before: Chain,
     after: Chain,
     parts: Mapping[str, Data],
@@ -306,20 +311,24 @@ def _most_harmful(
             continue
         segments = [*before.segments[:at], after.segments[at], *before.segments[at + 1 :]]
         alone = before.beside(before.package, before.target, before.operating_point, segments)
-        seen = observe_each(alone, parts, ocr, partial(_named, progress, f"{name} alone"))
-        found[name] = _accuracy(reduce(add, seen.values()), losing)
+        seen = observe_each(alone, parts, ocr, partial(_report_part, progress, f"{name} alone"))
+        found[name] = _compute_accuracy(reduce(add, seen.values()), losing)
     return min(found, key=found.__getitem__)
 
 
-def _compared(
-    manifest: Manifest, source: Target, target: Target, wanted: Mapping[str, Observed], seen: Mapping[str, Observed]
+def _compare_with_source(
+    manifest: Manifest,
+    source: Target,
+    target: Target,
+    wanted: Mapping[str, ExitPredictions],
+    seen: Mapping[str, ExitPredictions],
 ) -> Target:
     """The target; its operating points say of how many pages they decide otherwise than those of ``source`` do."""
     points = {}
     for name, point in target.operating_points.items():
         if name in source.operating_points:
-            was = tune.decisions(manifest, source, source.operating_points[name], wanted["tune"] + wanted["certify"])
-            now = tune.decisions(manifest, target, point, seen["tune"] + seen["certify"])
+            was = tune.decide_exits(manifest, source, source.operating_points[name], wanted["tune"] + wanted["certify"])
+            now = tune.decide_exits(manifest, target, point, seen["tune"] + seen["certify"])
             unlike = {
                 f"{what}_unlike.{SOURCE}": float((one != other).sum())
                 for what, one, other in zip(("exits", "answers"), was, now, strict=True)
@@ -329,7 +338,7 @@ def _compared(
     return replace(target, operating_points=points)
 
 
-def with_golden(
+def add_golden_logits(
     chain: Chain, target_name: str, target: Target, pages: Sequence[golden.GoldenPage]
 ) -> tuple[Target, list[golden.GoldenPage]]:
     """Give golden pages the logits of a new target's chain, and the target its differences from the trained model's."""

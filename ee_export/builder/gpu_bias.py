@@ -54,7 +54,7 @@ class BiasTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class CompileContext:
     """What a target is compiled by and for.
 
     ``file``: the recipe's. ``compiled``: what the manifest says of the target so far. ``build``: for TensorRT; ``None`` where graphs
@@ -75,7 +75,7 @@ class Setting:
         return {"B": pages, "T": tokens, "L": tokens + int(self.compiled["visual_tokens"])}
 
 
-def choose_bias(package: Package, setting: Setting, progress: Progress) -> tuple[Choice, dict[str, str]]:
+def choose_bias(package: Package, setting: CompileContext, progress: Progress) -> tuple[Choice, dict[str, str]]:
     """How a recipe with ``bias = "auto"`` is to be compiled, and what the manifest says of it.
 
     Nothing is measured where the model has no bias that can be recomputed, or batches are of one page. Where the GPU or a library
@@ -106,7 +106,7 @@ def choose_bias(package: Package, setting: Setting, progress: Progress) -> tuple
     }
 
 
-def measure_bias(found: Sequence[Recomputation], setting: Setting) -> BiasTimes:
+def measure_bias(found: Sequence[Recomputation], setting: CompileContext) -> BiasTimes:
     """Time the bias on the GPU: its graph alone as a segment of the target's backend, and a copy of half of its rows.
 
     Pages are blank: what a lookup takes hardly depends on what is looked up in tables that a cache holds.
@@ -117,12 +117,12 @@ def measure_bias(found: Sequence[Recomputation], setting: Setting) -> BiasTimes:
     recomputed, moved = 0.0, 0.0
     for each in found:
         with tempfile.TemporaryDirectory(prefix="ee-bias-") as work, setting.gpu.current():
-            one, other = _timed(each, setting, Path(work))
+            one, other = _time_recomputation(each, setting, Path(work))
         recomputed, moved = recomputed + one, moved + other
     return BiasTimes(recomputed, moved)
 
 
-def _timed(each: Recomputation, setting: Setting, folder: Path) -> tuple[float, float]:
+def _time_recomputation(each: Recomputation, setting: CompileContext, folder: Path) -> tuple[float, float]:
     """Milliseconds to compute one tensor and to move half of it."""
     recipe, gpu = setting.recipe, setting.gpu
     spec = SegmentSpec(each.tensor.name, f"{recipe.name}/{each.tensor.name}.onnx", each.inputs, (each.tensor,))
@@ -137,12 +137,12 @@ def _timed(each: Recomputation, setting: Setting, folder: Path) -> tuple[float, 
     stream = gpu.create_stream()
     try:
         (segment,) = open_segments(target, recipe.name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
-        return _run(segment, setting.sizes, gpu, stream)
+        return _time_segment(segment, setting.sizes, gpu, stream)
     finally:
         gpu.destroy_stream(stream)
 
 
-def _run(segment: DeviceSegment, sizes: Mapping[str, int], gpu: Device, stream: int) -> tuple[float, float]:
+def _time_segment(segment: DeviceSegment, sizes: Mapping[str, int], gpu: Device, stream: int) -> tuple[float, float]:
     (made,) = segment.outputs
     with ExitStack() as closing:
         addresses = {}

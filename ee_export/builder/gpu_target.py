@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ee_export.builder.costs import RUNS
-from ee_export.builder.gpu_bias import Build, Setting, choose_bias
+from ee_export.builder.gpu_bias import Build, CompileContext, choose_bias
 from ee_export.data.encode import Arrays, blank_page
 from ee_export.errors import DeviceError
 from ee_export.package.input_specs import only_encoding
@@ -28,7 +28,7 @@ SOURCE = "cpu-fp32"
 _log = logging.getLogger("ee_export")
 
 
-def recipe_target(
+def build_recipe_target(
     before: Chain,
     recipe: TargetRecipe,
     recipe_file: Path,
@@ -58,7 +58,7 @@ def recipe_target(
     package = before.package
     folder = staging / recipe.name
     shutil.rmtree(folder, ignore_errors=True)
-    visual = visual_tokens(before)
+    visual = count_visual_tokens(before)
     compiled = {
         "from": SOURCE,
         "source": source_hash(package, SOURCE),
@@ -70,9 +70,9 @@ def recipe_target(
     build = None
     if recipe.backend == "tensorrt":
         compiled |= built_here(gpu, recipe).texts()
-        build = _builder(package, recipe, gpu, visual)
+        build = _make_builder(package, recipe, gpu, visual)
     if recipe.bias == "auto":
-        choice, said = choose_bias(package, Setting(recipe, recipe_file, compiled, build, gpu), progress)
+        choice, said = choose_bias(package, CompileContext(recipe, recipe_file, compiled, build, gpu), progress)
         recipe = replace(recipe, bias=choice)
         compiled |= said
     elif recipe.bias == "recomputed":
@@ -80,7 +80,7 @@ def recipe_target(
     progress("prepare", 0, 1)
     if build is not None:
         with gpu.current():
-            specs, plain = _engines(package, recipe, folder, samples, build, progress)
+            specs, plain = _build_engines(package, recipe, folder, samples, build, progress)
         if plain:
             compiled["plain_attention"] = ", ".join(plain)
         if recipe.strip:
@@ -91,9 +91,9 @@ def recipe_target(
     return Target(recipe.backend, 0.0, {}, specs, compiled=compiled)
 
 
-def _builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -> Build:
+def _make_builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -> Build:
     """Builds engines of a recipe's profiles, with its timing cache."""
-    from ee_export.builder.tensorrt_builder import Wanted, build_engine, cache_name
+    from ee_export.builder.tensorrt_builder import EngineRequest, build_engine, cache_name
 
     profiles = recipe.profiles(only_encoding(package.manifest, "a GPU's target").max_text_tokens)
     cache = None
@@ -103,12 +103,12 @@ def _builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -
 
     def build(graph: Path, spec: SegmentSpec, recipe: TargetRecipe) -> bytes:
         shapes = profile_shapes(spec.inputs, profiles, visual)
-        return build_engine(Wanted(graph, spec.inputs, shapes, recipe, cache))
+        return build_engine(EngineRequest(graph, spec.inputs, shapes, recipe, cache))
 
     return build
 
 
-def _engines(
+def _build_engines(
     package: Package,
     recipe: TargetRecipe,
     folder: Path,
@@ -158,7 +158,7 @@ def has_attention(graph: Path) -> bool:
     return any(node.op_type == "Attention" for node in onnx.load(graph, load_external_data=False).graph.node)
 
 
-def visual_tokens(chain: Chain) -> int:
+def count_visual_tokens(chain: Chain) -> int:
     """How many visual tokens stand after a page's text ones, V in L = T + V; 0 for a model without."""
     text = 3
     state = blank_page(chain.encoder.encoding, text)
@@ -171,7 +171,7 @@ def visual_tokens(chain: Chain) -> int:
     return 0
 
 
-def device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
+def measure_device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
     """The same costs with what segments take on the device, without the copies of :class:`HostSegment`."""
     times: dict[str, list[float]] = {name: [] for name in chain.exits}
     for tokens in costs.tokens:

@@ -28,7 +28,7 @@ certificate is asked, they tune."""
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ExitPredictions:
     """What every exit of a target says of some labelled pages.
 
     ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate; ``tokens``: of the text that each exit reads, ``[N]``;
@@ -40,9 +40,9 @@ class Observed:
     targets: np.ndarray
     digest: str
 
-    def __add__(self, other: "Observed") -> "Observed":
+    def __add__(self, other: "ExitPredictions") -> "ExitPredictions":
         """The pages of both, these first."""
-        return Observed(
+        return ExitPredictions(
             {name: np.concatenate([values, other.logits[name]]) for name, values in self.logits.items()},
             {name: np.concatenate([values, other.tokens[name]]) for name, values in self.tokens.items()},
             np.concatenate([self.targets, other.targets]),
@@ -51,10 +51,10 @@ class Observed:
 
 
 @overload
-def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]: ...
+def split_held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]: ...
 @overload
-def held_out(data: Data, seed: int) -> tuple[dict[str, Data], Split]: ...
-def held_out(data: Data, seed: int) -> tuple[Mapping[str, Data], Split]:
+def split_held_out(data: Data, seed: int) -> tuple[dict[str, Data], Split]: ...
+def split_held_out(data: Data, seed: int) -> tuple[Mapping[str, Data], Split]:
     """Keep pages for calibrating, tuning and certifying apart, by class; returns the parts and the record of it.
 
     The log gets a line, as a warning, if classes have no pages.
@@ -91,12 +91,12 @@ def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]:
     return [read_page(path, ocr) for path in data.paths]
 
 
-def encoded(chain: Chain, page: Page | Arrays) -> Arrays:
+def encode_page(chain: Chain, page: Page | Arrays) -> Arrays:
     """All inputs of one page; a row of arrays is that already."""
     return chain.encode([page]) if isinstance(page, Page) else page
 
 
-def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -> Observed:
+def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -> ExitPredictions:
     """Run all exits of a chain on every page, or on every row of arrays."""
     manifest = chain.package.manifest
     pages: Sequence[Page | Arrays] = read_pages(data, ocr)
@@ -106,33 +106,33 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -
     texts = dict(zip(chain.exits, texts_of(manifest), strict=True))
     for done, page in enumerate(pages):
         try:
-            arrays = encoded(chain, page)
+            arrays = encode_page(chain, page)
             for name, percent in reads.items():
                 tokens[name].append(tokens_read(without_prefix(texts[name], arrays), percent))
             made = chain.logits(arrays)
         except EeError:
             raise
         except Exception as error:
-            raise failure(_name(data, done), error) from error
+            raise failure(_name_page(data, done), error) from error
         for name, values in made.items():
             if not np.isfinite(values).all():
                 raise BadLogits(
-                    f"{_name(data, done)}: logits of '{name}' are not finite; the model or this page's inputs are damaged"
+                    f"{_name_page(data, done)}: logits of '{name}' are not finite; the model or this page's inputs are damaged"
                 )
             logits[name].append(values)
         progress(done + 1, len(pages))
     joined = {name: np.concatenate(values) for name, values in logits.items()}
     counted = {name: np.asarray(values) for name, values in tokens.items()}
-    return Observed(joined, counted, np.asarray(data.targets), data.digest())
+    return ExitPredictions(joined, counted, np.asarray(data.targets), data.digest())
 
 
-def _name(data: Data, at: int) -> str:
+def _name_page(data: Data, at: int) -> str:
     """A page's file, or an array's file and row, for messages."""
     return f"{data.root}: row {data.rows[at]}" if isinstance(data, ArrayData) else str(data.paths[at])
 
 
 def observe_each(
     chain: Chain, parts: Mapping[str, Data], ocr: Ocr | None, progress: Callable[[str, int, int], None]
-) -> dict[str, Observed]:
+) -> dict[str, ExitPredictions]:
     """:func:`observe` for named parts of the pages; ``progress`` is told the part's name, pages done and pages in all."""
     return {name: observe(chain, part, ocr, partial(progress, name)) for name, part in parts.items()}

@@ -25,7 +25,7 @@ HARDWARE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EngineRequest:
     """An engine to be built of a strongly typed graph.
 
     ``graph``: an ONNX file whose types say what is computed in what; its weights lie beside it. ``profiles``: the shapes that it
@@ -43,7 +43,7 @@ class Wanted:
         return self.graph.name
 
 
-def build_engine(wanted: Wanted) -> bytes:
+def build_engine(wanted: EngineRequest) -> bytes:
     """The engine, as its file's bytes.
 
     Raises:
@@ -59,7 +59,7 @@ def build_engine(wanted: Wanted) -> bytes:
 # Nested, so that all dies in the reverse of the order it was made in: the parser, which owns the weights, outlives the build.
 
 
-def _with_builder(wanted: Wanted) -> bytes:
+def _with_builder(wanted: EngineRequest) -> bytes:
     try:
         builder = trt.Builder(LOG)
     except TypeError:  # what pybind makes of a null pointer
@@ -67,28 +67,28 @@ def _with_builder(wanted: Wanted) -> bytes:
     return _with_network(builder, wanted)
 
 
-def _with_network(builder: trt.Builder, wanted: Wanted) -> bytes:
+def _with_network(builder: trt.Builder, wanted: EngineRequest) -> bytes:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     return _with_parser(builder, network, wanted)
 
 
-def _with_parser(builder: trt.Builder, network: trt.INetworkDefinition, wanted: Wanted) -> bytes:
+def _with_parser(builder: trt.Builder, network: trt.INetworkDefinition, wanted: EngineRequest) -> bytes:
     parser = trt.OnnxParser(network, LOG)
     # By path, so that it finds the weights beside the graph.
     if not parser.parse_from_file(str(wanted.graph)):
-        errors = [_said(parser.get_error(at)) for at in range(parser.num_errors)]
+        errors = [_format_error(parser.get_error(at)) for at in range(parser.num_errors)]
         raise DeviceError(
             f"{wanted.name}: TensorRT {trt.__version__} cannot parse it: {'; '.join(errors[:3]) or last_errors()}"
         )
-    return _built(builder, network, wanted)
+    return _build(builder, network, wanted)
 
 
-def _said(error: trt.ParserError) -> str:
+def _format_error(error: trt.ParserError) -> str:
     name, operator = error.node_name(), error.node_operator()
     return f"node '{name}' ({operator}): {error.desc()}" if operator else error.desc()
 
 
-def _built(builder: trt.Builder, network: trt.INetworkDefinition, wanted: Wanted) -> bytes:
+def _build(builder: trt.Builder, network: trt.INetworkDefinition, wanted: EngineRequest) -> bytes:
     config = builder.create_builder_config()
     _configure(config, wanted.recipe)
     for shapes in wanted.profiles:
@@ -122,7 +122,7 @@ def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
-def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, wanted: Wanted, shapes: Shapes) -> None:
+def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, wanted: EngineRequest, shapes: Shapes) -> None:
     profile = builder.create_optimization_profile()
     for tensor in wanted.inputs:
         least, best, most = shapes[tensor.name]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ee_export.builder.calibrate import METHODS, calibrated, weighted
-from ee_export.builder.predictions import Observed, held_out, observe_each
+from ee_export.builder.calibrate import METHODS, calibrate_target, fit_weights
+from ee_export.builder.predictions import ExitPredictions, observe_each, split_held_out
 from ee_export.data.dataset import read_for
 from ee_export.data.page import Ocr
 from ee_export.errors import BadRequest, require_known
@@ -61,10 +61,10 @@ accuracy lost from above, for pages made right do not pay for it), or an answer 
 labels)."""
 
 
-def scored(
+def score_predictions(
     manifest: Manifest,
     target: Target,
-    pages: Observed,
+    pages: ExitPredictions,
     ocr_ms: float | None,
     criterion: str = CRITERION,
     weights: Mapping[str, Sequence[float]] | None = None,
@@ -108,7 +108,7 @@ def scored(
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class TuningGoal:
     """What is asked of an operating point.
 
     ``criterion``: what decides. ``min_accuracy``: the lowest mean cost at this accuracy; ``max_cost_ms``: the highest accuracy
@@ -143,59 +143,61 @@ class Wish:
         return careful(pages, MARGIN, self.thresholds)
 
 
-def decisions(
-    manifest: Manifest, target: Target, point: OperatingPoint, pages: Observed
+def decide_exits(
+    manifest: Manifest, target: Target, point: OperatingPoint, pages: ExitPredictions
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where an operating point leaves and what it answers there: indices of exits and of labels, int64 ``[N]`` each."""
-    seen = scored(manifest, target, pages, None, point.criterion, point.weights, manifest.text_bands())
+    seen = score_predictions(manifest, target, pages, None, point.criterion, point.weights, manifest.text_bands())
     exits = evaluate(seen, [point.thresholds[name] for name in manifest.exits[:-1]]).exits
     return exits, seen.answers[exits, np.arange(len(exits))]
 
 
 POINT = "default"
-CERTIFIED = Wish(epsilon=0.03)
+CERTIFIED = TuningGoal(epsilon=0.03)
 """What a new target's operating point is asked, where there are pages enough to prove it; else to lose none of those there are."""
 
 
-def pages_needed() -> int:
+def count_pages_needed() -> int:
     """How many pages must be kept apart to certify a new target's operating point."""
     return certify.pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
 
 
-def uncertified(package: Package, target_name: str) -> str:
+def explain_uncertified(package: Package, target_name: str) -> str:
     """Why a new target's operating point is not certified; empty where it is."""
     split = package.manifest.split
     if split is None or package.target(target_name).operating_points[POINT].certificate is not None:
         return ""
     return (
         f"operating point '{POINT}' is not certified: {split.pages['certify']} pages were kept apart for that, and a risk "
-        f"of {CERTIFIED.epsilon:g} takes {pages_needed()}; it loses no right answer on the pages that tuned it"
+        f"of {CERTIFIED.epsilon:g} takes {count_pages_needed()}; it loses no right answer on the pages that tuned it"
     )
 
 
-def first(manifest: Manifest, target: Target, parts: Mapping[str, Observed], by: str = "build") -> Target:
-    """A new target calibrated, and tuned to the operating point that every package begins with; see :func:`tuned`.
+def initial_target(
+    manifest: Manifest, target: Target, parts: Mapping[str, ExitPredictions], by: str = "build"
+) -> Target:
+    """A new target calibrated, and tuned to the operating point that every package begins with; see :func:`tune_target`.
 
     ``by``: the command that makes the target.
     """
     mark = stamp(by)
-    target = calibrated(target, parts["calibrate"])
-    enough = len(parts["certify"].targets) >= pages_needed()
-    return _marked(tuned(manifest, target, parts, None, POINT, CERTIFIED if enough else Wish()), mark)
+    target = calibrate_target(target, parts["calibrate"])
+    enough = len(parts["certify"].targets) >= count_pages_needed()
+    return _stamp_points(tune_target(manifest, target, parts, None, POINT, CERTIFIED if enough else TuningGoal()), mark)
 
 
-def _marked(target: Target, mark: Stamp) -> Target:
+def _stamp_points(target: Target, mark: Stamp) -> Target:
     points = {name: replace(point, made=mark) for name, point in target.operating_points.items()}
     return replace(target, operating_points=points)
 
 
-def tuned(
+def tune_target(
     manifest: Manifest,
     target: Target,
-    parts: Mapping[str, Observed],
+    parts: Mapping[str, ExitPredictions],
     ocr_ms: float | None,
     point_name: str = POINT,
-    wish: Wish = Wish(),
+    wish: TuningGoal = TuningGoal(),
 ) -> Target:
     """The target with the operating points ``full`` and ``point_name``.
 
@@ -212,27 +214,29 @@ def tuned(
         BadData: the pages to certify on are too few for the ε asked; names how many are needed.
         BadRequest: no thresholds give what is wished.
     """
-    weights = weighted(manifest, target, wish.criterion, parts["calibrate"])
+    weights = fit_weights(manifest, target, wish.criterion, parts["calibrate"])
     both = parts["tune"] + parts["certify"]
 
-    def judged(pages: Observed, bands: Collection[int]) -> Scored:
-        return scored(manifest, target, pages, ocr_ms, wish.criterion, weights, bands)
+    def judged(pages: ExitPredictions, bands: Collection[int]) -> Scored:
+        return score_predictions(manifest, target, pages, ocr_ms, wish.criterion, weights, bands)
 
     choices = band_choices(manifest, wish.criterion)
     if wish.epsilon is None:
-        thresholds, bands = _chosen({bands: judged(both, bands) for bands in choices}, wish)
+        thresholds, bands = _choose_thresholds({bands: judged(both, bands) for bands in choices}, wish)
         certificate = None
     else:
         rest = parts["calibrate"] + parts["tune"]
         tuning = {bands: judged(rest, bands) for bands in choices}
         held = parts["certify"]
-        thresholds, bands, certificate = _certified(tuning, lambda bands: judged(held, bands), held.digest, wish)
+        thresholds, bands, certificate = _certify_thresholds(
+            tuning, lambda bands: judged(held, bands), held.digest, wish
+        )
     bars = dict(zip(manifest.exits, thresholds, strict=False))
     point = OperatingPoint(wish.criterion, bars, weights, certificate=certificate)
     full = OperatingPoint(CRITERION, dict.fromkeys(manifest.exits[:-1]))
     points = {
-        FULL: _measured(manifest, full, scored(manifest, target, both, ocr_ms), both.digest),
-        point_name: _measured(manifest, point, judged(both, bands), both.digest),
+        FULL: _measure_point(manifest, full, score_predictions(manifest, target, both, ocr_ms), both.digest),
+        point_name: _measure_point(manifest, point, judged(both, bands), both.digest),
     }
     return replace(target, operating_points=points)
 
@@ -240,7 +244,7 @@ def tuned(
 Bands = tuple[int, ...]
 
 
-def _chosen(tuning: Mapping[Bands, Scored], wish: Wish) -> tuple[list[Threshold], Bands]:
+def _choose_thresholds(tuning: Mapping[Bands, Scored], wish: TuningGoal) -> tuple[list[Threshold], Bands]:
     """The best thresholds by what the exits say where some bands are asked, and those bands."""
     found = []
     for bands, seen in tuning.items():
@@ -252,8 +256,8 @@ def _chosen(tuning: Mapping[Bands, Scored], wish: Wish) -> tuple[list[Threshold]
     return bars, bands
 
 
-def _certified(
-    tuning: Mapping[Bands, Scored], certifying: Callable[[Bands], Scored], digest: str, wish: Wish
+def _certify_thresholds(
+    tuning: Mapping[Bands, Scored], certifying: Callable[[Bands], Scored], digest: str, wish: TuningGoal
 ) -> tuple[list[Threshold], Bands, Certificate]:
     """The boldest thresholds whose risk is proven, the bands that they ask, and the proof.
 
@@ -288,7 +292,7 @@ def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
     return [found for size in sizes for found in itertools.combinations(bands, size)]
 
 
-def _measured(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: str) -> OperatingPoint:
+def _measure_point(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: str) -> OperatingPoint:
     """The point with what it did on the pages it was tuned on, and what they looked like."""
     outcome = evaluate(pages, [point.thresholds[name] for name in manifest.exits[:-1]])
     counts = np.bincount(outcome.exits, minlength=len(manifest.exits))
@@ -320,7 +324,7 @@ def refit(
     seed: int,
     ocr_ms: float | None,
     ocr: Ocr | None,
-    wish: Wish,
+    wish: TuningGoal,
     *,
     recalibrate: str | None,
     progress: Callable[[str, int, int], None],
@@ -346,30 +350,30 @@ def refit(
         parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
         others = target.operating_points
         if recalibrate is not None:
-            target, others = calibrated(target, parts["calibrate"], recalibrate), {}
-        target = _marked(tuned(package.manifest, target, parts, ocr_ms, point_name, wish), mark)
+            target, others = calibrate_target(target, parts["calibrate"], recalibrate), {}
+        target = _stamp_points(tune_target(package.manifest, target, parts, ocr_ms, point_name, wish), mark)
         after = replace(target, operating_points={**others, **target.operating_points})
         return _store(package, target_name, history.keep_history(before, after, mark), split)
 
 
-def frontier_of(
+def measure_frontier(
     package: Package,
     target_name: str,
     data: Path,
     seed: int,
     ocr_ms: float | None,
     ocr: Ocr | None,
-    wish: Wish,
+    wish: TuningGoal,
     progress: Callable[[str, int, int], None],
 ) -> list[Point]:
     """The frontier of measured cost and accuracy on the pages that do not calibrate; raises as :func:`refit`."""
     target = package.target(target_name)
     parts, _ = observe_parts(package, target_name, data, seed, ocr, replace(wish, epsilon=None), progress)
-    weights = weighted(package.manifest, target, wish.criterion, parts["calibrate"])
+    weights = fit_weights(package.manifest, target, wish.criterion, parts["calibrate"])
     pages = parts["tune"] + parts["certify"]
     points = []
     for bands in band_choices(package.manifest, wish.criterion):
-        points += frontier(scored(package.manifest, target, pages, ocr_ms, wish.criterion, weights, bands))
+        points += frontier(score_predictions(package.manifest, target, pages, ocr_ms, wish.criterion, weights, bands))
     return not_beaten(points)
 
 
@@ -379,11 +383,11 @@ def observe_parts(
     data: Path,
     seed: int,
     ocr: Ocr | None,
-    wish: Wish,
+    wish: TuningGoal,
     progress: Callable[[str, int, int], None],
-) -> tuple[dict[str, Observed], Split]:
+) -> tuple[dict[str, ExitPredictions], Split]:
     """Split held-out pages, and run a target of a package on them; too few to certify are refused before."""
-    parts, split = held_out(read_for(package.manifest, data), seed)
+    parts, split = split_held_out(read_for(package.manifest, data), seed)
     if wish.epsilon is not None:
         certify.require_pages(len(parts["certify"]), wish.epsilon, wish.delta, str(data))
     return observe_each(load_package(package, target_name, one_pool=True), parts, ocr, progress), split

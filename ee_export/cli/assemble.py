@@ -51,7 +51,7 @@ def assemble(
     SEGMENTS names a graph for each exit, or one whole graph and the tensors to cut it at, with a head for each cut that you have or that
     is trained here. Held-out pages in DATA calibrate and tune the package. See docs/your-graphs.md.
     """
-    from ee_export.builder.tune import uncertified
+    from ee_export.builder.tune import explain_uncertified
 
     with export_extra():
         from ee_export.builder import assemble as assembling
@@ -71,5 +71,5 @@ def assemble(
             report=partial(err.print, soft_wrap=True),
         )
     print_package(package, TARGET, None, as_json)
-    if remark := uncertified(package, TARGET):
+    if remark := explain_uncertified(package, TARGET):
         err.print(remark, style="yellow")

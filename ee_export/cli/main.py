@@ -734,10 +734,10 @@ def _rig() -> Any:
 
 def _present(package: Any, target: str, as_json: bool) -> None:
     """Show a new target, and say why it is not certified where it is not."""
-    from ee_export.builder.tune import uncertified
+    from ee_export.builder.tune import explain_uncertified
 
     print_package(package, target, None, as_json)
-    if remark := uncertified(package, target):
+    if remark := explain_uncertified(package, target):
         err.print(remark, style="yellow")
 
 
@@ -767,7 +767,7 @@ def _show_frontier(as_json: bool, **asked: Any) -> None:
 
     with export_extra(), progress_bars() as show:
         package = open_package(asked["package"])
-        points = fit.frontier_of(
+        points = fit.measure_frontier(
             package, asked["target"], asked["data"], asked["seed"], asked["ocr_ms"], _engine(), _wish(asked), show
         )
     table = Table("mean ms", "accuracy", *package.manifest.exits[:-1])
@@ -778,10 +778,10 @@ def _show_frontier(as_json: bool, **asked: Any) -> None:
 
 
 def _wish(asked: dict[str, Any]) -> Any:
-    from ee_export.builder.tune import Wish
+    from ee_export.builder.tune import TuningGoal
 
     if asked["on_average"]:
         if asked["epsilon"] is None:
             raise BadRequest("--on-average says what --epsilon certifies; name a share of pages with --epsilon")
         asked["delta"] = None
-    return Wish(**{name: asked[name] for name in Wish.__dataclass_fields__})
+    return TuningGoal(**{name: asked[name] for name in TuningGoal.__dataclass_fields__})

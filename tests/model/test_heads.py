@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ee_export.builder.build import build
-from ee_export.builder.tune import Wish, refit
+from ee_export.builder.tune import TuningGoal, refit
 from ee_export.data.page import read_page
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
@@ -59,7 +59,7 @@ def test_a_page_leaves_by_what_the_gate_says(gated: tuple[Path, Package], pages_
         0,
         None,
         None,
-        Wish("gate", max_cost_ms=1e9),
+        TuningGoal("gate", max_cost_ms=1e9),
         recalibrate="temperature",
         progress=lambda stage, done, total: None,
     )
@@ -96,7 +96,7 @@ def test_the_gate_criterion_needs_gates(tiny_package: Package, pages_folder: Pat
             0,
             None,
             None,
-            Wish("gate"),
+            TuningGoal("gate"),
             recalibrate=None,
             progress=lambda stage, done, total: None,
         )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ee_export.builder.tune import Wish, refit
+from ee_export.builder.tune import TuningGoal, refit
 from ee_export.cli.main import cli
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package import history
@@ -140,7 +140,7 @@ def run(*arguments: object) -> Result:
 def tuned(sample: Path, pages_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample, calibrated and then tuned on drawn pages."""
     copy = Path(shutil.copytree(sample, tmp_path_factory.mktemp("history") / "copy.ee"))
-    for method, wish in (("none", Wish()), (None, Wish(criterion="max_probability"))):
+    for method, wish in (("none", TuningGoal()), (None, TuningGoal(criterion="max_probability"))):
         refit(
             open_package(copy),
             TARGET,

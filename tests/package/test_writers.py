@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from attacks.kill import attack, faults
-from ee_export.builder.tune import Wish, refit
+from ee_export.builder.tune import TuningGoal, refit
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package.atomic import lock_file
 from ee_export.package.store import open_package, rewrite_package
@@ -45,11 +45,11 @@ def test_who_tunes_waits_for_the_lock_and_begins_with_what_its_holder_left(copy:
     script = """
 import sys
 from pathlib import Path
-from ee_export.builder.tune import Wish, refit
+from ee_export.builder.tune import TuningGoal, refit
 from ee_export.package.store import open_package
 package = open_package(Path(sys.argv[1]))
 print("opened", flush=True)
-refit(package, "cpu-fp32", Path(sys.argv[2]), "mine", 0, None, None, Wish(), recalibrate=None,
+refit(package, "cpu-fp32", Path(sys.argv[2]), "mine", 0, None, None, TuningGoal(), recalibrate=None,
       progress=lambda stage, done, total: print(stage, flush=True))
 """
     with lock_file(copy, pytest.fail):
@@ -85,7 +85,7 @@ def test_a_name_that_no_package_can_hold_is_refused_before_any_work(copy: Path, 
             0,
             None,
             None,
-            Wish(),
+            TuningGoal(),
             recalibrate=None,
             progress=print,
         )

@@ -14,7 +14,7 @@ from PIL import Image
 
 import ee_export
 from ee_export.builder import build
-from ee_export.builder.predictions import held_out
+from ee_export.builder.predictions import split_held_out
 from ee_export.cli.main import cli
 from ee_export.data.dataset import read_arrays, read_for
 from ee_export.data.encode import Arrays
@@ -74,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, package: Package, data: P
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(package.read(name))
         chain = load_package(seal(staging, package.manifest))
-        parts, split = held_out(read_for(package.manifest, data), 0)
+        parts, split = split_held_out(read_for(package.manifest, data), 0)
         arguments: dict[str, Any] = {"ocr": None, "ocr_ms": None, "progress": lambda *_: None}
         build.complete(chain, package.target("cpu-fp32"), parts, split, Origin(), staging, **arguments)
     return out

@@ -210,7 +210,7 @@ def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
     package = banded[1]
     target = package.target("cpu-fp32")
     parts, _ = tune.observe_parts(
-        package, "cpu-fp32", pages_folder, 0, None, tune.Wish(), lambda stage, done, total: None
+        package, "cpu-fp32", pages_folder, 0, None, tune.TuningGoal(), lambda stage, done, total: None
     )
     for seen in parts.values():
         for name in ("text.25", "final"):  # both exits know every label, the others nothing
@@ -218,13 +218,13 @@ def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
         for name in ("vision", "text.60", "text", "encoder.2"):
             seen.logits[name][:] = 0
     seen = parts["tune"] + parts["certify"]
-    found = tune.tuned(package.manifest, target, parts, 1000.0, "default", tune.Wish(min_accuracy=1.0))
+    found = tune.tune_target(package.manifest, target, parts, 1000.0, "default", tune.TuningGoal(min_accuracy=1.0))
     point = found.operating_points["default"]
     assert {name for name, bar in point.thresholds.items() if bar is not None} == {"text.25"}
     assert point.measured["exit_rate.text.25"] == 1
     assert point.measured["mean_cost_ms"] < 400 < found.operating_points["full"].measured["mean_cost_ms"]
     bars = [point.thresholds[name] for name in EXITS]
-    both = tune.scored(package.manifest, target, seen, 1000.0, bands=(25, 60))
+    both = tune.score_predictions(package.manifest, target, seen, 1000.0, bands=(25, 60))
     assert evaluate(both, bars).mean_cost_ms == pytest.approx(point.measured["mean_cost_ms"], rel=0.01)
-    none = tune.scored(package.manifest, target, seen, 1000.0)
+    none = tune.score_predictions(package.manifest, target, seen, 1000.0)
     assert evaluate(none, bars).mean_cost_ms > 1000
