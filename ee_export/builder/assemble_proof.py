@@ -43,7 +43,7 @@ def make_golden_pages(made: Assembly, probe: Probe, inputs: PackageInputs) -> li
             arrays |= {key: values for key, values in with_prefix(name, page).items() if key in inputs.sources}
     largest = max(inputs.encodings.values(), key=lambda encoding: encoding.image_size)
     file, words = golden_page.draw(inputs.sources, largest)
-    drawn = inputs.encode([golden_page.page_of(file, words, "golden page")])
+    drawn = inputs.encode([golden_page.read_golden_page(file, words, "golden page")])
     return [
         *(golden.GoldenPage(arrays, made.reference(arrays)) for arrays in synthetic),
         golden.GoldenPage(drawn, made.reference(drawn), file=file, words=words),

@@ -321,5 +321,5 @@ def golden_inputs(model: PartedModel, folder: Path | None) -> list[Arrays]:
 def _golden_page(model: PartedModel, encoder: Encoder) -> golden.GoldenPage:
     sources = model.sources()
     file, words = golden_page.draw(sources, encoder.encoding)
-    arrays = encode_pages([golden_page.page_of(file, words, "golden page")], encoder, sources)
+    arrays = encode_pages([golden_page.read_golden_page(file, words, "golden page")], encoder, sources)
     return golden.GoldenPage(arrays, model.logits(arrays), file=file, words=words)

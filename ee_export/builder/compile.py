@@ -19,7 +19,7 @@ from ee_export.builder import tune
 from ee_export.builder.costs import machine_name, measure
 from ee_export.builder.gpu_target import build_recipe_target, measure_device_costs
 from ee_export.builder.predictions import ExitPredictions, encode_page, observe_each, read_pages, split_held_out
-from ee_export.data.dataset import Data, read_for
+from ee_export.data.dataset import Data, read_package_data
 from ee_export.data.encode import Arrays
 from ee_export.data.page import Ocr
 from ee_export.errors import BadRequest, require_known
@@ -143,7 +143,7 @@ def _encode_samples(recipe: TargetRecipe, before: Chain, data: Path, ocr: Ocr | 
     """Encoded pages that give activations their range, for a recipe that wants them."""
     if recipe.precision != "int8":
         return []
-    parts, _ = split_held_out(read_for(before.package.manifest, data), seed)
+    parts, _ = split_held_out(read_package_data(before.package.manifest, data), seed)
     return [encode_page(before, page) for page in read_pages(parts["calibrate"], ocr)[: recipe.int8.pages]]
 
 
@@ -159,7 +159,7 @@ def _compile(
     progress: Progress,
 ) -> Package:
     source = package.target(SOURCE)
-    parts, split = split_held_out(read_for(package.manifest, data), seed)
+    parts, split = split_held_out(read_package_data(package.manifest, data), seed)
     before = load_package(package, SOURCE, one_pool=True)
     wanted = observe_each(before, parts, ocr, partial(_report_part, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:

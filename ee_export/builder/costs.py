@@ -79,7 +79,7 @@ def measure_ocr(pages: Sequence[Page], bands: Sequence[int]) -> tuple[float | No
     for page in pages:
         if page.ocr is None:
             continue
-        image = page.decoded()
+        image = page.decode()
         times = []
         for cuts in ([100], [*bands, 100]):
             started = time.perf_counter()
@@ -99,7 +99,7 @@ def _encoding_ms(chain: Chain, name: str, pages: Sequence[Page]) -> tuple[float,
     image_times, text_times = [], []
     sources = chain.package.manifest.inputs_of(name).values()
     for page in pages:
-        encoder = chain.encoder.named(name)
+        encoder = chain.encoder.by_name(name)
         if "image" in sources:
             started = time.perf_counter()
             image, _ = encoder.open(page)

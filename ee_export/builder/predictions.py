@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 
 from ee_export.data.dataset import ArrayData, Data, Dataset, stratified_split
-from ee_export.data.encode import Arrays, tokens_read
+from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.data.inputs import without_prefix
 from ee_export.data.page import Ocr, Page, read_page
 from ee_export.errors import BadData, BadLogits, EeError, printable, shorten
@@ -108,7 +108,7 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -
         try:
             arrays = encode_page(chain, page)
             for name, percent in reads.items():
-                tokens[name].append(tokens_read(without_prefix(texts[name], arrays), percent))
+                tokens[name].append(count_tokens_read(without_prefix(texts[name], arrays), percent))
             made = chain.logits(arrays)
         except EeError:
             raise

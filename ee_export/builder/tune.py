@@ -9,7 +9,7 @@ import numpy as np
 
 from ee_export.builder.calibrate import METHODS, calibrate_target, fit_weights
 from ee_export.builder.predictions import ExitPredictions, observe_each, split_held_out
-from ee_export.data.dataset import read_for
+from ee_export.data.dataset import read_package_data
 from ee_export.data.page import Ocr
 from ee_export.errors import BadRequest, require_known
 from ee_export.package import history
@@ -387,7 +387,7 @@ def observe_parts(
     progress: Callable[[str, int, int], None],
 ) -> tuple[dict[str, ExitPredictions], Split]:
     """Split held-out pages, and run a target of a package on them; too few to certify are refused before."""
-    parts, split = split_held_out(read_for(package.manifest, data), seed)
+    parts, split = split_held_out(read_package_data(package.manifest, data), seed)
     if wish.epsilon is not None:
         certify.require_pages(len(parts["certify"]), wish.epsilon, wish.delta, str(data))
     return observe_each(load_package(package, target_name, one_pool=True), parts, ocr, progress), split

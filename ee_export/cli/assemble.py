@@ -7,7 +7,7 @@ import click
 
 from ee_export.cli.console import err, export_extra, json_option, progress_bars
 from ee_export.cli.tables import print_package
-from ee_export.data.ocr import installed, tesseract
+from ee_export.data.ocr import is_installed, tesseract
 
 _PATH = click.Path(path_type=Path)
 
@@ -64,7 +64,7 @@ def assemble(
             data=data,
             train_data=train_data,
             training=HeadTraining(epochs=epochs, learning_rate=learning_rate, seed=seed),
-            ocr=tesseract() if installed() else None,
+            ocr=tesseract() if is_installed() else None,
             ocr_ms=ocr_ms,
             overwrite=force,
             progress=show,

@@ -41,7 +41,7 @@ from ee_export.cli.tables import (
 from ee_export.data.encode import Arrays
 from ee_export.data.find import Skipped, find_pages
 from ee_export.data.limits import DEFAULT_LIMITS, Limits
-from ee_export.data.ocr import installed, tesseract
+from ee_export.data.ocr import is_installed, tesseract
 from ee_export.data.page import Ocr, Page, read_page
 from ee_export.errors import BadRequest, EeError, one_line
 from ee_export.runtime.answer import Answer
@@ -722,7 +722,7 @@ def _rows(chain: "Chain", paths: Sequence[Path]) -> Iterator[tuple[str, Arrays]]
 
 
 def _engine() -> Ocr | None:
-    return tesseract() if installed() else None
+    return tesseract() if is_installed() else None
 
 
 def _rig() -> Any:

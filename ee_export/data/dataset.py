@@ -130,7 +130,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: s
         if is_clutter(path.name):
             continue
         if path.is_dir():
-            folders.setdefault(_label(path), []).append(path)
+            folders.setdefault(_label_of(path), []).append(path)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             skipped.add("{} image outside the class folders", "{} images outside the class folders")
     if len(folders) < 2:
@@ -158,7 +158,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: s
     return Dataset(root, names, tuple(paths), tuple(targets))
 
 
-def _label(folder: Path) -> str:
+def _label_of(folder: Path) -> str:
     """A class folder's name in its composed form."""
     try:
         folder.name.encode()
@@ -188,7 +188,7 @@ def join(datasets: list[Dataset]) -> Dataset:
     )
 
 
-def read_for(manifest: Manifest, path: Path) -> Data:
+def read_package_data(manifest: Manifest, path: Path) -> Data:
     """The labelled data of a package: a folder of pages, or an .npz file for a package of arrays; see :func:`read_arrays`.
 
     Raises:

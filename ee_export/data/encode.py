@@ -8,19 +8,19 @@ from tokenizers import Tokenizer
 
 from ee_export.data.cut import Cutter
 from ee_export.data.page import Boxes, Page, Words, require_known_boxes
-from ee_export.data.resize import Square, resized
+from ee_export.data.resize import Square, resize_to_square
 from ee_export.package.encoding import Encoding
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
 
 
-def within(box: Sequence[float], percent: float) -> bool:
+def is_within(box: Sequence[float], percent: float) -> bool:
     """Whether a box has its middle in the top ``percent`` of a page."""
     return box[1] + box[3] < 20 * percent
 
 
-def tokens_read(text: Arrays | None, percent: int) -> int:
+def count_tokens_read(text: Arrays | None, percent: int) -> int:
     """Tokens of an encoded text ``[1, T]`` that an exit reads of the top ``percent`` of the page, 0 for 0.
 
     Without boxes all tokens count.
@@ -87,13 +87,13 @@ class Encoder:
         self._levels = (levels - mean) / std
         self._alike = bool((self._levels == self._levels[:1]).all())
 
-    def named(self, name: str) -> "Encoder":
+    def by_name(self, name: str) -> "Encoder":
         """The encoder of a further encoding; this one for ``""``."""
         return self.further[name] if name else self
 
     def open(self, page: Page) -> tuple[Image.Image, bool]:
         """A page's picture, of a JPEG file no larger than :meth:`pixels` needs, and whether that is the whole of it."""
-        return page.reduced(self._square)
+        return page.decode_reduced(self._square)
 
     def contents(self, page: Page, inputs: Mapping[str, str]) -> tuple[Image.Image, Words, Boxes]:
         """What a model with such inputs reads of a page, all of it now: of an image that it does not read, one pixel; of text, none.
@@ -120,7 +120,7 @@ class Encoder:
         """
         square = self._square
         picture = image if image.mode == square.mode else image.convert(square.mode)
-        pixels = np.asarray(resized(picture, square))
+        pixels = np.asarray(resize_to_square(picture, square))
         if pixels.ndim == 2:
             return pixels[None]
         channels = pixels.transpose(2, 0, 1)

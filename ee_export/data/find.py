@@ -67,16 +67,16 @@ def find_pages(path: Path, skipped: Skipped, *, words_alone: bool) -> Iterator[P
         if not is_folder:
             yield path
             continue
-        pages, folders = _listed(path, skipped, words_alone=words_alone)
+        pages, folders = _list_entries(path, skipped, words_alone=words_alone)
         names = sorted({*pages, *folders}, reverse=True)
         stack += [(path / name, name in folders) for name in names]
 
 
 def pages_in(folder: Path, skipped: Skipped) -> list[Path]:
     """The pages directly in a class folder, sorted: its images, or its ``.json`` files where it has no images."""
-    pages, folders = _listed(folder, Skipped(), words_alone=True)
+    pages, folders = _list_entries(folder, Skipped(), words_alone=True)
     has_images = any(not name.lower().endswith(WORDS_SUFFIX) for name in pages)
-    pages, _ = _listed(folder, skipped, words_alone=not has_images)
+    pages, _ = _list_entries(folder, skipped, words_alone=not has_images)
     for _ in folders:
         skipped.add("{} folder in a class folder", "{} folders in class folders")
     return [folder / name for name in sorted(pages)]
@@ -93,7 +93,7 @@ def is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def _listed(folder: Path, skipped: Skipped, *, words_alone: bool) -> tuple[set[str], set[str]]:
+def _list_entries(folder: Path, skipped: Skipped, *, words_alone: bool) -> tuple[set[str], set[str]]:
     """Names of the pages and of the folders in a folder."""
     pages: set[str] = set()
     folders: set[str] = set()
@@ -109,7 +109,7 @@ def _listed(folder: Path, skipped: Skipped, *, words_alone: bool) -> tuple[set[s
         stem, suffix = os.path.splitext(name)
         if is_clutter(name):
             continue
-        kind = _kind(entry)
+        kind = _kind_of(entry)
         if kind == "folder":
             folders.add(name)
         elif kind == "link":
@@ -135,7 +135,7 @@ def _listed(folder: Path, skipped: Skipped, *, words_alone: bool) -> tuple[set[s
     return pages, folders
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
+def _kind_of(entry: os.DirEntry[str]) -> str:
     try:
         if entry.is_dir():
             return "link" if entry.is_symlink() else "folder"

@@ -67,7 +67,7 @@ def draw(inputs: Mapping[str, str], encoding: Encoding) -> tuple[bytes | None, b
     )
 
 
-def page_of(file: bytes | None, words: bytes | None, name: str) -> Page:
+def read_golden_page(file: bytes | None, words: bytes | None, name: str) -> Page:
     """The page that a package holds.
 
     Raises:
@@ -87,15 +87,15 @@ def require_same_encoding(page: Page, stored: Arrays, encoder: Encoder, inputs: 
         if arrays[name].shape == stored[name].shape and (arrays[name] == stored[name]).all():
             continue
         if inputs[name] == "image":
-            own = encoder.named(split_input(name, encoder.further)[0])
-            raise NotEqual(f"{page.name}: {_unlike_pixels(arrays[name], stored[name], own)}")
+            own = encoder.by_name(split_input(name, encoder.further)[0])
+            raise NotEqual(f"{page.name}: {_describe_pixel_difference(arrays[name], stored[name], own)}")
         raise NotEqual(
             f"{page.name}: {name} differs from the stored one: the words are cut into other tokens by tokenizers "
             f"{tokenizers.__version__}; install the version that the package was built with, or rebuild it with `ee-export build`"
         )
 
 
-def _unlike_pixels(pixels: np.ndarray, stored: np.ndarray, encoder: Encoder) -> str:
+def _describe_pixel_difference(pixels: np.ndarray, stored: np.ndarray, encoder: Encoder) -> str:
     order = encoder.encoding.resize
     if pixels.shape != stored.shape:
         return f"pixel_values have the shape {list(pixels.shape)}, stored are {list(stored.shape)}"

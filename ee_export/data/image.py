@@ -17,7 +17,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ee_export.data.levels import Stored, how_stored, understood
+from ee_export.data.levels import StoredFormat, read_stored_format, to_picture
 from ee_export.data.limits import DEFAULT_LIMITS, Limits
 from ee_export.data.resize import Square
 from ee_export.errors import BadPage, printable, shorten
@@ -126,11 +126,11 @@ def decode_image(
     try:
         with _quiet():
             if isinstance(source, Image.Image):
-                return understood(source, _load(source, name, limits, square), name, square)
+                return to_picture(source, _load(source, name, limits, square), name, square)
             if isinstance(source, np.ndarray):
                 _check_size(source.shape[1::-1], name, limits)
                 array = _from_array(source, name)
-                return understood(array, _load(array, name, limits, square), name, square)
+                return to_picture(array, _load(array, name, limits, square), name, square)
             if isinstance(source, bytes | bytearray | memoryview):
                 return _decode_file(io.BytesIO(source), name, limits, square)
             if isinstance(source, str | Path):
@@ -187,13 +187,13 @@ def _decode_file(file: IO[bytes], name: str, limits: Limits, square: Square | No
     _check_tiles(opened, name, limits)
     full = opened.mode, opened.size
     with opened:
-        if square is not None and (kept := square.drafted()) is not None:
+        if square is not None and (kept := square.draft_size()) is not None:
             opened.draft(square.mode, kept)
         whole = (opened.mode, opened.size) == full
         stored = _load(opened, name, limits, square)
         turn = _UPRIGHT.get(_orientation(opened))
         # A resize before the turn would run its passes along the other axes.
-        picture, all_pixels = understood(opened, stored, name, square if turn is None else None)
+        picture, all_pixels = to_picture(opened, stored, name, square if turn is None else None)
     del opened  # before a second large image is made
     picture.format = None  # else an OCR engine may compress it once more
     return (picture if turn is None else picture.transpose(turn)), whole and all_pixels
@@ -215,10 +215,10 @@ def _open_format(file: IO[bytes], kind: str) -> ImageFile.ImageFile:
     return opened
 
 
-def _load(image: Image.Image, name: str, limits: Limits, square: Square | None) -> Stored:
+def _load(image: Image.Image, name: str, limits: Limits, square: Square | None) -> StoredFormat:
     """Decode the pixels of an image that fits; how the file states them."""
     _check_size(image.size, name, limits)
-    stored = how_stored(image)
+    stored = read_stored_format(image)
     image.load()
     _check_size(image.size, name, limits)  # the pixels may be more than the header states
     if square is not None:

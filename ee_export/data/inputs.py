@@ -40,7 +40,7 @@ class ArrayCheck:
                 )
             if array.dtype != dtype:
                 raise BadRequest(
-                    f"input '{spec.name}': {_described(array)}, expected {format_spec(spec)}; convert it with .astype(numpy.{dtype})"
+                    f"input '{spec.name}': {_describe(array)}, expected {format_spec(spec)}; convert it with .astype(numpy.{dtype})"
                 )
             fits = array.ndim == len(spec.shape)
             for size, axis in zip(array.shape, spec.shape, strict=False):
@@ -51,12 +51,12 @@ class ArrayCheck:
                 bound = f" with T at most {longest}" if longest and "T" in spec.shape else ""
                 known_sizes = {axis: size for (name, axis), size in sizes.items() if axis == "B" or name == front}
                 raise BadRequest(
-                    f"input '{spec.name}': {_described(array)}, expected {format_spec(spec, known_sizes)}{bound}; give all inputs of the same "
+                    f"input '{spec.name}': {_describe(array)}, expected {format_spec(spec, known_sizes)}{bound}; give all inputs of the same "
                     "pages, one row a page"
                 )
 
 
-def _described(array: np.ndarray) -> str:
+def _describe(array: np.ndarray) -> str:
     return printable(shorten(f"{array.dtype} {list(array.shape)}", 100))
 
 
@@ -78,7 +78,7 @@ def encode_pages(pages: Sequence[Page], encoder: Encoder, inputs: Mapping[str, s
     contents = [encoder.contents(page, known) for page in pages]
     made: Arrays = {}
     for front, read in own.items():
-        named = encoder.named(front)
+        named = encoder.by_name(front)
         if "pixel_values" in read:
             images = [named.open(page)[0] for page in pages] if front else [image for image, _, _ in contents]
             made |= with_prefix(front, named.images(images))

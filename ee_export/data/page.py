@@ -67,7 +67,7 @@ class Page:
         elif (self.words is None) != (self.boxes is None):
             raise BadPage(f"{self.name}: words and boxes go together; one of them is missing")
 
-    def decoded(self) -> Image.Image:
+    def decode(self) -> Image.Image:
         """The page's picture: 8 bits, mode ``L`` or ``RGB``, a file's turned upright; see :func:`~ee_export.data.image.decode_image`.
 
         Raises:
@@ -75,10 +75,10 @@ class Page:
         """
         return decode_image(self._source(), self.name, self.limits)[0]
 
-    def reduced(self, square: Square) -> tuple[Image.Image, bool]:
+    def decode_reduced(self, square: Square) -> tuple[Image.Image, bool]:
         """The page's picture for a reader that makes a ``square`` of it anyway, and whether it has all pixels and colours.
 
-        See :func:`~ee_export.data.image.decode_image`. Raises as :meth:`decoded`.
+        See :func:`~ee_export.data.image.decode_image`. Raises as :meth:`decode`.
         """
         return decode_image(self._source(), self.name, self.limits, square)
 
@@ -102,7 +102,7 @@ class Page:
                 f"{self.name}: the page's text is needed, and there are neither words nor an OCR engine; put words and "
                 "boxes in a .json beside the image, or install tesseract-ocr"
             )
-        return self.read(self.decoded() if image is None else image)
+        return self.read(self.decode() if image is None else image)
 
     def read(self, image: Image.Image) -> tuple[Words, Boxes]:
         """Run the OCR engine on the page's image, or on a strip of it.

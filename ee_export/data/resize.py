@@ -17,7 +17,7 @@ OWN_ORDER = _OWN_ORDERS.get(".".join(PIL.__version__.split(".")[:2]))
 """The order of the installed Pillow, whose single call is the fastest way to it; None for a version that was not compared."""
 
 _STRIP = 1 << 20
-"""Pixels that :func:`resized_in_strips` converts at a time, about."""
+"""Pixels that :func:`resize_in_strips` converts at a time, about."""
 _MOST_PIXELS = 1 << 26
 """Pixels of the largest page that is resized in proportion. A page of 1 x 10,000 would else become one of 224 x 2,240,000."""
 
@@ -53,7 +53,7 @@ class Square:
             case _:
                 return size
 
-    def drafted(self) -> Size | None:
+    def draft_size(self) -> Size | None:
         """Width and height that a JPEG file keeps at least if it is decoded at a smaller scale; None if it is not to be."""
         if not self.draft or self.resize_to == () or (self.resize_to is not None and not self.center_crop):
             return None  # the size of the file decides about the page
@@ -84,7 +84,7 @@ def shorter_side(size: Size, edge: int) -> Size:
     return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
 
 
-def resized(image: Image.Image, square: Square, name: str = "page") -> Image.Image:
+def resize_to_square(image: Image.Image, square: Square, name: str = "page") -> Image.Image:
     """A picture resized, with antialiasing, and cropped to ``side`` x ``side`` pixels, in its mode, ``L`` or ``RGB``.
 
     Pillow resizes in two passes and rounds to 8 bits between them, so that their order decides about a grey level here and
@@ -99,20 +99,20 @@ def resized(image: Image.Image, square: Square, name: str = "page") -> Image.Ima
         BadPage: the picture does not become ``side`` x ``side`` pixels.
     """
     square.require_fitting(image.size, name)
-    picture = _resized(image, square.resized_size(image.size), square)
+    picture = _resize(image, square.resized_size(image.size), square)
     if not square.center_crop:
         return picture
     left, top = (picture.width - square.side) // 2, (picture.height - square.side) // 2
     return picture.crop((left, top, left + square.side, top + square.side))  # 0 where the picture is smaller
 
 
-def _resized(image: Image.Image, size: Size, square: Square) -> Image.Image:
+def _resize(image: Image.Image, size: Size, square: Square) -> Image.Image:
     if image.size == size:
         return image
     resample = FILTERS[square.resample]
     if square.order == OWN_ORDER or resample == Image.Resampling.NEAREST:
         return image.resize(size, resample)
-    between = _between(image.size, size, _columns_first(image.size, size, square.order))
+    between = _between_size(image.size, size, _columns_first(image.size, size, square.order))
     return image.resize(between, resample).resize(size, resample)
 
 
@@ -123,13 +123,13 @@ def _columns_first(old: Size, new: Size, order: str) -> bool:
     return height > new[1] and height - new[1] > 2 * (width - new[0])
 
 
-def _between(old: Size, new: Size, columns_first: bool) -> Size:
+def _between_size(old: Size, new: Size, columns_first: bool) -> Size:
     """Width and height between the two passes."""
     return (old[0], new[1]) if columns_first else (new[0], old[1])
 
 
-def resized_in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], square: Square) -> Image.Image:
-    """As :func:`resized` of the converted image, without the crop, pixel by pixel, and never all of the converted image in memory.
+def resize_in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], square: Square) -> Image.Image:
+    """As :func:`resize_to_square` of the converted image, without the crop, pixel by pixel, and never all of the converted image in memory.
 
     A pass along one axis reads each row, or each column, by itself. The strips run along that axis.
     """
@@ -137,7 +137,7 @@ def resized_in_strips(image: Image.Image, convert: Callable[[Image.Image], Image
     resample = FILTERS[square.resample]
     columns_first = _columns_first(image.size, new, square.order)
     length, across = (width, height) if columns_first else (height, width)
-    between = Image.new(square.mode, _between(image.size, new, columns_first))
+    between = Image.new(square.mode, _between_size(image.size, new, columns_first))
     step = max(1, _STRIP // across)
     for at in range(0, length, step):
         end = min(length, at + step)

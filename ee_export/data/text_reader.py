@@ -33,7 +33,7 @@ class TextReader:
     @property
     def _image(self) -> Image.Image:
         if self._decoded is None:
-            self._decoded = self.page.decoded()
+            self._decoded = self.page.decode()
         return self._decoded
 
     @property

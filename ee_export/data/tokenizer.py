@@ -94,11 +94,11 @@ def read_tokenizer(data: bytes, where: str, error: type[EeError], remedy: str) -
     except ValueError as reason:
         raise error(f"{where}: not valid JSON ({reason}); {remedy}") from None
     try:
-        return _built(content)
+        return _build(content)
     except ValueError as reason:
         raise error(f"{where}: {reason}; {remedy}") from None
     except BaseException as reason:
-        raise _refused(reason, where, error, remedy) from None
+        raise _make_error(reason, where, error, remedy) from None
 
 
 def read_whole_tokenizer(data: bytes, where: str, error: type[EeError], remedy: str) -> Tokenizer:
@@ -107,7 +107,7 @@ def read_whole_tokenizer(data: bytes, where: str, error: type[EeError], remedy: 
     try:
         tokenizer = Tokenizer.from_buffer(data)
     except BaseException as reason:
-        raise _refused(reason, where, error, remedy) from None
+        raise _make_error(reason, where, error, remedy) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -120,22 +120,22 @@ def require_rows(tokenizer: Tokenizer, rows: int, where: str, error: type[EeErro
         raise error(f"{where}: the tokenizer has {count} tokens, the model rows for {rows}; {remedy}")
 
 
-def _refused(reason: BaseException, where: str, error: type[EeError], remedy: str) -> BaseException:
+def _make_error(reason: BaseException, where: str, error: type[EeError], remedy: str) -> BaseException:
     """The error for what tokenizers raised: exceptions without a class, and panics, which are no ``Exception``."""
     if is_fault(reason):
         return error(f"{where}: not a tokenizer ({printable(shorten(reason))}); {remedy}")
     return reason
 
 
-def _built(content: Any) -> Tokenizer:
+def _build(content: Any) -> Tokenizer:
     require_object("the top", content, {"model", "added_tokens", "normalizer", "pre_tokenizer", *_IGNORED}, {"model"})
     added = content.get("added_tokens") or []
     _check_added(added)
-    tokenizer = Tokenizer(_model(content["model"]))
+    tokenizer = Tokenizer(_build_model(content["model"]))
     if (normalizer := content.get("normalizer")) is not None:
-        tokenizer.normalizer = tokenizer_parts.normalizer("normalizer", normalizer)
+        tokenizer.normalizer = tokenizer_parts.build_normalizer("normalizer", normalizer)
     if (cutter := content.get("pre_tokenizer")) is not None:
-        tokenizer.pre_tokenizer = tokenizer_parts.pre_tokenizer("pre_tokenizer", cutter)
+        tokenizer.pre_tokenizer = tokenizer_parts.build_pre_tokenizer("pre_tokenizer", cutter)
     # In the file's order, which gives the ids; each way of adding sets the flag `special` itself.
     for special, tokens in groupby(added, key=itemgetter("special")):
         add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
@@ -148,7 +148,7 @@ def _built(content: Any) -> Tokenizer:
     return tokenizer
 
 
-def _model(content: Any) -> Any:
+def _build_model(content: Any) -> Any:
     common = {"type", "vocab", "unk_token", "continuing_subword_prefix"}
     known = {
         "BPE": {*common, *_FIXED, "merges", "fuse_unk", "ignore_merges"},
@@ -159,14 +159,14 @@ def _model(content: Any) -> Any:
     require(isinstance(kind, str) and kind in known, "model.type", kind, " or ".join(known))
     require_object("model", content, known[str(kind)], {"vocab"})
     if kind == "Unigram":
-        return _unigram(content)
-    vocab, unknown = _vocab(content["vocab"]), content.get("unk_token")
+        return _build_unigram(content)
+    vocab, unknown = _read_vocab(content["vocab"]), content.get("unk_token")
     if unknown is not None or kind == "WordPiece":
         require(isinstance(unknown, str) and unknown in vocab, "model.unk_token", unknown, "a piece of the vocabulary")
-    return _word_piece(content, vocab) if kind == "WordPiece" else _bpe(content, vocab)
+    return _build_word_piece(content, vocab) if kind == "WordPiece" else _build_bpe(content, vocab)
 
 
-def _word_piece(content: dict[str, Any], vocab: dict[str, int]) -> Any:
+def _build_word_piece(content: dict[str, Any], vocab: dict[str, int]) -> Any:
     prefix, longest = content.get("continuing_subword_prefix"), content.get("max_input_chars_per_word")
     fits = isinstance(prefix, str) and len(prefix) <= 16
     require(fits, "model.continuing_subword_prefix", prefix, "a short string")
@@ -180,20 +180,20 @@ def _word_piece(content: dict[str, Any], vocab: dict[str, int]) -> Any:
     )
 
 
-def _bpe(content: dict[str, Any], vocab: dict[str, int]) -> Any:
+def _build_bpe(content: dict[str, Any], vocab: dict[str, int]) -> Any:
     prefix = content.get("continuing_subword_prefix")
     require(prefix in (None, ""), "model.continuing_subword_prefix", prefix, "null")
     _check_fixed(content)
     return models.BPE(
         vocab=vocab,
-        merges=_merges(content.get("merges")),
+        merges=_read_merges(content.get("merges")),
         unk_token=content.get("unk_token"),
-        fuse_unk=_flag("model.fuse_unk", content.get("fuse_unk", False)),
-        ignore_merges=_flag("model.ignore_merges", content.get("ignore_merges", False)),
+        fuse_unk=_read_flag("model.fuse_unk", content.get("fuse_unk", False)),
+        ignore_merges=_read_flag("model.ignore_merges", content.get("ignore_merges", False)),
     )
 
 
-def _unigram(content: dict[str, Any]) -> Any:
+def _build_unigram(content: dict[str, Any]) -> Any:
     """The model whose vocabulary is a list of pieces and scores. If a piece stands twice, its id is that of the last."""
     vocab, unknown = content["vocab"], content.get("unk_id")
     fits = isinstance(vocab, list) and 0 < len(vocab) <= MOST_PIECES
@@ -217,7 +217,7 @@ def _check_fixed(content: dict[str, Any]) -> None:
         require(value in values and type(value) in map(type, values), f"model.{name}", value, "null")
 
 
-def _merges(content: Any) -> list[tuple[Any, ...]]:
+def _read_merges(content: Any) -> list[tuple[Any, ...]]:
     """Pairs of pieces, from the two forms that tokenizers writes: lists of two, or ``"a b"``.
 
     The library itself refuses other members, and pieces that are not in the vocabulary.
@@ -229,7 +229,7 @@ def _merges(content: Any) -> list[tuple[Any, ...]]:
     return list(map(tuple, content))
 
 
-def _vocab(vocab: Any) -> dict[str, int]:
+def _read_vocab(vocab: Any) -> dict[str, int]:
     """The vocabulary of a model, whose ids are 0 to n - 1."""
     require(isinstance(vocab, dict), "model.vocab", vocab, "an object")
     require(len(vocab) <= MOST_PIECES, "model.vocab", len(vocab), f"at most {MOST_PIECES:,} pieces")
@@ -253,9 +253,9 @@ def _check_added(added: Any) -> None:
         contents.add(content)
         require(type(token["id"]) is int, f"{path}.id", token["id"], "a whole number")
         for flag in _FLAGS:
-            _flag(f"{path}.{flag}", token[flag])
+            _read_flag(f"{path}.{flag}", token[flag])
 
 
-def _flag(path: str, value: Any) -> bool:
+def _read_flag(path: str, value: Any) -> bool:
     require(type(value) is bool, path, value, "true or false")
     return bool(value)

@@ -47,22 +47,22 @@ _LONGEST_REPLACEMENT = 64
 """Bytes that a character map puts in place of one character. The longest of nmt_nfkc has 33."""
 
 
-def normalizer(path: str, content: Any) -> Any:
+def build_normalizer(path: str, content: Any) -> Any:
     """The normalizer that an entry of tokenizer.json describes.
 
     Raises:
         Refused: it is none that this version knows, or a value of it is out of range.
     """
-    return _part(path, content, _NORMALIZERS, "normalizers", _normalizer)
+    return _build_part(path, content, _NORMALIZERS, "normalizers", _build_normalizer)
 
 
-def pre_tokenizer(path: str, content: Any) -> Any:
+def build_pre_tokenizer(path: str, content: Any) -> Any:
     """The pre-tokenizer that an entry of tokenizer.json describes.
 
     Raises:
         Refused: it is none that this version knows, or a value of it is out of range.
     """
-    return _part(path, content, _PRE_TOKENIZERS, "pretokenizers", _pre_tokenizer)
+    return _build_part(path, content, _PRE_TOKENIZERS, "pretokenizers", _build_pre_tokenizer)
 
 
 def require_object(path: str, value: Any, known: Collection[str], needed: Collection[str]) -> None:
@@ -76,7 +76,7 @@ def require_object(path: str, value: Any, known: Collection[str], needed: Collec
             raise Refused(f"{path}.{key}", "missing")
 
 
-def _part(
+def _build_part(
     path: str, content: Any, known: Collection[str], members: str, make: Callable[[str, str, dict[str, Any]], Any]
 ) -> Any:
     kind = content.get("type") if isinstance(content, dict) else None
@@ -91,13 +91,13 @@ def _part(
     maps = sum(isinstance(part, dict) and part.get("type") == "Precompiled" for part in parts)
     require(maps <= 1, f"{path}.{members}", maps, "one Precompiled at most")
     rest = tuple(name for name in known if name != "Sequence")
-    built = [_part(f"{path}[{at}]", part, rest, members, make) for at, part in enumerate(parts)]
+    built = [_build_part(f"{path}[{at}]", part, rest, members, make) for at, part in enumerate(parts)]
     return normalizers.Sequence(built) if members == "normalizers" else pre_tokenizers.Sequence(built)
 
 
-def _normalizer(path: str, kind: str, content: dict[str, Any]) -> Any:
+def _build_normalizer(path: str, kind: str, content: dict[str, Any]) -> Any:
     if kind == "Precompiled":
-        return normalizers.Precompiled(_charsmap(path, content))
+        return normalizers.Precompiled(_read_charsmap(path, content))
     if kind == "Replace":
         require_object(path, content, {"type", "pattern", "content"}, {"pattern", "content"})
         pattern, new = content["pattern"], content["content"]
@@ -105,20 +105,20 @@ def _normalizer(path: str, kind: str, content: dict[str, Any]) -> Any:
         fits = isinstance(expression, str) and isinstance(new, str) and (expression, new) in _REPLACEMENTS
         require(fits, path, content, "a replacement of spaces, as LayoutXLM's or DeBERTa's")
         return normalizers.Replace(Regex(str(expression)), new)
-    given = _options(path, kind, content)
+    given = _read_options(path, kind, content)
     if kind == "Strip":
         return normalizers.Strip(left=given["strip_left"], right=given["strip_right"])
     return getattr(normalizers, kind)(**given)
 
 
-def _pre_tokenizer(path: str, kind: str, content: dict[str, Any]) -> Any:
-    given = _options(path, kind, content)
+def _build_pre_tokenizer(path: str, kind: str, content: dict[str, Any]) -> Any:
+    given = _read_options(path, kind, content)
     if kind == "Punctuation":
         return pre_tokenizers.Punctuation(behavior="isolated")
     return getattr(pre_tokenizers, kind)(**given)
 
 
-def _options(path: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+def _read_options(path: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
     """The options of a part, each with one of its values."""
     options = _OPTIONS.get(kind, {})
     require_object(path, content, {"type", *options}, options if kind in _NEEDED else ())
@@ -130,7 +130,7 @@ def _options(path: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _charsmap(path: str, content: dict[str, Any]) -> bytes:
+def _read_charsmap(path: str, content: dict[str, Any]) -> bytes:
     """SentencePiece's map of characters, checked to the last index: tokenizers follows each one without a check, and panics.
 
     The map is a length in bytes (uint32), a double array (uint32 each, as Darts writes it), and the replacements, each ended by

@@ -15,7 +15,7 @@ class ImageConfig(EarlyExitConfig):
     """What a configuration says of a trunk that reads an image, besides what the stock one says; see :class:`EarlyExitConfig`.
 
     ``image_mode``: ``L`` or ``RGB``, how a page is decoded before it becomes three channels; ``resize``: the order of passes
-    in which it is resized, see :func:`ee_export.data.resize.resized`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
+    in which it is resized, see :func:`ee_export.data.resize.resize_to_square`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
     """
 
     BEFORE_ENCODER = ("vision",)

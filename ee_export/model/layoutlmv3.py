@@ -12,7 +12,7 @@ from transformers.models.layoutlmv3.modeling_layoutlmv3 import (
     LayoutLMv3PreTrainedModel,
 )
 
-from ee_export.data.encode import within
+from ee_export.data.encode import is_within
 from ee_export.model import trunk
 from ee_export.model.early_exit import (
     EarlyExitConfig,
@@ -33,7 +33,7 @@ class EarlyExitLayoutLMv3Config(EarlyExitConfig, LayoutLMv3Config):
     :class:`~ee_export.model.exits.HeadSpec` per exit, where they differ from the default. ``max_text_tokens``: how
     many tokens of a page are read, the two special ones included. ``image_mode``: ``L`` or ``RGB``, how a page is
     decoded before it becomes three channels; ``resize``: the order of passes in which it is resized, see
-    :func:`ee_export.data.resize.resized`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
+    :func:`ee_export.data.resize.resize_to_square`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
     """
 
     model_type = "early_exit_layoutlmv3"
@@ -134,6 +134,6 @@ def band_mask(bbox: Tensor, attention_mask: Tensor, percent: int) -> Tensor:
     mask = torch.zeros_like(attention_mask)
     for page, boxes in enumerate(bbox.tolist()):
         for at, box in enumerate(boxes):
-            if at == 0 or (any(box) and within(box, percent)):
+            if at == 0 or (any(box) and is_within(box, percent)):
                 mask[page, at] = attention_mask[page, at]
     return mask

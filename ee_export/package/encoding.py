@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 ORDERS = ("pillow-12", "pillow-13")
-"""Orders of the passes of a resize, by the version of Pillow whose ``Image.resize`` has them, see :func:`ee_export.data.resize.resized`."""
+"""Orders of the passes of a resize, by the version of Pillow whose ``Image.resize`` has them, see :func:`ee_export.data.resize.resize_to_square`."""
 UNSTATED = "pillow-13"
 """The order of packages and checkpoints that state none: they are from the time of Pillow 13, and so is the shipped one."""
 RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -23,7 +23,7 @@ class Encoding:
     ``bos_id`` and ``eos_id`` included. ``bands``: percentages of the page's height, rising, by which the model was trained to read:
     the words of the upper bands come first, in the page's order within a band. ``vocab_size``: token ids that the model has rows for, ``None`` in
     packages from before it was written. ``resize``: the order of passes in which a page is resized, see
-    :func:`ee_export.data.resize.resized`.
+    :func:`ee_export.data.resize.resize_to_square`.
 
     Of models that were brought from elsewhere, which read pages as their own processor made them:
 

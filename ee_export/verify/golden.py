@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ee_export.data.encode import TEXT_INPUTS, Arrays, tokens_read
+from ee_export.data.encode import TEXT_INPUTS, Arrays, count_tokens_read
 from ee_export.data.inputs import without_prefix
 from ee_export.errors import BadPackage, BadRequest, NotEqual, printable, shorten
 from ee_export.package.input_specs import encoded_specs, input_specs, longest_text, texts_of
@@ -257,7 +257,7 @@ def expected_exits(
     logits = [np.concatenate([one[name] for one in said]) for name in manifest.exits]
     found = rules(manifest, target, point.weights)
     tokens = [
-        [tokens_read(without_prefix(text, page.inputs), rule.reads) for page in pages]
+        [count_tokens_read(without_prefix(text, page.inputs), rule.reads) for page in pages]
         for rule, text in zip(found, texts_of(manifest), strict=True)
     ]
     gates = [

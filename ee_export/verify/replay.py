@@ -65,7 +65,7 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
     pages, expected = golden.read(package)
     for at, page in enumerate(pages):
         if page.file is not None or page.words is not None:
-            held = golden_page.page_of(page.file, page.words, f"{package.path}: golden page {at}")
+            held = golden_page.read_golden_page(page.file, page.words, f"{package.path}: golden page {at}")
             golden_page.require_same_encoding(held, page.inputs, chain.encoder, package.manifest.inputs)
     found = [chain.logits(page.inputs) for page in pages]
     differences = {

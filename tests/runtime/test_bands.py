@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 import ee_export
 from ee_export.builder import tune
 from ee_export.builder.build import build
-from ee_export.data.ocr import installed
+from ee_export.data.ocr import is_installed
 from ee_export.data.page import Page, read_page
 from ee_export.data.text_reader import TextReader, find_gap
 from ee_export.draw import draw_page
@@ -107,7 +107,7 @@ def test_what_was_read_is_not_read_again() -> None:
     assert not reader.runs_ocr
 
 
-@pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
+@pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")
 def test_tesseract_reads_the_same_words_in_strips_as_in_one_piece() -> None:
     drawn = draw_page("fara_short_form", seed=5, long_side=1600)
     whole = Counter(ee_export.tesseract()(drawn.image)[0])

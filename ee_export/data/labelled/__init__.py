@@ -88,7 +88,7 @@ class Rows:
         return total.hexdigest()
 
 
-def rows_of(
+def make_rows(
     root: Path,
     paths: Sequence[Path],
     found: Sequence[str | int | None],
@@ -112,9 +112,9 @@ def rows_of(
     """
     if not paths:
         raise BadData(f"{root}: no pages; add rows with an image and a label")
-    texts = [_label(path, label, names) for path, label in zip(paths, found, strict=True)]
+    texts = [_label_of(path, label, names) for path, label in zip(paths, found, strict=True)]
     if labels is None:
-        labels = tuple(map(to_nfc, names)) if names is not None else _sorted(set(texts))
+        labels = tuple(map(to_nfc, names)) if names is not None else _sort_labels(set(texts))
     if len(labels) < 2:
         raise BadData(f"{root}: only the label '{shorten(labels[0])}'; a classifier needs at least two")
     known = {to_nfc(label): at for at, label in enumerate(labels)}
@@ -126,7 +126,7 @@ def rows_of(
     return Rows(root, labels, tuple(paths), tuple(known[text] for text in texts), range(len(paths)), source)
 
 
-def _label(path: Path, label: str | int | None, names: Sequence[str] | None) -> str:
+def _label_of(path: Path, label: str | int | None, names: Sequence[str] | None) -> str:
     if isinstance(label, int) and not isinstance(label, bool):
         if names is None:
             return str(label)
@@ -142,13 +142,13 @@ def _label(path: Path, label: str | int | None, names: Sequence[str] | None) -> 
     )
 
 
-def _sorted(labels: set[str]) -> tuple[str, ...]:
+def _sort_labels(labels: set[str]) -> tuple[str, ...]:
     if all(label.isascii() and label.isdigit() for label in labels):
         return tuple(sorted(labels, key=int))
     return tuple(sorted(labels))
 
 
-def with_text(image: object, words: object, boxes: object, name: str) -> Page:
+def make_page(image: object, words: object, boxes: object, name: str) -> Page:
     """A page from the values of a row: an image that :class:`~ee_export.data.page.Page` takes, words and boxes, each or ``None``.
 
     Raises:

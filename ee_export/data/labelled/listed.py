@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ee_export.data.find import words_beside
-from ee_export.data.labelled import Rows, rows_of, with_text
+from ee_export.data.labelled import Rows, make_page, make_rows
 from ee_export.data.limits import DEFAULT_LIMITS
 from ee_export.data.page import Page, read_page
 from ee_export.data.words import read_words
@@ -32,11 +32,11 @@ def read_csv(path: Path, labels: tuple[str, ...] | None) -> Rows:
     found: list[str | int | None] = []
     words: list[Path | None] = []
     for row, place in _csv_rows(path):
-        pages.append(_file(path, pick(row, PATH_COLUMNS, str(path)), place))
-        found.append(_label_cell(pick(row, LABEL_COLUMNS, str(path)), place))
+        pages.append(_find_file(path, pick(row, PATH_COLUMNS, str(path)), place))
+        found.append(_require_label(pick(row, LABEL_COLUMNS, str(path)), place))
         cell = row.get("words")
-        words.append(_file(path, cell, place) if cell else None)
-    return rows_of(path, pages, found, _Files(pages, words), labels)
+        words.append(_find_file(path, cell, place) if cell else None)
+    return make_rows(path, pages, found, _Files(pages, words), labels)
 
 
 def read_json_lines(path: Path, labels: tuple[str, ...] | None) -> Rows:
@@ -49,11 +49,11 @@ def read_json_lines(path: Path, labels: tuple[str, ...] | None) -> Rows:
     found: list[str | int | None] = []
     begins, inline = array("q"), array("b")
     for begin, row, place in _json_rows(path):
-        pages.append(_file(path, pick(row, PATH_COLUMNS, place), place))
+        pages.append(_find_file(path, pick(row, PATH_COLUMNS, place), place))
         found.append(pick(row, LABEL_COLUMNS, place))
         begins.append(begin)
         inline.append(any(name in row for name in WORDS_COLUMNS))
-    return rows_of(path, pages, found, _Lines(path, pages, begins, inline), labels)
+    return make_rows(path, pages, found, _Lines(path, pages, begins, inline), labels)
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str], place: str) -> Any:
@@ -86,7 +86,7 @@ class _Files:
             content = read_words(words, DEFAULT_LIMITS)
         except FileNotFoundError:
             raise BadPage(f"{words}: no such file; correct the column words of {path}") from None
-        return with_text(path, content["words"], content.get("boxes"), str(path))
+        return make_page(path, content["words"], content.get("boxes"), str(path))
 
     def files(self, row: int) -> Sequence[Path]:
         path, words = self.pages[row], self.words[row]
@@ -111,7 +111,7 @@ class _Lines:
         words, boxes = (
             next((content[name] for name in names if name in content), None) for names in (WORDS_COLUMNS, BOXES_COLUMNS)
         )
-        return with_text(self.pages[row], words, boxes, str(self.pages[row]))
+        return make_page(self.pages[row], words, boxes, str(self.pages[row]))
 
     def files(self, row: int) -> Sequence[Path]:
         path = self.pages[row]
@@ -119,7 +119,7 @@ class _Lines:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[dict[str, str], str]]:
-    with _opened(path) as text:
+    with _open(path) as text:
         reader = csv.DictReader(text, strict=True)
         try:
             for row in reader:
@@ -138,7 +138,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[dict[str, str], str]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
     begin = 0
-    with _opened(path, binary=True) as file:
+    with _open(path, binary=True) as file:
         for number, line in enumerate(file, 1):
             place = f"{path}: line {number}"
             if line.strip():
@@ -152,7 +152,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
             begin += len(line)
 
 
-def _opened(path: Path, *, binary: bool = False) -> Any:
+def _open(path: Path, *, binary: bool = False) -> Any:
     opened: Callable[..., Any] = path.open
     try:
         return opened("rb") if binary else opened(newline="", encoding="utf-8-sig")
@@ -160,13 +160,13 @@ def _opened(path: Path, *, binary: bool = False) -> Any:
         raise BadData(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
 
 
-def _label_cell(cell: str, place: str) -> str:
+def _require_label(cell: str, place: str) -> str:
     if not cell.strip():
         raise BadData(f"{place}: no label; fill in the column")
     return cell
 
 
-def _file(list_path: Path, cell: Any, place: str) -> Path:
+def _find_file(list_path: Path, cell: Any, place: str) -> Path:
     """A file that a row names."""
     if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
         raise BadData(f"{place}: found {shorten(repr(cell), 100)}, expected the path of a file")
