@@ -56,7 +56,7 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
                 calibrate_target(target, parts["calibrate"]),
                 parts,
                 None,
-                wish=tune.TuningGoal(epsilon=epsilon, delta=delta),
+                goal=tune.TuningGoal(epsilon=epsilon, delta=delta),
             )
             point = fitted.operating_points["default"]
             bars = [point.thresholds[name] for name in manifest.exits[:-1]]

@@ -102,7 +102,7 @@ class SourcePipeline:
         encoded = self._tokenizer(words, is_split_into_words=True, **options)
         ends = boxes_of_ends(self.model.config.model_type)
         numbers = encoded.word_ids(0)
-        rows = [places[at] if at is not None else list(ends[place > 0]) for place, at in enumerate(numbers)]
+        rows = [places[word] if word is not None else list(ends[position > 0]) for position, word in enumerate(numbers)]
         return {**encoded, "bbox": np.asarray([rows], np.int64)}
 
     @torch.no_grad()
@@ -151,11 +151,11 @@ def _compare_page(expected: Arrays, arrays: Arrays, result: SourceComparison) ->
     for stage in STAGES[:-1]:
         if stage not in expected:
             continue
-        wanted, got = expected[stage], arrays[stage]
-        if wanted.shape != got.shape:
+        reference, values = expected[stage], arrays[stage]
+        if reference.shape != values.shape:
             difference = np.inf
         else:
-            difference = float(np.abs(got.astype(np.float64) - wanted).max(initial=0.0))
+            difference = float(np.abs(values.astype(np.float64) - reference).max(initial=0.0))
         result.differences[stage] = max(result.differences.get(stage, 0.0), difference)
         if not difference <= {"pixel_values": 1e-5, "logits": TOLERANCE}.get(stage, 0.0):
             unlike.append(stage)

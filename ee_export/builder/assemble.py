@@ -99,41 +99,41 @@ def assemble(
     cut, ramps = None, {}
     if isinstance(brought, OwnGraph):
         cut = CutGraph(brought, probe, classes)
-        layers = {each.exit: each.layers for each in brought.cuts}
+        layers = {dataset.exit: dataset.layers for dataset in brought.cuts}
         ramps = {name: untrained(size, layers[name], classes) for name, size in cut.feature_sizes().items()}
-        made = cut.assembly(ramps)
+        assembled = cut.assembly(ramps)
     else:
-        made = assemble_segments(brought, probe, classes)
+        assembled = assemble_segments(brought, probe, classes)
 
     origin = Origin(__version__, now(), _digest(recipe), hashlib.sha256(recipe.path.read_bytes()).hexdigest())
-    manifest = _make_manifest(recipe, out, inputs, assembly.entries(made, TARGET))
+    manifest = _make_manifest(recipe, out, inputs, assembly.entries(assembled, TARGET))
     # Before heads are trained, and with the longest text that the encoding allows.
     _require_possible(manifest, origin, where)
-    make_golden_pages(made, probe, inputs)
-    require_padding(made, probe, inputs, where)
+    make_golden_pages(assembled, probe, inputs)
+    require_padding(assembled, probe, inputs, where)
     pages = _read_data(inputs, Path(data), recipe.labels)
     train_pages = None if train_data is None else _read_data(inputs, Path(train_data), recipe.labels)
 
-    for each in (pages, train_pages):
-        if ramps and isinstance(each, ArrayData):
-            require_finite(each)
+    for dataset in (pages, train_pages):
+        if ramps and isinstance(dataset, ArrayData):
+            require_finite(dataset)
     for line in notes:
         report(line)
     if cut is not None and ramps:
         divided: tuple[Data, Data, Data] = split_for_heads(pages, train_pages, training.seed)
         pages, train, val = divided
         report(f"{len(train)} pages to train heads on, {len(val)} to validate, {len(pages)} held out, {classes} labels")
-        made = cut.assembly(_train_ramps(cut, layers, train, val, inputs, training, ocr, progress, report))
+        assembled = cut.assembly(_train_ramps(cut, layers, train, val, inputs, training, ocr, progress, report))
     parts, split = split_held_out(pages, training.seed)
     with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
-        specs = assembly.write(made, staging, TARGET)
+        specs = assembly.write(assembled, staging, TARGET)
         manifest = replace(manifest, targets={TARGET: replace(manifest.targets[TARGET], segments=specs)})
         for name, tokenizer in inputs.tokenizers.items():
             (staging / manifest.tokenizer_files()[name]).write_text(tokenizer.to_str())
-        (staging / GOLDEN).write_bytes(golden.write(make_golden_pages(made, probe, inputs), manifest))
+        (staging / GOLDEN).write_bytes(golden.write(make_golden_pages(assembled, probe, inputs), manifest))
         progress("prove", 0, 1)
         chain = load_package(seal(staging, manifest), one_pool=True)
-        target = prove_target(chain, made, probe, parts["tune"], inputs, ocr)
+        target = prove_target(chain, assembled, probe, parts["tune"], inputs, ocr)
         chain = load_package(seal(staging, replace(manifest, targets={TARGET: target})), one_pool=True)
         progress("prove", 1, 1)
         complete(chain, target, parts, split, origin, staging, ocr=ocr, ocr_ms=ocr_ms, progress=progress)
@@ -224,11 +224,11 @@ def _compute_features(
     """Features of every page for every head that is trained, float32 ``[N, F]``."""
     runner = cut.features()
     rows: dict[str, list[np.ndarray]] = {name: [] for name in cut.feature_sizes()}
-    for at in range(0, len(data), _BATCH):
-        batch = inputs.encode(read_pages(data.subset(list(range(at, min(at + _BATCH, len(data))))), ocr))
+    for begin in range(0, len(data), _BATCH):
+        batch = inputs.encode(read_pages(data.subset(list(range(begin, min(begin + _BATCH, len(data))))), ocr))
         for name, values in zip(rows, runner.run(batch).values(), strict=True):
             rows[name].append(values)
-        progress(min(at + _BATCH, len(data)), len(data))
+        progress(min(begin + _BATCH, len(data)), len(data))
     features = {name: np.concatenate(values) for name, values in rows.items()}
     for name, values in features.items():
         if not np.isfinite(values).all():

@@ -42,7 +42,9 @@ class PackageInputs:
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder of pages with its further ones. Its encodings must be checked already."""
-        further = {name: Encoder(each, self.tokenizers.get(name)) for name, each in self.encodings.items() if name}
+        further = {
+            name: Encoder(encoding, self.tokenizers.get(name)) for name, encoding in self.encodings.items() if name
+        }
         return Encoder(self.encodings[""], self.tokenizers.get(""), further)
 
     def encode(self, pages: Sequence[Page | Arrays]) -> Arrays:
@@ -50,8 +52,8 @@ class PackageInputs:
         rows = [page for page in pages if not isinstance(page, Page)]
         if rows:
             return {name: np.concatenate([row[name] for row in rows]) for name in self.sources}
-        made = encode_pages([page for page in pages if isinstance(page, Page)], self.encoder, self.sources)
-        return {name: made[name] for name in self.sources}
+        arrays = encode_pages([page for page in pages if isinstance(page, Page)], self.encoder, self.sources)
+        return {name: arrays[name] for name in self.sources}
 
     def one_page(self, batch: Arrays, row: int, tokens: int | None = None) -> Arrays:
         """A page of a batch, its texts without what is behind their first ``tokens``."""
@@ -99,7 +101,11 @@ def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInput
     encodings: dict[str, Encoding] = {}
     tokenizers: dict[str, Tokenizer] = {}
     for name, entry in recipe.encodings.items():
-        own = [base for front, base in (split_input(each, recipe.encodings) for each in sources) if front == name]
+        own = [
+            base
+            for front, base in (split_input(input_name, recipe.encodings) for input_name in sources)
+            if front == name
+        ]
         table = f"[encodings.{name}]" if name else "[encoding]"
         if not own:
             example = _input_name(name, "pixel_values")

@@ -233,8 +233,8 @@ def complete(
     target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
     progress("measure", 2, 2)
 
-    seen = observe_each(chain, parts, ocr, progress)
-    target = tune.initial_target(package.manifest, target, seen)
+    predictions = observe_each(chain, parts, ocr, progress)
+    target = tune.initial_target(package.manifest, target, predictions)
     pages, _ = golden.read(package)
     manifest = replace(package.manifest, targets={TARGET: target}, split=split, origin=origin)
     seal_verified(staging, manifest, pages, TARGET, progress)

@@ -49,7 +49,7 @@ def fit_weights(
     """The weights of a criterion per exit, fitted on ``pages``; none where it has none."""
     if criterion != "failure_prediction":
         return {}
-    found = rules(manifest, target, {})
+    exit_rules = rules(manifest, target, {})
     logits = [pages.logits[name] for name in manifest.exits]
     tokens = [pages.tokens[name] for name in manifest.exits]
-    return dict(zip(manifest.exits, fit_failure_prediction(logits, found, tokens, pages.targets), strict=True))
+    return dict(zip(manifest.exits, fit_failure_prediction(logits, exit_rules, tokens, pages.targets), strict=True))

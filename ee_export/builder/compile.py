@@ -161,27 +161,29 @@ def _compile(
     source = package.target(SOURCE)
     parts, split = split_held_out(read_package_data(package.manifest, data), seed)
     before = load_package(package, SOURCE, one_pool=True)
-    wanted = observe_each(before, parts, ocr, partial(_report_part, progress, SOURCE))
+    reference = observe_each(before, parts, ocr, partial(_report_part, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         if recipe is not None:
             samples = _encode_samples(recipe, before, data, ocr, seed)
             target = build_recipe_target(before, recipe, recipe_file, staging, samples, open_gpu(), progress)
             chain = make_draft_chain(before, target_name, target, staging)
-            seen = observe_each(chain, parts, ocr, progress)
+            predictions = observe_each(chain, parts, ocr, progress)
         elif target_name == "cpu-int8":
             pages = read_pages(parts["calibrate"], ocr)[:_SAMPLES] if kind == "static" else []
             samples = [encode_page(before, page) for page in pages]
             folder = staging / target_name
-            target, chain, seen = _quantize_carefully(before, folder, kind, samples, parts, wanted, ocr, progress)
+            target, chain, predictions = _quantize_carefully(
+                before, folder, kind, samples, parts, reference, ocr, progress
+            )
         else:
             target = make_openvino_target(package)
             chain = make_draft_chain(before, target_name, target, package.path)
-            seen = observe_each(chain, parts, ocr, progress)
+            predictions = observe_each(chain, parts, ocr, progress)
         ocr_ms, start_ms = (source.costs.ocr_ms, source.costs.ocr_start_ms) if source.costs else (None, 0.0)
         costs = measure(chain, read_pages(parts["tune"], None)[:12], ocr_ms, start_ms)
         target = replace(target, costs=costs if recipe is None else measure_device_costs(chain, costs, open_gpu().name))
-        target = tune.initial_target(package.manifest, target, seen, "compile")
-        target = _compare_with_source(package.manifest, source, target, wanted, seen)
+        target = tune.initial_target(package.manifest, target, predictions, "compile")
+        target = _compare_with_source(package.manifest, source, target, reference, predictions)
         # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
         kept = {
             name: entry
@@ -189,9 +191,9 @@ def _compile(
             if not name.startswith(f"{target_name}/") and name != GOLDEN
         }
         link_files(package, kept, staging)
-        target, said = add_golden_logits(chain, target_name, target, golden.read(package)[0])
+        target, golden_pages = add_golden_logits(chain, target_name, target, golden.read(package)[0])
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target}, split=split)
-        seal_verified(staging, manifest, said, target_name, progress, kept)
+        seal_verified(staging, manifest, golden_pages, target_name, progress, kept)
     return open_package(package.path)
 
 
@@ -207,7 +209,7 @@ def _quantize_carefully(
     kind: str,
     samples: Sequence[Arrays],
     parts: Mapping[str, Data],
-    wanted: Mapping[str, ExitPredictions],
+    reference: Mapping[str, ExitPredictions],
     ocr: Ocr | None,
     progress: Progress,
 ) -> tuple[Target, Chain, dict[str, ExitPredictions]]:
@@ -218,10 +220,10 @@ def _quantize_carefully(
         target = quantize_target(before.package, folder, kind, samples, kept)
         chain = make_draft_chain(before, folder.name, target, folder.parent)
         progress("quantize", 1, 1)
-        seen = observe_each(chain, parts, ocr, progress)
-        losing = _find_losing_exit(wanted, seen, kept)
+        predictions = observe_each(chain, parts, ocr, progress)
+        losing = _find_losing_exit(reference, predictions, kept)
         if losing is None:
-            return target, chain, seen
+            return target, chain, predictions
         kept.append(_find_most_harmful(before, chain, parts, losing, kept, ocr, progress))
 
 
@@ -234,8 +236,8 @@ def quantize_target(
     reduced = not _multiplies_bytes()
     # In a process of its own: where there is a global thread pool, onnxruntime's calibration cannot open its sessions.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent) as worker:
-        asked = (package.path, SOURCE, folder, kind, samples, tuple(kept), reduced)
-        specs = worker.submit(quantize_segments, *asked).result()
+        arguments = (package.path, SOURCE, folder, kind, samples, tuple(kept), reduced)
+        specs = worker.submit(quantize_segments, *arguments).result()
     compiled = {"from": SOURCE, "quantization": kind, "weight_bits": "7" if reduced else "8", "machine": machine_name()}
     if kept:
         compiled["float"] = ", ".join(kept)
@@ -283,10 +285,12 @@ def _find_losing_exit(
     before: Mapping[str, ExitPredictions], after: Mapping[str, ExitPredictions], kept: Sequence[str]
 ) -> str | None:
     """The first exit whose accuracy fell by more than :data:`LOSS` and that some quantized segment can be blamed for."""
-    was, now = (reduce(add, parts.values()) for parts in (before, after))
-    exits = list(now.tokens)
-    for at, name in enumerate(exits):
-        if _compute_accuracy(was, name) - _compute_accuracy(now, name) > LOSS and set(exits[: at + 1]) - set(kept):
+    reference, predictions = (reduce(add, parts.values()) for parts in (before, after))
+    exits = list(predictions.tokens)
+    for index, name in enumerate(exits):
+        if _compute_accuracy(reference, name) - _compute_accuracy(predictions, name) > LOSS and set(
+            exits[: index + 1]
+        ) - set(kept):
             return name
     return None
 
@@ -305,35 +309,39 @@ def _find_most_harmful(
     progress: Progress,
 ) -> str:
     """The exit whose segment, quantized alone, takes the most accuracy from the exit ``losing``."""
-    found: dict[str, float] = {}
-    for at, name in enumerate(before.exits[: before.exits.index(losing) + 1]):
+    accuracies: dict[str, float] = {}
+    for index, name in enumerate(before.exits[: before.exits.index(losing) + 1]):
         if name in kept:
             continue
-        segments = [*before.segments[:at], after.segments[at], *before.segments[at + 1 :]]
+        segments = [*before.segments[:index], after.segments[index], *before.segments[index + 1 :]]
         alone = before.beside(before.package, before.target, before.operating_point, segments)
-        seen = observe_each(alone, parts, ocr, partial(_report_part, progress, f"{name} alone"))
-        found[name] = _compute_accuracy(reduce(add, seen.values()), losing)
-    return min(found, key=found.__getitem__)
+        predictions = observe_each(alone, parts, ocr, partial(_report_part, progress, f"{name} alone"))
+        accuracies[name] = _compute_accuracy(reduce(add, predictions.values()), losing)
+    return min(accuracies, key=accuracies.__getitem__)
 
 
 def _compare_with_source(
     manifest: Manifest,
     source: Target,
     target: Target,
-    wanted: Mapping[str, ExitPredictions],
-    seen: Mapping[str, ExitPredictions],
+    reference: Mapping[str, ExitPredictions],
+    predictions: Mapping[str, ExitPredictions],
 ) -> Target:
     """The target; its operating points say of how many pages they decide otherwise than those of ``source`` do."""
     points = {}
     for name, point in target.operating_points.items():
         if name in source.operating_points:
-            was = tune.decide_exits(manifest, source, source.operating_points[name], wanted["tune"] + wanted["certify"])
-            now = tune.decide_exits(manifest, target, point, seen["tune"] + seen["certify"])
-            unlike = {
-                f"{what}_unlike.{SOURCE}": float((one != other).sum())
-                for what, one, other in zip(("exits", "answers"), was, now, strict=True)
+            source_exits = tune.decide_exits(
+                manifest, source, source.operating_points[name], reference["tune"] + reference["certify"]
+            )
+            target_exits = tune.decide_exits(manifest, target, point, predictions["tune"] + predictions["certify"])
+            counts = {
+                f"{what}_unlike.{SOURCE}": float((source_values != target_values).sum())
+                for what, source_values, target_values in zip(
+                    ("exits", "answers"), source_exits, target_exits, strict=True
+                )
             }
-            point = replace(point, measured={**point.measured, **unlike})
+            point = replace(point, measured={**point.measured, **counts})
         points[name] = point
     return replace(target, operating_points=points)
 
@@ -342,9 +350,9 @@ def add_golden_logits(
     chain: Chain, target_name: str, target: Target, pages: Sequence[golden.GoldenPage]
 ) -> tuple[Target, list[golden.GoldenPage]]:
     """Give golden pages the logits of a new target's chain, and the target its differences from the trained model's."""
-    said = [replace(page, own={**page.own, target_name: chain.logits(page.inputs)}) for page in pages]
+    extended = [replace(page, own={**page.own, target_name: chain.logits(page.inputs)}) for page in pages]
     equality = {
-        name: float(f"{max(np.abs(page.of(target_name)[name] - page.logits[name]).max() for page in said):.3g}")
+        name: float(f"{max(np.abs(page.of(target_name)[name] - page.logits[name]).max() for page in extended):.3g}")
         for name in pages[0].logits
     }
-    return replace(target, equality=equality, tolerance=max(_FLOOR, *equality.values())), said
+    return replace(target, equality=equality, tolerance=max(_FLOOR, *equality.values())), extended

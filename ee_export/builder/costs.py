@@ -59,7 +59,9 @@ def measure(
         machine=machine_name(),
         runs=runs,
         tokens=grid,
-        segments_ms={name: tuple(round(statistics.median(found[t]), 4) for t in grid) for name, found in times.items()},
+        segments_ms={
+            name: tuple(round(statistics.median(by_tokens[t]), 4) for t in grid) for name, by_tokens in times.items()
+        },
         encode_image_ms=image_ms,
         encode_text_ms=text_ms,
         ocr_ms=ocr_ms,

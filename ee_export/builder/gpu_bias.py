@@ -75,7 +75,7 @@ class CompileContext:
         return {"B": pages, "T": tokens, "L": tokens + int(self.compiled["visual_tokens"])}
 
 
-def choose_bias(package: Package, setting: CompileContext, progress: Progress) -> tuple[Choice, dict[str, str]]:
+def choose_bias(package: Package, context: CompileContext, progress: Progress) -> tuple[Choice, dict[str, str]]:
     """How a recipe with ``bias = "auto"`` is to be compiled, and what the manifest says of it.
 
     Nothing is measured where the model has no bias that can be recomputed, or batches are of one page. Where the GPU or a library
@@ -83,22 +83,22 @@ def choose_bias(package: Package, setting: CompileContext, progress: Progress) -
 
     Args:
         package: has the target ``cpu-fp32``.
-        setting: of the target.
+        context: of the target.
         progress: told which was chosen and by which times.
     """
-    found = recomputable(package, setting.recipe)
-    if not found or setting.sizes["B"] == 1:
-        return "carried", {"bias": "carried"} if found else {}
+    recomputations = recomputable(package, context.recipe)
+    if not recomputations or context.sizes["B"] == 1:
+        return "carried", {"bias": "carried"} if recomputations else {}
     progress("bias", 0, 1)
     try:
-        times = measure_bias(found, setting)
+        times = measure_bias(recomputations, context)
     except EeError as error:
         _log.warning("bias: carried, for it could not be measured: %s", error)
         return "carried", {"bias": "carried"}
-    said = f"bias {times.choice}: {times.recomputed_ms:.3f} ms to recompute, {times.moved_ms:.3f} ms to move"
-    _log.info("%s (%d pages)", said, setting.sizes["B"])
+    line = f"bias {times.choice}: {times.recomputed_ms:.3f} ms to recompute, {times.moved_ms:.3f} ms to move"
+    _log.info("%s (%d pages)", line, context.sizes["B"])
     progress("bias", 1, 1)
-    progress(said, 1, 1)
+    progress(line, 1, 1)
     return times.choice, {
         "bias": times.choice,
         "bias_recomputed_ms": f"{times.recomputed_ms:.4g}",
@@ -106,7 +106,7 @@ def choose_bias(package: Package, setting: CompileContext, progress: Progress) -
     }
 
 
-def measure_bias(found: Sequence[Recomputation], setting: CompileContext) -> BiasTimes:
+def measure_bias(recomputations: Sequence[Recomputation], context: CompileContext) -> BiasTimes:
     """Time the bias on the GPU: its graph alone as a segment of the target's backend, and a copy of half of its rows.
 
     Pages are blank: what a lookup takes hardly depends on what is looked up in tables that a cache holds.
@@ -115,46 +115,51 @@ def measure_bias(found: Sequence[Recomputation], setting: CompileContext) -> Bia
         EeError: the GPU or a library refused something, or there is not enough memory.
     """
     recomputed, moved = 0.0, 0.0
-    for each in found:
-        with tempfile.TemporaryDirectory(prefix="ee-bias-") as work, setting.gpu.current():
-            one, other = _time_recomputation(each, setting, Path(work))
-        recomputed, moved = recomputed + one, moved + other
+    for recomputation in recomputations:
+        with tempfile.TemporaryDirectory(prefix="ee-bias-") as work, context.gpu.current():
+            compute_ms, copy_ms = _time_recomputation(recomputation, context, Path(work))
+        recomputed, moved = recomputed + compute_ms, moved + copy_ms
     return BiasTimes(recomputed, moved)
 
 
-def _time_recomputation(each: Recomputation, setting: CompileContext, folder: Path) -> tuple[float, float]:
+def _time_recomputation(recomputation: Recomputation, context: CompileContext, folder: Path) -> tuple[float, float]:
     """Milliseconds to compute one tensor and to move half of it."""
-    recipe, gpu = setting.recipe, setting.gpu
-    spec = SegmentSpec(each.tensor.name, f"{recipe.name}/{each.tensor.name}.onnx", each.inputs, (each.tensor,))
+    recipe, gpu = context.recipe, context.gpu
+    spec = SegmentSpec(
+        recomputation.tensor.name,
+        f"{recipe.name}/{recomputation.tensor.name}.onnx",
+        recomputation.inputs,
+        (recomputation.tensor,),
+    )
     (folder / recipe.name).mkdir()
-    (folder / spec.file).write_bytes(each.graph.SerializeToString(deterministic=True))
-    shutil.copyfile(setting.file, folder / recipe.name / RECIPE)
-    if setting.build is not None:
-        plan = setting.build(folder / spec.file, spec, replace(recipe, strip=False))
-        spec = replace(spec, file=f"{recipe.name}/{each.tensor.name}.engine")
+    (folder / spec.file).write_bytes(recomputation.graph.SerializeToString(deterministic=True))
+    shutil.copyfile(context.file, folder / recipe.name / RECIPE)
+    if context.build is not None:
+        plan = context.build(folder / spec.file, spec, replace(recipe, strip=False))
+        spec = replace(spec, file=f"{recipe.name}/{recomputation.tensor.name}.engine")
         (folder / spec.file).write_bytes(plan)
-    target = Target(recipe.backend, 0.0, {}, (spec,), compiled=dict(setting.compiled))
+    target = Target(recipe.backend, 0.0, {}, (spec,), compiled=dict(context.compiled))
     stream = gpu.create_stream()
     try:
         (segment,) = open_segments(target, recipe.name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
-        return _time_segment(segment, setting.sizes, gpu, stream)
+        return _time_segment(segment, context.sizes, gpu, stream)
     finally:
         gpu.destroy_stream(stream)
 
 
 def _time_segment(segment: DeviceSegment, sizes: Mapping[str, int], gpu: Device, stream: int) -> tuple[float, float]:
-    (made,) = segment.outputs
+    (output,) = segment.outputs
     with ExitStack() as closing:
         addresses = {}
-        for tensor in (*segment.inputs, made):
+        for tensor in (*segment.inputs, output):
             size = size_of(shape_of(tensor, sizes), tensor.dtype)
             addresses[tensor.name] = gpu.allocate(size)
             closing.callback(gpu.free, addresses[tensor.name])
             gpu.clear(addresses[tensor.name], size, stream)
-        used = {axis for tensor in (*segment.inputs, made) for axis in tensor.shape}
+        used = {axis for tensor in (*segment.inputs, output) for axis in tensor.shape}
         bound = segment.bind(addresses, {axis: size for axis, size in sizes.items() if axis in used})
-        half = size_of(shape_of(made, {**sizes, "B": sizes["B"] // 2}), made.dtype)
-        rows = addresses[made.name]
+        half = size_of(shape_of(output, {**sizes, "B": sizes["B"] // 2}), output.dtype)
+        rows = addresses[output.name]
         return (
             _median_ms(lambda: bound.enqueue(stream), gpu, stream),
             _median_ms(lambda: gpu.copy(rows, rows + half, half, stream), gpu, stream),
@@ -164,12 +169,12 @@ def _time_segment(segment: DeviceSegment, sizes: Mapping[str, int], gpu: Device,
 def _median_ms(enqueue: Callable[[], None], gpu: Device, stream: int) -> float:
     """What one takes in a stream."""
     enqueue()  # the first loads and tunes
-    found = []
+    times = []
     for _ in range(ROUNDS):
         gpu.synchronize(stream)
         began = time.perf_counter()
         for _ in range(IN_A_ROW):
             enqueue()
         gpu.synchronize(stream)
-        found.append((time.perf_counter() - began) * 1e3 / IN_A_ROW)
-    return statistics.median(found)
+        times.append((time.perf_counter() - began) * 1e3 / IN_A_ROW)
+    return statistics.median(times)

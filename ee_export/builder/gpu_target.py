@@ -72,9 +72,9 @@ def build_recipe_target(
         compiled |= built_here(gpu, recipe).texts()
         build = _make_builder(package, recipe, gpu, visual)
     if recipe.bias == "auto":
-        choice, said = choose_bias(package, CompileContext(recipe, recipe_file, compiled, build, gpu), progress)
+        choice, entries = choose_bias(package, CompileContext(recipe, recipe_file, compiled, build, gpu), progress)
         recipe = replace(recipe, bias=choice)
-        compiled |= said
+        compiled |= entries
     elif recipe.bias == "recomputed":
         compiled["bias"] = recipe.bias
     progress("prepare", 0, 1)
@@ -119,24 +119,24 @@ def _build_engines(
     """The engines' manifest entries, and of which exits the attention is plain."""
     # Not in the staging folder: what is there becomes the package.
     with tempfile.TemporaryDirectory(prefix="ee-graphs-") as work:
-        asked, simpler = Path(work) / "asked", Path(work) / PLAIN
-        typed = prepare_segments(package, recipe, asked, samples)
+        typed_folder, plain_folder = Path(work) / "asked", Path(work) / PLAIN
+        typed = prepare_segments(package, recipe, typed_folder, samples)
         progress("prepare", 1, 1)
         folder.mkdir()
         specs, plain = [], []
-        for at, spec in enumerate(typed):
-            progress("engines", at, len(typed))
+        for index, spec in enumerate(typed):
+            progress("engines", index, len(typed))
             try:
-                plan = build(asked / spec.file, spec, recipe)
+                plan = build(typed_folder / spec.file, spec, recipe)
             except DeviceError as refused:
-                if recipe.attention == "plain" or not has_attention(asked / spec.file):
+                if recipe.attention == "plain" or not has_attention(typed_folder / spec.file):
                     raise
                 progress(f"plain attention: {spec.exit}", 0, 1)
                 _log.warning("%s: built with plain attention, for %s", spec.exit, refused)
-                if not simpler.exists():
-                    prepare_segments(package, with_plain_attention(recipe), simpler, samples)
+                if not plain_folder.exists():
+                    prepare_segments(package, with_plain_attention(recipe), plain_folder, samples)
                 try:
-                    plan = build(simpler / spec.file, spec, recipe)
+                    plan = build(plain_folder / spec.file, spec, recipe)
                 except DeviceError as too:
                     raise DeviceError(f"{refused}; and with plain attention: {too}") from None
                 progress(f"plain attention: {spec.exit}", 1, 1)
@@ -145,9 +145,9 @@ def _build_engines(
             (folder.parent / specs[-1].file).write_bytes(plan)
         progress("engines", len(typed), len(typed))
         if recipe.strip:  # their weights come from the graphs that they were built of
-            shutil.copytree(asked / recipe.name, folder, dirs_exist_ok=True)
+            shutil.copytree(typed_folder / recipe.name, folder, dirs_exist_ok=True)
             if plain:
-                shutil.copytree(simpler / recipe.name, folder / PLAIN)
+                shutil.copytree(plain_folder / recipe.name, folder / PLAIN)
     return tuple(specs), plain
 
 
@@ -173,7 +173,7 @@ def count_visual_tokens(chain: Chain) -> int:
 
 def measure_device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
     """The same costs with what segments take on the device, without the copies of :class:`HostSegment`."""
-    times: dict[str, list[float]] = {name: [] for name in chain.exits}
+    by_exit: dict[str, list[float]] = {name: [] for name in chain.exits}
     for tokens in costs.tokens:
         rounds: dict[str, list[float]] = {name: [] for name in chain.exits}
         for run in range(RUNS + 1):
@@ -181,6 +181,8 @@ def measure_device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
             for segment in chain.segments:
                 if run and isinstance(segment, HostSegment):  # the first round binds
                     rounds[segment.exit].append(segment.device_ms)
-        for name, found in rounds.items():
-            times[name].append(round(statistics.median(found), 4))
-    return replace(costs, machine=machine, runs=RUNS, segments_ms={name: tuple(each) for name, each in times.items()})
+        for name, times in rounds.items():
+            by_exit[name].append(round(statistics.median(times), 4))
+    return replace(
+        costs, machine=machine, runs=RUNS, segments_ms={name: tuple(medians) for name, medians in by_exit.items()}
+    )

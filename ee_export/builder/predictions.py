@@ -87,7 +87,7 @@ def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]: ...
 def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]:
     """The pages of a data set, with ``ocr`` for those without words; of labelled arrays the rows, ``[1, …]`` per input."""
     if isinstance(data, ArrayData):
-        return [data.row(at) for at in range(len(data))]
+        return [data.row(index) for index in range(len(data))]
     return [read_page(path, ocr) for path in data.paths]
 
 
@@ -109,12 +109,12 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -
             arrays = encode_page(chain, page)
             for name, percent in reads.items():
                 tokens[name].append(count_tokens_read(without_prefix(texts[name], arrays), percent))
-            made = chain.logits(arrays)
+            by_exit = chain.logits(arrays)
         except EeError:
             raise
         except Exception as error:
             raise failure(_name_page(data, done), error) from error
-        for name, values in made.items():
+        for name, values in by_exit.items():
             if not np.isfinite(values).all():
                 raise BadLogits(
                     f"{_name_page(data, done)}: logits of '{name}' are not finite; the model or this page's inputs are damaged"
@@ -126,9 +126,9 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -
     return ExitPredictions(joined, counted, np.asarray(data.targets), data.digest())
 
 
-def _name_page(data: Data, at: int) -> str:
+def _name_page(data: Data, index: int) -> str:
     """A page's file, or an array's file and row, for messages."""
-    return f"{data.root}: row {data.rows[at]}" if isinstance(data, ArrayData) else str(data.paths[at])
+    return f"{data.root}: row {data.rows[index]}" if isinstance(data, ArrayData) else str(data.paths[index])
 
 
 def observe_each(

@@ -43,7 +43,7 @@ class EngineRequest:
         return self.graph.name
 
 
-def build_engine(wanted: EngineRequest) -> bytes:
+def build_engine(request: EngineRequest) -> bytes:
     """The engine, as its file's bytes.
 
     Raises:
@@ -51,7 +51,7 @@ def build_engine(wanted: EngineRequest) -> bytes:
     """
     last_errors()  # of what came before
     try:
-        return _with_builder(wanted)
+        return _with_builder(request)
     except DeviceError as error:
         raise error.with_traceback(None) from None  # its frames hold a network and all its weights
 
@@ -59,28 +59,28 @@ def build_engine(wanted: EngineRequest) -> bytes:
 # Nested, so that all dies in the reverse of the order it was made in: the parser, which owns the weights, outlives the build.
 
 
-def _with_builder(wanted: EngineRequest) -> bytes:
+def _with_builder(request: EngineRequest) -> bytes:
     try:
         builder = trt.Builder(LOG)
     except TypeError:  # what pybind makes of a null pointer
         raise DeviceError(f"TensorRT {trt.__version__} made no builder: {last_errors()}") from None
-    return _with_network(builder, wanted)
+    return _with_network(builder, request)
 
 
-def _with_network(builder: trt.Builder, wanted: EngineRequest) -> bytes:
+def _with_network(builder: trt.Builder, request: EngineRequest) -> bytes:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    return _with_parser(builder, network, wanted)
+    return _with_parser(builder, network, request)
 
 
-def _with_parser(builder: trt.Builder, network: trt.INetworkDefinition, wanted: EngineRequest) -> bytes:
+def _with_parser(builder: trt.Builder, network: trt.INetworkDefinition, request: EngineRequest) -> bytes:
     parser = trt.OnnxParser(network, LOG)
     # By path, so that it finds the weights beside the graph.
-    if not parser.parse_from_file(str(wanted.graph)):
-        errors = [_format_error(parser.get_error(at)) for at in range(parser.num_errors)]
+    if not parser.parse_from_file(str(request.graph)):
+        errors = [_format_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise DeviceError(
-            f"{wanted.name}: TensorRT {trt.__version__} cannot parse it: {'; '.join(errors[:3]) or last_errors()}"
+            f"{request.name}: TensorRT {trt.__version__} cannot parse it: {'; '.join(errors[:3]) or last_errors()}"
         )
-    return _build(builder, network, wanted)
+    return _build(builder, network, request)
 
 
 def _format_error(error: trt.ParserError) -> str:
@@ -88,18 +88,18 @@ def _format_error(error: trt.ParserError) -> str:
     return f"node '{name}' ({operator}): {error.desc()}" if operator else error.desc()
 
 
-def _build(builder: trt.Builder, network: trt.INetworkDefinition, wanted: EngineRequest) -> bytes:
+def _build(builder: trt.Builder, network: trt.INetworkDefinition, request: EngineRequest) -> bytes:
     config = builder.create_builder_config()
-    _configure(config, wanted.recipe)
-    for shapes in wanted.profiles:
-        _add_profile(builder, config, wanted, shapes)
-    if wanted.cache is not None:
-        _read_cache(config, wanted.cache)
+    _configure(config, request.recipe)
+    for shapes in request.profiles:
+        _add_profile(builder, config, request, shapes)
+    if request.cache is not None:
+        _read_cache(config, request.cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise DeviceError(f"{wanted.name}: TensorRT {trt.__version__} built no engine of it: {last_errors()}")
-    if wanted.cache is not None:
-        _write_cache(config, wanted.cache)
+        raise DeviceError(f"{request.name}: TensorRT {trt.__version__} built no engine of it: {last_errors()}")
+    if request.cache is not None:
+        _write_cache(config, request.cache)
     return bytes(plan)
 
 
@@ -122,13 +122,13 @@ def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
-def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, wanted: EngineRequest, shapes: Shapes) -> None:
+def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, request: EngineRequest, shapes: Shapes) -> None:
     profile = builder.create_optimization_profile()
-    for tensor in wanted.inputs:
+    for tensor in request.inputs:
         least, best, most = shapes[tensor.name]
         profile.set_shape(tensor.name, least, best, most)
     if config.add_optimization_profile(profile) < 0:
-        raise DeviceError(f"{wanted.name}: TensorRT refused the profile {shapes}: {last_errors()}")
+        raise DeviceError(f"{request.name}: TensorRT refused the profile {shapes}: {last_errors()}")
 
 
 def cache_name(here: BuiltOn) -> str:

@@ -76,24 +76,24 @@ def score_predictions(
     others no page can leave, and the text is not read in a strip of its own for them.
     """
     logits = [pages.logits[name] for name in manifest.exits]
-    found = rules(manifest, target, weights or {})
+    exit_rules = rules(manifest, target, weights or {})
     gates = [pages.logits.get(gate_name(name)) for name in manifest.exits]
     if criterion == "gate" and (bare := [n for n, g in zip(manifest.exits[:-1], gates, strict=False) if g is None]):
         raise BadRequest(
             f"criterion 'gate' needs a gate at every exit, and {', '.join(bare)} have none; train with heads of kind 'gate'"
         )
     tokens = [pages.tokens[name] for name in manifest.exits]
-    probabilities, scores = score_pages(logits, found, criterion, tokens, gates)
+    probabilities, scores = score_pages(logits, exit_rules, criterion, tokens, gates)
     costs = target.costs
     spent = np.full(len(pages.targets), costs.encode_image_ms if costs else 0.0)
     cost, read, encoded = [], 0, set[str]()
-    for at, (name, rule) in enumerate(zip(manifest.exits, found, strict=True)):
-        asked = rule.reads in (0, 100, *bands)
-        segment = target.segments[at]
+    for index, (name, rule) in enumerate(zip(manifest.exits, exit_rules, strict=True)):
+        evaluated = rule.reads in (0, 100, *bands)
+        segment = target.segments[index]
         reads = reads_of(manifest, name, segment.inputs)
         further = {encoding for encoding in (reads.text, *reads.pixels) if encoding} - encoded
-        if not asked:
-            scores[at] = NOT_ASKED
+        if not evaluated:
+            scores[index] = NOT_ASKED
         elif costs is not None:
             if rule.reads > read:
                 spent = spent + costs.strip_ms((rule.reads - read) / 100, ocr_ms)
@@ -101,7 +101,7 @@ def score_predictions(
                 read = rule.reads
             spent = spent + sum(costs.encode_ms.get(encoding, 0.0) for encoding in further)
             encoded |= further
-        if asked:
+        if evaluated:
             spent = spent + _segment_ms(costs, name, pages.tokens[name])
         cost.append(spent)
     return Scored(scores, probabilities.argmax(2), pages.targets, np.stack(cost))
@@ -129,7 +129,7 @@ class TuningGoal:
         require_known(self.criterion, CRITERIA, "criterion")
         require_known(self.risk, RISKS, "risk")
         require_known(self.thresholds, KINDS, "kind of thresholds")
-        if sum(wish is not None for wish in (self.min_accuracy, self.max_cost_ms, self.epsilon)) > 1:
+        if sum(aim is not None for aim in (self.min_accuracy, self.max_cost_ms, self.epsilon)) > 1:
             raise BadRequest(
                 "--min-accuracy, --max-cost-ms and --epsilon exclude each other; the whole frontier: --frontier"
             )
@@ -147,9 +147,9 @@ def decide_exits(
     manifest: Manifest, target: Target, point: OperatingPoint, pages: ExitPredictions
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where an operating point leaves and what it answers there: indices of exits and of labels, int64 ``[N]`` each."""
-    seen = score_predictions(manifest, target, pages, None, point.criterion, point.weights, manifest.text_bands())
-    exits = evaluate(seen, [point.thresholds[name] for name in manifest.exits[:-1]]).exits
-    return exits, seen.answers[exits, np.arange(len(exits))]
+    scored = score_predictions(manifest, target, pages, None, point.criterion, point.weights, manifest.text_bands())
+    exits = evaluate(scored, [point.thresholds[name] for name in manifest.exits[:-1]]).exits
+    return exits, scored.answers[exits, np.arange(len(exits))]
 
 
 POINT = "default"
@@ -197,7 +197,7 @@ def tune_target(
     parts: Mapping[str, ExitPredictions],
     ocr_ms: float | None,
     point_name: str = POINT,
-    wish: TuningGoal = TuningGoal(),
+    goal: TuningGoal = TuningGoal(),
 ) -> Target:
     """The target with the operating points ``full`` and ``point_name``.
 
@@ -208,35 +208,35 @@ def tune_target(
             ``certify`` helps with them where no certificate is asked, and ``calibrate`` where one is.
         ocr_ms: cost of reading a whole page, default as measured.
         point_name: the operating point that is tuned.
-        wish: what is asked of it.
+        goal: what is asked of it.
 
     Raises:
         BadData: the pages to certify on are too few for the ε asked; names how many are needed.
         BadRequest: no thresholds give what is wished.
     """
-    weights = fit_weights(manifest, target, wish.criterion, parts["calibrate"])
+    weights = fit_weights(manifest, target, goal.criterion, parts["calibrate"])
     both = parts["tune"] + parts["certify"]
 
-    def judged(pages: ExitPredictions, bands: Collection[int]) -> Scored:
-        return score_predictions(manifest, target, pages, ocr_ms, wish.criterion, weights, bands)
+    def score(pages: ExitPredictions, bands: Collection[int]) -> Scored:
+        return score_predictions(manifest, target, pages, ocr_ms, goal.criterion, weights, bands)
 
-    choices = band_choices(manifest, wish.criterion)
-    if wish.epsilon is None:
-        thresholds, bands = _choose_thresholds({bands: judged(both, bands) for bands in choices}, wish)
+    choices = band_choices(manifest, goal.criterion)
+    if goal.epsilon is None:
+        thresholds, bands = _choose_thresholds({bands: score(both, bands) for bands in choices}, goal)
         certificate = None
     else:
         rest = parts["calibrate"] + parts["tune"]
-        tuning = {bands: judged(rest, bands) for bands in choices}
+        tuning = {bands: score(rest, bands) for bands in choices}
         held = parts["certify"]
         thresholds, bands, certificate = _certify_thresholds(
-            tuning, lambda bands: judged(held, bands), held.digest, wish
+            tuning, lambda bands: score(held, bands), held.digest, goal
         )
-    bars = dict(zip(manifest.exits, thresholds, strict=False))
-    point = OperatingPoint(wish.criterion, bars, weights, certificate=certificate)
+    by_exit = dict(zip(manifest.exits, thresholds, strict=False))
+    point = OperatingPoint(goal.criterion, by_exit, weights, certificate=certificate)
     full = OperatingPoint(CRITERION, dict.fromkeys(manifest.exits[:-1]))
     points = {
         FULL: _measure_point(manifest, full, score_predictions(manifest, target, both, ocr_ms), both.digest),
-        point_name: _measure_point(manifest, point, judged(both, bands), both.digest),
+        point_name: _measure_point(manifest, point, score(both, bands), both.digest),
     }
     return replace(target, operating_points=points)
 
@@ -244,40 +244,40 @@ def tune_target(
 Bands = tuple[int, ...]
 
 
-def _choose_thresholds(tuning: Mapping[Bands, Scored], wish: TuningGoal) -> tuple[list[Threshold], Bands]:
+def _choose_thresholds(tuning: Mapping[Bands, Scored], goal: TuningGoal) -> tuple[list[Threshold], Bands]:
     """The best thresholds by what the exits say where some bands are asked, and those bands."""
-    found = []
-    for bands, seen in tuning.items():
-        bars = wish.choose(seen)
-        outcome = evaluate(seen, bars)
-        worth = outcome.accuracy if wish.max_cost_ms is not None else 0.0
-        found.append(((-worth, outcome.mean_cost_ms), bars, bands))
-    _, bars, bands = min(found, key=lambda one: one[0])
-    return bars, bands
+    options = []
+    for bands, scored in tuning.items():
+        thresholds = goal.choose(scored)
+        outcome = evaluate(scored, thresholds)
+        worth = outcome.accuracy if goal.max_cost_ms is not None else 0.0
+        options.append(((-worth, outcome.mean_cost_ms), thresholds, bands))
+    _, thresholds, bands = min(options, key=lambda option: option[0])
+    return thresholds, bands
 
 
 def _certify_thresholds(
-    tuning: Mapping[Bands, Scored], certifying: Callable[[Bands], Scored], digest: str, wish: TuningGoal
+    tuning: Mapping[Bands, Scored], certifying: Callable[[Bands], Scored], digest: str, goal: TuningGoal
 ) -> tuple[list[Threshold], Bands, Certificate]:
     """The boldest thresholds whose risk is proven, the bands that they ask, and the proof.
 
     The candidates end where the pages that tune lose half of ε: a risk of ε is allowed, but accuracy is to stay what it was.
     """
-    epsilon = wish.epsilon or 0.0
-    lost = RISKS[wish.risk]
-    options = [(bands, *worth_asking(seen, lost, epsilon / 2, MARGIN)) for bands, seen in tuning.items()]
+    epsilon = goal.epsilon or 0.0
+    lost = RISKS[goal.risk]
+    options = [(bands, *worth_asking(scored, lost, epsilon / 2, MARGIN)) for bands, scored in tuning.items()]
     bands, candidates, _ = min(options, key=lambda option: option[2])
     pages = certifying(bands)
-    certify.require_pages(len(pages.targets), epsilon, wish.delta, "the part of the data that certifies")
+    certify.require_pages(len(pages.targets), epsilon, goal.delta, "the part of the data that certifies")
     losses = np.stack([lost(pages, evaluate(pages, candidate).exits) for candidate in candidates])
-    if wish.delta is None:
-        method, found = "conformal_risk_control", certify.conformal(losses, epsilon)
+    if goal.delta is None:
+        method, proof = "conformal_risk_control", certify.conformal(losses, epsilon)
     else:
-        method, found = "learn_then_test", certify.fixed_sequence(losses, epsilon, wish.delta)
-    assert found is not None  # the first candidate loses nothing, and there are pages enough
-    bound = round(found.bound, 6)
-    proof = Certificate(method, wish.risk, epsilon, wish.delta, bound, found.losses, found.pages, digest)
-    return list(candidates[found.candidate]), bands, proof
+        method, proof = "learn_then_test", certify.fixed_sequence(losses, epsilon, goal.delta)
+    assert proof is not None  # the first candidate loses nothing, and there are pages enough
+    bound = round(proof.bound, 6)
+    certificate = Certificate(method, goal.risk, epsilon, goal.delta, bound, proof.losses, proof.pages, digest)
+    return list(candidates[proof.candidate]), bands, certificate
 
 
 def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
@@ -289,7 +289,7 @@ def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
     if criterion in ASKS_EXITS_BEFORE:
         return [bands]
     sizes = range(len(bands) + 1) if len(bands) <= 5 else (0, 1, len(bands))
-    return [found for size in sizes for found in itertools.combinations(bands, size)]
+    return [subset for size in sizes for subset in itertools.combinations(bands, size)]
 
 
 def _measure_point(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: str) -> OperatingPoint:
@@ -303,10 +303,10 @@ def _measure_point(manifest: Manifest, point: OperatingPoint, pages: Scored, dig
     }
     rates = counts / counts.sum()
     measured |= {f"exit_rate.{name}": float(rate) for name, rate in zip(manifest.exits, rates, strict=True)}
-    asked = pages.scores > NOT_ASKED
+    evaluated = pages.scores > NOT_ASKED
     reached = {
-        name: histogram(pages.scores[at][asked[at] & (outcome.exits >= at)].tolist())
-        for at, name in enumerate(manifest.exits)
+        name: histogram(pages.scores[index][evaluated[index] & (outcome.exits >= index)].tolist())
+        for index, name in enumerate(manifest.exits)
     }
     return replace(
         point,
@@ -324,7 +324,7 @@ def refit(
     seed: int,
     ocr_ms: float | None,
     ocr: Ocr | None,
-    wish: TuningGoal,
+    goal: TuningGoal,
     *,
     recalibrate: str | None,
     progress: Callable[[str, int, int], None],
@@ -343,17 +343,17 @@ def refit(
     if point_name == FULL:
         raise BadRequest(f"operating point '{FULL}' never leaves early and is not tuned; name another one")
     require_name_of("operating point", point_name)
-    mark = stamp("tune" if recalibrate is None else "calibrate")
+    stamped = stamp("tune" if recalibrate is None else "calibrate")
     with lock_package(package.path, progress):
         package = open_package(package.path)  # who held the lock may have replaced it
         before = target = package.target(target_name)
-        parts, split = observe_parts(package, target_name, data, seed, ocr, wish, progress)
+        parts, split = observe_parts(package, target_name, data, seed, ocr, goal, progress)
         others = target.operating_points
         if recalibrate is not None:
             target, others = calibrate_target(target, parts["calibrate"], recalibrate), {}
-        target = _stamp_points(tune_target(package.manifest, target, parts, ocr_ms, point_name, wish), mark)
+        target = _stamp_points(tune_target(package.manifest, target, parts, ocr_ms, point_name, goal), stamped)
         after = replace(target, operating_points={**others, **target.operating_points})
-        return _store(package, target_name, history.keep_history(before, after, mark), split)
+        return _store(package, target_name, history.keep_history(before, after, stamped), split)
 
 
 def measure_frontier(
@@ -363,17 +363,17 @@ def measure_frontier(
     seed: int,
     ocr_ms: float | None,
     ocr: Ocr | None,
-    wish: TuningGoal,
+    goal: TuningGoal,
     progress: Callable[[str, int, int], None],
 ) -> list[Point]:
     """The frontier of measured cost and accuracy on the pages that do not calibrate; raises as :func:`refit`."""
     target = package.target(target_name)
-    parts, _ = observe_parts(package, target_name, data, seed, ocr, replace(wish, epsilon=None), progress)
-    weights = fit_weights(package.manifest, target, wish.criterion, parts["calibrate"])
+    parts, _ = observe_parts(package, target_name, data, seed, ocr, replace(goal, epsilon=None), progress)
+    weights = fit_weights(package.manifest, target, goal.criterion, parts["calibrate"])
     pages = parts["tune"] + parts["certify"]
     points = []
-    for bands in band_choices(package.manifest, wish.criterion):
-        points += frontier(score_predictions(package.manifest, target, pages, ocr_ms, wish.criterion, weights, bands))
+    for bands in band_choices(package.manifest, goal.criterion):
+        points += frontier(score_predictions(package.manifest, target, pages, ocr_ms, goal.criterion, weights, bands))
     return not_beaten(points)
 
 
@@ -383,13 +383,13 @@ def observe_parts(
     data: Path,
     seed: int,
     ocr: Ocr | None,
-    wish: TuningGoal,
+    goal: TuningGoal,
     progress: Callable[[str, int, int], None],
 ) -> tuple[dict[str, ExitPredictions], Split]:
     """Split held-out pages, and run a target of a package on them; too few to certify are refused before."""
     parts, split = split_held_out(read_package_data(package.manifest, data), seed)
-    if wish.epsilon is not None:
-        certify.require_pages(len(parts["certify"]), wish.epsilon, wish.delta, str(data))
+    if goal.epsilon is not None:
+        certify.require_pages(len(parts["certify"]), goal.epsilon, goal.delta, str(data))
     return observe_each(load_package(package, target_name, one_pool=True), parts, ocr, progress), split
 
 

@@ -96,15 +96,15 @@ class Cutter:
         if not new:
             return [known[word] for word in words], 0
         pieces: dict[str, list[int]] = {word: [] for word in new}
-        at = count = cut = 0
+        index = count = cut = 0
         size = sum(map(len, new))
-        while at < len(new) and count < self._most:
-            texts = new if size <= _SHORT_TEXT else self._portion(new, at)
-            at += len(texts)
+        while index < len(new) and count < self._most:
+            texts = new if size <= _SHORT_TEXT else self._portion(new, index)
+            index += len(texts)
             cut += size if texts is new else sum(map(len, texts))
             self._require_affordable(spent + cut)
-            count += self._add(self._tokenize(texts), new[at - len(texts) : at], pieces)
-            last = new[at - 1]
+            count += self._add(self._tokenize(texts), new[index - len(texts) : index], pieces)
+            last = new[index - 1]
             if len(texts[-1]) < len(last) and count < self._most + self._spare:
                 # Its beginning has fewer pieces than its letters promise: some were dropped, or are unknown together.
                 count -= len(pieces[last])
@@ -112,7 +112,7 @@ class Cutter:
                 cut += len(last)
                 self._require_affordable(spent + cut)
                 count += self._add(self._tokenize([last]), [last], pieces)
-        kept = {word: pieces[word] for word in new[:at] if len(word) <= _LONGEST_KNOWN}
+        kept = {word: pieces[word] for word in new[:index] if len(word) <= _LONGEST_KNOWN}
         self._piece_count += sum(map(len, kept.values()))
         known.update(kept)
         if len(known) > _KNOWN_WORDS or self._piece_count > _KNOWN_PIECES:
@@ -175,17 +175,17 @@ class Cutter:
             yield 0, len(words)
             return
         step = -1 if self._left else 1
-        at = begun = len(words) if self._left else 0
+        index = begun = len(words) if self._left else 0
         room = max(_SHORT_TEXT, _LETTERS_A_PIECE * self._most)
         while True:
-            room -= len(words[min(at, at + step)]) + 1
-            at += step
-            finished = at in (0, len(words))
-            if finished or (room <= 0 and _is_plain(words[at - 1][-1:]) and _is_plain(words[at][:1])):
-                yield min(begun, at), max(begun, at)
+            room -= len(words[min(index, index + step)]) + 1
+            index += step
+            finished = index in (0, len(words))
+            if finished or (room <= 0 and _is_plain(words[index - 1][-1:]) and _is_plain(words[index][:1])):
+                yield min(begun, index), max(begun, index)
                 if finished:
                     return
-                begun, room = at, max(_SHORT_TEXT, _LETTERS_A_PIECE * self._most)
+                begun, room = index, max(_SHORT_TEXT, _LETTERS_A_PIECE * self._most)
 
     def _splits(self) -> bool:
         """Whether a space between two plain letters always ends a piece, and nothing behind it depends on text before it."""
@@ -196,10 +196,10 @@ class Cutter:
             strips = normalizer is not None and b'"strip_left":true' in normalizer.__getstate__()
             parts = part.get("pretokenizers", [part])
             splits = any(
-                each.get("type") in _SPLITTERS
-                or (each.get("type") == "ByteLevel" and each.get("use_regex", True))
-                or (each.get("type") == "Metaspace" and each.get("split", True))
-                for each in parts
+                entry.get("type") in _SPLITTERS
+                or (entry.get("type") == "ByteLevel" and entry.get("use_regex", True))
+                or (entry.get("type") == "Metaspace" and entry.get("split", True))
+                for entry in parts
             )
             added = self._tokenizer.get_added_tokens_decoder().values()
             spans = any(token.rstrip or re.search(r"[^\s▁][\s▁]", token.content) for token in added)

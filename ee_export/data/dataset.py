@@ -75,8 +75,8 @@ class ArrayData:
 
     def row(self, index: int) -> Arrays:
         """The inputs of row ``index``, ``[1, …]`` each."""
-        at = self.rows[index]
-        return {name: values[at : at + 1] for name, values in self.arrays.items()}
+        row = self.rows[index]
+        return {name: values[row : row + 1] for name, values in self.arrays.items()}
 
     def subset(self, indices: list[int]) -> "ArrayData":
         """The same labels with only the rows at ``indices``."""
@@ -90,9 +90,9 @@ class ArrayData:
     def digest(self) -> str:
         """sha256 over the rows' labels and values: the data that an operating point was tuned on."""
         total = hashlib.sha256()
-        for at, target in enumerate(self.targets):
+        for index, target in enumerate(self.targets):
             total.update(f"{self.labels[target]}\0".encode())
-            for name, values in sorted(self.row(at).items()):
+            for name, values in sorted(self.row(index).items()):
                 total.update(f"{name} {values.dtype.str} {values.shape}\0".encode())
                 total.update(np.ascontiguousarray(values).tobytes())
         return total.hexdigest()
@@ -137,7 +137,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: s
         kind = f"only the class '{next(iter(folders))}'" if folders else "no class folders"
         raise BadData(f"{root}: {kind}; a classifier needs a folder for each of at least two classes")
     names = labels or tuple(sorted(folders))
-    known = {to_nfc(name): at for at, name in enumerate(names)}
+    known = {to_nfc(name): index for index, name in enumerate(names)}
     unknown = [name for name in folders if name not in known]
     if unknown and labels is not None:
         raise BadData(
@@ -232,7 +232,7 @@ def read_rows(path: Path, specs: Mapping[str, TensorSpec]) -> Iterator[Arrays]:
     arrays.pop("label", None)
     rows = max((len(values) if values.ndim else 0 for values in arrays.values()), default=0)
     _check_arrays(path, arrays, specs, rows)
-    return ({name: values[at : at + 1] for name, values in arrays.items()} for at in range(rows))
+    return ({name: values[index : index + 1] for name, values in arrays.items()} for index in range(rows))
 
 
 def _check_arrays(path: Path, arrays: Arrays, specs: Mapping[str, TensorSpec], rows: int) -> None:
@@ -297,7 +297,7 @@ def _class_indices(
     elif label.dtype.kind == "U":
         rows = [to_nfc(name) for name in label.tolist()]
         names = labels or tuple(sorted(set(rows)))
-        known = {to_nfc(name): at for at, name in enumerate(names)}
+        known = {to_nfc(name): index for index, name in enumerate(names)}
         unknown = next((name for name in rows if name not in known), None)
         if unknown is not None:
             raise BadData(

@@ -109,8 +109,8 @@ class Encoder:
 
     def arrays(self, image: Image.Image, words: Words, boxes: Boxes) -> Arrays:
         """All inputs that the encoding makes of one page: :meth:`image` and :meth:`text`, without what it has no fields for."""
-        made = self.image(image) if self.encoding.image_size else {}
-        return {**made, **(self.text(words, boxes) if self.encoding.max_text_tokens else {})}
+        pixels = self.image(image) if self.encoding.image_size else {}
+        return {**pixels, **(self.text(words, boxes) if self.encoding.max_text_tokens else {})}
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The page resized and cropped to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``.
@@ -167,16 +167,16 @@ class Encoder:
         if self.encoding.bands and len(places):
             ends = [20 * percent for percent in self.encoding.bands]  # of twice a box's middle, see `within`
             order = np.searchsorted(ends, places[:, 1] + places[:, 3], side="right").argsort(kind="stable")
-            words, places = [words[at] for at in order.tolist()], places[order]
+            words, places = [words[index] for index in order.tolist()], places[order]
         ids, owners = self._cutter.cut(words) if self._cutter is not None else ((), ())
-        where = np.zeros((1, len(ids) + 2, 4), np.int64)
+        token_boxes = np.zeros((1, len(ids) + 2, 4), np.int64)
         if len(places):
-            places.take(owners, axis=0, out=where[0, 1:-1], mode="clip")  # no place is out of range
+            places.take(owners, axis=0, out=token_boxes[0, 1:-1], mode="clip")  # no place is out of range
         if self._end_boxes is not None:
-            where[0, :: len(ids) + 1] = self._end_boxes
+            token_boxes[0, :: len(ids) + 1] = self._end_boxes
         return {
             "input_ids": np.asarray([[self.encoding.bos_id, *ids, self.encoding.eos_id]], np.int64),
-            "bbox": where,
+            "bbox": token_boxes,
             "attention_mask": np.ones((1, len(ids) + 2), np.int64),
         }
 

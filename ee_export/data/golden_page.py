@@ -132,5 +132,7 @@ def _draw_file(encoding: Encoding) -> bytes:
 def _write_words(boxes: bool) -> bytes:
     text: dict[str, Any] = {"words": _WORDS}
     if boxes:
-        text["boxes"] = [[40 + 30 * at, 30 * at, 70 + 30 * at, 30 * at + 20] for at in range(len(_WORDS))]
+        text["boxes"] = [
+            [40 + 30 * index, 30 * index, 70 + 30 * index, 30 * index + 20] for index in range(len(_WORDS))
+        ]
     return json.dumps(text, ensure_ascii=False).encode()

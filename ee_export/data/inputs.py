@@ -76,15 +76,15 @@ def encode_pages(pages: Sequence[Page], encoder: Encoder, inputs: Mapping[str, s
         base: source for front, read in own.items() for base, source in read.items() if source == "text" or not front
     }
     contents = [encoder.contents(page, known) for page in pages]
-    made: Arrays = {}
+    arrays: Arrays = {}
     for front, read in own.items():
         named = encoder.by_name(front)
         if "pixel_values" in read:
             images = [named.open(page)[0] for page in pages] if front else [image for image, _, _ in contents]
-            made |= with_prefix(front, named.images(images))
+            arrays |= with_prefix(front, named.images(images))
         if named.encoding.max_text_tokens:
-            made |= with_prefix(front, named.collate([named.text(words, boxes) for _, words, boxes in contents]))
-    return made
+            arrays |= with_prefix(front, named.collate([named.text(words, boxes) for _, words, boxes in contents]))
+    return arrays
 
 
 def with_prefix(name: str, arrays: Arrays) -> Arrays:

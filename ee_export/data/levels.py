@@ -179,10 +179,10 @@ def _change_palette(image: Image.Image, name: str) -> tuple[str, Change]:
     row.putdata(range(256))
     row = row.convert("RGBA")
     colours = np.asarray(_paste_on_white(row))[0]
-    at = np.flatnonzero(image.histogram())
-    if not np.asarray(row)[0, at, 3].any():
+    values = np.flatnonzero(image.histogram())
+    if not np.asarray(row)[0, values, 3].any():
         raise _unknown_values(name, "every pixel is transparent")
-    used = colours[at]
+    used = colours[values]
     if (used == used[:, :1]).all():
         greys = np.ascontiguousarray(colours[:, 0])
         return "L", lambda strip: Image.fromarray(greys[np.asarray(strip)])
@@ -248,7 +248,7 @@ def _read_numbers(tags: Any, tag: int) -> list[int]:
     except Exception:  # a tag of another type than the standard's
         return []
     values = value if isinstance(value, tuple) else (value,)
-    return [int(each) for each in values if isinstance(each, int | float) and 0 <= each < 2**32]
+    return [int(number) for number in values if isinstance(number, int | float) and 0 <= number < 2**32]
 
 
 def _unknown_values(name: str, reason: str) -> BadPage:

@@ -57,7 +57,7 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
     return read
 
 
-def _run(command: list[str], given: bytes, timeout_s: float) -> str:
+def _run(command: list[str], data: bytes, timeout_s: float) -> str:
     """Output of the program for an image on its standard input. On any exception it is ended, with all that it started."""
     import signal
     import subprocess  # here, since most processes that import this module run no OCR
@@ -72,7 +72,7 @@ def _run(command: list[str], given: bytes, timeout_s: float) -> str:
         raise OcrFailed(f"tesseract failed: {command[0]} cannot be started ({error.strerror})") from None
     with process:
         try:
-            table, complaint = process.communicate(given, timeout_s)
+            table, complaint = process.communicate(data, timeout_s)
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -139,11 +139,13 @@ def resize_in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.
     length, across = (width, height) if columns_first else (height, width)
     between = Image.new(square.mode, _between_size(image.size, new, columns_first))
     step = max(1, _STRIP // across)
-    for at in range(0, length, step):
-        end = min(length, at + step)
+    for begin in range(0, length, step):
+        end = min(length, begin + step)
         box, size = (
-            ((at, 0, end, height), (end - at, new[1])) if columns_first else ((0, at, width, end), (new[0], end - at))
+            ((begin, 0, end, height), (end - begin, new[1]))
+            if columns_first
+            else ((0, begin, width, end), (new[0], end - begin))
         )
         strip = convert(image.crop(box)).convert(square.mode)
-        between.paste(strip.resize(size, resample), (at, 0) if columns_first else (0, at))
+        between.paste(strip.resize(size, resample), (begin, 0) if columns_first else (0, begin))
     return between.resize(new, resample)

@@ -140,10 +140,13 @@ def _build(content: Any) -> Tokenizer:
     for special, tokens in groupby(added, key=itemgetter("special")):
         add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
         add([AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS}) for token in tokens])
-    for at, token in enumerate(added):
+    for index, token in enumerate(added):
         number = tokenizer.token_to_id(token["content"])
         require(
-            number == token["id"], f"added_tokens[{at}].id", token["id"], f"{number}, the next id or the vocabulary's"
+            number == token["id"],
+            f"added_tokens[{index}].id",
+            token["id"],
+            f"{number}, the next id or the vocabulary's",
         )
     return tokenizer
 
@@ -244,8 +247,8 @@ def _read_vocab(vocab: Any) -> dict[str, int]:
 def _check_added(added: Any) -> None:
     require(isinstance(added, list) and len(added) <= MOST_PIECES, "added_tokens", added, "a list")
     contents = set[str]()
-    for at, token in enumerate(added):
-        path = f"added_tokens[{at}]"
+    for index, token in enumerate(added):
+        path = f"added_tokens[{index}]"
         require_object(path, token, {"id", "content", *_FLAGS}, {"id", "content", *_FLAGS})
         content = token["content"]
         fits = isinstance(content, str) and 0 < len(content) <= _LONGEST_PIECE and content not in contents

@@ -91,7 +91,7 @@ def _build_part(
     maps = sum(isinstance(part, dict) and part.get("type") == "Precompiled" for part in parts)
     require(maps <= 1, f"{path}.{members}", maps, "one Precompiled at most")
     rest = tuple(name for name in known if name != "Sequence")
-    built = [_build_part(f"{path}[{at}]", part, rest, members, make) for at, part in enumerate(parts)]
+    built = [_build_part(f"{path}[{index}]", part, rest, members, make) for index, part in enumerate(parts)]
     return normalizers.Sequence(built) if members == "normalizers" else pre_tokenizers.Sequence(built)
 
 
@@ -105,29 +105,29 @@ def _build_normalizer(path: str, kind: str, content: dict[str, Any]) -> Any:
         fits = isinstance(expression, str) and isinstance(new, str) and (expression, new) in _REPLACEMENTS
         require(fits, path, content, "a replacement of spaces, as LayoutXLM's or DeBERTa's")
         return normalizers.Replace(Regex(str(expression)), new)
-    given = _read_options(path, kind, content)
+    options = _read_options(path, kind, content)
     if kind == "Strip":
-        return normalizers.Strip(left=given["strip_left"], right=given["strip_right"])
-    return getattr(normalizers, kind)(**given)
+        return normalizers.Strip(left=options["strip_left"], right=options["strip_right"])
+    return getattr(normalizers, kind)(**options)
 
 
 def _build_pre_tokenizer(path: str, kind: str, content: dict[str, Any]) -> Any:
-    given = _read_options(path, kind, content)
+    options = _read_options(path, kind, content)
     if kind == "Punctuation":
         return pre_tokenizers.Punctuation(behavior="isolated")
-    return getattr(pre_tokenizers, kind)(**given)
+    return getattr(pre_tokenizers, kind)(**options)
 
 
 def _read_options(path: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
     """The options of a part, each with one of its values."""
     options = _OPTIONS.get(kind, {})
     require_object(path, content, {"type", *options}, options if kind in _NEEDED else ())
-    given = {name: value for name, value in content.items() if name != "type"}
-    for name, value in given.items():
+    values = {name: value for name, value in content.items() if name != "type"}
+    for name, value in values.items():
         fits = any(value is allowed or (isinstance(value, str) and value == allowed) for allowed in options[name])
         expected = "true or false" if True in options[name] else " or ".join(map(str, options[name]))
         require(fits, f"{path}.{name}", value, expected)
-    return given
+    return values
 
 
 def _read_charsmap(path: str, content: dict[str, Any]) -> bytes:

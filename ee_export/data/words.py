@@ -79,8 +79,8 @@ def check_words(words: Any, name: str, kind: type[BadPage] = BadPage) -> Words:
         # Programs that keep text in UTF-16 leave halves of pairs where they cut it.
         return [word.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for word in texts]
     except TypeError:
-        at, word = next((at, word) for at, word in enumerate(texts) if not isinstance(word, str))
-        raise kind(f"{name}: word {at} is {shorten(repr(word))}, not a string; words are strings") from None
+        index, word = next((index, word) for index, word in enumerate(texts) if not isinstance(word, str))
+        raise kind(f"{name}: word {index} is {shorten(repr(word))}, not a string; words are strings") from None
     return texts
 
 
@@ -170,13 +170,13 @@ def _clip(edges: np.ndarray) -> np.ndarray | None:
 
 def _bad_box(boxes: Any, name: str, kind: type[BadPage]) -> BadPage:
     """The error for the first bad box."""
-    for at, box in enumerate(boxes):
+    for index, box in enumerate(boxes):
         edges = _to_array([box])
         if edges is None or _clip(edges) is None:
             listed = box.tolist() if isinstance(box, np.ndarray) else box
             hint = " (of a polygon: its smallest and largest x and y)" if _is_polygon(listed) else ""
             return kind(
-                f"{name}: box {at} is {shorten(repr(listed), 80)}; expected x0, y0, x1, y1{hint} with x0 ≤ x1 and y0 ≤ y1, "
+                f"{name}: box {index} is {shorten(repr(listed), 80)}; expected x0, y0, x1, y1{hint} with x0 ≤ x1 and y0 ≤ y1, "
                 f"numbers in 0–1000 of the page's width and height (up to {TOLERANCE} outside are clipped)"
             )
     return kind(f"{name}: the boxes are {_describe(boxes)}; expected numbers [N, 4]: x0, y0, x1, y1 of every word")

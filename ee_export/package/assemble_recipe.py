@@ -102,12 +102,12 @@ class AssembleRecipe:
     @property
     def sources(self) -> dict[str, str]:
         """Every input that the package can have, and its source."""
-        made = {
+        encoded = {
             f"{encoding}.{name}" if encoding else name: source
             for encoding in self.encodings
             for name, source in SOURCES.items()
         }
-        return {**made, **dict.fromkeys(self.arrays, ARRAY)}
+        return {**encoded, **dict.fromkeys(self.arrays, ARRAY)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,8 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
     if graph is not None and top.encodings:
         raise BadRequest(f"{where}: [encodings] with [graph]; one graph reads a page in one way, which [encoding] says")
     exits = [*(segment.exit for segment in segments), *(cut.exit for cut in cuts), *([graph.exit] if graph else [])]
-    for at, name in enumerate(exits):
-        if name in exits[:at]:
+    for index, name in enumerate(exits):
+        if name in exits[:index]:
             raise BadRequest(f"{where}: exit '{shorten(name)}' is there twice; give each exit a name of its own")
     return AssembleRecipe(
         path,
@@ -195,7 +195,7 @@ def _tables(kind: Any, content: Any, where: str, name: str = "segments") -> list
     """The fields of an array of tables."""
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
         raise BadRequest(f"{where}: {name}: found {format_value(content)}, expected tables [[{name}]]")
-    return [read_table(kind, entry, where, f"[[{name}]] {at}: ") for at, entry in enumerate(content, 1)]
+    return [read_table(kind, entry, where, f"[[{name}]] {number}: ") for number, entry in enumerate(content, 1)]
 
 
 def _labels(content: list[str] | str, where: str, folder: Path) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def lock_file(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
 
 def _acquire_lock(lock: Path, waits: Callable[[str], None]) -> int:
     """A handle of the lock's file, held, and still the file that is there."""
-    told = False
+    reported = False
     while True:
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -109,9 +109,9 @@ def _acquire_lock(lock: Path, waits: Callable[[str], None]) -> int:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
+                if not reported:
                     waits(_holder(handle))
-                    told = True
+                    reported = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), lock.stat()):
@@ -124,8 +124,8 @@ def _acquire_lock(lock: Path, waits: Callable[[str], None]) -> int:
 
 def _holder(handle: int) -> str:
     try:
-        found = json.loads(os.pread(handle, 4096, 0))
-        return f"process {found['pid']} on {found['host']}"
+        holder = json.loads(os.pread(handle, 4096, 0))
+        return f"process {holder['pid']} on {holder['host']}"
     except (ValueError, KeyError, TypeError):  # it has the lock and did not write yet
         return "another process"
 

@@ -77,8 +77,8 @@ def check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
     require(bool(exits), "exits", exits, "one exit or more")
     gates = set(map(gate_name, exits))
     before = set[str]()
-    for at, name in enumerate(exits):
-        path = f"exits[{at}]"
+    for index, name in enumerate(exits):
+        path = f"exits[{index}]"
         fits = _EXIT.fullmatch(name) is not None and name not in _RESERVED
         require(fits, path, name, "1 to 64 letters, digits, '_', '-' and '.', not 'source' or 'ocr'")
         require(name not in gates, path, name, "another name, as the gate of another exit has this one")
@@ -133,8 +133,8 @@ def _check_encoding(path: str, encoding: Encoding, sources: Collection[str]) -> 
         for name, values in (("image_mean", encoding.image_mean), ("image_std", encoding.image_std)):
             require(len(values) == 3, f"{path}.{name}", values, "3 numbers")
             require_numbers(f"{path}.{name}", values, -1e6, 1e6)
-        for at, value in enumerate(encoding.image_std):
-            require(abs(value) >= 1e-6, f"{path}.image_std[{at}]", value, "a number that divides, 0.000001 or more")
+        for index, value in enumerate(encoding.image_std):
+            require(abs(value) >= 1e-6, f"{path}.image_std[{index}]", value, "a number that divides, 0.000001 or more")
     require(
         encoding.resize in ORDERS,
         f"{path}.resize",

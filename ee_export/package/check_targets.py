@@ -85,8 +85,8 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
         require_name(f"{path}.operating_points.{name}", name)
         _check_point(f"{path}.operating_points.{name}", point, exits, classes, gated)
     require(len(target.history) <= _MOST_FORMER, f"{path}.history", len(target.history), f"at most {_MOST_FORMER:,}")
-    for at, former in enumerate(target.history):
-        place = f"{path}.history[{at}]"
+    for index, former in enumerate(target.history):
+        place = f"{path}.history[{index}]"
         require_name(f"{place}.name", former.name)
         _check_point(f"{place}.point", former.point, exits, classes, gated)
         _check_stamp(f"{place}.replaced", former.replaced)
@@ -97,13 +97,13 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
 
 def _check_calibration(path: str, calibration: Mapping[str, Calibration], exits: tuple[str, ...], classes: int) -> None:
     for name, fitted in calibration.items():
-        at = f"{path}.{name}"
+        entry_path = f"{path}.{name}"
         size = 1 if name in map(gate_name, exits) else classes
         known = size == 1 or name in exits
         if not known or {len(fitted.scale), len(fitted.bias)} != {size}:
-            raise Refused(at, f"expected {size} numbers each for an exit of the package")
-        require_numbers(f"{at}.scale", fitted.scale, -LARGEST, LARGEST)
-        require_numbers(f"{at}.bias", fitted.bias, -LARGEST, LARGEST)
+            raise Refused(entry_path, f"expected {size} numbers each for an exit of the package")
+        require_numbers(f"{entry_path}.scale", fitted.scale, -LARGEST, LARGEST)
+        require_numbers(f"{entry_path}.bias", fitted.bias, -LARGEST, LARGEST)
 
 
 def _check_compiled(path: str, target: Target) -> None:
@@ -121,46 +121,55 @@ def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Mani
     if tuple(segment.exit for segment in segments) != manifest.exits:
         raise Refused(path, f"not one segment for each exit in order ({', '.join(manifest.exits)})")
     classes, gated = len(manifest.labels), set()
-    there = input_specs(manifest)
+    tensors = input_specs(manifest)
     for name in manifest.inputs:
-        if name not in there:
+        if name not in tensors:
             raise Refused(f"inputs.{name}", f"no segment of the target {next(iter(manifest.targets))} reads it")
     texts = _TextAxes(manifest)
     for segment in segments:
-        at = f"{path}.{segment.exit}"
-        texts.enter(f"{at}.inputs", segment)
+        segment_path = f"{path}.{segment.exit}"
+        texts.enter(f"{segment_path}.inputs", segment)
         if segment.file not in manifest.files:
-            raise Refused(f"{at}.file", f"{segment.file} is not listed in files")
+            raise Refused(f"{segment_path}.file", f"{segment.file} is not listed in files")
         names = [tensor.name for tensor in segment.inputs]
-        require(len(set(names)) == len(names), f"{at}.inputs", names, "each input once")
+        require(len(set(names)) == len(names), f"{segment_path}.inputs", names, "each input once")
         for tensor in segment.inputs:
-            given = there.get(tensor.name)
-            if given is None:
+            known = tensors.get(tensor.name)
+            if known is None:
                 raise Refused(
-                    f"{at}.inputs.{tensor.name}", "neither an input of the package nor made by a segment before"
+                    f"{segment_path}.inputs.{tensor.name}",
+                    "neither an input of the package nor made by a segment before",
                 )
-            if tensor != given:
-                raise mismatch(f"{at}.inputs.{tensor.name}", format_spec(tensor), format_spec(given))
+            if tensor != known:
+                raise mismatch(f"{segment_path}.inputs.{tensor.name}", format_spec(tensor), format_spec(known))
             if manifest.inputs.get(tensor.name) == ARRAY:
-                _check_tensor(f"{at}.inputs.{tensor.name}", tensor)
+                _check_tensor(f"{segment_path}.inputs.{tensor.name}", tensor)
                 numpy = tensor.dtype != "bfloat16"
-                require(numpy, f"{at}.inputs.{tensor.name}.dtype", tensor.dtype, "a type that numpy has, for an array")
+                require(
+                    numpy,
+                    f"{segment_path}.inputs.{tensor.name}.dtype",
+                    tensor.dtype,
+                    "a type that numpy has, for an array",
+                )
         logits = TensorSpec(logits_name(segment.exit), "float32", ("B", classes))
         gate = TensorSpec(gate_name(segment.exit), "float32", ("B", 1))
         if not segment.outputs or segment.outputs[0] != logits:
-            raise Refused(f"{at}.outputs", f"the first is not {logits.name} {format_spec(logits)}")
-        for place, tensor in enumerate(segment.outputs):
-            where = f"{at}.outputs.{tensor.name}"
-            require_text(where, tensor.name, 200)
-            if tensor.name in there:
-                raise Refused(where, "made twice")
+            raise Refused(f"{segment_path}.outputs", f"the first is not {logits.name} {format_spec(logits)}")
+        for index, tensor in enumerate(segment.outputs):
+            output_path = f"{segment_path}.outputs.{tensor.name}"
+            require_text(output_path, tensor.name, 200)
+            if tensor.name in tensors:
+                raise Refused(output_path, "made twice")
             if tensor.name == gate.name:
                 require(
-                    place == 1 and tensor == gate, where, format_spec(tensor), f"the second output, {format_spec(gate)}"
+                    index == 1 and tensor == gate,
+                    output_path,
+                    format_spec(tensor),
+                    f"the second output, {format_spec(gate)}",
                 )
                 gated.add(segment.exit)
-            _check_tensor(where, tensor)
-            there[tensor.name] = tensor
+            _check_tensor(output_path, tensor)
+            tensors[tensor.name] = tensor
             texts.add_output(tensor)
     return gated
 
@@ -252,13 +261,13 @@ def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], class
     if set(point.thresholds) != set(exits[:-1]):
         raise Refused(path, "expected one threshold for each exit but the last")
     for name, threshold in point.thresholds.items():
-        at = f"{path}.thresholds.{name}"
+        entry_path = f"{path}.thresholds.{name}"
         values = threshold if isinstance(threshold, tuple) else (threshold,)
         if isinstance(threshold, tuple) and len(threshold) != classes:
-            raise Refused(at, f"expected one number, or {classes}")
-        require_numbers(at, (value for value in values if value is not None), -LARGEST, LARGEST)
+            raise Refused(entry_path, f"expected one number, or {classes}")
+        require_numbers(entry_path, (value for value in values if value is not None), -LARGEST, LARGEST)
         if point.criterion == "gate" and name not in gated and any(value is not None for value in values):
-            raise Refused(at, "the criterion 'gate' needs a gate, and this exit has none")
+            raise Refused(entry_path, "the criterion 'gate' needs a gate, and this exit has none")
     _check_weights(f"{path}.weights", point, exits, classes)
     if point.data is not None:
         require_sha256(f"{path}.data", point.data)
@@ -276,9 +285,9 @@ def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], class
         _check_stamp(f"{path}.made", point.made)
 
 
-def _check_stamp(path: str, made: Stamp) -> None:
-    require_name(f"{path}.by", made.by)
-    require_date(f"{path}.date", made.date)
+def _check_stamp(path: str, stamp: Stamp) -> None:
+    require_name(f"{path}.by", stamp.by)
+    require_date(f"{path}.date", stamp.date)
 
 
 def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int) -> None:
@@ -291,10 +300,10 @@ def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], cla
         require_numbers(f"{path}.{name}", weights, -LARGEST, LARGEST)
 
 
-def _check_reference_stats(path: str, seen: ReferenceStats, exits: tuple[str, ...]) -> None:
-    require_keys(f"{path}.exits", seen.exits, exits)
-    _check_counts(f"{path}.exits", seen.exits)
-    for name, counts in seen.scores.items():
+def _check_reference_stats(path: str, stats: ReferenceStats, exits: tuple[str, ...]) -> None:
+    require_keys(f"{path}.exits", stats.exits, exits)
+    _check_counts(f"{path}.exits", stats.exits)
+    for name, counts in stats.scores.items():
         require(name in exits, f"{path}.scores.{name}", counts, f"an exit: {', '.join(exits)}")
         require(len(counts) == BINS, f"{path}.scores.{name}", counts, f"{BINS} counts")
         _check_counts(f"{path}.scores.{name}", dict(zip(map(str, range(BINS)), counts, strict=True)))

@@ -68,7 +68,7 @@ def roll_back_target(target: Target, name: str, replaced: Stamp, steps: int = 1)
             if entry.calibration == calibration:
                 back.setdefault(entry.name, entry)
         full = replace(target.operating_points[FULL], data=None, measured={}, seen=None, made=None)
-        points = {FULL: full, **{each: entry.point for each, entry in back.items()}}
+        points = {FULL: full, **{point_name: entry.point for point_name, entry in back.items()}}
     rest = tuple(entry for entry in target.history if not any(entry is used for used in back.values()))
     after = replace(target, calibration=calibration, operating_points=points)
     return keep_history(replace(target, history=rest), after, replaced)
@@ -93,8 +93,8 @@ def _restate_calibrations(
     entries: Iterable[FormerPoint], before: _Calibrations, after: _Calibrations
 ) -> list[FormerPoint]:
     """Entries of a target whose calibration was ``before`` and is ``after`` now."""
-    found = []
+    restated = []
     for entry in entries:
         own = before if entry.calibration is None else entry.calibration
-        found.append(replace(entry, calibration=None if own == after else own))
-    return found
+        restated.append(replace(entry, calibration=None if own == after else own))
+    return restated

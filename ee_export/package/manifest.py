@@ -173,12 +173,12 @@ class Costs:
 
     def segment_ms(self, exit_name: str, tokens: int, batch: int = 1) -> float:
         """Interpolated cost of a segment for ``batch`` pages of ``tokens`` text tokens."""
-        at, cost = self.tokens, self.segments_ms[exit_name]
-        if tokens <= at[0] or len(at) == 1:
+        lengths, cost = self.tokens, self.segments_ms[exit_name]
+        if tokens <= lengths[0] or len(lengths) == 1:
             return batch * cost[0]
-        high = next((i for i, known in enumerate(at) if known >= tokens), len(at) - 1)
+        high = next((i for i, known in enumerate(lengths) if known >= tokens), len(lengths) - 1)
         low = high - 1
-        share = (tokens - at[low]) / (at[high] - at[low])
+        share = (tokens - lengths[low]) / (lengths[high] - lengths[low])
         return batch * (cost[low] + share * (cost[high] - cost[low]))
 
 

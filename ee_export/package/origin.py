@@ -30,14 +30,14 @@ def now() -> str:
     Raises:
         BadRequest: SOURCE_DATE_EPOCH is not a whole number of seconds since 1970.
     """
-    given = os.environ.get(_EPOCH)
-    if not given:
+    text = os.environ.get(_EPOCH)
+    if not text:
         seconds = time.time()
-    elif given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= _LAST:
-        seconds = int(given)
+    elif text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _LAST:
+        seconds = int(text)
     else:
         raise BadRequest(
-            f"{_EPOCH}: found '{shorten(given, 40)}', expected whole seconds since 1970; correct it, or unset it"
+            f"{_EPOCH}: found '{shorten(text, 40)}', expected whole seconds since 1970; correct it, or unset it"
         )
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 

@@ -27,9 +27,9 @@ def require_number(path: str, value: float, low: float, high: float) -> None:
 
 def require_numbers(path: str, values: Iterable[float], low: float, high: float) -> None:
     """Refuse a list with a number outside ``low`` to ``high``."""
-    for at, value in enumerate(values):
+    for index, value in enumerate(values):
         if not low <= value <= high:
-            raise mismatch(f"{path}[{at}]", value, f"a number in {low:,g} to {high:,g}")
+            raise mismatch(f"{path}[{index}]", value, f"a number in {low:,g} to {high:,g}")
 
 
 def require_rising(path: str, values: Collection[int]) -> None:
@@ -38,13 +38,13 @@ def require_rising(path: str, values: Collection[int]) -> None:
     require(ordered == sorted(set(ordered)), path, ordered, "numbers that rise")
 
 
-def require_keys(path: str, found: Collection[str], expected: Collection[str]) -> None:
+def require_keys(path: str, keys: Collection[str], expected: Collection[str]) -> None:
     """Refuse an object that lacks one of the expected keys or has another."""
-    for key in found:
+    for key in keys:
         if key not in expected:
             raise Refused(f"{path}.{key}", f"unknown; expected {', '.join(expected)}")
     for key in expected:
-        if key not in found:
+        if key not in keys:
             raise Refused(f"{path}.{key}", "missing")
 
 
@@ -89,9 +89,9 @@ def require_labels(labels: Collection[str]) -> None:
 
     Two names that differ in their Unicode form alone (NFC and NFD) are alike.
     """
-    for at, label in enumerate(labels):
-        require(label.strip() != "", f"labels[{at}]", label, "a name that is not empty")
-        require_text(f"labels[{at}]", label, 255)
+    for index, label in enumerate(labels):
+        require(label.strip() != "", f"labels[{index}]", label, "a name that is not empty")
+        require_text(f"labels[{index}]", label, 255)
     alike = {to_nfc(label) for label in labels}
     if not 2 <= len(labels) <= MOST_CLASSES or len(alike) != len(labels):
         raise Refused("labels", f"found {len(labels)}, {len(alike)} of them different, expected 2 to {MOST_CLASSES:,}")

@@ -62,7 +62,7 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     elif origin is tuple and isinstance(value, list):
         if arguments[0] in _PLAIN and set(map(type, value)) <= {arguments[0]}:
             return tuple(value)  # most values of a manifest stand in such lists
-        return tuple([_decode(arguments[0], item, f"{path}[{at}]") for at, item in enumerate(value)])
+        return tuple([_decode(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value)])
     elif origin is dict and isinstance(value, dict):
         prefix = f"{path}." if path else ""
         return {key: _decode(arguments[1], item, prefix + key) for key, item in value.items()}

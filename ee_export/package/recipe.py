@@ -170,7 +170,7 @@ def read_recipe(path: Path) -> TargetRecipe:
         BadRequest: not there, not TOML, a key that does not exist (the nearest is named), a value of the wrong type or out of
             range, or values that exclude each other. Names file and key.
     """
-    found = read_toml(path, "recipe", f"shipped are {', '.join(SHIPPED)}")
+    content = read_toml(path, "recipe", f"shipped are {', '.join(SHIPPED)}")
     name = path.stem
     if not _NAME.fullmatch(name) or name.startswith(_OTHERS):
         raise BadRequest(
@@ -178,8 +178,8 @@ def read_recipe(path: Path) -> TargetRecipe:
             f"and not {' or '.join(_OTHERS)} in front; rename the file"
         )
     special = {tuple[Range, ...]: _ranges}
-    recipe = TargetRecipe(name, **read_table(TargetRecipe, found, str(path), without=("name",), special=special))
-    _check(recipe, str(path), found)
+    recipe = TargetRecipe(name, **read_table(TargetRecipe, content, str(path), without=("name",), special=special))
+    _check(recipe, str(path), content)
     return recipe
 
 
@@ -187,9 +187,9 @@ def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
     """A list of sizes (a bucket of that size alone) and of tables with min, opt and max."""
     if not isinstance(value, list) or not value:
         raise BadRequest(f"{where}: {key}: expected a list of sizes, or of {{ min = 1, opt = 8, max = 16 }}")
-    found = []
-    for at, item in enumerate(value):
-        place = f"{key}[{at}]"
+    ranges = []
+    for index, item in enumerate(value):
+        place = f"{key}[{index}]"
         if type(item) is int:
             item = {"min": item, "opt": item, "max": item}
         if not isinstance(item, dict):
@@ -199,13 +199,13 @@ def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
             raise BadRequest(
                 f"{where}: {place}: min {sizes.min}, opt {sizes.opt}, max {sizes.max}: expected 1 ≤ min ≤ opt ≤ max"
             )
-        found.append(sizes)
-    if len(set(found)) < len(found):
+        ranges.append(sizes)
+    if len(set(ranges)) < len(ranges):
         raise BadRequest(f"{where}: {key}: the same range stands there twice; remove one")
-    return tuple(found)
+    return tuple(ranges)
 
 
-def _check(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
+def _check(recipe: TargetRecipe, where: str, keys: Collection[str]) -> None:
     """Refuse values that are out of range or exclude each other."""
     for name in recipe.float32:
         require_one_of(name, FLOAT32_PARTS, where, "float32")
@@ -217,10 +217,10 @@ def _check(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
     for refused, why in _EXCLUDED:
         if refused(recipe):
             raise BadRequest(f"{where}: {why}")
-    _check_backend(recipe, where, given)
+    _check_backend(recipe, where, keys)
 
 
-def _check_backend(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
+def _check_backend(recipe: TargetRecipe, where: str, keys: Collection[str]) -> None:
     """Refuse keys that a backend does not read, so that no one waits for what they would do."""
     unread: dict[str, tuple[str, ...]] = {
         "tensorrt": (),
@@ -228,9 +228,9 @@ def _check_backend(recipe: TargetRecipe, where: str, given: Collection[str]) -> 
         "onnxruntime-tensorrt": _NATIVE,
     }
     for key in unread[recipe.backend]:
-        if key in given:
+        if key in keys:
             raise BadRequest(f"{where}: {key}: the backend {recipe.backend} does not read it; remove it")
-    if "int8" in given and recipe.precision != "int8":
+    if "int8" in keys and recipe.precision != "int8":
         raise BadRequest(f"{where}: int8: the precision is {recipe.precision}, which takes no scales; remove the table")
 
 

@@ -49,12 +49,12 @@ class Package:
 
     def target(self, name: str) -> Target:
         """One of the package's targets; raises BadRequest naming those it has."""
-        found = self.manifest.targets.get(name)
-        if found is None:
+        target = self.manifest.targets.get(name)
+        if target is None:
             raise BadRequest(
                 f"unknown target '{name}': {self.path} has {', '.join(self.manifest.targets) or 'none'}; others: `ee-export compile`"
             )
-        return found
+        return target
 
     def check(self, target: str | None = None) -> None:
         """Hash every file, or only those that ``target`` needs; raises BadPackage at the first that differs."""
@@ -63,7 +63,7 @@ class Package:
 
     def needed_by(self, target: str) -> list[str]:
         """The files that a target needs: its own, and those that are of no target."""
-        others = {name for each in self.manifest.targets for name in self.files_of(each)} - set(self.files_of(target))
+        others = {name for other in self.manifest.targets for name in self.files_of(other)} - set(self.files_of(target))
         return [name for name in self.manifest.files if name not in others]
 
     def files_of(self, target: str) -> tuple[str, ...]:

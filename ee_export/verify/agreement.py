@@ -108,16 +108,16 @@ def compare_pages(
         ocr: reads pages without words.
         progress: called with pages done and pages in all.
     """
-    found = Agreement()
-    for at, (path, label) in enumerate(paths):
-        chains = (a, b) if at % 2 == 0 else (b, a)
-        if at == 0:
+    agreement = Agreement()
+    for index, (path, label) in enumerate(paths):
+        chains = (a, b) if index % 2 == 0 else (b, a)
+        if index == 0:
             for chain in chains:
                 answer_of(chain, path, ocr)
         first, second = (answer_of(chain, path, ocr) for chain in chains)
-        found.add(str(path), label, *((first, second) if at % 2 == 0 else (second, first)))
-        progress(at + 1, len(paths))
-    return found
+        agreement.add(str(path), label, *((first, second) if index % 2 == 0 else (second, first)))
+        progress(index + 1, len(paths))
+    return agreement
 
 
 def answer_of(
@@ -141,14 +141,14 @@ def find_labelled(
     if not folder.exists():
         raise BadData(f"{folder}: no such folder; give a folder of page images, or of class folders")
     known = {to_nfc(label) for label in labels}
-    found = []
+    labelled = []
     for path in find_pages(folder, skipped, words_alone=words_alone):
         name = to_nfc(path.parent.name)
-        found.append((path, name if name in known else None))
-    if not found:
+        labelled.append((path, name if name in known else None))
+    if not labelled:
         also = f" ({skipped})" if skipped else ""
         raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …{also}")
-    return found
+    return labelled
 
 
 def to_json_values(answer: Answer | EeError) -> dict[str, Any]:

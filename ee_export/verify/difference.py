@@ -58,8 +58,10 @@ def find_differences(a: Manifest, b: Manifest) -> list[Difference]:
 
     An object that one package lacks is one difference, not one for each of its fields.
     """
-    found = [_make_difference(path, *values) for path, *values in _walk((), _to_json_values(a), _to_json_values(b))]
-    return sorted(found, key=lambda difference: GROUPS.index(difference.group))
+    differences = [
+        _make_difference(path, *values) for path, *values in _walk((), _to_json_values(a), _to_json_values(b))
+    ]
+    return sorted(differences, key=lambda difference: GROUPS.index(difference.group))
 
 
 def _to_json_values(manifest: Manifest) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def _format_change(a: Any, b: Any) -> str:
             apart = max(abs(first - second) for first, second in zip(a, b, strict=True))
             return f"{len(a)} numbers, up to {apart:.3g} apart"
     if isinstance(a, list) and isinstance(b, list) and all(isinstance(value, str) for value in (*a, *b)):
-        only_a, only_b = ([value for value in one if value not in other] for one, other in ((a, b), (b, a)))
+        only_a, only_b = ([value for value in own if value not in other] for own, other in ((a, b), (b, a)))
         if not only_a and not only_b:
             return f"another order: {excerpt(a)} → {excerpt(b)}"
         sides = (f"only in {side}: {excerpt(only)}" for side, only in (("A", only_a), ("B", only_b)) if only)

@@ -98,8 +98,8 @@ def compare_answers(
         BadData: there are too few pages, or they left at exits that the package does not have.
     """
     point = operating_point(package.target(target_name), point_name)
-    then = point.seen
-    if then is None:
+    reference = point.seen
+    if reference is None:
         raise BadRequest(
             f"operating point '{point_name}' does not say what its pages looked like; tune it again with `ee-export tune`"
         )
@@ -111,17 +111,17 @@ def compare_answers(
         raise BadData(f"pages left at '{sorted(unknown)[0]}', which is no exit of {package.path} ({', '.join(exits)})")
     counts = tuple([sum(page.exit == name for page in pages) for name in exits])
     scores = {
-        name: (then.scores[name], histogram([page.scores[name] for page in pages if name in page.scores]))
+        name: (reference.scores[name], histogram([page.scores[name] for page in pages if name in page.scores]))
         for name in exits
-        if name in then.scores
+        if name in reference.scores
     }
-    tests = compare((tuple(then.exits[name] for name in exits), counts), scores, false_alarm)
+    tests = compare((tuple(reference.exits[name] for name in exits), counts), scores, false_alarm)
     alarms = [test.name for test in tests if test.alarm]
     if alarms:
-        said = (
+        sentence = (
             f"ALARM: these {len(pages)} pages are not like those of tuning ({', '.join(alarms)}); "
             "a certificate says nothing of them: label some, then `ee-export tune`"
         )
     else:
-        said = f"no alarm: these {len(pages)} pages look like those of tuning (false-alarm rate {false_alarm:g})"
-    return Drift(len(pages), tests, said)
+        sentence = f"no alarm: these {len(pages)} pages look like those of tuning (false-alarm rate {false_alarm:g})"
+    return Drift(len(pages), tests, sentence)

@@ -76,17 +76,19 @@ def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
         BadRequest: the pages are so many or so large that nobody could read the file.
     """
     arrays: Arrays = {}
-    for at, page in enumerate(pages):
-        arrays |= {f"{at}/{name}": value for name, value in page.inputs.items()}
-        arrays |= {f"{at}/{name}.logits": value for name, value in page.logits.items()}
+    for index, page in enumerate(pages):
+        arrays |= {f"{index}/{name}": value for name, value in page.inputs.items()}
+        arrays |= {f"{index}/{name}.logits": value for name, value in page.logits.items()}
         sources = {"file": page.file, "words": page.words}
-        arrays |= {f"{at}/{name}": np.frombuffer(data, np.uint8) for name, data in sources.items() if data is not None}
+        arrays |= {
+            f"{index}/{name}": np.frombuffer(data, np.uint8) for name, data in sources.items() if data is not None
+        }
         for target_name, own in page.own.items():
-            arrays |= {f"{at}/{target_name}/{name}.logits": value for name, value in own.items()}
+            arrays |= {f"{index}/{target_name}/{name}.logits": value for name, value in own.items()}
     for target_name, target in manifest.targets.items():
-        said = [page.of(target_name) for page in pages]
+        logits = [page.of(target_name) for page in pages]
         for point in target.operating_points:
-            arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, said, manifest, target, point)
+            arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, logits, manifest, target, point)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **{name: np.ascontiguousarray(a) for name, a in arrays.items()})
     size = max(sum(values.nbytes for values in arrays.values()) / MOST_BYTES, buffer.tell() / LARGEST_FILE)
@@ -119,19 +121,19 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
     pages = [
         GoldenPage(
             {
-                name: arrays[f"{at}/{name}"]
+                name: arrays[f"{index}/{name}"]
                 for name in dict.fromkeys((*INPUTS, *manifest.inputs))
-                if f"{at}/{name}" in arrays
+                if f"{index}/{name}" in arrays
             },
-            {name: arrays[f"{at}/{name}.logits"] for name in names},
+            {name: arrays[f"{index}/{name}.logits"] for name in names},
             {
-                target: {name: arrays[f"{at}/{target}/{name}.logits"] for name in names}
+                target: {name: arrays[f"{index}/{target}/{name}.logits"] for name in names}
                 for target in manifest.targets
-                if f"{at}/{target}/{names[-1]}.logits" in arrays
+                if f"{index}/{target}/{names[-1]}.logits" in arrays
             },
-            *(arrays[name].tobytes() if name in arrays else None for name in (f"{at}/file", f"{at}/words")),
+            *(arrays[name].tobytes() if name in arrays else None for name in (f"{index}/file", f"{index}/words")),
         )
-        for at in range(count)
+        for index in range(count)
     ]
     return pages, {name.removeprefix("exits/"): arrays[name] for name in arrays if name.startswith("exits/")}
 
@@ -141,7 +143,7 @@ def _count_pages(names: Iterable[str]) -> int:
     count = len(numbers)
     if not count:
         raise ValueError("holds no pages")
-    if count > MOST_PAGES or numbers != {str(at) for at in range(count)}:
+    if count > MOST_PAGES or numbers != {str(index) for index in range(count)}:
         raise ValueError(f"its pages are not numbered 0 to {count - 1}, {MOST_PAGES} at most")
     return count
 
@@ -151,7 +153,7 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
 
     Inputs that the encoding makes and no segment reads may be there or not.
     """
-    sources = {f"{at}/{name}" for at in range(count) for name in ("file", "words")} & stored.keys()
+    sources = {f"{index}/{name}" for index in range(count) for name in ("file", "words")} & stored.keys()
     for name in sources:
         array = stored[name]
         if array.dtype != "|u1" or len(array.shape) != 1 or not 1 <= array.size <= LARGEST_SOURCE:
@@ -167,11 +169,11 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
         for point in entry.operating_points
     }
     unread = _unread_kinds(manifest)
-    for at in range(count):
-        expected |= {f"{at}/{name}": kind for name, kind in (shapes | answers).items()}
-        expected |= {f"{at}/{name}": kind for name, kind in unread.items() if f"{at}/{name}" in stored}
+    for index in range(count):
+        expected |= {f"{index}/{name}": kind for name, kind in (shapes | answers).items()}
+        expected |= {f"{index}/{name}": kind for name, kind in unread.items() if f"{index}/{name}" in stored}
         for target in manifest.targets:
-            own = {f"{at}/{target}/{name}": kind for name, kind in answers.items()}
+            own = {f"{index}/{target}/{name}": kind for name, kind in answers.items()}
             if any(name in stored for name in own):
                 expected |= own
     for name in stored:
@@ -185,14 +187,14 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
             low <= size <= high for size, (low, high) in zip(array.shape, map(_bounds, shape), strict=True)
         )
         if array.dtype != dtype or not fits:
-            wants = [f"{size[0]}–{size[1]}" if isinstance(size, tuple) else size for size in shape]
-            raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected {dtype} {wants}")
-    for at in range(count):
+            expected_shape = [f"{size[0]}–{size[1]}" if isinstance(size, tuple) else size for size in shape]
+            raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected {dtype} {expected_shape}")
+    for index in range(count):
         for front in manifest.all_encodings():
             names = [f"{front}.{name}" if front else name for name in TEXT_INPUTS]
-            lengths = {stored[f"{at}/{name}"].shape[1] for name in names if f"{at}/{name}" in stored}
+            lengths = {stored[f"{index}/{name}"].shape[1] for name in names if f"{index}/{name}" in stored}
             if len(lengths) > 1:
-                raise ValueError(f"{at}/{names[0]}: not as long as bbox and attention_mask")
+                raise ValueError(f"{index}/{names[0]}: not as long as bbox and attention_mask")
     total = sum(array.size for array in stored.values())
     if total > MOST_BYTES:
         raise ValueError(f"unpacks to {total:,} bytes, more than {MOST_BYTES:,}")
@@ -247,30 +249,32 @@ def _find_highest(name: str, manifest: Manifest) -> int:
 
 def expected_exits(
     pages: Sequence[GoldenPage],
-    said: Sequence[Mapping[str, np.ndarray]],
+    logits: Sequence[Mapping[str, np.ndarray]],
     manifest: Manifest,
     target: Target,
     point_name: str,
 ) -> np.ndarray:
-    """Index of the exit where each page leaves, int64 ``[N]``, by the logits that were ``said`` of it."""
+    """Index of the exit where each page leaves, int64 ``[N]``, by the logits that were ``logits`` of it."""
     point = operating_point(target, point_name)
-    logits = [np.concatenate([one[name] for one in said]) for name in manifest.exits]
-    found = rules(manifest, target, point.weights)
+    by_exit = [np.concatenate([page_logits[name] for page_logits in logits]) for name in manifest.exits]
+    exit_rules = rules(manifest, target, point.weights)
     tokens = [
         [count_tokens_read(without_prefix(text, page.inputs), rule.reads) for page in pages]
-        for rule, text in zip(found, texts_of(manifest), strict=True)
+        for rule, text in zip(exit_rules, texts_of(manifest), strict=True)
     ]
     gates = [
-        np.concatenate([one[gate_name(name)] for one in said]) if gate_name(name) in said[0] else None
+        np.concatenate([page_logits[gate_name(name)] for page_logits in logits])
+        if gate_name(name) in logits[0]
+        else None
         for name in manifest.exits
     ]
-    probabilities, scores = score_pages(logits, found, point.criterion, tokens, gates)
+    probabilities, scores = score_pages(by_exit, exit_rules, point.criterion, tokens, gates)
     return leave_at(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
 
 
-def require_same(found: dict[str, float], tolerance: float, where: str) -> None:
+def require_same(differences: dict[str, float], tolerance: float, where: str) -> None:
     """Raise NotEqual where an exit's golden logits differ by more than ``tolerance``."""
-    for name, difference in found.items():
+    for name, difference in differences.items():
         if not difference <= tolerance:
             raise NotEqual(
                 f"{where}: exit '{name}': golden logits differ by {difference:.2e}, more than the target's tolerance "

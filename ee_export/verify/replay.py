@@ -63,15 +63,15 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
     target = package.target(target_name)
     chain = load_package(package, target_name)
     pages, expected = golden.read(package)
-    for at, page in enumerate(pages):
+    for index, page in enumerate(pages):
         if page.file is not None or page.words is not None:
-            held = golden_page.read_golden_page(page.file, page.words, f"{package.path}: golden page {at}")
-            golden_page.require_same_encoding(held, page.inputs, chain.encoder, package.manifest.inputs)
-    found = [chain.logits(page.inputs) for page in pages]
+            golden_input = golden_page.read_golden_page(page.file, page.words, f"{package.path}: golden page {index}")
+            golden_page.require_same_encoding(golden_input, page.inputs, chain.encoder, package.manifest.inputs)
+    logits = [chain.logits(page.inputs) for page in pages]
     differences = {
         name: max(
-            float(np.abs(mine[name] - page.of(target_name)[name]).max())
-            for mine, page in zip(found, pages, strict=True)
+            float(np.abs(page_logits[name] - page.of(target_name)[name]).max())
+            for page_logits, page in zip(logits, pages, strict=True)
         )
         for name in package.manifest.answers()
     }
@@ -81,12 +81,12 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
         if point not in target.operating_points:
             known = ", ".join(target.operating_points)
             raise BadRequest(f"unknown operating point '{point}': target '{target_name}' has {known}")
-        want = expected[f"{target_name}/{point}"]
-        have = golden.expected_exits(pages, found, package.manifest, target, point)
-        if (want != have).any():
-            at = int(np.flatnonzero(want != have)[0])
+        expected_exits = expected[f"{target_name}/{point}"]
+        exits = golden.expected_exits(pages, logits, package.manifest, target, point)
+        if (expected_exits != exits).any():
+            index = int(np.flatnonzero(expected_exits != exits)[0])
             raise NotEqual(
-                f"{package.path}: operating point '{point}': golden page {at} left at {chain.exits[have[at]]}, expected "
-                f"{chain.exits[want[at]]}; rebuild the target on this machine with `ee-export build` or `compile`"
+                f"{package.path}: operating point '{point}': golden page {index} left at {chain.exits[exits[index]]}, expected "
+                f"{chain.exits[expected_exits[index]]}; rebuild the target on this machine with `ee-export build` or `compile`"
             )
     return VerifyResult(target_name, len(pages), target.tolerance, differences, points)

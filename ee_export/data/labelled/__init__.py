@@ -91,7 +91,7 @@ class Rows:
 def make_rows(
     root: Path,
     paths: Sequence[Path],
-    found: Sequence[str | int | None],
+    page_labels: Sequence[str | int | None],
     source: Source,
     labels: tuple[str, ...] | None,
     names: Sequence[str] | None = None,
@@ -101,7 +101,7 @@ def make_rows(
     Args:
         root: the file or folder, which messages name.
         paths: name of each page.
-        found: label of each page, by name or by number.
+        page_labels: label of each page, by name or by number.
         source: its row ``i`` is page ``i``.
         labels: the labels of a model or of the pages that train. The pages may lack some of them but not add to them.
         names: names of the numbers, if the files state them. Without ``labels`` they are the labels, in this order. Otherwise the
@@ -112,12 +112,12 @@ def make_rows(
     """
     if not paths:
         raise BadData(f"{root}: no pages; add rows with an image and a label")
-    texts = [_label_of(path, label, names) for path, label in zip(paths, found, strict=True)]
+    texts = [_label_of(path, label, names) for path, label in zip(paths, page_labels, strict=True)]
     if labels is None:
         labels = tuple(map(to_nfc, names)) if names is not None else _sort_labels(set(texts))
     if len(labels) < 2:
         raise BadData(f"{root}: only the label '{shorten(labels[0])}'; a classifier needs at least two")
-    known = {to_nfc(label): at for at, label in enumerate(labels)}
+    known = {to_nfc(label): index for index, label in enumerate(labels)}
     for path, text in zip(paths, texts, strict=True):
         if text not in known:
             raise BadData(
@@ -170,7 +170,7 @@ def with_labels(data: Labelled, labels: Sequence[str], owner: Path, remedy: str)
         BadData: pages have a label that the model lacks.
     """
     assert isinstance(data, Dataset | Rows)
-    order = {to_nfc(label): at for at, label in enumerate(labels)}
+    order = {to_nfc(label): index for index, label in enumerate(labels)}
     targets = []
     for path, target in zip(data.paths, data.targets, strict=True):
         label = data.labels[target]
@@ -208,7 +208,7 @@ class _Joined:
 
     def __init__(self, parts: Sequence[Labelled]) -> None:
         self._parts = parts
-        self._begins = [sum(map(len, parts[:at])) for at in range(len(parts))]
+        self._begins = [sum(map(len, parts[:index])) for index in range(len(parts))]
 
     def page(self, row: int) -> Page:
         part, index = self._place(row)
@@ -219,8 +219,8 @@ class _Joined:
         return list(files_of(part, index))
 
     def _place(self, row: int) -> tuple[Labelled, int]:
-        at = bisect_right(self._begins, row) - 1
-        return self._parts[at], row - self._begins[at]
+        part = bisect_right(self._begins, row) - 1
+        return self._parts[part], row - self._begins[part]
 
 
 def page_stamp(data: Labelled, index: int) -> bytes:

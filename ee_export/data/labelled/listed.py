@@ -29,14 +29,14 @@ def read_csv(path: Path, labels: tuple[str, ...] | None) -> Rows:
         BadData: no such columns, a row without a file or a label, a file that is not there, or labels that do not fit.
     """
     pages: list[Path] = []
-    found: list[str | int | None] = []
+    page_labels: list[str | int | None] = []
     words: list[Path | None] = []
     for row, place in _csv_rows(path):
         pages.append(_find_file(path, pick(row, PATH_COLUMNS, str(path)), place))
-        found.append(_require_label(pick(row, LABEL_COLUMNS, str(path)), place))
+        page_labels.append(_require_label(pick(row, LABEL_COLUMNS, str(path)), place))
         cell = row.get("words")
         words.append(_find_file(path, cell, place) if cell else None)
-    return make_rows(path, pages, found, _Files(pages, words), labels)
+    return make_rows(path, pages, page_labels, _Files(pages, words), labels)
 
 
 def read_json_lines(path: Path, labels: tuple[str, ...] | None) -> Rows:
@@ -46,14 +46,14 @@ def read_json_lines(path: Path, labels: tuple[str, ...] | None) -> Rows:
         BadData: a line is no such object, a file is not there, or labels do not fit.
     """
     pages: list[Path] = []
-    found: list[str | int | None] = []
+    page_labels: list[str | int | None] = []
     begins, inline = array("q"), array("b")
     for begin, row, place in _json_rows(path):
         pages.append(_find_file(path, pick(row, PATH_COLUMNS, place), place))
-        found.append(pick(row, LABEL_COLUMNS, place))
+        page_labels.append(pick(row, LABEL_COLUMNS, place))
         begins.append(begin)
         inline.append(any(name in row for name in WORDS_COLUMNS))
-    return make_rows(path, pages, found, _Lines(path, pages, begins, inline), labels)
+    return make_rows(path, pages, page_labels, _Lines(path, pages, begins, inline), labels)
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str], place: str) -> Any:

@@ -59,23 +59,23 @@ def read_parquet(root: Path, files: Sequence[Path], labels: tuple[str, ...] | No
     """
     parquet = _import_pyarrow("pyarrow.parquet")
     blocks: list[_Block] = []
-    found: list[Any] = []
+    page_labels: list[Any] = []
     paths: list[Path] = []
     columns = None
     for file in files:
         with _catch_errors(file):
             opened = parquet.ParquetFile(file, memory_map=False, buffer_size=_BUFFER, pre_buffer=False)
             columns = _require_same_columns(columns, opened.schema_arrow, file)
-            first = len(found)
+            first = len(page_labels)
             for group in range(opened.num_row_groups):
-                blocks.append(_Block(file, group, len(found), len(found) - first))
+                blocks.append(_Block(file, group, len(page_labels), len(page_labels) - first))
                 for batch in opened.iter_batches(row_groups=[group], columns=[columns.label], use_threads=False):
-                    found += batch.column(0).to_pylist()
-            paths += [file / str(row) for row in range(len(found) - first)]
+                    page_labels += batch.column(0).to_pylist()
+            paths += [file / str(row) for row in range(len(page_labels) - first)]
     if columns is None:
         raise BadData(f"{root}: no Parquet files; name one, or a folder of them")
     source = _Table(blocks, columns, _parquet_batches)
-    return make_rows(root, paths, found, source, labels, columns.classes)
+    return make_rows(root, paths, page_labels, source, labels, columns.classes)
 
 
 def read_saved(root: Path, labels: tuple[str, ...] | None) -> Rows:
@@ -87,11 +87,11 @@ def read_saved(root: Path, labels: tuple[str, ...] | None) -> Rows:
     """
     arrow, ipc = _import_pyarrow("pyarrow"), _import_pyarrow("pyarrow.ipc")
     blocks: list[_Block] = []
-    found: list[Any] = []
+    page_labels: list[Any] = []
     paths: list[Path] = []
     columns = None
     for file in _list_saved_files(root):
-        first = len(found)
+        first = len(page_labels)
         with _catch_errors(file), arrow.memory_map(str(file)) as mapped:
             schema = ipc.read_schema(ipc.read_message(mapped))
             columns = _require_same_columns(columns, schema, file)
@@ -103,12 +103,12 @@ def read_saved(root: Path, labels: tuple[str, ...] | None) -> Rows:
                 if message.type != "record batch":
                     raise BadData(f"{file}: has dictionaries; save the data set without them")
                 batch = ipc.read_record_batch(message, schema)
-                blocks.append(_Block(file, place, len(found), len(found) - first))
-                found += batch.column(columns.label).to_pylist()
-        paths += [file / str(row) for row in range(len(found) - first)]
+                blocks.append(_Block(file, place, len(page_labels), len(page_labels) - first))
+                page_labels += batch.column(columns.label).to_pylist()
+        paths += [file / str(row) for row in range(len(page_labels) - first)]
     if columns is None:
         raise BadData(f"{root}: the data set has no files; save it again")
-    return make_rows(root, paths, found, _Table(blocks, columns, _saved_batches), labels, columns.classes)
+    return make_rows(root, paths, page_labels, _Table(blocks, columns, _saved_batches), labels, columns.classes)
 
 
 class _Table:
