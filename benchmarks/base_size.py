@@ -13,7 +13,7 @@ from rich.progress import Progress
 from ee_export.builder.build import export, golden_inputs
 from ee_export.builder.compile import add_golden_logits, make_draft_chain, make_openvino_target, quantize_target
 from ee_export.model import checkpoint
-from ee_export.model.exits import parse
+from ee_export.model.exits import parse_exits
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.package.atomic import staged_folder
 from ee_export.package.store import GOLDEN, seal
@@ -35,12 +35,12 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
         num_hidden_layers=layers,
         max_position_embeddings=514,
         vocab_size=50265,
-        exits=list(parse(exits, layers)),
+        exits=list(parse_exits(exits, layers)),
         id2label={0: "a", 1: "b", 2: "c"},
         label2id={"a": 0, "b": 1, "c": 2},
     )
     model = EarlyExitLayoutLMv3(config).eval()
-    parted = checkpoint.parted(model, tokenizer)
+    parted = checkpoint.make_parted_model(model, tokenizer)
     with Progress() as bars, staged_folder(out, overwrite=True) as staging:
         tasks = {stage: bars.add_task(stage) for stage in ("export", "prove")}
         package = export(

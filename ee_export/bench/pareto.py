@@ -26,8 +26,8 @@ from ee_export.data.dataset import Dataset, join, read_dataset
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest, require_known
 from ee_export.model import train as training
-from ee_export.model.exits import PLACEMENTS, parse
-from ee_export.model.recipe import Recipe, layers_of, located, read_recipe
+from ee_export.model.exits import PLACEMENTS, parse_exits
+from ee_export.model.recipe import Recipe, count_layers, prefix_errors, read_recipe
 from ee_export.model.strategies import STRATEGIES
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import FULL, Manifest, OperatingPoint, Target
@@ -142,11 +142,11 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
     training = read_table(
         Recipe, subtable(found, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
     )
-    with located(f"{where}: [training] "):
+    with prefix_errors(f"{where}: [training] "):
         Recipe(**training)
     for name, value in places.items():
         places[name] = tuple(path.parent / each for each in value) if name == "train" else path.parent / value
-    with located(f"{where}: [grid] "):
+    with prefix_errors(f"{where}: [grid] "):
         return Grid(**places, **choices, training=training)
 
 
@@ -222,7 +222,7 @@ def _model(
     """The package of one model and what it says of all pages: from ``folder``, or made and put there."""
     placement, head, strategy = model
     recipe = read_recipe(grid.recipe)
-    exits = list(parse(placement, layers_of(recipe.trunk, recipe.model))[:-1])
+    exits = list(parse_exits(placement, count_layers(recipe.trunk, recipe.model))[:-1])
     given = recipe.model.get("heads", {})
     heads = {name: given[name] if given.get(name, {}).get("reads") == "pixels" else HEADS[head] for name in exits}
     recipe = replace(

@@ -111,7 +111,7 @@ def add_exits(
     if checkpoint_out is not None:
         _write_checkpoint(checkpoint_out, model, tokenizer, training, accuracy, overwrite)
     package = build_model(
-        checkpoint.parted(model, tokenizer),
+        checkpoint.make_parted_model(model, tokenizer),
         held_out,
         out,
         origin_of(source),

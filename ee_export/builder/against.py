@@ -18,7 +18,7 @@ from ee_export.data.encode import Arrays
 from ee_export.data.image import IMAGE_SUFFIXES
 from ee_export.data.page import Page, read_page
 from ee_export.errors import BadData, NotEqual, printable
-from ee_export.model.checkpoint import loading, quiet, read_config
+from ee_export.model.checkpoint import catch_load_errors, read_config, silence_transformers
 from ee_export.model.processor import load_processor
 from ee_export.model.source import family_of
 from ee_export.model.source_tokenizer import boxes_of_ends
@@ -66,7 +66,7 @@ class SourcePipeline:
         family = family_of(folder, content)
         self.inputs = family.INPUTS
         auto = AutoModelForSequenceClassification if family.reads("text") else AutoModelForImageClassification
-        with loading(folder), quiet():
+        with catch_load_errors(folder), silence_transformers():
             self.model = auto.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", weights_only=True, local_files_only=True
             ).eval()

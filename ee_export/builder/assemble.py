@@ -18,7 +18,7 @@ from ee_export.builder.predictions import read_pages, split_held_out
 from ee_export.data.dataset import ArrayData, Data, read_arrays, read_dataset, require_finite
 from ee_export.data.page import Ocr
 from ee_export.errors import BadData, BadRequest
-from ee_export.model.ramps import Layers, train_ramps, untrained
+from ee_export.model.ramps import Layers, make_zero_layers, train_ramps
 from ee_export.model.train_heads import HeadTraining
 from ee_export.package.assemble_recipe import TRAIN, AssembleRecipe, read_assemble_recipe
 from ee_export.package.atomic import check_destination, staged_folder
@@ -100,7 +100,7 @@ def assemble(
     if isinstance(brought, OwnGraph):
         cut = CutGraph(brought, probe, classes)
         layers = {dataset.exit: dataset.layers for dataset in brought.cuts}
-        ramps = {name: untrained(size, layers[name], classes) for name, size in cut.feature_sizes().items()}
+        ramps = {name: make_zero_layers(size, layers[name], classes) for name, size in cut.feature_sizes().items()}
         assembled = cut.assembly(ramps)
     else:
         assembled = assemble_segments(brought, probe, classes)

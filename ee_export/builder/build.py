@@ -86,7 +86,7 @@ def build(
             f"{checkpoint_folder / 'config.json'}: id2label: {error}; rename the classes and train anew"
         ) from None
     return build_model(
-        checkpoint.parted(model, tokenizer),
+        checkpoint.make_parted_model(model, tokenizer),
         read_dataset(data, labels),
         out,
         origin_of(checkpoint_folder),

@@ -34,7 +34,7 @@ def save(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer, dtype: torch
     weights = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
     }
-    with quiet():
+    with silence_transformers():
         model.save_pretrained(folder, state_dict=weights)
     tokenizer.save(str(folder / "tokenizer.json"))
 
@@ -56,9 +56,9 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
             f"{folder / 'config.json'}: model_type is '{model_type}', expected one of {expected}; a stock model has no exits: "
             "train them with `ee-export train DATA --init FOLDER`"
         )
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         model, info = family.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        tokenizer = _tokenizer(folder)
+        tokenizer = _read_tokenizer(folder)
     _require_rows(folder, model, tokenizer)
     if info["missing_keys"] or info["unexpected_keys"]:
         wrong = sorted(info["missing_keys"] or info["unexpected_keys"])[0]
@@ -87,7 +87,7 @@ def load_stock(
         if not (folder / name).is_file():
             raise BadCheckpoint(f"{folder / name}: missing; --init takes a checkpoint folder with safetensors")
     family = FAMILIES[trunk_of(folder, trunk, "the recipe")]
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         config = family.config_class.from_pretrained(folder, **config_changes)
         tokenizer = _stock_tokenizer(folder, family)
         for name, value in special_ids(tokenizer).items():
@@ -219,7 +219,7 @@ def labels_of(config: Any) -> tuple[str, ...]:
     return tuple(config.id2label[index] for index in range(config.num_labels))
 
 
-def parted(model: EarlyExitModel, tokenizer: Tokenizer | None = None) -> PartedModel:
+def make_parted_model(model: EarlyExitModel, tokenizer: Tokenizer | None = None) -> PartedModel:
     """A family's model in the form that a build takes, see :class:`~ee_export.model.parts.PartedModel`.
 
     Raises:
@@ -248,7 +248,7 @@ def parted(model: EarlyExitModel, tokenizer: Tokenizer | None = None) -> PartedM
 def _stock_tokenizer(folder: Path, family: type[EarlyExitModel]) -> Tokenizer:
     """The tokenizer of a stock checkpoint, made to take a page word by word and whole."""
     if (folder / "tokenizer.json").is_file():
-        tokenizer = _tokenizer(folder)
+        tokenizer = _read_tokenizer(folder)
     elif not family.reads("text"):
         return train_tokenizer(iter([]), 0)
     else:
@@ -259,7 +259,7 @@ def _stock_tokenizer(folder: Path, family: type[EarlyExitModel]) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def _read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
@@ -273,7 +273,7 @@ def _require_rows(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer) -> 
 
 
 @contextlib.contextmanager
-def loading(folder: Path) -> Iterator[None]:
+def catch_load_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except EeError:
@@ -288,7 +288,7 @@ def loading(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """transformers reports every load with bars and tables; what matters is checked here and raised."""
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.model.exits import HeadSpec, head_specs, ordered
+from ee_export.model.exits import HeadSpec, head_specs, order_exits
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
-from ee_export.model.parts import Part, needed_for
+from ee_export.model.parts import Part, parts_needed_for
 from ee_export.package.encoding import band_of
 from ee_export.package.manifest import gate_name, logits_name
 
@@ -63,7 +63,7 @@ class EarlyExitConfig:
         Raises:
             BadRequest: one is not an exit of such a trunk.
         """
-        return ordered(self.exits or (), self.num_hidden_layers, self.BEFORE_ENCODER)
+        return order_exits(self.exits or (), self.num_hidden_layers, self.BEFORE_ENCODER)
 
     def trained_bands(self) -> tuple[int, ...]:
         """The bands by which the words of a page are ordered, see :class:`~ee_export.package.encoding.Encoding`."""
@@ -125,7 +125,7 @@ class EarlyExitModel(PreTrainedModel):
             )
         self.exits = nn.ModuleDict(
             {
-                _key(name): _head(config.num_labels, widths[name], spec, image_size)
+                _key(name): _make_head(config.num_labels, widths[name], spec, image_size)
                 for name, spec in specs.items()
                 if spec.kind != "final"
             }
@@ -223,7 +223,7 @@ class EarlyExitModel(PreTrainedModel):
         """
         exits = [name for name in self.config.exit_names() if only is None or name in only]
         parts = self.parts(answer_first=False)
-        needed = needed_for([logits_name(name) for name in exits], parts)
+        needed = parts_needed_for([logits_name(name) for name in exits], parts)
         state = dict(inputs)
         for part in parts:
             if part in needed:
@@ -300,7 +300,7 @@ class EarlyExitModel(PreTrainedModel):
         for name in exits:
             if name in by_row:
                 inputs = (first,) if answer_first else (after,)
-                parts.append(self.head_part(name, inputs, same if answer_first else first_row))
+                parts.append(self.head_part(name, inputs, identity if answer_first else first_row))
             else:
                 rows = (after,) if mask is None else (after, mask)
                 parts.append(self.head_part(name, rows, partial(self.pooled, name)))
@@ -311,7 +311,7 @@ class EarlyExitModel(PreTrainedModel):
         if "vision" not in self.config.head_specs():
             return [embeddings]
         if self.feature("vision") == "pixels":
-            return [self.head_part("vision", ("pixel_values",), same), embeddings]
+            return [self.head_part("vision", ("pixel_values",), identity), embeddings]
         return [embeddings, self.head_part("vision", embeddings.outputs, partial(self.pooled, "vision"))]
 
     def head_part(self, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
@@ -336,12 +336,12 @@ def first_row(rows: Tensor) -> Tensor:
     return rows[:, 0]
 
 
-def same(rows: Tensor) -> Tensor:
+def identity(rows: Tensor) -> Tensor:
     """What is read as it is."""
     return rows
 
 
-def _head(num_labels: int, width: int, spec: HeadSpec, image_size: int) -> nn.Module:
+def _make_head(num_labels: int, width: int, spec: HeadSpec, image_size: int) -> nn.Module:
     if spec.reads == "pixels":
         return PixelRamp(image_size, num_labels, spec)
     return (Gate if spec.gated else Ramp)(width, num_labels, spec)

@@ -148,11 +148,11 @@ def hf_encoding(
     # The checks of checkpoints read files: a class and its settings decide more than an object shows.
     with tempfile.TemporaryDirectory(prefix="ee-encoding-") as folder:
         try:
-            images = None if processor is None else _of_processor(processor, Path(folder))
+            images = None if processor is None else _encode_with_processor(processor, Path(folder))
             if tokenizer is None:
                 assert images is not None
                 return images, None
-            return _of_tokenizer(tokenizer, Path(folder), images, length, vocab_size, boxes)
+            return _encode_with_tokenizer(tokenizer, Path(folder), images, length, vocab_size, boxes)
         except BadCheckpoint as error:
             line = str(error).replace(f"{folder}/", "").replace(folder, "hf_encoding")
             raise BadModel(line) from None
@@ -202,7 +202,7 @@ def read_words(folder: str | Path) -> Iterator[list[str]]:
         yield list(data.page(index).text(None)[0])
 
 
-def _of_processor(processor: Any, folder: Path) -> Encoding:
+def _encode_with_processor(processor: Any, folder: Path) -> Encoding:
     from ee_export.model import processor as processors
 
     try:
@@ -218,7 +218,7 @@ def _of_processor(processor: Any, folder: Path) -> Encoding:
     return replace(image_encoding(size), **processors.image_encoding(folder, size, channels))
 
 
-def _of_tokenizer(
+def _encode_with_tokenizer(
     tokenizer: Any, folder: Path, image: Encoding | None, length: int | None, vocab_size: int | None, boxes: bool
 ) -> tuple[Encoding, Tokenizer]:
     from ee_export.model import source_tokenizer

@@ -12,16 +12,16 @@ from ee_export.errors import DeviceError, shorten
 from ee_export.model.best import Best, class_weights, cross_entropy
 from ee_export.model.device import Machine, autocast
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.loader import loaded, workers_to_train
-from ee_export.model.pages import EncodedPages, batch_of
+from ee_export.model.loader import load_items, workers_to_train
+from ee_export.model.pages import EncodedPages, make_batch
 from ee_export.model.recipe import Recipe
 from ee_export.model.strategies import (
     Phase,
     Settings,
     gate_loss,
     head_prefix,
-    heads_alone,
-    on_the_way,
+    heads_only_phase,
+    is_on_path,
     phases,
     weighted_joint,
 )
@@ -66,10 +66,10 @@ def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
     moving = tuple(recipe.add) or model.config.exit_names()
     apart = tuple(name for name in moving if name in specs and specs[name].reads == "pixels")
     joint = tuple(name for name in model.config.exit_names() if name in moving and name not in apart)
-    pixels = heads_alone(apart)
+    pixels = heads_only_phase(apart)
     vision = (recipe.vision_epochs, recipe.vision_batch_size, recipe.vision_learning_rate)
     plan = [(pixels, *vision)]
-    for at, phase in enumerate([heads_alone(joint)] if recipe.add else phases(recipe.strategy, joint)):
+    for at, phase in enumerate([heads_only_phase(joint)] if recipe.add else phases(recipe.strategy, joint)):
         epochs = recipe.epochs if at == 0 or recipe.exit_epochs is None else recipe.exit_epochs
         plan.append((phase, epochs, recipe.batch_size, recipe.learning_rate))
     stages = []
@@ -119,7 +119,7 @@ def run_stage(
     settings = settings_of(model, recipe, pages.targets, machine.device)
     for name, weight in model.named_parameters():
         weight.requires_grad_(stage.phase.trains(name))  # what is frozen costs no backward pass
-    batches = loaded(
+    batches = load_items(
         Batches(model, pages, stage, recipe),
         range(first, stage.steps),
         workers_to_train(machine.workers, machine.device),
@@ -162,7 +162,7 @@ def evaluate(
     logits: dict[str, list[Tensor]] = {name: [] for name in exits}
     order = np.argsort(pages.lengths(), kind="stable")
     for begin in range(0, len(order), _VAL_BATCH):
-        batch = batch_of(model, pages, order[begin : begin + _VAL_BATCH].tolist(), None)
+        batch = make_batch(model, pages, order[begin : begin + _VAL_BATCH].tolist(), None)
         pages.release()
         outputs = model(**{name: value.to(model.device) for name, value in batch.items()}, only=exits).exits
         for name in exits:
@@ -190,7 +190,7 @@ class Batches(torch.utils.data.Dataset[Any]):
         rng = np.random.default_rng([self.recipe.seed, self.stage.salt, step])
         seed = int(rng.integers(2**31))
         rows = self.rows(step)
-        inputs = batch_of(self.model, self.pages, rows, rng, text_dropout=self.recipe.text_dropout)
+        inputs = make_batch(self.model, self.pages, rows, rng, text_dropout=self.recipe.text_dropout)
         self.pages.release()
         return seed, inputs, self.pages.targets[rows]
 
@@ -254,7 +254,7 @@ def settings_of(model: EarlyExitModel, recipe: Recipe, targets: Tensor, device: 
         name: sum(
             weight.numel()
             for parameter, weight in model.named_parameters()
-            if on_the_way(name, parameter) or parameter.startswith(head_prefix(name))
+            if is_on_path(name, parameter) or parameter.startswith(head_prefix(name))
         )
         for name in model.config.exit_names()
     }

@@ -80,7 +80,7 @@ def all_exits(layers: int, before: Sequence[str] = _WITH_BANDS) -> tuple[str, ..
     return (*names, *(f"encoder.{k}" for k in range(1, layers + 1)), "final")
 
 
-def ordered(exits: Iterable[str], layers: int, before: Sequence[str] = _WITH_BANDS) -> tuple[str, ...]:
+def order_exits(exits: Iterable[str], layers: int, before: Sequence[str] = _WITH_BANDS) -> tuple[str, ...]:
     """Exits in the order in which a page meets them, ``final`` added if it is missing.
 
     Args:
@@ -103,7 +103,7 @@ def ordered(exits: Iterable[str], layers: int, before: Sequence[str] = _WITH_BAN
     return tuple(name for name in known if name in names or name == "final")
 
 
-def parse(text: str, layers: int) -> tuple[str, ...]:
+def parse_exits(text: str, layers: int) -> tuple[str, ...]:
     """Exits from a placement's name, or a comma-separated list such as ``vision,text,encoder.1-4``.
 
     Raises:
@@ -113,12 +113,12 @@ def parse(text: str, layers: int) -> tuple[str, ...]:
         require_known(text, PLACEMENTS, "placement of exits")
         before, of_twelve = PLACEMENTS[text]
         depths = range(1, layers + 1) if text == "all" else {max(1, round(k * layers / 12)) for k in of_twelve}
-        return ordered((*before, *(f"encoder.{k}" for k in sorted(depths))), layers)
+        return order_exits((*before, *(f"encoder.{k}" for k in sorted(depths))), layers)
     names: list[str] = []
     for item in (part.strip() for part in text.split(",") if part.strip()):
         span = re.fullmatch(r"encoder\.(\d+)-(\d+)", item)
         names += [f"encoder.{k}" for k in range(int(span[1]), int(span[2]) + 1)] if span else [item]
-    return ordered(names, layers)
+    return order_exits(names, layers)
 
 
 def default_head(name: str, *, has_cls: bool = True) -> HeadSpec:

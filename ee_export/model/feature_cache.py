@@ -16,7 +16,7 @@ from ee_export.data.labelled import Labelled
 from ee_export.errors import DeviceError, EeError, shorten
 from ee_export.model.device import autocast
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.loader import loaded
+from ee_export.model.loader import load_items
 from ee_export.model.pages import read_contents
 
 Progress = Callable[[int, int], None]
@@ -62,18 +62,18 @@ def cache_features(
     if not exits:
         return {}  # no head reads the trunk
     state = folder / "state.json"
-    done = _pages_done(state, identity, exits, len(data))
+    done = _count_pages_done(state, identity, exits, len(data))
     mode = "r+" if done else "w+"
     arrays: dict[str, np.ndarray] = {}
     steps = range(done, len(data), _STEP)
     pin = model.device.type == "cuda"
-    for begin, batches in zip(steps, loaded(_Batches(data, encoder, model), steps, workers, pin=pin), strict=True):
+    for begin, batches in zip(steps, load_items(_Batches(data, encoder, model), steps, workers, pin=pin), strict=True):
         if isinstance(batches, EeError):
             raise batches
         folder.mkdir(parents=True, exist_ok=True)  # not before a page was read
         done = min(begin + _STEP, len(data))
         for places, inputs in batches:
-            for name, values in _features(model, inputs, bf16).items():
+            for name, values in _compute_features(model, inputs, bf16).items():
                 if name not in arrays:
                     shape = (len(data), values.shape[1])
                     arrays[name] = open_memmap(folder / f"{name}.npy", mode, np.float32, None if begin else shape)
@@ -85,7 +85,7 @@ def cache_features(
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in exits}
 
 
-def _pages_done(state: Path, identity: str, exits: list[str], pages: int) -> int:
+def _count_pages_done(state: Path, identity: str, exits: list[str], pages: int) -> int:
     """Pages whose features are kept, 0 if they are another's or a file of them is damaged."""
     try:
         content = json.loads(state.read_text())
@@ -124,7 +124,7 @@ class _Batches(Dataset[Any]):
 
 
 @torch.no_grad()
-def _features(model: EarlyExitModel, inputs: dict[str, Tensor], bf16: bool) -> dict[str, np.ndarray]:
+def _compute_features(model: EarlyExitModel, inputs: dict[str, Tensor], bf16: bool) -> dict[str, np.ndarray]:
     """Features of a batch of pages, float32 ``[B, H]`` per exit whose head reads the trunk."""
     try:
         with autocast(model.device, bf16=bf16):

@@ -19,22 +19,22 @@ def workers_to_encode(workers: int | None, pages: int) -> int:
     """Processes that encode this many pages: ``workers``, or by default one a processor if there are many pages."""
     if workers is not None:
         return workers
-    return min(_MOST_WORKERS, processors()) if pages >= _ENOUGH_PAGES and processors() > 1 else 0
+    return min(_MOST_WORKERS, count_processors()) if pages >= _ENOUGH_PAGES and count_processors() > 1 else 0
 
 
 def workers_to_train(workers: int | None, device: torch.device) -> int:
     """Processes that make batches: ``workers``, or by default as many as there are processors that a GPU leaves idle."""
     if workers is not None:
         return workers
-    return 0 if device.type == "cpu" else min(_MOST_WORKERS, processors() - 1)
+    return 0 if device.type == "cpu" else min(_MOST_WORKERS, count_processors() - 1)
 
 
-def processors() -> int:
+def count_processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def loaded(dataset: Dataset[Any], order: Sequence[int], workers: int, *, pin: bool = False) -> Iterator[Any]:
+def load_items(dataset: Dataset[Any], order: Sequence[int], workers: int, *, pin: bool = False) -> Iterator[Any]:
     """The items of a data set in a given order, made by some worker processes, or by this one if there are none.
 
     Args:
@@ -53,7 +53,7 @@ def loaded(dataset: Dataset[Any], order: Sequence[int], workers: int, *, pin: bo
         batch_size=None,
         sampler=order,
         num_workers=count,
-        collate_fn=_same,
+        collate_fn=_identity,
         pin_memory=pin,
         multiprocessing_context="fork" if count else None,
         generator=torch.Generator(),  # its own: the order of the global one's numbers belongs to the caller
@@ -68,5 +68,5 @@ def loaded(dataset: Dataset[Any], order: Sequence[int], workers: int, *, pin: bo
         ) from None
 
 
-def _same(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item

@@ -87,7 +87,7 @@ class EarlyExitModernBert(EarlyExitText, ModernBertPreTrainedModel):
         stock = self.model
         parts = self.text_parts()
         parts.append(trunk_part(_near_bias, stock, ("attention_mask",), ("near",)))
-        turns = {kind: _turns(stock, kind, self.config.longest_proof) for kind in set(self.config.layer_types)}
+        turns = {kind: _rotations(stock, kind, self.config.longest_proof) for kind in set(self.config.layer_types)}
         for number, layer in enumerate(stock.layers, 1):
             kind = layer.attention_type
             before = (f"hidden.{number - 1}", _BIAS[kind])
@@ -121,7 +121,7 @@ def _near_bias(stock: ModernBertModel, attention_mask: Tensor) -> Tensor:
     return torch.where(far, torch.finfo(stock.dtype).min, bias)
 
 
-def _turns(stock: ModernBertModel, kind: str, tokens: int) -> tuple[Tensor, Tensor]:
+def _rotations(stock: ModernBertModel, kind: str, tokens: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angles of every position, ``[tokens, 1, d]``.
 
     They are constants of the graph: angles of far positions have no digits left in 16 bits.
@@ -141,7 +141,7 @@ def _layer_answer(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, h
     heads = layer.config.num_attention_heads
     query = F.linear(rows[:, :1], weights[0], biases[0]).unflatten(-1, (heads, -1))
     key = F.linear(rows.flatten(0, 1), weights[1], biases[1]).view(*rows.shape[:2], heads, -1)
-    products = (_turned(key, cosine, sine) * _turned(query, cosine, sine)).sum(-1)
+    products = (_rotate(key, cosine, sine) * _rotate(query, cosine, sine)).sum(-1)
     scores = products.transpose(1, 2) * attention.head_dim**-0.5 + bias[:, :, 0, : rows.shape[1]]
     return _after_attention(layer, gather_first(weights[2], biases[2], heads, rows, scores), hidden[:, 0])
 
@@ -152,14 +152,14 @@ def _layer_whole(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, hi
     queries, keys, values = (
         each.unflatten(-1, (heads, -1)) for each in attention.Wqkv(flat).view(*hidden.shape[:2], -1).chunk(3, dim=-1)
     )
-    queries, keys = _turned(queries, cosine, sine), _turned(keys, cosine, sine)
+    queries, keys = _rotate(queries, cosine, sine), _rotate(keys, cosine, sine)
     dropout = attention.attention_dropout if layer.training else 0.0
     context = gather(queries.flatten(2), keys.flatten(2), values.flatten(2), heads, bias, dropout)
     return _after_attention(layer, context.flatten(0, 1), hidden.flatten(0, 1)).view(hidden.shape)
 
 
-def _turned(tokens: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """``tokens [B, T, h, d]``, each head turned by the angles of the token's position; see :func:`_turns`."""
+def _rotate(tokens: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """``tokens [B, T, h, d]``, each head turned by the angles of the token's position; see :func:`_rotations`."""
     count = tokens.shape[1]
     return tokens * cosine[:count] + rotate_half(tokens) * sine[:count]
 

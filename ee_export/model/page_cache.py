@@ -19,7 +19,7 @@ from ee_export.data.encode import Encoder
 from ee_export.data.labelled import Labelled, page_stamp
 from ee_export.errors import BadRequest, EeError
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.loader import loaded
+from ee_export.model.loader import load_items
 from ee_export.model.pages import EncodedPages, read_contents
 from ee_export.package.atomic import write_file
 from ee_export.progress import PageProgress
@@ -34,7 +34,7 @@ _DTYPES = {"pixels": np.uint8, "ids": np.int32, "boxes": np.int16, "ends": np.in
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
+class _Progress:
     """How much of a cache is written: pages, tokens, and the shape of a page's pixels.
 
     Pages that are there keep their place if a later page changes, so a bad page can be mended without encoding all again.
@@ -76,8 +76,8 @@ def encode_pages(
     """
     names = [name for name in _DTYPES if name != "pixels" or model.reads("image")]
     try:
-        with _locked(folder):
-            state = _State(folder, encoding, names)
+        with _lock(folder):
+            state = _CacheState(folder, encoding, names)
             done = state.read(data)
             if done.pages < len(data):
                 done = _append(data, encoder, model, state, done, progress, workers)
@@ -85,11 +85,11 @@ def encode_pages(
         raise EeError(
             f"{folder}: encoded pages cannot be written ({error.strerror or error}); free some space, or remove what is in the way, and give the same command again"
         ) from None
-    return _opened(data, encoder, folder, names, done)
+    return _open(data, encoder, folder, names, done)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -101,7 +101,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-class _State:
+class _CacheState:
     """A cache's record of what is done: ``state.json``."""
 
     def __init__(self, folder: Path, encoding: str, names: list[str]) -> None:
@@ -109,21 +109,21 @@ class _State:
         self._encoding = encoding
         self._stamps = hashlib.sha256()
 
-    def read(self, data: Labelled) -> _Done:
+    def read(self, data: Labelled) -> _Progress:
         """How much is done with this encoding and these pages."""
         try:
             state = json.loads((self.folder / _STATE).read_text())
-            done = _Done(state["pages"], state["tokens"], tuple(state["pixels"]))
-            whole = all(_place(self.folder, name).stat().st_size >= _size(name, done) for name in self.names)
+            done = _Progress(state["pages"], state["tokens"], tuple(state["pixels"]))
+            whole = all(_path_of(self.folder, name).stat().st_size >= _size_of(name, done) for name in self.names)
             if state["encoding"] != self._encoding or not 0 <= done.pages <= len(data) or not whole:
-                return _Done()
+                return _Progress()
             stamps = hashlib.sha256()
             for index in range(done.pages):
                 stamps.update(page_stamp(data, index))
             if stamps.hexdigest() != state["stamps"]:
-                return _Done()
+                return _Progress()
         except (OSError, ValueError, KeyError, TypeError):  # a damaged record is as good as none
-            return _Done()
+            return _Progress()
         self._stamps = stamps
         return done
 
@@ -131,7 +131,7 @@ class _State:
         """Take the stamp of the next page."""
         self._stamps.update(stamp)
 
-    def write(self, files: Mapping[str, IO[bytes]], done: _Done) -> None:
+    def write(self, files: Mapping[str, IO[bytes]], done: _Progress) -> None:
         """Write down what is done, after the files themselves have reached the disk."""
         for file in files.values():
             file.flush()
@@ -144,19 +144,19 @@ def _append(
     data: Labelled,
     encoder: Encoder,
     model: type[EarlyExitModel] | EarlyExitModel,
-    state: _State,
-    done: _Done,
+    state: _CacheState,
+    done: _Progress,
     progress: PageProgress,
     workers: int,
-) -> _Done:
+) -> _Progress:
     """Encode the pages that are not done yet, in order."""
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_place(state.folder, name).open("ab")) for name in state.names}
+        files = {name: stack.enter_context(_path_of(state.folder, name).open("ab")) for name in state.names}
         for name, file in files.items():
-            file.truncate(_size(name, done))
+            file.truncate(_size_of(name, done))
         last = time.monotonic()
         try:
-            for pages in loaded(_Encoding(data, encoder, model), range(done.pages, len(data), _STEP), workers):
+            for pages in load_items(_Encoding(data, encoder, model), range(done.pages, len(data), _STEP), workers):
                 for page in pages:
                     if isinstance(page, EeError):
                         raise page
@@ -166,7 +166,7 @@ def _append(
                     for name, file in files.items():
                         file.write(arrays[name].tobytes())
                     state.add(stamp)
-                    done = _Done(done.pages + 1, tokens, arrays["pixels"].shape if "pixels" in files else ())
+                    done = _Progress(done.pages + 1, tokens, arrays["pixels"].shape if "pixels" in files else ())
                 if time.monotonic() - last > _EVERY_S:
                     state.write(files, done)
                     last = time.monotonic()
@@ -201,11 +201,11 @@ class _Encoding(torch.utils.data.Dataset[Any]):
         return arrays
 
 
-def _place(folder: Path, name: str) -> Path:
+def _path_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
 
 
-def _size(name: str, done: _Done) -> int:
+def _size_of(name: str, done: _Progress) -> int:
     """Bytes of a file of the cache."""
     count = {
         "pixels": done.pages * int(np.prod(done.pixels)),
@@ -216,11 +216,11 @@ def _size(name: str, done: _Done) -> int:
     return count[name] * np.dtype(_DTYPES[name]).itemsize
 
 
-def _opened(data: Labelled, encoder: Encoder, folder: Path, names: list[str], done: _Done) -> EncodedPages:
+def _open(data: Labelled, encoder: Encoder, folder: Path, names: list[str], done: _Progress) -> EncodedPages:
     arrays, maps = {}, []
     for name in names:
-        with _place(folder, name).open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), _size(name, done), access=mmap.ACCESS_READ)
+        with _path_of(folder, name).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), _size_of(name, done), access=mmap.ACCESS_READ)
         arrays[name] = np.frombuffer(mapped, _DTYPES[name])
         maps.append(mapped)
     return EncodedPages(

@@ -82,7 +82,7 @@ def encoding_digest(encoder: Encoder, tokenizer: Tokenizer, model: type[EarlyExi
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def batch_of(
+def make_batch(
     model: EarlyExitModel,
     pages: EncodedPages,
     rows: list[int],
@@ -97,7 +97,7 @@ def batch_of(
         pixels = pages.pixels[rows]
         if rng is not None:
             changed = augment_images(torch.from_numpy(pixels).float().div_(255), rng)
-            inputs["pixel_values"] = _normalized(changed, pages.encoder.encoding)
+            inputs["pixel_values"] = _normalize(changed, pages.encoder.encoding)
         else:
             inputs["pixel_values"] = torch.from_numpy(pages.encoder.values(pixels))
     if not model.reads("text"):
@@ -116,7 +116,7 @@ def batch_of(
     return inputs | {"input_ids": input_ids, "bbox": bbox, "attention_mask": attention_mask}
 
 
-def _normalized(pixels: Tensor, encoding: Encoding) -> Tensor:
+def _normalize(pixels: Tensor, encoding: Encoding) -> Tensor:
     """Values ``[B, 3, S, S]`` that a model reads of pixels in [0, 1], ``[B, 1 or 3, S, S]``."""
     mean = torch.tensor(encoding.image_mean).view(1, 3, 1, 1)
     std = torch.tensor(encoding.image_std).view(1, 3, 1, 1)

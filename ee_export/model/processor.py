@@ -17,7 +17,7 @@ from ee_export.data.encode import Encoder
 from ee_export.data.golden_page import draw
 from ee_export.data.resize import FILTERS, OWN_ORDER
 from ee_export.errors import BadCheckpoint, one_line, shorten
-from ee_export.model.checkpoint import quiet
+from ee_export.model.checkpoint import silence_transformers
 from ee_export.package.encoding import LARGEST_SIDE, UNSTATED, Encoding
 
 NESTED, ALONE = "processor_config.json", "preprocessor_config.json"
@@ -109,7 +109,7 @@ def load_processor(folder: Path) -> Any:
         raise BadCheckpoint(f"{path}: {_unknown(shorten(name))}")
     try:
         # Code that a checkpoint brings along is never run, and nothing is downloaded.
-        with quiet():
+        with silence_transformers():
             processor = AutoImageProcessor.from_pretrained(
                 folder, backend="pil", local_files_only=True, trust_remote_code=False
             )
@@ -119,8 +119,8 @@ def load_processor(folder: Path) -> Any:
                 f"{path}: has no image_processor_type, and config.json names no model that has one; {_SAVE}"
             ) from None
         raise BadCheckpoint(f"{path}: transformers cannot read it ({one_line(error, 200)}); {_SAVE}") from None
-    if _kind(processor) not in _CLASSES or not type(processor).__module__.startswith("transformers.models."):
-        raise BadCheckpoint(f"{path}: {_unknown(_kind(processor))}")
+    if _kind_of(processor) not in _CLASSES or not type(processor).__module__.startswith("transformers.models."):
+        raise BadCheckpoint(f"{path}: {_unknown(_kind_of(processor))}")
     return processor
 
 
@@ -151,12 +151,12 @@ def _unknown(name: str) -> str:
     return f"the image processor {name} is not reproduced here, expected one of {', '.join(_CLASSES)}; {_ANOTHER}"
 
 
-def _kind(processor: Any) -> str:
+def _kind_of(processor: Any) -> str:
     return type(processor).__name__.removesuffix("Pil")
 
 
 def _encoding_of(processor: Any, image_size: int, channels: int) -> dict[str, Any]:
-    steps = _CLASSES[_kind(processor)]
+    steps = _CLASSES[_kind_of(processor)]
     for name, value in sorted(vars(processor).items()):
         if not name.startswith("do_") or value is None:
             continue
@@ -164,7 +164,7 @@ def _encoding_of(processor: Any, image_size: int, channels: int) -> dict[str, An
             raise _Refused(f"{name} is {shorten(repr(value))}, expected true or false; {_ANOTHER}")
         if value and (name not in _KNOWN_SWITCHES or name in steps.fails_with):
             raise _Refused(
-                f"{name} is true, which {_kind(processor)} does not do or no encoding can state; set it to false if the model was "
+                f"{name} is true, which {_kind_of(processor)} does not do or no encoding can state; set it to false if the model was "
                 "trained without it"
             )
     resize_to, center_crop = _sizes(processor, steps, image_size)
@@ -207,7 +207,7 @@ def _sizes(processor: Any, steps: _Steps, image_size: int) -> tuple[tuple[int, .
     sides = _sides("size", processor.size)
     if steps.crop_pct:
         if len(sides) != 1:
-            raise _Refused(f"size is {_stated(processor.size)}, expected a shortest_edge; {_ANOTHER}")
+            raise _Refused(f"size is {_describe_size(processor.size)}, expected a shortest_edge; {_ANOTHER}")
         edge = sides[0]
         if edge >= _WARPED_FROM:
             sides = (edge, edge)
@@ -227,10 +227,10 @@ def _sides(name: str, size: Any) -> tuple[int, ...]:
         if set(stated) == set(keys) and not (name == "crop_size" and len(keys) == 1):
             return tuple(_side(f"{name}.{key}", stated[key]) for key in keys)
     expected = "height and width" if name == "crop_size" else "height and width, or shortest_edge"
-    raise _Refused(f"{name} is {_stated(size)}, expected {expected}; {_ANOTHER}")
+    raise _Refused(f"{name} is {_describe_size(size)}, expected {expected}; {_ANOTHER}")
 
 
-def _stated(size: Any) -> str:
+def _describe_size(size: Any) -> str:
     return "missing" if size is None else ", ".join(f"{key} {shorten(value)}" for key, value in dict(size).items())
 
 
@@ -286,6 +286,6 @@ def _require_same_pixels(processor: Any, image_size: int, fields: dict[str, Any]
         pixels = encoder.image(page)["pixel_values"][0][: 3 if encoding.image_mode == "RGB" else 1]
         if pixels.shape != expected.shape or not np.array_equal(pixels, expected):
             raise BadCheckpoint(
-                f"{path}: {_kind(processor)} of transformers {transformers.__version__} with Pillow {PIL.__version__} makes other "
+                f"{path}: {_kind_of(processor)} of transformers {transformers.__version__} with Pillow {PIL.__version__} makes other "
                 "pixels of a drawn page than its settings state; install versions that `ee-export` was tried with, and report it"
             )

@@ -55,18 +55,18 @@ def train_ramps(
         ramps, standardised(features), targets, standardised(val_features), val_targets, how, progress
     )
     return (
-        {name: _for_raw_features(ramps.layers(key), means[name], deviations[name]) for name, key in keys.items()},
+        {name: _fold_standardisation(ramps.layers(key), means[name], deviations[name]) for name, key in keys.items()},
         {name: accuracy[key] for name, key in keys.items()},
     )
 
 
-def untrained(inputs: int, layers: int, classes: int) -> Layers:
+def make_zero_layers(inputs: int, layers: int, classes: int) -> Layers:
     """Layers of zeros, which stand in for those of a ramp before it is trained."""
     sizes = [(inputs, inputs)] * (layers - 1) + [(classes, inputs)]
     return [(np.zeros(size, np.float32), np.zeros(size[0], np.float32)) for size in sizes]
 
 
-def answer(layers: Sequence[tuple[np.ndarray, np.ndarray]], features: np.ndarray) -> np.ndarray:
+def compute_logits(layers: Sequence[tuple[np.ndarray, np.ndarray]], features: np.ndarray) -> np.ndarray:
     """Logits ``[B, C]`` that a ramp gives for features ``[B, F]``, computed by torch."""
     values = torch.from_numpy(features)
     for at, (weight, bias) in enumerate(layers):
@@ -97,7 +97,7 @@ class _Ramps(nn.Module):
         return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linear]
 
 
-def _for_raw_features(layers: Layers, mean: np.ndarray, deviation: np.ndarray) -> Layers:
+def _fold_standardisation(layers: Layers, mean: np.ndarray, deviation: np.ndarray) -> Layers:
     """The layers with the first one changed so that it takes features that are not standardised."""
     (weight, bias), *rest = layers
     scaled = weight / deviation

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from ee_export.errors import BadRequest, one_line, require_known
-from ee_export.model.exits import HeadSpec, all_exits, parse
+from ee_export.model.exits import HeadSpec, all_exits, parse_exits
 from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import STRATEGIES
 from ee_export.package.toml_tables import read_table, read_toml, read_value, require_keys, subtable
@@ -142,14 +142,14 @@ def with_defaults(recipe: Recipe) -> Recipe:
     model |= {name: value for name, value in small.items() if name in known}
     if "exits" not in model:
         config = family.config_class(**model)
-        placed = parse(_EXITS, config.num_hidden_layers)[:-1]
+        placed = parse_exits(_EXITS, config.num_hidden_layers)[:-1]
         model["exits"] = [name for name in placed if name.startswith("encoder.") or name in config.BEFORE_ENCODER]
         if "vision" in model["exits"]:
             model["heads"] = {"vision": {"reads": "pixels"}, **(model.get("heads") or {})}
     return replace(recipe, model=model)
 
 
-def layers_of(trunk: str, model: dict[str, Any]) -> int:
+def count_layers(trunk: str, model: dict[str, Any]) -> int:
     """How many layers, or stages, a trunk has with these fields of its configuration.
 
     Raises:
@@ -177,14 +177,14 @@ def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
     where = str(path)
     require_keys(tables, ("model", "training"), where, what="table")
     training = read_table(Recipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
-    with located(f"{where}: [training] "):
+    with prefix_errors(f"{where}: [training] "):
         recipe = Recipe(**({} if trunk is None else {"trunk": trunk}) | training)
     model = subtable(tables, "model", where)
     config = FAMILIES[recipe.trunk].config_class
     _check_types(config, model, where)
-    with located(f"{where}: [model] "):
+    with prefix_errors(f"{where}: [model] "):
         if isinstance(model.get("exits"), str):
-            model["exits"] = list(parse(model["exits"], layers_of(recipe.trunk, model))[:-1])
+            model["exits"] = list(parse_exits(model["exits"], count_layers(recipe.trunk, model))[:-1])
         _check_exits(config, model, where)
     layers = model.get("num_hidden_layers")
     if layers is not None:
@@ -193,7 +193,7 @@ def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
 
 
 @contextlib.contextmanager
-def located(place: str) -> Iterator[None]:
+def prefix_errors(place: str) -> Iterator[None]:
     """Put the file and table in front of the message of a BadRequest that lacks them."""
     try:
         yield
@@ -228,7 +228,7 @@ def _check_types(config: Any, model: dict[str, Any], where: str) -> None:
         )
     for name, head in (model.get("heads") or {}).items():
         read_table(HeadSpec, head, where, f"[model.heads.{name}] ")
-        with located(f"{where}: [model.heads.{name}] "):
+        with prefix_errors(f"{where}: [model.heads.{name}] "):
             HeadSpec(**head)
 
 

@@ -22,7 +22,7 @@ _BEST = ("loss", "accuracy", "waited")
 """Figures of the best epoch."""
 
 
-class Saved:
+class SavedRun:
     """Where a run stands, in ``<out>.partial``: weights, optimizer moments and the best epoch's weights as safetensors, the rest as JSON."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], every_s: float = 60.0) -> None:

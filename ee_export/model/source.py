@@ -11,7 +11,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from ee_export.errors import BadCheckpoint, BadRequest, printable, shorten
-from ee_export.model.checkpoint import loading, quiet, read_config, train_tokenizer
+from ee_export.model.checkpoint import catch_load_errors, read_config, silence_transformers, train_tokenizer
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX, known_trunk
 from ee_export.model.processor import image_encoding, load_processor
@@ -75,7 +75,7 @@ def load_source(
     content = read_config(folder)
     family = family_of(folder, content)
     id2label = rename_labels(folder, labels_in(folder, content), labels)
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         config = family.config_class.from_pretrained(
             folder, id2label=dict(enumerate(id2label)), label2id={label: at for at, label in enumerate(id2label)}
         )
@@ -84,7 +84,7 @@ def load_source(
             config.heads = {"vision": {"reads": "pixels"}}
     encoding: dict[str, Any] = {}
     if family.reads("image"):
-        side = _side_read(folder, config)
+        side = _find_side(folder, config)
         encoding |= {"image_size": side, **image_encoding(folder, side, config.num_channels)}
     if family.reads("text"):
         with_boxes = "bbox" in family.INPUTS
@@ -147,7 +147,7 @@ def classifier_labels(folder: Path) -> tuple[str, ...] | None:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         return None
-    with loading(folder), safe_open(weights, "np") as file:
+    with catch_load_errors(folder), safe_open(weights, "np") as file:
         names = list(file.keys())
     if not any(name.startswith(_CLASSIFIERS) for name in names):
         return None
@@ -190,17 +190,17 @@ def default_exits(config: Any) -> tuple[str, ...]:
     )
 
 
-def _side_read(folder: Path, config: Any) -> int:
+def _find_side(folder: Path, config: Any) -> int:
     """Side of the images that the model reads, in pixels: its configuration's, or its processor's if it takes any size."""
     if not getattr(config, "any_size", False):
         return int(config.input_size)
     processor = load_processor(folder)
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         return int(processor(Image.new("RGB", (300, 400)), return_tensors="np")["pixel_values"].shape[-1])
 
 
 def _load_weights(folder: Path, family: type[EarlyExitModel], config: Any) -> EarlyExitModel:
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         model, info = family.from_pretrained(
             folder,
             config=config,

@@ -14,7 +14,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from ee_export.data.tokenizer import FIT_ROWS, LARGEST, read_tokenizer, require_rows
 from ee_export.errors import BadCheckpoint, EeError, is_fault, one_line
-from ee_export.model.checkpoint import quiet
+from ee_export.model.checkpoint import silence_transformers
 from ee_export.package.strict_json import excerpt, parse
 
 _CONFIG = "tokenizer_config.json"
@@ -133,7 +133,7 @@ def _check_file(folder: Path) -> str | None:
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     try:
-        content = _modern(parse(data, deepest=64)) if len(data) <= LARGEST else None
+        content = _modernize(parse(data, deepest=64)) if len(data) <= LARGEST else None
     except ValueError as reason:
         raise BadCheckpoint(f"{path}: not valid JSON ({reason}); copy the checkpoint again") from None
     read_tokenizer(data if content is None else json.dumps(content).encode(), str(path), BadCheckpoint, _SAVE_AGAIN)
@@ -141,7 +141,7 @@ def _check_file(folder: Path) -> str | None:
     return str(content["model"]["type"])
 
 
-def _modern(content: Any) -> Any:
+def _modernize(content: Any) -> Any:
     """A tokenizer.json in the form of today, of one that an older version of tokenizers wrote."""
     model = content.get("model") if isinstance(content, dict) else None
     if isinstance(model, dict) and "type" not in model:
@@ -160,7 +160,7 @@ def _modern(content: Any) -> Any:
 
 
 def _load(folder: Path) -> Any:
-    with _loading(folder), quiet():
+    with _loading(folder), silence_transformers():
         source = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         names = {key: name for key, name in source.vocab_files_names.items() if key != "tokenizer_file"}
     if not isinstance(source, TokenizersBackend):
@@ -223,7 +223,7 @@ def _ends(
     ends, edges = set[tuple[int, int]](), set[tuple[tuple[int, ...], ...]]()
     for words in _PROBES:
         text: Any = words if boxes else " ".join(words)
-        with _loading(folder), quiet():
+        with _loading(folder), silence_transformers():
             if type(source) in _WITH_BOXES:
                 made = source(words, boxes=places[: len(words)])
             else:

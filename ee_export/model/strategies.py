@@ -85,7 +85,7 @@ SHARED_GATE = "shared_gate."
 """What the names of the one gate that exits may share begin with; it trains whenever a head does."""
 
 
-def on_the_way(exit_name: str, parameter: str) -> bool:
+def is_on_path(exit_name: str, parameter: str) -> bool:
     """Whether a trunk parameter is used on the way to an exit."""
     if not parameter.startswith(TRUNKS):
         return False
@@ -120,7 +120,9 @@ def weighted_joint(logits: Logits, targets: Tensor, settings: Settings) -> Tenso
 
     Reference: Teerapittayanon et al., "BranchyNet: Fast inference via early exiting from deep neural networks", 2016.
     """
-    return _mean({name: cross_entropy(values, targets, settings) for name, values in logits.items()}, settings.weights)
+    return _weighted_mean(
+        {name: cross_entropy(values, targets, settings) for name, values in logits.items()}, settings.weights
+    )
 
 
 def depth_weighted(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
@@ -162,7 +164,7 @@ def subgraphs(logits: Logits, targets: Tensor, settings: Settings, *, weighted: 
             loss = loss - settings.entropy * _entropy(values)
         parts[name] = settings.gamma * loss + (1 - settings.gamma) * final
     weights = {name: float(settings.sizes[name]) for name in parts} if weighted else settings.weights
-    return _mean(parts, weights)
+    return _weighted_mean(parts, weights)
 
 
 def self_distillation(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
@@ -182,7 +184,7 @@ def self_distillation(logits: Logits, targets: Tensor, settings: Settings) -> Te
             said = F.log_softmax(values.float() / heat, dim=1)
             loss = (loss + heat * heat * F.kl_div(said, teacher, reduction="batchmean")) / 2
         parts[name] = loss
-    return _mean(parts, settings.weights)
+    return _weighted_mean(parts, settings.weights)
 
 
 def gate_loss(gates: Logits, logits: Logits, targets: Tensor) -> Tensor:
@@ -207,7 +209,7 @@ def _entropy(values: Tensor) -> Tensor:
     return -(said.exp() * said).sum(dim=1).mean()
 
 
-def _mean(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def _weighted_mean(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     total = sum(weights.get(name, 1.0) for name in parts)
     scaled = torch.stack([weights.get(name, 1.0) * loss for name, loss in parts.items()])
     return scaled.sum() / total
@@ -220,13 +222,13 @@ def _heads_of(exits: Sequence[str]) -> tuple[str, ...]:
     return (SHARED_GATE, *(prefix for name in exits for prefix in head_prefix(name)))
 
 
-def heads_alone(exits: Sequence[str]) -> Phase:
+def heads_only_phase(exits: Sequence[str]) -> Phase:
     """Only the heads of these exits move."""
     heads = _heads_of(exits)
     return Phase(tuple(exits), lambda name: name.startswith(heads), weighted_joint)
 
 
-def _one(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
+def _single_phase(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
     """One phase: trunk and all heads move together."""
 
     def build(exits: tuple[str, ...]) -> list[Phase]:
@@ -242,7 +244,7 @@ def _two_stage(exits: tuple[str, ...]) -> list[Phase]:
     Reference: Xin et al., "DeeBERT: Dynamic early exiting for accelerating BERT inference", 2020.
     """
     early = exits[:-1]
-    return [*_one(weighted_joint)(("final",)), *([heads_alone(early)] if early else [])]
+    return [*_single_phase(weighted_joint)(("final",)), *([heads_only_phase(early)] if early else [])]
 
 
 def _alternating(exits: tuple[str, ...]) -> list[Phase]:
@@ -250,7 +252,7 @@ def _alternating(exits: tuple[str, ...]) -> list[Phase]:
 
     Reference: Xin et al., "BERxiT: Early exiting for BERT with better fine-tuning and extension to regression", 2021.
     """
-    return [replace(phase, only_final_on_odd=True) for phase in _one(weighted_joint)(exits)]
+    return [replace(phase, only_final_on_odd=True) for phase in _single_phase(weighted_joint)(exits)]
 
 
 def _layer_wise(exits: tuple[str, ...]) -> list[Phase]:
@@ -262,8 +264,8 @@ def _layer_wise(exits: tuple[str, ...]) -> list[Phase]:
     for at, name in enumerate(exits):
 
         def trains(parameter: str, name: str = name, before: Sequence[str] = exits[:at]) -> bool:
-            mine = parameter.startswith(head_prefix(name)) or on_the_way(name, parameter)
-            return mine and not any(on_the_way(other, parameter) for other in before)
+            mine = parameter.startswith(head_prefix(name)) or is_on_path(name, parameter)
+            return mine and not any(is_on_path(other, parameter) for other in before)
 
         found.append(Phase((name,), trains, weighted_joint))
     return found
@@ -273,7 +275,7 @@ def _two_stage_subgraphs(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]
     """``final`` first, then all exits with it: the trunk moves in both."""
 
     def build(exits: tuple[str, ...]) -> list[Phase]:
-        return [*_one(weighted_joint)(("final",)), *_one(loss)(exits)]
+        return [*_single_phase(weighted_joint)(("final",)), *_single_phase(loss)(exits)]
 
     return build
 
@@ -283,13 +285,13 @@ def _subgraph_loss(*, weighted: bool, entropy: bool) -> Loss:
 
 
 STRATEGIES: dict[str, Callable[[tuple[str, ...]], list[Phase]]] = {
-    "joint": _one(weighted_joint),
-    "joint_depth": _one(depth_weighted),
-    "joint_parameters": _one(parameter_weighted),
+    "joint": _single_phase(weighted_joint),
+    "joint_depth": _single_phase(depth_weighted),
+    "joint_parameters": _single_phase(parameter_weighted),
     "two_stage": _two_stage,
     "alternating": _alternating,
     "layer_wise": _layer_wise,
-    "self_distillation": _one(self_distillation),
+    "self_distillation": _single_phase(self_distillation),
 }
 for _name, _weighted, _entropy_too in (
     ("", False, False),
@@ -298,5 +300,5 @@ for _name, _weighted, _entropy_too in (
     ("_weighted_entropy", True, True),
 ):
     _loss = _subgraph_loss(weighted=_weighted, entropy=_entropy_too)
-    STRATEGIES[f"one_stage_subgraphs{_name}"] = _one(_loss)
+    STRATEGIES[f"one_stage_subgraphs{_name}"] = _single_phase(_loss)
     STRATEGIES[f"two_stage_subgraphs{_name}"] = _two_stage_subgraphs(_loss)

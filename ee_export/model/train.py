@@ -19,13 +19,13 @@ from ee_export.model.best import Best
 from ee_export.model.device import Machine
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
-from ee_export.model.exits import ordered
+from ee_export.model.exits import order_exits
 from ee_export.model.families import FAMILIES, PREFIX
 from ee_export.model.loader import workers_to_encode
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import EncodedPages, encoding_digest
 from ee_export.model.recipe import Recipe, with_defaults
-from ee_export.model.resume import Saved
+from ee_export.model.resume import SavedRun
 from ee_export.model.source import classifier_labels
 from ee_export.package.atomic import check_destination, staged_folder
 from ee_export.package.origin import REPORT
@@ -76,12 +76,12 @@ def train(
         remedy = "name the classes as it does, or train a new classifier with --new-classifier"
         data, val = (with_labels(part, labels, init, remedy) for part in (data, val))
     model, tokenizer = _new_model(data, recipe, init)
-    saved = Saved(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
+    saved = SavedRun(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
     saved.read()  # refused before pages are encoded
     if report is not None:
         report(f"{len(data)} pages to train on, {len(val)} to validate, {len(data.labels)} classes")
     encoded = out.with_name(out.name + ".encoded")
-    pages, val_pages = _encoded(data, val, model, tokenizer, encoded, machine, progress)
+    pages, val_pages = _encode(data, val, model, tokenizer, encoded, machine, progress)
 
     model.to(machine.device)
     stages = stages_of(model, recipe, len(pages))
@@ -125,7 +125,7 @@ def be_deterministic(machine: Machine) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _encoded(
+def _encode(
     data: Labelled,
     val: Labelled,
     model: EarlyExitModel,
@@ -159,7 +159,7 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
         "num_labels": len(data.labels),
     }
     if recipe.add:
-        return _with_added(data, recipe, init)
+        return _add_exits(data, recipe, init)
     if init is not None:
         changes = {**recipe.model, **labels}
         return checkpoint.load_stock(init, changes, recipe.trunk, new_classifier=recipe.new_classifier)
@@ -182,7 +182,7 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
         raise BadRequest(f"[model] of the recipe: no such model can be made ({one_line(error, 300)})") from None
 
 
-def _with_added(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
+def _add_exits(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
     """The model of a checkpoint with untrained heads at the exits that are added."""
     if init is None:
         raise BadRequest("exits are added to a trained checkpoint; name it with --init")
@@ -194,7 +194,7 @@ def _with_added(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Earl
         raise BadRequest(f"{init}: its labels are {', '.join(labels)}, those of the data {', '.join(data.labels)}")
     given = recipe.model.get("heads") or {}
     heads = {**(trained.config.heads or {}), **{name: given[name] for name in recipe.add if name in given}}
-    exits = list(ordered((*has, *recipe.add), trained.config.num_hidden_layers))
+    exits = list(order_exits((*has, *recipe.add), trained.config.num_hidden_layers))
     trained.config.keep_bands()
     changes = {"exits": exits, "heads": heads, "encoding": trained.config.encoding}
     return checkpoint.load_stock(init, changes, trained.config.model_type.removeprefix(PREFIX))

@@ -14,10 +14,10 @@ from ee_export.errors import BadRequest
 from ee_export.model import epochs
 from ee_export.model.checkpoint import encoding_of
 from ee_export.model.device import Machine
-from ee_export.model.exits import parse
+from ee_export.model.exits import parse_exits
 from ee_export.model.pages import EncodedPages
 from ee_export.model.recipe import Recipe
-from ee_export.model.strategies import STRATEGIES, Settings, gate_loss, head_prefix, on_the_way, phases
+from ee_export.model.strategies import STRATEGIES, Settings, gate_loss, head_prefix, is_on_path, phases
 from tests.conftest import random_model, tiny_config
 
 EXITS = ("text", "encoder.1", "encoder.2", "final")
@@ -107,10 +107,10 @@ def test_an_unknown_strategy_is_refused_with_the_nearest_name() -> None:
 
 def test_every_trunk_parameter_is_on_the_way_to_final_and_a_shallower_exit_has_fewer() -> None:
     names = [name for name, _ in random_model(tiny_config()).named_parameters() if name.startswith("layoutlmv3.")]
-    assert all(on_the_way("final", name) for name in names)
-    counts = [sum(on_the_way(exit, name) for name in names) for exit in ("text", "fusion", "encoder.1", "encoder.2")]
+    assert all(is_on_path("final", name) for name in names)
+    counts = [sum(is_on_path(exit, name) for name in names) for exit in ("text", "fusion", "encoder.1", "encoder.2")]
     assert counts == sorted(set(counts))
-    assert not any(on_the_way("vision", name) and on_the_way("text", name) for name in names)
+    assert not any(is_on_path("vision", name) and is_on_path("text", name) for name in names)
 
 
 def moved(strategy: str, phase: int) -> set[str]:
@@ -217,11 +217,11 @@ def test_a_head_of_kind_final_is_the_trunks_classifier() -> None:
     ],
 )
 def test_placements_scale_to_the_depth_of_the_trunk(text: str, layers: int, wanted: str) -> None:
-    assert parse(text, layers) == tuple(wanted.split())
+    assert parse_exits(text, layers) == tuple(wanted.split())
 
 
 def test_an_unknown_placement_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(
         BadRequest, match=r"unknown placement of exits 'concat_quater': .*did you mean concat_quarter\?"
     ):
-        parse("concat_quater", 12)
+        parse_exits("concat_quater", 12)
