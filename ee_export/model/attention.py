@@ -91,6 +91,6 @@ def gather_first(weight: Tensor, bias: Tensor | None, heads: int, hidden: Tensor
         hidden: float ``[B, L, H]``.
         scores: all that is added to them included.
     """
-    seen = torch.softmax(scores, dim=-1) @ hidden
-    context = (weight.view(heads, weight.shape[0] // heads, -1) @ seen.unsqueeze(3)).flatten(1)
+    weighted = torch.softmax(scores, dim=-1) @ hidden
+    context = (weight.view(heads, weight.shape[0] // heads, -1) @ weighted.unsqueeze(3)).flatten(1)
     return context if bias is None else context + bias

@@ -252,8 +252,8 @@ def _stock_tokenizer(folder: Path, family: type[EarlyExitModel]) -> Tokenizer:
     elif not family.reads("text"):
         return train_tokenizer(iter([]), 0)
     else:
-        made = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
-        tokenizer = read_whole_tokenizer(made.encode(), f"{folder}: its tokenizer", BadCheckpoint, _AGAIN)
+        text = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
+        tokenizer = read_whole_tokenizer(text.encode(), f"{folder}: its tokenizer", BadCheckpoint, _AGAIN)
     if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
         tokenizer.pre_tokenizer.add_prefix_space = True  # else a word reads as the end of the one before it
     return tokenizer

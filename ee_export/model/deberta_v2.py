@@ -129,7 +129,7 @@ def _layer_answer(
     heads = attention.num_attention_heads
     query = attention.query_proj(hidden[:, 0]).unflatten(-1, (heads, -1)).unsqueeze(-1)
     key = attention.key_proj(hidden.flatten(0, 1)).view(*hidden.shape[:2], heads, -1).permute(0, 2, 3, 1)
-    seen_by, seen_from = (_at(_steps(hidden, whole=False), rows, each) for each in table())
+    seen_by, seen_from = (_at(_steps(hidden, whole=False), rows, direction) for direction in table())
     scores = (key * (query if seen_from is None else query + seen_from)).sum(2)
     if seen_by is not None:
         scores = scores + (query.transpose(2, 3) @ seen_by).squeeze(2)

@@ -103,9 +103,9 @@ def text_encoding(
             "call hf_encoding"
         )
     ids: dict[str, Any] = {}
-    for name, given, tokens in (("bos_id", bos_id, _BEGINS), ("eos_id", eos_id, _ENDS), ("pad_id", pad_id, _FILLS)):
+    for name, stated, tokens in (("bos_id", bos_id, _BEGINS), ("eos_id", eos_id, _ENDS), ("pad_id", pad_id, _FILLS)):
         known = (number for token in tokens if (number := tokenizer.token_to_id(token)) is not None)
-        value = next(known, None) if given is None else given
+        value = next(known, None) if stated is None else stated
         if value is None:
             raise BadModel(f"text_encoding: {name}: the tokenizer has none of {', '.join(tokens)}; give the id")
         ids[name] = value

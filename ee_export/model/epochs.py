@@ -69,8 +69,8 @@ def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
     pixels = heads_only_phase(apart)
     vision = (recipe.vision_epochs, recipe.vision_batch_size, recipe.vision_learning_rate)
     plan = [(pixels, *vision)]
-    for at, phase in enumerate([heads_only_phase(joint)] if recipe.add else phases(recipe.strategy, joint)):
-        epochs = recipe.epochs if at == 0 or recipe.exit_epochs is None else recipe.exit_epochs
+    for index, phase in enumerate([heads_only_phase(joint)] if recipe.add else phases(recipe.strategy, joint)):
+        epochs = recipe.epochs if index == 0 or recipe.exit_epochs is None else recipe.exit_epochs
         plan.append((phase, epochs, recipe.batch_size, recipe.learning_rate))
     stages = []
     for salt, (phase, epochs, batch, rate) in enumerate(plan):
@@ -127,8 +127,8 @@ def run_stage(
     )
     for step, batch in enumerate(batches, first):
         train_step(model, optimizer, stage, recipe, settings, machine.device, step, batch)
-        epoch, at = divmod(step + 1, stage.steps_per_epoch)
-        if at:
+        epoch, rest = divmod(step + 1, stage.steps_per_epoch)
+        if rest:
             yield Step(step + 1, "")
             continue
         results = evaluate(model, val_pages, stage.phase.exits, settings.class_weights)
@@ -196,12 +196,12 @@ class Batches(torch.utils.data.Dataset[Any]):
 
     def rows(self, step: int) -> list[int]:
         """The pages of a step's batch."""
-        epoch, at = divmod(step, self.stage.steps_per_epoch)
+        epoch, number = divmod(step, self.stage.steps_per_epoch)
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.recipe.seed, self.stage.salt, epoch, 1])
             self._order = epoch, rng.permutation(len(self.pages))
         size = self.stage.batch_size
-        rows: list[int] = self._order[1][at * size : (at + 1) * size].tolist()
+        rows: list[int] = self._order[1][number * size : (number + 1) * size].tolist()
         return rows
 
 
@@ -232,9 +232,9 @@ def train_step(
         for begin in range(0, len(targets), size):
             part = slice(begin, begin + size)
             answers = targets[part].to(device, non_blocking=True)
-            given = {name: value[part].to(device, non_blocking=True) for name, value in inputs.items()}
+            part_inputs = {name: value[part].to(device, non_blocking=True) for name, value in inputs.items()}
             with autocast(device, bf16=recipe.bf16):
-                outputs = model(**given, only=("final",) if alone else stage.phase.exits)
+                outputs = model(**part_inputs, only=("final",) if alone else stage.phase.exits)
             loss = (weighted_joint if alone else stage.phase.loss)(outputs.exits, answers, settings)
             if outputs.gates:
                 loss = loss + gate_loss(outputs.gates, outputs.exits, answers)

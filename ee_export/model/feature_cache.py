@@ -113,13 +113,13 @@ class _Batches(Dataset[Any]):
             except EeError as error:  # raised in a worker it would arrive with a traceback in its text
                 return error
             images.append(image)
-        order = sorted(range(len(texts)), key=lambda at: texts[at]["input_ids"].shape[1])
-        return [self._batch(images, texts, order[at : at + _BATCH]) for at in range(0, len(order), _BATCH)]
+        order = sorted(range(len(texts)), key=lambda index: texts[index]["input_ids"].shape[1])
+        return [self._batch(images, texts, order[index : index + _BATCH]) for index in range(0, len(order), _BATCH)]
 
     def _batch(self, images: list[Any], texts: list[Arrays], places: list[int]) -> tuple[list[int], dict[str, Tensor]]:
-        inputs = self.encoder.collate([texts[at] for at in places])
+        inputs = self.encoder.collate([texts[index] for index in places])
         if self.model.reads("image"):
-            inputs = inputs | self.encoder.images([images[at] for at in places])
+            inputs = inputs | self.encoder.images([images[index] for index in places])
         return places, {name: torch.from_numpy(inputs[name]) for name in self.model.INPUTS}
 
 

@@ -133,7 +133,7 @@ def band_mask(bbox: Tensor, attention_mask: Tensor, percent: int) -> Tensor:
     """1 for the tokens that ``text.<percent>`` reads, ``[B, T]``, written out page by page for the proof."""
     mask = torch.zeros_like(attention_mask)
     for page, boxes in enumerate(bbox.tolist()):
-        for at, box in enumerate(boxes):
-            if at == 0 or (any(box) and is_within(box, percent)):
-                mask[page, at] = attention_mask[page, at]
+        for token, box in enumerate(boxes):
+            if token == 0 or (any(box) and is_within(box, percent)):
+                mask[page, token] = attention_mask[page, token]
     return mask

@@ -134,8 +134,8 @@ def _rotations(stock: ModernBertModel, kind: str, tokens: int) -> tuple[Tensor, 
 def _layer_answer(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, hidden: Tensor, bias: Tensor) -> Tensor:
     """The ``[CLS]`` row. Its scores read all keys that it sees, for each is turned by another angle."""
     attention = layer.attn
-    seen = hidden if attention.sliding_window is None else hidden[:, : attention.sliding_window]
-    rows = layer.attn_norm(seen)
+    near = hidden if attention.sliding_window is None else hidden[:, : attention.sliding_window]
+    rows = layer.attn_norm(near)
     weights = attention.Wqkv.weight.chunk(3)
     biases = (None, None, None) if attention.Wqkv.bias is None else attention.Wqkv.bias.chunk(3)
     heads = layer.config.num_attention_heads
@@ -150,7 +150,7 @@ def _layer_whole(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, hi
     attention, heads = layer.attn, layer.config.num_attention_heads
     flat = layer.attn_norm(hidden).flatten(0, 1)
     queries, keys, values = (
-        each.unflatten(-1, (heads, -1)) for each in attention.Wqkv(flat).view(*hidden.shape[:2], -1).chunk(3, dim=-1)
+        chunk.unflatten(-1, (heads, -1)) for chunk in attention.Wqkv(flat).view(*hidden.shape[:2], -1).chunk(3, dim=-1)
     )
     queries, keys = _rotate(queries, cosine, sine), _rotate(keys, cosine, sine)
     dropout = attention.attention_dropout if layer.training else 0.0

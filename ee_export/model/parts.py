@@ -117,7 +117,7 @@ class PartedModel:
 
     def sources(self) -> dict[str, str]:
         """The source of each input by name, as in a manifest."""
-        return {name: given.source for name, given in self.inputs_read().items()}
+        return {name: entry.source for name, entry in self.inputs_read().items()}
 
     def reads(self, source: str) -> bool:
         """Whether the model reads an ``image``, a ``text`` or an ``array``."""
@@ -125,9 +125,9 @@ class PartedModel:
 
     def answers(self) -> tuple[str, ...]:
         """The exits, and behind each its gate as ``<exit>.gate`` if it has one."""
-        made = {name for part in self.parts for name in part.outputs}
+        outputs = {name for part in self.parts for name in part.outputs}
         pairs = ((name, gate_name(name)) for name in self.exits)
-        return tuple(name for pair in pairs for name in pair if name == pair[0] or name in made)
+        return tuple(name for pair in pairs for name in pair if name == pair[0] or name in outputs)
 
     @torch.no_grad()
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -191,7 +191,7 @@ def run_parts(parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> dict[str, 
     pages = len(next(iter(inputs.values())))
     for part in parts:
         try:
-            made = part.apply(state)
+            outputs = part.apply(state)
         except BadModel:
             raise
         except BaseException as error:
@@ -202,9 +202,9 @@ def run_parts(parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> dict[str, 
                 f"part {part}: fails for {shorten(shapes)} ({type(error).__name__}: {one_line(error, 300)}); every part takes any "
                 "number of pages and any length of text"
             ) from error
-        for name, tensor in made.items():
+        for name, tensor in outputs.items():
             _require_passing(name, tensor, pages)
-        state |= made
+        state |= outputs
     return state
 
 
@@ -236,5 +236,5 @@ def _kind_of(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {', '.join(sorted({type(each).__name__ for each in value})) or 'nothing'}"
+        return f"a {type(value).__name__} of {', '.join(sorted({type(item).__name__ for item in value})) or 'nothing'}"
     return "nothing" if value is None else type(value).__name__

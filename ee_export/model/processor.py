@@ -258,7 +258,7 @@ def _per_channel(name: str, value: Any, channels: int) -> tuple[float, ...]:
         raise _Refused(
             f"{name} has {len(values)} numbers, expected {channels}, as many as the model's channels; {_ANOTHER}"
         )
-    numbers = tuple(_number(name, each, -1e6, 1e6) for each in values)
+    numbers = tuple(_number(name, number, -1e6, 1e6) for number in values)
     return numbers * (3 // channels)
 
 

@@ -40,19 +40,20 @@ def train_ramps(
     Returns:
         The layers per exit, for features as they come, and validation accuracy per exit, 0–1.
     """
-    keys = {name: f"ramp{at}" for at, name in enumerate(features)}
+    keys = {name: f"ramp{index}" for index, name in enumerate(features)}
     means = {name: values.mean(0) for name, values in features.items()}
     deviations = {name: np.maximum(values.std(0), 1e-3 * (values.std() + 1e-6)) for name, values in features.items()}
 
-    def standardised(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def standardise(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {
-            keys[name]: ((each - means[name]) / deviations[name]).astype(np.float32) for name, each in values.items()
+            keys[name]: ((features_of_exit - means[name]) / deviations[name]).astype(np.float32)
+            for name, features_of_exit in values.items()
         }
 
     torch.manual_seed(how.seed)
     ramps = _Ramps({keys[name]: (values.shape[1], layers[name]) for name, values in features.items()}, classes)
     accuracy = train_heads(
-        ramps, standardised(features), targets, standardised(val_features), val_targets, how, progress
+        ramps, standardise(features), targets, standardised(val_features), val_targets, how, progress
     )
     return (
         {name: _fold_standardisation(ramps.layers(key), means[name], deviations[name]) for name, key in keys.items()},
@@ -69,9 +70,9 @@ def make_zero_layers(inputs: int, layers: int, classes: int) -> Layers:
 def compute_logits(layers: Sequence[tuple[np.ndarray, np.ndarray]], features: np.ndarray) -> np.ndarray:
     """Logits ``[B, C]`` that a ramp gives for features ``[B, F]``, computed by torch."""
     values = torch.from_numpy(features)
-    for at, (weight, bias) in enumerate(layers):
+    for index, (weight, bias) in enumerate(layers):
         values = nn.functional.linear(
-            torch.tanh(values) if at else values, torch.from_numpy(weight), torch.from_numpy(bias)
+            torch.tanh(values) if index else values, torch.from_numpy(weight), torch.from_numpy(bias)
         )
     return np.asarray(values.numpy())
 

@@ -235,10 +235,10 @@ def _check_types(config: Any, model: dict[str, Any], where: str) -> None:
 def _check_exits(config: Any, model: dict[str, Any], where: str) -> None:
     """Refuse values that no configuration takes, and exits and heads that do not fit a trunk of a stated depth."""
     try:
-        made = config(**model)
+        configured = config(**model)
     except Exception as error:  # transformers checks with errors of several kinds
         raise BadRequest(f"{where}: [model] {one_line(error, 300)}") from None
     if "num_hidden_layers" in model:
-        made.exit_names()
+        configured.exit_names()
         if "exits" in model:  # else they come from a grid or the command line
-            made.head_specs()
+            configured.head_specs()

@@ -68,8 +68,8 @@ class SavedRun:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise self._damaged(error) from None
         for number, optimizer in enumerate(optimizers):
-            for at, weight in enumerate(optimizer.param_groups[0]["params"]):
-                prefix = f"{number}.{at}."
+            for place, weight in enumerate(optimizer.param_groups[0]["params"]):
+                prefix = f"{number}.{place}."
                 own = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
                 if own:
                     # The count of steps stays on the processor, where AdamW keeps it.
@@ -104,6 +104,6 @@ class SavedRun:
 
 def _moments(optimizers: list[torch.optim.AdamW]) -> Iterator[tuple[str, Tensor]]:
     for number, optimizer in enumerate(optimizers):
-        for at, weight in enumerate(optimizer.param_groups[0]["params"]):
+        for place, weight in enumerate(optimizer.param_groups[0]["params"]):
             for key, value in optimizer.state.get(weight, {}).items():
-                yield f"{number}.{at}.{key}", value.contiguous()
+                yield f"{number}.{place}.{key}", value.contiguous()

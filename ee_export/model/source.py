@@ -77,7 +77,7 @@ def load_source(
     id2label = rename_labels(folder, labels_in(folder, content), labels)
     with catch_load_errors(folder), silence_transformers():
         config = family.config_class.from_pretrained(
-            folder, id2label=dict(enumerate(id2label)), label2id={label: at for at, label in enumerate(id2label)}
+            folder, id2label=dict(enumerate(id2label)), label2id={label: index for index, label in enumerate(id2label)}
         )
         config.exits = list(default_exits(config) if exits is None else exits)
         if "vision" in config.exit_names():  # raises for exits that the trunk does not have

@@ -192,10 +192,10 @@ def _require_reproducible(folder: Path, source: Any, written: str | None, boxes:
             f"{path}: {kind.__name__} makes boxes, and the model reads none; expected the model's own tokenizer; "
             "copy it from where the checkpoint comes from"
         )
-    made = type(source.backend_tokenizer.model).__name__
-    if written not in (None, made):
+    kind_made = type(source.backend_tokenizer.model).__name__
+    if written not in (None, kind_made):
         raise BadCheckpoint(
-            f"{path}: tokenizer_class {kind.__name__} is a {made} tokenizer, and {_FILE} holds a {written} one; expected files "
+            f"{path}: tokenizer_class {kind.__name__} is a {kind_made} tokenizer, and {_FILE} holds a {written} one; expected files "
             "of one tokenizer; write the class that the model was trained with"
         )
     for name, values in _REPRODUCED.items():
@@ -225,12 +225,12 @@ def _ends(
         text: Any = words if boxes else " ".join(words)
         with _loading(folder), silence_transformers():
             if type(source) in _WITH_BOXES:
-                made = source(words, boxes=places[: len(words)])
+                encoded = source(words, boxes=places[: len(words)])
             else:
-                made = source(text, is_split_into_words=boxes)
+                encoded = source(text, is_split_into_words=boxes)
             cut = tokenizer.encode(text, is_pretokenized=boxes, add_special_tokens=False)
             count = source.num_special_tokens_to_add(pair=False)
-        ids, bbox = made["input_ids"], made.get("bbox")
+        ids, bbox = encoded["input_ids"], encoded.get("bbox")
         before = _place_of(cut.ids, ids)
         behind = len(ids) - len(cut.ids) - (before or 0)
         if before is not None and (count, before, behind) != (2, 1, 1):
@@ -244,7 +244,7 @@ def _ends(
                 f"{folder}: its {type(source).__name__} cuts {excerpt(words)} in another way than its parts do; expected "
                 "equal tokens; bring a model with another tokenizer"
             )
-        if any(made.get("token_type_ids", ())):
+        if any(encoded.get("token_type_ids", ())):
             raise BadCheckpoint(
                 f"{folder / _FILE}: gives a single text other token types than 0; expected 0; {_SAVE_AGAIN} with such a "
                 "post_processor"
@@ -270,7 +270,7 @@ def boxes_of_ends(model_type: str) -> tuple[tuple[int, ...], ...]:
 
 def _place_of(part: list[int], ids: list[int]) -> int | None:
     """The first place of one list in another."""
-    return next((at for at in range(len(ids) - len(part) + 1) if ids[at : at + len(part)] == part), None)
+    return next((begin for begin in range(len(ids) - len(part) + 1) if ids[begin : begin + len(part)] == part), None)
 
 
 def _length(folder: Path, source: Any, longest_text: int) -> int:

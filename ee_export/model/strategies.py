@@ -92,8 +92,8 @@ def is_on_path(exit_name: str, parameter: str) -> bool:
     in_encoder = exit_name == "final" or exit_name.startswith("encoder.")
     if layer := re.search(r"\.(?:layers?|stages)\.(\d+)\.(downsample\.)?", parameter):
         # A Swin's stage ends with what begins the next one.
-        at = int(layer[1]) + bool(layer[2])
-        return exit_name == "final" or (in_encoder and at < int(exit_name.removeprefix("encoder.")))
+        depth = int(layer[1]) + bool(layer[2])
+        return exit_name == "final" or (in_encoder and depth < int(exit_name.removeprefix("encoder.")))
     if parameter.split(".")[1] in ("layernorm", "post_layernorm", "pooler", "head"):
         return exit_name == "final"
     if parameter.split(".")[1] in ("encoder", "shared_position_bias", "layout_embeddings", "final_norm"):
@@ -130,7 +130,7 @@ def depth_weighted(logits: Logits, targets: Tensor, settings: Settings) -> Tenso
 
     Reference: Zhou et al., "BERT loses patience: Fast and robust inference with early exit", 2020.
     """
-    weights = {name: float(at) for at, name in enumerate(logits, 1)}
+    weights = {name: float(depth) for depth, name in enumerate(logits, 1)}
     return weighted_joint(logits, targets, replace(settings, weights=weights))
 
 
@@ -175,14 +175,14 @@ def self_distillation(logits: Logits, targets: Tensor, settings: Settings) -> Te
     Reference: Zhang et al., "Be your own teacher: Improve the performance of convolutional neural networks via self
     distillation", 2019.
     """
-    heat = settings.temperature
-    teacher = F.softmax(logits["final"].detach().float() / heat, dim=1)
+    temperature = settings.temperature
+    teacher = F.softmax(logits["final"].detach().float() / temperature, dim=1)
     parts = {}
     for name, values in logits.items():
         loss = cross_entropy(values, targets, settings)
         if name != "final":
-            said = F.log_softmax(values.float() / heat, dim=1)
-            loss = (loss + heat * heat * F.kl_div(said, teacher, reduction="batchmean")) / 2
+            log_probabilities = F.log_softmax(values.float() / temperature, dim=1)
+            loss = (loss + temperature * temperature * F.kl_div(log_probabilities, teacher, reduction="batchmean")) / 2
         parts[name] = loss
     return _weighted_mean(parts, settings.weights)
 
@@ -205,8 +205,8 @@ def gate_loss(gates: Logits, logits: Logits, targets: Tensor) -> Tensor:
 
 
 def _entropy(values: Tensor) -> Tensor:
-    said = F.log_softmax(values.float(), dim=1)
-    return -(said.exp() * said).sum(dim=1).mean()
+    log_probabilities = F.log_softmax(values.float(), dim=1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=1).mean()
 
 
 def _weighted_mean(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -260,15 +260,15 @@ def _layer_wise(exits: tuple[str, ...]) -> list[Phase]:
 
     Reference: Belilovsky et al., "Greedy layerwise learning can scale to ImageNet", 2019.
     """
-    found = []
-    for at, name in enumerate(exits):
+    phases = []
+    for index, name in enumerate(exits):
 
-        def trains(parameter: str, name: str = name, before: Sequence[str] = exits[:at]) -> bool:
-            mine = parameter.startswith(head_prefix(name)) or is_on_path(name, parameter)
-            return mine and not any(is_on_path(other, parameter) for other in before)
+        def trains(parameter: str, name: str = name, before: Sequence[str] = exits[:index]) -> bool:
+            is_own = parameter.startswith(head_prefix(name)) or is_on_path(name, parameter)
+            return is_own and not any(is_on_path(other, parameter) for other in before)
 
-        found.append(Phase((name,), trains, weighted_joint))
-    return found
+        phases.append(Phase((name,), trains, weighted_joint))
+    return phases
 
 
 def _two_stage_subgraphs(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:

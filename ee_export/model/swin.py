@@ -44,7 +44,7 @@ class EarlyExitSwinConfig(StagesConfig, SwinConfig):
     @property
     def widths(self) -> Sequence[int]:
         """See :attr:`StagesConfig.widths`."""
-        return [self.embed_dim * 2**at for at in range(len(self.depths))]
+        return [self.embed_dim * 2**stage for stage in range(len(self.depths))]
 
 
 # transformers knows the weights of a Swin by other names in files than in memory, by the type of model.
@@ -163,7 +163,7 @@ def _attend_in_windows(layer: SwinLayer, rows: Tensor, side: int) -> Tensor:
     bias = bias.expand(windows, -1, -1, -1) if mask is None else bias + mask.unsqueeze(1)
 
     def every(projection: nn.Linear) -> Callable[[Tensor], Tensor]:
-        return lambda given: projection(given.reshape(-1, width)).view(given.shape)
+        return lambda values: projection(values.reshape(-1, width)).view(values.shape)
 
     dropout = attention.attention_dropout if layer.training else 0.0
     context = attend(

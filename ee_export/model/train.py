@@ -192,8 +192,8 @@ def _add_exits(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
         raise BadRequest(f"{init}: has the exit '{again[0]}' already; it has {', '.join(has)}")
     if labels != data.labels:
         raise BadRequest(f"{init}: its labels are {', '.join(labels)}, those of the data {', '.join(data.labels)}")
-    given = recipe.model.get("heads") or {}
-    heads = {**(trained.config.heads or {}), **{name: given[name] for name in recipe.add if name in given}}
+    stated = recipe.model.get("heads") or {}
+    heads = {**(trained.config.heads or {}), **{name: stated[name] for name in recipe.add if name in stated}}
     exits = list(order_exits((*has, *recipe.add), trained.config.num_hidden_layers))
     trained.config.keep_bands()
     changes = {"exits": exits, "heads": heads, "encoding": trained.config.encoding}

@@ -129,7 +129,9 @@ def _evaluate(
     labels = torch.from_numpy(targets).to(_device_of(model))
     result = {}
     for name, values in features.items():
-        logits = torch.cat([_logits(model, name, values[at : at + 1024]) for at in range(0, len(values), 1024)])
+        logits = torch.cat(
+            [_logits(model, name, values[begin : begin + 1024]) for begin in range(0, len(values), 1024)]
+        )
         loss = float(cross_entropy(logits, labels, balance))
         result[name] = loss, float((logits.argmax(1) == labels).float().mean())
     return result

@@ -71,8 +71,8 @@ def attention_bias(trunk: LayoutLMv3Model, bbox: Tensor, attention_mask: Tensor)
         far = config.max_2d_position_embeddings
         for linear, edge in ((encoder.rel_pos_x_bias, 0), (encoder.rel_pos_y_bias, 3)):
             table = _distance_table(encoder, linear, far, config.rel_2d_pos_bins, config.max_rel_2d_pos)
-            at = boxes[:, :, edge]
-            term = _look_up(table, at[:, None, :] - at[:, :, None] + far, trunk.training)
+            edges = boxes[:, :, edge]
+            term = _look_up(table, edges[:, None, :] - edges[:, :, None] + far, trunk.training)
             rows = term if rows is None else rows + term
     mask = full_mask(trunk, attention_mask)
     dtype = rows.dtype if rows is not None else torch.float32
