@@ -52,9 +52,7 @@ def train_ramps(
 
     torch.manual_seed(how.seed)
     ramps = _Ramps({keys[name]: (values.shape[1], layers[name]) for name, values in features.items()}, classes)
-    accuracy = train_heads(
-        ramps, standardise(features), targets, standardised(val_features), val_targets, how, progress
-    )
+    accuracy = train_heads(ramps, standardise(features), targets, standardise(val_features), val_targets, how, progress)
     return (
         {name: _fold_standardisation(ramps.layers(key), means[name], deviations[name]) for name, key in keys.items()},
         {name: accuracy[key] for name, key in keys.items()},

@@ -219,7 +219,7 @@ def _ends(
     Raises:
         BadCheckpoint: they are not one before and one behind, or the words between them are cut in another way.
     """
-    places = [[at, at, at + 1, at + 2] for at in range(100)]
+    places = [[low, low, low + 1, low + 2] for low in range(100)]
     ends, edges = set[tuple[int, int]](), set[tuple[tuple[int, ...], ...]]()
     for words in _PROBES:
         text: Any = words if boxes else " ".join(words)

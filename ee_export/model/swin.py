@@ -167,7 +167,7 @@ def _attend_in_windows(layer: SwinLayer, rows: Tensor, side: int) -> Tensor:
 
     dropout = attention.attention_dropout if layer.training else 0.0
     context = attend(
-        [every(each) for each in projections(attention)], windows * heads, rows, bias.flatten(0, 1)[None], dropout
+        [every(linear) for linear in projections(attention)], windows * heads, rows, bias.flatten(0, 1)[None], dropout
     )
     gathered: Tensor = layer.dropout(attention.o_proj(context.reshape(-1, width)))
     return gathered
