@@ -1,4 +1,4 @@
-"""segments.toml: which ONNX graphs make a package, how their tensors are called, and how a page is encoded for them."""
+"""Read segments.toml, which names a package's ONNX graphs, their tensors and the encoding of a page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,10 +20,10 @@ _EXAMPLE = "see docs/your-graphs.md"
 class SegmentEntry:
     """A graph that ends at an exit.
 
-    ``file``: the ONNX file. ``inputs``: the package's tensor for a name of the graph, where the two differ. ``outputs``: the name in
-    the package for an output of the graph, where the two differ. ``logits``: the tensor of the graph with the exit's raw class logits
-    ``[B, C]``, default its only output. ``gate``: the one with its go/stop logit ``[B, 1]``. ``zeros``: integer inputs of the graph
-    that are 0 everywhere, in the shape of ``input_ids``.
+    ``file``: the ONNX file. ``inputs``: the package's tensor for a name of the graph, if the two differ. ``outputs``:
+    the name in the package for an output of the graph, if the two differ. ``logits``: the tensor of the graph with the
+    exit's raw class logits ``[B, C]``, default its only output. ``gate``: the tensor with its go/stop logit ``[B, 1]``.
+    ``zeros``: integer inputs of the graph that are 0 everywhere, in the shape of ``input_ids``.
     """
 
     exit: str
@@ -37,7 +37,8 @@ class SegmentEntry:
 
 @dataclass(frozen=True, slots=True)
 class GraphEntry:
-    """A whole graph that is cut at tensors; fields as those of :class:`SegmentEntry`. ``exit``: the name of its last exit."""
+    """A whole graph that is cut at tensors. Fields are those of :class:`SegmentEntry`. ``exit``: the name of its last
+    exit."""
 
     file: Path
     inputs: dict[str, str] = field(default_factory=dict)
@@ -50,10 +51,12 @@ class GraphEntry:
 class CutEntry:
     """An exit of a whole graph.
 
-    ``tensor``: the tensor, or the node that makes it. ``head``: ``train``, or an ONNX file that makes class logits ``[B, C]`` of the
-    tensor. Of a head that is trained: ``layers``: 1 (linear) or 2; ``pool``: ``mean`` averages over all axes but the pages' and the
-    features', ``first`` takes the first token's row; ``axis``: the axis of the features, default 1 of a tensor ``[B, F, …]`` with four
-    axes or more, else the last.
+    ``tensor``: the tensor, or the node that makes it. ``head``: ``train``, or an ONNX file that makes class logits
+    ``[B, C]`` of the tensor.
+
+    The other fields configure a head that is trained. ``layers``: 1 (linear) or 2. ``pool``: ``mean`` averages over all
+    axes but the pages' and the features', ``first`` takes the first token's row. ``axis``: the axis of the features,
+    default 1 for a tensor ``[B, F, …]`` with four axes or more, else the last.
     """
 
     exit: str
@@ -66,8 +69,8 @@ class CutEntry:
 
 @dataclass(frozen=True, slots=True)
 class EncodingEntry:
-    """How a page is encoded: ``stated`` fields of :class:`~ee_export.package.encoding.Encoding`, the folder of an image processor of Hugging
-    Face, and a ``tokenizer.json`` or the folder of a tokenizer."""
+    """How a page is encoded: ``stated`` fields of :class:`~ee_export.package.encoding.Encoding`, the folder of an image
+    processor of Hugging Face, and a ``tokenizer.json`` or the folder of a tokenizer."""
 
     stated: dict[str, Any] = field(default_factory=dict)
     processor: Path | None = None
@@ -76,10 +79,10 @@ class EncodingEntry:
 
 @dataclass(frozen=True, slots=True)
 class AssembleRecipe:
-    """A segments.toml that was read. Either ``graph`` or ``segments`` is there.
+    """The contents of a segments.toml. Exactly one of ``graph`` and ``segments`` is set.
 
-    ``encodings``: ``""`` is that of ``[encoding]``; others, by name, are those of models that read the page differently. There
-    are none if ``arrays`` names inputs that the caller gives.
+    ``encodings``: by name. ``""`` is the one of ``[encoding]``, the others belong to models that read the page
+    differently. It is empty if ``arrays`` names inputs that the caller gives.
     """
 
     path: Path
@@ -129,8 +132,8 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
     """Read a segments.toml.
 
     Raises:
-        BadRequest: it cannot be read, a key is unknown or missing, a value has another type, or it has neither ``[graph]`` nor
-            ``[[segments]]``.
+        BadRequest: it cannot be read, a key is unknown or missing, a value has another type, or it has neither
+            ``[graph]`` nor ``[[segments]]``.
     """
     where = str(path)
     top = _Top(**read_table(_Top, read_toml(path, "description of a package"), where))

@@ -1,4 +1,4 @@
-"""Ranges of a manifest's values: of a manifest that passes, no later stage stumbles over a field."""
+"""Check the ranges of a manifest's values. No later stage fails on a field of a manifest that passes."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -41,17 +41,17 @@ _MOST_TARGETS = 100
 _LARGEST_FILE = 1 << 46
 _EXIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _RESERVED = (SOURCE, "ocr")
-"""Names that stand beside those of exits in a manifest or an answer's trace, and so cannot be those of exits."""
+"""Names that an exit cannot have: they stand beside exits in a manifest or an answer's trace."""
 _ENCODING = re.compile(r"[a-z0-9_]{1,64}")
 _NOT_ARRAYS = ("label", "file", "words")
-"""Names that stand beside those of arrays in a file of labelled arrays or of golden pages."""
+"""Names that an array cannot have: they stand beside arrays in files of labelled arrays and of golden pages."""
 
 
 def check(manifest: Manifest) -> None:
     """Check every field of a manifest whose types are right.
 
     Raises:
-        Refused: a value is out of range, or does not fit to others; names the field.
+        Refused: a value is out of range, or contradicts another. Names the field.
     """
     require_text("name", manifest.name)
     require_text("created_by", manifest.created_by)
@@ -73,7 +73,7 @@ def check(manifest: Manifest) -> None:
 
 
 def check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
-    """Check the names of exits; raises Refused."""
+    """Check the names of exits. Raises Refused."""
     require(bool(exits), "exits", exits, "one exit or more")
     gates = set(map(gate_name, exits))
     before = set[str]()
@@ -90,7 +90,7 @@ def check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
 
 
 def check_inputs(manifest: Manifest) -> None:
-    """Check the sources of all inputs, and the encodings that make them; raises Refused."""
+    """Check the sources of all inputs, and the encodings that make them. Raises Refused."""
     expected = f"one or more of {', '.join(SOURCES)}, or arrays with names of their own"
     require(bool(manifest.inputs), "inputs", manifest.inputs, expected)
     for name in manifest.encodings:
@@ -124,7 +124,8 @@ def check_inputs(manifest: Manifest) -> None:
 
 
 def _check_encoding(path: str, encoding: Encoding, sources: Collection[str]) -> None:
-    """Check an encoding whose inputs are made from these parts of a page. Its fields for the other parts may be left out."""
+    """Check an encoding whose inputs are made from these parts of a page. Its fields for the other parts may be left
+    out."""
     bare = Encoding()
     fields = (encoding.image_size, encoding.image_mode, encoding.image_mean, encoding.image_std)
     if "image" in sources or fields != (bare.image_size, bare.image_mode, bare.image_mean, bare.image_std):
@@ -184,7 +185,7 @@ def _check_files(files: Mapping[str, FileEntry]) -> None:
 
 
 def _is_plain_path(name: str) -> bool:
-    """Whether a name is a path below a folder that every system reads alike, such as ``cpu-fp32/final.onnx``."""
+    """Return True if every system reads a name as the same path below a folder, such as ``cpu-fp32/final.onnx``."""
     if not name.isprintable() or "\\" in name or len(name.encode()) > 1000 or name == "manifest.json":
         return False
     return all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in name.split("/"))

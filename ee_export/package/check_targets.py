@@ -1,4 +1,4 @@
-"""Ranges of one target's values in a manifest: its segments, costs, calibration and operating points."""
+"""Check the ranges of one target's values in a manifest: segments, costs, calibration and operating points."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -41,10 +41,10 @@ from ee_export.policy.drift import BINS
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 AXES = ("B", "T", "L")
 PROOFS = {"learn_then_test": True, "conformal_risk_control": False}
-"""Methods that certify, and whether each has a ``delta``."""
+"""Methods that certify. The value is True if the method has a ``delta``."""
 RISKS = ("accuracy_lost", "disagreement")
 LARGEST = 1e9
-"""Of a score's threshold, a weight and a calibration: what no real number of theirs comes near."""
+"""Bound of thresholds, weights and calibrations. Real values are far below it."""
 _LONGEST_MS = 1e9
 _MOST_PAGES = 100_000_000
 _MOST_FORMER = 1000
@@ -56,14 +56,14 @@ _COMPILED = {
     "tensorrt": _VERSION,
     "compute_capability": _VERSION,
 }
-"""Fields of ``compiled`` that a GPU's target computes with, and the form of each."""
+"""Fields of ``compiled`` that GPU targets compute with, and the form of each."""
 
 
 def check_target(path: str, target: Target, manifest: Manifest) -> None:
     """Check one target.
 
     Raises:
-        Refused: a value is out of range, or does not fit to others of the manifest; names the field.
+        Refused: a value is out of range, or contradicts another in the manifest. Names the field.
     """
     exits, classes = manifest.exits, len(manifest.labels)
     require_name(f"{path}.backend", target.backend)
@@ -117,7 +117,7 @@ def _check_compiled(path: str, target: Target) -> None:
 
 
 def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Manifest) -> set[str]:
-    """Check that each segment reads only what is there when it runs; returns the exits that have a gate."""
+    """Check that each segment reads only tensors that exist when it runs. Returns the exits that have a gate."""
     if tuple(segment.exit for segment in segments) != manifest.exits:
         raise Refused(path, f"not one segment for each exit in order ({', '.join(manifest.exits)})")
     classes, gated = len(manifest.labels), set()
@@ -175,10 +175,10 @@ def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Mani
 
 
 class _TextAxes:
-    """The rule that tensors with text axes stay with their text.
+    """Check that tensors with a text axis are used with their own text only.
 
-    Where more of a page is read, pages are grouped anew by the length of their texts. A state of the old length does not fit then, nor
-    does the text of another encoding.
+    Pages are re-batched by text length before a segment that reads more of the page. State of the old length does not
+    fit the new batch, nor does the text of another encoding.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -190,7 +190,7 @@ class _TextAxes:
         self._present: set[str] = set()
 
     def enter(self, path: str, segment: SegmentSpec) -> None:
-        """Begin a segment; refuse an input of another text."""
+        """Begin a segment. Refuse an input of another text."""
         reads = reads_of(self._manifest, segment.exit, segment.inputs)
         if (
             reads.percent > self._percent
@@ -311,7 +311,7 @@ def _check_reference_stats(path: str, stats: ReferenceStats, exits: tuple[str, .
 
 def _check_counts(path: str, counts: Mapping[str, int]) -> None:
     if counts and not 0 <= min(counts.values()) <= max(counts.values()) <= _MOST_PAGES:
-        for name, count in counts.items():  # finds the one to name
+        for name, count in counts.items():  # finds the exit to name
             require_number(f"{path}.{name}", count, 0, _MOST_PAGES)
     require(sum(counts.values()) <= _MOST_PAGES, path, sum(counts.values()), f"at most {_MOST_PAGES:,} pages")
 

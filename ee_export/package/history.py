@@ -1,7 +1,7 @@
-"""The history of a target's operating points: each that is replaced stays in the manifest, with its calibration, to come back.
+"""Keep a target's replaced operating points in the manifest, and roll back to them.
 
-Thresholds mean nothing under another calibration, so a point and its calibration come back together. All operating points of a target
-share one calibration. If it changes, all of them are replaced.
+Thresholds mean nothing under another calibration, so the history keeps a point together with its calibration. All
+operating points of a target share one calibration. If it changes, all of them are replaced.
 """
 
 from collections.abc import Iterable
@@ -11,15 +11,16 @@ from ee_export.errors import BadRequest
 from ee_export.package.manifest import FULL, Calibration, FormerPoint, Manifest, OperatingPoint, Stamp, Target, to_json
 
 MOST = 10
-"""Former operating points that are kept of each name, the newest."""
+"""Number of former operating points that are kept per name, the newest first."""
 
 _Calibrations = dict[str, Calibration]
 
 
 def keep_history(before: Target, after: Target, replaced: Stamp) -> Target:
-    """``after`` with a history in which the operating points of ``before`` stand that it has otherwise, or lacks.
+    """Return ``after`` with the operating points of ``before`` that it changed or dropped added to its history.
 
-    ``full`` counts only if the calibration changed, for it has no thresholds. Of each name the newest :data:`MOST` stay.
+    ``full`` has no thresholds and is added only if the calibration changed. The newest :data:`MOST` of each name
+    remain.
     """
     moved = before.calibration != after.calibration
     gone = [
@@ -38,13 +39,20 @@ def keep_history(before: Target, after: Target, replaced: Stamp) -> Target:
 
 
 def roll_back_target(target: Target, name: str, replaced: Stamp, steps: int = 1) -> Target:
-    """The target with a former operating point of this name in its place again; the present one goes into the history.
+    """Return the target with a former operating point restored. The present one moves to the history.
 
-    ``steps``: which of them, 1 is the newest. If that point has another calibration, the target gets it back, with all operating points that were last used under it, and
-    all present ones go into the history. So a second call with one step undoes the first.
+    If the former point has another calibration, that calibration is restored too, with all operating points that were
+    last used under it, and all present points move to the history. A second call with one step therefore undoes the
+    first.
+
+    Args:
+        target: has the history.
+        name: of the operating point.
+        replaced: the command that rolls back.
+        steps: number of the former point, 1 is the newest.
 
     Raises:
-        BadRequest: no so many points of that name were replaced, or it is ``full``, which has no thresholds.
+        BadRequest: the history has fewer points of that name, or it is ``full``, which has no thresholds.
     """
     if name == FULL:
         raise BadRequest(
@@ -75,7 +83,7 @@ def roll_back_target(target: Target, name: str, replaced: Stamp, steps: int = 1)
 
 
 def trim_history(manifest: Manifest, most_bytes: int) -> Manifest:
-    """The manifest without the oldest entries of its histories, as many as make its file larger than ``most_bytes``."""
+    """Return the manifest without the oldest entries of its histories, so that its file has at most ``most_bytes``."""
     while len(to_json(manifest)) > most_bytes:
         name, target = max(manifest.targets.items(), key=lambda item: len(item[1].history))
         if not target.history:
@@ -92,7 +100,7 @@ def _is_same_point(point: OperatingPoint, other: OperatingPoint | None) -> bool:
 def _restate_calibrations(
     entries: Iterable[FormerPoint], before: _Calibrations, after: _Calibrations
 ) -> list[FormerPoint]:
-    """Entries of a target whose calibration was ``before`` and is ``after`` now."""
+    """Adapt the entries of a target whose calibration changes from ``before`` to ``after``."""
     restated = []
     for entry in entries:
         own = before if entry.calibration is None else entry.calibration

@@ -1,7 +1,7 @@
 """Provenance: dates, and sha256 of the checkpoint and recipe that a package is built from.
 
-With SOURCE_DATE_EPOCH in the environment (seconds since 1970) every date is that one, so that two builds of the same inputs have
-the same origin; see https://reproducible-builds.org/specs/source-date-epoch/.
+With SOURCE_DATE_EPOCH in the environment (seconds since 1970) every date is that one, so that two builds of the same
+inputs have the same origin; see https://reproducible-builds.org/specs/source-date-epoch/.
 """
 
 import hashlib
@@ -62,8 +62,8 @@ def origin_of(checkpoint: Path | None) -> Origin:
 def checkpoint_digest(folder: Path) -> str:
     """sha256 over the lines that ``sha256sum`` prints of config.json and the weight files, in the order of their names.
 
-    In a shell: ``cd FOLDER; LC_ALL=C sha256sum config.json *.safetensors | sha256sum``, with the other :data:`WEIGHTS` where there
-    are any.
+    In a shell: ``cd FOLDER; LC_ALL=C sha256sum config.json *.safetensors | sha256sum``, with the other :data:`WEIGHTS`
+    where there are any.
     """
     paths = {folder / "config.json", *(path for pattern in WEIGHTS for path in folder.glob(pattern))}
     total = hashlib.sha256()
@@ -76,7 +76,8 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def recipe_digest(folder: Path) -> str | None:
-    """sha256 of the ``recipe`` in a checkpoint's training.json, as JSON with sorted keys and without spaces; ``None`` if there is none.
+    """sha256 of the ``recipe`` in a checkpoint's training.json, as JSON with sorted keys and without spaces; ``None``
+    if there is none.
 
     Raises:
         BadCheckpoint: training.json is not JSON.

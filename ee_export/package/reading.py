@@ -1,4 +1,4 @@
-"""Read a package's files so that the bytes that are hashed are the bytes that are used."""
+"""Read a package's files so that the hashed bytes are the bytes in use."""
 
 import hashlib
 import os
@@ -21,20 +21,21 @@ REPAIR = "copy the package again, or rebuild it with `ee-export build`"
 _SETTLED_NS = 20_000_000
 _MOST_WAITS = 50
 _PIECE = 2**17
-"""Bytes that are read and hashed at a time: few enough to stay in a processor's cache."""
+"""Bytes that are read and hashed at a time. A processor's cache holds as many."""
 
 
 class Reading:
     """The files of one package, for as long as it is loaded. Thread-safe.
 
-    A library that is given a path opens the file anew, and could get another one than the one that was hashed. So the identity
-    of each file is taken before it is hashed, and :meth:`require_unchanged` compares it once the library has opened all.
-    An identity is device, inode, size and the times of the last change of contents and of status: each rename, link or
-    write changes one of them. The folders in between count too, because a folder that is renamed and renamed back leaves
-    its files as they were. The package's own folder is held open, so renames above it play no part.
+    A library that gets a path opens the file itself, and could open another file than the hashed one. So the identity
+    of each file is taken before it is hashed, and :meth:`require_unchanged` compares it after the library has opened
+    all. An identity is device, inode, size and the times of the last change of contents and of status. Each rename,
+    link or write changes one of them. The folders in between count too, because a folder that is renamed and renamed
+    back does not change its files. The package's own folder is held open, so renames above it have no effect.
 
-    Not seen: writes through a mapping that another process held writable before, and changes on file systems that keep times
-    in steps of seconds or on another machine's clock. What :meth:`read` and :meth:`read_array` give needs no comparison.
+    Two changes are not detected: writes through a mapping that another process held writable before, and changes on
+    file systems that keep times in steps of seconds or by another machine's clock. The results of :meth:`read` and
+    :meth:`read_array` need no comparison.
     """
 
     def __init__(self, folder: Path, entries: Mapping[str, FileEntry]) -> None:
@@ -66,13 +67,13 @@ class Reading:
         return bytes(contents)
 
     def read_array(self, name: str) -> np.ndarray:
-        """Contents of a file, uint8 ``[size]``, in memory of their own; raises as :meth:`read`."""
+        """Contents of a file, uint8 ``[size]``, in memory of their own. Raises as :meth:`read`."""
         array = np.empty(self._entries[name].size, np.uint8)
         self._read_into(name, array.data)
         return array
 
     def hash(self, names: Iterable[str]) -> dict[str, str]:
-        """sha256 of files, computed from their contents; files that :meth:`read` gave are not read again.
+        """sha256 of files, computed from their contents. Files that :meth:`read` returned are not read again.
 
         Raises:
             BadPackage: as :meth:`read`, for the first that differs.
@@ -90,7 +91,7 @@ class Reading:
         return f"{held if os.path.isdir(held) else self._folder}/{name}"
 
     def require_unchanged(self) -> None:
-        """Raise BadPackage if a file that was read or hashed is no longer the one at its path."""
+        """Raise BadPackage if another file stands at the path of a file that was read or hashed."""
         for name, identity in list(self._identities.items()):
             try:
                 status = os.stat(name, dir_fd=self._root, follow_symlinks=False)
@@ -100,11 +101,11 @@ class Reading:
                 raise BadPackage(f"{self._folder / name}: changed while it was loaded; load the package again")
 
     def _read_into(self, name: str, contents: memoryview | None) -> None:
-        """Read a file: its identity and its hash are known then, and the hash is that of the manifest.
+        """Read a file, record its identity and hash, and require the manifest's hash.
 
         Args:
             name: the file.
-            contents: its bytes, ``[size]``, are stored here; ``None`` to hash them only.
+            contents: buffer ``[size]`` for its bytes, ``None`` to hash them only.
         """
         path, entry = self._folder / name, self._entries[name]
         for folder in (".", *map(str, reversed(PurePosixPath(name).parents[:-1]))):
@@ -145,22 +146,22 @@ class Reading:
 
 
 def folder_identity(folder: Path) -> tuple[int, ...] | None:
-    """Which package stands at a path: it changes when another one takes its place. ``None`` if none does."""
+    """The identity of the package at a path, which changes when another one replaces it. ``None`` if there is none."""
     try:
         status, manifest = folder.stat(), (folder / "manifest.json").lstat()
-    except (OSError, ValueError):  # ValueError: a path that no file system has
+    except (OSError, ValueError):  # ValueError: a path that no file system accepts
         return None
     return status.st_dev, status.st_ino, *_identity(manifest)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    if stat.S_ISDIR(status.st_mode):  # the size of a folder is the file system's own affair
+    if stat.S_ISDIR(status.st_mode):  # the size of a folder is up to the file system
         return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _settled_identity(path: Path, file: int | str, root: int | None = None) -> tuple[int, ...]:
-    """The identity of a file or folder, once it is so old that the next change cannot leave it as it is."""
+    """The identity of a file or folder. Waits until it is old enough that the next change alters it."""
     for _ in range(_MOST_WAITS):
         try:
             status = os.stat(file, dir_fd=root, follow_symlinks=root is None)

@@ -1,4 +1,4 @@
-"""A package on disk: every file hashed, read with suspicion, written whole or not at all."""
+"""A package on disk. Every file is hashed, untrusted when read, and written atomically."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ _MAX_MANIFEST = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """An opened package; file contents are checked against the manifest as they are read."""
+    """An opened package. File contents are checked against the manifest as they are read."""
 
     path: Path
     manifest: Manifest
@@ -44,11 +44,11 @@ class Package:
             return files.read(name)
 
     def reading(self) -> Reading:
-        """The package's files, to be read more than once and by a library that opens them by path."""
+        """The package's files, for several reads and for libraries that open files by path."""
         return Reading(self.path, self.manifest.files)
 
     def target(self, name: str) -> Target:
-        """One of the package's targets; raises BadRequest naming those it has."""
+        """One of the package's targets. Raises BadRequest, which names the package's targets."""
         target = self.manifest.targets.get(name)
         if target is None:
             raise BadRequest(
@@ -57,19 +57,19 @@ class Package:
         return target
 
     def check(self, target: str | None = None) -> None:
-        """Hash every file, or only those that ``target`` needs; raises BadPackage at the first that differs."""
+        """Hash every file, or only those that ``target`` needs. Raises BadPackage at the first that differs."""
         with self.reading() as files:
             files.hash(self.manifest.files if target is None else self.needed_by(target))
 
     def needed_by(self, target: str) -> list[str]:
-        """The files that a target needs: its own, and those that are of no target."""
+        """The files that a target needs: its own, and those that belong to no target."""
         others = {name for other in self.manifest.targets for name in self.files_of(other)} - set(self.files_of(target))
         return [name for name in self.manifest.files if name not in others]
 
     def files_of(self, target: str) -> tuple[str, ...]:
-        """Graphs and weights of a target: all in the folders that its segments lie in, which may be those of another target.
+        """Graphs and weights of a target: all files in its segments' folders, which may belong to another target too.
 
-        If a segment lies at the package's root, that is every file but tokenizers and the golden pages.
+        If a segment lies at the package's root, these are all files but tokenizers and the golden pages.
         """
         folders = {PurePosixPath(segment.file).parent for segment in self.target(target).segments}
         others = {TOKENIZER, GOLDEN, *self.manifest.tokenizer_files().values()}
@@ -78,13 +78,13 @@ class Package:
 
 
 def open_package(path: Path) -> Package:
-    """Read a package's manifest and check that its files are there, of the right size, and no others.
+    """Read a package's manifest, and check that exactly its files exist, with the right sizes.
 
-    Contents are hashed when they are read (:meth:`Package.read`), all at once by :meth:`Package.check`.
+    :meth:`Package.read` hashes a file's contents when it reads them, :meth:`Package.check` those of all files.
 
     Raises:
-        BadPackage: no package, an unreadable manifest, or a file that is missing, extra, a symbolic link, of another
-            size, or named by a path that leaves the folder.
+        BadPackage: there is no package, its manifest is unreadable, or a file is missing, extra, a symbolic link, of
+            another size, or outside the folder.
     """
     try:
         is_folder = path.is_dir()
@@ -107,11 +107,11 @@ def open_package(path: Path) -> Package:
 
 @contextlib.contextmanager
 def lock_package(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
-    """Hold the lock of a package that is about to be changed. Others who change it wait, and then open it anew.
+    """Hold the lock of a package while it is changed. Concurrent changes wait, and must reopen the package then.
 
     Args:
-        path: the package's folder, which need not be there yet.
-        progress: told who holds the lock, if somebody does.
+        path: the package's folder, which need not exist yet.
+        progress: called with the name of the process that holds the lock, if the lock is taken.
 
     Raises:
         EeError: the place is not writable.
@@ -130,11 +130,11 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
     Args:
         folder: holds all files of the package but the manifest.
         manifest: its ``files`` are replaced.
-        kept: entries of files that come from another package. They must still be what that package's manifest said: a file
-            that was damaged since would else get a new hash, and be right ever after.
+        kept: entries of files that come from another package, as its manifest states them. They are compared, because a
+            file that was damaged meanwhile would otherwise get a new, valid hash.
 
     Raises:
-        BadPackage: a file of ``kept`` differs, or nobody could open the package with such a manifest; names file or field.
+        BadPackage: a file of ``kept`` differs, or no reader would accept the manifest. Names file or field.
     """
     files = {}
     for name in sorted(_list_files(folder)):
@@ -146,7 +146,7 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
             raise BadPackage(f"{name}: sha256 differs from the manifest (changed or damaged); {_REPAIR}")
     sealed = replace(manifest, files=files)
     if len(to_json(sealed)) > _MAX_MANIFEST:
-        from ee_export.package.history import trim_history  # here, for few manifests are that large
+        from ee_export.package.history import trim_history  # imported lazily, because few manifests are that large
 
         sealed = trim_history(sealed, _MAX_MANIFEST)
     try:
@@ -164,10 +164,10 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
 
 
 def rewrite_package(package: Package, manifest: Manifest, changed: dict[str, bytes]) -> Package:
-    """Replace a package by one with another manifest and some other files, in one step; the rest is linked, not copied.
+    """Replace a package's manifest and some files atomically. The other files are linked, not copied.
 
     Raises:
-        BadPackage: a file that is linked differs from the package's manifest; the package is as it was.
+        BadPackage: a linked file differs from the package's manifest. The package stays as it was.
     """
     kept = {name: entry for name, entry in package.manifest.files.items() if name not in changed}
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
@@ -179,7 +179,7 @@ def rewrite_package(package: Package, manifest: Manifest, changed: dict[str, byt
 
 
 def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
-    """Give a folder some files of a package, linked where that can be."""
+    """Link some files of a package into a folder. Copy them if the file system cannot link."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -189,7 +189,7 @@ def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
 
 
 def require_name_of(what: str, name: str) -> None:
-    """Refuse a name for a target or operating point that no package can hold, before work is spent on it.
+    """Refuse an impossible name of a target or operating point before long work.
 
     Raises:
         BadRequest: it has a slash, begins with a dot or dash, is empty or too long, or holds a control character.
@@ -245,12 +245,12 @@ def _require_files(folder: Path, sizes: Mapping[str, int | None]) -> None:
 
 
 def _printable_path(path: Path) -> str:
-    """A path as a message shows it: a package's file names come from outside."""
+    """Format a path for a message. A package's file names are untrusted."""
     return printable(shorten(path, 300))
 
 
 def _read_manifest(path: Path) -> bytes:
-    """The whole manifest, of which no more is read than one may have."""
+    """Read the whole manifest, and no more bytes than a manifest may have."""
     with _open_plain_file(path) as file:
         data = file.read(_MAX_MANIFEST + 1)
     if len(data) > _MAX_MANIFEST:
@@ -259,7 +259,7 @@ def _read_manifest(path: Path) -> bytes:
 
 
 def _open_plain_file(path: Path) -> BinaryIO:
-    """A plain file opened to read. A pipe would make the process wait for a writer, and a device could have no end."""
+    """Open a plain file to read. A pipe would block until there is a writer, and a device could be endless."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:

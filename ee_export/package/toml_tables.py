@@ -1,4 +1,4 @@
-"""TOML tables as the fields of dataclasses: a wrong key, type or range is one line with file, table, key, value and remedy."""
+"""Read TOML tables as the fields of dataclasses. An error is one line with file, table, key, value and remedy."""
 
 import difflib
 import json
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ee_export.errors import BadRequest, require_known, shorten
 
 Special = Mapping[Any, Callable[[Any, str, str], Any]]
-"""Readers of kinds that need their own: each takes a value, the file's name and the key."""
+"""Readers of kinds that need their own. Each is called with a value, the file's name and the key."""
 
 _NO_SPECIAL: Special = types.MappingProxyType({})
 _NAMES: dict[Any, str] = {
@@ -29,10 +29,10 @@ _NAMES: dict[Any, str] = {
 
 
 def read_toml(path: Path, what: str, remedy: str = "check the path") -> dict[str, Any]:
-    """The tables of a TOML file; ``what`` names its kind in messages, and ``remedy`` ends that of a file that cannot be read.
+    """Read the tables of a TOML file. Messages name its kind by ``what``, and end with ``remedy`` if it is unreadable.
 
     Raises:
-        BadRequest: it is not there, cannot be read, or is not TOML.
+        BadRequest: the file is missing, unreadable or no TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def read_toml(path: Path, what: str, remedy: str = "check the path") -> dict[str
 
 
 def subtable(content: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """A table of a file, empty if the file has none of this name; raises BadRequest if it is another value."""
+    """A table of a file, empty if it is missing. Raises BadRequest if it is another value."""
     value = content.get(name, {})
     if not isinstance(value, dict):
         raise BadRequest(f"{where}: {name}: found {format_value(value)}, expected a table [{name}]")
@@ -59,7 +59,7 @@ def read_table(
     without: Collection[str] = (),
     special: Special = _NO_SPECIAL,
 ) -> dict[str, Any]:
-    """The values of a table as the fields of a dataclass take them.
+    """Read the values of a table as the fields of a dataclass.
 
     Args:
         kind: the dataclass. Its fields without a default must be there.
@@ -84,7 +84,7 @@ def read_table(
 def require_keys(
     keys: Collection[str], known: Collection[str], where: str, prefix: str = "", what: str = "key"
 ) -> None:
-    """Refuse a key that is not among ``known``: the message names the nearest, or all if none is near."""
+    """Refuse a key that is not among ``known``. The message names the nearest, or all if none is near."""
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
@@ -93,10 +93,10 @@ def require_keys(
 
 
 def read_value(kind: Any, content: Any, where: str, key: str, special: Special = _NO_SPECIAL) -> Any:
-    """A TOML value as a type: plain ones, ``Path``, lists, tables, unions, ``Literal`` and dataclasses.
+    """Read a TOML value as a type: plain types, ``Path``, lists, tables, unions, ``Literal`` and dataclasses.
 
     Raises:
-        BadRequest: it is of another type; names file, key, value and what was expected.
+        BadRequest: it is of another type. Names file, key, value and the expected type.
     """
     if kind in special:
         return special[kind](content, where, key)
@@ -113,7 +113,8 @@ def read_value(kind: Any, content: Any, where: str, key: str, special: Special =
 
 
 def has_type(kind: Any, content: Any) -> bool:
-    """Whether a TOML value has a type. A whole number is a number, and infinities are none; types not known here fit anything."""
+    """Return True if a TOML value has a type. Whole numbers count as numbers, infinities do not. Unknown types fit any
+    value."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in (int, float):
         numbers = int if kind is int else int | float
@@ -132,7 +133,7 @@ def has_type(kind: Any, content: Any) -> bool:
 
 
 def require_one_of(content: Any, valid: Collection[str], where: str, key: str) -> str:
-    """A name that must be among ``valid``; raises BadRequest that names the nearest."""
+    """Return a name if it is among ``valid``. Raises BadRequest, which names the nearest."""
     if not isinstance(content, str):
         raise BadRequest(f"{where}: {key}: found {format_value(content)}, expected one of {', '.join(valid)}")
     try:
@@ -143,7 +144,7 @@ def require_one_of(content: Any, valid: Collection[str], where: str, key: str) -
 
 
 def describe_type(kind: Any) -> str:
-    """A type in words."""
+    """Describe a type in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in _NAMES:
         return _NAMES[kind]
@@ -160,5 +161,5 @@ def describe_type(kind: Any) -> str:
 
 
 def format_value(content: Any) -> str:
-    """A TOML value in a message, shortened."""
+    """Format a TOML value for a message, shortened."""
     return shorten(json.dumps(content, default=str, ensure_ascii=False), 80)
