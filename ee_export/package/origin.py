@@ -1,7 +1,7 @@
 """Provenance: dates, and sha256 of the checkpoint and recipe that a package is built from.
 
-With SOURCE_DATE_EPOCH in the environment (seconds since 1970) every date is that one, so that two builds of the same
-inputs have the same origin; see https://reproducible-builds.org/specs/source-date-epoch/.
+If the environment has SOURCE_DATE_EPOCH (seconds since 1970), it replaces every date, so two builds of the same inputs
+have the same origin. See https://reproducible-builds.org/specs/source-date-epoch/.
 """
 
 import hashlib
@@ -43,12 +43,12 @@ def now() -> str:
 
 
 def stamp(by: str) -> Stamp:
-    """A record that this command makes or replaces something now."""
+    """Record that this command makes or replaces something now."""
     return Stamp(by, now())
 
 
 def origin_of(checkpoint: Path | None) -> Origin:
-    """The origin of a package that is built now from a checkpoint's folder; ``None``: from a model in memory.
+    """The origin of a package that is built now from a checkpoint's folder, or from a model in memory (``None``).
 
     Raises:
         BadCheckpoint: its training.json is damaged.
@@ -62,8 +62,8 @@ def origin_of(checkpoint: Path | None) -> Origin:
 def checkpoint_digest(folder: Path) -> str:
     """sha256 over the lines that ``sha256sum`` prints of config.json and the weight files, in the order of their names.
 
-    In a shell: ``cd FOLDER; LC_ALL=C sha256sum config.json *.safetensors | sha256sum``, with the other :data:`WEIGHTS`
-    where there are any.
+    A shell computes it by ``cd FOLDER; LC_ALL=C sha256sum config.json *.safetensors | sha256sum``, with other
+    :data:`WEIGHTS` if there are any.
     """
     paths = {folder / "config.json", *(path for pattern in WEIGHTS for path in folder.glob(pattern))}
     total = hashlib.sha256()
@@ -76,8 +76,8 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def recipe_digest(folder: Path) -> str | None:
-    """sha256 of the ``recipe`` in a checkpoint's training.json, as JSON with sorted keys and without spaces; ``None``
-    if there is none.
+    """sha256 of the ``recipe`` in a checkpoint's training.json, as JSON with sorted keys and without spaces, or
+    ``None``.
 
     Raises:
         BadCheckpoint: training.json is not JSON.

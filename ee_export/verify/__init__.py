@@ -1,4 +1,4 @@
-"""Proof that a package answers as it did where it was built, and comparisons of packages and of answers."""
+"""Prove that a package answers as on the machine that built it, and compare packages and answers."""
 
 from ee_export.verify.agreement import compare_pages
 from ee_export.verify.difference import find_differences

@@ -1,4 +1,4 @@
-"""The differences between two packages, by their manifests. Every file is hashed there, so nothing else can differ."""
+"""Find the differences between two packages by their manifests, which hash every file."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ GROUPS = (
 )
 """Groups of differences, in the order in which they are shown."""
 ABSENT = None
-"""Stands for a value that one of two packages lacks."""
+"""Value of a field that one of the packages lacks."""
 _TOP = {"split": "held-out pages", "schema": "origin", "name": "origin", "created_by": "origin"}
 _OF_TARGET = {
     "segments": "segments",
@@ -41,7 +41,7 @@ _OF_TARGET = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A field that differs: its group, its path in the manifest, and its value in either package, as JSON values."""
+    """A field that differs, with its group, its path in the manifest, and its JSON value in either package."""
 
     group: str
     field: str
@@ -54,7 +54,7 @@ class Difference:
 
 
 def find_differences(a: Manifest, b: Manifest) -> list[Difference]:
-    """All fields in which two manifests differ, by group; none if the packages are equal.
+    """List all fields in which two manifests differ, by group. The list is empty if the packages are equal.
 
     An object that one package lacks is one difference, not one for each of its fields.
     """
@@ -65,7 +65,7 @@ def find_differences(a: Manifest, b: Manifest) -> list[Difference]:
 
 
 def _to_json_values(manifest: Manifest) -> dict[str, Any]:
-    """A manifest as JSON values. Segments are objects by exit, and each of their tensors is a line."""
+    """Convert a manifest to JSON values, with segments as objects by exit and each tensor as a line."""
     content: dict[str, Any] = json.loads(json.dumps(asdict(manifest)))
     for target in content["targets"].values():
         target["segments"] = {
@@ -83,7 +83,7 @@ def _format_tensor(tensor: dict[str, Any]) -> str:
 
 
 def _walk(path: tuple[str, ...], a: Any, b: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """The paths at which two JSON values differ, with both values."""
+    """Yield the paths at which two JSON values differ, with both values."""
     if a == b:
         return
     if isinstance(a, dict) and isinstance(b, dict) and not (path[:1] == ("files",) and len(path) == 2):

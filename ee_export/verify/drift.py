@@ -1,4 +1,4 @@
-"""The drift guard: compare what a chain answers now with what its operating point saw when it was tuned."""
+"""Detect drift: compare a chain's answers with the reference statistics of its operating point."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _ROW = "not a row of `ee-export predict --jsonl`: expected a JSON object"
 
 @dataclass(frozen=True, slots=True)
 class AnswerStats:
-    """Where one page left, and the score of every exit it was asked at."""
+    """The exit of one page, and the score of every exit that evaluated it."""
 
     exit: str
     scores: dict[str, float]
@@ -25,7 +25,7 @@ class AnswerStats:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The comparisons of ``pages`` new pages with those of tuning."""
+    """The comparisons of ``pages`` new pages with the tuning pages."""
 
     pages: int
     tests: list[Comparison]
@@ -33,25 +33,26 @@ class Drift:
 
     @property
     def alarm(self) -> bool:
-        """Whether the new pages differ."""
+        """True if the new pages differ."""
         return any(test.alarm for test in self.tests)
 
 
 def summarize_answer(answer: Answer) -> AnswerStats:
-    """What the guard keeps of an answer; a few microseconds and a hundred bytes a page."""
+    """Reduce an answer to its exit and scores. It takes a few microseconds and a hundred bytes per page."""
     return AnswerStats(answer.exit, {step.name: step.score for step in answer.trace if step.score is not None})
 
 
 def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[AnswerStats]:
-    """Pages from the JSON lines of ``ee-export predict --jsonl``; rows of pages that could not be read are skipped.
+    """Read answers from the JSON lines of ``ee-export predict --jsonl``. Rows with errors are skipped.
 
     Args:
         file: the lines.
         where: the file's name in error messages.
-        exits: those of the package.
+        exits: the exits of the package.
 
     Raises:
-        BadData: a line is not such a row, holds a score outside [0, 1] or an unknown exit, or is longer than a megabyte; names it.
+        BadData: a line is no such row, holds a score outside [0, 1] or an unknown exit, or is longer than a megabyte.
+            Names the line.
     """
     pages = []
     for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), 1):
@@ -84,18 +85,18 @@ def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[Answe
 def compare_answers(
     package: Package, target_name: str, point_name: str, pages: Sequence[AnswerStats], false_alarm: float
 ) -> Drift:
-    """Test whether pages look like those that an operating point was tuned on.
+    """Test if pages differ from those that an operating point was tuned on.
 
     Args:
-        package: its manifest holds what was seen then.
+        package: its manifest holds the reference statistics.
         target_name: the target that answered.
         point_name: the operating point that answered.
-        pages: what it saw now; twenty at least.
-        false_alarm: chance of an alarm on pages of the same kind, in (0, 1).
+        pages: the answers, at least twenty.
+        false_alarm: probability of an alarm on pages of the same kind, in (0, 1).
 
     Raises:
-        BadRequest: there is no such target or operating point, or it does not say what it saw.
-        BadData: there are too few pages, or they left at exits that the package does not have.
+        BadRequest: there is no such target or operating point, or it has no reference statistics.
+        BadData: there are too few pages, or they exited at exits that the package does not have.
     """
     point = operating_point(package.target(target_name), point_name)
     reference = point.seen

@@ -1,4 +1,4 @@
-"""Golden inputs: a few pages with the logits they must give, so that a package can prove itself anywhere."""
+"""Golden inputs: a few pages with their expected logits, by which a package is verified on any machine."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +19,12 @@ from ee_export.runtime.plan import operating_point, rules
 INPUTS = tuple(SOURCES)
 MOST_PAGES = 1000
 MOST_BYTES = 2**30
-"""Of all arrays unpacked. Pages of 224 pixels take 0.6 MB each."""
+"""Largest size of all arrays unpacked. Pages of 224 pixels take 0.6 MB each."""
 LARGEST_FILE = 2**28
 LARGEST_SOURCE = 2**20
-"""Of the golden page's image file or words, in bytes."""
+"""Largest size of the golden page's image file or words, in bytes."""
 Size = int | tuple[int, int]
-"""Length of an axis, or the least and the most."""
+"""Length of an axis, or its smallest and largest length."""
 Kind = tuple[str, tuple[Size, ...]]
 """Dtype of a stored array as numpy writes it, and its shape."""
 _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
@@ -32,10 +32,10 @@ _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
 
 @dataclass(frozen=True, slots=True)
 class GoldenPage:
-    """Encoded inputs of one page, and the logits that it must give: ``[1, C]`` per exit and ``[1, 1]`` per gate.
+    """Encoded inputs of one page with the expected logits: ``[1, C]`` per exit and ``[1, 1]`` per gate.
 
-    ``logits``: the trained model's; ``own``: of the targets, by name, that compute in other numbers than it. ``file``, ``words``: of
-    the golden page alone, the image file and the words that the inputs were encoded from.
+    ``logits``: those of the trained model. ``own``: by name, those of targets with another precision. ``file``,
+    ``words``: the image file and the words that the inputs were encoded from, of the golden page alone.
     """
 
     inputs: Arrays
@@ -45,12 +45,12 @@ class GoldenPage:
     words: bytes | None = None
 
     def of(self, target_name: str) -> dict[str, np.ndarray]:
-        """The logits that a target must give."""
+        """The expected logits of a target."""
         return self.own.get(target_name, self.logits)
 
 
 def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[Arrays]:
-    """Encoded pages that come from no document: grey blocks and random tokens, one page for each text length."""
+    """Make encoded pages without a document: grey blocks and random tokens, one page per text length."""
     rng = np.random.default_rng(seed)
     pages: list[Arrays] = []
     for tokens in lengths:
@@ -70,10 +70,10 @@ def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, s
 
 
 def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
-    """golden.npz: inputs and logits of every page, and the exit each leaves at per target and operating point.
+    """Make golden.npz: inputs and logits of every page, and its exit per target and operating point.
 
     Raises:
-        BadRequest: the pages are so many or so large that nobody could read the file.
+        BadRequest: there are so many or so large pages that :func:`read` would refuse the file.
     """
     arrays: Arrays = {}
     for index, page in enumerate(pages):
@@ -100,11 +100,13 @@ def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
 
 
 def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
-    """The golden pages, and the expected exits by ``target/operating point``.
+    """Read the golden pages, and the expected exits by ``target/operating point``.
+
+    Nothing is unpacked before names, types and sizes are checked.
 
     Raises:
-        BadPackage: golden.npz is damaged, lacks an entry, has another, or an entry is not of the type, shape and range that the
-            manifest gives it. Nothing is unpacked before names, types and sizes are known to be right.
+        BadPackage: golden.npz is damaged, lacks an entry, has an unknown one, or an entry differs from the type, shape
+            and range that the manifest states.
     """
     where, manifest = package.path / GOLDEN, package.manifest
     if manifest.files[GOLDEN].size > LARGEST_FILE:
@@ -149,9 +151,9 @@ def _count_pages(names: Iterable[str]) -> int:
 
 
 def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Manifest) -> None:
-    """Refuse entries unless they are those of ``count`` pages, of the types and shapes that the manifest gives them.
+    """Require the entries of ``count`` pages, with the types and shapes that the manifest states, and no others.
 
-    Inputs that the encoding makes and no segment reads may be there or not.
+    Inputs that the encoding makes and no segment reads are optional.
     """
     sources = {f"{index}/{name}" for index in range(count) for name in ("file", "words")} & stored.keys()
     for name in sources:
@@ -201,14 +203,14 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
 
 
 def _kind_of_input(spec: TensorSpec, longest: int | None) -> Kind:
-    """Dtype and shape of an input of one page as numpy stores it."""
+    """Dtype and shape of one page's input as numpy stores it."""
     free = (1, MOST_BYTES) if longest is None else (0, longest)
     shape = (1, *(axis if isinstance(axis, int) else free for axis in spec.shape[1:]))
     return np.dtype(spec.dtype).str.replace("=", "<"), shape
 
 
 def _unread_kinds(manifest: Manifest) -> dict[str, Kind]:
-    """Inputs that the encoding can make and the model does not read; a file may hold them."""
+    """Inputs that the encoding can make and the model does not read. A file may hold them."""
     if manifest.encoding is None:
         return {}
     longest = manifest.encoding.max_text_tokens
@@ -229,7 +231,7 @@ def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Non
         last_part = name.rpartition("/")[2]
         exits = name.startswith("exits/")
         if not exits and (last_part in ("file", "words") or manifest.inputs.get(last_part) == ARRAY):
-            continue  # read with the suspicion that any page meets; and the caller's arrays have any values
+            continue  # the page reader checks file and words, and arrays of a caller may have any values
         if values.dtype.kind == "f":
             fits = bool(np.isfinite(values).all())
         else:
@@ -254,7 +256,7 @@ def expected_exits(
     target: Target,
     point_name: str,
 ) -> np.ndarray:
-    """Index of the exit where each page leaves, int64 ``[N]``, by the logits that were ``logits`` of it."""
+    """Index of each page's exit, int64 ``[N]``, decided by its ``logits``."""
     point = operating_point(target, point_name)
     by_exit = [np.concatenate([page_logits[name] for page_logits in logits]) for name in manifest.exits]
     exit_rules = rules(manifest, target, point.weights)
@@ -273,7 +275,7 @@ def expected_exits(
 
 
 def require_same(differences: dict[str, float], tolerance: float, where: str) -> None:
-    """Raise NotEqual where an exit's golden logits differ by more than ``tolerance``."""
+    """Raise NotEqual if an exit's golden logits differ by more than ``tolerance``."""
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise NotEqual(

@@ -1,4 +1,4 @@
-"""Replay a package's golden inputs on this machine."""
+"""Replay a package's golden inputs on this machine, and compare logits and exits with the expected ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def seal_verified(
     progress: Callable[[str, int, int], None],
     kept: Mapping[str, FileEntry] = MappingProxyType({}),
 ) -> None:
-    """Give a package in a staging folder its golden file and its manifest, and verify one of its targets.
+    """Write the golden file and the manifest of a package in a staging folder, and verify one of its targets.
 
     ``kept``: entries of files that come from another package, see :func:`~ee_export.package.store.seal`.
     """
@@ -46,18 +46,18 @@ class VerifyResult:
 
 
 def verify_package(package: Package, target_name: str, point_name: str | None = None) -> VerifyResult:
-    """Run the golden inputs through a target: logits within its tolerance, and the same exits at every operating point.
+    """Run the golden inputs through a target. Logits must be within its tolerance, exits must be equal at every point.
 
-    The golden page is encoded anew before that: its pixels and tokens are the stored ones.
+    The golden page is also encoded again, and its pixels and tokens must equal the stored ones.
 
     Args:
-        package: its files are all hashed first.
-        target_name: which target runs.
-        point_name: the operating point whose exits are replayed, default all.
+        package: all of its files are hashed first.
+        target_name: the target to run.
+        point_name: the operating point to replay, default all.
 
     Raises:
         BadPackage: a file is missing or changed.
-        NotEqual: pixels, tokens, logits or exits differ; names the exit or the page.
+        NotEqual: pixels, tokens, logits or exits differ. Names the exit or the page.
     """
     package.check()
     target = package.target(target_name)
