@@ -1,4 +1,4 @@
-"""Compare a package with the checkpoint that it came from: transformers' own processor and model, from the same files."""
+"""Compare a package with its source checkpoint, which transformers' own processor and model run on the same files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,10 +32,10 @@ STAGES = ("pixel_values", "input_ids", "bbox", "attention_mask", "logits", "labe
 
 @dataclass(slots=True)
 class SourceComparison:
-    """How a package differs from its source on some pages.
+    """Differences between a package and its source on some pages.
 
-    ``pages``: how many were compared; ``passed_over``: pages without words, which the source cannot answer. ``differences``: per
-    stage that makes numbers, the largest absolute difference. ``pages_unlike``: per stage, how many pages differ there.
+    ``pages``: number of compared pages. ``passed_over``: number of pages without words, which the source cannot answer.
+    ``differences``: largest absolute difference per stage. ``pages_unlike``: number of pages that differ, per stage.
     ``first``: the first page that differs by more than rounding, and its first stage that does, or ``None``.
     """
 
@@ -59,7 +59,8 @@ class SourceComparison:
 
 
 class SourcePipeline:
-    """A fine-tuned classifier as its user runs it: transformers' image processor, tokenizer and model, eager, in float32."""
+    """A fine-tuned classifier as its user runs it, with transformers' image processor, tokenizer and eager float32
+    model."""
 
     def __init__(self, folder: Path) -> None:
         content = read_config(folder)
@@ -76,7 +77,7 @@ class SourcePipeline:
             )
 
     def encode(self, page: Page, longest: int) -> Arrays:
-        """A page's inputs, named as a segment's; a text is cut to ``longest`` tokens."""
+        """Encode a page to inputs with the names of a segment's. A text has at most ``longest`` tokens."""
         result: Arrays = {}
         if self._processor is not None:
             assert isinstance(page.image, str | Path)
@@ -98,7 +99,7 @@ class SourcePipeline:
         places = [list(box) for box in boxes]
         if "boxes" in self._tokenizer.__call__.__code__.co_varnames:
             return dict(self._tokenizer(words or [""], boxes=places or [[0, 0, 0, 0]], **options))
-        # A tokenizer that does not know boxes: each piece gets its word's, as in transformers' documentation of LayoutLM.
+            # The tokenizer takes no boxes. Each piece gets its word's box, as in transformers' documentation of LayoutLM.
         encoded = self._tokenizer(words, is_split_into_words=True, **options)
         ends = boxes_of_ends(self.model.config.model_type)
         numbers = encoded.word_ids(0)
@@ -117,7 +118,7 @@ def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progres
     """Run a package and its source from the same files, and compare every stage.
 
     Args:
-        chain: of the package; its encoding reads pages.
+        chain: of a package that reads pages.
         source: the checkpoint.
         paths: pages, image files with their words beside them, or files of words.
         progress: called after every page.
@@ -146,7 +147,7 @@ def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progres
 
 
 def _compare_page(expected: Arrays, arrays: Arrays, result: SourceComparison) -> list[str]:
-    """The stages at which a page differs by more than rounding, in order; keeps the largest differences."""
+    """List the stages at which a page differs by more than rounding, in order, and update the largest differences."""
     unlike = []
     for stage in STAGES[:-1]:
         if stage not in expected:

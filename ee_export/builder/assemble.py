@@ -1,4 +1,4 @@
-"""Make a package of ONNX graphs: they are checked, cut, proven equal, then measured, calibrated, tuned and verified as in every package."""
+"""Assemble a package of ONNX graphs: check, cut, prove equal, measure, calibrate, tune, verify."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ from ee_export.verify import golden
 from ee_export.version import __version__
 
 _BATCH = 8
-"""Pages that go through a graph together for the features of heads."""
+"""Pages per batch for the features of heads."""
 
 
 def assemble(
@@ -59,12 +59,12 @@ def assemble(
     Args:
         recipe_path: the segments.toml; see docs/your-graphs.md.
         out: the package folder.
-        data: held-out pages in class folders, or an .npz file of labelled arrays. Default: those that the recipe names.
+        data: held-out pages in class folders, or an .npz file of labelled arrays, default those that the recipe names.
         train_data: pages that train heads, default the recipe's, or a part of ``data``.
-        training: how heads are trained, default as :class:`~ee_export.model.train_heads.HeadTraining` says.
-        ocr: see :func:`~ee_export.builder.build.build`, as ``ocr_ms`` and ``overwrite``.
+        training: hyperparameters of the heads, default those of :class:`~ee_export.model.train_heads.HeadTraining`.
+        ocr: see :func:`~ee_export.builder.build.build`, also for ``ocr_ms`` and ``overwrite``.
         ocr_ms: the cost of a page's text in milliseconds.
-        overwrite: replace a package that is there.
+        overwrite: replace an existing package.
         progress: called with the name of a stage, steps done and steps in all.
         report: called with a line about the graphs, the pages and the trained heads.
 
@@ -73,7 +73,7 @@ def assemble(
 
     Raises:
         BadRequest, BadGraph, BadData, BadPage, BadCheckpoint: an input cannot be used.
-        NotEqual: the package does not answer as the graphs that were brought do.
+        NotEqual: the package's logits differ from those of the source graphs.
     """
     training, out = training or HeadTraining(), Path(out)
     check_destination(out, overwrite=overwrite)
@@ -154,7 +154,7 @@ def _read_data(inputs: PackageInputs, path: Path, labels: tuple[str, ...]) -> Da
 
 
 def _list_graphs(brought: Brought) -> list[tuple[onnx.ModelProto, Mapping[str, str]]]:
-    """Graphs that can read inputs of the package, and the package's names of what they read."""
+    """List the graphs that can read inputs of the package, each with the package's names of its inputs."""
     if isinstance(brought, OwnGraph):
         return [(brought.model, brought.names)]
     return [(part.model, part.inputs) for part in brought]
@@ -179,7 +179,7 @@ def _make_manifest(
 
 
 def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
-    """Refuse a manifest that no package can have, with stand-ins for its files."""
+    """Refuse a manifest that no package can have. Its files are placeholders."""
     names = (*manifest.tokenizer_files().values(), GOLDEN, *(spec.file for spec in manifest.targets[TARGET].segments))
     try:
         check(replace(manifest, origin=origin, files=dict.fromkeys(names, FileEntry("0" * 64, 0))))
@@ -198,7 +198,7 @@ def _train_ramps(
     progress: Progress,
     report: Callable[[str], None],
 ) -> dict[str, Layers]:
-    """The layers of every head that is trained here."""
+    """Train the heads with ``head = "train"``, and return the layers of each."""
     features = {}
     for name, part in (("train", train), ("val", val)):
         stage = "encode" if name == "train" else "encode to validate"
@@ -221,7 +221,7 @@ def _train_ramps(
 def _compute_features(
     cut: CutGraph, data: Data, inputs: PackageInputs, ocr: Ocr | None, progress: Callable[[int, int], None]
 ) -> dict[str, np.ndarray]:
-    """Features of every page for every head that is trained, float32 ``[N, F]``."""
+    """Compute every page's features for every head that is trained, float32 ``[N, F]``."""
     runner = cut.features()
     rows: dict[str, list[np.ndarray]] = {name: [] for name in cut.feature_sizes()}
     for begin in range(0, len(data), _BATCH):
@@ -237,7 +237,7 @@ def _compute_features(
 
 
 def _list_files(recipe: AssembleRecipe) -> list[Path]:
-    """The ONNX files of a recipe, those of its heads too."""
+    """List the ONNX files of a recipe, including those of its heads."""
     graphs = [segment.file for segment in recipe.segments]
     if recipe.graph is not None:
         graphs = [recipe.graph.file, *(Path(cut.head) for cut in recipe.cuts if cut.head != TRAIN)]
@@ -245,7 +245,8 @@ def _list_files(recipe: AssembleRecipe) -> list[Path]:
 
 
 def _digest(recipe: AssembleRecipe) -> str:
-    """sha256 over the lines that ``sha256sum`` prints of the ONNX files and of the files of their weights, in the order of their names."""
+    """sha256 over the lines that ``sha256sum`` prints of the ONNX files and of their weight files, in the order of
+    their names."""
     paths = {path for graph in _list_files(recipe) for path in (graph, *external_files(graph))}
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda path: os.fsencode(path.name)):

@@ -1,4 +1,4 @@
-"""How a page is encoded for graphs that were brought: from the fields of segments.toml, and from files of Hugging Face."""
+"""Find the encoding of pages for assembled graphs, from the fields of segments.toml and from files of Hugging Face."""
 
 from collections.abc import Collection
 from typing import Any
@@ -24,11 +24,11 @@ def encoding_of(
     """The encoding of pages, and its tokenizer if the graphs read text.
 
     Args:
-        entry: what segments.toml states.
-        inputs: which of ``pixel_values``, ``input_ids``, ``bbox`` and ``attention_mask`` the graphs read.
-        side: pixels of the square that they read; None if they state none.
-        rows: of the embedding of tokens; None if it is not found in the graphs.
-        where: begins messages, with the file and the table.
+        entry: the encoding in segments.toml.
+        inputs: those of ``pixel_values``, ``input_ids``, ``bbox`` and ``attention_mask`` that the graphs read.
+        side: side in pixels of the square that the graphs read, ``None`` if they state none.
+        rows: rows of the token embedding, ``None`` if the graphs have none.
+        where: the file and the table, for messages.
 
     Raises:
         BadRequest: a field that the inputs need is missing, or contradicts the graphs.

@@ -1,4 +1,4 @@
-"""Golden pages of brought graphs, and the proof that a package of them answers as they do."""
+"""Make the golden pages of assembled graphs, and prove that the package gives the same logits as the graphs."""
 
 from dataclasses import replace
 
@@ -20,15 +20,15 @@ from ee_export.segments.graph_axes import Probe
 from ee_export.verify import golden
 
 _PAGES = 12
-"""Held-out pages of the proof, beside batches of arrays that no page made."""
+"""Held-out pages of the proof, beside batches of random arrays."""
 _SIZES = ((2, 17), (3, 64), (5, 33))
-"""Pages and tokens of those batches."""
+"""Pages and tokens of the random batches."""
 
 
 def make_golden_pages(assembled: Assembly, probe: Probe, inputs: PackageInputs) -> list[golden.GoldenPage]:
-    """Pages without a document, with little text, some, and all that is read, and a drawn page, with the logits they must give.
+    """Make synthetic pages with little, some and the longest text, and a drawn page, with their expected logits.
 
-    A package of arrays has arrays of random numbers.
+    The golden pages of a package of arrays are random arrays.
     """
     if not inputs.encodings:
         return [
@@ -52,7 +52,7 @@ def make_golden_pages(assembled: Assembly, probe: Probe, inputs: PackageInputs) 
 
 
 def require_padding(assembled: Assembly, probe: Probe, inputs: PackageInputs, where: str) -> None:
-    """Refuse graphs that answer otherwise if a text is padded, as it is in a batch with a longer one.
+    """Refuse graphs whose logits change if a text is padded, as in a batch with a longer text.
 
     Raises:
         BadGraph: an exit's logits change.
@@ -76,12 +76,12 @@ def require_padding(assembled: Assembly, probe: Probe, inputs: PackageInputs, wh
 def prove_target(
     chain: Chain, assembled: Assembly, probe: Probe, held_out: Data, inputs: PackageInputs, ocr: Ocr | None
 ) -> Target:
-    """The target of a chain with the largest difference from the graphs that were brought, per exit and gate.
+    """Prove a chain equal to its source graphs, and return its target with the largest difference per exit and gate.
 
-    The graphs run page by page and without padding, the chain on batches with padding, and on some held-out pages.
+    The graphs run page by page without padding. The chain runs on batches with padding, and on some held-out pages.
 
     Raises:
-        NotEqual: a difference is larger than rounding explains.
+        NotEqual: a difference is larger than a rounding error.
     """
     cases: list[tuple[Arrays, list[int] | None]] = [(probe.arrays(1, probe.longest), None)]
     for number, (pages, most) in enumerate(_SIZES):
@@ -109,5 +109,5 @@ def prove_target(
 
 
 def _tolerance(largest: float) -> float:
-    """Largest difference that rounding explains. It grows with the logits, which are large in some models."""
+    """Largest rounding error. It grows with the logits, which are large in some models."""
     return float(f"{equality.TOLERANCE_FP32 * max(1.0, largest / 10):.3g}")

@@ -1,4 +1,4 @@
-"""Checkpoint and held-out pages to a package: export, prove equal, measure, calibrate, tune, verify."""
+"""Build a package from a checkpoint and held-out pages: export, prove equal, measure, calibrate, tune, verify."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -55,23 +55,23 @@ def build(
     overwrite: bool = False,
     progress: Progress,
 ) -> Package:
-    """Build a package in one step; nothing is left of a build that fails.
+    """Build a package atomically. Nothing remains of a failed build.
 
     Args:
-        checkpoint_folder: what ``ee-export train`` wrote.
-        data: held-out pages in class folders; they are split into parts that calibrate, tune and certify.
+        checkpoint_folder: the output of ``ee-export train``.
+        data: held-out pages in class folders, which are divided into parts that calibrate, tune and certify.
         out: the package folder.
-        golden_folder: pages to carry as golden inputs; default synthetic ones, so that no page of yours is in it.
-        exits: which exits of the checkpoint the package has, default all; ``final`` always.
-        ocr: reads pages without words, and is measured on a few pages as the cost of asking for text.
-        ocr_ms: that cost, where it should not be measured.
+        golden_folder: pages for the golden inputs. By default they are synthetic, so the package holds no user's page.
+        exits: exits of the checkpoint to keep, default all. ``final`` is always kept.
+        ocr: reads pages without words. Its time on a few pages is the cost of text.
+        ocr_ms: the cost of a page's text in milliseconds, instead of a measurement.
         seed: of the split.
-        overwrite: replace a package that is there.
-        progress: told of every step.
+        overwrite: replace an existing package.
+        progress: called at every step.
 
     Raises:
         BadCheckpoint, BadData, BadPage: an input cannot be used.
-        NotEqual: an exported graph does not give what the trained model gives.
+        NotEqual: the logits of an exported graph differ from the trained model's.
         BadRequest: ``out`` exists, or the checkpoint has no such exit.
     """
     check_destination(out, overwrite=overwrite)
@@ -112,13 +112,13 @@ def build_own(
     overwrite: bool = False,
     progress: Progress,
 ) -> Package:
-    """As :func:`build`, of a model that a user made of parts.
+    """Build a package of a user's own model in parts. All other arguments are those of :func:`build`.
 
     Args:
         model: see :class:`~ee_export.model.parts.PartedModel`.
         data: held-out pages in class folders, named as the model's labels.
-        out: see :func:`build`, as all other arguments.
-        exits: which exits of the model the package has, default all. The last one always.
+        out: the package folder.
+        exits: exits of the model to keep, default all. The last one is always kept.
 
     Raises:
         BadModel: the parts of the model do not fit together, or cannot be cut or exported.
@@ -167,24 +167,24 @@ def build_model(
     overwrite: bool = False,
     progress: Progress,
 ) -> Package:
-    """As :func:`build`, of a model and pages that are read already.
+    """Build a package of a model and pages in memory. All other arguments are those of :func:`build`.
 
     Args:
         model: with trained heads.
         data: held-out pages with the model's labels.
-        out: see :func:`build`, as all other arguments.
-        origin: of the checkpoint that the model is of.
-        source: the stock checkpoint that the model was made of. ``final`` must answer as it does, from the page on.
+        out: the package folder.
+        origin: provenance of the model's checkpoint.
+        source: the model's stock checkpoint, if any. ``final`` is compared with it on the held-out pages.
 
     Raises:
         BadModel: the parts of the model do not fit together, or cannot be cut or exported.
-        NotEqual: also if a logit of ``final`` or a label differs from the source's on the held-out pages.
+        NotEqual: a graph differs from the model, or a logit of ``final`` or a label differs from the source's.
     """
     require_fitting(model)
     parts, split = split_held_out(data, seed)
     inputs = golden_inputs(model, golden_folder)
 
-    # Locked, so that nobody who tunes the package that is there writes their result over the new one.
+    # Locked, so that a concurrent tuning of the old package does not overwrite the new one.
     with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         package = export(model, inputs, staging, out.name.removesuffix(".ee"), progress)
         chain = load_package(package, one_pool=True)
@@ -210,16 +210,16 @@ def complete(
     ocr_ms: float | None,
     progress: Progress,
 ) -> None:
-    """Measure, calibrate, tune, verify and seal a package whose segments are proven.
+    """Measure, calibrate, tune, verify and seal a package whose segments are proven equal.
 
     Args:
         chain: of the package in ``staging``, with the operating point ``full``.
         target: of the chain.
         parts: the held-out pages by purpose, see :func:`~ee_export.builder.predictions.split_held_out`.
-        split: the record of how they were kept apart.
+        split: the record of the parts.
         origin: of the package.
         staging: the folder that becomes the package.
-        ocr: see :func:`build`, as ``ocr_ms`` and ``progress``.
+        ocr: see :func:`build`, also for ``ocr_ms`` and ``progress``.
     """
     package = chain.package
     samples = read_pages(parts["tune"], None)[:12]
@@ -241,18 +241,19 @@ def complete(
 
 
 def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress) -> Package:
-    """Write segments, tokenizer and golden file into an empty folder and prove the segments equal; no policy yet.
+    """Write segments, tokenizer and golden file into an empty folder, and prove the segments equal. There is no policy
+    yet.
 
     Args:
         model: its parts fit together.
         inputs: of the golden pages.
         staging: the empty folder.
         name: of the package.
-        progress: told of every step.
+        progress: called at every step.
 
     Raises:
         BadModel: a part cannot be cut or exported.
-        NotEqual: an exported graph does not give what the model gives.
+        NotEqual: the logits of an exported graph differ from the model's.
     """
     exits = tuple(model.exits)
     encoder = encoder_of(model)
@@ -295,12 +296,13 @@ def encoder_of(model: PartedModel) -> Encoder:
 
 
 def tokenizer_of(model: PartedModel) -> Tokenizer:
-    """The tokenizer that a package holds: the model's, or one without words for a model that reads no text."""
+    """The tokenizer for a package: the model's, or one without words for a model that reads no text."""
     return model.tokenizer or checkpoint.train_tokenizer(iter([]), 0)
 
 
 def golden_inputs(model: PartedModel, folder: Path | None) -> list[Arrays]:
-    """Encoded golden pages: those of a folder, else synthetic ones without text, with some, and with all that is read."""
+    """Encode golden pages: those of a folder, or synthetic ones without text, with some text, and with the longest
+    text."""
     encoder = encoder_of(model)
     encoding, sources = encoder.encoding, model.sources()
     if folder is None:

@@ -13,7 +13,8 @@ from ee_export.runtime.plan import rules
 
 
 def calibrate_target(target: Target, pages: ExitPredictions, method: str = "temperature") -> Target:
-    """The target with every exit calibrated on ``pages`` by one of :data:`METHODS`, and every gate by Platt scaling; untuned.
+    """Calibrate every exit on ``pages`` by one of :data:`METHODS`, and every gate by Platt scaling. Drops operating
+    points.
 
     Raises:
         BadRequest: there is no such method.
@@ -40,13 +41,14 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
     "temperature": _temperature,
     "vector": fit_vector,
 }
-"""How an exit's raw logits ``[N, C]`` and labels ``[N]`` give the scale and bias of each class, ``[C]`` each."""
+"""Functions from an exit's raw logits ``[N, C]`` and labels ``[N]`` to the scale and bias of each class, ``[C]``
+each."""
 
 
 def fit_weights(
     manifest: Manifest, target: Target, criterion: str, pages: ExitPredictions
 ) -> dict[str, tuple[float, ...]]:
-    """The weights of a criterion per exit, fitted on ``pages``; none where it has none."""
+    """Fit the weights of a criterion per exit on ``pages``. Empty if the criterion has none."""
     if criterion != "failure_prediction":
         return {}
     exit_rules = rules(manifest, target, {})

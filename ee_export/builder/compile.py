@@ -1,4 +1,4 @@
-"""A package's segments for another target, with a calibration and operating points of its own."""
+"""Compile a package's segments for another target, with its own calibration and operating points."""
 
 import multiprocessing
 import os
@@ -42,13 +42,13 @@ from ee_export.verify.replay import seal_verified
 
 SOURCE = "cpu-fp32"
 TARGETS = {"cpu-int8": "onnxruntime", "openvino-bf16": "openvino"}
-"""The targets that a package can be compiled for without a recipe, and what runs them."""
+"""Targets without a recipe, and the backend of each."""
 LOSS = 0.005
-"""Largest share of the right answers of an exit that quantizing may cost; segments that cost more stay float."""
+"""Largest share of an exit's right answers that quantization may lose. Segments that lose more stay float."""
 _SAMPLES = 32
-"""Pages that give static activations their range, at most."""
+"""Largest number of pages that give static activations their range."""
 _FLOOR = 1e-3
-"""Of the tolerance: what float sums in another order may change."""
+"""Smallest tolerance: the difference that float sums in another order may have."""
 
 
 def compile_target(
@@ -62,26 +62,26 @@ def compile_target(
     overwrite: bool = False,
     progress: Progress,
 ) -> Package:
-    """Give a package another target, in one step; all that was there stays as it was. Others who compile it wait.
+    """Add a target to a package atomically. Concurrent compiles of the same package wait.
 
-    A quantized target is compared with ``cpu-fp32`` on the held-out pages, exit by exit: where it loses more than 0.5 points of
-    accuracy, the segment that costs most is left float, until it does not. Its golden logits are its own, and its tolerance is how far
-    its numbers moved them from the trained model's.
+    A quantized target is compared with ``cpu-fp32`` on the held-out pages, exit by exit. As long as an exit loses more
+    than 0.5 points of accuracy, the segment that costs the most accuracy becomes float again. The target has its own
+    golden logits, and its tolerance is their largest difference from the trained model's.
 
     Args:
         package: has the target ``cpu-fp32``.
-        target_name: one of :data:`TARGETS` or of the shipped recipes, or a recipe's file, whose name is the target's then.
-        data: held-out pages in class folders; they are split as for a new package.
+        target_name: one of :data:`TARGETS`, a shipped recipe, or a recipe's file, after which the target is named.
+        data: held-out pages in class folders, which are divided as for a new package.
         kind: of quantization, one of :data:`~ee_export.segments.quantize.KINDS`.
         ocr: reads pages without words.
-        seed: of the split.
-        overwrite: replace the target where the package has it.
-        progress: told of every step.
+                seed: of the split.
+        overwrite: replace the target if the package has it.
+        progress: called at every step.
 
     Raises:
         BadRequest: there is no such target, recipe or kind, it cannot run here, or the package has it already.
         BadData, BadPage: the pages cannot be used.
-        DeviceError: there is no GPU, or it or a library for it refused something; the package is as it was.
+        DeviceError: there is no GPU, or the GPU or its library refused something. The package stays as it was.
     """
     recipe = recipe_of(target_name)
     require_known(kind, KINDS, "kind of quantization")
@@ -91,7 +91,7 @@ def compile_target(
     name = recipe.name if recipe else target_name
     require_name_of("target", name)
     with lock_package(package.path, progress):
-        package = open_package(package.path)  # who held the lock may have replaced it
+        package = open_package(package.path)  # another process may have replaced it meanwhile
         if name in package.manifest.targets and not overwrite:
             raise BadRequest(f"{package.path}: has the target '{name}'; pass --force to replace it")
         return _compile(
@@ -108,7 +108,8 @@ def compile_target(
 
 
 def recipe_of(target_name: str) -> TargetRecipe | None:
-    """A target's recipe, shipped or a user's own; ``None`` for those that need none. Raises BadRequest naming the nearest."""
+    """Read a target's recipe, shipped or a user's own, ``None`` if it needs none. Raises BadRequest, which names the
+    nearest."""
     if target_name in TARGETS:
         return None
     if not is_file(target_name):
@@ -117,10 +118,10 @@ def recipe_of(target_name: str) -> TargetRecipe | None:
 
 
 def write_graphs(package: Package, target_name: str, data: Path, folder: Path, ocr: Ocr | None, seed: int) -> Path:
-    """Only the typed graphs that a recipe's target is built of, in a folder of their own; takes no GPU.
+    """Write only the typed graphs of a recipe's target into a new folder. It needs no GPU.
 
     Raises:
-        BadRequest: the target has no recipe, or the folder is there.
+        BadRequest: the target has no recipe, or the folder exists.
         NotEqual: a graph cannot be written in this precision.
     """
     recipe = recipe_of(target_name)
@@ -140,7 +141,7 @@ def write_graphs(package: Package, target_name: str, data: Path, folder: Path, o
 
 
 def _encode_samples(recipe: TargetRecipe, before: Chain, data: Path, ocr: Ocr | None, seed: int) -> list[Arrays]:
-    """Encoded pages that give activations their range, for a recipe that wants them."""
+    """Encode the pages that give activations their range, for an int8 recipe."""
     if recipe.precision != "int8":
         return []
     parts, _ = split_held_out(read_package_data(before.package.manifest, data), seed)
@@ -184,7 +185,7 @@ def _compile(
         target = replace(target, costs=costs if recipe is None else measure_device_costs(chain, costs, open_gpu().name))
         target = tune.initial_target(package.manifest, target, predictions, "compile")
         target = _compare_with_source(package.manifest, source, target, reference, predictions)
-        # Linked only now: onnx, which quantizing needs, refuses weights that have two names.
+        # Linked only now, because onnx refuses weights with two names, and quantization uses onnx.
         kept = {
             name: entry
             for name, entry in package.manifest.files.items()
@@ -198,7 +199,7 @@ def _compile(
 
 
 def make_openvino_target(package: Package) -> Target:
-    """A target of the same graphs, which OpenVINO computes in bfloat16; neither measured nor calibrated."""
+    """Make a target of the same graphs that OpenVINO computes in bfloat16. It is neither measured nor calibrated."""
     compiled = {"from": SOURCE, "openvino": metadata.version("openvino"), "machine": machine_name()}
     return Target("openvino", 0.0, {}, package.target(SOURCE).segments, compiled=compiled)
 
@@ -213,7 +214,8 @@ def _quantize_carefully(
     ocr: Ocr | None,
     progress: Progress,
 ) -> tuple[Target, Chain, dict[str, ExitPredictions]]:
-    """A quantized target, its chain and what that says of the pages; where an exit were too inaccurate, some segments are float."""
+    """Quantize segments, and keep some float if an exit loses too much accuracy. Returns target, chain and its
+    predictions."""
     kept: list[str] = []
     while True:
         progress("quantize", 0, 1)
@@ -230,11 +232,11 @@ def _quantize_carefully(
 def quantize_target(
     package: Package, folder: Path, kind: str, samples: Sequence[Arrays], kept: Sequence[str]
 ) -> Target:
-    """A target of quantized segments in ``folder``, neither measured nor calibrated."""
+    """Quantize segments into ``folder``. The target is neither measured nor calibrated."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     reduced = not _multiplies_bytes()
-    # In a process of its own: where there is a global thread pool, onnxruntime's calibration cannot open its sessions.
+    # In another process, because onnxruntime's calibration cannot open sessions beside a global thread pool.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent) as worker:
         arguments = (package.path, SOURCE, folder, kind, samples, tuple(kept), reduced)
         specs = worker.submit(quantize_segments, *arguments).result()
@@ -245,7 +247,7 @@ def quantize_target(
 
 
 def _end_with_parent() -> None:
-    """Let a worker end when the process that began it is killed. It would else wait for work for ever, and write meanwhile."""
+    """End a worker when its parent process is killed. Otherwise it would wait for work forever, and write meanwhile."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -257,7 +259,7 @@ def _end_with_parent() -> None:
 
 
 def _multiplies_bytes() -> bool:
-    """Whether this processor adds up products of 8-bit numbers without overflow: VNNI or AMX, or no x86 at all."""
+    """Return True if this processor adds products of 8-bit numbers without overflow: VNNI, AMX, or no x86."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -269,7 +271,7 @@ def _report_part(progress: Progress, what: str, part: str, done: int, total: int
 
 
 def make_draft_chain(before: Chain, name: str, target: Target, folder: Path) -> Chain:
-    """The chain of a target whose segments are not in a package yet."""
+    """Make the chain of a target whose segments are not in a package yet."""
     manifest = before.package.manifest
     package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
     point = operating_point(target, FULL)
@@ -284,7 +286,7 @@ def make_draft_chain(before: Chain, name: str, target: Target, folder: Path) -> 
 def _find_losing_exit(
     before: Mapping[str, ExitPredictions], after: Mapping[str, ExitPredictions], kept: Sequence[str]
 ) -> str | None:
-    """The first exit whose accuracy fell by more than :data:`LOSS` and that some quantized segment can be blamed for."""
+    """Find the first exit that lost more accuracy than :data:`LOSS` behind some quantized segment."""
     reference, predictions = (reduce(add, parts.values()) for parts in (before, after))
     exits = list(predictions.tokens)
     for index, name in enumerate(exits):
@@ -308,7 +310,7 @@ def _find_most_harmful(
     ocr: Ocr | None,
     progress: Progress,
 ) -> str:
-    """The exit whose segment, quantized alone, takes the most accuracy from the exit ``losing``."""
+    """Find the exit whose segment, quantized alone, costs the exit ``losing`` the most accuracy."""
     accuracies: dict[str, float] = {}
     for index, name in enumerate(before.exits[: before.exits.index(losing) + 1]):
         if name in kept:
@@ -327,7 +329,7 @@ def _compare_with_source(
     reference: Mapping[str, ExitPredictions],
     predictions: Mapping[str, ExitPredictions],
 ) -> Target:
-    """The target; its operating points say of how many pages they decide otherwise than those of ``source`` do."""
+    """Add the number of pages with another exit or answer than at the points of ``source`` to the target's points."""
     points = {}
     for name, point in target.operating_points.items():
         if name in source.operating_points:
@@ -349,7 +351,8 @@ def _compare_with_source(
 def add_golden_logits(
     chain: Chain, target_name: str, target: Target, pages: Sequence[golden.GoldenPage]
 ) -> tuple[Target, list[golden.GoldenPage]]:
-    """Give golden pages the logits of a new target's chain, and the target its differences from the trained model's."""
+    """Add the logits of a new target's chain to golden pages, and their differences from the trained model's to the
+    target."""
     extended = [replace(page, own={**page.own, target_name: chain.logits(page.inputs)}) for page in pages]
     equality = {
         name: float(f"{max(np.abs(page.of(target_name)[name] - page.logits[name]).max() for page in extended):.3g}")

@@ -1,4 +1,4 @@
-"""Whether a target's segments pass the attention's bias on or compute it again, by what both take on the GPU."""
+"""Choose if a target's segments carry the attention's bias or recompute it, by the time of both on the GPU."""
 
 import logging
 import shutil
@@ -26,23 +26,23 @@ from ee_export.segments.recompute import Recomputation
 
 Choice = Literal["carried", "recomputed"]
 Build = Callable[[Path, SegmentSpec, TargetRecipe], bytes]
-"""Makes an engine of a graph."""
+"""Function that builds an engine from a graph."""
 
 ROUNDS = 5
-"""Timed; the median counts."""
+"""Timed rounds, of which the median counts."""
 IN_A_ROW = 4
-"""Of each, enqueued before the stream is waited for."""
+"""Runs per round, enqueued before the stream is synchronized."""
 _log = logging.getLogger("ee_export")
 
 
 @dataclass(frozen=True, slots=True)
 class BiasTimes:
-    """What both ways take between two segments, for the largest batch of the longest pages; milliseconds on the device.
+    """Device milliseconds of both choices between two segments, for the largest batch of the longest pages.
 
-    Recomputed, every segment that reads the bias makes it for all pages that are left: at most ``recomputed_ms``, in each of them.
-    Carried, nothing is done but at exits where pages leave: survivors fill their places, which moves at most half of the rows,
-    ``moved_ms``. Both shrink as pages leave. With one page in a batch nothing is ever moved, and recomputing costs all the same: so it
-    is chosen only where it costs less even than the most that can be moved.
+    A recomputed bias costs every segment that reads it at most ``recomputed_ms``, for all remaining pages. A carried
+    bias costs time only at exits where pages exit: the remaining pages fill their places, which moves at most half of
+    the rows in ``moved_ms``. Both times shrink with the batch. Re-batching a single page moves nothing, while
+    recomputing still costs time. So the bias is recomputed only if that is faster than the largest possible move.
     """
 
     recomputed_ms: float
@@ -55,10 +55,10 @@ class BiasTimes:
 
 @dataclass(frozen=True, slots=True)
 class CompileContext:
-    """What a target is compiled by and for.
+    """The recipe and the device of a target that is compiled.
 
-    ``file``: the recipe's. ``compiled``: what the manifest says of the target so far. ``build``: for TensorRT; ``None`` where graphs
-    themselves are opened.
+    ``file``: the recipe's file. ``compiled``: the manifest's provenance of the target so far. ``build``: builds
+    TensorRT engines, ``None`` if the backend opens graphs themselves.
     """
 
     recipe: TargetRecipe
@@ -69,22 +69,22 @@ class CompileContext:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the largest batch of the longest pages."""
+        """Sizes of the axes for the largest batch of the longest pages."""
         tokens = int(self.compiled["longest_text"])
         pages = max(pages.max for pages in self.recipe.batch)
         return {"B": pages, "T": tokens, "L": tokens + int(self.compiled["visual_tokens"])}
 
 
 def choose_bias(package: Package, context: CompileContext, progress: Progress) -> tuple[Choice, dict[str, str]]:
-    """How a recipe with ``bias = "auto"`` is to be compiled, and what the manifest says of it.
+    """Choose the bias of a recipe with ``bias = "auto"``. Returns the choice and its entries for the manifest.
 
-    Nothing is measured where the model has no bias that can be recomputed, or batches are of one page. Where the GPU or a library
-    refuses what is measured the bias is carried, which asks nothing new of them, and that is logged.
+    Nothing is measured if the model has no bias that can be recomputed, or if batches have one page. If the GPU or a
+    library refuses the measurement, the bias is carried, which needs nothing else of them, and a warning is logged.
 
     Args:
         package: has the target ``cpu-fp32``.
         context: of the target.
-        progress: told which was chosen and by which times.
+        progress: called with the choice and both times.
     """
     recomputations = recomputable(package, context.recipe)
     if not recomputations or context.sizes["B"] == 1:
@@ -109,7 +109,7 @@ def choose_bias(package: Package, context: CompileContext, progress: Progress) -
 def measure_bias(recomputations: Sequence[Recomputation], context: CompileContext) -> BiasTimes:
     """Time the bias on the GPU: its graph alone as a segment of the target's backend, and a copy of half of its rows.
 
-    Pages are blank: what a lookup takes hardly depends on what is looked up in tables that a cache holds.
+    Pages are blank, because the time of a lookup in cached tables hardly depends on the values.
 
     Raises:
         EeError: the GPU or a library refused something, or there is not enough memory.
@@ -123,7 +123,7 @@ def measure_bias(recomputations: Sequence[Recomputation], context: CompileContex
 
 
 def _time_recomputation(recomputation: Recomputation, context: CompileContext, folder: Path) -> tuple[float, float]:
-    """Milliseconds to compute one tensor and to move half of it."""
+    """Measure milliseconds to compute one tensor and to move half of it."""
     recipe, gpu = context.recipe, context.gpu
     spec = SegmentSpec(
         recomputation.tensor.name,
@@ -167,7 +167,7 @@ def _time_segment(segment: DeviceSegment, sizes: Mapping[str, int], gpu: Device,
 
 
 def _median_ms(enqueue: Callable[[], None], gpu: Device, stream: int) -> float:
-    """What one takes in a stream."""
+    """Median milliseconds of one enqueued run in a stream."""
     enqueue()  # the first loads and tunes
     times = []
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""A package's target for a GPU, as a recipe says: typed graphs, engines built of them, and a chain of those to measure."""
+"""Build a package's GPU target from a recipe: typed graphs, engines built from them, and their measured costs."""
 
 import logging
 import shutil
@@ -37,19 +37,20 @@ def build_recipe_target(
     gpu: Device,
     progress: Progress,
 ) -> Target:
-    """Fill ``staging/<recipe.name>`` with what runs a target; neither measured nor calibrated.
+    """Fill ``staging/<recipe.name>`` with the segments of a target, which is neither measured nor calibrated.
 
-    TensorRT may refuse the attention operator of a segment: that segment is then built of plain nodes, ``compiled`` says of
-    which, and the progress too. So do both of a bias that is measured, see :mod:`ee_export.builder.gpu_bias`.
+    If TensorRT refuses the attention operator of a segment, that segment is built of plain nodes. ``compiled`` and
+    ``progress`` name such segments. They also state the choice of a measured bias, see
+    :mod:`ee_export.builder.gpu_bias`.
 
     Args:
         before: the chain of ``cpu-fp32``.
         recipe: of the target.
-        recipe_file: that it was read from; copied beside the segments.
-        staging: a package's folder that is being made.
+        recipe_file: the recipe's file, which is copied beside the segments.
+        staging: staging folder of the package.
         samples: encoded pages, for int8.
-        gpu: that engines are for.
-        progress: told of every step.
+        gpu: the device that engines are built for.
+        progress: called at every step.
 
     Raises:
         NotEqual: a graph cannot be written in this precision.
@@ -92,7 +93,7 @@ def build_recipe_target(
 
 
 def _make_builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -> Build:
-    """Builds engines of a recipe's profiles, with its timing cache."""
+    """Make the function that builds engines for a recipe's profiles, with its timing cache."""
     from ee_export.builder.tensorrt_builder import EngineRequest, build_engine, cache_name
 
     profiles = recipe.profiles(only_encoding(package.manifest, "a GPU's target").max_text_tokens)
@@ -116,8 +117,8 @@ def _build_engines(
     build: Build,
     progress: Progress,
 ) -> tuple[tuple[SegmentSpec, ...], list[str]]:
-    """The engines' manifest entries, and of which exits the attention is plain."""
-    # Not in the staging folder: what is there becomes the package.
+    """Build the engines. Returns their manifest entries and the exits with plain attention."""
+    # Not in the staging folder, because all of its files become the package.
     with tempfile.TemporaryDirectory(prefix="ee-graphs-") as work:
         typed_folder, plain_folder = Path(work) / "asked", Path(work) / PLAIN
         typed = prepare_segments(package, recipe, typed_folder, samples)
@@ -144,7 +145,7 @@ def _build_engines(
             specs.append(replace(spec, file=f"{recipe.name}/{spec.exit}.engine"))
             (folder.parent / specs[-1].file).write_bytes(plan)
         progress("engines", len(typed), len(typed))
-        if recipe.strip:  # their weights come from the graphs that they were built of
+        if recipe.strip:  # a stripped engine gets its weights from its graph
             shutil.copytree(typed_folder / recipe.name, folder, dirs_exist_ok=True)
             if plain:
                 shutil.copytree(plain_folder / recipe.name, folder / PLAIN)
@@ -152,14 +153,14 @@ def _build_engines(
 
 
 def has_attention(graph: Path) -> bool:
-    """Whether a graph has the attention operator."""
+    """Return True if a graph has the attention operator."""
     import onnx
 
     return any(node.op_type == "Attention" for node in onnx.load(graph, load_external_data=False).graph.node)
 
 
 def count_visual_tokens(chain: Chain) -> int:
-    """How many visual tokens stand after a page's text ones, V in L = T + V; 0 for a model without."""
+    """Count the visual tokens behind a page's text tokens, V in L = T + V. 0 for a model without them."""
     text = 3
     state = blank_page(chain.encoder.encoding, text)
     for segment in chain.segments:
@@ -172,7 +173,7 @@ def count_visual_tokens(chain: Chain) -> int:
 
 
 def measure_device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
-    """The same costs with what segments take on the device, without the copies of :class:`HostSegment`."""
+    """Return the costs with segment times on the device, which exclude the copies of :class:`HostSegment`."""
     by_exit: dict[str, list[float]] = {name: [] for name in chain.exits}
     for tokens in costs.tokens:
         rounds: dict[str, list[float]] = {name: [] for name in chain.exits}

@@ -1,4 +1,4 @@
-"""What every exit of a package says of labelled pages, and how those pages are kept apart."""
+"""Divide the held-out pages, and predict them at every exit of a package."""
 
 import hashlib
 import logging
@@ -23,16 +23,16 @@ from ee_export.runtime.failures import failure
 _log = logging.getLogger("ee_export")
 
 SHARES = {"calibrate": 0.15, "tune": 0.20, "certify": 0.65}
-"""Most of the pages certify: one lost page may be explained away among 129 of them (ε = 0.03, δ = 0.1), none among 128. Where no
-certificate is asked, they tune."""
+"""Most pages certify: with ε = 0.03 and δ = 0.1, 129 pages allow for one lost page, 128 for none. Without a
+certificate, they tune."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitPredictions:
-    """What every exit of a target says of some labelled pages.
+    """Predictions of every exit of a target on labelled pages.
 
-    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate; ``tokens``: of the text that each exit reads, ``[N]``;
-    ``targets``: labels, ``[N]``.
+    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate. ``tokens``: number of tokens that each exit reads,
+    ``[N]``. ``targets``: labels, ``[N]``. ``digest``: sha256 of the pages.
     """
 
     logits: dict[str, np.ndarray]
@@ -41,7 +41,7 @@ class ExitPredictions:
     digest: str
 
     def __add__(self, other: "ExitPredictions") -> "ExitPredictions":
-        """The pages of both, these first."""
+        """Concatenate the pages of both, these first."""
         return ExitPredictions(
             {name: np.concatenate([values, other.logits[name]]) for name, values in self.logits.items()},
             {name: np.concatenate([values, other.tokens[name]]) for name, values in self.tokens.items()},
@@ -55,9 +55,9 @@ def split_held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]
 @overload
 def split_held_out(data: Data, seed: int) -> tuple[dict[str, Data], Split]: ...
 def split_held_out(data: Data, seed: int) -> tuple[Mapping[str, Data], Split]:
-    """Keep pages for calibrating, tuning and certifying apart, by class; returns the parts and the record of it.
+    """Divide pages by class into parts that calibrate, tune and certify. Returns the parts and their record.
 
-    The log gets a line, as a warning, if classes have no pages.
+    A warning is logged if classes have no pages.
 
     Raises:
         BadData: a part would be empty.
@@ -85,14 +85,15 @@ def read_pages(data: Dataset, ocr: Ocr | None) -> list[Page]: ...
 @overload
 def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]: ...
 def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]:
-    """The pages of a data set, with ``ocr`` for those without words; of labelled arrays the rows, ``[1, …]`` per input."""
+    """Read the pages of a data set, with ``ocr`` for pages without words, or the rows of labelled arrays, ``[1, …]``
+    per input."""
     if isinstance(data, ArrayData):
         return [data.row(index) for index in range(len(data))]
     return [read_page(path, ocr) for path in data.paths]
 
 
 def encode_page(chain: Chain, page: Page | Arrays) -> Arrays:
-    """All inputs of one page; a row of arrays is that already."""
+    """Encode all inputs of one page. A row of arrays is encoded already."""
     return chain.encode([page]) if isinstance(page, Page) else page
 
 
@@ -127,12 +128,13 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -
 
 
 def _name_page(data: Data, index: int) -> str:
-    """A page's file, or an array's file and row, for messages."""
+    """Name a page's file, or an array's file and row, for messages."""
     return f"{data.root}: row {data.rows[index]}" if isinstance(data, ArrayData) else str(data.paths[index])
 
 
 def observe_each(
     chain: Chain, parts: Mapping[str, Data], ocr: Ocr | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, ExitPredictions]:
-    """:func:`observe` for named parts of the pages; ``progress`` is told the part's name, pages done and pages in all."""
+    """:func:`observe` for named parts of the pages. ``progress`` is called with the part's name, pages done and pages
+    in all."""
     return {name: observe(chain, part, ocr, partial(progress, name)) for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""Put a former operating point of a package back."""
+"""Roll a package's operating point back to a former one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +14,15 @@ from ee_export.verify.replay import seal_verified
 def roll_back(
     package: Package, target_name: str, point_name: str, steps: int = 1, *, progress: Callable[[str, int, int], None]
 ) -> Package:
-    """Put a former operating point of this name back in one write; a second call undoes it.
+    """Restore a former operating point of this name atomically. A second call undoes it.
 
-    ``steps``: which of them, 1 is the one that was replaced last. The golden file gets the exits that the golden pages take then, and they are replayed before the package is replaced. Others who
-    change the package wait.
+    ``steps``: number of the former point, 1 is the one that was replaced last. The golden file gets the new exits of
+    the golden pages, which are replayed before the package is replaced. Concurrent changes of the package wait.
 
     Raises:
         BadRequest: there is no such target, or the operating point has no such history.
         BadPackage: a file differs from the manifest.
-        NotEqual: this machine gives other golden logits than the package holds.
+        NotEqual: the golden logits of this machine differ from the package's.
     """
     replaced = stamp("rollback")
     with lock_package(package.path, progress):

@@ -1,4 +1,5 @@
-"""Building TensorRT engines, of TensorRT 10 and 11, from strongly typed ONNX; imported only where a target needs it."""
+"""Build engines of TensorRT 10 and 11 from strongly typed ONNX. The module is imported lazily, because it needs
+TensorRT."""
 
 from __future__ import annotations
 
@@ -26,10 +27,10 @@ HARDWARE = {
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """An engine to be built of a strongly typed graph.
+    """The request to build an engine from a strongly typed graph.
 
-    ``graph``: an ONNX file whose types say what is computed in what; its weights lie beside it. ``profiles``: the shapes that it
-    is for. ``cache``: a file of measured kernels, which is read, and written anew with what was measured.
+    ``graph``: an ONNX file whose types state the precision, with its weights beside it. ``profiles``: shapes that the
+    engine accepts. ``cache``: timing cache of measured kernels, which is read and rewritten.
     """
 
     graph: Path
@@ -44,25 +45,25 @@ class EngineRequest:
 
 
 def build_engine(request: EngineRequest) -> bytes:
-    """The engine, as its file's bytes.
+    """Build an engine, and return its file's bytes.
 
     Raises:
-        DeviceError: the parser or the builder refused it; says at which node, in TensorRT's words.
+        DeviceError: the parser or the builder refused it. The message names the node, in TensorRT's words.
     """
-    last_errors()  # of what came before
+    last_errors()  # drops the errors of earlier calls
     try:
         return _with_builder(request)
     except DeviceError as error:
-        raise error.with_traceback(None) from None  # its frames hold a network and all its weights
+        raise error.with_traceback(None) from None  # the traceback's frames hold a network and all its weights
 
 
-# Nested, so that all dies in the reverse of the order it was made in: the parser, which owns the weights, outlives the build.
+# The functions are nested, so that objects die in reverse order. The parser owns the weights, and outlives the build.
 
 
 def _with_builder(request: EngineRequest) -> bytes:
     try:
         builder = trt.Builder(LOG)
-    except TypeError:  # what pybind makes of a null pointer
+    except TypeError:  # pybind raises it for a null pointer
         raise DeviceError(f"TensorRT {trt.__version__} made no builder: {last_errors()}") from None
     return _with_network(builder, request)
 
@@ -109,7 +110,7 @@ def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
     config.builder_optimization_level = recipe.builder_level
     config.max_aux_streams = recipe.max_aux_streams
     config.hardware_compatibility_level = HARDWARE[recipe.hardware_compatibility]
-    config.clear_flag(trt.BuilderFlag.TF32)  # types are in the graph: what is float32 there is computed so
+    config.clear_flag(trt.BuilderFlag.TF32)  # the graph's types state the precision, so float32 must stay float32
     if recipe.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if recipe.weight_streaming:
@@ -132,23 +133,23 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, request: Engi
 
 
 def cache_name(here: BuiltOn) -> str:
-    """The file of a timing cache: what one TensorRT measured on one GPU says nothing of others."""
+    """Name the file of a timing cache, which is valid for one version of TensorRT on one kind of GPU."""
     return re.sub(r"[^\w.]+", "-", f"tensorrt-{here.tensorrt} {here.gpu} {here.compute_capability}") + ".timing"
 
 
 def _read_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    """Give the builder what was measured before; nothing where it was measured elsewhere, or the file is damaged."""
+    """Load the timing cache. The builder gets an empty one if the file is damaged or comes from another GPU."""
     known = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
     if known is not None and config.set_timing_cache(known, False):
         return
-    last_errors()  # that the file is of no use is no error
+    last_errors()  # an unusable file is no error
     empty = config.create_timing_cache(b"")
     if empty is not None:
         config.set_timing_cache(empty, False)
 
 
 def _write_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    """Write what is known now; what other processes wrote meanwhile stays in it."""
+    """Write the timing cache, combined with the entries that other processes wrote meanwhile."""
     measured = config.get_timing_cache()
     if measured is None:
         return

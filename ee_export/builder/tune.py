@@ -1,4 +1,4 @@
-"""Fit a package's operating points on held-out pages, through the package's own chain."""
+"""Tune and certify a package's operating points on the held-out split, with predictions of its own chain."""
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -56,9 +56,11 @@ RISKS: dict[str, Callable[[Scored, np.ndarray], np.ndarray]] = {
     "accuracy_lost": lambda pages, exits: pages.right[-1] & ~pages.right[exits, np.arange(len(exits))],
     "disagreement": lambda pages, exits: pages.answers[-1] != pages.answers[exits, np.arange(len(exits))],
 }
-"""Which pages are lost, bool ``[N]``, when they leave at these exits: a right answer of ``final`` made wrong (which bounds the
-accuracy lost from above, for pages made right do not pay for it), or an answer that is not that of ``final`` (which needs no
-labels)."""
+"""Functions that mark lost pages, bool ``[N]``, given each page's exit.
+
+``accuracy_lost`` marks wrong answers where the last exit's answer is right. It bounds the lost accuracy from above,
+because pages that become right do not compensate. ``disagreement`` marks answers that differ from the last exit's, and
+needs no labels."""
 
 
 def score_predictions(
@@ -70,10 +72,10 @@ def score_predictions(
     weights: Mapping[str, Sequence[float]] | None = None,
     bands: Collection[int] = (),
 ) -> Scored:
-    """Scores, answers and measured cost of answering at every exit, for the tuner.
+    """Compute scores, answers and measured cost at every exit, for the tuner.
 
-    ``ocr_ms``: cost of reading a whole page, default as measured. ``bands``: which of the exits ``text.<p>`` are asked; at the
-    others no page can leave, and the text is not read in a strip of its own for them.
+    ``ocr_ms``: cost of OCR of a whole page, default as measured. ``bands``: the exits ``text.<p>`` to evaluate. No page
+    can exit at the others, and no strip of text is read for them.
     """
     logits = [pages.logits[name] for name in manifest.exits]
     exit_rules = rules(manifest, target, weights or {})
@@ -109,12 +111,13 @@ def score_predictions(
 
 @dataclass(frozen=True, slots=True)
 class TuningGoal:
-    """What is asked of an operating point.
+    """The goal of tuning an operating point.
 
-    ``criterion``: what decides. ``min_accuracy``: the lowest mean cost at this accuracy; ``max_cost_ms``: the highest accuracy
-    at this mean cost; ``epsilon``: the lowest cost at which ``risk`` is at most that, with probability 1 − ``delta`` or, where
-    that is ``None``, on average over draws of the pages that certify; none of them: the lowest cost that takes no right
-    answer away, with ``thresholds`` of one of the kinds that :func:`~ee_export.policy.tune.careful` knows.
+    ``criterion``: the exit criterion. ``min_accuracy``: find the lowest mean cost at this accuracy. ``max_cost_ms``:
+    find the highest accuracy at this mean cost. ``epsilon``: find the lowest cost at which ``risk`` is at most
+    ``epsilon``, with probability 1 − ``delta``, or on average over draws of the certifying pages if ``delta`` is
+    ``None``. At most one of the three is set. Without them, tuning finds the lowest cost that loses no right answer,
+    with ``thresholds`` of a kind in :data:`~ee_export.policy.tune.KINDS`.
     """
 
     criterion: str = CRITERION
@@ -135,7 +138,7 @@ class TuningGoal:
             )
 
     def choose(self, pages: Scored) -> list[Threshold]:
-        """Thresholds by these pages, where nothing is to be certified."""
+        """Choose thresholds on these pages, without a certificate."""
         if self.min_accuracy is not None:
             return list(cheapest(frontier(pages), self.min_accuracy).thresholds)
         if self.max_cost_ms is not None:
@@ -146,7 +149,7 @@ class TuningGoal:
 def decide_exits(
     manifest: Manifest, target: Target, point: OperatingPoint, pages: ExitPredictions
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where an operating point leaves and what it answers there: indices of exits and of labels, int64 ``[N]`` each."""
+    """Decide each page's exit and answer at an operating point: indices of exits and of labels, int64 ``[N]`` each."""
     scored = score_predictions(manifest, target, pages, None, point.criterion, point.weights, manifest.text_bands())
     exits = evaluate(scored, [point.thresholds[name] for name in manifest.exits[:-1]]).exits
     return exits, scored.answers[exits, np.arange(len(exits))]
@@ -154,16 +157,16 @@ def decide_exits(
 
 POINT = "default"
 CERTIFIED = TuningGoal(epsilon=0.03)
-"""What a new target's operating point is asked, where there are pages enough to prove it; else to lose none of those there are."""
+"""Goal of a new target's operating point if there are enough pages to certify it. Otherwise it must lose no page."""
 
 
 def count_pages_needed() -> int:
-    """How many pages must be kept apart to certify a new target's operating point."""
+    """Number of certifying pages that a new target's operating point needs."""
     return certify.pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
 
 
 def explain_uncertified(package: Package, target_name: str) -> str:
-    """Why a new target's operating point is not certified; empty where it is."""
+    """Explain why a new target's operating point has no certificate. Empty if it has one."""
     split = package.manifest.split
     if split is None or package.target(target_name).operating_points[POINT].certificate is not None:
         return ""
@@ -176,7 +179,7 @@ def explain_uncertified(package: Package, target_name: str) -> str:
 def initial_target(
     manifest: Manifest, target: Target, parts: Mapping[str, ExitPredictions], by: str = "build"
 ) -> Target:
-    """A new target calibrated, and tuned to the operating point that every package begins with; see :func:`tune_target`.
+    """Calibrate a new target, and tune its first operating point, see :func:`tune_target`.
 
     ``by``: the command that makes the target.
     """
@@ -199,20 +202,20 @@ def tune_target(
     point_name: str = POINT,
     goal: TuningGoal = TuningGoal(),
 ) -> Target:
-    """The target with the operating points ``full`` and ``point_name``.
+    """Return the target with the operating points ``full`` and ``point_name``.
 
     Args:
-        manifest: gives exits and labels.
-        target: gives calibration and costs.
-        parts: what was observed of the pages kept apart: ``calibrate`` fits the criterion's weights, ``tune`` the thresholds;
-            ``certify`` helps with them where no certificate is asked, and ``calibrate`` where one is.
-        ocr_ms: cost of reading a whole page, default as measured.
-        point_name: the operating point that is tuned.
-        goal: what is asked of it.
+        manifest: has the exits and labels.
+        target: has the calibration and costs.
+        parts: predictions on the held-out split. ``calibrate`` fits the criterion's weights, ``tune`` the thresholds.
+            For the thresholds, ``calibrate`` is used too if there is a certificate, else ``certify``.
+        ocr_ms: cost of OCR of a whole page, default as measured.
+        point_name: the operating point to tune.
+        goal: its goal.
 
     Raises:
-        BadData: the pages to certify on are too few for the ε asked; names how many are needed.
-        BadRequest: no thresholds give what is wished.
+        BadData: there are too few certifying pages for the ε of the goal. Names the number needed.
+        BadRequest: no thresholds reach the goal.
     """
     weights = fit_weights(manifest, target, goal.criterion, parts["calibrate"])
     both = parts["tune"] + parts["certify"]
@@ -245,7 +248,7 @@ Bands = tuple[int, ...]
 
 
 def _choose_thresholds(tuning: Mapping[Bands, Scored], goal: TuningGoal) -> tuple[list[Threshold], Bands]:
-    """The best thresholds by what the exits say where some bands are asked, and those bands."""
+    """Choose the best thresholds among those of all sets of bands, and return them with their bands."""
     options = []
     for bands, scored in tuning.items():
         thresholds = goal.choose(scored)
@@ -259,9 +262,9 @@ def _choose_thresholds(tuning: Mapping[Bands, Scored], goal: TuningGoal) -> tupl
 def _certify_thresholds(
     tuning: Mapping[Bands, Scored], certifying: Callable[[Bands], Scored], digest: str, goal: TuningGoal
 ) -> tuple[list[Threshold], Bands, Certificate]:
-    """The boldest thresholds whose risk is proven, the bands that they ask, and the proof.
+    """Find the cheapest thresholds whose risk is proven. Returns them with their bands and certificate.
 
-    The candidates end where the pages that tune lose half of ε: a risk of ε is allowed, but accuracy is to stay what it was.
+    Candidates lose at most half of ε on the tuning pages, because ε bounds the risk, but accuracy should stay the same.
     """
     epsilon = goal.epsilon or 0.0
     lost = RISKS[goal.risk]
@@ -274,16 +277,16 @@ def _certify_thresholds(
         method, proof = "conformal_risk_control", certify.conformal(losses, epsilon)
     else:
         method, proof = "learn_then_test", certify.fixed_sequence(losses, epsilon, goal.delta)
-    assert proof is not None  # the first candidate loses nothing, and there are pages enough
+    assert proof is not None  # the first candidate loses nothing, and there are enough pages
     bound = round(proof.bound, 6)
     certificate = Certificate(method, goal.risk, epsilon, goal.delta, bound, proof.losses, proof.pages, digest)
     return list(candidates[proof.candidate]), bands, certificate
 
 
 def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
-    """Sets of bands that an operating point may ask for: all subsets, or, of more than five bands, none, each, and all.
+    """Sets of bands that an operating point may evaluate: all subsets, or none, each and all of more than five bands.
 
-    A criterion that looks at the exits before asks them all.
+    A criterion that uses earlier exits evaluates all bands.
     """
     bands = manifest.text_bands()
     if criterion in ASKS_EXITS_BEFORE:
@@ -293,7 +296,7 @@ def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
 
 
 def _measure_point(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: str) -> OperatingPoint:
-    """The point with what it did on the pages it was tuned on, and what they looked like."""
+    """Return the point with its results and reference statistics on the tuning pages."""
     outcome = evaluate(pages, [point.thresholds[name] for name in manifest.exits[:-1]])
     counts = np.bincount(outcome.exits, minlength=len(manifest.exits))
     measured = {
@@ -329,14 +332,16 @@ def refit(
     recalibrate: str | None,
     progress: Callable[[str, int, int], None],
 ) -> Package:
-    """Calibrate (where a method is named) and tune a target of a package on held-out pages, and write it in one step.
+    """Tune a package's target on held-out pages, calibrate it before if ``recalibrate`` names a method, and write it
+    atomically.
 
-    Recalibrating replaces every operating point, since thresholds mean nothing under another calibration; tuning alone
-    replaces ``full`` and ``point_name``. Replaced ones stay in the target's history, see :mod:`ee_export.package.history`. Others who change the package wait, and begin with what this leaves.
+    A calibration replaces every operating point, because thresholds mean nothing under another calibration. Tuning
+    alone replaces ``full`` and ``point_name``. Replaced points stay in the target's history, see
+    :mod:`ee_export.package.history`. Concurrent changes of the package wait.
 
     Raises:
-        BadData, BadPage: the pages cannot be used, or are too few for the certificate asked.
-        BadRequest: there is no such target or method, ``point_name`` is ``full``, or no thresholds give what is wished.
+        BadData, BadPage: the pages cannot be used, or are too few for the certificate.
+        BadRequest: there is no such target or method, ``point_name`` is ``full``, or no thresholds reach the goal.
     """
     if recalibrate is not None:
         require_known(recalibrate, METHODS, "calibration method")
@@ -345,7 +350,7 @@ def refit(
     require_name_of("operating point", point_name)
     stamped = stamp("tune" if recalibrate is None else "calibrate")
     with lock_package(package.path, progress):
-        package = open_package(package.path)  # who held the lock may have replaced it
+        package = open_package(package.path)  # another process may have replaced it meanwhile
         before = target = package.target(target_name)
         parts, split = observe_parts(package, target_name, data, seed, ocr, goal, progress)
         others = target.operating_points
@@ -366,7 +371,7 @@ def measure_frontier(
     goal: TuningGoal,
     progress: Callable[[str, int, int], None],
 ) -> list[Point]:
-    """The frontier of measured cost and accuracy on the pages that do not calibrate; raises as :func:`refit`."""
+    """The Pareto front of measured cost and accuracy on the pages that do not calibrate. Raises as :func:`refit`."""
     target = package.target(target_name)
     parts, _ = observe_parts(package, target_name, data, seed, ocr, replace(goal, epsilon=None), progress)
     weights = fit_weights(package.manifest, target, goal.criterion, parts["calibrate"])
@@ -386,7 +391,7 @@ def observe_parts(
     goal: TuningGoal,
     progress: Callable[[str, int, int], None],
 ) -> tuple[dict[str, ExitPredictions], Split]:
-    """Split held-out pages, and run a target of a package on them; too few to certify are refused before."""
+    """Split the held-out pages, and run a package's target on them. Refuses too few pages for a certificate first."""
     parts, split = split_held_out(read_package_data(package.manifest, data), seed)
     if goal.epsilon is not None:
         certify.require_pages(len(parts["certify"]), goal.epsilon, goal.delta, str(data))
@@ -394,7 +399,8 @@ def observe_parts(
 
 
 def _store(package: Package, target_name: str, target: Target, split: Split) -> Package:
-    """Write a package with one target changed; its golden file states the new expected exits. The caller holds the lock."""
+    """Write a package with one target changed, and the new expected exits in its golden file. The caller holds the
+    lock."""
     targets = {**package.manifest.targets, target_name: target}
     manifest = replace(package.manifest, targets=targets, split=split)
     pages, _ = golden.read(package)

@@ -57,8 +57,7 @@ class Agreement:
         return bool(self.labels_differ or self.exits_differ or self.failed_in_a or self.failed_in_b)
 
     def share_that_differs(self) -> tuple[float, float, float]:
-        """The share of answered pages whose labels differ, and the ends of its exact 95 % interval (Clopper and
-        Pearson)."""
+        """Share of answered pages whose labels differ, with its exact 95 % interval (Clopper and Pearson)."""
         return interval(self.labels_differ, self.answered, 1 - LEVEL)
 
     def p_value(self) -> float | None:
@@ -135,8 +134,7 @@ def answer_of(
 def find_labelled(
     folder: Path, labels: Iterable[str], skipped: Skipped, *, words_alone: bool
 ) -> list[tuple[Path, str | None]]:
-    """List the pages under a folder with their labels. A page's label is its folder's name, if that is among
-    ``labels``.
+    """List the pages under a folder. A page's label is its folder's name if that is among ``labels``, else ``None``.
 
     Raises:
         BadData: there is no such folder, or no page in it.
