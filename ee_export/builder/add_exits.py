@@ -63,8 +63,7 @@ def add_exits(
     progress: Progress,
     report: Callable[[str], None],
 ) -> Package:
-    """Build a package from a stock checkpoint. The logits of ``final`` must equal the checkpoint's on the held-out
-    pages.
+    """Build a package from a stock checkpoint, and compare ``final`` with the checkpoint on the held-out pages.
 
     Args:
         source: the checkpoint's folder, as ``save_pretrained`` wrote it, with its image processor and tokenizer.
@@ -152,8 +151,8 @@ def _train(
     progress: Progress,
     report: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train the heads of all exits but ``final`` on a device. Returns validation accuracy per exit. The model ends on
-    the CPU."""
+    """Train the heads of all exits but ``final``, and move the model to the CPU. Returns validation accuracy per
+    exit."""
     trunk = _trunk_digest(model)
     precision = " in bfloat16" if training.bf16 and has_bf16(machine.device) else ""
     model.to(machine.device)

@@ -59,8 +59,7 @@ class SourceComparison:
 
 
 class SourcePipeline:
-    """A fine-tuned classifier as its user runs it, with transformers' image processor, tokenizer and eager float32
-    model."""
+    """A fine-tuned classifier with transformers' own image processor, tokenizer and eager float32 model."""
 
     def __init__(self, folder: Path) -> None:
         content = read_config(folder)
@@ -99,7 +98,7 @@ class SourcePipeline:
         places = [list(box) for box in boxes]
         if "boxes" in self._tokenizer.__call__.__code__.co_varnames:
             return dict(self._tokenizer(words or [""], boxes=places or [[0, 0, 0, 0]], **options))
-            # The tokenizer takes no boxes. Each piece gets its word's box, as in transformers' documentation of LayoutLM.
+            # The tokenizer takes no boxes. Each piece gets its word's box, as in transformers' LayoutLM documentation.
         encoded = self._tokenizer(words, is_split_into_words=True, **options)
         ends = boxes_of_ends(self.model.config.model_type)
         numbers = encoded.word_ids(0)

@@ -241,8 +241,7 @@ def complete(
 
 
 def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress) -> Package:
-    """Write segments, tokenizer and golden file into an empty folder, and prove the segments equal. There is no policy
-    yet.
+    """Write segments, tokenizer and golden file into an empty folder, and prove the segments equal, without a policy.
 
     Args:
         model: its parts fit together.
@@ -301,8 +300,7 @@ def tokenizer_of(model: PartedModel) -> Tokenizer:
 
 
 def golden_inputs(model: PartedModel, folder: Path | None) -> list[Arrays]:
-    """Encode golden pages: those of a folder, or synthetic ones without text, with some text, and with the longest
-    text."""
+    """Encode the golden pages: those of a folder, or synthetic ones without, with some and with the longest text."""
     encoder = encoder_of(model)
     encoding, sources = encoder.encoding, model.sources()
     if folder is None:

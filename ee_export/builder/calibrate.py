@@ -13,8 +13,7 @@ from ee_export.runtime.plan import rules
 
 
 def calibrate_target(target: Target, pages: ExitPredictions, method: str = "temperature") -> Target:
-    """Calibrate every exit on ``pages`` by one of :data:`METHODS`, and every gate by Platt scaling. Drops operating
-    points.
+    """Calibrate exits on ``pages`` by one of :data:`METHODS`, and gates by Platt scaling. Drops operating points.
 
     Raises:
         BadRequest: there is no such method.

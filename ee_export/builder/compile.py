@@ -108,8 +108,7 @@ def compile_target(
 
 
 def recipe_of(target_name: str) -> TargetRecipe | None:
-    """Read a target's recipe, shipped or a user's own, ``None`` if it needs none. Raises BadRequest, which names the
-    nearest."""
+    """Read a target's recipe, ``None`` if it needs none. Raises BadRequest, which names the nearest target."""
     if target_name in TARGETS:
         return None
     if not is_file(target_name):
@@ -214,8 +213,7 @@ def _quantize_carefully(
     ocr: Ocr | None,
     progress: Progress,
 ) -> tuple[Target, Chain, dict[str, ExitPredictions]]:
-    """Quantize segments, and keep some float if an exit loses too much accuracy. Returns target, chain and its
-    predictions."""
+    """Quantize segments, but keep some float if an exit loses too much accuracy. Returns target, chain, predictions."""
     kept: list[str] = []
     while True:
         progress("quantize", 0, 1)
@@ -351,8 +349,7 @@ def _compare_with_source(
 def add_golden_logits(
     chain: Chain, target_name: str, target: Target, pages: Sequence[golden.GoldenPage]
 ) -> tuple[Target, list[golden.GoldenPage]]:
-    """Add the logits of a new target's chain to golden pages, and their differences from the trained model's to the
-    target."""
+    """Add a new target's logits to golden pages, and their differences from the trained model's to the target."""
     extended = [replace(page, own={**page.own, target_name: chain.logits(page.inputs)}) for page in pages]
     equality = {
         name: float(f"{max(np.abs(page.of(target_name)[name] - page.logits[name]).max() for page in extended):.3g}")

@@ -23,8 +23,9 @@ from ee_export.runtime.failures import failure
 _log = logging.getLogger("ee_export")
 
 SHARES = {"calibrate": 0.15, "tune": 0.20, "certify": 0.65}
-"""Most pages certify: with ε = 0.03 and δ = 0.1, 129 pages allow for one lost page, 128 for none. Without a
-certificate, they tune."""
+"""Most pages certify: with ε = 0.03 and δ = 0.1, 129 pages allow for one lost page, 128 for none.
+
+Without a certificate, they tune."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,4 @@
-"""Build engines of TensorRT 10 and 11 from strongly typed ONNX. The module is imported lazily, because it needs
-TensorRT."""
+"""Build engines of TensorRT 10 and 11 from strongly typed ONNX. Imported lazily, because it needs TensorRT."""
 
 from __future__ import annotations
 

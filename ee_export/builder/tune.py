@@ -332,12 +332,11 @@ def refit(
     recalibrate: str | None,
     progress: Callable[[str, int, int], None],
 ) -> Package:
-    """Tune a package's target on held-out pages, calibrate it before if ``recalibrate`` names a method, and write it
-    atomically.
+    """Tune a package's target on held-out pages, after a calibration if ``recalibrate`` names a method.
 
     A calibration replaces every operating point, because thresholds mean nothing under another calibration. Tuning
     alone replaces ``full`` and ``point_name``. Replaced points stay in the target's history, see
-    :mod:`ee_export.package.history`. Concurrent changes of the package wait.
+    :mod:`ee_export.package.history`. The package is written atomically. Concurrent changes of it wait.
 
     Raises:
         BadData, BadPage: the pages cannot be used, or are too few for the certificate.
@@ -399,8 +398,7 @@ def observe_parts(
 
 
 def _store(package: Package, target_name: str, target: Target, split: Split) -> Package:
-    """Write a package with one target changed, and the new expected exits in its golden file. The caller holds the
-    lock."""
+    """Write a package with one target and its golden exits changed. The caller holds the lock."""
     targets = {**package.manifest.targets, target_name: target}
     manifest = replace(package.manifest, targets=targets, split=split)
     pages, _ = golden.read(package)

@@ -1,4 +1,5 @@
-"""Labelled data on disk: a folder of class folders with pages, each page's words in a JSON beside its image; or an .npz file of arrays."""
+"""Labelled data on disk: class folders of pages, with words in a JSON file beside each image, or an .npz file of
+arrays."""
 
 import hashlib
 import logging
@@ -24,7 +25,7 @@ _log = logging.getLogger("ee_export")
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Paths of labelled pages; ``labels`` in sorted order, ``targets[i]`` is the index of page ``i``'s label."""
+    """Paths of labelled pages. ``labels`` are sorted, and ``targets[i]`` is the index of page ``i``'s label."""
 
     root: Path
     labels: tuple[str, ...]
@@ -35,7 +36,7 @@ class Dataset:
         return len(self.paths)
 
     def page(self, index: int) -> Page:
-        """Page ``index`` with its words; raises BadPage."""
+        """Page ``index`` with its words. Raises BadPage."""
         return read_page(self.paths[index])
 
     def subset(self, indices: list[int]) -> "Dataset":
@@ -49,7 +50,7 @@ class Dataset:
         return [path.name for path in self.paths]
 
     def digest(self) -> str:
-        """sha256 over the pages' names, labels and contents: which data an operating point was tuned on."""
+        """sha256 over the pages' names, labels and contents, which identifies the data of an operating point."""
         total = hashlib.sha256()
         for path, target in zip(self.paths, self.targets, strict=True):
             total.update(os.fsencode(path.name) + f"\0{self.labels[target]}\0".encode())
@@ -59,9 +60,9 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class ArrayData:
-    """Labelled rows of arrays; ``targets[i]`` is the index in ``labels`` of row ``i``'s label.
+    """Labelled rows of arrays. ``targets[i]`` is the index in ``labels`` of row ``i``'s label.
 
-    ``arrays``: by input, ``[N, …]`` of the whole file ``root``; row ``i`` is that at ``rows[i]``.
+    ``arrays``: by input, ``[N, …]`` of the whole file ``root``. Row ``i`` is its row ``rows[i]``.
     """
 
     root: Path
@@ -88,7 +89,7 @@ class ArrayData:
         return [str(row) for row in self.rows]
 
     def digest(self) -> str:
-        """sha256 over the rows' labels and values: the data that an operating point was tuned on."""
+        """sha256 over the rows' labels and values, which identifies the data of an operating point."""
         total = hashlib.sha256()
         for index, target in enumerate(self.targets):
             total.update(f"{self.labels[target]}\0".encode())
@@ -109,17 +110,18 @@ OTHER_LABELS = "use data with the labels the model was trained on"
 def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: str = OTHER_LABELS) -> Dataset:
     """List the pages of a folder of class folders.
 
-    Two spellings of one name in Unicode, composed and decomposed, are one class. Its label is the composed one (NFC). The log gets
-    one line, as a warning, that counts what is passed over.
+    A name's composed and decomposed Unicode spellings are one class. Its label is the composed one (NFC). Ignored files
+    are counted in one logged warning.
 
     Args:
-        root: its sub-folders are the classes; image files directly in them are the pages, or ``.json`` files where there are no images.
-        labels: the labels a model or package has; the folder may lack some of them but not add to them.
+        root: its sub-folders are the classes. The image files directly in them are the pages, or the ``.json`` files if
+            there are no images.
+        labels: the labels of a model or package. The folder may lack some of them, but not add others.
         remedy: end of the message about a class that ``labels`` lacks.
 
     Raises:
-        BadData: no such folder, fewer than two classes, a class without pages, a class that ``labels`` lacks, or a class whose name
-            is not UTF-8.
+        BadData: no such folder, fewer than two classes, a class without pages, a class that ``labels`` lacks, or a
+            class whose name is not UTF-8.
     """
     if not root.is_dir():
         kind = "a file" if root.exists() else "no such folder"
@@ -159,7 +161,7 @@ def read_dataset(root: Path, labels: tuple[str, ...] | None = None, *, remedy: s
 
 
 def _label_of(folder: Path) -> str:
-    """A class folder's name in its composed form."""
+    """Return a class folder's name in its composed form."""
     try:
         folder.name.encode()
     except UnicodeEncodeError:
@@ -168,7 +170,7 @@ def _label_of(folder: Path) -> str:
 
 
 def join(datasets: list[Dataset]) -> Dataset:
-    """Several folders of the same classes as one data set.
+    """Join several folders of the same classes to one data set.
 
     Raises:
         BadData: their classes differ.
@@ -189,10 +191,10 @@ def join(datasets: list[Dataset]) -> Dataset:
 
 
 def read_package_data(manifest: Manifest, path: Path) -> Data:
-    """The labelled data of a package: a folder of pages, or an .npz file for a package of arrays; see :func:`read_arrays`.
+    """Read labelled data for a package: a folder of pages, or an .npz file for a package of arrays.
 
     Raises:
-        BadData: see :func:`read_dataset` and :func:`read_arrays`; also if the one is given where the other is needed.
+        BadData: see :func:`read_dataset` and :func:`read_arrays`. Also if the path is of the other kind.
     """
     if manifest.encoding is None:
         return read_arrays(path, array_specs(manifest), manifest.labels)
@@ -205,12 +207,12 @@ def read_arrays(path: Path, specs: Mapping[str, TensorSpec], labels: tuple[str, 
     Args:
         path: the file. ``label`` has class names, or whole numbers that count ``labels`` from 0.
         specs: dtype and shape of each input.
-        labels: the labels of the model or package; the file may lack some of them but not add to them. ``None``: the sorted names in the
-            file.
+        labels: the labels of the model or package. The file may lack some of them, but not add others. ``None`` takes
+            the sorted names in the file.
 
     Raises:
-        BadData: the file is missing or damaged, lacks an array, has another, or one is of another dtype, shape or length; a label is
-            unknown, or fewer than two classes are there.
+        BadData: the file is missing or damaged, lacks an array or has an unknown one, an array has another dtype, shape
+            or length, a label is unknown, or there are fewer than two classes.
     """
     arrays = _load_arrays(path)
     label = arrays.pop("label", None)
@@ -223,7 +225,7 @@ def read_arrays(path: Path, specs: Mapping[str, TensorSpec], labels: tuple[str, 
 
 
 def read_rows(path: Path, specs: Mapping[str, TensorSpec]) -> Iterator[Arrays]:
-    """The rows of an .npz file as :func:`read_arrays` reads it, ``[1, …]`` per input; labels are not needed, and not read.
+    """Read the rows of an .npz file, ``[1, …]`` per input, as :func:`read_arrays` does. Labels are ignored.
 
     Raises:
         BadData: see :func:`read_arrays`.
@@ -254,7 +256,7 @@ def _check_arrays(path: Path, arrays: Arrays, specs: Mapping[str, TensorSpec], r
 
 
 def require_finite(data: ArrayData) -> None:
-    """Refuse NaN and infinite values, on which no head can be trained. A model that reads them itself is no concern of this.
+    """Refuse NaN and infinite values, on which no head can be trained. A model itself may read them.
 
     Raises:
         BadData: names the array and the row.
@@ -288,7 +290,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
 def _class_indices(
     path: Path, label: np.ndarray, labels: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names of the classes, and the index of each row's."""
+    """Find the names of the classes, and the class index of each row."""
     if label.dtype.kind in "iu" and labels is not None:
         if len(label) and not 0 <= label.min() <= label.max() < len(labels):
             worst = label.min() if label.min() < 0 else label.max()
@@ -315,7 +317,7 @@ def _class_indices(
 
 
 class Splittable(Protocol):
-    """Labelled rows that can be divided, see :class:`Dataset`."""
+    """Labelled rows that :func:`stratified_split` can divide, see :class:`Dataset`."""
 
     def __len__(self) -> int: ...
     @property
@@ -337,9 +339,9 @@ Divided = TypeVar("Divided", bound=Splittable)
 
 
 def stratified_split(data: Divided, shares: dict[str, float], seed: int) -> dict[str, Divided]:
-    """Divide pages by class into named parts, in an order fixed by the hash of seed and file name, or row number.
+    """Divide pages by class into named parts, in the order of the hash of seed and file name, or row number.
 
-    Every page is in exactly one part; adding pages does not move the order of the others.
+    Every page is in exactly one part. More pages do not change the order of the others.
     """
     keys = data.keys()
     parts: dict[str, list[int]] = {name: [] for name in shares}

@@ -1,4 +1,4 @@
-"""A package's inputs as arrays: pages encoded to all of them, and checks of arrays that a caller gives."""
+"""A package's inputs as arrays: encode pages to all of them, and check arrays that a caller gives."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from ee_export.package.manifest import Axis, Manifest, split_input
 
 
 class ArrayCheck:
-    """The check of a package's input tensors that a caller gives."""
+    """Checks a caller's arrays against a package's input tensors."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._expected = [
@@ -21,14 +21,14 @@ class ArrayCheck:
         ]
 
     def require(self, arrays: Mapping[str, np.ndarray], rows: int | None = None) -> None:
-        """Refuse arrays that are not the package's inputs. Others beside them are ignored.
+        """Refuse arrays that do not fit the package's inputs. Further arrays are ignored.
 
         Args:
             arrays: by input name.
-            rows: number of rows that each has; ``None`` for any, 1 or more, the same for all.
+            rows: number of rows of each array, ``None`` for any number, equal for all.
 
         Raises:
-            BadRequest: one is missing, or of another dtype or shape; names it.
+            BadRequest: an array is missing, or has another dtype or shape. Names the array.
         """
         sizes: dict[tuple[str, Axis], int] = {} if rows is None else {("", "B"): rows}
         for spec, dtype, front, longest in self._expected:
@@ -61,11 +61,11 @@ def _describe(array: np.ndarray) -> str:
 
 
 def encode_pages(pages: Sequence[Page], encoder: Encoder, inputs: Mapping[str, str]) -> Arrays:
-    """All inputs of some pages as one batch, by an encoder and its further ones. The text of a page is read once for all of them.
+    """Encode all inputs of some pages as one batch. The text of a page is read once for all encodings.
 
     Args:
         pages: one or more.
-        encoder: of the package.
+        encoder: of the package, with its further encoders.
         inputs: the source of every input.
     """
     own: dict[str, dict[str, str]] = {name: {} for name in ("", *encoder.further)}
@@ -88,12 +88,12 @@ def encode_pages(pages: Sequence[Page], encoder: Encoder, inputs: Mapping[str, s
 
 
 def with_prefix(name: str, arrays: Arrays) -> Arrays:
-    """Arrays that an encoder made, under the names that they have as inputs; ``name``: of the encoding."""
+    """Rename an encoder's arrays to the package's inputs. ``name``: of the encoding."""
     return {f"{name}.{base}": values for base, values in arrays.items()} if name else arrays
 
 
 def without_prefix(name: str, arrays: Arrays) -> Arrays:
-    """The inputs that an encoding makes, under the names that its encoder gives them; ``name``: of the encoding."""
+    """Rename an encoding's inputs to its encoder's arrays. ``name``: of the encoding."""
     if not name:
         return arrays
     return {key.removeprefix(f"{name}."): values for key, values in arrays.items() if key.startswith(f"{name}.")}

@@ -1,7 +1,7 @@
-"""Stored values to one picture: 8 bits, mode ``L`` or ``RGB``, black ink on white paper, white where nothing is.
+"""Convert stored values to one picture: 8 bits, mode ``L`` or ``RGB``, black ink on white paper, white if transparent.
 
-A page comes in 1 to 32 bits, as float, with a palette, with transparency, or in other colours than red, green and blue. All
-readers of a page (the image exits, the OCR engine, the search for gaps between lines) get the picture that is made here.
+A page comes in 1 to 32 bits, as float, with a palette, with transparency, or in other colours than red, green and blue.
+All readers of a page (the image exits, the OCR engine, the search for gaps between lines) use the same picture.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ from ee_export.data.resize import Square, resize_in_strips
 from ee_export.errors import BadPage
 
 _ROWS = 1 << 20
-"""Pixels that are converted at a time, about, so that a large page is not in memory a third time."""
+"""Approximate number of pixels that are converted at a time, so that a large page is not in memory a third time."""
 _LARGE = 40_000_000
-"""Pixels above which an image is not kept in memory a second time for an OCR engine that may not be needed: A4 at 600 dpi has 35
+"""Pixels above which no full-size copy is kept for an OCR engine that may not be needed. A4 at 600 dpi has 35
 million."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _COLOURS = ("RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -29,11 +29,11 @@ Change = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True, slots=True)
 class StoredFormat:
-    """How a file states its values, beyond Pillow's mode; to be read before the pixels are loaded.
+    """The format of a file's values, beyond Pillow's mode. It must be read before the pixels are loaded.
 
-    ``rawmode``: Pillow's name of the layout in the file. ``bits``: of a value from 0 up; 0 if no file states them. ``depth``: the
-    bits of white, if the file states fewer than ``bits``. ``inverted``: 0 is white, and Pillow leaves it so. ``signed``: values may
-    be below 0.
+    ``rawmode``: Pillow's name of the layout in the file. ``bits``: bits of a non-negative value, 0 if no file states
+    them. ``depth``: bits of white, if the file states fewer than ``bits``. ``inverted``: true if 0 is white, and Pillow
+    does not invert it. ``signed``: true if values may be below 0.
     """
 
     rawmode: str = ""
@@ -44,7 +44,7 @@ class StoredFormat:
 
 
 def read_stored_format(image: Any) -> StoredFormat:
-    """The way in which a file states its values. An image that comes from no file has all defaults."""
+    """Read the format of a file's values. An image without a file has all defaults."""
     tiles = getattr(image, "tile", None)
     options = tiles[0][3] if tiles else ""
     rawmode = options[0] if isinstance(options, tuple) and options else options
@@ -68,12 +68,12 @@ def read_stored_format(image: Any) -> StoredFormat:
 def to_picture(
     image: Image.Image, stored: StoredFormat, name: str, square: Square | None = None
 ) -> tuple[Image.Image, bool]:
-    """The picture of a loaded image, which is the image itself if it is one already, and whether it has all pixels.
+    """Convert a loaded image to a picture, if it is not one already. Also returns True if the picture has all pixels.
 
-    A large image that has to be converted is resized for ``square``, if there is one, as it is converted.
+    A large image that has to be converted is resized for ``square``, if there is one, at the same time.
 
     Raises:
-        BadPage: the values cannot be understood; says how to convert the image.
+        BadPage: the values are unknown. The message states how to convert the image.
     """
     mode, change = _find_change(image, stored, name)
     if change is None:
@@ -89,7 +89,7 @@ def to_picture(
 
 
 def _find_change(image: Image.Image, stored: StoredFormat, name: str) -> tuple[str, Change | None]:
-    """Mode of the picture, and the function that makes a strip of it from a strip of the image, if one is needed."""
+    """Find the picture's mode, and the function that converts a strip of the image, if one is needed."""
     mode = image.mode
     if stored.signed and mode == "L":
         raise _unknown_values(name, "its values are signed 8-bit numbers")
@@ -120,14 +120,14 @@ def _find_change(image: Image.Image, stored: StoredFormat, name: str) -> tuple[s
 
 def _change_integers(image: Image.Image, stored: StoredFormat, key: Any, name: str) -> Change:
     bits = stored.bits or (31 if image.mode == "I" else 16)
-    kind = np.uint32 if bits == 32 else None  # of which Pillow takes the upper half for negative
+    kind = np.uint32 if bits == 32 else None  # Pillow reads the upper half as negative
     ranges = [(int(part.min()), int(part.max())) for part in _arrays(image, kind)]
     least, largest = min(low for low, _ in ranges), max(high for _, high in ranges)
     if least < 0:
         raise _unknown_values(name, f"its values begin at {least}")
     depth = stored.depth if largest < 2**stored.depth else 0
     if not depth and not stored.inverted:
-        # Paper is bright: a page whose largest value is 4000 has 12 bits, however many there is room for.
+        # Paper is bright, so a page with the largest value 4000 has 12 bits, even if there is room for more.
         depth = next((depth for depth in _DEPTHS if largest < 2**depth and depth < bits), 0)
     if not depth and (largest >= 2 ** (bits - 2) or (stored.inverted and largest == 0)):
         depth = bits
@@ -190,7 +190,8 @@ def _change_palette(image: Image.Image, name: str) -> tuple[str, Change]:
 
 
 def _find_colour_key(image: Image.Image, stored: StoredFormat, name: str) -> Any:
-    """The value or colour of an image without alpha that stands for transparent pixels, as Pillow decodes it; None: there is none."""
+    """Find the value or colour that stands for transparent pixels in an image without alpha, as Pillow decodes it, or
+    ``None``."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and len(key) == 3 and all(isinstance(part, int) for part in key):
         if ";16" not in stored.rawmode:
@@ -209,7 +210,7 @@ def _apply_key(strip: Image.Image, key: Any) -> Image.Image:
 
 
 def _paste_on_white(image: Image.Image) -> Image.Image:
-    """An image with alpha, ``LA`` or ``RGBA``, on white paper."""
+    """Paste an image with alpha, ``LA`` or ``RGBA``, on white paper."""
     mode = image.mode[:-1]
     paper = Image.new(mode, image.size, "white")
     paper.paste(image.convert(mode), mask=image.getchannel("A"))
@@ -217,7 +218,7 @@ def _paste_on_white(image: Image.Image) -> Image.Image:
 
 
 def _require_16_bits(image: Image.Image, name: str) -> None:
-    """Refuse colours of 12 bits stored in 16: Pillow keeps the upper 8, of which 4 are empty."""
+    """Refuse colours of 12 bits stored in 16, because Pillow keeps the upper 8 bits, of which 4 are empty."""
     for _, strip in _cut_strips(image):
         extrema = strip.getextrema()
         if any(high > 63 for _, high in extrema):  # type: ignore[misc]
@@ -226,7 +227,7 @@ def _require_16_bits(image: Image.Image, name: str) -> None:
 
 
 def _cut_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Strips of full width from the top down, each with its first row."""
+    """Yield strips of full width from the top down, each with its first row."""
     width, height = image.size
     rows = max(1, _ROWS // width)
     for top in range(0, height, rows):
@@ -242,7 +243,7 @@ def _array(strip: Image.Image, kind: Any) -> np.ndarray:
 
 
 def _read_numbers(tags: Any, tag: int) -> list[int]:
-    """A TIFF tag's whole numbers; empty if it is missing or odd."""
+    """Read a TIFF tag's whole numbers. Empty if it is missing or malformed."""
     try:
         value = tags.get(tag)
     except Exception:  # a tag of another type than the standard's

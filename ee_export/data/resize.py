@@ -1,4 +1,5 @@
-"""Resizing and cropping a page to a square in a named order of passes, to the same pixels with every version of Pillow."""
+"""Resize and crop a page to a square, in a named order of passes that gives the same pixels with all versions of
+Pillow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ FILTERS = {name: Image.Resampling[name.upper()] for name in RESAMPLE}
 
 _OWN_ORDERS = {"12.2": "pillow-12", "12.3": "pillow-12", "13.0": "pillow-13"}
 OWN_ORDER = _OWN_ORDERS.get(".".join(PIL.__version__.split(".")[:2]))
-"""The order of the installed Pillow, whose single call is the fastest way to it; None for a version that was not compared."""
+"""The order of the installed Pillow, which its single call computes fastest. ``None`` for a version that was not
+compared."""
 
 _STRIP = 1 << 20
-"""Pixels that :func:`resize_in_strips` converts at a time, about."""
+"""Approximate number of pixels that :func:`resize_in_strips` converts at a time."""
 _MOST_PIXELS = 1 << 26
-"""Pixels of the largest page that is resized in proportion. A page of 1 x 10,000 would else become one of 224 x 2,240,000."""
+"""Pixels of the largest page that is resized in proportion. Otherwise a page of 1 x 10,000 would get 224 x
+2,240,000."""
 
 Size = tuple[int, int]
 """Width and height, in pixels."""
@@ -27,10 +30,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """How a reader makes ``side`` x ``side`` pixels in ``mode``, ``L`` or ``RGB``, of each page.
+    """The resize of each page to ``side`` x ``side`` pixels in ``mode``, ``L`` or ``RGB``.
 
-    ``order``: order of the passes of the resize, one of :data:`ee_export.package.encoding.ORDERS`. ``resample``: its filter, one of :data:`FILTERS`.
-    ``resize_to``, ``center_crop``, ``draft``: as in :class:`ee_export.package.encoding.Encoding`.
+    ``order``: order of the passes, one of :data:`ee_export.package.encoding.ORDERS`. ``resample``: the filter, one of
+    :data:`FILTERS`. ``resize_to``, ``center_crop``, ``draft``: as in
+    :class:`ee_export.package.encoding.Encoding`.
     """
 
     side: int
@@ -54,14 +58,15 @@ class Square:
                 return size
 
     def draft_size(self) -> Size | None:
-        """Width and height that a JPEG file keeps at least if it is decoded at a smaller scale; None if it is not to be."""
+        """Smallest width and height of a JPEG file decoded at a smaller scale, ``None`` if it needs its full scale."""
         if not self.draft or self.resize_to == () or (self.resize_to is not None and not self.center_crop):
-            return None  # the size of the file decides about the page
-        longest = max(self.resize_to or (self.side,))  # of both sides, because the file may be turned later
+            return None  # the result depends on the size of the file
+        longest = max(self.resize_to or (self.side,))  # for both sides, because the file may be turned later
         return longest, longest
 
     def require_fitting(self, size: Size, name: str) -> None:
-        """Raise BadPage for a page of such a size that does not become ``side`` x ``side`` pixels, or only by way of too many."""
+        """Raise BadPage if a page of this size does not become ``side`` x ``side`` pixels, or is too large in
+        between."""
         if self.resize_to is None:
             return
         width, height = self.resized_size(size)
@@ -79,16 +84,16 @@ class Square:
 
 
 def shorter_side(size: Size, edge: int) -> Size:
-    """Width and height with the shorter one ``edge`` and the sides in proportion, as transformers rounds them."""
+    """Compute width and height in proportion with the shorter side ``edge``, rounded as in transformers."""
     width, height = size
     return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
 
 
 def resize_to_square(image: Image.Image, square: Square, name: str = "page") -> Image.Image:
-    """A picture resized, with antialiasing, and cropped to ``side`` x ``side`` pixels, in its mode, ``L`` or ``RGB``.
+    """Resize a picture with antialiasing, and crop it to ``side`` x ``side`` pixels, in its mode, ``L`` or ``RGB``.
 
-    Pillow resizes in two passes and rounds to 8 bits between them, so that their order decides about a grey level here and
-    there. For a picture W wide and H high that becomes one w wide and h high:
+    Pillow resizes in two passes and rounds to 8 bits between them, so their order changes some grey levels. These are
+    the orders for a picture W wide and H high that becomes w wide and h high:
 
     - ``pillow-12`` (12.2 and 12.3): the rows first, but the columns first if H > 100 W and H > h.
     - ``pillow-13``: the columns first if H > h and H - h > 2 (W - w), else the rows.
@@ -129,9 +134,10 @@ def _between_size(old: Size, new: Size, columns_first: bool) -> Size:
 
 
 def resize_in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], square: Square) -> Image.Image:
-    """As :func:`resize_to_square` of the converted image, without the crop, pixel by pixel, and never all of the converted image in memory.
+    """Resize a converted image to the pixels of :func:`resize_to_square` without the crop, and save memory.
 
-    A pass along one axis reads each row, or each column, by itself. The strips run along that axis.
+    The converted image is never whole in memory. A pass along one axis reads each row, or each column, by itself, and
+    the strips run along that axis.
     """
     (width, height), new = image.size, square.resized_size(image.size)
     resample = FILTERS[square.resample]

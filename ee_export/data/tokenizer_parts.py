@@ -1,7 +1,7 @@
-"""Normalizers and pre-tokenizers of a tokenizer.json, built from the parts that this version knows.
+"""Build the normalizers and pre-tokenizers of a tokenizer.json from supported parts.
 
-The parts are those of the tokenizers of BERT, RoBERTa, DeBERTa, XLM-RoBERTa, CamemBERT, ModernBERT and the LayoutLM models, as
-transformers builds them.
+The parts are those of the tokenizers of BERT, RoBERTa, DeBERTa, XLM-RoBERTa, CamemBERT, ModernBERT and the LayoutLM
+models, as transformers builds them.
 """
 
 from collections.abc import Callable, Collection
@@ -14,7 +14,7 @@ from ee_export.package.ranges import require
 from ee_export.package.strict_json import Refused
 
 SPACE = "▁"
-"""U+2581, which the tokenizers of SentencePiece write for a space."""
+"""U+2581, which SentencePiece's tokenizers write for a space."""
 _PRE_TOKENIZERS = (
     "ByteLevel", "BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Metaspace", "Punctuation", "Sequence",
 )  # fmt: skip
@@ -39,7 +39,8 @@ _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
 _NEEDED = {"Strip", "Metaspace", "Punctuation"}
 """Parts that must have all of their options, because the default differs between versions of tokenizers."""
 _REPLACEMENTS = {(" {2,}", SPACE), (" {2,}", " "), (r"\s{2,}|[\n\r\t]", " ")}
-"""Regular expressions and replacements of LayoutXLM and DeBERTa. Others are refused: an expression can take unbounded time."""
+"""Regular expressions and replacements of LayoutXLM and DeBERTa. Others are refused, because they can take unbounded
+time."""
 _MOST_PARTS = 8
 _LARGEST_CHARSMAP = 1 << 20
 """Bytes of a character map. SentencePiece's largest, nmt_nfkc_cf, has 247 kB."""
@@ -48,19 +49,19 @@ _LONGEST_REPLACEMENT = 64
 
 
 def build_normalizer(path: str, content: Any) -> Any:
-    """The normalizer that an entry of tokenizer.json describes.
+    """Build the normalizer that an entry of tokenizer.json describes.
 
     Raises:
-        Refused: it is none that this version knows, or a value of it is out of range.
+        Refused: it is not supported, or a value is out of range.
     """
     return _build_part(path, content, _NORMALIZERS, "normalizers", _build_normalizer)
 
 
 def build_pre_tokenizer(path: str, content: Any) -> Any:
-    """The pre-tokenizer that an entry of tokenizer.json describes.
+    """Build the pre-tokenizer that an entry of tokenizer.json describes.
 
     Raises:
-        Refused: it is none that this version knows, or a value of it is out of range.
+        Refused: it is not supported, or a value is out of range.
     """
     return _build_part(path, content, _PRE_TOKENIZERS, "pretokenizers", _build_pre_tokenizer)
 
@@ -119,7 +120,7 @@ def _build_pre_tokenizer(path: str, kind: str, content: dict[str, Any]) -> Any:
 
 
 def _read_options(path: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The options of a part, each with one of its values."""
+    """Read the options of a part, each with an allowed value."""
     options = _OPTIONS.get(kind, {})
     require_object(path, content, {"type", *options}, options if kind in _NEEDED else ())
     values = {name: value for name, value in content.items() if name != "type"}
@@ -131,16 +132,17 @@ def _read_options(path: str, kind: str, content: dict[str, Any]) -> dict[str, An
 
 
 def _read_charsmap(path: str, content: dict[str, Any]) -> bytes:
-    """SentencePiece's map of characters, checked to the last index: tokenizers follows each one without a check, and panics.
+    """Read SentencePiece's map of characters, and check every index, because tokenizers follows each unchecked and
+    panics.
 
-    The map is a length in bytes (uint32), a double array (uint32 each, as Darts writes it), and the replacements, each ended by
-    a zero byte.
+    The map is a length in bytes (uint32), a double array (uint32 each, as Darts writes it), and the replacements, each
+    ended by a zero byte.
     """
     require_object(path, content, {"type", "precompiled_charsmap"}, {"precompiled_charsmap"})
     path, text = f"{path}.precompiled_charsmap", content["precompiled_charsmap"]
     fits = isinstance(text, str) and text.isascii() and len(text) <= _LARGEST_CHARSMAP * 4 // 3 + 4
     require(fits, path, text, f"base64 of at most {_LARGEST_CHARSMAP:,} bytes")
-    import binascii  # here, for few packages have such a map
+    import binascii  # imported lazily, because few packages have such a map
 
     try:
         data = binascii.a2b_base64(text, strict_mode=True)

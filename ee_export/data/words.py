@@ -1,4 +1,4 @@
-"""Words and boxes from outside: files, callers and OCR engines bring them in many forms, few of which are accepted."""
+"""Check words and boxes from files, callers and OCR engines, which come in many forms, and read files of words."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ Words = list[str]
 Boxes = list[list[int]]
 
 TOLERANCE = 5
-"""Units by which an edge may lie outside 0–1000: OCR engines round, and boxes of slanted words stick out."""
+"""Units by which an edge may lie outside 0–1000, because OCR engines round, and boxes of slanted words stick out."""
 MOST_WORDS = 1_000_000
 _FORM = '{"words": […], "boxes": […]}'
 
@@ -61,10 +61,10 @@ def check_text(words: Any, boxes: Any, name: str, kind: type[BadPage] = BadPage)
 
 
 def check_words(words: Any, name: str, kind: type[BadPage] = BadPage) -> Words:
-    """A page's words as a list of strings that can be encoded: halves of surrogate pairs become U+FFFD.
+    """Check a page's words, and return them as a list of strings, with halves of surrogate pairs as U+FFFD.
 
     Raises:
-        BadPage: not a list, more than a million, or a word in it is no string; names the first.
+        BadPage: they are no list or more than a million, or a word is no string. Names the first such word.
     """
     if not _is_list(words):
         raise kind(
@@ -76,7 +76,7 @@ def check_words(words: Any, name: str, kind: type[BadPage] = BadPage) -> Words:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        # Programs that keep text in UTF-16 leave halves of pairs where they cut it.
+        # Programs that keep text in UTF-16 split surrogate pairs when they cut it.
         return [word.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for word in texts]
     except TypeError:
         index, word = next((index, word) for index, word in enumerate(texts) if not isinstance(word, str))
@@ -85,11 +85,11 @@ def check_words(words: Any, name: str, kind: type[BadPage] = BadPage) -> Words:
 
 
 def read_words(path: Path, limits: Limits) -> dict[str, Any]:
-    """The JSON object in a file of words.
+    """Read the JSON object of a file of words.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadPage: it is no regular file, not readable, larger than the limit, or not a JSON object; its keys are not unique.
+        BadPage: it is no regular file, unreadable, larger than the limit, no JSON object, or has repeated keys.
     """
     content = _read(path, limits.max_json_bytes)
     try:
@@ -102,7 +102,7 @@ def read_words(path: Path, limits: Limits) -> dict[str, Any]:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """A regular file of at most ``most`` bytes. A pipe is opened without waiting for its writer, and refused."""
+    """Read a regular file of at most ``most`` bytes. A pipe is refused without a wait for its writer."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
@@ -140,12 +140,12 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_list_type(kind: type) -> bool:
-    """Whether values of a type are lists: sequences and arrays, but no text."""
+    """Return True for a type of lists: sequences and arrays, but not text."""
     return issubclass(kind, Sequence | np.ndarray) and not issubclass(kind, str | bytes | bytearray | memoryview)
 
 
 def _to_array(boxes: Any) -> np.ndarray | None:
-    """Boxes as float64 ``[N, 4]``, or ``None``: one of them is not four numbers."""
+    """Convert boxes to float64 ``[N, 4]``, or return ``None`` if a box is not four numbers."""
     if isinstance(boxes, np.ndarray) and boxes.dtype != object:
         fits = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype.kind in "iuf"
         return boxes.astype(np.float64) if fits else boxes.reshape(0, 4).astype(np.float64) if boxes.size == 0 else None
@@ -161,7 +161,7 @@ def _to_array(boxes: Any) -> np.ndarray | None:
 
 
 def _clip(edges: np.ndarray) -> np.ndarray | None:
-    """Boxes as int64 ``[N, 4]`` within 0–1000, or ``None``: one of them is too far outside, or ends before it begins."""
+    """Clip boxes to int64 ``[N, 4]`` within 0–1000. ``None`` if a box is too far outside or ends before it begins."""
     if not ((edges >= -TOLERANCE) & (edges <= 1000 + TOLERANCE)).all():  # NaN fails too
         return None
     places = edges.clip(0, 1000).astype(np.int64)
@@ -169,7 +169,7 @@ def _clip(edges: np.ndarray) -> np.ndarray | None:
 
 
 def _bad_box(boxes: Any, name: str, kind: type[BadPage]) -> BadPage:
-    """The error for the first bad box."""
+    """Make the error for the first bad box."""
     for index, box in enumerate(boxes):
         edges = _to_array([box])
         if edges is None or _clip(edges) is None:
@@ -187,7 +187,7 @@ def _is_polygon(box: Any) -> bool:
 
 
 def _describe(value: Any) -> str:
-    """The type of a value and the beginning of it, for an error message."""
+    """Describe a value's type and beginning for an error message."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {list(value.shape)}"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Labelled pages that models are trained on, whatever files they come from: this protocol is all that training knows of them."""
+"""Labelled pages for training, from files of any kind. Training depends on the protocol :class:`Labelled` only."""
 
 import hashlib
 import os
@@ -17,15 +17,16 @@ from ee_export.package.ranges import to_nfc
 
 
 class Labelled(Splittable, Protocol):
-    """Labelled pages in an order that stays the same; :class:`~ee_export.data.dataset.Dataset` is the one of class folders.
+    """Labelled pages in a fixed order. :class:`~ee_export.data.dataset.Dataset` implements it for class folders.
 
-    ``targets[i]`` is the index of page ``i``'s label in ``labels``. ``paths[i]`` names the page: its file, or its place in a file.
+    ``targets[i]`` is the index of page ``i``'s label in ``labels``. ``paths[i]`` names the page by its file, or by its
+    place in a file.
     """
 
     @property
     def paths(self) -> tuple[Path, ...]: ...
     def page(self, index: int) -> Page:
-        """Page ``index`` with its words; raises BadPage."""
+        """Page ``index`` with its words. Raises BadPage."""
         ...
 
     def digest(self) -> str:
@@ -37,7 +38,7 @@ class Source(Protocol):
     """Files that hold pages, numbered from 0. Pages are cheapest to read in order."""
 
     def page(self, row: int) -> Page:
-        """A page with its words; raises BadPage."""
+        """A page with its words. Raises BadPage."""
         ...
 
     def files(self, row: int) -> Sequence[Path]:
@@ -60,7 +61,7 @@ class Rows:
         return len(self.rows)
 
     def page(self, index: int) -> Page:
-        """Page ``index`` with its words; raises BadPage."""
+        """Page ``index`` with its words. Raises BadPage."""
         return self.source.page(self.rows[index])
 
     def files(self, index: int) -> Sequence[Path]:
@@ -96,19 +97,20 @@ def make_rows(
     labels: tuple[str, ...] | None,
     names: Sequence[str] | None = None,
 ) -> Rows:
-    """Pages of a source with their labels.
+    """Make the labelled pages of a source.
 
     Args:
         root: the file or folder, which messages name.
         paths: name of each page.
         page_labels: label of each page, by name or by number.
         source: its row ``i`` is page ``i``.
-        labels: the labels of a model or of the pages that train. The pages may lack some of them but not add to them.
-        names: names of the numbers, if the files state them. Without ``labels`` they are the labels, in this order. Otherwise the
-            labels are sorted, numbers by value.
+        labels: the labels of a model or of the training pages. The pages may lack some of them, but not add others.
+        names: names of the numbers, if the files state them. Without ``labels`` they are the labels, in this order.
+            Otherwise the labels are sorted, numbers by value.
 
     Raises:
-        BadData: no pages, fewer than two labels, a page without a label, a number without a name, or a label that ``labels`` lacks.
+        BadData: no pages, fewer than two labels, a page without a label, a number without a name, or a label that
+            ``labels`` lacks.
     """
     if not paths:
         raise BadData(f"{root}: no pages; add rows with an image and a label")
@@ -149,7 +151,7 @@ def _sort_labels(labels: set[str]) -> tuple[str, ...]:
 
 
 def make_page(image: object, words: object, boxes: object, name: str) -> Page:
-    """A page from the values of a row: an image that :class:`~ee_export.data.page.Page` takes, words and boxes, each or ``None``.
+    """Make a page from the values of a row: image, words and boxes as :class:`~ee_export.data.page.Page` takes them.
 
     Raises:
         BadPage: they do not fit together.
@@ -158,7 +160,7 @@ def make_page(image: object, words: object, boxes: object, name: str) -> Page:
 
 
 def with_labels(data: Labelled, labels: Sequence[str], owner: Path, remedy: str) -> Labelled:
-    """The same pages with the labels of a model, in its order.
+    """Relabel pages with the labels of a model, in its order.
 
     Args:
         data: pages of class folders or of a source.
@@ -183,7 +185,7 @@ def with_labels(data: Labelled, labels: Sequence[str], owner: Path, remedy: str)
 
 
 def join(parts: Sequence[Labelled]) -> Labelled:
-    """Several sets of pages with the same labels as one.
+    """Join several sets of pages with the same labels.
 
     Raises:
         BadData: their labels differ.
@@ -224,14 +226,14 @@ class _Joined:
 
 
 def page_stamp(data: Labelled, index: int) -> bytes:
-    """A page's name and label, and the sizes and times of change of its files, none of which is read."""
+    """A page's name and label, and the sizes and modification times of its files, which are not read."""
     target = data.targets[index]
     parts = [os.fsencode(data.paths[index]), data.labels[target].encode()]
     for file in files_of(data, index):
         try:
             state = file.stat()
         except OSError:
-            continue  # the page's own error says what is wrong
+            continue  # the page's own error reports it
         parts.append(f"{state.st_size} {state.st_mtime_ns}".encode())
     return b"\0".join(parts) + b"\0\0"
 

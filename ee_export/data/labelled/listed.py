@@ -1,4 +1,4 @@
-"""Lists of page files with their labels: CSV files, and the metadata files of Hugging Face image folders."""
+"""Read lists of page files with labels: CSV files, and the metadata files of Hugging Face image folders."""
 
 import csv
 import json
@@ -23,10 +23,11 @@ BOXES_COLUMNS = ("boxes", "bboxes")
 
 
 def read_csv(path: Path, labels: tuple[str, ...] | None) -> Rows:
-    """Pages that a CSV file with a header lists: ``path`` (or ``file_name``), ``label`` and perhaps ``words``, a JSON file.
+    """Read a CSV file of pages with a header: ``path`` (or ``file_name``), ``label`` and perhaps ``words``, a JSON
+    file.
 
     Raises:
-        BadData: no such columns, a row without a file or a label, a file that is not there, or labels that do not fit.
+        BadData: a column is missing, a row lacks a file or a label, a file does not exist, or labels do not fit.
     """
     pages: list[Path] = []
     page_labels: list[str | int | None] = []
@@ -40,10 +41,10 @@ def read_csv(path: Path, labels: tuple[str, ...] | None) -> Rows:
 
 
 def read_json_lines(path: Path, labels: tuple[str, ...] | None) -> Rows:
-    """Pages that a file of JSON objects lists, one a line: ``path`` or ``file_name``, ``label``, perhaps ``words`` and ``boxes``.
+    """Read pages of JSON lines: ``path`` or ``file_name``, ``label``, perhaps ``words`` and ``boxes``.
 
     Raises:
-        BadData: a line is no such object, a file is not there, or labels do not fit.
+        BadData: a line is no such object, a file does not exist, or labels do not fit.
     """
     pages: list[Path] = []
     page_labels: list[str | int | None] = []
@@ -57,7 +58,7 @@ def read_json_lines(path: Path, labels: tuple[str, ...] | None) -> Rows:
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str], place: str) -> Any:
-    """The value of the column that has one of some names.
+    """Return the value of the first column among some names.
 
     Raises:
         BadData: there is none.
@@ -73,7 +74,7 @@ def pick(row: Mapping[str, Any], names: Sequence[str], place: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Page files, and the JSON files of their words where these are not beside them."""
+    """Page files, and the JSON files of their words if these are not beside them."""
 
     pages: list[Path]
     words: list[Path | None]
@@ -95,7 +96,8 @@ class _Files:
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """Page files whose words stand in the lines of a file, which are read again when a page is: they may be gigabytes."""
+    """Page files with words in the lines of a file, which are read again with each page, because they may be
+    gigabytes."""
 
     path: Path
     pages: list[Path]
@@ -167,7 +169,7 @@ def _require_label(cell: str, place: str) -> str:
 
 
 def _find_file(list_path: Path, cell: Any, place: str) -> Path:
-    """A file that a row names."""
+    """Find the file that a row names."""
     if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
         raise BadData(f"{place}: found {shorten(repr(cell), 100)}, expected the path of a file")
     path = list_path.parent / cell

@@ -1,4 +1,4 @@
-"""Labelled pages in Arrow's formats: Parquet files, and folders that `datasets` saved. They are read batch by batch."""
+"""Read labelled pages batch by batch in Arrow's formats: Parquet files, and folders that `datasets` saved."""
 
 import json
 import os
@@ -17,13 +17,14 @@ from ee_export.errors import BadData, BadPage, EeError, shorten
 _ROWS = 16
 """Rows of Parquet files that are in memory together."""
 _BUFFER = 1 << 20
-"""Bytes that are read of a column together; without such a buffer Arrow reads a column of a whole row group, which may be gigabytes."""
+"""Bytes of a column that are read at a time. By default, Arrow reads a column of a whole row group, which may be
+gigabytes."""
 IMAGE_COLUMNS = ("image", "img")
 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Names of the columns that hold a page, ``None`` where there is none, and names of the label's numbers."""
+    """Names of a page's columns, ``None`` if there is none, and names of the label's numbers."""
 
     image: str | None
     path: str | None
@@ -39,9 +40,9 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows of a file that are found by one place: the number of a row group, or the offset of a record batch.
+    """Rows of a file at one place: the number of a row group, or the offset of a record batch.
 
-    ``first``: the number of the first row among all, ``in_file`` in its file.
+    ``first``: number of the first row among all rows. ``in_file``: its number in the file.
     """
 
     file: Path
@@ -51,7 +52,8 @@ class _Block:
 
 
 def read_parquet(root: Path, files: Sequence[Path], labels: tuple[str, ...] | None) -> Rows:
-    """Pages in Parquet files: ``image`` (bytes, or a struct of bytes and path), ``label``, perhaps ``words`` and ``boxes``.
+    """Read pages in Parquet files: ``image`` (bytes, or a struct of bytes and path), ``label``, perhaps ``words`` and
+    ``boxes``.
 
     Raises:
         BadData: a file is damaged, lacks a column, or its labels do not fit.
@@ -79,7 +81,7 @@ def read_parquet(root: Path, files: Sequence[Path], labels: tuple[str, ...] | No
 
 
 def read_saved(root: Path, labels: tuple[str, ...] | None) -> Rows:
-    """Pages in a folder that ``datasets.Dataset.save_to_disk`` wrote; columns as in :func:`read_parquet`.
+    """Read pages in a folder of ``datasets.Dataset.save_to_disk``, with the columns of :func:`read_parquet`.
 
     Raises:
         BadData: a file is missing or damaged, lacks a column, or its labels do not fit.
@@ -112,7 +114,7 @@ def read_saved(root: Path, labels: tuple[str, ...] | None) -> Rows:
 
 
 class _Table:
-    """Rows of Arrow tables. A page costs little if it follows the page that was read before it."""
+    """Rows of Arrow tables. Pages are cheapest to read in order."""
 
     def __init__(
         self, blocks: Sequence[_Block], columns: _Columns, batches: Callable[[_Block, list[str]], Iterator[Any]]
@@ -152,7 +154,7 @@ class _Table:
 
 
 class _Reader:
-    """Reads a block batch by batch; one batch is in memory. A reader is not shared between processes."""
+    """Reads a block batch by batch, with one batch in memory. A reader is not shared between processes."""
 
     def __init__(self, block: _Block, batches: Iterator[Any]) -> None:
         self._block, self._batches = block, batches
@@ -161,7 +163,7 @@ class _Reader:
         self._process = os.getpid()
 
     def can_reach(self, row: int, block: _Block) -> bool:
-        """Whether a row of a block is in the batch that was read last or behind it."""
+        """Return True if a row of a block is in the last batch or behind it."""
         return block == self._block and row >= self._begin and os.getpid() == self._process
 
     def values(self, row: int) -> dict[str, Any]:
@@ -187,7 +189,7 @@ def _parquet_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
 
 def _saved_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
     arrow, ipc = _import_pyarrow("pyarrow"), _import_pyarrow("pyarrow.ipc")
-    with arrow.OSFile(str(block.file)) as file:  # a mapped file would count as memory of this process once it is read
+    with arrow.OSFile(str(block.file)) as file:  # a mapped file would count as this process's memory
         schema = ipc.read_schema(ipc.read_message(file))
         file.seek(block.place)
         yield ipc.read_record_batch(ipc.read_message(file), schema).select(columns)
@@ -201,7 +203,7 @@ def _require_same_columns(before: _Columns | None, schema: Any, file: Path) -> _
 
 
 def _find_columns(schema: Any, file: Path) -> _Columns:
-    """The columns of a page in a schema."""
+    """Find the columns of a page in a schema."""
 
     def named(names: Sequence[str]) -> str | None:
         return next((name for name in names if name in schema.names), None)
@@ -228,7 +230,7 @@ def _find_columns(schema: Any, file: Path) -> _Columns:
 
 
 def _read_features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What the Hugging Face library `datasets` writes of each column into a schema."""
+    """Read the description of each column that the Hugging Face library `datasets` writes into a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
@@ -274,12 +276,12 @@ def _path_of(file: Path, path: object, name: str) -> Path:
 
 @contextmanager
 def _catch_errors(file: Path) -> Iterator[None]:
-    """Turn Arrow's errors about a file into one line."""
+    """Convert Arrow's errors about a file to one line."""
     try:
         yield
     except EeError:
         raise
-    except Exception as error:  # Arrow's own classes, and those of Python that they are made of
+    except Exception as error:  # Arrow's own classes, and Python's
         raise BadData(f"{file}: cannot be read ({shorten(error)}); write the file again") from None
 
 

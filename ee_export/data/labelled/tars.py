@@ -1,4 +1,4 @@
-"""Labelled pages in tar archives as WebDataset names them: files of one sample have one name up to the first dot."""
+"""Read labelled pages from WebDataset's tar archives, in which files of one sample share a name up to the first dot."""
 
 import json
 import os
@@ -30,7 +30,8 @@ class _Sample:
 
 
 def read_tars(root: Path, files: Sequence[Path], labels: tuple[str, ...] | None) -> Rows:
-    """Pages in tar archives: an image or a ``.json`` with words, and the label in a ``.cls`` file or in the ``.json``.
+    """Read pages in tar archives: an image or a ``.json`` with words, and the label in a ``.cls`` file or in the
+    ``.json``.
 
     Raises:
         BadData: an archive is compressed or damaged, a sample lacks a label, or labels do not fit.
@@ -66,7 +67,7 @@ class _Archives:
 
 
 def _list_samples(file: Path) -> dict[str, _Sample]:
-    """The samples of an archive by name, in its order. Only headers and labels are read."""
+    """List the samples of an archive by name, in its order. Only headers and labels are read."""
     samples: dict[str, _Sample] = {}
     try:
         with tarfile.open(file, "r:") as archive:
@@ -90,7 +91,7 @@ def _list_samples(file: Path) -> dict[str, _Sample]:
 
 
 def _add_file(sample: _Sample, member: tarfile.TarInfo, suffix: str, file: Path) -> None:
-    """Take a file of a sample."""
+    """Add a file to its sample."""
     place, name = (member.offset_data, member.size), f"{file}/{member.name}"
     if suffix in IMAGE_SUFFIXES:
         if sample.image is not None:
