@@ -151,8 +151,7 @@ def _train(
     progress: Progress,
     report: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train the heads of all exits but ``final``, and move the model to the CPU. Returns validation accuracy per
-    exit."""
+    """Train the heads of all exits but ``final``. Returns validation accuracy per exit. The model ends on the CPU."""
     trunk = _trunk_digest(model)
     precision = " in bfloat16" if training.bf16 and has_bf16(machine.device) else ""
     model.to(machine.device)

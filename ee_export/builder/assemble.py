@@ -245,8 +245,7 @@ def _list_files(recipe: AssembleRecipe) -> list[Path]:
 
 
 def _digest(recipe: AssembleRecipe) -> str:
-    """sha256 over the lines that ``sha256sum`` prints of the ONNX files and of their weight files, in the order of
-    their names."""
+    """sha256 over the lines of ``sha256sum`` for the ONNX files and their weight files, in the order of their names."""
     paths = {path for graph in _list_files(recipe) for path in (graph, *external_files(graph))}
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda path: os.fsencode(path.name)):

@@ -40,8 +40,7 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
     "temperature": _temperature,
     "vector": fit_vector,
 }
-"""Functions from an exit's raw logits ``[N, C]`` and labels ``[N]`` to the scale and bias of each class, ``[C]``
-each."""
+"""Functions from an exit's raw logits ``[N, C]`` and labels ``[N]`` to scale and bias per class, ``[C]`` each."""
 
 
 def fit_weights(

@@ -86,8 +86,7 @@ def read_pages(data: Dataset, ocr: Ocr | None) -> list[Page]: ...
 @overload
 def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]: ...
 def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]:
-    """Read the pages of a data set, with ``ocr`` for pages without words, or the rows of labelled arrays, ``[1, …]``
-    per input."""
+    """Read the pages of a data set, by ``ocr`` if they have no words, or the rows of arrays, ``[1, …]`` per input."""
     if isinstance(data, ArrayData):
         return [data.row(index) for index in range(len(data))]
     return [read_page(path, ocr) for path in data.paths]
@@ -136,6 +135,8 @@ def _name_page(data: Data, index: int) -> str:
 def observe_each(
     chain: Chain, parts: Mapping[str, Data], ocr: Ocr | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, ExitPredictions]:
-    """:func:`observe` for named parts of the pages. ``progress`` is called with the part's name, pages done and pages
-    in all."""
+    """Run :func:`observe` on named parts of the pages.
+
+    ``progress`` is called with name, pages done, and pages in all.
+    """
     return {name: observe(chain, part, ocr, partial(progress, name)) for name, part in parts.items()}

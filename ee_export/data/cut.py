@@ -25,8 +25,7 @@ _LETTERS_A_PIECE = 8
 _MOST_CUT = 1 << 18
 """Smallest number of characters to cut before a page with too few pieces is refused."""
 _SPARE_PIECES = 16
-"""Smallest number of pieces between the last one read and the end of a truncated word, because pieces differ at that
-end."""
+"""Smallest number of pieces between the last one read and a truncated word's end, near which pieces differ."""
 _SPLITTERS = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 _LETTERS = frozenset({"Lu", "Ll", "Lt", "Lo", "Nd"})
 _CLINGING = frozenset("\u0d4e\u0e33\u0eb3")
@@ -88,8 +87,7 @@ class Cutter:
         return pieces
 
     def _cut_words(self, words: Words, spent: int) -> tuple[list[list[int]], int]:
-        """Return the ids of each word's pieces, and the number of characters cut. The tokenizer cuts the words one by
-        one.
+        """Cut words one by one. Returns the ids of each word's pieces, and the number of characters cut.
 
         Pages repeat most of their words, so known words are not cut again. Words behind the last piece that is read
         have no pieces.
@@ -130,8 +128,7 @@ class Cutter:
         return len(cut.ids)
 
     def _portion(self, words: Words, first: int) -> Words:
-        """Return the next words of a long text. A very long word is truncated if its beginning has more pieces than are
-        read.
+        """Return the next words of a long text, truncated if a word's beginning has more pieces than are read.
 
         No piece is longer than the longest of the vocabulary, or than the longest word that is not unknown. The pieces
         of a word's end depend on its beginning, and each piece of a Unigram model depends on the whole word.
@@ -172,8 +169,7 @@ class Cutter:
         return ids[read], np.concatenate([np.zeros(0, np.int64), *places])[read]
 
     def _portions(self, words: Words) -> Iterator[tuple[int, int]]:
-        """Yield spans of words in reading order that can be cut separately with the same pieces as in the whole
-        text."""
+        """Yield spans of words in reading order that have the same pieces separately as in the whole text."""
         if not words:
             return
         if sum(map(len, words)) + len(words) <= _SHORT_TEXT or not self._splits():

@@ -1,5 +1,4 @@
-"""Labelled data on disk: class folders of pages, with words in a JSON file beside each image, or an .npz file of
-arrays."""
+"""Labelled data on disk: class folders of pages with words in JSON files beside the images, or .npz files of arrays."""
 
 import hashlib
 import logging

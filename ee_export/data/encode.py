@@ -92,13 +92,13 @@ class Encoder:
         return self.further[name] if name else self
 
     def open(self, page: Page) -> tuple[Image.Image, bool]:
-        """Decode a page's picture, a JPEG file only as large as :meth:`pixels` needs. Also True if it has all
-        pixels."""
+        """Decode a page's picture, no larger than :meth:`pixels` needs. Also returns True if it has all pixels."""
         return page.decode_reduced(self._square)
 
     def contents(self, page: Page, inputs: Mapping[str, str]) -> tuple[Image.Image, Words, Boxes]:
-        """Read a page's image and text for a model with these inputs. An unread image is one pixel, an unread text
-        empty.
+        """Read a page's image and text for a model with these inputs.
+
+        An unread image is one pixel, an unread text empty.
 
         Raises:
             BadPage, NoText: image or text is missing or cannot be read.
@@ -184,8 +184,7 @@ class Encoder:
         }
 
     def collate(self, pages: list[Arrays], length: int = 0) -> Arrays:
-        """Collate encoded texts of several pages to a batch, padded to the longest text and to at least ``length``
-        tokens."""
+        """Collate encoded texts of pages to a batch, padded to the longest text and at least ``length`` tokens."""
         longest = max(length, *(page["input_ids"].shape[1] for page in pages))
         if len(pages) == 1 and longest == pages[0]["input_ids"].shape[1]:
             return pages[0]

@@ -37,8 +37,10 @@ class Skipped:
         self._counts[single, several] += 1
 
     def add_frames(self, path: Path) -> None:
-        """Count a file if it has several pages, of which only the first is read. Only headers of such formats are
-        read."""
+        """Count a file if it has several pages, of which only the first is read.
+
+        Only headers of such formats are read.
+        """
         kind = _SEVERAL.get(path.suffix.lower())
         if kind is None:
             return

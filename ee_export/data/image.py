@@ -36,8 +36,9 @@ FORMATS = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "AVIF": "AvifImagePlugin",
 }
-"""Supported formats, and the module of Pillow that reads each. Others are refused unread, because EPS starts
-Ghostscript."""
+"""Supported formats, and the module of Pillow that reads each.
+
+Others are refused unread, because EPS starts Ghostscript."""
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -96,8 +97,7 @@ _UPRIGHT = {
 }
 """EXIF orientations, and the turn that makes a page upright."""
 _WEBP_SHARE = 2
-"""Divisor of ``Limits.max_pixels`` for WebP files, which take 15 bytes a pixel: four planes are decoded twice and
-copied."""
+"""Divisor of ``Limits.max_pixels`` for WebP files, which take 15 bytes a pixel to decode and copy."""
 _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323
 
 

@@ -17,8 +17,9 @@ from ee_export.errors import BadPage
 _ROWS = 1 << 20
 """Approximate number of pixels that are converted at a time, so that a large page is not in memory a third time."""
 _LARGE = 40_000_000
-"""Pixels above which no full-size copy is kept for an OCR engine that may not be needed. A4 at 600 dpi has 35
-million."""
+"""Pixels above which no full-size copy is kept for an OCR engine that may not be needed.
+
+A4 at 600 dpi has 35 million."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _COLOURS = ("RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT, _LARGEST, _LARGEST_SAMPLE = 262, 258, 339, 281, 341
@@ -190,8 +191,7 @@ def _change_palette(image: Image.Image, name: str) -> tuple[str, Change]:
 
 
 def _find_colour_key(image: Image.Image, stored: StoredFormat, name: str) -> Any:
-    """Find the value or colour that stands for transparent pixels in an image without alpha, as Pillow decodes it, or
-    ``None``."""
+    """Find the value or colour of transparent pixels in an image without alpha, as Pillow decodes it, or ``None``."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and len(key) == 3 and all(isinstance(part, int) for part in key):
         if ";16" not in stored.rawmode:

@@ -78,8 +78,7 @@ class Page:
         return decode_image(self._source(), self.name, self.limits)[0]
 
     def decode_reduced(self, square: Square) -> tuple[Image.Image, bool]:
-        """Decode the page's picture for a reader that resizes it to ``square``. Also True if it has all pixels and
-        colours.
+        """Decode the page's picture to be resized to ``square``. Also returns True if it has all pixels and colours.
 
         See :func:`~ee_export.data.image.decode_image`. Raises as :meth:`decode`.
         """

@@ -1,5 +1,4 @@
-"""Resize and crop a page to a square, in a named order of passes that gives the same pixels with all versions of
-Pillow."""
+"""Resize and crop a page to a square, in a named order of passes, with the same pixels in all versions of Pillow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +14,16 @@ FILTERS = {name: Image.Resampling[name.upper()] for name in RESAMPLE}
 
 _OWN_ORDERS = {"12.2": "pillow-12", "12.3": "pillow-12", "13.0": "pillow-13"}
 OWN_ORDER = _OWN_ORDERS.get(".".join(PIL.__version__.split(".")[:2]))
-"""The order of the installed Pillow, which its single call computes fastest. ``None`` for a version that was not
-compared."""
+"""The order of the installed Pillow, which its single call computes fastest.
+
+``None`` for a version that was not compared."""
 
 _STRIP = 1 << 20
 """Approximate number of pixels that :func:`resize_in_strips` converts at a time."""
 _MOST_PIXELS = 1 << 26
-"""Pixels of the largest page that is resized in proportion. Otherwise a page of 1 x 10,000 would get 224 x
-2,240,000."""
+"""Pixels of the largest page that is resized in proportion.
+
+Otherwise a page of 1 x 10,000 would get 224 x 2,240,000."""
 
 Size = tuple[int, int]
 """Width and height, in pixels."""
@@ -65,8 +66,7 @@ class Square:
         return longest, longest
 
     def require_fitting(self, size: Size, name: str) -> None:
-        """Raise BadPage if a page of this size does not become ``side`` x ``side`` pixels, or is too large in
-        between."""
+        """Raise BadPage if a page of this size becomes no ``side`` x ``side`` pixels, or is too large in between."""
         if self.resize_to is None:
             return
         width, height = self.resized_size(size)

@@ -39,8 +39,9 @@ _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
 _NEEDED = {"Strip", "Metaspace", "Punctuation"}
 """Parts that must have all of their options, because the default differs between versions of tokenizers."""
 _REPLACEMENTS = {(" {2,}", SPACE), (" {2,}", " "), (r"\s{2,}|[\n\r\t]", " ")}
-"""Regular expressions and replacements of LayoutXLM and DeBERTa. Others are refused, because they can take unbounded
-time."""
+"""Regular expressions and replacements of LayoutXLM and DeBERTa.
+
+Others are refused, because they can take unbounded time."""
 _MOST_PARTS = 8
 _LARGEST_CHARSMAP = 1 << 20
 """Bytes of a character map. SentencePiece's largest, nmt_nfkc_cf, has 247 kB."""
@@ -132,8 +133,7 @@ def _read_options(path: str, kind: str, content: dict[str, Any]) -> dict[str, An
 
 
 def _read_charsmap(path: str, content: dict[str, Any]) -> bytes:
-    """Read SentencePiece's map of characters, and check every index, because tokenizers follows each unchecked and
-    panics.
+    """Read SentencePiece's map of characters, and check every index, because tokenizers panics at a bad one.
 
     The map is a length in bytes (uint32), a double array (uint32 each, as Darts writes it), and the replacements, each
     ended by a zero byte.

@@ -37,8 +37,7 @@ class SegmentEntry:
 
 @dataclass(frozen=True, slots=True)
 class GraphEntry:
-    """A whole graph that is cut at tensors. Fields are those of :class:`SegmentEntry`. ``exit``: the name of its last
-    exit."""
+    """A whole graph that is cut at tensors, with fields as in :class:`SegmentEntry`. ``exit``: its last exit."""
 
     file: Path
     inputs: dict[str, str] = field(default_factory=dict)
@@ -69,8 +68,10 @@ class CutEntry:
 
 @dataclass(frozen=True, slots=True)
 class EncodingEntry:
-    """How a page is encoded: ``stated`` fields of :class:`~ee_export.package.encoding.Encoding`, the folder of an image
-    processor of Hugging Face, and a ``tokenizer.json`` or the folder of a tokenizer."""
+    """The encoding of a page.
+
+    ``stated``: fields of :class:`~ee_export.package.encoding.Encoding`. ``processor``: the folder of an image processor
+    of Hugging Face. ``tokenizer``: a ``tokenizer.json``, or the folder of a tokenizer."""
 
     stated: dict[str, Any] = field(default_factory=dict)
     processor: Path | None = None

@@ -124,8 +124,10 @@ def check_inputs(manifest: Manifest) -> None:
 
 
 def _check_encoding(path: str, encoding: Encoding, sources: Collection[str]) -> None:
-    """Check an encoding whose inputs are made from these parts of a page. Its fields for the other parts may be left
-    out."""
+    """Check an encoding whose inputs are made from these parts of a page.
+
+    Its fields for the other parts may be left out.
+    """
     bare = Encoding()
     fields = (encoding.image_size, encoding.image_mode, encoding.image_mean, encoding.image_std)
     if "image" in sources or fields != (bare.image_size, bare.image_mode, bare.image_mean, bare.image_std):

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 
 ORDERS = ("pillow-12", "pillow-13")
-"""Orders of a resize's passes, by the version of Pillow that uses them. See
-:func:`ee_export.data.resize.resize_to_square`."""
+"""Orders of a resize's passes, by the version of Pillow that uses them.
+
+See :func:`ee_export.data.resize.resize_to_square`."""
 UNSTATED = "pillow-13"
 """The order of packages and checkpoints that state none. They date from Pillow 13, as the shipped one does."""
 RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")

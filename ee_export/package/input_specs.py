@@ -67,8 +67,7 @@ def encoded_specs(inputs: Mapping[str, str], encodings: Mapping[str, Encoding]) 
 
 
 def array_specs(manifest: Manifest) -> dict[str, TensorSpec]:
-    """Dtype and shape of every input of source ``array`` that a segment reads, as the first such segment states
-    them."""
+    """Dtype and shape of every input of source ``array`` that a segment reads, as its first reader states them."""
     specs: dict[str, TensorSpec] = {}
     for segment in next(iter(manifest.targets.values())).segments:
         for tensor in segment.inputs:

@@ -24,8 +24,7 @@ FULL = "full"
 """The operating point at which no page exits early. Every target has it."""
 
 GRAPHS = "graphs"
-"""``type`` in :attr:`Manifest.model` of a package assembled from graphs. Its ``equality`` compares with these
-graphs."""
+"""``type`` in :attr:`Manifest.model` of a package assembled from graphs, with which its ``equality`` compares."""
 
 SOURCE = "source"
 """Key of :attr:`Target.equality` for the difference from the stock checkpoint, measured from the page."""

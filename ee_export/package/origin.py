@@ -76,8 +76,7 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def recipe_digest(folder: Path) -> str | None:
-    """sha256 of the ``recipe`` in a checkpoint's training.json, as JSON with sorted keys and without spaces, or
-    ``None``.
+    """sha256 of the ``recipe`` in a checkpoint's training.json, as JSON with sorted keys without spaces, or ``None``.
 
     Raises:
         BadCheckpoint: training.json is not JSON.

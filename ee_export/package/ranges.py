@@ -1,5 +1,4 @@
-"""Check single values of a file. Each check raises :class:`~ee_export.package.strict_json.Refused` with the value's
-path."""
+"""Check single values of a file. Checks raise :class:`~ee_export.package.strict_json.Refused` with the value's path."""
 
 import re
 from collections.abc import Collection, Iterable

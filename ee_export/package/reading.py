@@ -16,8 +16,8 @@ from ee_export.package.manifest import FileEntry
 
 REPAIR = "copy the package again, or rebuild it with `ee-export build`"
 
-# A file system stamps changes with the kernel's clock, in ticks of at most 10 ms. A second change within a tick does not
-# alter the stamp, so a stamp is reliable only once it is two ticks old.
+# A file system stamps changes with the kernel's clock, in ticks of at most 10 ms. A second change within a tick leaves
+# the stamp unchanged, so a stamp is reliable only once it is two ticks old.
 _SETTLED_NS = 20_000_000
 _MOST_WAITS = 50
 _PIECE = 2**17

@@ -27,8 +27,10 @@ _END_OF_LARGE_SIZE = 20
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """An array that is not unpacked yet. ``dtype``: as numpy writes it, such as ``<f4``. ``start``: offset of its
-    values."""
+    """An array before it is unpacked.
+
+    ``dtype``: as numpy writes it, such as ``<f4``. ``start``: offset of its values.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -99,8 +101,7 @@ def _header(file: IO[bytes]) -> StoredArray | None:
 
 
 def _require_small_index(data: bytes) -> None:
-    """Refuse an archive with a large list of entries, because zipfile makes an object of each before they can be
-    counted."""
+    """Refuse an archive with a large list of entries, because zipfile makes an object of each before a count."""
     end = data[-_END_SIZE:]
     before = data[-_END_SIZE - _END_OF_LARGE_SIZE : -_END_SIZE]
     if len(end) < _END_SIZE or not end.startswith(_END) or before.startswith(_END_OF_LARGE):

@@ -15,8 +15,7 @@ _HALF_PAIR = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 
 
 class Refused(ValueError):
-    """A value of a file is refused. The message begins with the value's path inside the file, and lacks the file's
-    name."""
+    """A value of a file is refused. The message begins with the value's path in the file, without the file's name."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{printable(shorten(path, 120))}: {reason}")

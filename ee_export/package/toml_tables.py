@@ -113,8 +113,10 @@ def read_value(kind: Any, content: Any, where: str, key: str, special: Special =
 
 
 def has_type(kind: Any, content: Any) -> bool:
-    """Return True if a TOML value has a type. Whole numbers count as numbers, infinities do not. Unknown types fit any
-    value."""
+    """Return True if a TOML value has a type.
+
+    Whole numbers count as numbers, infinities do not. Unknown types fit any value.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in (int, float):
         numbers = int if kind is int else int | float

@@ -114,8 +114,7 @@ def _split_of(path: Path) -> str | None:
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
-    """Return the folders of parts, if there are no others. Class folders hold images, parts hold folders or other
-    files."""
+    """Return the folders of parts, if there are no others. Class folders hold images, parts hold other entries."""
     if not path.is_dir() or any((path / name).is_file() for name in _METADATA):
         return {}
     folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not is_clutter(entry.name)]

@@ -23,8 +23,7 @@ BOXES_COLUMNS = ("boxes", "bboxes")
 
 
 def read_csv(path: Path, labels: tuple[str, ...] | None) -> Rows:
-    """Read a CSV file of pages with a header: ``path`` (or ``file_name``), ``label`` and perhaps ``words``, a JSON
-    file.
+    """Read a CSV file of pages. Its columns are ``path`` or ``file_name``, ``label``, perhaps ``words`` (JSON files).
 
     Raises:
         BadData: a column is missing, a row lacks a file or a label, a file does not exist, or labels do not fit.
@@ -96,8 +95,7 @@ class _Files:
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """Page files with words in the lines of a file, which are read again with each page, because they may be
-    gigabytes."""
+    """Page files with words in the lines of a file, which may be gigabytes, so each page reads its line again."""
 
     path: Path
     pages: list[Path]

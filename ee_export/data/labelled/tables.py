@@ -17,8 +17,9 @@ from ee_export.errors import BadData, BadPage, EeError, shorten
 _ROWS = 16
 """Rows of Parquet files that are in memory together."""
 _BUFFER = 1 << 20
-"""Bytes of a column that are read at a time. By default, Arrow reads a column of a whole row group, which may be
-gigabytes."""
+"""Bytes of a column that are read at a time.
+
+By default, Arrow reads a column of a whole row group, which may be gigabytes."""
 IMAGE_COLUMNS = ("image", "img")
 
 
@@ -52,8 +53,7 @@ class _Block:
 
 
 def read_parquet(root: Path, files: Sequence[Path], labels: tuple[str, ...] | None) -> Rows:
-    """Read pages in Parquet files: ``image`` (bytes, or a struct of bytes and path), ``label``, perhaps ``words`` and
-    ``boxes``.
+    """Read pages in Parquet files with ``image`` (bytes, perhaps path), ``label``, perhaps ``words`` and ``boxes``.
 
     Raises:
         BadData: a file is damaged, lacks a column, or its labels do not fit.

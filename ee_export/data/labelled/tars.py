@@ -30,8 +30,7 @@ class _Sample:
 
 
 def read_tars(root: Path, files: Sequence[Path], labels: tuple[str, ...] | None) -> Rows:
-    """Read pages in tar archives: an image or a ``.json`` with words, and the label in a ``.cls`` file or in the
-    ``.json``.
+    """Read pages in tar archives: an image or a ``.json`` with words, and the label in a ``.cls`` or the ``.json``.
 
     Raises:
         BadData: an archive is compressed or damaged, a sample lacks a label, or labels do not fit.
