@@ -40,9 +40,9 @@ class BiasTimes:
     """Device milliseconds of both choices between two segments, for the largest batch of the longest pages.
 
     A recomputed bias costs every segment that reads it at most ``recomputed_ms``, for all remaining pages. A carried
-    bias costs time only at exits where pages exit: the remaining pages fill their places, which moves at most half of
-    the rows in ``moved_ms``. Both times shrink with the batch. Re-batching a single page moves nothing, while
-    recomputing still costs time. So the bias is recomputed only if that is faster than the largest possible move.
+    bias costs time only when pages exit and the remaining pages fill their places. That moves at most half of the rows,
+    in ``moved_ms``. Both times shrink with the batch. Re-batching a single page moves nothing, while recomputing still
+    costs time. So the bias is recomputed only if that is faster than the largest possible move.
     """
 
     recomputed_ms: float

@@ -108,7 +108,7 @@ def resize_to_square(image: Image.Image, square: Square, name: str = "page") -> 
     if not square.center_crop:
         return picture
     left, top = (picture.width - square.side) // 2, (picture.height - square.side) // 2
-    return picture.crop((left, top, left + square.side, top + square.side))  # 0 where the picture is smaller
+    return picture.crop((left, top, left + square.side, top + square.side))  # 0 beyond the picture
 
 
 def _resize(image: Image.Image, size: Size, square: Square) -> Image.Image:

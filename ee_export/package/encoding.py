@@ -18,7 +18,7 @@ _BAND = re.compile(r"text\.([1-9][0-9]?)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How a page becomes arrays: the ``encoding`` entry of a manifest.
+    """The encoding of a page as arrays, from the ``encoding`` entry of a manifest.
 
     ``image_size``: side S of the square that the page is resized to, in pixels. ``image_mode``: ``L`` or ``RGB``.
     ``image_mean``, ``image_std``: normalise channel values in [0, 1]. ``max_text_tokens``: tokens read of a page,

@@ -52,7 +52,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """How activations get their scales.
+    """Settings of the scales of int8 activations.
 
     ``tool``: ``modelopt`` (NVIDIA ModelOpt), ``onnxruntime`` (its static quantizer), or ``auto`` for ModelOpt if it is
     installed. ``method``: ``max`` takes the largest value. ``entropy`` clips rare ones, and needs ModelOpt, because
@@ -69,7 +69,7 @@ class Int8:
 
 @dataclass(frozen=True, slots=True)
 class TargetRecipe:
-    """How one target is compiled.
+    """The settings by which one target is compiled.
 
     ``precision``: of weights, activations and state between segments. ``int8`` computes matrix products in integers and
     the rest in fp16. ``float32``: the :data:`FLOAT32_PARTS` that stay in float32. ``attention``: ONNX's ``operator``,

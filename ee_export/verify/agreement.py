@@ -105,7 +105,7 @@ def compare_pages(
 
     Args:
         a, b: the chains.
-        paths: pages, each with its label or ``None``; see :func:`find_labelled`.
+        paths: pages, each with its label or ``None``, see :func:`find_labelled`.
         ocr: reads pages without words.
         progress: called with pages done and pages in all.
     """
