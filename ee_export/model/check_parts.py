@@ -1,4 +1,4 @@
-"""Do the parts of a model fit together, and is all there that a package needs: checks by names, before anything runs."""
+"""Check before any run that a model's parts fit together and are complete, by the names of their tensors."""
 
 import re
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _LONGEST_NAME = 200
 
 
 def require_fitting(model: PartedModel) -> None:
-    """Check a model that was brought in parts.
+    """Check a user's own model in parts.
 
     Raises:
         BadModel: a field is wrong, or the parts do not fit. Names the field or the part.

@@ -1,4 +1,4 @@
-"""The stages of a training run, and their steps: each is a batch, a loss and an update, seeded by its number."""
+"""Run the stages of a training run. Each step is a batch, a loss and an update, seeded by its number."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +31,10 @@ _VAL_BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A phase of the strategy, how long it lasts and how it steps; ``salt`` keeps its random numbers apart."""
+    """A phase of the strategy, with its length and step size.
+
+    ``salt`` separates its random numbers from other stages'.
+    """
 
     phase: Phase
     steps: int
@@ -43,7 +46,9 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """State of a stage after a step: ``done`` steps, all of them if it ended early, and a ``line`` about an epoch that ended."""
+    """State of a stage after a step.
+
+    ``done``: steps done, all of them if the stage ended early. ``line``: text about an epoch that ended."""
 
     done: int
     line: str
@@ -58,9 +63,9 @@ class Result:
 
 
 def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
-    """The stages of a recipe, in order: a vision exit that reads pixels by itself, then the phases of the strategy.
+    """The stages of a recipe, in order: a vision exit that reads pixels, then the phases of the strategy.
 
-    Where exits are added to a trained model, their heads are all that is trained.
+    If exits are added to a trained model, only their heads are trained.
     """
     specs = model.config.head_specs()
     moving = tuple(recipe.add) or model.config.exit_names()
@@ -99,26 +104,26 @@ def run_stage(
     first: int = 0,
     best: Best | None = None,
 ) -> Iterator[Step]:
-    """Train from step ``first`` to the end of a stage, and keep the weights of the epoch that the recipe says.
+    """Train from step ``first`` to the end of a stage, and keep the weights of the epoch that the recipe states.
 
     Args:
-        model: on the device that trains; its weights are changed in place.
+        model: on the device that trains. Its weights are changed in place.
         optimizer: of :func:`optimizer_of`.
         stage: of :func:`stages_of`.
-        pages: those that train.
-        val_pages: those that choose the epoch.
-        recipe: the rest of what decides.
+        pages: training pages.
+        val_pages: validation pages.
+        recipe: all other settings.
         machine: the device, and processes that make batches.
         first: steps that an interrupted run has done.
-        best: the best epoch among those, changed in place.
+        best: the best epoch of these steps, changed in place.
 
     Yields:
-        Where the stage stands, after every step. The model is whole between two of them.
+        The state of the stage after every step. The model is consistent between steps.
     """
     best = Best() if best is None else best
     settings = settings_of(model, recipe, pages.targets, machine.device)
     for name, weight in model.named_parameters():
-        weight.requires_grad_(stage.phase.trains(name))  # what is frozen costs no backward pass
+        weight.requires_grad_(stage.phase.trains(name))  # frozen weights cost no backward pass
     batches = load_items(
         Batches(model, pages, stage, recipe),
         range(first, stage.steps),
@@ -156,7 +161,7 @@ def evaluate(
         model: on any device.
         pages: the pages.
         exits: the exits.
-        balance: weights of the classes ``[C]`` in the loss, on the model's device; default every page counts the same.
+        balance: weights of the classes ``[C]`` in the loss, on the model's device. By default all pages count the same.
     """
     model.eval()
     logits: dict[str, list[Tensor]] = {name: [] for name in exits}
@@ -179,7 +184,7 @@ def evaluate(
 class Batches(torch.utils.data.Dataset[Any]):
     """The batch of every step of a stage: a seed, the inputs and the targets.
 
-    All randomness comes from (seed, stage, step), so a resumed run repeats an unbroken one, whatever process makes the batch.
+    All randomness comes from (seed, stage, step), so a resumed run repeats an unbroken one, with any process.
     """
 
     def __init__(self, model: EarlyExitModel, pages: EncodedPages, stage: Stage, recipe: Recipe) -> None:
@@ -215,7 +220,7 @@ def train_step(
     step: int,
     batch: tuple[int, dict[str, Tensor], Tensor],
 ) -> None:
-    """One update by a batch, which goes through the model in as many parts as the recipe says.
+    """Update once by a batch, which goes through the model in as many parts as the recipe states.
 
     Raises:
         DeviceError: the batch does not fit into a GPU's memory.

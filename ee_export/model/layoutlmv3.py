@@ -1,4 +1,4 @@
-"""The early-exit LayoutLMv3 classifier: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit LayoutLMv3 classifier: the stock trunk and classifier with a head at every exit."""
 
 from functools import partial
 from typing import Any, ClassVar
@@ -27,13 +27,13 @@ from ee_export.package.encoding import UNSTATED, band_of
 
 @strict
 class EarlyExitLayoutLMv3Config(EarlyExitConfig, LayoutLMv3Config):
-    """LayoutLMv3's configuration, and which exits the model has.
+    """LayoutLMv3's configuration with exits.
 
-    ``exits``: names in any order, ``final`` implied. ``heads``: fields of
-    :class:`~ee_export.model.exits.HeadSpec` per exit, where they differ from the default. ``max_text_tokens``: how
-    many tokens of a page are read, the two special ones included. ``image_mode``: ``L`` or ``RGB``, how a page is
-    decoded before it becomes three channels; ``resize``: the order of passes in which it is resized, see
-    :func:`ee_export.data.resize.resize_to_square`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
+    ``exits``: names in any order, ``final`` implied. ``heads``: per exit, the fields of
+    :class:`~ee_export.model.exits.HeadSpec` that differ from the default. ``max_text_tokens``: tokens read of a page,
+    including the two special ones. ``image_mode``: mode ``L`` or ``RGB`` in which a page is decoded before it becomes
+    three channels. ``resize``: order of a resize's passes, see :func:`ee_export.data.resize.resize_to_square`.
+    ``image_mean``, ``image_std``: normalise values in [0, 1].
     """
 
     model_type = "early_exit_layoutlmv3"
@@ -53,7 +53,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
     """LayoutLMv3 for document classification with exits.
 
     ``layoutlmv3.*`` and ``classifier.*`` carry the names of transformers' ``LayoutLMv3ForSequenceClassification``, so a
-    stock checkpoint loads into them; ``exits.*`` are this model's own.
+    stock checkpoint loads into them. ``exits.*`` hold the exit heads.
     """
 
     config_class = EarlyExitLayoutLMv3Config
@@ -74,7 +74,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
         parts = self.vision_parts(trunk_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
         for name in specs:
             if name.startswith("text."):
-                # Embeds by itself: what it read is a part of the text, and what comes next needs all of it.
+                # Embeds by itself, because it reads a part of the text, and the next part needs the whole text.
                 read = partial(trunk.band_mean, stock, band_of(name))
                 parts.append(self.head_part(name, ("input_ids", "bbox", "attention_mask"), read))
         parts.append(trunk_part(trunk.text_embeddings, stock, ("input_ids", "bbox"), ("text",)))
@@ -130,7 +130,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
 
 
 def band_mask(bbox: Tensor, attention_mask: Tensor, percent: int) -> Tensor:
-    """1 for the tokens that ``text.<percent>`` reads, ``[B, T]``, written out page by page for the proof."""
+    """1 for the tokens that ``text.<percent>`` reads, ``[B, T]``, computed page by page for the proof."""
     mask = torch.zeros_like(attention_mask)
     for page, boxes in enumerate(bbox.tolist()):
         for token, box in enumerate(boxes):

@@ -1,4 +1,4 @@
-"""Pages encoded once, in memory-mapped files that an interrupted run goes on with."""
+"""Encode pages once, into memory-mapped files from which an interrupted run resumes."""
 
 import fcntl
 import hashlib
@@ -27,17 +27,19 @@ from ee_export.progress import PageProgress
 _STEP = 16
 """Pages that are encoded between two calls of ``progress``."""
 _EVERY_S = 10.0
-"""Seconds after which what is done is written down, so that a killed process can go on."""
+"""Seconds between two saves of the progress, from which a killed run resumes."""
 _STATE = "state.json"
 _DTYPES = {"pixels": np.uint8, "ids": np.int32, "boxes": np.int16, "ends": np.int64}
-"""Files of the cache. Each holds its array of :class:`~ee_export.model.pages.EncodedPages`, row by row and without a header."""
+"""Files of the cache.
+
+Each holds its array of :class:`~ee_export.model.pages.EncodedPages`, row by row and without a header."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    """How much of a cache is written: pages, tokens, and the shape of a page's pixels.
+    """Progress of a cache: number of pages and tokens, and the shape of a page's pixels.
 
-    Pages that are there keep their place if a later page changes, so a bad page can be mended without encoding all again.
+    Pages in the cache stay valid if a later page changes, so a bad page can be repaired without encoding all again.
     """
 
     pages: int = 0
@@ -57,16 +59,16 @@ def encode_pages(
 ) -> EncodedPages:
     """Encode each page once, as far as ``model`` reads it, and write it to ``folder``.
 
-    A run that was interrupted goes on where it stopped. Memory does not grow with the number of pages.
+    An interrupted run resumes at its last save. Memory does not grow with the number of pages.
 
     Args:
         data: the pages.
         encoder: encodes them.
         model: the model that will read them.
-        folder: where the files are kept.
-        encoding: see :func:`~ee_export.model.pages.encoding_digest`. With another one the cache begins anew.
+        folder: folder of the files.
+        encoding: see :func:`~ee_export.model.pages.encoding_digest`. Another encoding starts the cache over.
         progress: called after every few pages.
-        workers: processes that decode and encode; 0 is this one alone.
+        workers: processes that decode and encode, 0 for this process alone.
 
     Raises:
         BadPage: a page cannot be read.
@@ -102,7 +104,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 class _CacheState:
-    """A cache's record of what is done: ``state.json``."""
+    """The record of a cache's progress, in ``state.json``."""
 
     def __init__(self, folder: Path, encoding: str, names: list[str]) -> None:
         self.folder, self.names = folder, names
@@ -110,7 +112,7 @@ class _CacheState:
         self._stamps = hashlib.sha256()
 
     def read(self, data: Labelled) -> _Progress:
-        """How much is done with this encoding and these pages."""
+        """Read the progress with this encoding and these pages."""
         try:
             state = json.loads((self.folder / _STATE).read_text())
             done = _Progress(state["pages"], state["tokens"], tuple(state["pixels"]))
@@ -122,17 +124,17 @@ class _CacheState:
                 stamps.update(page_stamp(data, index))
             if stamps.hexdigest() != state["stamps"]:
                 return _Progress()
-        except (OSError, ValueError, KeyError, TypeError):  # a damaged record is as good as none
+        except (OSError, ValueError, KeyError, TypeError):  # a damaged record counts as none
             return _Progress()
         self._stamps = stamps
         return done
 
     def add(self, stamp: bytes) -> None:
-        """Take the stamp of the next page."""
+        """Add the stamp of the next page."""
         self._stamps.update(stamp)
 
     def write(self, files: Mapping[str, IO[bytes]], done: _Progress) -> None:
-        """Write down what is done, after the files themselves have reached the disk."""
+        """Save the progress, after the files themselves have reached the disk."""
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -149,7 +151,7 @@ def _append(
     progress: PageProgress,
     workers: int,
 ) -> _Progress:
-    """Encode the pages that are not done yet, in order."""
+    """Encode the remaining pages, in order."""
     with ExitStack() as stack:
         files = {name: stack.enter_context(_path_of(state.folder, name).open("ab")) for name in state.names}
         for name, file in files.items():
@@ -177,7 +179,7 @@ def _append(
 
 
 class _Encoding(torch.utils.data.Dataset[Any]):
-    """A few pages from a given one on, each as its stamp and its arrays; the error of one that cannot be read comes last."""
+    """Some successive pages, each as its stamp and arrays. They end with the error of a page that cannot be read."""
 
     def __init__(self, data: Labelled, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel) -> None:
         self.data, self.encoder, self.model = data, encoder, model
@@ -185,10 +187,10 @@ class _Encoding(torch.utils.data.Dataset[Any]):
     def __getitem__(self, begin: int) -> list[tuple[bytes, dict[str, np.ndarray]] | EeError]:
         pages: list[tuple[bytes, dict[str, np.ndarray]] | EeError] = []
         for index in range(begin, min(begin + _STEP, len(self.data))):
-            stamp = page_stamp(self.data, index)  # before its files are read: a later change is seen
+            stamp = page_stamp(self.data, index)  # before its files are read, so that a later change is detected
             try:
                 pages.append((stamp, self._encoded(index)))
-            except EeError as error:  # raised in a worker it would arrive with a traceback in its text
+            except EeError as error:  # returned, because an error raised in a worker gets a traceback in its text
                 return [*pages, error]
         return pages
 

@@ -1,4 +1,4 @@
-"""The image processor of a checkpoint that was brought, as the fields of an encoding: the same pixels, or a refusal."""
+"""Convert a stock checkpoint's image processor to fields of an encoding with the same pixels, or refuse it."""
 
 import io
 import json
@@ -21,12 +21,12 @@ from ee_export.model.checkpoint import silence_transformers
 from ee_export.package.encoding import LARGEST_SIDE, UNSTATED, Encoding
 
 NESTED, ALONE = "processor_config.json", "preprocessor_config.json"
-"""Files that hold an image processor: the entry ``image_processor`` of the first, else the second."""
+"""Files of an image processor: the entry ``image_processor`` of the first, else the second."""
 
 _NAMES = {int(resample): name for name, resample in FILTERS.items()}
 _LARGEST_FILE = 1 << 20
 _WARPED_FROM = 384
-"""Pixels of the edge from which ConvNext's processor makes a page a square without a crop."""
+"""Smallest edge in pixels at which ConvNext's processor resizes a page to a square without a crop."""
 _SAVE = "save the processor next to the model (`AutoImageProcessor.from_pretrained(…).save_pretrained(FOLDER)`)"
 _ANOTHER = "take the processor that the model was trained with"
 _KNOWN_SWITCHES = frozenset(
@@ -43,15 +43,15 @@ _KNOWN_SWITCHES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """The steps that a class of processors can make of an image, besides the resize."""
+    """The steps of a class of processors, besides the resize."""
 
     crop: bool = True
     values: bool = True
-    """Whether it rescales and normalises."""
+    """True if the class rescales and normalises."""
     bgr: bool = False
     crop_pct: bool = False
     fails_with: frozenset[str] = frozenset()
-    """Switches with which the class fails."""
+    """Settings with which the class fails."""
 
 
 _PLAIN = _Steps()
@@ -66,13 +66,14 @@ _CLASSES = {
     "LayoutLMv3ImageProcessor": _Steps(fails_with=frozenset({"do_center_crop"})),
     "LayoutLMv2ImageProcessor": _Steps(crop=False, values=False, bgr=True),  # LayoutXLM's too
 }
-"""Classes of transformers whose steps an encoding can state, by their names without ``Pil`` and ``Fast``."""
+"""Supported processor classes of transformers, by their names without ``Pil`` and ``Fast``."""
 
 
 def image_encoding(folder: Path, image_size: int, channels: int) -> dict[str, Any]:
-    """The fields of :class:`~ee_export.package.encoding.Encoding` that the image processor of a checkpoint decides.
+    """Convert a checkpoint's image processor to fields of :class:`~ee_export.package.encoding.Encoding`.
 
-    The processor is loaded by transformers, so that the defaults of its class hold. The result is compared with it on a drawn page.
+    transformers loads the processor, so that the defaults of its class hold. The result is compared with it on a drawn
+    page.
 
     Args:
         folder: the checkpoint.
@@ -80,8 +81,8 @@ def image_encoding(folder: Path, image_size: int, channels: int) -> dict[str, An
         channels: channels of an image that the model reads, 1 or 3.
 
     Raises:
-        BadCheckpoint: the processor is missing, damaged, of an unknown class, for a model of another size, or has a setting that
-            an encoding cannot state. The message names the file and the setting.
+        BadCheckpoint: the processor is missing, damaged, of an unknown class, for a model of another size, or has a
+            setting that an encoding cannot state. The message names the file and the setting.
     """
     if channels not in (1, 3):
         raise BadCheckpoint(
@@ -97,10 +98,10 @@ def image_encoding(folder: Path, image_size: int, channels: int) -> dict[str, An
 
 
 def load_processor(folder: Path) -> Any:
-    """A checkpoint's image processor, of transformers' classes that resize with Pillow.
+    """Load a checkpoint's image processor, as a class of transformers that resizes with Pillow.
 
     Raises:
-        BadCheckpoint: there is none, it is damaged, or its class is not one of those that an encoding can state.
+        BadCheckpoint: there is none, it is damaged, or its class is not supported.
     """
     path, stated = _file_of(folder)
     name = stated.get("image_processor_type") or stated.get("feature_extractor_type")
@@ -108,7 +109,7 @@ def load_processor(folder: Path) -> Any:
     if name is not None and kind not in _CLASSES:
         raise BadCheckpoint(f"{path}: {_unknown(shorten(name))}")
     try:
-        # Code that a checkpoint brings along is never run, and nothing is downloaded.
+        # Code in a checkpoint is never run, and nothing is downloaded.
         with silence_transformers():
             processor = AutoImageProcessor.from_pretrained(
                 folder, backend="pil", local_files_only=True, trust_remote_code=False
@@ -129,7 +130,7 @@ class _Refused(Exception):
 
 
 def _file_of(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that holds the processor, and the settings that it states."""
+    """Find the processor's file, and read its settings."""
     for name in (NESTED, ALONE):
         path = folder / name
         if not path.is_file():
@@ -198,7 +199,7 @@ def _encoding_of(processor: Any, image_size: int, channels: int) -> dict[str, An
 
 
 def _sizes(processor: Any, steps: _Steps, image_size: int) -> tuple[tuple[int, ...], bool]:
-    """``resize_to``, and whether the resized page is cropped."""
+    """``resize_to``, and true if the resized page is cropped."""
     crop = bool(steps.crop and processor.do_center_crop)
     if crop:
         _require_size("crop_size", _sides("crop_size", processor.crop_size), image_size)
@@ -221,7 +222,7 @@ def _sizes(processor: Any, steps: _Steps, image_size: int) -> tuple[tuple[int, .
 
 
 def _sides(name: str, size: Any) -> tuple[int, ...]:
-    """Height and width, or the shorter side, of a size as transformers holds it."""
+    """Convert transformers' form of a size to height and width, or to the shorter side."""
     stated = dict(size) if size is not None else {}
     for keys in (("height", "width"), ("shortest_edge",)):
         if set(stated) == set(keys) and not (name == "crop_size" and len(keys) == 1):
@@ -252,7 +253,7 @@ def _require_size(name: str, sides: tuple[int, ...], image_size: int) -> None:
 
 
 def _per_channel(name: str, value: Any, channels: int) -> tuple[float, ...]:
-    """Three numbers. A model of one channel reads the first of three alike."""
+    """Convert a setting to three numbers. A model of one channel uses the first of three equal ones."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if len(values) != channels:
         raise _Refused(
@@ -269,7 +270,7 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def _require_same_pixels(processor: Any, image_size: int, fields: dict[str, Any], path: Path) -> None:
-    """Raise BadCheckpoint if the processor and the encoding make different pixels of a drawn page, upright and on its side."""
+    """Raise BadCheckpoint if processor and encoding make different pixels of a drawn page, upright or on its side."""
     encoding = Encoding(image_size=image_size, max_text_tokens=2, bos_id=0, eos_id=0, pad_id=0, **fields)
     encoder = Encoder(encoding, Tokenizer(models.WordLevel()))
     file, _ = draw({"pixel_values": "image"}, encoding)

@@ -1,4 +1,4 @@
-"""Train ramps on features that an ONNX graph makes of labelled pages; the graph does not change."""
+"""Train ramps on features that an unchanged ONNX graph computes for labelled pages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -25,20 +25,21 @@ def train_ramps(
     how: HeadTraining,
     progress: Callable[[int, int, str], None],
 ) -> tuple[dict[str, Layers], dict[str, float]]:
-    """Train a ramp for every exit; see :func:`~ee_export.model.train_heads.train_heads`.
+    """Train a ramp for every exit, see :func:`~ee_export.model.train_heads.train_heads`.
 
     Args:
-        features: float32 ``[N, F]`` per exit. They are standardised for training, which the first layer's weights take up.
+        features: float32 ``[N, F]`` per exit. They are standardised for training, and the first layer's weights are
+            adapted to raw features afterwards.
         targets: indices of labels, int64 ``[N]``.
         val_features: of the validation pages, ``[M, F]`` per exit.
-        val_targets: theirs, ``[M]``.
+        val_targets: labels of the validation pages, ``[M]``.
         layers: 1 or 2 per exit.
         classes: number of labels.
         how: the hyperparameters.
         progress: called after every epoch.
 
     Returns:
-        The layers per exit, for features as they come, and validation accuracy per exit, 0–1.
+        The layers per exit for raw features, and validation accuracy per exit, 0–1.
     """
     keys = {name: f"ramp{index}" for index, name in enumerate(features)}
     means = {name: values.mean(0) for name, values in features.items()}
@@ -60,13 +61,13 @@ def train_ramps(
 
 
 def make_zero_layers(inputs: int, layers: int, classes: int) -> Layers:
-    """Layers of zeros, which stand in for those of a ramp before it is trained."""
+    """Make layers of zeros, as placeholders for those of a ramp before training."""
     sizes = [(inputs, inputs)] * (layers - 1) + [(classes, inputs)]
     return [(np.zeros(size, np.float32), np.zeros(size[0], np.float32)) for size in sizes]
 
 
 def compute_logits(layers: Sequence[tuple[np.ndarray, np.ndarray]], features: np.ndarray) -> np.ndarray:
-    """Logits ``[B, C]`` that a ramp gives for features ``[B, F]``, computed by torch."""
+    """Compute a ramp's logits ``[B, C]`` for features ``[B, F]`` with torch."""
     values = torch.from_numpy(features)
     for index, (weight, bias) in enumerate(layers):
         values = nn.functional.linear(
@@ -76,7 +77,7 @@ def compute_logits(layers: Sequence[tuple[np.ndarray, np.ndarray]], features: np
 
 
 class _Ramps(nn.Module):
-    """Ramps under the names by which :func:`train_heads` finds the weights of an exit's head."""
+    """Ramps with the weight names that :func:`train_heads` expects of an exit's head."""
 
     def __init__(self, sizes: Mapping[str, tuple[int, int]], classes: int) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class _Ramps(nn.Module):
 
 
 def _fold_standardisation(layers: Layers, mean: np.ndarray, deviation: np.ndarray) -> Layers:
-    """The layers with the first one changed so that it takes features that are not standardised."""
+    """Fold the standardisation of features into the first layer, so that it reads raw features."""
     (weight, bias), *rest = layers
     scaled = weight / deviation
     return [(scaled.astype(np.float32), (bias - scaled @ mean).astype(np.float32)), *rest]

@@ -1,4 +1,4 @@
-"""Where a training run stands, so that a killed one goes on: safetensors and JSON, never pickle."""
+"""Save the state of a training run, from which a killed run resumes, as safetensors and JSON, without pickles."""
 
 import json
 import os
@@ -23,7 +23,9 @@ _BEST = ("loss", "accuracy", "waited")
 
 
 class SavedRun:
-    """Where a run stands, in ``<out>.partial``: weights, optimizer moments and the best epoch's weights as safetensors, the rest as JSON."""
+    """The saved state of a run in ``<out>.partial``.
+
+    Weights, optimizer moments and the best epoch's weights are safetensors, the rest is JSON."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], every_s: float = 60.0) -> None:
         self.folder = folder
@@ -32,10 +34,10 @@ class SavedRun:
         self._last = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """The figures of the partial run, ``None`` if there is no such run.
+        """Read the figures of the partial run, ``None`` if there is no such run.
 
         Raises:
-            BadRequest: it is another one's or damaged.
+            BadRequest: it belongs to another run or is damaged.
         """
         if not self.folder.exists():
             return None
@@ -51,10 +53,10 @@ class SavedRun:
         return state
 
     def restore(self, model: EarlyExitModel, optimizers: list[torch.optim.AdamW]) -> tuple[int, Best]:
-        """Steps already done and the best epoch of the stage in which they end.
+        """Restore the state. Returns the steps already done, and the best epoch of the stage in which they end.
 
         Raises:
-            BadRequest: the partial run is another one's or damaged.
+            BadRequest: the partial run belongs to another run or is damaged.
         """
         state = self.read()
         if state is None:
@@ -72,7 +74,7 @@ class SavedRun:
                 prefix = f"{number}.{place}."
                 own = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
                 if own:
-                    # The count of steps stays on the processor, where AdamW keeps it.
+                    # AdamW keeps the count of steps on the CPU.
                     optimizer.state[weight] = {
                         key: value if key == "step" else value.to(weight.device) for key, value in own.items()
                     }
@@ -81,7 +83,7 @@ class SavedRun:
     def save_sometimes(
         self, steps: int, model: EarlyExitModel, optimizers: list[torch.optim.AdamW], best: Best
     ) -> None:
-        """Write the state if the last time is a minute ago (``EE_TRAIN_SAVE_S`` seconds)."""
+        """Write the state if the last write is a minute ago (``EE_TRAIN_SAVE_S`` seconds)."""
         if time.monotonic() - self._last < self._every_s:
             return
         with staged_folder(self.folder, overwrite=True) as staging:

@@ -1,7 +1,7 @@
-"""Training strategies: which parameters move in which phase, and how the exits' losses become one.
+"""Training strategies: the phases of a training, the parameters that each trains, and the loss over all exits.
 
-Hamed et al. ("Multimodal adaptive inference for document image classification with anytime early exiting", 2024) compare
-several of these for LayoutLMv3; each is described where it is defined, with its own source.
+Hamed et al. ("Multimodal adaptive inference for document image classification with anytime early exiting", 2024)
+compare several of these for LayoutLMv3. The docstring of each names its own source.
 """
 
 import re
@@ -22,12 +22,12 @@ Logits = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the losses take from a recipe.
+    """Settings of the losses, from a recipe.
 
     ``weights``: relative loss weight per exit. ``gamma``: weight of an exit against ``final`` in subgraph losses.
-    ``entropy``: weight of the entropy bonus where a strategy regularises with it. ``temperature``: of the teacher in
-    self-distillation. ``sizes``: parameters on the way to each exit and at it. ``class_weights``: float32 ``[C]``, by which the
-    cross entropy of a class's pages counts, or ``None``.
+    ``entropy``: weight of the entropy bonus in strategies that have one. ``temperature``: of the teacher in
+    self-distillation. ``sizes``: number of parameters on the path to each exit, including its head. ``class_weights``:
+    float32 ``[C]``, weights of the classes in the cross entropy, or ``None``.
     """
 
     weights: Mapping[str, float]
@@ -44,10 +44,10 @@ Loss = Callable[[Logits, Tensor, Settings], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of training.
+    """A phase of training.
 
-    ``exits``: whose logits are computed. ``trains``: whether a parameter of this name moves. ``loss``: of these exits'
-    logits. ``only_final_on_odd``: every second step trains ``final`` alone.
+    ``exits``: exits to compute logits of. ``trains``: function that is true for the name of a trained parameter.
+    ``loss``: of these exits' logits. ``only_final_on_odd``: true if every second step trains ``final`` alone.
     """
 
     exits: tuple[str, ...]
@@ -60,38 +60,38 @@ def phases(strategy: str, exits: Sequence[str]) -> list[Phase]:
     """The phases of a strategy, for exits in order with ``final`` last.
 
     Raises:
-        BadRequest: there is no such strategy; lists them and says which is nearest.
+        BadRequest: there is no such strategy. Lists them and names the nearest.
     """
     require_known(strategy, STRATEGIES, "training strategy")
     return STRATEGIES[strategy](tuple(exits))
 
 
 TRUNKS = tuple({f"{family.base_model_prefix}." for family in FAMILIES.values()})
-"""What the names of a trunk's parameters begin with."""
+"""Prefixes of the names of trunk parameters."""
 
 _EMBEDDINGS = tuple({f"{family.base_model_prefix}.embeddings" for family in FAMILIES.values() if family.reads("text")})
-"""Beginnings of the names of the parameters that turn words into ``hidden.0``."""
+"""Prefixes of the names of the parameters that embed words to ``hidden.0``."""
 
 _CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.", "pre_classifier.", "pooler.", "head.")
-"""Beginnings of the names of the stock classifiers' parameters."""
+"""Prefixes of the names of the stock classifiers' parameters."""
 
 
 def head_prefix(exit_name: str) -> tuple[str, ...]:
-    """Beginnings of the names of an exit head's own parameters."""
+    """Prefixes of the names of an exit head's own parameters."""
     return _CLASSIFIERS if exit_name == "final" else (f"exits.{exit_name.replace('.', '_')}.",)
 
 
 SHARED_GATE = "shared_gate."
-"""What the names of the one gate that exits may share begin with; it trains whenever a head does."""
+"""Prefix of the names of the shared gate's parameters, which are trained with any head."""
 
 
 def is_on_path(exit_name: str, parameter: str) -> bool:
-    """Whether a trunk parameter is used on the way to an exit."""
+    """Return True if a trunk parameter is used on the path to an exit."""
     if not parameter.startswith(TRUNKS):
         return False
     in_encoder = exit_name == "final" or exit_name.startswith("encoder.")
     if layer := re.search(r"\.(?:layers?|stages)\.(\d+)\.(downsample\.)?", parameter):
-        # A Swin's stage ends with what begins the next one.
+        # A Swin's stage ends with the merge that this toolkit runs at the beginning of the next one.
         depth = int(layer[1]) + bool(layer[2])
         return exit_name == "final" or (in_encoder and depth < int(exit_name.removeprefix("encoder.")))
     if parameter.split(".")[1] in ("layernorm", "post_layernorm", "pooler", "head"):
@@ -116,7 +116,7 @@ def cross_entropy(values: Tensor, targets: Tensor, settings: Settings) -> Tensor
 
 
 def weighted_joint(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
-    """Weighted mean of every exit's cross entropy; an exit without a weight counts 1.
+    """Weighted mean of every exit's cross entropy. The default weight is 1.
 
     Reference: Teerapittayanon et al., "BranchyNet: Fast inference via early exiting from deep neural networks", 2016.
     """
@@ -126,7 +126,7 @@ def weighted_joint(logits: Logits, targets: Tensor, settings: Settings) -> Tenso
 
 
 def depth_weighted(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
-    """As :func:`weighted_joint`, the k-th exit counting k times as much as the first.
+    """:func:`weighted_joint` with weight k for the k-th exit.
 
     Reference: Zhou et al., "BERT loses patience: Fast and robust inference with early exit", 2020.
     """
@@ -135,7 +135,7 @@ def depth_weighted(logits: Logits, targets: Tensor, settings: Settings) -> Tenso
 
 
 def parameter_weighted(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
-    """As :func:`weighted_joint`, each exit weighted by the number of parameters on the way to it and at it.
+    """:func:`weighted_joint` with each exit weighted by the number of parameters on its path and in its head.
 
     Reference: Hamed et al., 2024.
     """
@@ -147,11 +147,12 @@ def parameter_weighted(logits: Logits, targets: Tensor, settings: Settings) -> T
 def subgraphs(logits: Logits, targets: Tensor, settings: Settings, *, weighted: bool, entropy: bool) -> Tensor:
     """The mean over exits of γ · (loss of the path to that exit) + (1 − γ) · (loss of ``final``).
 
-    An exit's subgraph is the path that a page takes to it: all that runs before it and its head, and nothing behind, so the
-    gradient of its term stays on that path. ``weighted``: a path counts by its share of the parameters. ``entropy``: an exit's
-    own entropy is subtracted with the weight ``settings.entropy``, so that it does not become certain before it is right.
+    An exit's subgraph is a page's path to it: all computations before it and its head, but nothing behind, so the
+    gradient of its term stays on that path. ``weighted``: true to weight a path by its share of the parameters.
+    ``entropy``: true to subtract an exit's own entropy with the weight ``settings.entropy``, so that it does not get
+    certain before it is right.
 
-    References: Hamed et al., 2024; for the entropy term, Pereyra et al., "Regularizing neural networks by penalizing
+    References: Hamed et al., 2024. The entropy term is from Pereyra et al., "Regularizing neural networks by penalizing
     confident output distributions", 2017.
     """
     final = cross_entropy(logits["final"], targets, settings)
@@ -168,9 +169,9 @@ def subgraphs(logits: Logits, targets: Tensor, settings: Settings, *, weighted: 
 
 
 def self_distillation(logits: Logits, targets: Tensor, settings: Settings) -> Tensor:
-    """:func:`weighted_joint`, and every exit also learns from what ``final`` says, softened by a temperature.
+    """:func:`weighted_joint`, plus the divergence of every exit from ``final``, softened by a temperature.
 
-    The teacher gets no gradient from its pupils.
+    The teacher ``final`` gets no gradient from it.
 
     Reference: Zhang et al., "Be your own teacher: Improve the performance of convolutional neural networks via self
     distillation", 2019.
@@ -188,7 +189,7 @@ def self_distillation(logits: Logits, targets: Tensor, settings: Settings) -> Te
 
 
 def gate_loss(gates: Logits, logits: Logits, targets: Tensor) -> Tensor:
-    """Mean over gates of the binary cross entropy of "this exit's answer is right"; nothing flows into what is answered.
+    """Mean over gates of the binary cross entropy of "this exit's answer is right", without a gradient to the answers.
 
     Args:
         gates: go/stop logits ``[B, 1]`` per exit.
@@ -223,13 +224,13 @@ def _heads_of(exits: Sequence[str]) -> tuple[str, ...]:
 
 
 def heads_only_phase(exits: Sequence[str]) -> Phase:
-    """Only the heads of these exits move."""
+    """Make a phase that trains only the heads of these exits."""
     heads = _heads_of(exits)
     return Phase(tuple(exits), lambda name: name.startswith(heads), weighted_joint)
 
 
 def _single_phase(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
-    """One phase: trunk and all heads move together."""
+    """Make the strategy of one phase that trains trunk and all heads together."""
 
     def build(exits: tuple[str, ...]) -> list[Phase]:
         heads = (*TRUNKS, *_heads_of(exits))
@@ -239,7 +240,7 @@ def _single_phase(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
 
 
 def _two_stage(exits: tuple[str, ...]) -> list[Phase]:
-    """Train the model without exits, freeze it, and train the exits on it: ``final`` stays what it would be without them.
+    """Train the model without exits, freeze it, and train the exits on it, so that they do not change ``final``.
 
     Reference: Xin et al., "DeeBERT: Dynamic early exiting for accelerating BERT inference", 2020.
     """
@@ -248,7 +249,8 @@ def _two_stage(exits: tuple[str, ...]) -> list[Phase]:
 
 
 def _alternating(exits: tuple[str, ...]) -> list[Phase]:
-    """Even steps train all exits jointly, odd steps ``final`` alone, so that it does not pay for the others.
+    """Train all exits jointly in even steps, and ``final`` alone in odd steps, so that it loses no accuracy to the
+    others.
 
     Reference: Xin et al., "BERxiT: Early exiting for BERT with better fine-tuning and extension to regression", 2021.
     """
@@ -256,7 +258,7 @@ def _alternating(exits: tuple[str, ...]) -> list[Phase]:
 
 
 def _layer_wise(exits: tuple[str, ...]) -> list[Phase]:
-    """Exit after exit: each trains its head and what lies between the exit before and it; what lies before is frozen.
+    """Train exit after exit, each with its head and the layers since the exit before. Earlier layers are frozen.
 
     Reference: Belilovsky et al., "Greedy layerwise learning can scale to ImageNet", 2019.
     """
@@ -272,7 +274,7 @@ def _layer_wise(exits: tuple[str, ...]) -> list[Phase]:
 
 
 def _two_stage_subgraphs(loss: Loss) -> Callable[[tuple[str, ...]], list[Phase]]:
-    """``final`` first, then all exits with it: the trunk moves in both."""
+    """Train ``final`` first, then all exits with it. Both phases train the trunk."""
 
     def build(exits: tuple[str, ...]) -> list[Phase]:
         return [*_single_phase(weighted_joint)(("final",)), *_single_phase(loss)(exits)]

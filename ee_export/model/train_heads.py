@@ -1,4 +1,4 @@
-"""Train the heads of exits on the features of a frozen trunk; no other weight changes."""
+"""Train the heads of exits on the features of a frozen trunk. No other weight changes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,15 @@ Progress = Callable[[int, int, str], None]
 
 
 class HasHeads(Protocol):
-    """A module with heads at exits; the names of a head's weights begin with :func:`~ee_export.model.strategies.head_prefix`."""
+    """A module with heads at exits.
+
+    A head's weight names begin with :func:`~ee_export.model.strategies.head_prefix`.
+    """
 
     config: Any
 
     def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor, ...]:
-        """Logits of an exit ``[B, C]``, and what else its head gives, for features ``[B, F]``."""
+        """Logits of an exit ``[B, C]``, followed by other outputs of its head, for features ``[B, F]``."""
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
@@ -33,12 +36,12 @@ class HasHeads(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HeadTraining:
-    """How heads are trained: AdamW, the learning rate falling to 0 along a cosine.
+    """Hyperparameters of the heads, for AdamW with a learning rate that falls to 0 along a cosine.
 
-    ``vision_epochs``: of the exit ``vision``, whose head reads pixels and is trained apart. ``patience``: epochs without a lower
-    validation loss of any exit after which training ends. ``balanced``: whether every class weighs the same in the loss, however many
-    pages it has; else every page does. ``bf16``: whether the trunk, and the head of ``vision`` while it is trained, compute in bfloat16
-    if the device can.
+    ``vision_epochs``: epochs of the exit ``vision``, whose head reads pixels and is trained separately. ``patience``:
+    number of epochs without a lower validation loss of any exit after which training ends. ``balanced``: true if all
+    classes count the same in the loss, false if all pages do. ``bf16``: true to compute the trunk, and the head of
+    ``vision`` in training, in bfloat16 if the device supports it.
     """
 
     epochs: int = 60
@@ -62,14 +65,14 @@ def train_heads(
     how: HeadTraining,
     progress: Progress,
 ) -> dict[str, float]:
-    """Train the heads of some exits, and keep each as it was after the epoch with its lowest validation loss.
+    """Train the heads of some exits, and keep the weights of each from its epoch with the lowest validation loss.
 
     Args:
-        model: its heads are changed in place, on the device where they are.
+        model: its heads are changed in place, on their device.
         features: float32 ``[N, H]`` per exit.
         targets: index of each page's label, int64 ``[N]``.
         val_features: of the validation pages, ``[M, H]`` per exit.
-        val_targets: theirs, ``[M]``.
+        val_targets: labels of the validation pages, ``[M]``.
         how: the hyperparameters.
         progress: called after every epoch.
 
