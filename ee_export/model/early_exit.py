@@ -151,7 +151,7 @@ class EarlyExitModel(PreTrainedModel):
                 del self.exits[name]
 
     def classify(self, features: Tensor) -> Tensor:
-        """Class logits ``[B, C]`` of the trunk's classifier, for features ``[B, F]`` of :meth:`pooled` at ``final``."""
+        """Class logits ``[B, C]`` of the trunk's classifier, for features ``[B, F]`` of :meth:`pool` at ``final``."""
         logits: Tensor = self.classifier(features)
         return logits
 
@@ -174,8 +174,7 @@ class EarlyExitModel(PreTrainedModel):
 
     @property
     def final_feature(self) -> str:
-        """The feature of the trunk's own classifier: the first row (``cls``), the ``mean``, or another one
-        (``own``)."""
+        """The feature of the trunk's classifier: the first row (``cls``), the ``mean``, or another one (``own``)."""
         return "cls"
 
     def final_features(self, hidden: Tensor) -> Tensor:
@@ -193,14 +192,13 @@ class EarlyExitModel(PreTrainedModel):
         return rows.mean(1) if mask is None else masked_mean(rows, mask)
 
     def feature(self, exit_name: str) -> str:
-        """The feature of an exit's head: one of :data:`~ee_export.model.exits.FEATURES`, or ``own``, see
-        :attr:`final_feature`."""
+        """The feature of an exit's head: one of :data:`~ee_export.model.exits.FEATURES`, or :attr:`final_feature`."""
         if exit_name == "final":
             return self.final_feature
         spec: HeadSpec = self.config.head_specs()[exit_name]
         return "own" if spec.by_final and self.final_feature == "own" else spec.reads
 
-    def pooled(self, exit_name: str, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pool(self, exit_name: str, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features ``[B, F]`` of ``hidden [B, L, H]`` for the head of an exit."""
         feature = self.feature(exit_name)
         if feature == "own":

@@ -79,8 +79,7 @@ def text_encoding(
     pad_id: int | None = None,
     image: Encoding | None = None,
 ) -> Encoding:
-    """Make the encoding of a model that reads text: ``input_ids``, ``attention_mask`` ``[B, T]``, ``bbox`` ``[B, T,
-    4]``.
+    """Make the encoding of text: ``input_ids`` and ``attention_mask`` int64 ``[B, T]``, ``bbox`` int64 ``[B, T, 4]``.
 
     Args:
         tokenizer: of the library tokenizers. Its special tokens are replaced by one token in front and one behind.

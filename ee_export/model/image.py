@@ -87,7 +87,7 @@ class EarlyExitImage(EarlyExitModel):
         pixels = inputs["pixel_values"]
         states = self.base_model(pixels, output_hidden_states=True).hidden_states
         return {
-            name: pixels if self.feature(name) == "pixels" else self.pooled(name, states[self.config.depth(name)])
+            name: pixels if self.feature(name) == "pixels" else self.pool(name, states[self.config.depth(name)])
             for name in self.config.exit_names()
         }
 

@@ -125,7 +125,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
             elif name == "text":
                 features[name] = masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask)
             else:
-                features[name] = self.pooled(name, states[self.config.depth(name)], mask)
+                features[name] = self.pool(name, states[self.config.depth(name)], mask)
         return features
 
 

@@ -107,9 +107,7 @@ class EarlyExitModernBert(EarlyExitText, ModernBertPreTrainedModel):
         first, *between, last = self.model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
         states = (first, *map(self.model.final_norm, between), last)
         return {
-            name: masked_mean(first, mask)
-            if name == "text"
-            else self.pooled(name, states[self.config.depth(name)], mask)
+            name: masked_mean(first, mask) if name == "text" else self.pool(name, states[self.config.depth(name)], mask)
             for name in self.config.exit_names()
         }
 

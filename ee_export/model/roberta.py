@@ -1,5 +1,4 @@
-"""The early-exit classifiers of RoBERTa, XLM-RoBERTa and CamemBERT: stock trunk and classifier with a head at every
-exit."""
+"""The early-exit classifiers of RoBERTa, XLM-RoBERTa and CamemBERT: stock trunk and classifier, and a head per exit."""
 
 from typing import Any, ClassVar
 

@@ -249,8 +249,7 @@ def _two_stage(exits: tuple[str, ...]) -> list[Phase]:
 
 
 def _alternating(exits: tuple[str, ...]) -> list[Phase]:
-    """Train all exits jointly in even steps, and ``final`` alone in odd steps, so that it loses no accuracy to the
-    others.
+    """Train all exits jointly in even steps, and ``final`` alone in odd steps, so that it keeps its accuracy.
 
     Reference: Xin et al., "BERxiT: Early exiting for BERT with better fine-tuning and extension to regression", 2021.
     """

@@ -103,7 +103,7 @@ class EarlyExitSwin(EarlyExitStages, SwinPreTrainedModel):
         states = self.swin(pixels, output_hidden_states=True, output_hidden_states_before_downsampling=True)
         rows = [state.flatten(2).transpose(1, 2) for state in states.reshaped_hidden_states]
         return {
-            name: pixels if self.feature(name) == "pixels" else self.pooled(name, rows[self.config.depth(name)])
+            name: pixels if self.feature(name) == "pixels" else self.pool(name, rows[self.config.depth(name)])
             for name in self.config.exit_names()
         }
 

@@ -99,7 +99,7 @@ class EarlyExitText(EarlyExitModel):
         read = {name: inputs[name] for name in self.INPUTS}
         states = self.base_model(**read, output_hidden_states=True).hidden_states
         return {
-            name: self.pooled(name, states[self.config.depth(name)], read["attention_mask"])
+            name: self.pool(name, states[self.config.depth(name)], read["attention_mask"])
             for name in self.config.exit_names()
         }
 

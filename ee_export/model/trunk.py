@@ -32,8 +32,7 @@ def fuse(trunk: LayoutLMv3Model, text: Tensor, visual: Tensor) -> Tensor:
 
 
 def band_mean(trunk: LayoutLMv3Model, percent: int, input_ids: Tensor, bbox: Tensor, attention_mask: Tensor) -> Tensor:
-    """Average ``[B, H]`` of the embeddings of the tokens with the middle of their box in the top ``percent`` of the
-    page.
+    """Average ``[B, H]`` of the embeddings of tokens with the middle of their box in the top ``percent`` of the page.
 
     The first token always counts, so that there is at least one. The last token, which marks the end of the text, does
     not. So a page with only this part of its text read has the same average as with its whole text.
