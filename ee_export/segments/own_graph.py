@@ -264,7 +264,7 @@ class CutGraph:
         return run
 
 
-def pool(tensor: np.ndarray, cut: CutEntry) -> np.ndarray:
+def pooled(tensor: np.ndarray, cut: CutEntry) -> np.ndarray:
     """The features of a trained head: a tensor of one page without padding, pooled, float32 ``[1, F]``."""
     if tensor.ndim == 2:
         return tensor
