@@ -83,7 +83,7 @@ def build(
         require_labels(labels)
     except Refused as error:
         raise BadCheckpoint(
-            f"{checkpoint_folder / 'config.json'}: id2label: {error}; rename the classes and train anew"
+            f"{checkpoint_folder / 'config.json'}: id2label: {error}; rename the classes and train again"
         ) from None
     return build_model(
         checkpoint.make_parted_model(model, tokenizer),

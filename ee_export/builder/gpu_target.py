@@ -120,7 +120,7 @@ def _build_engines(
     """Build the engines. Returns their manifest entries and the exits with plain attention."""
     # Not in the staging folder, because all of its files become the package.
     with tempfile.TemporaryDirectory(prefix="ee-graphs-") as work:
-        typed_folder, plain_folder = Path(work) / "asked", Path(work) / PLAIN
+        typed_folder, plain_folder = Path(work) / "typed", Path(work) / PLAIN
         typed = prepare_segments(package, recipe, typed_folder, samples)
         progress("prepare", 1, 1)
         folder.mkdir()

@@ -171,7 +171,7 @@ def explain_uncertified(package: Package, target_name: str) -> str:
     if split is None or package.target(target_name).operating_points[POINT].certificate is not None:
         return ""
     return (
-        f"operating point '{POINT}' is not certified: {split.pages['certify']} pages were kept apart for that, and a risk "
+        f"operating point '{POINT}' is not certified: {split.pages['certify']} pages were held out for that, and a risk "
         f"of {CERTIFIED.epsilon:g} takes {count_pages_needed()}; it loses no right answer on the pages that tuned it"
     )
 
@@ -345,7 +345,7 @@ def refit(
     if recalibrate is not None:
         require_known(recalibrate, METHODS, "calibration method")
     if point_name == FULL:
-        raise BadRequest(f"operating point '{FULL}' never leaves early and is not tuned; name another one")
+        raise BadRequest(f"operating point '{FULL}' exits no page early and is not tuned; name another one")
     require_name_of("operating point", point_name)
     stamped = stamp("tune" if recalibrate is None else "calibrate")
     with lock_package(package.path, progress):

@@ -36,7 +36,7 @@ class ArrayCheck:
             if not isinstance(array, np.ndarray):
                 kind = "missing" if array is None else f"a {type(array).__name__}, not a numpy array"
                 raise BadRequest(
-                    f"input '{spec.name}': {kind}; expected {format_spec(spec)}, as the package's inputs say"
+                    f"input '{spec.name}': {kind}; expected {format_spec(spec)}, as the package's inputs state"
                 )
             if array.dtype != dtype:
                 raise BadRequest(

@@ -283,7 +283,7 @@ def catch_load_errors(folder: Path) -> Iterator[None]:
     except Exception as error:  # tokenizers has no exception class of its own
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
         raise BadCheckpoint(
-            f"{folder}: cannot be loaded ({reason}); copy the checkpoint again or train it anew"
+            f"{folder}: cannot be loaded ({reason}); copy the checkpoint again or train it again"
         ) from None
 
 

@@ -177,7 +177,9 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
             )
         encodings[name] = _encoding(content, where, folder, f"encodings.{name}")
     if graph is not None and top.encodings:
-        raise BadRequest(f"{where}: [encodings] with [graph]; one graph reads a page in one way, which [encoding] says")
+        raise BadRequest(
+            f"{where}: [encodings] with [graph]; one graph reads a page in one way, which [encoding] states"
+        )
     exits = [*(segment.exit for segment in segments), *(cut.exit for cut in cuts), *([graph.exit] if graph else [])]
     for index, name in enumerate(exits):
         if name in exits[:index]:

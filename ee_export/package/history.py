@@ -56,7 +56,7 @@ def roll_back_target(target: Target, name: str, replaced: Stamp, steps: int = 1)
     """
     if name == FULL:
         raise BadRequest(
-            f"operating point '{FULL}' never leaves early, so that it has nothing to roll back; name another one"
+            f"operating point '{FULL}' exits no page early, so it has nothing to roll back; name another one"
         )
     own = [entry for entry in target.history if entry.name == name]
     if own and steps > len(own):

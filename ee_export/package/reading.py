@@ -123,7 +123,7 @@ class Reading:
             if not stat.S_ISREG(status.st_mode):
                 raise BadPackage(f"{path}: not a plain file; {REPAIR}")
             if status.st_size != entry.size:
-                raise BadPackage(f"{path}: {status.st_size} bytes, the manifest says {entry.size}; {REPAIR}")
+                raise BadPackage(f"{path}: {status.st_size} bytes, the manifest states {entry.size}; {REPAIR}")
             identity = _settled_identity(path, handle)
             digest = hashlib.sha256()
             left = entry.size

@@ -235,7 +235,7 @@ def _require_files(folder: Path, sizes: Mapping[str, int | None]) -> None:
                         raise BadPackage(f"{_printable_path(folder / name)}: not a plain file; {_REPAIR}")
                     if sizes[name] not in (None, status.st_size):
                         raise BadPackage(
-                            f"{_printable_path(folder / name)}: {status.st_size} bytes, the manifest says {sizes[name]}; {_REPAIR}"
+                            f"{_printable_path(folder / name)}: {status.st_size} bytes, the manifest states {sizes[name]}; {_REPAIR}"
                         )
                     del missing[name]
     except OSError as error:

@@ -102,14 +102,16 @@ def compare_answers(
     reference = point.seen
     if reference is None:
         raise BadRequest(
-            f"operating point '{point_name}' does not say what its pages looked like; tune it again with `ee-export tune`"
+            f"operating point '{point_name}' has no reference statistics of its pages; tune it again with `ee-export tune`"
         )
     if len(pages) < 20:
         raise BadData(f"{len(pages)} answered pages are too few to compare; at least 20 are needed")
     exits = package.manifest.exits
     unknown = {page.exit for page in pages} - set(exits)
     if unknown:
-        raise BadData(f"pages left at '{sorted(unknown)[0]}', which is no exit of {package.path} ({', '.join(exits)})")
+        raise BadData(
+            f"pages exited at '{sorted(unknown)[0]}', which is no exit of {package.path} ({', '.join(exits)})"
+        )
     counts = tuple([sum(page.exit == name for page in pages) for name in exits])
     scores = {
         name: (reference.scores[name], histogram([page.scores[name] for page in pages if name in page.scores]))
@@ -121,7 +123,7 @@ def compare_answers(
     if alarms:
         sentence = (
             f"ALARM: these {len(pages)} pages are not like those of tuning ({', '.join(alarms)}); "
-            "a certificate says nothing of them: label some, then `ee-export tune`"
+            "a certificate does not hold for them: label some, then `ee-export tune`"
         )
     else:
         sentence = f"no alarm: these {len(pages)} pages look like those of tuning (false-alarm rate {false_alarm:g})"

@@ -86,7 +86,7 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
         if (expected_exits != exits).any():
             index = int(np.flatnonzero(expected_exits != exits)[0])
             raise NotEqual(
-                f"{package.path}: operating point '{point}': golden page {index} left at {chain.exits[exits[index]]}, expected "
+                f"{package.path}: operating point '{point}': golden page {index} exited at {chain.exits[exits[index]]}, expected "
                 f"{chain.exits[expected_exits[index]]}; rebuild the target on this machine with `ee-export build` or `compile`"
             )
     return VerifyResult(target_name, len(pages), target.tolerance, differences, points)

@@ -102,7 +102,7 @@ def test_a_package_from_too_few_pages_says_that_its_operating_point_is_not_certi
     assert kept is not None
     assert kept.pages["certify"] < 76
     assert tiny_package.target("cpu-fp32").operating_points["default"].certificate is None
-    remark = f"{kept.pages['certify']} pages were kept apart for that, and a risk of 0.03 takes 76"
+    remark = f"{kept.pages['certify']} pages were held out for that, and a risk of 0.03 takes 76"
     assert remark in explain_uncertified(tiny_package, "cpu-fp32")
 
 
