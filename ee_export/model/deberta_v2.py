@@ -172,9 +172,9 @@ def _position_scores(table: Positions, rows: Tensor, queries: Tensor, keys: Tens
     seen_by, seen_from = _at(steps, rows, table[0]), _at(-steps, rows, table[1])
     scores: Tensor | float = 0.0
     if seen_by is not None:
-        scores = _shifted(queries.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_by)
+        scores = _shift(queries.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_by)
     if seen_from is not None:
-        by_key = _shifted(keys.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_from)
+        by_key = _shift(keys.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_from)
         scores = scores + by_key.transpose(2, 3)
     return scores
 
@@ -196,7 +196,7 @@ def _position_table(encoder: DebertaV2Encoder, attention: DisentangledSelfAttent
         return None, None
     embeddings = attention.pos_dropout(encoder.get_rel_embedding()[: 2 * attention.pos_ebd_size])
 
-    def projected(kind: str, own: str, shared: nn.Linear) -> Tensor | None:
+    def project(kind: str, own: str, shared: nn.Linear) -> Tensor | None:
         if kind not in attention.pos_att_type:
             return None
         projection = shared if attention.share_att_key else getattr(attention, own)
@@ -204,15 +204,15 @@ def _position_table(encoder: DebertaV2Encoder, attention: DisentangledSelfAttent
         # Transposed here, because onnxruntime 1.32 crashes when it fuses a product of two transposed 16-bit tensors.
         return by_row.permute(1, 2, 0).contiguous()
 
-    key = projected("c2p", "pos_key_proj", attention.key_proj)
-    return key, projected("p2c", "pos_query_proj", attention.query_proj)
+    key = project("c2p", "pos_key_proj", attention.key_proj)
+    return key, project("p2c", "pos_query_proj", attention.query_proj)
 
 
 def _constant(table: Positions) -> Callable[[], Positions]:
     return lambda: table
 
 
-def _shifted(by_distance: Tensor) -> Tensor:
+def _shift(by_distance: Tensor) -> Tensor:
     """Shift ``[B, h, T, 2 · T]`` to ``[B, h, T, T]``: column j of row i is column T + j − i of the input's row i."""
     pages, heads, tokens, distances = by_distance.shape
     shifted = by_distance.reshape(pages, heads, distances, tokens)[:, :, 1:]

@@ -189,12 +189,12 @@ class _Encoding(torch.utils.data.Dataset[Any]):
         for index in range(begin, min(begin + _STEP, len(self.data))):
             stamp = page_stamp(self.data, index)  # before its files are read, so that a later change is detected
             try:
-                pages.append((stamp, self._encoded(index)))
+                pages.append((stamp, self._encode(index)))
             except EeError as error:  # returned, because an error raised in a worker gets a traceback in its text
                 return [*pages, error]
         return pages
 
-    def _encoded(self, index: int) -> dict[str, np.ndarray]:
+    def _encode(self, index: int) -> dict[str, np.ndarray]:
         image, words, boxes = read_contents(self.data, index, self.encoder, self.model)
         text = self.encoder.text(words, boxes)
         arrays = {"ids": text["input_ids"][0].astype(np.int32), "boxes": text["bbox"][0].astype(np.int16)}

@@ -45,7 +45,7 @@ class SavedRun:
             state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
             same = state["identity"] == self._identity
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(error) from None
+            raise self._damage_error(error) from None
         if not same:
             raise BadRequest(
                 f"{self.folder}: belongs to a run with another recipe or other data; remove it or name another --out"
@@ -68,7 +68,7 @@ class SavedRun:
             for name in _BEST:
                 setattr(best, name, state["best"][name])
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise self._damaged(error) from None
+            raise self._damage_error(error) from None
         for number, optimizer in enumerate(optimizers):
             for place, weight in enumerate(optimizer.param_groups[0]["params"]):
                 prefix = f"{number}.{place}."
@@ -97,7 +97,7 @@ class SavedRun:
             (staging / "state.json").write_text(json.dumps(state))
         self._last = time.monotonic()
 
-    def _damaged(self, error: Exception) -> BadRequest:
+    def _damage_error(self, error: Exception) -> BadRequest:
         return BadRequest(f"{self.folder}: damaged ({shorten(error)}); remove it to begin again")
 
     def remove(self) -> None:

@@ -50,7 +50,7 @@ class ArrayFile:
         try:
             self._archive = zipfile.ZipFile(io.BytesIO(data))
             entries = self._archive.infolist()
-            self.stored = {entry.filename.removesuffix(".npy"): self._stored(entry) for entry in entries}
+            self.stored = {entry.filename.removesuffix(".npy"): self._read_header(entry) for entry in entries}
         except ValueError:
             raise
         except Exception as error:  # zipfile raises a dozen classes for damaged files
@@ -71,7 +71,7 @@ class ArrayFile:
             raise ValueError(f"{name}: cut short")
         return np.frombuffer(values, stored.dtype).reshape(stored.shape)
 
-    def _stored(self, entry: zipfile.ZipInfo) -> StoredArray:
+    def _read_header(self, entry: zipfile.ZipInfo) -> StoredArray:
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not entry.filename.endswith(".npy"):
             raise ValueError(f"entry {entry.filename[:100]!r} is not one that numpy writes")
         with self._archive.open(entry) as file:
