@@ -742,11 +742,11 @@ def _present(package: Any, target: str, as_json: bool) -> None:
 
 
 def _refit(as_json: bool, method: str | None, **asked: Any) -> None:
-    from ee_export.builder import tune as fit
+    from ee_export.builder.refit import refit
     from ee_export.package.store import open_package
 
     with export_extra(), progress_bars() as show:
-        package = fit.refit(
+        package = refit(
             open_package(asked["package"]),
             asked["target"],
             asked["data"],
@@ -762,12 +762,12 @@ def _refit(as_json: bool, method: str | None, **asked: Any) -> None:
 
 
 def _show_frontier(as_json: bool, **asked: Any) -> None:
-    from ee_export.builder import tune as fit
+    from ee_export.builder.refit import measure_frontier
     from ee_export.package.store import open_package
 
     with export_extra(), progress_bars() as show:
         package = open_package(asked["package"])
-        points = fit.measure_frontier(
+        points = measure_frontier(
             package, asked["target"], asked["data"], asked["seed"], asked["ocr_ms"], _engine(), _wish(asked), show
         )
     table = Table("mean ms", "accuracy", *package.manifest.exits[:-1])

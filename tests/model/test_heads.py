@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ee_export.builder.build import build
-from ee_export.builder.tune import TuningGoal, refit
+from ee_export.builder.refit import refit
+from ee_export.builder.tune import TuningGoal
 from ee_export.data.page import read_page
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ee_export.builder.tune import TuningGoal, refit
+from ee_export.builder.refit import refit
+from ee_export.builder.tune import TuningGoal
 from ee_export.cli.main import cli
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package import history

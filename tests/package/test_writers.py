@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from attacks.kill import attack, faults
-from ee_export.builder.tune import TuningGoal, refit
+from ee_export.builder.refit import refit
+from ee_export.builder.tune import TuningGoal
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package.atomic import lock_file
 from ee_export.package.store import open_package, rewrite_package
@@ -45,7 +46,8 @@ def test_who_tunes_waits_for_the_lock_and_begins_with_what_its_holder_left(copy:
     script = """
 import sys
 from pathlib import Path
-from ee_export.builder.tune import TuningGoal, refit
+from ee_export.builder.refit import refit
+from ee_export.builder.tune import TuningGoal
 from ee_export.package.store import open_package
 package = open_package(Path(sys.argv[1]))
 print("opened", flush=True)

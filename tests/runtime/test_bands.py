@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 import ee_export
 from ee_export.builder import tune
 from ee_export.builder.build import build
+from ee_export.builder.refit import observe_parts
 from ee_export.data.ocr import is_installed
 from ee_export.data.page import Page, read_page
 from ee_export.data.text_reader import TextReader, find_gap
@@ -209,7 +210,7 @@ def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
 ) -> None:
     package = banded[1]
     target = package.target("cpu-fp32")
-    parts, _ = tune.observe_parts(
+    parts, _ = observe_parts(
         package, "cpu-fp32", pages_folder, 0, None, tune.TuningGoal(), lambda stage, done, total: None
     )
     for seen in parts.values():
