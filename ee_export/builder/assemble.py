@@ -15,7 +15,8 @@ from ee_export.builder.assemble_inputs import PackageInputs, read_inputs
 from ee_export.builder.assemble_proof import make_golden_pages, prove_target, require_padding
 from ee_export.builder.build import TARGET, complete
 from ee_export.builder.predictions import read_pages, split_held_out
-from ee_export.data.dataset import ArrayData, Data, read_arrays, read_dataset, require_finite
+from ee_export.data.dataset import Data, read_dataset
+from ee_export.data.labelled_arrays import ArrayData, read_arrays, require_finite
 from ee_export.data.page import Ocr
 from ee_export.errors import BadData, BadRequest
 from ee_export.model.ramps import Layers, make_zero_layers, train_ramps

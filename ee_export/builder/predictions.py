@@ -9,9 +9,10 @@ from typing import overload
 
 import numpy as np
 
-from ee_export.data.dataset import ArrayData, Data, Dataset, stratified_split
+from ee_export.data.dataset import Data, Dataset, stratified_split
 from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.data.inputs import without_prefix
+from ee_export.data.labelled_arrays import ArrayData
 from ee_export.data.page import Ocr, Page, read_page
 from ee_export.errors import BadData, BadLogits, EeError, printable, shorten
 from ee_export.package.input_specs import texts_of

@@ -713,7 +713,7 @@ _ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "de
 
 def _rows(chain: "Chain", paths: Sequence[Path]) -> Iterator[tuple[str, Arrays]]:
     """The rows of .npz files for a package of arrays, each with its name."""
-    from ee_export.data.dataset import read_rows
+    from ee_export.data.labelled_arrays import read_rows
     from ee_export.package.input_specs import array_specs
 
     for path in paths:

@@ -16,8 +16,9 @@ import ee_export
 from ee_export.builder import build
 from ee_export.builder.predictions import split_held_out
 from ee_export.cli.main import cli
-from ee_export.data.dataset import read_arrays, read_package_data
+from ee_export.data.dataset import read_package_data
 from ee_export.data.encode import Arrays
+from ee_export.data.labelled_arrays import read_arrays
 from ee_export.data.page import Page
 from ee_export.errors import BadData, BadPackage, BadRequest, EeError
 from ee_export.package.atomic import staged_folder
