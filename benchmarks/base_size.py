@@ -11,7 +11,9 @@ import torch
 from rich.progress import Progress
 
 from ee_export.builder.build import export, golden_inputs
-from ee_export.builder.compile import add_golden_logits, make_draft_chain, make_openvino_target, quantize_target
+from ee_export.builder.compile import add_golden_logits, make_openvino_target
+from ee_export.builder.draft import make_draft_chain
+from ee_export.builder.quantize import quantize_target
 from ee_export.model import checkpoint
 from ee_export.model.exits import parse_exits
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config

@@ -1,50 +1,39 @@
 """Compile a package's segments for another target, with its own calibration and operating points."""
 
-import multiprocessing
-import os
-import platform
-import shutil
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from importlib import metadata
-from operator import add
 from pathlib import Path
 
 import numpy as np
 
 from ee_export.builder import tune
 from ee_export.builder.costs import machine_name, measure
+from ee_export.builder.draft import make_draft_chain
 from ee_export.builder.gpu_target import build_recipe_target, measure_device_costs
 from ee_export.builder.predictions import ExitPredictions, encode_page, observe_each, read_pages, split_held_out
-from ee_export.data.dataset import Data, read_package_data
+from ee_export.builder.quantize import SOURCE, quantize_carefully, report_part
+from ee_export.data.dataset import read_package_data
 from ee_export.data.encode import Arrays
 from ee_export.data.page import Ocr
 from ee_export.errors import BadRequest, require_known
 from ee_export.package.atomic import staged_folder
 from ee_export.package.input_specs import only_encoding
-from ee_export.package.manifest import FULL, GPU_BACKENDS, Manifest, Target
+from ee_export.package.manifest import Manifest, Target
 from ee_export.package.recipe import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
 from ee_export.package.store import GOLDEN, Package, link_files, lock_package, open_package, require_name_of
 from ee_export.progress import Progress
-from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
+from ee_export.runtime.backends import open_gpu, require_runnable
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
-from ee_export.runtime.opening import open_segment
-from ee_export.runtime.ort import available_threads
-from ee_export.runtime.plan import operating_point
 from ee_export.segments.prepare import prepare_segments
-from ee_export.segments.quantize import KINDS, quantize_segments
+from ee_export.segments.quantize import KINDS
 from ee_export.verify import golden
 from ee_export.verify.replay import seal_verified
 
-SOURCE = "cpu-fp32"
 TARGETS = {"cpu-int8": "onnxruntime", "openvino-bf16": "openvino"}
 """Targets without a recipe, and the backend of each."""
-LOSS = 0.005
-"""Largest share of an exit's right answers that quantization may lose. Segments that lose more stay float."""
 _SAMPLES = 32
 """Largest number of pages that give static activations their range."""
 _FLOOR = 1e-3
@@ -74,7 +63,7 @@ def compile_target(
         data: held-out pages in class folders, which are divided as for a new package.
         kind: of quantization, one of :data:`~ee_export.segments.quantize.KINDS`.
         ocr: reads pages without words.
-                seed: of the split.
+        seed: of the split.
         overwrite: replace the target if the package has it.
         progress: called at every step.
 
@@ -161,7 +150,7 @@ def _compile(
     source = package.target(SOURCE)
     parts, split = split_held_out(read_package_data(package.manifest, data), seed)
     before = load_package(package, SOURCE, one_pool=True)
-    reference = observe_each(before, parts, ocr, partial(_report_part, progress, SOURCE))
+    reference = observe_each(before, parts, ocr, partial(report_part, progress, SOURCE))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         if recipe is not None:
             samples = _encode_samples(recipe, before, data, ocr, seed)
@@ -172,7 +161,7 @@ def _compile(
             pages = read_pages(parts["calibrate"], ocr)[:_SAMPLES] if kind == "static" else []
             samples = [encode_page(before, page) for page in pages]
             folder = staging / target_name
-            target, chain, predictions = _quantize_carefully(
+            target, chain, predictions = quantize_carefully(
                 before, folder, kind, samples, parts, reference, ocr, progress
             )
         else:
@@ -201,123 +190,6 @@ def make_openvino_target(package: Package) -> Target:
     """Make a target of the same graphs that OpenVINO computes in bfloat16. It is neither measured nor calibrated."""
     compiled = {"from": SOURCE, "openvino": metadata.version("openvino"), "machine": machine_name()}
     return Target("openvino", 0.0, {}, package.target(SOURCE).segments, compiled=compiled)
-
-
-def _quantize_carefully(
-    before: Chain,
-    folder: Path,
-    kind: str,
-    samples: Sequence[Arrays],
-    parts: Mapping[str, Data],
-    reference: Mapping[str, ExitPredictions],
-    ocr: Ocr | None,
-    progress: Progress,
-) -> tuple[Target, Chain, dict[str, ExitPredictions]]:
-    """Quantize segments, but keep some float if an exit loses too much accuracy. Returns target, chain, predictions."""
-    kept: list[str] = []
-    while True:
-        progress("quantize", 0, 1)
-        target = quantize_target(before.package, folder, kind, samples, kept)
-        chain = make_draft_chain(before, folder.name, target, folder.parent)
-        progress("quantize", 1, 1)
-        predictions = observe_each(chain, parts, ocr, progress)
-        losing = _find_losing_exit(reference, predictions, kept)
-        if losing is None:
-            return target, chain, predictions
-        kept.append(_find_most_harmful(before, chain, parts, losing, kept, ocr, progress))
-
-
-def quantize_target(
-    package: Package, folder: Path, kind: str, samples: Sequence[Arrays], kept: Sequence[str]
-) -> Target:
-    """Quantize segments into ``folder``. The target is neither measured nor calibrated."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    reduced = not _multiplies_bytes()
-    # In another process, because onnxruntime's calibration cannot open sessions beside a global thread pool.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent) as worker:
-        arguments = (package.path, SOURCE, folder, kind, samples, tuple(kept), reduced)
-        specs = worker.submit(quantize_segments, *arguments).result()
-    compiled = {"from": SOURCE, "quantization": kind, "weight_bits": "7" if reduced else "8", "machine": machine_name()}
-    if kept:
-        compiled["float"] = ", ".join(kept)
-    return Target("onnxruntime", 0.0, {}, specs, compiled=compiled)
-
-
-def _end_with_parent() -> None:
-    """End a worker when its parent process is killed. Otherwise it would wait for work forever, and write meanwhile."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _multiplies_bytes() -> bool:
-    """Return True if this processor adds products of 8-bit numbers without overflow: VNNI, AMX, or no x86."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
-
-
-def _report_part(progress: Progress, what: str, part: str, done: int, total: int) -> None:
-    progress(f"{what}: {part}", done, total)
-
-
-def make_draft_chain(before: Chain, name: str, target: Target, folder: Path) -> Chain:
-    """Make the chain of a target whose segments are not in a package yet."""
-    manifest = before.package.manifest
-    package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
-    point = operating_point(target, FULL)
-    if target.backend in GPU_BACKENDS:
-        return before.beside(package, target, point, open_drafted_on_gpu(target, name, folder))
-    threads = available_threads()
-    opened = partial(open_segment, threads=threads, one_pool=True)
-    segments = [opened(target.backend, spec, folder / spec.file) for spec in target.segments]
-    return before.beside(package, target, point, segments)
-
-
-def _find_losing_exit(
-    before: Mapping[str, ExitPredictions], after: Mapping[str, ExitPredictions], kept: Sequence[str]
-) -> str | None:
-    """Find the first exit that lost more accuracy than :data:`LOSS` behind some quantized segment."""
-    reference, predictions = (reduce(add, parts.values()) for parts in (before, after))
-    exits = list(predictions.tokens)
-    for index, name in enumerate(exits):
-        if _compute_accuracy(reference, name) - _compute_accuracy(predictions, name) > LOSS and set(
-            exits[: index + 1]
-        ) - set(kept):
-            return name
-    return None
-
-
-def _compute_accuracy(pages: ExitPredictions, exit_name: str) -> float:
-    return float((pages.logits[exit_name].argmax(1) == pages.targets).mean())
-
-
-def _find_most_harmful(
-    before: Chain,
-    after: Chain,
-    parts: Mapping[str, Data],
-    losing: str,
-    kept: Sequence[str],
-    ocr: Ocr | None,
-    progress: Progress,
-) -> str:
-    """Find the exit whose segment, quantized alone, costs the exit ``losing`` the most accuracy."""
-    accuracies: dict[str, float] = {}
-    for index, name in enumerate(before.exits[: before.exits.index(losing) + 1]):
-        if name in kept:
-            continue
-        segments = [*before.segments[:index], after.segments[index], *before.segments[index + 1 :]]
-        alone = before.beside(before.package, before.target, before.operating_point, segments)
-        predictions = observe_each(alone, parts, ocr, partial(_report_part, progress, f"{name} alone"))
-        accuracies[name] = _compute_accuracy(reduce(add, predictions.values()), losing)
-    return min(accuracies, key=accuracies.__getitem__)
 
 
 def _compare_with_source(

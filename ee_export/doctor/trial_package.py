@@ -4,7 +4,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from ee_export.builder.compile import SOURCE, add_golden_logits, make_draft_chain
+from ee_export.builder.compile import SOURCE, add_golden_logits
+from ee_export.builder.draft import make_draft_chain
 from ee_export.builder.gpu_target import build_recipe_target
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import SegmentSpec, Target, logits_name
