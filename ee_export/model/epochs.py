@@ -13,18 +13,10 @@ from ee_export.model.best import Best, class_weights, cross_entropy
 from ee_export.model.device import Machine, autocast
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.loader import load_items, workers_to_train
+from ee_export.model.losses import LossSettings, gate_loss, weighted_joint
 from ee_export.model.pages import EncodedPages, make_batch
 from ee_export.model.recipe import Recipe
-from ee_export.model.strategies import (
-    Phase,
-    Settings,
-    gate_loss,
-    head_prefix,
-    heads_only_phase,
-    is_on_path,
-    phases,
-    weighted_joint,
-)
+from ee_export.model.strategies import Phase, head_prefix, heads_only_phase, is_on_path, phases
 
 _VAL_BATCH = 16
 
@@ -215,7 +207,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     stage: Stage,
     recipe: Recipe,
-    settings: Settings,
+    settings: LossSettings,
     device: torch.device,
     step: int,
     batch: tuple[int, dict[str, Tensor], Tensor],
@@ -253,7 +245,7 @@ def train_step(
     optimizer.step()
 
 
-def settings_of(model: EarlyExitModel, recipe: Recipe, targets: Tensor, device: torch.device) -> Settings:
+def settings_of(model: EarlyExitModel, recipe: Recipe, targets: Tensor, device: torch.device) -> LossSettings:
     """The settings of the losses, with the weights of the classes if the recipe balances them."""
     sizes = {
         name: sum(
@@ -263,7 +255,7 @@ def settings_of(model: EarlyExitModel, recipe: Recipe, targets: Tensor, device: 
         )
         for name in model.config.exit_names()
     }
-    return Settings(
+    return LossSettings(
         recipe.weights,
         recipe.label_smoothing,
         recipe.gamma,

@@ -24,7 +24,7 @@ class Recipe:
     which is trained separately, because it shares no weights with the others. ``strategy``: a name in
     :data:`~ee_export.model.strategies.STRATEGIES`. ``exit_epochs``: epochs of each of its phases after the first,
     default ``epochs``. ``weights``, ``gamma``, ``entropy``, ``distillation_temperature``: see
-    :class:`~ee_export.model.strategies.Settings`. ``bf16``: true to compute in bfloat16 if the device supports it.
+    :class:`~ee_export.model.losses.LossSettings`. ``bf16``: true to compute in bfloat16 if the device supports it.
     Other devices use float32, because their bfloat16 takes ten times as long. ``save_dtype``: ``float32`` or
     ``float16``, the type of stored weights. ``text_dropout``: true to train some pages with a shorter text or without
     some tokens, as OCR engines lose words. It should be false if a single word decides. ``add``: exits that the initial
