@@ -1,4 +1,7 @@
-"""Losses of training strategies, over the logits of all exits."""
+"""Losses of training strategies, over the logits of all exits.
+
+Hamed et al., 2024, is cited in full in :mod:`ee_export.model.strategies`.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
