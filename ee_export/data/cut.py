@@ -82,8 +82,8 @@ class Cutter:
         """Add pieces of further words, if the first words have too few, because some words have no piece."""
         ordered, spent = words[::-1] if self._left else words, 0
         while len(pieces) < len(words) and sum(map(len, pieces)) < self._most:
-            more, cut = self._cut_words(ordered[len(pieces) : 2 * len(pieces)], spent)
-            pieces, spent = pieces + more, spent + cut
+            further, cut = self._cut_words(ordered[len(pieces) : 2 * len(pieces)], spent)
+            pieces, spent = pieces + further, spent + cut
         return pieces
 
     def _cut_words(self, words: Words, spent: int) -> tuple[list[list[int]], int]:

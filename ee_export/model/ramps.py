@@ -22,7 +22,7 @@ def train_ramps(
     val_targets: np.ndarray,
     layers: Mapping[str, int],
     classes: int,
-    how: HeadTraining,
+    training: HeadTraining,
     progress: Callable[[int, int, str], None],
 ) -> tuple[dict[str, Layers], dict[str, float]]:
     """Train a ramp for every exit, see :func:`~ee_export.model.train_heads.train_heads`.
@@ -35,7 +35,7 @@ def train_ramps(
         val_targets: labels of the validation pages, ``[M]``.
         layers: 1 or 2 per exit.
         classes: number of labels.
-        how: the hyperparameters.
+        training: the hyperparameters.
         progress: called after every epoch.
 
     Returns:
@@ -51,9 +51,11 @@ def train_ramps(
             for name, features_of_exit in values.items()
         }
 
-    torch.manual_seed(how.seed)
+    torch.manual_seed(training.seed)
     ramps = _Ramps({keys[name]: (values.shape[1], layers[name]) for name, values in features.items()}, classes)
-    accuracy = train_heads(ramps, standardise(features), targets, standardise(val_features), val_targets, how, progress)
+    accuracy = train_heads(
+        ramps, standardise(features), targets, standardise(val_features), val_targets, training, progress
+    )
     return (
         {name: _fold_standardisation(ramps.layers(key), means[name], deviations[name]) for name, key in keys.items()},
         {name: accuracy[key] for name, key in keys.items()},

@@ -62,7 +62,7 @@ def train_heads(
     targets: np.ndarray,
     val_features: Mapping[str, np.ndarray],
     val_targets: np.ndarray,
-    how: HeadTraining,
+    training: HeadTraining,
     progress: Progress,
 ) -> dict[str, float]:
     """Train the heads of some exits, and keep the weights of each from its epoch with the lowest validation loss.
@@ -73,7 +73,7 @@ def train_heads(
         targets: index of each page's label, int64 ``[N]``.
         val_features: of the validation pages, ``[M, H]`` per exit.
         val_targets: labels of the validation pages, ``[M]``.
-        how: the hyperparameters.
+        training: the hyperparameters.
         progress: called after every epoch.
 
     Returns:
@@ -83,27 +83,29 @@ def train_heads(
     weights = {name: _own_weights(model, name) for name in exits}
     optimizer = torch.optim.AdamW(
         [weight for own in weights.values() for weight in own.values()],
-        how.learning_rate,
-        weight_decay=how.weight_decay,
+        training.learning_rate,
+        weight_decay=training.weight_decay,
     )
     device = _device_of(model)
-    balance = class_weights(targets, model.config.num_labels).to(device) if how.balanced else None
+    balance = class_weights(targets, model.config.num_labels).to(device) if training.balanced else None
     best = {name: Best() for name in exits}
     labels = torch.from_numpy(targets).to(device)
-    steps = max(1, -(-len(targets) // how.batch_size))
-    for epoch in range(how.epochs):
-        rng = np.random.default_rng([how.seed, epoch])
+    steps = max(1, -(-len(targets) // training.batch_size))
+    for epoch in range(training.epochs):
+        rng = np.random.default_rng([training.seed, epoch])
         torch.manual_seed(int(rng.integers(2**31)))
         model.train()
         order = rng.permutation(len(targets))
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = how.learning_rate * 0.5 * (1 + np.cos(np.pi * (epoch + step / steps) / how.epochs))
-            rows = np.sort(order[step * how.batch_size : (step + 1) * how.batch_size])
+                group["lr"] = (
+                    training.learning_rate * 0.5 * (1 + np.cos(np.pi * (epoch + step / steps) / training.epochs))
+                )
+            rows = np.sort(order[step * training.batch_size : (step + 1) * training.batch_size])
             loss = torch.stack(
                 [
                     cross_entropy(
-                        _logits(model, name, features[name][rows]), labels[rows], balance, how.label_smoothing
+                        _logits(model, name, features[name][rows]), labels[rows], balance, training.label_smoothing
                     )
                     for name in exits
                 ]
@@ -114,8 +116,8 @@ def train_heads(
         for name, (val_loss, share) in _evaluate(model, val_features, val_targets, balance).items():
             best[name].note(val_loss, share, weights[name])
         line = ", ".join(f"{name} {kept.accuracy:.3f}" for name, kept in best.items())
-        progress(epoch + 1, how.epochs, f"epoch {epoch + 1}, best val accuracy: {line}")
-        if min(kept.waited for kept in best.values()) >= how.patience:
+        progress(epoch + 1, training.epochs, f"epoch {epoch + 1}, best val accuracy: {line}")
+        if min(kept.waited for kept in best.values()) >= training.patience:
             break
     for name, kept in best.items():
         kept.restore(weights[name])

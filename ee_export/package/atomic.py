@@ -76,16 +76,16 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def lock_file(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
+def lock_file(path: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Hold a lock against all threads and processes while a file or folder is replaced. It ends with its process.
 
     Args:
         path: the file or folder. The lock is a hidden file beside it, so it survives the replacement of ``path``.
-        waits: called once with the name of the process that holds the lock, if the lock is taken.
+        report: called once with the name of the process that holds the lock, if the lock is taken.
     """
     path = Path(os.path.abspath(path))
     lock = path.with_name(f".{path.name}.lock")
-    handle = _acquire_lock(lock, waits)
+    handle = _acquire_lock(lock, report)
     try:
         os.truncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
@@ -95,7 +95,7 @@ def lock_file(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
         os.close(handle)
 
 
-def _acquire_lock(lock: Path, waits: Callable[[str], None]) -> int:
+def _acquire_lock(lock: Path, report: Callable[[str], None]) -> int:
     """Open and lock the lock's file. Retry if another process has removed the file meanwhile."""
     reported = False
     while True:
@@ -108,7 +108,7 @@ def _acquire_lock(lock: Path, waits: Callable[[str], None]) -> int:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not reported:
-                    waits(_holder(handle))
+                    report(_holder(handle))
                     reported = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
@@ -137,9 +137,9 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
 
 
 def _cannot_write(destination: Path, error: OSError) -> EeError:
-    what = error.strerror or str(error)
+    reason = error.strerror or str(error)
     return EeError(
-        f"{destination}: cannot be written ({what}); nothing was left behind; free some space or name another place"
+        f"{destination}: cannot be written ({reason}); nothing was left behind; free some space or name another place"
     )
 
 

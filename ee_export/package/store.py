@@ -163,16 +163,16 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
     return Package(folder, sealed)
 
 
-def rewrite_package(package: Package, manifest: Manifest, changed: dict[str, bytes]) -> Package:
+def rewrite_package(package: Package, manifest: Manifest, contents: dict[str, bytes]) -> Package:
     """Replace a package's manifest and some files atomically. The other files are linked, not copied.
 
     Raises:
         BadPackage: a linked file differs from the package's manifest. The package stays as it was.
     """
-    kept = {name: entry for name, entry in package.manifest.files.items() if name not in changed}
+    kept = {name: entry for name, entry in package.manifest.files.items() if name not in contents}
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         link_files(package, kept, staging)
-        for name, data in changed.items():
+        for name, data in contents.items():
             (staging / name).write_bytes(data)
         seal(staging, manifest, kept)
     return open_package(package.path)

@@ -147,8 +147,8 @@ def find_labelled(
         name = to_nfc(path.parent.name)
         labelled.append((path, name if name in known else None))
     if not labelled:
-        also = f" ({skipped})" if skipped else ""
-        raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …{also}")
+        ignored = f" ({skipped})" if skipped else ""
+        raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …{ignored}")
     return labelled
 
 
