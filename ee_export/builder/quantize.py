@@ -102,9 +102,8 @@ def _find_losing_exit(
     reference, predictions = (reduce(add, parts.values()) for parts in (before, after))
     exits = list(predictions.tokens)
     for index, name in enumerate(exits):
-        if _compute_accuracy(reference, name) - _compute_accuracy(predictions, name) > LOSS and set(
-            exits[: index + 1]
-        ) - set(kept):
+        lost = _compute_accuracy(reference, name) - _compute_accuracy(predictions, name)
+        if lost > LOSS and set(exits[: index + 1]) - set(kept):
             return name
     return None
 
