@@ -109,10 +109,10 @@ WRITE = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from ee_export.package.store import locked, open_package, rewrite_package
+from ee_export.package.store import lock_package, open_package, rewrite_package
 path = Path(sys.argv[1])
 for at in range(10_000):
-    with locked(path, lambda stage, done, total: None):
+    with lock_package(path, lambda stage, done, total: None):
         package = open_package(path)
         rewrite_package(package, replace(package.manifest, name=f"{sys.argv[2]}.{at}"), {})
     if at == 0:
