@@ -307,7 +307,7 @@ class EarlyExitModel(PreTrainedModel):
                 parts.append(self.head_part(name, inputs, identity if answer_first else first_row))
             else:
                 rows = (after,) if mask is None else (after, mask)
-                parts.append(self.head_part(name, rows, partial(self.pooled, name)))
+                parts.append(self.head_part(name, rows, partial(self.pool, name)))
         return parts
 
     def vision_parts(self, embeddings: Part) -> list[Part]:
@@ -316,7 +316,7 @@ class EarlyExitModel(PreTrainedModel):
             return [embeddings]
         if self.feature("vision") == "pixels":
             return [self.head_part("vision", ("pixel_values",), identity), embeddings]
-        return [embeddings, self.head_part("vision", embeddings.outputs, partial(self.pooled, "vision"))]
+        return [embeddings, self.head_part("vision", embeddings.outputs, partial(self.pool, "vision"))]
 
     def head_part(self, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
         """The head of an exit on the features that ``read`` computes from its inputs."""
