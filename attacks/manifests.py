@@ -9,7 +9,7 @@ from typing import Any
 from attacks.family import Attack, Family, Ground
 from attacks.json_changes import CHANGES, WRONG_VALUES, changed, damaged, dump, paths_of, replaced, shaken, shown
 from attacks.packages import MANIFEST, copy_package, exercise, replace_file
-from ee_export.package.manifest import FULL, Former, Made, Origin, to_json
+from ee_export.package.manifest import FULL, FormerPoint, Origin, Stamp, to_json
 from ee_export.package.store import open_package
 from ee_export.runtime.plan import operating_point
 
@@ -57,13 +57,13 @@ def _fields(package: Path) -> tuple[Any, list[tuple[str | int, ...]]]:
 def _with_every_field(package: Path) -> Any:
     """The package's manifest as JSON values, with the fields too that its version of the toolkit did not write."""
     manifest = open_package(package).manifest
-    made, digest = Made("tune", "2026-11-28T23:26:16Z"), "0" * 64
+    made, digest = Stamp("tune", "2026-11-28T23:26:16Z"), "0" * 64
     targets = {}
     for name, target in manifest.targets.items():
         points = target.operating_points or {FULL: operating_point(target, FULL)}
         points = {each: replace(point, made=point.made or made) for each, point in points.items()}
         last = list(points)[-1]
-        history = target.history or (Former(last, points[last], made, target.calibration),)
+        history = target.history or (FormerPoint(last, points[last], made, target.calibration),)
         targets[name] = replace(target, operating_points=points, history=history)
     origin = manifest.origin or Origin("0.1.0", made.date, digest, digest)
     return json.loads(to_json(replace(manifest, targets=targets, origin=origin)))

@@ -97,7 +97,7 @@ def exercise(
             check_answer(attempt, answer)
         if drift:
             with contextlib.suppress(EeError):
-                monitor.compare_answers(opened, target, point, [monitor.seen(answers[0])] * 20, 0.01)
+                monitor.compare_answers(opened, target, point, [monitor.summarize_answer(answers[0])] * 20, 0.01)
     if logits:
         for pages in ([page], [page, page]):
             for name, rows in chain.logits(chain.encode(pages)).items():

@@ -11,9 +11,11 @@ import torch
 from rich.progress import Progress
 
 from ee_export.builder.build import export, golden_inputs
-from ee_export.builder.compile import drafted, openvino_target, quantized_target, with_golden
+from ee_export.builder.compile import add_golden_logits, make_openvino_target
+from ee_export.builder.draft import make_draft_chain
+from ee_export.builder.quantize import quantize_target
 from ee_export.model import checkpoint
-from ee_export.model.exits import parse
+from ee_export.model.exits import parse_exits
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.package.atomic import staged_folder
 from ee_export.package.store import GOLDEN
@@ -36,12 +38,12 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
         num_hidden_layers=layers,
         max_position_embeddings=514,
         vocab_size=50265,
-        exits=list(parse(exits, layers)),
+        exits=list(parse_exits(exits, layers)),
         id2label={0: "a", 1: "b", 2: "c"},
         label2id={"a": 0, "b": 1, "c": 2},
     )
     model = EarlyExitLayoutLMv3(config).eval()
-    parted = checkpoint.parted(model, tokenizer)
+    parted = checkpoint.make_parted_model(model, tokenizer)
     with Progress() as bars, staged_folder(out, overwrite=True) as staging:
         tasks = {stage: bars.add_task(stage) for stage in ("export", "prove")}
         package = export(
@@ -54,12 +56,14 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
         if targets:
             chain, pages = load_package(package, one_pool=True), golden.read(package)[0]
             made = {
-                "cpu-int8": quantized_target(package, staging / "cpu-int8", "dynamic", (), ()),
-                "openvino-bf16": openvino_target(package),
+                "cpu-int8": quantize_target(package, staging / "cpu-int8", "dynamic", (), ()),
+                "openvino-bf16": make_openvino_target(package),
             }
             known = dict(package.manifest.targets)
             for name, target in made.items():
-                known[name], pages = with_golden(drafted(chain, name, target, staging), name, target, pages)
+                known[name], pages = add_golden_logits(
+                    make_draft_chain(chain, name, target, staging), name, target, pages
+                )
             manifest = replace(package.manifest, targets=known)
             (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
             seal(staging, manifest)

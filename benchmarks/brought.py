@@ -149,7 +149,7 @@ def brought(family: str, pages: Path, work: Path) -> Path:
 
 
 def config_of(family: str, source: Path) -> Any:
-    with checkpoint.quiet():
+    with checkpoint.silence_transformers():
         return FAMILIES[family].config_class.from_pretrained(source)
 
 

@@ -17,8 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 from ee_export.builder import tune
-from ee_export.builder.calibrate import calibrated
-from ee_export.builder.predictions import SHARES, Observed, observe
+from ee_export.builder.calibrate import calibrate_target
+from ee_export.builder.predictions import SHARES, ExitPredictions, observe
 from ee_export.data.dataset import join, read_dataset
 from ee_export.package.store import open_package
 from ee_export.policy.tune import evaluate
@@ -39,7 +39,9 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
     manifest, target = opened.manifest, opened.target("cpu-fp32")
     pages = join([read_dataset(data / part, manifest.labels) for part in ("val", "test")])
     seen = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
-    whole_ms = evaluate(tune.scored(manifest, target, seen, None), [None] * (len(manifest.exits) - 1)).mean_cost_ms
+    whole_ms = evaluate(
+        tune.score_predictions(manifest, target, seen, None), [None] * (len(manifest.exits) - 1)
+    ).mean_cost_ms
     table = Table("pages held out", "epsilon", "delta", "risk above epsilon", "mean risk", "of the whole model's cost")
     found = []
     for held, epsilon, delta in CASES:
@@ -49,17 +51,17 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
             parts = {
                 name: some(seen, rng.integers(len(pages), size=round(share * held))) for name, share in SHARES.items()
             }
-            fitted = tune.tuned(
+            fitted = tune.tune_target(
                 manifest,
-                calibrated(target, parts["calibrate"]),
+                calibrate_target(target, parts["calibrate"]),
                 parts,
                 None,
-                wish=tune.Wish(epsilon=epsilon, delta=delta),
+                goal=tune.TuningGoal(epsilon=epsilon, delta=delta),
             )
             point = fitted.operating_points["default"]
             bars = [point.thresholds[name] for name in manifest.exits[:-1]]
             asked = [band for band in manifest.encoding.bands if point.thresholds[f"text.{band}"] is not None]
-            everything = tune.scored(manifest, fitted, seen, None, bands=asked)
+            everything = tune.score_predictions(manifest, fitted, seen, None, bands=asked)
             outcome = evaluate(everything, bars)
             risks.append(float(tune.RISKS["accuracy_lost"](everything, outcome.exits).mean()))
             costs.append(outcome.mean_cost_ms / whole_ms)
@@ -75,10 +77,12 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
         record.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def some(seen: Observed, rows: np.ndarray) -> Observed:
+def some(seen: ExitPredictions, rows: np.ndarray) -> ExitPredictions:
     """Some of the pages."""
     logits = {name: values[rows] for name, values in seen.logits.items()}
-    return Observed(logits, {name: values[rows] for name, values in seen.tokens.items()}, seen.targets[rows], "drawn")
+    return ExitPredictions(
+        logits, {name: values[rows] for name, values in seen.tokens.items()}, seen.targets[rows], "drawn"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from transformers import (
 
 from ee_export.builder.against import SourcePipeline
 from ee_export.data.dataset import Dataset
-from ee_export.model.checkpoint import quiet
+from ee_export.model.checkpoint import silence_transformers
 from ee_export.package.atomic import staged_folder
 from tests.model.source_tokenizers import KINDS, Vocabularies
 
@@ -147,7 +147,7 @@ def write_stock(
     """
     stock = stock or STOCK[family]
     ids: dict[str, Any] = {}
-    with staged_folder(folder, overwrite=True) as staging, quiet():
+    with staged_folder(folder, overwrite=True) as staging, silence_transformers():
         if stock.tokenizer is not None:
             lines = tuple(" ".join(pages.page(at).words or ()) for at in range(len(pages)))
             tokenizer = KINDS[stock.tokenizer][1](Vocabularies(lines, 3000, 3000, 2000))
@@ -235,7 +235,7 @@ def fine_tune(
     model.eval()
     answers = [labels[pipeline.logits(page).argmax()] for page in encode_all(pipeline, val)]
     accuracy = sum(answer == val.labels[at] for answer, at in zip(answers, val.targets, strict=True)) / len(val)
-    with staged_folder(out, overwrite=True) as staging, quiet():
+    with staged_folder(out, overwrite=True) as staging, silence_transformers():
         shutil.copytree(stock, staging, dirs_exist_ok=True)
         model.save_pretrained(staging)
         (staging / ACCURACY).write_text(json.dumps({"val_accuracy": accuracy}))

@@ -36,7 +36,7 @@ from ee_export.model.exits import HeadSpec
 from ee_export.model.families import FAMILIES
 from ee_export.model.heads import Ramp
 from ee_export.model.page_cache import encode_pages
-from ee_export.model.pages import EncodedPages, batch_of, encoding_digest
+from ee_export.model.pages import EncodedPages, encoding_digest, make_batch
 from ee_export.model.recipe import Recipe, with_defaults
 
 
@@ -90,7 +90,7 @@ def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: s
 
         def plain_batch(step: int) -> Any:
             rows = batches.rows(step)
-            return batch_of(model, pages, rows, None), pages.targets[rows]
+            return make_batch(model, pages, rows, None), pages.targets[rows]
 
         def plain_update(step: int, made: Any) -> None:
             inputs, targets = made

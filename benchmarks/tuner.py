@@ -111,7 +111,7 @@ def real(package: Path, data: Path) -> Scored:
     target = opened.target("cpu-fp32")
     pages = read_dataset(data, opened.manifest.labels)
     seen = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
-    return tune.scored(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
+    return tune.score_predictions(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
 
 
 def compare(pages: Scored, draws: int, repeats: int) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:

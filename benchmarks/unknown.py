@@ -20,7 +20,7 @@ from rich.table import Table
 import ee_export
 from ee_export.data.dataset import Dataset, read_dataset
 from ee_export.runtime.answer import Answer
-from ee_export.verify.drift import Seen, compare_answers, seen
+from ee_export.verify.drift import AnswerStats, compare_answers, summarize_answer
 
 out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.5)
@@ -56,8 +56,8 @@ def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | N
 
     rng = np.random.default_rng(0)
     alarms = Table("unknown pages", *(f"alarm, of {size} pages" for size in SIZES))
-    foreign = [seen(one) for found in strange.values() for one in found]
-    mine = [seen(one) for one in usual]
+    foreign = [summarize_answer(one) for found in strange.values() for one in found]
+    mine = [summarize_answer(one) for one in usual]
     rates: dict[str, dict[int, float]] = {}
     for share in track(SHARES, "mixtures"):
         rates[f"{share:g}"] = {size: alarm_rate(chain, mine, foreign, share, size, draws, rng) for size in SIZES}
@@ -76,8 +76,8 @@ def answers(chain: ee_export.Chain, data: Dataset, what: str) -> list[Answer]:
 
 def alarm_rate(
     chain: ee_export.Chain,
-    usual: list[Seen],
-    strange: list[Seen],
+    usual: list[AnswerStats],
+    strange: list[AnswerStats],
     share: float,
     size: int,
     draws: int,

@@ -24,7 +24,7 @@ from PIL import Image
 from ee_export.cli.console import run_command as run_cli
 from ee_export.cli.main import cli
 from ee_export.draw import draw_folder
-from ee_export.package.atomic import one_at_a_time, staged_folder
+from ee_export.package.atomic import lock_file, staged_folder
 from ee_export.package.store import Package, open_package
 
 if TYPE_CHECKING:  # torch is imported where it is used: xdist's first process runs no test
@@ -149,7 +149,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     """
     base = factory.getbasetemp()
     path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with one_at_a_time(path, lambda holder: None):
+    with lock_file(path, lambda holder: None):
         if not path.exists():
             with staged_folder(path) as staging:
                 make(staging)

@@ -36,7 +36,7 @@ def cascade(folder: Path, sample: Path) -> Path:
     encoder = Encoder(test_cascade.SMALL, tokenizers[""], {"large": large})
     inputs = test_cascade.INPUTS
     drawn = golden_page.draw(inputs, test_cascade.LARGE)
-    arrays = encode_pages([golden_page.page_of(*drawn, "golden page")], encoder, inputs)
+    arrays = encode_pages([golden_page.read_golden_page(*drawn, "golden page")], encoder, inputs)
     return handmade.package(
         folder,
         test_cascade.SEGMENTS,

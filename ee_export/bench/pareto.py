@@ -19,20 +19,20 @@ import numpy as np
 from ee_export.bench.machine import environment
 from ee_export.builder import tune
 from ee_export.builder.build import build
-from ee_export.builder.calibrate import METHODS, calibrated, weighted
+from ee_export.builder.calibrate import METHODS, calibrate_target, fit_weights
 from ee_export.builder.costs import measure
-from ee_export.builder.predictions import Observed, held_out, observe_each
+from ee_export.builder.predictions import ExitPredictions, observe_each, split_held_out
 from ee_export.data.dataset import Dataset, join, read_dataset
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest, require_known
 from ee_export.model import train as training
-from ee_export.model.exits import PLACEMENTS, parse
-from ee_export.model.recipe import Recipe, layers_of, located, read_recipe
+from ee_export.model.exits import PLACEMENTS, parse_exits
+from ee_export.model.recipe import Recipe, count_layers, prefix_errors, read_recipe
 from ee_export.model.strategies import STRATEGIES
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import FULL, Manifest, OperatingPoint, Target
 from ee_export.package.store import Package, open_package
-from ee_export.package.toml_tables import read_toml, require_keys, shown, subtable, table
+from ee_export.package.toml_tables import format_value, read_table, read_toml, require_keys, subtable
 from ee_export.places import GRIDS
 from ee_export.policy import metrics
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
@@ -137,16 +137,16 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
     if init is not None:
         given["init"] = str(init.absolute())
     special = {tuple[Path, ...]: _paths}
-    places = table(Grid, given, where, "[data] ", without=_ELSEWHERE, special=special)
-    choices = table(_Choices, subtable(found, "grid", where), where, "[grid] ")
-    training = table(
+    places = read_table(Grid, given, where, "[data] ", without=_ELSEWHERE, special=special)
+    choices = read_table(_Choices, subtable(found, "grid", where), where, "[grid] ")
+    training = read_table(
         Recipe, subtable(found, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
     )
-    with located(f"{where}: [training] "):
+    with prefix_errors(f"{where}: [training] "):
         Recipe(**training)
     for name, value in places.items():
         places[name] = tuple(path.parent / each for each in value) if name == "train" else path.parent / value
-    with located(f"{where}: [grid] "):
+    with prefix_errors(f"{where}: [grid] "):
         return Grid(**places, **choices, training=training)
 
 
@@ -161,7 +161,7 @@ def _paths(found: Any, where: str, key: str) -> tuple[Path, ...]:
     """A folder, or a list of some."""
     folders = [found] if isinstance(found, str) else found
     if not isinstance(folders, list) or not folders or not all(isinstance(folder, str) for folder in folders):
-        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected a path or a list of paths")
+        raise BadRequest(f"{where}: {key}: found {format_value(found)}, expected a path or a list of paths")
     return tuple(map(Path, folders))
 
 
@@ -218,11 +218,11 @@ def _model(
     test: Dataset,
     folder: Path,
     progress: Progress,
-) -> tuple[Package, dict[str, Observed]]:
+) -> tuple[Package, dict[str, ExitPredictions]]:
     """The package of one model and what it says of all pages: from ``folder``, or made and put there."""
     placement, head, strategy = model
     recipe = read_recipe(grid.recipe)
-    exits = list(parse(placement, layers_of(recipe.trunk, recipe.model))[:-1])
+    exits = list(parse_exits(placement, count_layers(recipe.trunk, recipe.model))[:-1])
     given = recipe.model.get("heads", {})
     heads = {name: given[name] if given.get(name, {}).get("reads") == "pixels" else HEADS[head] for name in exits}
     recipe = replace(
@@ -244,7 +244,7 @@ def _model(
     package = open_package(package_folder)
     if not cache.exists():
         chain = load_package(package, one_pool=True)
-        parts, _ = held_out(val, 0)
+        parts, _ = split_held_out(val, 0)
         with staged_folder(cache) as staging:
             for name, seen in observe_each(chain, {**parts, "test": test}, None, progress).items():
                 (staging / f"{name}.npz").write_bytes(_pack(seen))
@@ -252,14 +252,14 @@ def _model(
 
 
 def _compare(
-    grid: Grid, package: Package, seen: dict[str, Observed], val: Dataset, test: Dataset, progress: Progress
+    grid: Grid, package: Package, seen: dict[str, ExitPredictions], val: Dataset, test: Dataset, progress: Progress
 ) -> dict[str, Any]:
     """What one model does under every policy; costs are measured anew, for its package may have been made beside others."""
     manifest, chain = package.manifest, load_package(package, one_pool=True)
     costs = measure(chain, [val.page(index) for index in range(min(12, len(val)))], grid.ocr_ms)
     target = replace(package.target("cpu-fp32"), costs=costs)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
-    fitted = {method: calibrated(target, seen["calibrate"], method) for method in grid.calibration}
+    fitted = {method: calibrate_target(target, seen["calibrate"], method) for method in grid.calibration}
     judge = _Judge(grid, manifest, chain, seen, arrays)
     named: list[dict[str, Any]] = []
     points = [(target, operating_point(target, FULL))]
@@ -294,7 +294,7 @@ class _Judge:
     grid: Grid
     manifest: Manifest
     chain: Chain
-    seen: dict[str, Observed]
+    seen: dict[str, ExitPredictions]
     arrays: Sequence[Arrays]
 
     def policy(self, target: Target, criterion: str, kind: str) -> tuple[OperatingPoint, list[dict[str, float]]]:
@@ -308,7 +308,7 @@ class _Judge:
         if kind in BASELINES:
             chosen = BASELINES[kind](tuning).thresholds
         else:
-            chosen = tune.Wish(criterion, thresholds=kind).choose(tuning)
+            chosen = tune.TuningGoal(criterion, thresholds=kind).choose(tuning)
         return OperatingPoint(criterion, dict(zip(self.manifest.exits, chosen, strict=False)), weights), points
 
     def auroc(self, target: Target, criteria: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -355,11 +355,11 @@ class _Judge:
 
     def _scored(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], Scored, Scored]:
         """A criterion's weights, and what it says of the pages that tune and of those that test."""
-        weights = weighted(self.manifest, target, criterion, self.seen["calibrate"])
+        weights = fit_weights(self.manifest, target, criterion, self.seen["calibrate"])
         bands = self.manifest.text_bands()
 
-        def judged(pages: Observed) -> Scored:
-            return tune.scored(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
+        def judged(pages: ExitPredictions) -> Scored:
+            return tune.score_predictions(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
 
         return weights, judged(self.seen["tune"] + self.seen["certify"]), judged(self.seen["test"])
 
@@ -427,7 +427,7 @@ def _with_intervals(
     }
 
 
-def _by_exit(manifest: Manifest, target: Target, pages: Observed) -> dict[str, Any]:
+def _by_exit(manifest: Manifest, target: Target, pages: ExitPredictions) -> dict[str, Any]:
     """Accuracy, calibration and reliability of every exit on all pages, under the target's calibration."""
     exits, per_exit = manifest.exits, rules(manifest, target, {})
     probabilities, scores = score_pages(
@@ -447,7 +447,7 @@ def _by_exit(manifest: Manifest, target: Target, pages: Observed) -> dict[str, A
     return found
 
 
-def _anytime(chain: Chain, pages: Observed, arrays: Sequence[Arrays], count: int = 8) -> list[dict[str, float]]:
+def _anytime(chain: Chain, pages: ExitPredictions, arrays: Sequence[Arrays], count: int = 8) -> list[dict[str, float]]:
     """Accuracy as a function of the deadline, from what the first exit takes to what all of the model takes; measured."""
     totals = np.array([sum(chain.time_segments(page).values()) for page in arrays[:12]])
     longest = 1.3 * float(np.median(totals))
@@ -462,7 +462,7 @@ def _anytime(chain: Chain, pages: Observed, arrays: Sequence[Arrays], count: int
     return found
 
 
-def _pack(seen: Observed) -> bytes:
+def _pack(seen: ExitPredictions) -> bytes:
     buffer = io.BytesIO()
     arrays = {f"logits/{name}": values for name, values in seen.logits.items()}
     arrays |= {f"tokens/{name}": values for name, values in seen.tokens.items()}
@@ -470,13 +470,13 @@ def _pack(seen: Observed) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(data: bytes) -> Observed:
+def _unpack(data: bytes) -> ExitPredictions:
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
         kept = {
             kind: {name.removeprefix(kind): found[name] for name in found.files if name.startswith(kind)}
             for kind in ("logits/", "tokens/")
         }
-        return Observed(kept["logits/"], kept["tokens/"], found["targets"], str(found["digest"]))
+        return ExitPredictions(kept["logits/"], kept["tokens/"], found["targets"], str(found["digest"]))
 
 
 def to_json(result: dict[str, Any], grid: Grid) -> str:

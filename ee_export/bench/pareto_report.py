@@ -21,7 +21,7 @@ from ee_export.bench.report_plots import (
     point,
     svg,
 )
-from ee_export.model.exits import ordered
+from ee_export.model.exits import order_exits
 from ee_export.policy.metrics import paired
 
 COST, ACCURACY = "mean ms a page", "accuracy on test pages"
@@ -69,7 +69,7 @@ def render(result: Entry) -> str:
 def _exits_of(models: list[Entry]) -> tuple[str, ...]:
     """The exits of all models, in the order of a trunk that has them all."""
     names = {name for model in models for name in model["exits"]}
-    return ordered(names, max((int(name[8:]) for name in names if name.startswith("encoder.")), default=0))
+    return order_exits(names, max((int(name[8:]) for name in names if name.startswith("encoder.")), default=0))
 
 
 def verdict(interval: list[float]) -> int:

@@ -1,4 +1,4 @@
-"""A fine-tuned checkpoint and labelled pages to a package: heads are added and trained, and nothing else changes."""
+"""Build a package from a fine-tuned checkpoint and labelled pages: add and train heads, and keep all other weights."""
 
 import hashlib
 import json
@@ -37,9 +37,9 @@ from ee_export.package.store import Package
 from ee_export.progress import Progress
 
 TRAIN_SHARE = 0.4
-"""Share of DATA that trains heads, if no other pages are named for it; the rest is held out."""
+"""Share of DATA that trains heads if there are no other pages for it. The rest is the held-out split."""
 VAL_SHARE = 0.2
-"""Share of the pages that train heads which choose the best epoch."""
+"""Share of the heads' pages that validate, to choose the best epoch."""
 
 
 Held = TypeVar("Held", bound=Splittable)
@@ -63,7 +63,7 @@ def add_exits(
     progress: Progress,
     report: Callable[[str], None],
 ) -> Package:
-    """Build a package from a stock checkpoint. ``final`` answers as the checkpoint does, which is checked on the held-out pages.
+    """Build a package from a stock checkpoint, and compare ``final`` with the checkpoint on the held-out pages.
 
     Args:
         source: the checkpoint's folder, as ``save_pretrained`` wrote it, with its image processor and tokenizer.
@@ -71,21 +71,21 @@ def add_exits(
         out: the package folder.
         exits: names of exits, default :func:`~ee_export.model.source.default_exits`.
         labels: new names of labels, by the checkpoint's own.
-        train_data: pages that train the heads, in any layout of docs/training.md; all of ``data`` is held out then. Default a part of
-            ``data``.
-        checkpoint_out: where the checkpoint with exits is written too; default nowhere.
-        training: how the heads are trained, default as :class:`~ee_export.model.train_heads.HeadTraining` says.
-        machine: the device that computes features and trains heads, and the processes that serve it, default this processor.
-        ocr: see :func:`~ee_export.builder.build.build`, as ``ocr_ms`` and ``overwrite``.
-        ocr_ms: the cost of asking for text.
-        overwrite: replace what is there.
+        train_data: pages that train the heads, in any layout of docs/training.md. All of ``data`` is held out then.
+            Default a part of ``data``.
+        checkpoint_out: folder for the checkpoint with exits, default none.
+        training: hyperparameters of the heads, default those of :class:`~ee_export.model.train_heads.HeadTraining`.
+        machine: the device that computes features and trains heads, and its worker processes, default this processor.
+        ocr: see :func:`~ee_export.builder.build.build`, also for ``ocr_ms`` and ``overwrite``.
+        ocr_ms: the cost of a page's text in milliseconds.
+        overwrite: replace existing folders.
         progress: called with the name of a stage, steps done and steps in all.
         report: called with a line about the pages, and about each epoch.
 
     Raises:
         BadCheckpoint, BadData, BadPage, BadRequest: an input cannot be used.
         DeviceError: the device has too little memory.
-        NotEqual: the package does not answer as the checkpoint does.
+        NotEqual: the package's logits or labels differ from the checkpoint's.
     """
     training = training or HeadTraining()
     check_destination(out, overwrite=overwrite)
@@ -111,7 +111,7 @@ def add_exits(
     if checkpoint_out is not None:
         _write_checkpoint(checkpoint_out, model, tokenizer, training, accuracy, overwrite)
     package = build_model(
-        checkpoint.parted(model, tokenizer),
+        checkpoint.make_parted_model(model, tokenizer),
         held_out,
         out,
         origin_of(source),
@@ -127,7 +127,7 @@ def add_exits(
 
 
 def split_for_heads(data: Held, train_data: Train | None, seed: int) -> tuple[Held, Held | Train, Held | Train]:
-    """Held-out pages, pages that train, and pages that validate."""
+    """Divide pages into held-out pages, pages that train, and pages that validate."""
     rest: Held | Train | None = train_data
     if rest is None:
         shares = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
@@ -151,7 +151,7 @@ def _train(
     progress: Progress,
     report: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train the heads of all exits but ``final`` on a device; validation accuracy per exit. The model ends on the processor."""
+    """Train the heads of all exits but ``final``. Returns validation accuracy per exit. The model ends on the CPU."""
     trunk = _trunk_digest(model)
     precision = " in bfloat16" if training.bf16 and has_bf16(machine.device) else ""
     model.to(machine.device)
@@ -186,7 +186,7 @@ def _train_on_features(
     progress: Progress,
     report: Callable[[str], None],
 ) -> dict[str, float]:
-    """Train the heads that read the trunk; validation accuracy per exit."""
+    """Train the heads that read the trunk. Returns validation accuracy per exit."""
 
     def show(done: int, total: int, line: str) -> None:
         progress("train", done, total)
@@ -210,7 +210,7 @@ def _train_vision(
     machine: Machine,
     progress: Progress,
 ) -> float:
-    """Train the small convolutional network of the exit ``vision``; its validation accuracy."""
+    """Train the small convolutional network of the exit ``vision``. Returns its validation accuracy."""
     recipe = Recipe(
         add=["vision"],
         epochs=0,

@@ -1,4 +1,4 @@
-"""Compare a package with the checkpoint that it came from: transformers' own processor and model, from the same files."""
+"""Compare a package with its source checkpoint, which transformers' own processor and model run on the same files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from ee_export.data.encode import Arrays
 from ee_export.data.image import IMAGE_SUFFIXES
 from ee_export.data.page import Page, read_page
 from ee_export.errors import BadData, NotEqual, printable
-from ee_export.model.checkpoint import loading, quiet, read_config
+from ee_export.model.checkpoint import catch_load_errors, read_config, silence_transformers
 from ee_export.model.processor import load_processor
 from ee_export.model.source import family_of
 from ee_export.model.source_tokenizer import boxes_of_ends
@@ -31,11 +31,11 @@ STAGES = ("pixel_values", "input_ids", "bbox", "attention_mask", "logits", "labe
 
 
 @dataclass(slots=True)
-class Comparison:
-    """How a package differs from its source on some pages.
+class SourceComparison:
+    """Differences between a package and its source on some pages.
 
-    ``pages``: how many were compared; ``passed_over``: pages without words, which the source cannot answer. ``differences``: per
-    stage that makes numbers, the largest absolute difference. ``pages_unlike``: per stage, how many pages differ there.
+    ``pages``: number of compared pages. ``passed_over``: number of pages without words, which the source cannot answer.
+    ``differences``: largest absolute difference per stage. ``pages_unlike``: number of pages that differ, per stage.
     ``first``: the first page that differs by more than rounding, and its first stage that does, or ``None``.
     """
 
@@ -59,14 +59,14 @@ class Comparison:
 
 
 class SourcePipeline:
-    """A fine-tuned classifier as its user runs it: transformers' image processor, tokenizer and model, eager, in float32."""
+    """A fine-tuned classifier with transformers' own image processor, tokenizer and eager float32 model."""
 
     def __init__(self, folder: Path) -> None:
         content = read_config(folder)
         family = family_of(folder, content)
         self.inputs = family.INPUTS
         auto = AutoModelForSequenceClassification if family.reads("text") else AutoModelForImageClassification
-        with loading(folder), quiet():
+        with catch_load_errors(folder), silence_transformers():
             self.model = auto.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", weights_only=True, local_files_only=True
             ).eval()
@@ -76,7 +76,7 @@ class SourcePipeline:
             )
 
     def encode(self, page: Page, longest: int) -> Arrays:
-        """A page's inputs, named as a segment's; a text is cut to ``longest`` tokens."""
+        """Encode a page to inputs with the names of a segment's. A text has at most ``longest`` tokens."""
         result: Arrays = {}
         if self._processor is not None:
             assert isinstance(page.image, str | Path)
@@ -98,11 +98,11 @@ class SourcePipeline:
         places = [list(box) for box in boxes]
         if "boxes" in self._tokenizer.__call__.__code__.co_varnames:
             return dict(self._tokenizer(words or [""], boxes=places or [[0, 0, 0, 0]], **options))
-        # A tokenizer that does not know boxes: each piece gets its word's, as in transformers' documentation of LayoutLM.
+            # The tokenizer takes no boxes. Each piece gets its word's box, as in transformers' LayoutLM documentation.
         encoded = self._tokenizer(words, is_split_into_words=True, **options)
         ends = boxes_of_ends(self.model.config.model_type)
         numbers = encoded.word_ids(0)
-        rows = [places[at] if at is not None else list(ends[place > 0]) for place, at in enumerate(numbers)]
+        rows = [places[word] if word is not None else list(ends[position > 0]) for position, word in enumerate(numbers)]
         return {**encoded, "bbox": np.asarray([rows], np.int64)}
 
     @torch.no_grad()
@@ -113,16 +113,16 @@ class SourcePipeline:
         return result
 
 
-def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progress: PageProgress) -> Comparison:
+def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progress: PageProgress) -> SourceComparison:
     """Run a package and its source from the same files, and compare every stage.
 
     Args:
-        chain: of the package; its encoding reads pages.
+        chain: of a package that reads pages.
         source: the checkpoint.
         paths: pages, image files with their words beside them, or files of words.
         progress: called after every page.
     """
-    result = Comparison()
+    result = SourceComparison()
     reads_image = "pixel_values" in source.inputs
     longest = chain.package.manifest.page_encoding().max_text_tokens
     for done, path in enumerate(paths):
@@ -145,17 +145,17 @@ def compare(chain: Chain, source: SourcePipeline, paths: Sequence[Path], progres
     return result
 
 
-def _compare_page(expected: Arrays, arrays: Arrays, result: Comparison) -> list[str]:
-    """The stages at which a page differs by more than rounding, in order; keeps the largest differences."""
+def _compare_page(expected: Arrays, arrays: Arrays, result: SourceComparison) -> list[str]:
+    """List the stages at which a page differs by more than rounding, in order, and update the largest differences."""
     unlike = []
     for stage in STAGES[:-1]:
         if stage not in expected:
             continue
-        wanted, got = expected[stage], arrays[stage]
-        if wanted.shape != got.shape:
+        reference, values = expected[stage], arrays[stage]
+        if reference.shape != values.shape:
             difference = np.inf
         else:
-            difference = float(np.abs(got.astype(np.float64) - wanted).max(initial=0.0))
+            difference = float(np.abs(values.astype(np.float64) - reference).max(initial=0.0))
         result.differences[stage] = max(result.differences.get(stage, 0.0), difference)
         if not difference <= {"pixel_values": 1e-5, "logits": TOLERANCE}.get(stage, 0.0):
             unlike.append(stage)

@@ -1,4 +1,4 @@
-"""Make a package of ONNX graphs: they are checked, cut, proven equal, then measured, calibrated, tuned and verified as in every package."""
+"""Assemble a package of ONNX graphs: check, cut, prove equal, measure, calibrate, tune, verify."""
 
 import hashlib
 import os
@@ -12,13 +12,14 @@ import onnx
 
 from ee_export.builder.add_exits import split_for_heads
 from ee_export.builder.assemble_inputs import PackageInputs, read_inputs
-from ee_export.builder.assemble_proof import golden_pages, proven, require_padding
+from ee_export.builder.assemble_proof import make_golden_pages, prove_target, require_padding
 from ee_export.builder.build import TARGET, complete
-from ee_export.builder.predictions import held_out, read_pages
-from ee_export.data.dataset import ArrayData, Data, read_arrays, read_dataset, require_finite
+from ee_export.builder.predictions import read_pages, split_held_out
+from ee_export.data.dataset import Data, read_dataset
+from ee_export.data.labelled_arrays import ArrayData, read_arrays, require_finite
 from ee_export.data.page import Ocr
 from ee_export.errors import BadData, BadRequest
-from ee_export.model.ramps import Layers, train_ramps, untrained
+from ee_export.model.ramps import Layers, make_zero_layers, train_ramps
 from ee_export.model.train_heads import HeadTraining
 from ee_export.package.assemble_recipe import TRAIN, AssembleRecipe, read_assemble_recipe
 from ee_export.package.atomic import check_destination, staged_folder
@@ -28,7 +29,7 @@ from ee_export.package.origin import now
 from ee_export.package.ranges import require_labels
 from ee_export.package.store import GOLDEN, Package, open_package
 from ee_export.package.strict_json import Refused
-from ee_export.package.write import locked, seal
+from ee_export.package.write import lock_package, seal
 from ee_export.progress import Progress
 from ee_export.runtime.load import load_package
 from ee_export.segments import assembly, equality
@@ -39,7 +40,7 @@ from ee_export.verify import golden
 from ee_export.version import __version__
 
 _BATCH = 8
-"""Pages that go through a graph together for the features of heads."""
+"""Pages per batch for the features of heads."""
 
 
 def assemble(
@@ -58,14 +59,14 @@ def assemble(
     """Make a package of ONNX graphs, as a segments.toml describes it. Nothing is written if a check fails.
 
     Args:
-        recipe_path: the segments.toml; see docs/your-graphs.md.
+        recipe_path: the segments.toml, see docs/your-graphs.md.
         out: the package folder.
-        data: held-out pages in class folders, or an .npz file of labelled arrays. Default: those that the recipe names.
+        data: held-out pages in class folders, or an .npz file of labelled arrays, default those that the recipe names.
         train_data: pages that train heads, default the recipe's, or a part of ``data``.
-        training: how heads are trained, default as :class:`~ee_export.model.train_heads.HeadTraining` says.
-        ocr: see :func:`~ee_export.builder.build.build`, as ``ocr_ms`` and ``overwrite``.
+        training: hyperparameters of the heads, default those of :class:`~ee_export.model.train_heads.HeadTraining`.
+        ocr: see :func:`~ee_export.builder.build.build`, also for ``ocr_ms`` and ``overwrite``.
         ocr_ms: the cost of a page's text in milliseconds.
-        overwrite: replace a package that is there.
+        overwrite: replace an existing package.
         progress: called with the name of a stage, steps done and steps in all.
         report: called with a line about the graphs, the pages and the trained heads.
 
@@ -74,7 +75,7 @@ def assemble(
 
     Raises:
         BadRequest, BadGraph, BadData, BadPage, BadCheckpoint: an input cannot be used.
-        NotEqual: the package does not answer as the graphs that were brought do.
+        NotEqual: the package's logits differ from those of the source graphs.
     """
     training, out = training or HeadTraining(), Path(out)
     check_destination(out, overwrite=overwrite)
@@ -93,48 +94,48 @@ def assemble(
         raise BadRequest(f'{where}: train: no [[cut]] has head = "train"; remove train')
 
     notes: list[str] = []
-    brought = _read(recipe, notes.append)
-    inputs = read_inputs(recipe, _graphs(brought))
+    brought = _read_graphs(recipe, notes.append)
+    inputs = read_inputs(recipe, _list_graphs(brought))
     probe = inputs.probe()
     classes = len(recipe.labels)
     cut, ramps = None, {}
     if isinstance(brought, OwnGraph):
         cut = CutGraph(brought, probe, classes)
-        layers = {each.exit: each.layers for each in brought.cuts}
-        ramps = {name: untrained(size, layers[name], classes) for name, size in cut.feature_sizes().items()}
-        made = cut.assembly(ramps)
+        layers = {dataset.exit: dataset.layers for dataset in brought.cuts}
+        ramps = {name: make_zero_layers(size, layers[name], classes) for name, size in cut.feature_sizes().items()}
+        assembled = cut.assembly(ramps)
     else:
-        made = assemble_segments(brought, probe, classes)
+        assembled = assemble_segments(brought, probe, classes)
 
     origin = Origin(__version__, now(), _digest(recipe), hashlib.sha256(recipe.path.read_bytes()).hexdigest())
-    manifest = _manifest(recipe, out, inputs, assembly.entries(made, TARGET))
+    manifest = _make_manifest(recipe, out, inputs, assembly.entries(assembled, TARGET))
     # Before heads are trained, and with the longest text that the encoding allows.
     _require_possible(manifest, origin, where)
-    golden_pages(made, probe, inputs)
-    require_padding(made, probe, inputs, where)
-    pages = _data(inputs, Path(data), recipe.labels)
-    train_pages = None if train_data is None else _data(inputs, Path(train_data), recipe.labels)
+    make_golden_pages(assembled, probe, inputs)
+    require_padding(assembled, probe, inputs, where)
+    pages = _read_data(inputs, Path(data), recipe.labels)
+    train_pages = None if train_data is None else _read_data(inputs, Path(train_data), recipe.labels)
 
-    for each in (pages, train_pages):
-        if ramps and isinstance(each, ArrayData):
-            require_finite(each)
+    for dataset in (pages, train_pages):
+        if ramps and isinstance(dataset, ArrayData):
+            require_finite(dataset)
     for line in notes:
         report(line)
     if cut is not None and ramps:
         divided: tuple[Data, Data, Data] = split_for_heads(pages, train_pages, training.seed)
         pages, train, val = divided
         report(f"{len(train)} pages to train heads on, {len(val)} to validate, {len(pages)} held out, {classes} labels")
-        made = cut.assembly(_trained(cut, layers, train, val, inputs, training, ocr, progress, report))
-    parts, split = held_out(pages, training.seed)
-    with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
-        specs = assembly.write(made, staging, TARGET)
+        assembled = cut.assembly(_train_ramps(cut, layers, train, val, inputs, training, ocr, progress, report))
+    parts, split = split_held_out(pages, training.seed)
+    with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
+        specs = assembly.write(assembled, staging, TARGET)
         manifest = replace(manifest, targets={TARGET: replace(manifest.targets[TARGET], segments=specs)})
         for name, tokenizer in inputs.tokenizers.items():
             (staging / manifest.tokenizer_files()[name]).write_text(tokenizer.to_str())
-        (staging / GOLDEN).write_bytes(golden.write(golden_pages(made, probe, inputs), manifest))
+        (staging / GOLDEN).write_bytes(golden.write(make_golden_pages(assembled, probe, inputs), manifest))
         progress("prove", 0, 1)
         chain = load_package(seal(staging, manifest), one_pool=True)
-        target = proven(chain, made, probe, parts["tune"], inputs, ocr)
+        target = prove_target(chain, assembled, probe, parts["tune"], inputs, ocr)
         chain = load_package(seal(staging, replace(manifest, targets={TARGET: target})), one_pool=True)
         progress("prove", 1, 1)
         complete(chain, target, parts, split, origin, staging, ocr=ocr, ocr_ms=ocr_ms, progress=progress)
@@ -144,24 +145,26 @@ def assemble(
 Brought = OwnGraph | list[OwnPart]
 
 
-def _read(recipe: AssembleRecipe, report: Callable[[str], None]) -> Brought:
+def _read_graphs(recipe: AssembleRecipe, report: Callable[[str], None]) -> Brought:
     if recipe.graph is not None:
         return read_own_graph(recipe.graph, recipe.cuts, recipe.sources, str(recipe.path), report)
     return read_own_segments(recipe.segments, recipe.sources, str(recipe.path), report)
 
 
-def _data(inputs: PackageInputs, path: Path, labels: tuple[str, ...]) -> Data:
+def _read_data(inputs: PackageInputs, path: Path, labels: tuple[str, ...]) -> Data:
     return read_dataset(path, labels) if inputs.encodings else read_arrays(path, inputs.arrays, labels)
 
 
-def _graphs(brought: Brought) -> list[tuple[onnx.ModelProto, Mapping[str, str]]]:
-    """Graphs that can read inputs of the package, and the package's names of what they read."""
+def _list_graphs(brought: Brought) -> list[tuple[onnx.ModelProto, Mapping[str, str]]]:
+    """List the graphs that can read inputs of the package, each with the package's names of its inputs."""
     if isinstance(brought, OwnGraph):
         return [(brought.model, brought.names)]
     return [(part.model, part.inputs) for part in brought]
 
 
-def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: tuple[SegmentSpec, ...]) -> Manifest:
+def _make_manifest(
+    recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: tuple[SegmentSpec, ...]
+) -> Manifest:
     return Manifest(
         schema=SCHEMA,
         name=out.name.removesuffix(".ee"),
@@ -171,14 +174,14 @@ def _manifest(recipe: AssembleRecipe, out: Path, inputs: PackageInputs, specs: t
         encoding=inputs.encodings.get(""),
         encodings={name: encoding for name, encoding in inputs.encodings.items() if name},
         inputs=inputs.sources,
-        model={"type": GRAPHS, "files": [path.name for path in _files(recipe)]},
+        model={"type": GRAPHS, "files": [path.name for path in _list_files(recipe)]},
         targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
         files={},
     )
 
 
 def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
-    """Refuse a manifest that no package can have, with stand-ins for its files."""
+    """Refuse a manifest that no package can have. Its files are placeholders."""
     names = (*manifest.tokenizer_files().values(), GOLDEN, *(spec.file for spec in manifest.targets[TARGET].segments))
     try:
         check(replace(manifest, origin=origin, files=dict.fromkeys(names, FileEntry("0" * 64, 0))))
@@ -186,7 +189,7 @@ def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
         raise BadRequest(f"{where}: {error}") from None
 
 
-def _trained(
+def _train_ramps(
     cut: CutGraph,
     layers: Mapping[str, int],
     train: Data,
@@ -197,11 +200,11 @@ def _trained(
     progress: Progress,
     report: Callable[[str], None],
 ) -> dict[str, Layers]:
-    """The layers of every head that is trained here."""
+    """Train the heads with ``head = "train"``, and return the layers of each."""
     features = {}
     for name, part in (("train", train), ("val", val)):
         stage = "encode" if name == "train" else "encode to validate"
-        features[name] = _features(cut, part, inputs, ocr, partial(progress, stage))
+        features[name] = _compute_features(cut, part, inputs, ocr, partial(progress, stage))
     targets = {name: np.asarray(part.targets, np.int64) for name, part in (("train", train), ("val", val))}
     ramps, accuracy = train_ramps(
         features["train"],
@@ -217,17 +220,17 @@ def _trained(
     return ramps
 
 
-def _features(
+def _compute_features(
     cut: CutGraph, data: Data, inputs: PackageInputs, ocr: Ocr | None, progress: Callable[[int, int], None]
 ) -> dict[str, np.ndarray]:
-    """Features of every page for every head that is trained, float32 ``[N, F]``."""
+    """Compute every page's features for every head that is trained, float32 ``[N, F]``."""
     runner = cut.features()
     rows: dict[str, list[np.ndarray]] = {name: [] for name in cut.feature_sizes()}
-    for at in range(0, len(data), _BATCH):
-        batch = inputs.encode(read_pages(data.subset(list(range(at, min(at + _BATCH, len(data))))), ocr))
+    for begin in range(0, len(data), _BATCH):
+        batch = inputs.encode(read_pages(data.subset(list(range(begin, min(begin + _BATCH, len(data))))), ocr))
         for name, values in zip(rows, runner.run(batch).values(), strict=True):
             rows[name].append(values)
-        progress(min(at + _BATCH, len(data)), len(data))
+        progress(min(begin + _BATCH, len(data)), len(data))
     features = {name: np.concatenate(values) for name, values in rows.items()}
     for name, values in features.items():
         if not np.isfinite(values).all():
@@ -235,8 +238,8 @@ def _features(
     return features
 
 
-def _files(recipe: AssembleRecipe) -> list[Path]:
-    """The ONNX files of a recipe, those of its heads too."""
+def _list_files(recipe: AssembleRecipe) -> list[Path]:
+    """List the ONNX files of a recipe, including those of its heads."""
     graphs = [segment.file for segment in recipe.segments]
     if recipe.graph is not None:
         graphs = [recipe.graph.file, *(Path(cut.head) for cut in recipe.cuts if cut.head != TRAIN)]
@@ -244,8 +247,8 @@ def _files(recipe: AssembleRecipe) -> list[Path]:
 
 
 def _digest(recipe: AssembleRecipe) -> str:
-    """sha256 over the lines that ``sha256sum`` prints of the ONNX files and of the files of their weights, in the order of their names."""
-    paths = {path for graph in _files(recipe) for path in (graph, *external_files(graph))}
+    """sha256 over the lines of ``sha256sum`` for the ONNX files and their weight files, in the order of their names."""
+    paths = {path for graph in _list_files(recipe) for path in (graph, *external_files(graph))}
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda path: os.fsencode(path.name)):
         with path.open("rb") as file:

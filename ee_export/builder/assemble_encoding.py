@@ -1,4 +1,4 @@
-"""How a page is encoded for graphs that were brought: from the fields of segments.toml, and from files of Hugging Face."""
+"""Find the encoding of pages for assembled graphs, from the fields of segments.toml and from files of Hugging Face."""
 
 from collections.abc import Collection
 from typing import Any
@@ -24,24 +24,28 @@ def encoding_of(
     """The encoding of pages, and its tokenizer if the graphs read text.
 
     Args:
-        entry: what segments.toml states.
-        inputs: which of ``pixel_values``, ``input_ids``, ``bbox`` and ``attention_mask`` the graphs read.
-        side: pixels of the square that they read; None if they state none.
-        rows: of the embedding of tokens; None if it is not found in the graphs.
-        where: begins messages, with the file and the table.
+        entry: the encoding in segments.toml.
+        inputs: those of ``pixel_values``, ``input_ids``, ``bbox`` and ``attention_mask`` that the graphs read.
+        side: side in pixels of the square that the graphs read, ``None`` if they state none.
+        rows: rows of the token embedding, ``None`` if the graphs have none.
+        where: the file and the table, for messages.
 
     Raises:
         BadRequest: a field that the inputs need is missing, or contradicts the graphs.
         BadCheckpoint: a file of Hugging Face cannot be reproduced exactly.
     """
     fields: dict[str, Any] = {"resize": OWN_ORDER or UNSTATED, "draft": False}
-    fields |= _image(entry, side, where) if "pixel_values" in inputs else _unread(entry, "processor", "image", where)
+    fields |= (
+        _read_image_fields(entry, side, where)
+        if "pixel_values" in inputs
+        else _refuse_unread(entry, "processor", "image", where)
+    )
     tokenizer = None
     if set(inputs) - {"pixel_values"}:
-        more, tokenizer = _text(entry, inputs, rows, where)
+        more, tokenizer = _read_text_fields(entry, inputs, rows, where)
         fields |= more
     else:
-        _unread(entry, "tokenizer", "text", where)
+        _refuse_unread(entry, "tokenizer", "text", where)
     fields |= entry.stated
     for (
         key,
@@ -52,13 +56,13 @@ def encoding_of(
     return Encoding(**fields), tokenizer
 
 
-def _unread(entry: EncodingEntry, key: str, what: str, where: str) -> dict[str, Any]:
+def _refuse_unread(entry: EncodingEntry, key: str, what: str, where: str) -> dict[str, Any]:
     if getattr(entry, key) is not None:
         raise BadRequest(f"{where} {key}: no graph reads the {what} of a page; leave it out")
     return {}
 
 
-def _image(entry: EncodingEntry, side: int | None, where: str) -> dict[str, Any]:
+def _read_image_fields(entry: EncodingEntry, side: int | None, where: str) -> dict[str, Any]:
     stated = entry.stated.get("image_size")
     if side is not None and stated not in (None, side):
         raise BadRequest(f"{where} image_size: found {stated}, and the graph reads {side}; leave it out")
@@ -71,7 +75,7 @@ def _image(entry: EncodingEntry, side: int | None, where: str) -> dict[str, Any]
     return {"image_size": size}
 
 
-def _text(
+def _read_text_fields(
     entry: EncodingEntry, inputs: Collection[str], rows: int | None, where: str
 ) -> tuple[dict[str, Any], Tokenizer]:
     rows = entry.stated.get("vocab_size", rows)

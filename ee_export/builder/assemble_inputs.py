@@ -1,4 +1,4 @@
-"""The inputs of a package of brought graphs: which there are, how a page becomes them, and arrays to try the graphs on."""
+"""Find the inputs of an assembled package, encode pages to them, and make arrays to test the graphs on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ from ee_export.segments.brought import dtype_of
 from ee_export.segments.graph_axes import Probe
 
 Graph = tuple[onnx.ModelProto, Mapping[str, str]]
-"""A graph, and the package's name of each of its inputs."""
+"""A graph, with the package's name of each of its inputs."""
 _LONGEST = 7
-"""Tokens of the arrays that graphs without text are tried on, which do not matter."""
+"""Tokens of the test arrays of graphs without text. Any number serves."""
 
 
 @dataclass(frozen=True)
 class PackageInputs:
     """The inputs of a package.
 
-    ``sources``: the source of each. ``encodings``, ``tokenizers``: by the name of the encoding; ``""`` is that of the inputs without
-    a prefix. There are none if all inputs are arrays. ``arrays``: dtype and shape of those.
+    ``sources``: the source of each input. ``encodings``, ``tokenizers``: by name of the encoding, ``""`` for the inputs
+    without a prefix. Both are empty if all inputs are arrays. ``arrays``: dtype and shape of the arrays.
     """
 
     sources: dict[str, str]
@@ -41,20 +41,22 @@ class PackageInputs:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder of pages with its further ones. Its encodings must be checked already."""
-        further = {name: Encoder(each, self.tokenizers.get(name)) for name, each in self.encodings.items() if name}
+        """The encoder of pages, with those of further encodings. The encodings must be checked already."""
+        further = {
+            name: Encoder(encoding, self.tokenizers.get(name)) for name, encoding in self.encodings.items() if name
+        }
         return Encoder(self.encodings[""], self.tokenizers.get(""), further)
 
     def encode(self, pages: Sequence[Page | Arrays]) -> Arrays:
-        """All inputs of some pages as one batch. Rows of arrays are encoded already."""
+        """Encode all inputs of some pages as one batch. Rows of arrays are encoded already."""
         rows = [page for page in pages if not isinstance(page, Page)]
         if rows:
             return {name: np.concatenate([row[name] for row in rows]) for name in self.sources}
-        made = encode_pages([page for page in pages if isinstance(page, Page)], self.encoder, self.sources)
-        return {name: made[name] for name in self.sources}
+        arrays = encode_pages([page for page in pages if isinstance(page, Page)], self.encoder, self.sources)
+        return {name: arrays[name] for name in self.sources}
 
     def one_page(self, batch: Arrays, row: int, tokens: int | None = None) -> Arrays:
-        """A page of a batch, its texts without what is behind their first ``tokens``."""
+        """A page of a batch, with only the first ``tokens`` of its texts."""
         page = {}
         for name, source in self.sources.items():
             values = batch[name][row : row + 1]
@@ -62,17 +64,17 @@ class PackageInputs:
         return page
 
     def pad(self, batch: Arrays, lengths: Sequence[int]) -> None:
-        """Make the texts of a batch as long as ``lengths``, in place, with padding behind them."""
+        """Shorten the texts of a batch to ``lengths`` in place, with padding behind them."""
         for name, source in self.sources.items():
             front, base = split_input(name, self.encodings)
             for row, tokens in enumerate(lengths if source == "text" else ()):
                 batch[name][row, tokens:] = self.encodings[front].pad_id if base == "input_ids" else 0
 
     def probe(self) -> Probe:
-        """Arrays that no page made, of these inputs."""
+        """A maker of random arrays for these inputs."""
         specs = encoded_specs(self.sources, self.encodings) | self.arrays
         rows = {
-            _named(name, "input_ids"): encoding.vocab_size
+            _input_name(name, "input_ids"): encoding.vocab_size
             for name, encoding in self.encodings.items()
             if encoding.vocab_size
         }
@@ -81,11 +83,11 @@ class PackageInputs:
 
 
 def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInputs:
-    """The inputs that graphs read, and the encodings that make them.
+    """Find the inputs that graphs read, and the encodings that make them.
 
     Raises:
         BadRequest: they read none, an input is unknown, or a field of an encoding is missing or contradicts them.
-        BadGraph: an input that is an array has an axis of no fixed size, or another dtype than a package passes on.
+        BadGraph: an array input has an axis without a fixed size, or an unsupported dtype.
         BadCheckpoint: a file of Hugging Face cannot be reproduced exactly.
     """
     where, known = str(recipe.path), recipe.sources
@@ -99,28 +101,35 @@ def read_inputs(recipe: AssembleRecipe, graphs: Sequence[Graph]) -> PackageInput
     encodings: dict[str, Encoding] = {}
     tokenizers: dict[str, Tokenizer] = {}
     for name, entry in recipe.encodings.items():
-        own = [base for front, base in (split_input(each, recipe.encodings) for each in sources) if front == name]
+        own = [
+            base
+            for front, base in (split_input(input_name, recipe.encodings) for input_name in sources)
+            if front == name
+        ]
         table = f"[encodings.{name}]" if name else "[encoding]"
         if not own:
-            example = _named(name, "pixel_values")
+            example = _input_name(name, "pixel_values")
             raise BadRequest(
                 f"{where}: {table}: no graph reads an input that it makes, such as {example}; leave it out"
             )
-        side, rows = _side(graphs, _named(name, "pixel_values")), _rows(graphs, _named(name, "input_ids"))
+        side, rows = (
+            _find_side(graphs, _input_name(name, "pixel_values")),
+            _find_rows(graphs, _input_name(name, "input_ids")),
+        )
         encodings[name], tokenizer = encoding_of(entry, own, side, rows, f"{where}: {table}")
         if tokenizer is not None:
             tokenizers[name] = tokenizer
-    arrays = {name: _array_spec(graphs, name, where) for name, source in sources.items() if source == ARRAY}
+    arrays = {name: _read_array_spec(graphs, name, where) for name, source in sources.items() if source == ARRAY}
     return PackageInputs(sources, encodings, tokenizers, arrays)
 
 
-def _named(encoding: str, base: str) -> str:
+def _input_name(encoding: str, base: str) -> str:
     """The name of an input that an encoding makes."""
     return f"{encoding}.{base}" if encoding else base
 
 
-def _array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSpec:
-    """Dtype and shape of an array as the first graph that reads it states them."""
+def _read_array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSpec:
+    """Read dtype and shape of an array from the first graph that reads it."""
     value = next(value for model, names in graphs for value in model.graph.input if names.get(value.name) == name)
     sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
     dtype = dtype_of(value)
@@ -133,8 +142,8 @@ def _array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSpec:
     return TensorSpec(name, dtype, ("B", *sizes[1:]))
 
 
-def _side(graphs: Sequence[Graph], name: str) -> int | None:
-    """Pixels of the square that graphs read as this input, if they state it."""
+def _find_side(graphs: Sequence[Graph], name: str) -> int | None:
+    """Find the side in pixels of the square that graphs read as this input, if they state it."""
     for model, names in graphs:
         for value in model.graph.input:
             axes = value.type.tensor_type.shape.dim
@@ -143,8 +152,8 @@ def _side(graphs: Sequence[Graph], name: str) -> int | None:
     return None
 
 
-def _rows(graphs: Sequence[Graph], name: str) -> int | None:
-    """Rows of the table that this input of token ids is looked up in."""
+def _find_rows(graphs: Sequence[Graph], name: str) -> int | None:
+    """Find the number of rows of the embedding table of this input of token ids."""
     for model, names in graphs:
         tables = {weight.name: weight for weight in model.graph.initializer}
         for node in model.graph.node:

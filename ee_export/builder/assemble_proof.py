@@ -1,4 +1,4 @@
-"""Golden pages of brought graphs, and the proof that a package of them answers as they do."""
+"""Make the golden pages of assembled graphs, and prove that the package gives the same logits as the graphs."""
 
 from dataclasses import replace
 
@@ -20,38 +20,39 @@ from ee_export.segments.graph_axes import Probe
 from ee_export.verify import golden
 
 _PAGES = 12
-"""Held-out pages of the proof, beside batches of arrays that no page made."""
+"""Held-out pages of the proof, beside batches of random arrays."""
 _SIZES = ((2, 17), (3, 64), (5, 33))
-"""Pages and tokens of those batches."""
+"""Pages and tokens of the random batches."""
 
 
-def golden_pages(made: Assembly, probe: Probe, inputs: PackageInputs) -> list[golden.GoldenPage]:
-    """Pages without a document, with little text, some, and all that is read, and a drawn page, with the logits they must give.
+def make_golden_pages(assembled: Assembly, probe: Probe, inputs: PackageInputs) -> list[golden.GoldenPage]:
+    """Make synthetic pages with little, some and the longest text, and a drawn page, with their expected logits.
 
-    A package of arrays has arrays of random numbers.
+    The golden pages of a package of arrays are random arrays.
     """
     if not inputs.encodings:
         return [
-            golden.GoldenPage(each, made.reference(each)) for each in (probe.arrays(1, 1, seed) for seed in range(3))
+            golden.GoldenPage(arrays, assembled.reference(arrays))
+            for arrays in (probe.arrays(1, 1, seed) for seed in range(3))
         ]
     synthetic: list[Arrays] = [{}, {}, {}]
     for name, encoding in inputs.encodings.items():
         longest, rows = max(2, encoding.max_text_tokens), encoding.vocab_size or 1
         pages = golden.synthetic_inputs(encoding.image_size, (2, max(2, longest // 4), longest), max(rows, 6))
-        for arrays, page in zip(synthetic, pages, strict=True):
+        for page_arrays, page in zip(synthetic, pages, strict=True):
             page["input_ids"] %= rows
-            arrays |= {key: values for key, values in with_prefix(name, page).items() if key in inputs.sources}
+            page_arrays |= {key: values for key, values in with_prefix(name, page).items() if key in inputs.sources}
     largest = max(inputs.encodings.values(), key=lambda encoding: encoding.image_size)
     file, words = golden_page.draw(inputs.sources, largest)
-    drawn = inputs.encode([golden_page.page_of(file, words, "golden page")])
+    drawn = inputs.encode([golden_page.read_golden_page(file, words, "golden page")])
     return [
-        *(golden.GoldenPage(arrays, made.reference(arrays)) for arrays in synthetic),
-        golden.GoldenPage(drawn, made.reference(drawn), file=file, words=words),
+        *(golden.GoldenPage(page_arrays, assembled.reference(page_arrays)) for page_arrays in synthetic),
+        golden.GoldenPage(drawn, assembled.reference(drawn), file=file, words=words),
     ]
 
 
-def require_padding(made: Assembly, probe: Probe, inputs: PackageInputs, where: str) -> None:
-    """Refuse graphs that answer otherwise if a text is padded, as it is in a batch with a longer one.
+def require_padding(assembled: Assembly, probe: Probe, inputs: PackageInputs, where: str) -> None:
+    """Refuse graphs whose logits change if a text is padded, as in a batch with a longer text.
 
     Raises:
         BadGraph: an exit's logits change.
@@ -61,7 +62,7 @@ def require_padding(made: Assembly, probe: Probe, inputs: PackageInputs, where: 
     batch = probe.arrays(1, min(9, probe.longest))
     tokens = min(9, probe.longest) - 1
     inputs.pad(batch, [tokens])
-    alone, padded = made.reference(inputs.one_page(batch, 0, tokens)), made.reference(batch)
+    alone, padded = assembled.reference(inputs.one_page(batch, 0, tokens)), assembled.reference(batch)
     for name, expected in alone.items():
         largest = float(np.abs(expected).max())
         difference = float(np.abs(padded[name] - expected).max())
@@ -72,21 +73,21 @@ def require_padding(made: Assembly, probe: Probe, inputs: PackageInputs, where: 
             )
 
 
-def proven(
-    chain: Chain, made: Assembly, probe: Probe, held_out: Data, inputs: PackageInputs, ocr: Ocr | None
+def prove_target(
+    chain: Chain, assembled: Assembly, probe: Probe, held_out: Data, inputs: PackageInputs, ocr: Ocr | None
 ) -> Target:
-    """The target of a chain with the largest difference from the graphs that were brought, per exit and gate.
+    """Prove a chain equal to its source graphs, and return its target with the largest difference per exit and gate.
 
-    The graphs run page by page and without padding, the chain on batches with padding, and on some held-out pages.
+    The graphs run page by page without padding. The chain runs on batches with padding, and on some held-out pages.
 
     Raises:
-        NotEqual: a difference is larger than rounding explains.
+        NotEqual: a difference is larger than a rounding error.
     """
     cases: list[tuple[Arrays, list[int] | None]] = [(probe.arrays(1, probe.longest), None)]
-    for at, (pages, most) in enumerate(_SIZES):
+    for number, (pages, most) in enumerate(_SIZES):
         longest = min(most, probe.longest)
         lengths = [max(1, longest * (pages - row) // pages) for row in range(pages)]
-        batch = probe.arrays(pages, longest, at + 2)
+        batch = probe.arrays(pages, longest, number + 2)
         inputs.pad(batch, lengths)
         cases.append((batch, lengths))
     few = held_out.subset(list(range(0, len(held_out), -(-len(held_out) // _PAGES))))
@@ -97,7 +98,7 @@ def proven(
         logits = chain.logits(arrays)
         for row in range(len(next(iter(logits.values())))):
             page = inputs.one_page(arrays, row, tokens[row] if tokens else None)
-            for name, expected in made.reference(page).items():
+            for name, expected in assembled.reference(page).items():
                 difference = float(np.abs(logits[name][row] - expected[0]).max())
                 worst[name] = max(worst.get(name, 0.0), difference if np.isfinite(difference) else np.inf)
                 largest = max(largest, float(np.abs(expected).max()))
@@ -108,5 +109,5 @@ def proven(
 
 
 def _tolerance(largest: float) -> float:
-    """Largest difference that rounding explains. It grows with the logits, which are large in some models."""
+    """Largest rounding error. It grows with the logits, which are large in some models."""
     return float(f"{equality.TOLERANCE_FP32 * max(1.0, largest / 10):.3g}")

@@ -1,4 +1,4 @@
-"""Checkpoint and held-out pages to a package: export, prove equal, measure, calibrate, tune, verify."""
+"""Build a package from a checkpoint and held-out pages: export, prove equal, measure, calibrate, tune, verify."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import nn
 from ee_export.builder import tune
 from ee_export.builder.against import SourcePipeline, compare
 from ee_export.builder.costs import measure, measure_ocr
-from ee_export.builder.predictions import held_out, observe_each, read_pages
+from ee_export.builder.predictions import observe_each, read_pages, split_held_out
 from ee_export.data import golden_page
 from ee_export.data.dataset import Data, Dataset, read_dataset
 from ee_export.data.encode import Arrays, Encoder
@@ -30,7 +30,7 @@ from ee_export.package.origin import origin_of
 from ee_export.package.ranges import require_labels
 from ee_export.package.store import GOLDEN, TOKENIZER, Package, open_package
 from ee_export.package.strict_json import Refused
-from ee_export.package.write import locked, seal
+from ee_export.package.write import lock_package, seal
 from ee_export.progress import Progress
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
@@ -56,23 +56,23 @@ def build(
     overwrite: bool = False,
     progress: Progress,
 ) -> Package:
-    """Build a package in one step; nothing is left of a build that fails.
+    """Build a package atomically. Nothing remains of a failed build.
 
     Args:
-        checkpoint_folder: what ``ee-export train`` wrote.
-        data: held-out pages in class folders; they are split into parts that calibrate, tune and certify.
+        checkpoint_folder: the output of ``ee-export train``.
+        data: held-out pages in class folders, which are divided into parts that calibrate, tune and certify.
         out: the package folder.
-        golden_folder: pages to carry as golden inputs; default synthetic ones, so that no page of yours is in it.
-        exits: which exits of the checkpoint the package has, default all; ``final`` always.
-        ocr: reads pages without words, and is measured on a few pages as the cost of asking for text.
-        ocr_ms: that cost, where it should not be measured.
+        golden_folder: pages for the golden inputs. By default they are synthetic, so the package holds no user's page.
+        exits: exits of the checkpoint to keep, default all. ``final`` is always kept.
+        ocr: reads pages without words. Its time on a few pages is the cost of text.
+        ocr_ms: the cost of a page's text in milliseconds, instead of a measurement.
         seed: of the split.
-        overwrite: replace a package that is there.
-        progress: told of every step.
+        overwrite: replace an existing package.
+        progress: called at every step.
 
     Raises:
         BadCheckpoint, BadData, BadPage: an input cannot be used.
-        NotEqual: an exported graph does not give what the trained model gives.
+        NotEqual: the logits of an exported graph differ from the trained model's.
         BadRequest: ``out`` exists, or the checkpoint has no such exit.
     """
     check_destination(out, overwrite=overwrite)
@@ -84,10 +84,10 @@ def build(
         require_labels(labels)
     except Refused as error:
         raise BadCheckpoint(
-            f"{checkpoint_folder / 'config.json'}: id2label: {error}; rename the classes and train anew"
+            f"{checkpoint_folder / 'config.json'}: id2label: {error}; rename the classes and train again"
         ) from None
     return build_model(
-        checkpoint.parted(model, tokenizer),
+        checkpoint.make_parted_model(model, tokenizer),
         read_dataset(data, labels),
         out,
         origin_of(checkpoint_folder),
@@ -113,13 +113,13 @@ def build_own(
     overwrite: bool = False,
     progress: Progress,
 ) -> Package:
-    """As :func:`build`, of a model that a user made of parts.
+    """Build a package of a user's own model in parts. All other arguments are those of :func:`build`.
 
     Args:
         model: see :class:`~ee_export.model.parts.PartedModel`.
         data: held-out pages in class folders, named as the model's labels.
-        out: see :func:`build`, as all other arguments.
-        exits: which exits of the model the package has, default all. The last one always.
+        out: the package folder.
+        exits: exits of the model to keep, default all. The last one is always kept.
 
     Raises:
         BadModel: the parts of the model do not fit together, or cannot be cut or exported.
@@ -168,25 +168,25 @@ def build_model(
     overwrite: bool = False,
     progress: Progress,
 ) -> Package:
-    """As :func:`build`, of a model and pages that are read already.
+    """Build a package of a model and pages in memory. All other arguments are those of :func:`build`.
 
     Args:
         model: with trained heads.
         data: held-out pages with the model's labels.
-        out: see :func:`build`, as all other arguments.
-        origin: of the checkpoint that the model is of.
-        source: the stock checkpoint that the model was made of. ``final`` must answer as it does, from the page on.
+        out: the package folder.
+        origin: provenance of the model's checkpoint.
+        source: the model's stock checkpoint, if any. ``final`` is compared with it on the held-out pages.
 
     Raises:
         BadModel: the parts of the model do not fit together, or cannot be cut or exported.
-        NotEqual: also if a logit of ``final`` or a label differs from the source's on the held-out pages.
+        NotEqual: a graph differs from the model, or a logit of ``final`` or a label differs from the source's.
     """
     require_fitting(model)
-    parts, split = held_out(data, seed)
+    parts, split = split_held_out(data, seed)
     inputs = golden_inputs(model, golden_folder)
 
-    # Locked, so that nobody who tunes the package that is there writes their result over the new one.
-    with locked(out, progress), staged_folder(out, overwrite=overwrite) as staging:
+    # Locked, so that a concurrent tuning of the old package does not overwrite the new one.
+    with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         package = export(model, inputs, staging, out.name.removesuffix(".ee"), progress)
         chain = load_package(package, one_pool=True)
         target = package.target(TARGET)
@@ -211,16 +211,16 @@ def complete(
     ocr_ms: float | None,
     progress: Progress,
 ) -> None:
-    """Measure, calibrate, tune, verify and seal a package whose segments are proven.
+    """Measure, calibrate, tune, verify and seal a package whose segments are proven equal.
 
     Args:
         chain: of the package in ``staging``, with the operating point ``full``.
         target: of the chain.
-        parts: the held-out pages by purpose, see :func:`~ee_export.builder.predictions.held_out`.
-        split: the record of how they were kept apart.
+        parts: the held-out pages by purpose, see :func:`~ee_export.builder.predictions.split_held_out`.
+        split: the record of the parts.
         origin: of the package.
         staging: the folder that becomes the package.
-        ocr: see :func:`build`, as ``ocr_ms`` and ``progress``.
+        ocr: see :func:`build`, also for ``ocr_ms`` and ``progress``.
     """
     package = chain.package
     samples = read_pages(parts["tune"], None)[:12]
@@ -234,26 +234,26 @@ def complete(
     target = replace(target, costs=measure(chain, samples, ocr_ms, start_ms))
     progress("measure", 2, 2)
 
-    seen = observe_each(chain, parts, ocr, progress)
-    target = tune.first(package.manifest, target, seen)
+    predictions = observe_each(chain, parts, ocr, progress)
+    target = tune.initial_target(package.manifest, target, predictions)
     pages, _ = golden.read(package)
     manifest = replace(package.manifest, targets={TARGET: target}, split=split, origin=origin)
     seal_verified(staging, manifest, pages, TARGET, progress)
 
 
 def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress) -> Package:
-    """Write segments, tokenizer and golden file into an empty folder and prove the segments equal; no policy yet.
+    """Write segments, tokenizer and golden file into an empty folder, and prove the segments equal, without a policy.
 
     Args:
         model: its parts fit together.
         inputs: of the golden pages.
         staging: the empty folder.
         name: of the package.
-        progress: told of every step.
+        progress: called at every step.
 
     Raises:
         BadModel: a part cannot be cut or exported.
-        NotEqual: an exported graph does not give what the model gives.
+        NotEqual: the logits of an exported graph differ from the model's.
     """
     exits = tuple(model.exits)
     encoder = encoder_of(model)
@@ -296,12 +296,12 @@ def encoder_of(model: PartedModel) -> Encoder:
 
 
 def tokenizer_of(model: PartedModel) -> Tokenizer:
-    """The tokenizer that a package holds: the model's, or one without words for a model that reads no text."""
+    """The tokenizer for a package: the model's, or one without words for a model that reads no text."""
     return model.tokenizer or checkpoint.train_tokenizer(iter([]), 0)
 
 
 def golden_inputs(model: PartedModel, folder: Path | None) -> list[Arrays]:
-    """Encoded golden pages: those of a folder, else synthetic ones without text, with some, and with all that is read."""
+    """Encode the golden pages: those of a folder, or synthetic ones without, with some and with the longest text."""
     encoder = encoder_of(model)
     encoding, sources = encoder.encoding, model.sources()
     if folder is None:
@@ -322,5 +322,5 @@ def golden_inputs(model: PartedModel, folder: Path | None) -> list[Arrays]:
 def _golden_page(model: PartedModel, encoder: Encoder) -> golden.GoldenPage:
     sources = model.sources()
     file, words = golden_page.draw(sources, encoder.encoding)
-    arrays = encode_pages([golden_page.page_of(file, words, "golden page")], encoder, sources)
+    arrays = encode_pages([golden_page.read_golden_page(file, words, "golden page")], encoder, sources)
     return golden.GoldenPage(arrays, model.logits(arrays), file=file, words=words)

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from ee_export.builder.predictions import Observed
+from ee_export.builder.predictions import ExitPredictions
 from ee_export.errors import require_known
 from ee_export.package.manifest import Calibration, Manifest, Target, gate_name
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
 from ee_export.runtime.plan import rules
 
 
-def calibrated(target: Target, pages: Observed, method: str = "temperature") -> Target:
-    """The target with every exit calibrated on ``pages`` by one of :data:`METHODS`, and every gate by Platt scaling; untuned.
+def calibrate_target(target: Target, pages: ExitPredictions, method: str = "temperature") -> Target:
+    """Calibrate exits on ``pages`` by one of :data:`METHODS`, and gates by Platt scaling. Drops operating points.
 
     Raises:
         BadRequest: there is no such method.
@@ -40,14 +40,16 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
     "temperature": _temperature,
     "vector": fit_vector,
 }
-"""How an exit's raw logits ``[N, C]`` and labels ``[N]`` give the scale and bias of each class, ``[C]`` each."""
+"""Functions from an exit's raw logits ``[N, C]`` and labels ``[N]`` to scale and bias per class, ``[C]`` each."""
 
 
-def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed) -> dict[str, tuple[float, ...]]:
-    """The weights of a criterion per exit, fitted on ``pages``; none where it has none."""
+def fit_weights(
+    manifest: Manifest, target: Target, criterion: str, pages: ExitPredictions
+) -> dict[str, tuple[float, ...]]:
+    """Fit the weights of a criterion per exit on ``pages``. Empty if the criterion has none."""
     if criterion != "failure_prediction":
         return {}
-    found = rules(manifest, target, {})
+    exit_rules = rules(manifest, target, {})
     logits = [pages.logits[name] for name in manifest.exits]
     tokens = [pages.tokens[name] for name in manifest.exits]
-    return dict(zip(manifest.exits, fit_failure_prediction(logits, found, tokens, pages.targets), strict=True))
+    return dict(zip(manifest.exits, fit_failure_prediction(logits, exit_rules, tokens, pages.targets), strict=True))

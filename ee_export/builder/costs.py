@@ -1,4 +1,4 @@
-"""Measure what each segment costs on this machine, alone in a quiet process, at several text lengths."""
+"""Measure the time of each segment on this machine at several text lengths, in a process that does nothing else."""
 
 import platform
 import statistics
@@ -18,7 +18,7 @@ RUNS = 7
 
 
 def machine_name() -> str:
-    """Processor, number of processors available to this process, and onnxruntime's version."""
+    """Name the processor, the number of processors available to this process, and onnxruntime's version."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as info:
@@ -37,9 +37,9 @@ def measure(
     ocr_start_ms: float = 0.0,
     runs: int = RUNS,
 ) -> Costs:
-    """Median times over ``runs`` rounds, the text lengths interleaved; encoding is measured on ``pages``.
+    """Measure median times over ``runs`` rounds with interleaved text lengths, and of encoding on ``pages``.
 
-    Of a package of arrays, ``pages`` are rows of them, and segments are measured on these in turn.
+    The pages of a package of arrays are rows, on which its segments are measured in turn.
     """
     manifest = chain.package.manifest
     texts = [encoding.max_text_tokens for encoding in manifest.all_encodings().values()]
@@ -60,7 +60,9 @@ def measure(
         machine=machine_name(),
         runs=runs,
         tokens=grid,
-        segments_ms={name: tuple(round(statistics.median(found[t]), 4) for t in grid) for name, found in times.items()},
+        segments_ms={
+            name: tuple(round(statistics.median(by_tokens[t]), 4) for t in grid) for name, by_tokens in times.items()
+        },
         encode_image_ms=image_ms,
         encode_text_ms=text_ms,
         ocr_ms=ocr_ms,
@@ -70,17 +72,17 @@ def measure(
 
 
 def measure_ocr(pages: Sequence[Page], bands: Sequence[int]) -> tuple[float | None, float]:
-    """Median milliseconds of the OCR engine for a whole page, and what every further strip adds.
+    """Measure median milliseconds of the OCR engine for a whole page, and the time that every further strip adds.
 
     Args:
-        pages: those without an OCR engine are left out; where none has one, the first is ``None``.
-        bands: where a page is cut into strips, percentages of its height.
+        pages: pages without an OCR engine are ignored. If no page has one, the time for a whole page is ``None``.
+        bands: percentages of a page's height at which it is cut into strips.
     """
     whole, more = [], []
     for page in pages:
         if page.ocr is None:
             continue
-        image = page.decoded()
+        image = page.decode()
         times = []
         for cuts in ([100], [*bands, 100]):
             started = time.perf_counter()
@@ -96,11 +98,11 @@ def measure_ocr(pages: Sequence[Page], bands: Sequence[int]) -> tuple[float | No
 
 
 def _encoding_ms(chain: Chain, name: str, pages: Sequence[Page]) -> tuple[float, float]:
-    """Median milliseconds of making an encoding's image and text inputs of a page; ``name``: of the encoding."""
+    """Measure median milliseconds to make an encoding's image and text inputs of a page. ``name``: of the encoding."""
     image_times, text_times = [], []
     sources = chain.package.manifest.inputs_of(name).values()
     for page in pages:
-        encoder = chain.encoder.named(name)
+        encoder = chain.encoder.by_name(name)
         if "image" in sources:
             started = time.perf_counter()
             image, _ = encoder.open(page)

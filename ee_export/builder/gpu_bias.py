@@ -1,4 +1,4 @@
-"""Whether a target's segments pass the attention's bias on or compute it again, by what both take on the GPU."""
+"""Choose if a target's segments carry the attention's bias or recompute it, by the time of both on the GPU."""
 
 import logging
 import shutil
@@ -26,23 +26,23 @@ from ee_export.segments.recompute import Recomputation
 
 Choice = Literal["carried", "recomputed"]
 Build = Callable[[Path, SegmentSpec, TargetRecipe], bytes]
-"""Makes an engine of a graph."""
+"""Function that builds an engine from a graph."""
 
 ROUNDS = 5
-"""Timed; the median counts."""
+"""Timed rounds, of which the median counts."""
 IN_A_ROW = 4
-"""Of each, enqueued before the stream is waited for."""
+"""Runs per round, enqueued before the stream is synchronized."""
 _log = logging.getLogger("ee_export")
 
 
 @dataclass(frozen=True, slots=True)
 class BiasTimes:
-    """What both ways take between two segments, for the largest batch of the longest pages; milliseconds on the device.
+    """Device milliseconds of both choices between two segments, for the largest batch of the longest pages.
 
-    Recomputed, every segment that reads the bias makes it for all pages that are left: at most ``recomputed_ms``, in each of them.
-    Carried, nothing is done but at exits where pages leave: survivors fill their places, which moves at most half of the rows,
-    ``moved_ms``. Both shrink as pages leave. With one page in a batch nothing is ever moved, and recomputing costs all the same: so it
-    is chosen only where it costs less even than the most that can be moved.
+    A recomputed bias costs every segment that reads it at most ``recomputed_ms``, for all remaining pages. A carried
+    bias costs time only when pages exit and the remaining pages fill their places. That moves at most half of the rows,
+    in ``moved_ms``. Both times shrink with the batch. Re-batching a single page moves nothing, while recomputing still
+    costs time. So the bias is recomputed only if that is faster than the largest possible move.
     """
 
     recomputed_ms: float
@@ -54,11 +54,11 @@ class BiasTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What a target is compiled by and for.
+class CompileContext:
+    """The recipe and the device of a target that is compiled.
 
-    ``file``: the recipe's. ``compiled``: what the manifest says of the target so far. ``build``: for TensorRT; ``None`` where graphs
-    themselves are opened.
+    ``file``: the recipe's file. ``compiled``: the manifest's provenance of the target so far. ``build``: builds
+    TensorRT engines, ``None`` if the backend opens graphs themselves.
     """
 
     recipe: TargetRecipe
@@ -69,36 +69,36 @@ class Setting:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the largest batch of the longest pages."""
+        """Sizes of the axes for the largest batch of the longest pages."""
         tokens = int(self.compiled["longest_text"])
         pages = max(pages.max for pages in self.recipe.batch)
         return {"B": pages, "T": tokens, "L": tokens + int(self.compiled["visual_tokens"])}
 
 
-def choose_bias(package: Package, setting: Setting, progress: Progress) -> tuple[Choice, dict[str, str]]:
-    """How a recipe with ``bias = "auto"`` is to be compiled, and what the manifest says of it.
+def choose_bias(package: Package, context: CompileContext, progress: Progress) -> tuple[Choice, dict[str, str]]:
+    """Choose the bias of a recipe with ``bias = "auto"``. Returns the choice and its entries for the manifest.
 
-    Nothing is measured where the model has no bias that can be recomputed, or batches are of one page. Where the GPU or a library
-    refuses what is measured the bias is carried, which asks nothing new of them, and that is logged.
+    Nothing is measured if the model has no bias that can be recomputed, or if batches have one page. If the GPU or a
+    library refuses the measurement, the bias is carried, which needs nothing else of them, and a warning is logged.
 
     Args:
         package: has the target ``cpu-fp32``.
-        setting: of the target.
-        progress: told which was chosen and by which times.
+        context: of the target.
+        progress: called with the choice and both times.
     """
-    found = recomputable(package, setting.recipe)
-    if not found or setting.sizes["B"] == 1:
-        return "carried", {"bias": "carried"} if found else {}
+    recomputations = recomputable(package, context.recipe)
+    if not recomputations or context.sizes["B"] == 1:
+        return "carried", {"bias": "carried"} if recomputations else {}
     progress("bias", 0, 1)
     try:
-        times = measure_bias(found, setting)
+        times = measure_bias(recomputations, context)
     except EeError as error:
         _log.warning("bias: carried, for it could not be measured: %s", error)
         return "carried", {"bias": "carried"}
-    said = f"bias {times.choice}: {times.recomputed_ms:.3f} ms to recompute, {times.moved_ms:.3f} ms to move"
-    _log.info("%s (%d pages)", said, setting.sizes["B"])
+    line = f"bias {times.choice}: {times.recomputed_ms:.3f} ms to recompute, {times.moved_ms:.3f} ms to move"
+    _log.info("%s (%d pages)", line, context.sizes["B"])
     progress("bias", 1, 1)
-    progress(said, 1, 1)
+    progress(line, 1, 1)
     return times.choice, {
         "bias": times.choice,
         "bias_recomputed_ms": f"{times.recomputed_ms:.4g}",
@@ -106,55 +106,60 @@ def choose_bias(package: Package, setting: Setting, progress: Progress) -> tuple
     }
 
 
-def measure_bias(found: Sequence[Recomputation], setting: Setting) -> BiasTimes:
+def measure_bias(recomputations: Sequence[Recomputation], context: CompileContext) -> BiasTimes:
     """Time the bias on the GPU: its graph alone as a segment of the target's backend, and a copy of half of its rows.
 
-    Pages are blank: what a lookup takes hardly depends on what is looked up in tables that a cache holds.
+    Pages are blank, because the time of a lookup in cached tables hardly depends on the values.
 
     Raises:
         EeError: the GPU or a library refused something, or there is not enough memory.
     """
     recomputed, moved = 0.0, 0.0
-    for each in found:
-        with tempfile.TemporaryDirectory(prefix="ee-bias-") as work, setting.gpu.current():
-            one, other = _timed(each, setting, Path(work))
-        recomputed, moved = recomputed + one, moved + other
+    for recomputation in recomputations:
+        with tempfile.TemporaryDirectory(prefix="ee-bias-") as work, context.gpu.current():
+            compute_ms, copy_ms = _time_recomputation(recomputation, context, Path(work))
+        recomputed, moved = recomputed + compute_ms, moved + copy_ms
     return BiasTimes(recomputed, moved)
 
 
-def _timed(each: Recomputation, setting: Setting, folder: Path) -> tuple[float, float]:
-    """Milliseconds to compute one tensor and to move half of it."""
-    recipe, gpu = setting.recipe, setting.gpu
-    spec = SegmentSpec(each.tensor.name, f"{recipe.name}/{each.tensor.name}.onnx", each.inputs, (each.tensor,))
+def _time_recomputation(recomputation: Recomputation, context: CompileContext, folder: Path) -> tuple[float, float]:
+    """Measure milliseconds to compute one tensor and to move half of it."""
+    recipe, gpu = context.recipe, context.gpu
+    spec = SegmentSpec(
+        recomputation.tensor.name,
+        f"{recipe.name}/{recomputation.tensor.name}.onnx",
+        recomputation.inputs,
+        (recomputation.tensor,),
+    )
     (folder / recipe.name).mkdir()
-    (folder / spec.file).write_bytes(each.graph.SerializeToString(deterministic=True))
-    shutil.copyfile(setting.file, folder / recipe.name / RECIPE)
-    if setting.build is not None:
-        plan = setting.build(folder / spec.file, spec, replace(recipe, strip=False))
-        spec = replace(spec, file=f"{recipe.name}/{each.tensor.name}.engine")
+    (folder / spec.file).write_bytes(recomputation.graph.SerializeToString(deterministic=True))
+    shutil.copyfile(context.file, folder / recipe.name / RECIPE)
+    if context.build is not None:
+        plan = context.build(folder / spec.file, spec, replace(recipe, strip=False))
+        spec = replace(spec, file=f"{recipe.name}/{recomputation.tensor.name}.engine")
         (folder / spec.file).write_bytes(plan)
-    target = Target(recipe.backend, 0.0, {}, (spec,), compiled=dict(setting.compiled))
+    target = Target(recipe.backend, 0.0, {}, (spec,), compiled=dict(context.compiled))
     stream = gpu.create_stream()
     try:
         (segment,) = open_segments(target, recipe.name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
-        return _run(segment, setting.sizes, gpu, stream)
+        return _time_segment(segment, context.sizes, gpu, stream)
     finally:
         gpu.destroy_stream(stream)
 
 
-def _run(segment: DeviceSegment, sizes: Mapping[str, int], gpu: Device, stream: int) -> tuple[float, float]:
-    (made,) = segment.outputs
+def _time_segment(segment: DeviceSegment, sizes: Mapping[str, int], gpu: Device, stream: int) -> tuple[float, float]:
+    (output,) = segment.outputs
     with ExitStack() as closing:
         addresses = {}
-        for tensor in (*segment.inputs, made):
+        for tensor in (*segment.inputs, output):
             size = size_of(shape_of(tensor, sizes), tensor.dtype)
             addresses[tensor.name] = gpu.allocate(size)
             closing.callback(gpu.free, addresses[tensor.name])
             gpu.clear(addresses[tensor.name], size, stream)
-        used = {axis for tensor in (*segment.inputs, made) for axis in tensor.shape}
+        used = {axis for tensor in (*segment.inputs, output) for axis in tensor.shape}
         bound = segment.bind(addresses, {axis: size for axis, size in sizes.items() if axis in used})
-        half = size_of(shape_of(made, {**sizes, "B": sizes["B"] // 2}), made.dtype)
-        rows = addresses[made.name]
+        half = size_of(shape_of(output, {**sizes, "B": sizes["B"] // 2}), output.dtype)
+        rows = addresses[output.name]
         return (
             _median_ms(lambda: bound.enqueue(stream), gpu, stream),
             _median_ms(lambda: gpu.copy(rows, rows + half, half, stream), gpu, stream),
@@ -162,14 +167,14 @@ def _run(segment: DeviceSegment, sizes: Mapping[str, int], gpu: Device, stream: 
 
 
 def _median_ms(enqueue: Callable[[], None], gpu: Device, stream: int) -> float:
-    """What one takes in a stream."""
+    """Median milliseconds of one enqueued run in a stream."""
     enqueue()  # the first loads and tunes
-    found = []
+    times = []
     for _ in range(ROUNDS):
         gpu.synchronize(stream)
         began = time.perf_counter()
         for _ in range(IN_A_ROW):
             enqueue()
         gpu.synchronize(stream)
-        found.append((time.perf_counter() - began) * 1e3 / IN_A_ROW)
-    return statistics.median(found)
+        times.append((time.perf_counter() - began) * 1e3 / IN_A_ROW)
+    return statistics.median(times)

@@ -1,4 +1,4 @@
-"""A package's target for a GPU, as a recipe says: typed graphs, engines built of them, and a chain of those to measure."""
+"""Build a package's GPU target from a recipe: typed graphs, engines built from them, and their measured costs."""
 
 import logging
 import shutil
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ee_export.builder.costs import RUNS
-from ee_export.builder.gpu_bias import Build, Setting, choose_bias
+from ee_export.builder.gpu_bias import Build, CompileContext, choose_bias
 from ee_export.data.encode import Arrays, blank_page
 from ee_export.errors import DeviceError
 from ee_export.package.input_specs import only_encoding
@@ -28,7 +28,7 @@ SOURCE = "cpu-fp32"
 _log = logging.getLogger("ee_export")
 
 
-def recipe_target(
+def build_recipe_target(
     before: Chain,
     recipe: TargetRecipe,
     recipe_file: Path,
@@ -37,19 +37,20 @@ def recipe_target(
     gpu: Device,
     progress: Progress,
 ) -> Target:
-    """Fill ``staging/<recipe.name>`` with what runs a target; neither measured nor calibrated.
+    """Fill ``staging/<recipe.name>`` with the segments of a target, which is neither measured nor calibrated.
 
-    TensorRT may refuse the attention operator of a segment: that segment is then built of plain nodes, ``compiled`` says of
-    which, and the progress too. So do both of a bias that is measured, see :mod:`ee_export.builder.gpu_bias`.
+    If TensorRT refuses the attention operator of a segment, that segment is built of plain nodes. ``compiled`` and
+    ``progress`` name such segments. They also state the choice of a measured bias, see
+    :mod:`ee_export.builder.gpu_bias`.
 
     Args:
         before: the chain of ``cpu-fp32``.
         recipe: of the target.
-        recipe_file: that it was read from; copied beside the segments.
-        staging: a package's folder that is being made.
+        recipe_file: the recipe's file, which is copied beside the segments.
+        staging: staging folder of the package.
         samples: encoded pages, for int8.
-        gpu: that engines are for.
-        progress: told of every step.
+        gpu: the device that engines are built for.
+        progress: called at every step.
 
     Raises:
         NotEqual: a graph cannot be written in this precision.
@@ -58,7 +59,7 @@ def recipe_target(
     package = before.package
     folder = staging / recipe.name
     shutil.rmtree(folder, ignore_errors=True)
-    visual = visual_tokens(before)
+    visual = count_visual_tokens(before)
     compiled = {
         "from": SOURCE,
         "source": source_hash(package, SOURCE),
@@ -70,17 +71,17 @@ def recipe_target(
     build = None
     if recipe.backend == "tensorrt":
         compiled |= built_here(gpu, recipe).texts()
-        build = _builder(package, recipe, gpu, visual)
+        build = _make_builder(package, recipe, gpu, visual)
     if recipe.bias == "auto":
-        choice, said = choose_bias(package, Setting(recipe, recipe_file, compiled, build, gpu), progress)
+        choice, entries = choose_bias(package, CompileContext(recipe, recipe_file, compiled, build, gpu), progress)
         recipe = replace(recipe, bias=choice)
-        compiled |= said
+        compiled |= entries
     elif recipe.bias == "recomputed":
         compiled["bias"] = recipe.bias
     progress("prepare", 0, 1)
     if build is not None:
         with gpu.current():
-            specs, plain = _engines(package, recipe, folder, samples, build, progress)
+            specs, plain = _build_engines(package, recipe, folder, samples, build, progress)
         if plain:
             compiled["plain_attention"] = ", ".join(plain)
         if recipe.strip:
@@ -91,9 +92,9 @@ def recipe_target(
     return Target(recipe.backend, 0.0, {}, specs, compiled=compiled)
 
 
-def _builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -> Build:
-    """Builds engines of a recipe's profiles, with its timing cache."""
-    from ee_export.builder.tensorrt_builder import Wanted, build_engine, cache_name
+def _make_builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -> Build:
+    """Make the function that builds engines for a recipe's profiles, with its timing cache."""
+    from ee_export.builder.tensorrt_builder import EngineRequest, build_engine, cache_name
 
     profiles = recipe.profiles(only_encoding(package.manifest, "a GPU's target").max_text_tokens)
     cache = None
@@ -103,12 +104,12 @@ def _builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -
 
     def build(graph: Path, spec: SegmentSpec, recipe: TargetRecipe) -> bytes:
         shapes = profile_shapes(spec.inputs, profiles, visual)
-        return build_engine(Wanted(graph, spec.inputs, shapes, recipe, cache))
+        return build_engine(EngineRequest(graph, spec.inputs, shapes, recipe, cache))
 
     return build
 
 
-def _engines(
+def _build_engines(
     package: Package,
     recipe: TargetRecipe,
     folder: Path,
@@ -116,27 +117,27 @@ def _engines(
     build: Build,
     progress: Progress,
 ) -> tuple[tuple[SegmentSpec, ...], list[str]]:
-    """The engines' manifest entries, and of which exits the attention is plain."""
-    # Not in the staging folder: what is there becomes the package.
+    """Build the engines. Returns their manifest entries and the exits with plain attention."""
+    # Not in the staging folder, because all of its files become the package.
     with tempfile.TemporaryDirectory(prefix="ee-graphs-") as work:
-        asked, simpler = Path(work) / "asked", Path(work) / PLAIN
-        typed = prepare_segments(package, recipe, asked, samples)
+        typed_folder, plain_folder = Path(work) / "typed", Path(work) / PLAIN
+        typed = prepare_segments(package, recipe, typed_folder, samples)
         progress("prepare", 1, 1)
         folder.mkdir()
         specs, plain = [], []
-        for at, spec in enumerate(typed):
-            progress("engines", at, len(typed))
+        for index, spec in enumerate(typed):
+            progress("engines", index, len(typed))
             try:
-                plan = build(asked / spec.file, spec, recipe)
+                plan = build(typed_folder / spec.file, spec, recipe)
             except DeviceError as refused:
-                if recipe.attention == "plain" or not has_attention(asked / spec.file):
+                if recipe.attention == "plain" or not has_attention(typed_folder / spec.file):
                     raise
                 progress(f"plain attention: {spec.exit}", 0, 1)
                 _log.warning("%s: built with plain attention, for %s", spec.exit, refused)
-                if not simpler.exists():
-                    prepare_segments(package, with_plain_attention(recipe), simpler, samples)
+                if not plain_folder.exists():
+                    prepare_segments(package, with_plain_attention(recipe), plain_folder, samples)
                 try:
-                    plan = build(simpler / spec.file, spec, recipe)
+                    plan = build(plain_folder / spec.file, spec, recipe)
                 except DeviceError as too:
                     raise DeviceError(f"{refused}; and with plain attention: {too}") from None
                 progress(f"plain attention: {spec.exit}", 1, 1)
@@ -144,22 +145,22 @@ def _engines(
             specs.append(replace(spec, file=f"{recipe.name}/{spec.exit}.engine"))
             (folder.parent / specs[-1].file).write_bytes(plan)
         progress("engines", len(typed), len(typed))
-        if recipe.strip:  # their weights come from the graphs that they were built of
-            shutil.copytree(asked / recipe.name, folder, dirs_exist_ok=True)
+        if recipe.strip:  # a stripped engine gets its weights from its graph
+            shutil.copytree(typed_folder / recipe.name, folder, dirs_exist_ok=True)
             if plain:
-                shutil.copytree(simpler / recipe.name, folder / PLAIN)
+                shutil.copytree(plain_folder / recipe.name, folder / PLAIN)
     return tuple(specs), plain
 
 
 def has_attention(graph: Path) -> bool:
-    """Whether a graph has the attention operator."""
+    """Return True if a graph has the attention operator."""
     import onnx
 
     return any(node.op_type == "Attention" for node in onnx.load(graph, load_external_data=False).graph.node)
 
 
-def visual_tokens(chain: Chain) -> int:
-    """How many visual tokens stand after a page's text ones, V in L = T + V; 0 for a model without."""
+def count_visual_tokens(chain: Chain) -> int:
+    """Count the visual tokens behind a page's text tokens, V in L = T + V. 0 for a model without them."""
     text = 3
     state = blank_page(chain.encoder.encoding, text)
     for segment in chain.segments:
@@ -171,9 +172,9 @@ def visual_tokens(chain: Chain) -> int:
     return 0
 
 
-def device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
-    """The same costs with what segments take on the device, without the copies of :class:`HostSegment`."""
-    times: dict[str, list[float]] = {name: [] for name in chain.exits}
+def measure_device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
+    """Return the costs with segment times on the device, which exclude the copies of :class:`HostSegment`."""
+    by_exit: dict[str, list[float]] = {name: [] for name in chain.exits}
     for tokens in costs.tokens:
         rounds: dict[str, list[float]] = {name: [] for name in chain.exits}
         for run in range(RUNS + 1):
@@ -181,6 +182,8 @@ def device_costs(chain: Chain, costs: Costs, machine: str) -> Costs:
             for segment in chain.segments:
                 if run and isinstance(segment, HostSegment):  # the first round binds
                     rounds[segment.exit].append(segment.device_ms)
-        for name, found in rounds.items():
-            times[name].append(round(statistics.median(found), 4))
-    return replace(costs, machine=machine, runs=RUNS, segments_ms={name: tuple(each) for name, each in times.items()})
+        for name, times in rounds.items():
+            by_exit[name].append(round(statistics.median(times), 4))
+    return replace(
+        costs, machine=machine, runs=RUNS, segments_ms={name: tuple(medians) for name, medians in by_exit.items()}
+    )

@@ -1,4 +1,4 @@
-"""What every exit of a package says of labelled pages, and how those pages are kept apart."""
+"""Divide the held-out pages, and predict them at every exit of a package."""
 
 import hashlib
 import logging
@@ -9,9 +9,10 @@ from typing import overload
 
 import numpy as np
 
-from ee_export.data.dataset import ArrayData, Data, Dataset, stratified_split
-from ee_export.data.encode import Arrays, tokens_read
+from ee_export.data.dataset import Data, Dataset, stratified_split
+from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.data.inputs import without_prefix
+from ee_export.data.labelled_arrays import ArrayData
 from ee_export.data.page import Ocr, Page, read_page
 from ee_export.errors import BadData, BadLogits, EeError, printable, shorten
 from ee_export.package.input_specs import texts_of
@@ -23,16 +24,17 @@ from ee_export.runtime.failures import failure
 _log = logging.getLogger("ee_export")
 
 SHARES = {"calibrate": 0.15, "tune": 0.20, "certify": 0.65}
-"""Most of the pages certify: one lost page may be explained away among 129 of them (ε = 0.03, δ = 0.1), none among 128. Where no
-certificate is asked, they tune."""
+"""Most pages certify: with ε = 0.03 and δ = 0.1, 129 pages allow for one lost page, 128 for none.
+
+Without a certificate, they tune."""
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """What every exit of a target says of some labelled pages.
+class ExitPredictions:
+    """Predictions of every exit of a target on labelled pages.
 
-    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate; ``tokens``: of the text that each exit reads, ``[N]``;
-    ``targets``: labels, ``[N]``.
+    ``logits``: raw, ``[N, C]`` per exit and ``[N, 1]`` per gate. ``tokens``: number of tokens that each exit reads,
+    ``[N]``. ``targets``: labels, ``[N]``. ``digest``: sha256 of the pages.
     """
 
     logits: dict[str, np.ndarray]
@@ -40,9 +42,9 @@ class Observed:
     targets: np.ndarray
     digest: str
 
-    def __add__(self, other: "Observed") -> "Observed":
-        """The pages of both, these first."""
-        return Observed(
+    def __add__(self, other: "ExitPredictions") -> "ExitPredictions":
+        """Concatenate the pages of both, these first."""
+        return ExitPredictions(
             {name: np.concatenate([values, other.logits[name]]) for name, values in self.logits.items()},
             {name: np.concatenate([values, other.tokens[name]]) for name, values in self.tokens.items()},
             np.concatenate([self.targets, other.targets]),
@@ -51,13 +53,13 @@ class Observed:
 
 
 @overload
-def held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]: ...
+def split_held_out(data: Dataset, seed: int) -> tuple[dict[str, Dataset], Split]: ...
 @overload
-def held_out(data: Data, seed: int) -> tuple[dict[str, Data], Split]: ...
-def held_out(data: Data, seed: int) -> tuple[Mapping[str, Data], Split]:
-    """Keep pages for calibrating, tuning and certifying apart, by class; returns the parts and the record of it.
+def split_held_out(data: Data, seed: int) -> tuple[dict[str, Data], Split]: ...
+def split_held_out(data: Data, seed: int) -> tuple[Mapping[str, Data], Split]:
+    """Divide pages by class into parts that calibrate, tune and certify. Returns the parts and their record.
 
-    The log gets a line, as a warning, if classes have no pages.
+    A warning is logged if classes have no pages.
 
     Raises:
         BadData: a part would be empty.
@@ -85,18 +87,18 @@ def read_pages(data: Dataset, ocr: Ocr | None) -> list[Page]: ...
 @overload
 def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]: ...
 def read_pages(data: Data, ocr: Ocr | None) -> list[Page] | list[Arrays]:
-    """The pages of a data set, with ``ocr`` for those without words; of labelled arrays the rows, ``[1, …]`` per input."""
+    """Read the pages of a data set, by ``ocr`` if they have no words, or the rows of arrays, ``[1, …]`` per input."""
     if isinstance(data, ArrayData):
-        return [data.row(at) for at in range(len(data))]
+        return [data.row(index) for index in range(len(data))]
     return [read_page(path, ocr) for path in data.paths]
 
 
-def encoded(chain: Chain, page: Page | Arrays) -> Arrays:
-    """All inputs of one page; a row of arrays is that already."""
+def encode_page(chain: Chain, page: Page | Arrays) -> Arrays:
+    """Encode all inputs of one page. A row of arrays is encoded already."""
     return chain.encode([page]) if isinstance(page, Page) else page
 
 
-def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -> Observed:
+def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -> ExitPredictions:
     """Run all exits of a chain on every page, or on every row of arrays."""
     manifest = chain.package.manifest
     pages: Sequence[Page | Arrays] = read_pages(data, ocr)
@@ -106,33 +108,36 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -
     texts = dict(zip(chain.exits, texts_of(manifest), strict=True))
     for done, page in enumerate(pages):
         try:
-            arrays = encoded(chain, page)
+            arrays = encode_page(chain, page)
             for name, percent in reads.items():
-                tokens[name].append(tokens_read(without_prefix(texts[name], arrays), percent))
-            made = chain.logits(arrays)
+                tokens[name].append(count_tokens_read(without_prefix(texts[name], arrays), percent))
+            by_exit = chain.logits(arrays)
         except EeError:
             raise
         except Exception as error:
-            raise failure(_name(data, done), error) from error
-        for name, values in made.items():
+            raise failure(_name_page(data, done), error) from error
+        for name, values in by_exit.items():
             if not np.isfinite(values).all():
                 raise BadLogits(
-                    f"{_name(data, done)}: logits of '{name}' are not finite; the model or this page's inputs are damaged"
+                    f"{_name_page(data, done)}: logits of '{name}' are not finite; the model or this page's inputs are damaged"
                 )
             logits[name].append(values)
         progress(done + 1, len(pages))
     joined = {name: np.concatenate(values) for name, values in logits.items()}
     counted = {name: np.asarray(values) for name, values in tokens.items()}
-    return Observed(joined, counted, np.asarray(data.targets), data.digest())
+    return ExitPredictions(joined, counted, np.asarray(data.targets), data.digest())
 
 
-def _name(data: Data, at: int) -> str:
-    """A page's file, or an array's file and row, for messages."""
-    return f"{data.root}: row {data.rows[at]}" if isinstance(data, ArrayData) else str(data.paths[at])
+def _name_page(data: Data, index: int) -> str:
+    """Name a page's file, or an array's file and row, for messages."""
+    return f"{data.root}: row {data.rows[index]}" if isinstance(data, ArrayData) else str(data.paths[index])
 
 
 def observe_each(
     chain: Chain, parts: Mapping[str, Data], ocr: Ocr | None, progress: Callable[[str, int, int], None]
-) -> dict[str, Observed]:
-    """:func:`observe` for named parts of the pages; ``progress`` is told the part's name, pages done and pages in all."""
+) -> dict[str, ExitPredictions]:
+    """Run :func:`observe` on named parts of the pages.
+
+    ``progress`` is called with name, pages done, and pages in all.
+    """
     return {name: observe(chain, part, ocr, partial(progress, name)) for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""Building TensorRT engines, of TensorRT 10 and 11, from strongly typed ONNX; imported only where a target needs it."""
+"""Build engines of TensorRT 10 and 11 from strongly typed ONNX. Imported lazily, because it needs TensorRT."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ HARDWARE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An engine to be built of a strongly typed graph.
+class EngineRequest:
+    """The request to build an engine from a strongly typed graph.
 
-    ``graph``: an ONNX file whose types say what is computed in what; its weights lie beside it. ``profiles``: the shapes that it
-    is for. ``cache``: a file of measured kernels, which is read, and written anew with what was measured.
+    ``graph``: an ONNX file whose types state the precision, with its weights beside it. ``profiles``: shapes that the
+    engine accepts. ``cache``: timing cache of measured kernels, which is read and rewritten.
     """
 
     graph: Path
@@ -43,63 +43,63 @@ class Wanted:
         return self.graph.name
 
 
-def build_engine(wanted: Wanted) -> bytes:
-    """The engine, as its file's bytes.
+def build_engine(request: EngineRequest) -> bytes:
+    """Build an engine, and return its file's bytes.
 
     Raises:
-        DeviceError: the parser or the builder refused it; says at which node, in TensorRT's words.
+        DeviceError: the parser or the builder refused it. The message names the node, in TensorRT's words.
     """
-    last_errors()  # of what came before
+    last_errors()  # drops the errors of earlier calls
     try:
-        return _with_builder(wanted)
+        return _with_builder(request)
     except DeviceError as error:
-        raise error.with_traceback(None) from None  # its frames hold a network and all its weights
+        raise error.with_traceback(None) from None  # the traceback's frames hold a network and all its weights
 
 
-# Nested, so that all dies in the reverse of the order it was made in: the parser, which owns the weights, outlives the build.
+# The functions are nested, so that objects die in reverse order. The parser owns the weights, and outlives the build.
 
 
-def _with_builder(wanted: Wanted) -> bytes:
+def _with_builder(request: EngineRequest) -> bytes:
     try:
         builder = trt.Builder(LOG)
-    except TypeError:  # what pybind makes of a null pointer
+    except TypeError:  # pybind raises it for a null pointer
         raise DeviceError(f"TensorRT {trt.__version__} made no builder: {last_errors()}") from None
-    return _with_network(builder, wanted)
+    return _with_network(builder, request)
 
 
-def _with_network(builder: trt.Builder, wanted: Wanted) -> bytes:
+def _with_network(builder: trt.Builder, request: EngineRequest) -> bytes:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    return _with_parser(builder, network, wanted)
+    return _with_parser(builder, network, request)
 
 
-def _with_parser(builder: trt.Builder, network: trt.INetworkDefinition, wanted: Wanted) -> bytes:
+def _with_parser(builder: trt.Builder, network: trt.INetworkDefinition, request: EngineRequest) -> bytes:
     parser = trt.OnnxParser(network, LOG)
     # By path, so that it finds the weights beside the graph.
-    if not parser.parse_from_file(str(wanted.graph)):
-        errors = [_said(parser.get_error(at)) for at in range(parser.num_errors)]
+    if not parser.parse_from_file(str(request.graph)):
+        errors = [_format_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise DeviceError(
-            f"{wanted.name}: TensorRT {trt.__version__} cannot parse it: {'; '.join(errors[:3]) or last_errors()}"
+            f"{request.name}: TensorRT {trt.__version__} cannot parse it: {'; '.join(errors[:3]) or last_errors()}"
         )
-    return _built(builder, network, wanted)
+    return _build(builder, network, request)
 
 
-def _said(error: trt.ParserError) -> str:
+def _format_error(error: trt.ParserError) -> str:
     name, operator = error.node_name(), error.node_operator()
     return f"node '{name}' ({operator}): {error.desc()}" if operator else error.desc()
 
 
-def _built(builder: trt.Builder, network: trt.INetworkDefinition, wanted: Wanted) -> bytes:
+def _build(builder: trt.Builder, network: trt.INetworkDefinition, request: EngineRequest) -> bytes:
     config = builder.create_builder_config()
-    _configure(config, wanted.recipe)
-    for shapes in wanted.profiles:
-        _add_profile(builder, config, wanted, shapes)
-    if wanted.cache is not None:
-        _read_cache(config, wanted.cache)
+    _configure(config, request.recipe)
+    for shapes in request.profiles:
+        _add_profile(builder, config, request, shapes)
+    if request.cache is not None:
+        _read_cache(config, request.cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise DeviceError(f"{wanted.name}: TensorRT {trt.__version__} built no engine of it: {last_errors()}")
-    if wanted.cache is not None:
-        _write_cache(config, wanted.cache)
+        raise DeviceError(f"{request.name}: TensorRT {trt.__version__} built no engine of it: {last_errors()}")
+    if request.cache is not None:
+        _write_cache(config, request.cache)
     return bytes(plan)
 
 
@@ -109,7 +109,7 @@ def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
     config.builder_optimization_level = recipe.builder_level
     config.max_aux_streams = recipe.max_aux_streams
     config.hardware_compatibility_level = HARDWARE[recipe.hardware_compatibility]
-    config.clear_flag(trt.BuilderFlag.TF32)  # types are in the graph: what is float32 there is computed so
+    config.clear_flag(trt.BuilderFlag.TF32)  # the graph's types state the precision, so float32 must stay float32
     if recipe.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if recipe.weight_streaming:
@@ -122,33 +122,33 @@ def _configure(config: trt.IBuilderConfig, recipe: TargetRecipe) -> None:
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
-def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, wanted: Wanted, shapes: Shapes) -> None:
+def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, request: EngineRequest, shapes: Shapes) -> None:
     profile = builder.create_optimization_profile()
-    for tensor in wanted.inputs:
+    for tensor in request.inputs:
         least, best, most = shapes[tensor.name]
         profile.set_shape(tensor.name, least, best, most)
     if config.add_optimization_profile(profile) < 0:
-        raise DeviceError(f"{wanted.name}: TensorRT refused the profile {shapes}: {last_errors()}")
+        raise DeviceError(f"{request.name}: TensorRT refused the profile {shapes}: {last_errors()}")
 
 
 def cache_name(here: BuiltOn) -> str:
-    """The file of a timing cache: what one TensorRT measured on one GPU says nothing of others."""
+    """Name the file of a timing cache, which is valid for one version of TensorRT on one kind of GPU."""
     return re.sub(r"[^\w.]+", "-", f"tensorrt-{here.tensorrt} {here.gpu} {here.compute_capability}") + ".timing"
 
 
 def _read_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    """Give the builder what was measured before; nothing where it was measured elsewhere, or the file is damaged."""
+    """Load the timing cache. The builder gets an empty one if the file is damaged or comes from another GPU."""
     known = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
     if known is not None and config.set_timing_cache(known, False):
         return
-    last_errors()  # that the file is of no use is no error
+    last_errors()  # an unusable file is no error
     empty = config.create_timing_cache(b"")
     if empty is not None:
         config.set_timing_cache(empty, False)
 
 
 def _write_cache(config: trt.IBuilderConfig, path: Path) -> None:
-    """Write what is known now; what other processes wrote meanwhile stays in it."""
+    """Write the timing cache, combined with the entries that other processes wrote meanwhile."""
     measured = config.get_timing_cache()
     if measured is None:
         return

@@ -7,7 +7,7 @@ import click
 
 from ee_export.cli.console import err, export_extra, json_option, progress_bars
 from ee_export.cli.tables import print_package
-from ee_export.data.ocr import installed, tesseract
+from ee_export.data.ocr import is_installed, tesseract
 
 _PATH = click.Path(path_type=Path)
 
@@ -51,7 +51,7 @@ def assemble(
     SEGMENTS names a graph for each exit, or one whole graph and the tensors to cut it at, with a head for each cut that you have or that
     is trained here. Held-out pages in DATA calibrate and tune the package. See docs/your-graphs.md.
     """
-    from ee_export.builder.tune import uncertified
+    from ee_export.builder.tune import explain_uncertified
 
     with export_extra():
         from ee_export.builder import assemble as assembling
@@ -64,12 +64,12 @@ def assemble(
             data=data,
             train_data=train_data,
             training=HeadTraining(epochs=epochs, learning_rate=learning_rate, seed=seed),
-            ocr=tesseract() if installed() else None,
+            ocr=tesseract() if is_installed() else None,
             ocr_ms=ocr_ms,
             overwrite=force,
             progress=show,
             report=partial(err.print, soft_wrap=True),
         )
     print_package(package, TARGET, None, as_json)
-    if remark := uncertified(package, TARGET):
+    if remark := explain_uncertified(package, TARGET):
         err.print(remark, style="yellow")

@@ -44,7 +44,7 @@ def run(sample: Path | None, target: str, point: str, ocr: Ocr | None, progress:
     model, tokenizer = checkpoint.load(folder / "documents.checkpoint")
     model.keep_exits(shipped.manifest.exits)
     with tempfile.TemporaryDirectory(prefix="ee-demo-") as scratch:
-        parted = checkpoint.parted(model, tokenizer)
+        parted = checkpoint.make_parted_model(model, tokenizer)
         fresh = export(parted, [page.inputs for page in pages], Path(scratch), "documents", progress)
         policy = shipped.target(target)
         compiled = replace(

@@ -12,10 +12,10 @@ from rich.table import Table
 from ee_export.cli.console import echo_json, json_option, out, progress_bars, say, target_option
 from ee_export.cli.tables import ms
 from ee_export.data.find import Skipped
-from ee_export.data.ocr import installed, tesseract
+from ee_export.data.ocr import is_installed, tesseract
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import FULL
-from ee_export.verify.difference import GROUPS, Difference, differences
+from ee_export.verify.difference import GROUPS, Difference, find_differences
 
 _MOST_LINES = 8
 """Differences of one group that are shown to people; --json has all."""
@@ -39,7 +39,7 @@ def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str
     packages = [open_package(path) for path in (a, b)]
     for package in packages:
         package.check()
-    unlike = differences(*(package.manifest for package in packages))
+    unlike = find_differences(*(package.manifest for package in packages))
     agreement = None if pages is None else _compared(packages, pages, target, operating_point)
     if as_json:
         echo_json(
@@ -80,7 +80,7 @@ def _compared(packages: Sequence[Any], folder: Path, target: str, operating_poin
     for path, _ in paths:
         skipped.add_frames(path)
     with progress_bars() as show:
-        ocr = tesseract() if installed() else None
+        ocr = tesseract() if is_installed() else None
         agreement = compare_pages(chains[0], chains[1], paths, ocr, lambda done, total: show("compare", done, total))
     if skipped:
         say(f"ee-export: {skipped}")

@@ -41,7 +41,7 @@ from ee_export.cli.tables import (
 from ee_export.data.encode import Arrays
 from ee_export.data.find import Skipped, find_pages
 from ee_export.data.limits import DEFAULT_LIMITS, Limits
-from ee_export.data.ocr import installed, tesseract
+from ee_export.data.ocr import is_installed, tesseract
 from ee_export.data.page import Ocr, Page, read_page
 from ee_export.errors import BadRequest, EeError, one_line
 from ee_export.runtime.answer import Answer
@@ -175,7 +175,7 @@ def train(
     if init is None and add is None:
         recipe = recipes.with_defaults(recipe)
     if exits is not None:
-        names = list(exit_names.parse(exits, recipes.layers_of(recipe.trunk, recipe.model)))
+        names = list(exit_names.parse_exits(exits, recipes.count_layers(recipe.trunk, recipe.model)))
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
         recipe = replace(recipe, model={**recipe.model, "exits": names, "heads": heads})
     if add is not None:
@@ -532,7 +532,7 @@ def predict(
     """
     from ee_export.runtime.failures import failure
     from ee_export.runtime.load import load
-    from ee_export.verify.drift import seen
+    from ee_export.verify.drift import summarize_answer
 
     if (shadow is None) != (shadow_log is None):
         raise BadRequest("--shadow and --shadow-log go together: a package, and the file for what it answers otherwise")
@@ -579,7 +579,11 @@ def predict(
                     say(f"ee-export: {message}")
             else:
                 found = answer.to_dict()
-                row = {"path": str(path), **{key: found[key] for key in _ROW}, "scores": seen(answer).scores}
+                row = {
+                    "path": str(path),
+                    **{key: found[key] for key in _ROW},
+                    "scores": summarize_answer(answer).scores,
+                }
                 cells = page_cells(path, found)
             if arrays is None:
                 skipped.add_frames(Path(path))
@@ -709,7 +713,7 @@ _ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "de
 
 def _rows(chain: "Chain", paths: Sequence[Path]) -> Iterator[tuple[str, Arrays]]:
     """The rows of .npz files for a package of arrays, each with its name."""
-    from ee_export.data.dataset import read_rows
+    from ee_export.data.labelled_arrays import read_rows
     from ee_export.package.input_specs import array_specs
 
     for path in paths:
@@ -718,7 +722,7 @@ def _rows(chain: "Chain", paths: Sequence[Path]) -> Iterator[tuple[str, Arrays]]
 
 
 def _engine() -> Ocr | None:
-    return tesseract() if installed() else None
+    return tesseract() if is_installed() else None
 
 
 def _rig() -> Any:
@@ -730,19 +734,19 @@ def _rig() -> Any:
 
 def _present(package: Any, target: str, as_json: bool) -> None:
     """Show a new target, and say why it is not certified where it is not."""
-    from ee_export.builder.tune import uncertified
+    from ee_export.builder.tune import explain_uncertified
 
     print_package(package, target, None, as_json)
-    if remark := uncertified(package, target):
+    if remark := explain_uncertified(package, target):
         err.print(remark, style="yellow")
 
 
 def _refit(as_json: bool, method: str | None, **asked: Any) -> None:
-    from ee_export.builder import tune as fit
+    from ee_export.builder.refit import refit
     from ee_export.package.store import open_package
 
     with export_extra(), progress_bars() as show:
-        package = fit.refit(
+        package = refit(
             open_package(asked["package"]),
             asked["target"],
             asked["data"],
@@ -758,12 +762,12 @@ def _refit(as_json: bool, method: str | None, **asked: Any) -> None:
 
 
 def _show_frontier(as_json: bool, **asked: Any) -> None:
-    from ee_export.builder import tune as fit
+    from ee_export.builder.refit import measure_frontier
     from ee_export.package.store import open_package
 
     with export_extra(), progress_bars() as show:
         package = open_package(asked["package"])
-        points = fit.frontier_of(
+        points = measure_frontier(
             package, asked["target"], asked["data"], asked["seed"], asked["ocr_ms"], _engine(), _wish(asked), show
         )
     table = Table("mean ms", "accuracy", *package.manifest.exits[:-1])
@@ -774,10 +778,10 @@ def _show_frontier(as_json: bool, **asked: Any) -> None:
 
 
 def _wish(asked: dict[str, Any]) -> Any:
-    from ee_export.builder.tune import Wish
+    from ee_export.builder.tune import TuningGoal
 
     if asked["on_average"]:
         if asked["epsilon"] is None:
             raise BadRequest("--on-average says what --epsilon certifies; name a share of pages with --epsilon")
         asked["delta"] = None
-    return Wish(**{name: asked[name] for name in Wish.__dataclass_fields__})
+    return TuningGoal(**{name: asked[name] for name in TuningGoal.__dataclass_fields__})

@@ -1,1 +1,1 @@
-"""What comes in: pages, words, data sets, and the arrays that they become."""
+"""Input: pages, words, data sets, and their encoding as arrays."""

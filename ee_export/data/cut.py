@@ -1,4 +1,4 @@
-"""Words of a page to pieces of a tokenizer, no more of them than a model reads."""
+"""Cut a page's words into a tokenizer's pieces, but no more of them than a model reads."""
 
 import json
 import re
@@ -13,19 +13,19 @@ from ee_export.data.words import Words
 from ee_export.errors import BadText, is_fault
 
 _KNOWN_WORDS = 1 << 15
-"""Words whose pieces are remembered, at most; some megabytes."""
+"""Largest number of words in the cache of pieces, which takes some megabytes."""
 _KNOWN_PIECES = 1 << 17
-"""Pieces that are remembered, at most."""
+"""Largest number of pieces in the cache."""
 _LONGEST_KNOWN = 64
-"""Characters of the longest word that is remembered."""
+"""Characters of the longest word in the cache."""
 _SHORT_TEXT = 1 << 12
-"""Characters of a text that is cut into pieces as it is: a longer one may hold more than a model reads."""
+"""Characters of the longest text that is cut as a whole. A longer one may have more pieces than a model reads."""
 _LETTERS_A_PIECE = 8
-"""Characters that are cut at a time of a long text, for each piece that a model reads."""
+"""Characters of a long text that are cut at a time, per piece that a model reads."""
 _MOST_CUT = 1 << 18
-"""Characters of a page that are cut into pieces, at least, before a page with too few pieces is refused."""
+"""Smallest number of characters to cut before a page with too few pieces is refused."""
 _SPARE_PIECES = 16
-"""Pieces between the last one read and the end of a word's beginning, at least: at that end, the whole word has other pieces."""
+"""Smallest number of pieces between the last one read and a truncated word's end, near which pieces differ."""
 _SPLITTERS = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 _LETTERS = frozenset({"Lu", "Ll", "Lt", "Lo", "Nd"})
 _CLINGING = frozenset("\u0d4e\u0e33\u0eb3")
@@ -33,13 +33,13 @@ _CLINGING = frozenset("\u0d4e\u0e33\u0eb3")
 
 
 class Cutter:
-    """Cuts the words of pages into pieces. Thread-safe: all it keeps between calls is the pieces of words it has seen.
+    """Cuts the words of pages into pieces. Thread-safe: its only state is a cache of the pieces of words.
 
     Args:
         tokenizer: cuts without special tokens, truncation and padding.
-        most: pieces that are read of a page.
-        joined: whether a page is one text, its words joined by spaces. Else each word is cut by itself.
-        left: whether the beginning of a long page is left out. Else its end is.
+        most: largest number of pieces that are read of a page.
+        joined: true to cut a page's words as one text with spaces, false to cut each word by itself.
+        left: true to drop the beginning of a long page, false to drop its end.
     """
 
     def __init__(self, tokenizer: Tokenizer, most: int, joined: bool, left: bool) -> None:
@@ -48,13 +48,13 @@ class Cutter:
         self._joined = joined
         self._left = left
         self._pieces: dict[str, list[int]] = {}
-        self._piece_count = 0  # threads may lose one another's additions: the bound is no exact one
+        self._piece_count = 0  # threads may lose each other's additions, so the bound is not exact
         self._longest_word = self._spare = 0  # see `_portion`
         self._splits_at_spaces: bool | None = None
         self._most_cut = max(_MOST_CUT, 8 * _LETTERS_A_PIECE * most)
 
     def cut(self, words: Words) -> tuple[list[int], np.ndarray]:
-        """The ids of the pieces that are read, and the place among ``words`` of the word of each, int64 ``[N]``.
+        """Return the ids of the pieces that are read, and the index in ``words`` of each piece's word, int64 ``[N]``.
 
         Raises:
             BadText: very many characters have too few pieces.
@@ -75,48 +75,49 @@ class Cutter:
         return ids[read], places[read]
 
     def _read(self, count: int) -> slice:
-        """The pieces of ``count`` that are read."""
+        """The slice of ``count`` pieces that is read."""
         return slice(max(0, count - self._most), count) if self._left else slice(self._most)
 
     def _cut_more(self, words: Words, pieces: list[list[int]]) -> list[list[int]]:
-        """The pieces of further words, behind those of a page's first words, which have too few: some words have no piece."""
+        """Add pieces of further words, if the first words have too few, because some words have no piece."""
         ordered, spent = words[::-1] if self._left else words, 0
         while len(pieces) < len(words) and sum(map(len, pieces)) < self._most:
-            more, cut = self._cut_words(ordered[len(pieces) : 2 * len(pieces)], spent)
-            pieces, spent = pieces + more, spent + cut
+            further, cut = self._cut_words(ordered[len(pieces) : 2 * len(pieces)], spent)
+            pieces, spent = pieces + further, spent + cut
         return pieces
 
     def _cut_words(self, words: Words, spent: int) -> tuple[list[list[int]], int]:
-        """The ids of each word's pieces, and how many characters were cut. A tokenizer cuts given words one by one.
+        """Cut words one by one. Returns the ids of each word's pieces, and the number of characters cut.
 
-        Pages repeat most of their words. Words that only a text longer than what is read reaches have no pieces.
+        Pages repeat most of their words, so known words are not cut again. Words behind the last piece that is read
+        have no pieces.
         """
         known = self._pieces
         new = [word for word in dict.fromkeys(words) if word not in known]
         if not new:
             return [known[word] for word in words], 0
         pieces: dict[str, list[int]] = {word: [] for word in new}
-        at = count = cut = 0
+        index = count = cut = 0
         size = sum(map(len, new))
-        while at < len(new) and count < self._most:
-            texts = new if size <= _SHORT_TEXT else self._portion(new, at)
-            at += len(texts)
+        while index < len(new) and count < self._most:
+            texts = new if size <= _SHORT_TEXT else self._portion(new, index)
+            index += len(texts)
             cut += size if texts is new else sum(map(len, texts))
             self._require_affordable(spent + cut)
-            count += self._add(self._tokenize(texts), new[at - len(texts) : at], pieces)
-            last = new[at - 1]
+            count += self._add(self._tokenize(texts), new[index - len(texts) : index], pieces)
+            last = new[index - 1]
             if len(texts[-1]) < len(last) and count < self._most + self._spare:
-                # Its beginning has fewer pieces than its letters promise: some were dropped, or are unknown together.
+                # Its beginning has fewer pieces than expected, because letters were dropped or are unknown together.
                 count -= len(pieces[last])
                 pieces[last] = []
                 cut += len(last)
                 self._require_affordable(spent + cut)
                 count += self._add(self._tokenize([last]), [last], pieces)
-        kept = {word: pieces[word] for word in new[:at] if len(word) <= _LONGEST_KNOWN}
+        kept = {word: pieces[word] for word in new[:index] if len(word) <= _LONGEST_KNOWN}
         self._piece_count += sum(map(len, kept.values()))
         known.update(kept)
         if len(known) > _KNOWN_WORDS or self._piece_count > _KNOWN_PIECES:
-            self._pieces, self._piece_count = {}, 0  # a new one: other threads may be reading this
+            self._pieces, self._piece_count = {}, 0  # a new cache, because other threads may read the old one
         return [pieces[word] if word in pieces else known[word] for word in words], cut
 
     @staticmethod
@@ -127,10 +128,10 @@ class Cutter:
         return len(cut.ids)
 
     def _portion(self, words: Words, first: int) -> Words:
-        """The next words of a long text. Of a longer word only its beginning, if that alone holds more pieces than are read.
+        """Return the next words of a long text, truncated if a word's beginning has more pieces than are read.
 
-        A piece holds no more characters than the longest of the vocabulary, or than the longest word that is not unknown. The
-        pieces of a word's end depend on its beginning, and each piece of a Unigram model on the whole word.
+        No piece is longer than the longest of the vocabulary, or than the longest word that is not unknown. The pieces
+        of a word's end depend on its beginning, and each piece of a Unigram model depends on the whole word.
         """
         if self._longest_word == 0:
             longest_known = getattr(self._tokenizer.model, "max_input_chars_per_word", 0)
@@ -147,7 +148,7 @@ class Cutter:
         return portion
 
     def _cut_text(self, words: Words) -> tuple[list[int], np.ndarray]:
-        """The pieces of all words as one text."""
+        """Cut all words as one text."""
         ids: list[int] = []
         places: list[np.ndarray] = []
         cut = 0
@@ -168,27 +169,27 @@ class Cutter:
         return ids[read], np.concatenate([np.zeros(0, np.int64), *places])[read]
 
     def _portions(self, words: Words) -> Iterator[tuple[int, int]]:
-        """Spans of words in the order in which they are read, each of which has the pieces that it has in the whole text."""
+        """Yield spans of words in reading order that have the same pieces separately as in the whole text."""
         if not words:
             return
         if sum(map(len, words)) + len(words) <= _SHORT_TEXT or not self._splits():
             yield 0, len(words)
             return
         step = -1 if self._left else 1
-        at = begun = len(words) if self._left else 0
+        index = begun = len(words) if self._left else 0
         room = max(_SHORT_TEXT, _LETTERS_A_PIECE * self._most)
         while True:
-            room -= len(words[min(at, at + step)]) + 1
-            at += step
-            finished = at in (0, len(words))
-            if finished or (room <= 0 and _is_plain(words[at - 1][-1:]) and _is_plain(words[at][:1])):
-                yield min(begun, at), max(begun, at)
+            room -= len(words[min(index, index + step)]) + 1
+            index += step
+            finished = index in (0, len(words))
+            if finished or (room <= 0 and _is_plain(words[index - 1][-1:]) and _is_plain(words[index][:1])):
+                yield min(begun, index), max(begun, index)
                 if finished:
                     return
-                begun, room = at, max(_SHORT_TEXT, _LETTERS_A_PIECE * self._most)
+                begun, room = index, max(_SHORT_TEXT, _LETTERS_A_PIECE * self._most)
 
     def _splits(self) -> bool:
-        """Whether a space between two plain letters always ends a piece, and nothing behind it depends on text before it."""
+        """Return True if a space between two plain letters always ends a piece and separates all dependencies."""
         if self._splits_at_spaces is None:
             cutter = self._tokenizer.pre_tokenizer
             part = json.loads(cutter.__getstate__()) if cutter is not None else {}
@@ -196,10 +197,10 @@ class Cutter:
             strips = normalizer is not None and b'"strip_left":true' in normalizer.__getstate__()
             parts = part.get("pretokenizers", [part])
             splits = any(
-                each.get("type") in _SPLITTERS
-                or (each.get("type") == "ByteLevel" and each.get("use_regex", True))
-                or (each.get("type") == "Metaspace" and each.get("split", True))
-                for each in parts
+                entry.get("type") in _SPLITTERS
+                or (entry.get("type") == "ByteLevel" and entry.get("use_regex", True))
+                or (entry.get("type") == "Metaspace" and entry.get("split", True))
+                for entry in parts
             )
             added = self._tokenizer.get_added_tokens_decoder().values()
             spans = any(token.rstrip or re.search(r"[^\s▁][\s▁]", token.content) for token in added)
@@ -223,9 +224,9 @@ class Cutter:
 
 
 def _is_plain(letter: str) -> bool:
-    """Whether a character is a letter, digit or ASCII punctuation that no normalizer joins to a space beside it."""
+    """Return True for a letter, digit or ASCII punctuation that no normalizer joins to a space beside it."""
     if letter.isascii():
         return letter > " " and letter != "\x7f"
-    import unicodedata  # here, for few pages need its tables
+    import unicodedata  # imported lazily, because few pages need its tables
 
     return letter <= "\uffff" and letter not in _CLINGING and unicodedata.category(letter) in _LETTERS

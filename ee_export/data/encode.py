@@ -1,4 +1,4 @@
-"""Page to arrays, with tokenizers, Pillow and numpy only; training and the runtime both encode here."""
+"""Encode pages to arrays for training and the runtime, with tokenizers, Pillow and numpy only."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,20 +8,20 @@ from tokenizers import Tokenizer
 
 from ee_export.data.cut import Cutter
 from ee_export.data.page import Boxes, Page, Words, require_known_boxes
-from ee_export.data.resize import Square, resized
+from ee_export.data.resize import Square, resize_to_square
 from ee_export.package.encoding import Encoding
 
 TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
 Arrays = dict[str, np.ndarray]
 
 
-def within(box: Sequence[float], percent: float) -> bool:
-    """Whether a box has its middle in the top ``percent`` of a page."""
+def is_within(box: Sequence[float], percent: float) -> bool:
+    """Return True if a box has its middle in the top ``percent`` of a page."""
     return box[1] + box[3] < 20 * percent
 
 
-def tokens_read(text: Arrays | None, percent: int) -> int:
-    """Tokens of an encoded text ``[1, T]`` that an exit reads of the top ``percent`` of the page, 0 for 0.
+def count_tokens_read(text: Arrays | None, percent: int) -> int:
+    """Count the tokens of an encoded text ``[1, T]`` in the top ``percent`` of the page, 0 for 0.
 
     Without boxes all tokens count.
     """
@@ -35,7 +35,7 @@ def tokens_read(text: Arrays | None, percent: int) -> int:
 
 
 def blank_page(encoding: Encoding, tokens: int) -> Arrays:
-    """All inputs that an encoding makes of one grey page whose text has that many tokens, to measure with."""
+    """Make all inputs of one grey page with this number of text tokens, for measurements."""
     pixels = np.zeros((1, 3, encoding.image_size, encoding.image_size), np.float32)
     image = {"pixel_values": pixels} if encoding.image_size else {}
     if not encoding.max_text_tokens:
@@ -49,7 +49,7 @@ def blank_page(encoding: Encoding, tokens: int) -> Arrays:
 
 
 def square_of(encoding: Encoding) -> Square:
-    """How a reader with this encoding makes its square of each page."""
+    """The resize of each page in this encoding."""
     return Square(
         encoding.image_size,
         encoding.image_mode,
@@ -62,9 +62,9 @@ def square_of(encoding: Encoding) -> Square:
 
 
 class Encoder:
-    """Turns pages into the arrays that segments read. Thread-safe: all it keeps between calls is the pieces of words it has seen.
+    """Encodes pages to the arrays that segments read. Thread-safe: its only state is a cache of the pieces of words.
 
-    ``tokenizer``: may be ``None`` for an encoding whose text no model reads. ``further``: the encoders of a package's further
+    ``tokenizer``: ``None`` if no model reads text of this encoding. ``further``: the encoders of a package's further
     encodings, by name.
     """
 
@@ -82,24 +82,26 @@ class Encoder:
         self._flip = encoding.bgr and encoding.image_mode == "RGB"
         mean = np.asarray(encoding.image_mean, np.float32)[:, None]
         std = np.asarray(encoding.image_std, np.float32)[:, None]
-        # Rounded where transformers rounds: after the rescale, after the mean and after the deviation.
+        # Rounded at the same points as in transformers: after the rescale, after the mean and after the deviation.
         levels = (np.arange(256) * encoding.rescale).astype(np.float32)
         self._levels = (levels - mean) / std
         self._alike = bool((self._levels == self._levels[:1]).all())
 
-    def named(self, name: str) -> "Encoder":
-        """The encoder of a further encoding; this one for ``""``."""
+    def by_name(self, name: str) -> "Encoder":
+        """The encoder of a further encoding, or this one for ``""``."""
         return self.further[name] if name else self
 
     def open(self, page: Page) -> tuple[Image.Image, bool]:
-        """A page's picture, of a JPEG file no larger than :meth:`pixels` needs, and whether that is the whole of it."""
-        return page.reduced(self._square)
+        """Decode a page's picture, no larger than :meth:`pixels` needs. Also returns True if it has all pixels."""
+        return page.decode_reduced(self._square)
 
     def contents(self, page: Page, inputs: Mapping[str, str]) -> tuple[Image.Image, Words, Boxes]:
-        """What a model with such inputs reads of a page, all of it now: of an image that it does not read, one pixel; of text, none.
+        """Read a page's image and text for a model with these inputs.
+
+        An unread image is one pixel, an unread text empty.
 
         Raises:
-            BadPage, NoText: it is not there or cannot be read.
+            BadPage, NoText: image or text is missing or cannot be read.
         """
         require_known_boxes(page, inputs)
         sources = inputs.values()
@@ -108,19 +110,19 @@ class Encoder:
         return image or Image.new("L", (1, 1)), words, boxes
 
     def arrays(self, image: Image.Image, words: Words, boxes: Boxes) -> Arrays:
-        """All inputs that the encoding makes of one page: :meth:`image` and :meth:`text`, without what it has no fields for."""
-        made = self.image(image) if self.encoding.image_size else {}
-        return {**made, **(self.text(words, boxes) if self.encoding.max_text_tokens else {})}
+        """Encode one page by :meth:`image` and :meth:`text`, each if the encoding has its fields."""
+        pixels = self.image(image) if self.encoding.image_size else {}
+        return {**pixels, **(self.text(words, boxes) if self.encoding.max_text_tokens else {})}
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The page resized and cropped to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``.
+        """Resize and crop the page to S × S, uint8 ``[1, S, S]`` in mode ``L``, ``[3, S, S]`` in mode ``RGB``.
 
         Raises:
             BadPage: the page does not become S × S pixels.
         """
         square = self._square
         picture = image if image.mode == square.mode else image.convert(square.mode)
-        pixels = np.asarray(resized(picture, square))
+        pixels = np.asarray(resize_to_square(picture, square))
         if pixels.ndim == 2:
             return pixels[None]
         channels = pixels.transpose(2, 0, 1)
@@ -150,15 +152,16 @@ class Encoder:
             if channel and len(pixels) == 1 and self._alike:
                 page[channel] = page[0]
             else:
-                # No index is out of range; "clip" is how take writes into given memory, in an eighth of the time of indexing.
+                # No index is out of range. With "clip", take writes to `out` directly, 8 times faster than indexing.
                 np.take(levels, pixels[min(channel, len(pixels) - 1)], out=page[channel], mode="clip")
 
     def text(self, words: Words, boxes: Boxes) -> Arrays:
         """``input_ids``, ``attention_mask`` int64 ``[1, T]`` and ``bbox`` int64 ``[1, T, 4]`` of one page.
 
-        Words are cut into the tokenizer's pieces, each by itself or joined to one text, as the encoding says. All pieces of a
-        word carry its box. If there are no boxes, all are 0, 0, 0, 0. Where there are bands, the words of the upper ones come first.
-        More than ``max_text_tokens`` are not read: the end or the beginning of a long text is left out, as the encoding says.
+        Words are cut into the tokenizer's pieces, each by itself or joined to one text, as the encoding states. All
+        pieces of a word have its box, or 0, 0, 0, 0 without boxes. If there are bands, the words of the upper ones come
+        first. Of a text with more than ``max_text_tokens``, the end or the beginning is dropped, as the encoding
+        states.
 
         Raises:
             BadText: the words have very many characters and too few pieces.
@@ -167,21 +170,21 @@ class Encoder:
         if self.encoding.bands and len(places):
             ends = [20 * percent for percent in self.encoding.bands]  # of twice a box's middle, see `within`
             order = np.searchsorted(ends, places[:, 1] + places[:, 3], side="right").argsort(kind="stable")
-            words, places = [words[at] for at in order.tolist()], places[order]
+            words, places = [words[index] for index in order.tolist()], places[order]
         ids, owners = self._cutter.cut(words) if self._cutter is not None else ((), ())
-        where = np.zeros((1, len(ids) + 2, 4), np.int64)
+        token_boxes = np.zeros((1, len(ids) + 2, 4), np.int64)
         if len(places):
-            places.take(owners, axis=0, out=where[0, 1:-1], mode="clip")  # no place is out of range
+            places.take(owners, axis=0, out=token_boxes[0, 1:-1], mode="clip")  # no place is out of range
         if self._end_boxes is not None:
-            where[0, :: len(ids) + 1] = self._end_boxes
+            token_boxes[0, :: len(ids) + 1] = self._end_boxes
         return {
             "input_ids": np.asarray([[self.encoding.bos_id, *ids, self.encoding.eos_id]], np.int64),
-            "bbox": where,
+            "bbox": token_boxes,
             "attention_mask": np.ones((1, len(ids) + 2), np.int64),
         }
 
     def collate(self, pages: list[Arrays], length: int = 0) -> Arrays:
-        """Encoded texts of several pages as one batch, padded to the longest of them, and to ``length`` tokens at least."""
+        """Collate encoded texts of pages to a batch, padded to the longest text and at least ``length`` tokens."""
         longest = max(length, *(page["input_ids"].shape[1] for page in pages))
         if len(pages) == 1 and longest == pages[0]["input_ids"].shape[1]:
             return pages[0]

@@ -1,6 +1,6 @@
-"""The golden page: a drawn page that a package holds as a file, to prove that it is encoded here as where it was built.
+"""The golden page: a drawn page in a package, to verify that this machine encodes it as the one that built the package.
 
-Golden inputs are encoded already, so that they say nothing of Pillow's decoding and resizing, nor of the tokenizer.
+Golden inputs are encoded already, so they do not test Pillow's decoding and resizing, nor the tokenizer.
 """
 
 import io
@@ -53,12 +53,13 @@ _WORDS = [
 
 
 def draw(inputs: Mapping[str, str], encoding: Encoding) -> tuple[bytes | None, bytes | None]:
-    """The file and the words of the golden page of a model with such inputs, which encodes pages so.
+    """Draw the file and the words of the golden page for a model with these inputs.
 
-    ``encoding``: of several, the one with the largest image.
+    ``encoding``: the model's encoding, the one with the largest image if there are several.
 
     Returns:
-        A PNG file, and ``{"words": […], "boxes": […]}`` as UTF-8 JSON. Either is None if the model does not read it.
+        A PNG file, and ``{"words": […], "boxes": […]}`` as UTF-8 JSON. Either is ``None`` if the model does not read
+        it.
     """
     sources = inputs.values()
     return (
@@ -67,11 +68,11 @@ def draw(inputs: Mapping[str, str], encoding: Encoding) -> tuple[bytes | None, b
     )
 
 
-def page_of(file: bytes | None, words: bytes | None, name: str) -> Page:
-    """The page that a package holds.
+def read_golden_page(file: bytes | None, words: bytes | None, name: str) -> Page:
+    """Read the golden page of a package.
 
     Raises:
-        BadPackage: its words are not what :func:`draw` makes.
+        BadPackage: its words do not have the form that :func:`draw` makes.
     """
     try:
         text: dict[str, Any] = parse(words) if words is not None else {"words": [], "boxes": []}
@@ -81,21 +82,21 @@ def page_of(file: bytes | None, words: bytes | None, name: str) -> Page:
 
 
 def require_same_encoding(page: Page, stored: Arrays, encoder: Encoder, inputs: Mapping[str, str]) -> None:
-    """Raise NotEqual if a page is not encoded here to the very inputs that are stored of it; says which part differs."""
+    """Raise NotEqual if this machine does not encode a page to its stored inputs. Names the part that differs."""
     arrays = encode_pages([page], encoder, inputs)
     for name in inputs:
         if arrays[name].shape == stored[name].shape and (arrays[name] == stored[name]).all():
             continue
         if inputs[name] == "image":
-            own = encoder.named(split_input(name, encoder.further)[0])
-            raise NotEqual(f"{page.name}: {_unlike_pixels(arrays[name], stored[name], own)}")
+            own = encoder.by_name(split_input(name, encoder.further)[0])
+            raise NotEqual(f"{page.name}: {_describe_pixel_difference(arrays[name], stored[name], own)}")
         raise NotEqual(
             f"{page.name}: {name} differs from the stored one: the words are cut into other tokens by tokenizers "
             f"{tokenizers.__version__}; install the version that the package was built with, or rebuild it with `ee-export build`"
         )
 
 
-def _unlike_pixels(pixels: np.ndarray, stored: np.ndarray, encoder: Encoder) -> str:
+def _describe_pixel_difference(pixels: np.ndarray, stored: np.ndarray, encoder: Encoder) -> str:
     order = encoder.encoding.resize
     if pixels.shape != stored.shape:
         return f"pixel_values have the shape {list(pixels.shape)}, stored are {list(stored.shape)}"
@@ -109,9 +110,9 @@ def _unlike_pixels(pixels: np.ndarray, stored: np.ndarray, encoder: Encoder) -> 
 
 
 def _draw_file(encoding: Encoding) -> bytes:
-    """A page of lines of strokes over blocks of colours: 291 x 403 for a side of 224, so that the orders of passes differ.
+    """Draw lines of strokes over blocks of colours: 291 x 403 for a side of 224, so that the orders of passes differ.
 
-    A page that has to be a square before it is read is one: of 224 x 224 if it is not resized, else of 403 x 403.
+    If the encoding needs a square page, it has 224 x 224 pixels without a resize, and 403 x 403 with one.
     """
     side = encoding.image_size
     width, height, cell = round(1.3 * side), round(1.8 * side), max(1, side // 32)
@@ -132,5 +133,7 @@ def _draw_file(encoding: Encoding) -> bytes:
 def _write_words(boxes: bool) -> bytes:
     text: dict[str, Any] = {"words": _WORDS}
     if boxes:
-        text["boxes"] = [[40 + 30 * at, 30 * at, 70 + 30 * at, 30 * at + 20] for at in range(len(_WORDS))]
+        text["boxes"] = [
+            [40 + 30 * index, 30 * index, 70 + 30 * index, 30 * index + 20] for index in range(len(_WORDS))
+        ]
     return json.dumps(text, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""Image files: which formats are opened, and how a file becomes the one picture that every reader of a page gets."""
+"""Decode image files of the supported formats into one picture per page, which all readers of the page use."""
 
 import contextlib
 import importlib
@@ -17,13 +17,13 @@ import numpy as np
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ee_export.data.levels import Stored, how_stored, understood
+from ee_export.data.levels import StoredFormat, read_stored_format, to_picture
 from ee_export.data.limits import DEFAULT_LIMITS, Limits
 from ee_export.data.resize import Square
 from ee_export.errors import BadPage, printable, shorten
 
 Source = Image.Image | np.ndarray | bytes | bytearray | memoryview | str | Path
-"""A page's image: decoded, or the bytes of an image file, or the path of one."""
+"""A page's image: decoded, or the bytes or the path of an image file."""
 
 FORMATS = {
     "JPEG": "JpegImagePlugin",  # and MPO, which begins with a JPEG of its first picture
@@ -36,7 +36,9 @@ FORMATS = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "AVIF": "AvifImagePlugin",
 }
-"""Formats that are opened, and the module of Pillow that reads each. Others are refused unread: EPS would start Ghostscript."""
+"""Supported formats, and the module of Pillow that reads each.
+
+Others are refused unread, because EPS starts Ghostscript."""
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -95,42 +97,42 @@ _UPRIGHT = {
 }
 """EXIF orientations, and the turn that makes a page upright."""
 _WEBP_SHARE = 2
-"""A WebP file may have this share of ``Limits.max_pixels``: it is decoded in four planes, twice, and copied: 15 bytes a pixel."""
+"""Divisor of ``Limits.max_pixels`` for WebP files, which take 15 bytes a pixel to decode and copy."""
 _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323
 
 
 def decode_image(
     source: Source, name: str, limits: Limits = DEFAULT_LIMITS, square: Square | None = None
 ) -> tuple[Image.Image, bool]:
-    """The picture of a page: 8 bits, mode ``L`` or ``RGB``, white where the image is transparent.
+    """Decode a page's picture: 8 bits, mode ``L`` or ``RGB``, with transparent pixels in white.
 
-    A file is turned upright by its EXIF orientation, and the first of several pictures is taken. A PIL image or an array is
-    taken as it stands. Arrays are uint8 or bool ``[H, W]`` or ``[H, W, 1]``, uint16 ``[H, W]``, uint8 ``[H, W, 3]`` (RGB) or
-    ``[H, W, 4]`` (RGBA).
+    A file is turned upright by its EXIF orientation, and the first of several pictures is taken. A PIL image or an
+    array is used as it is. Arrays are uint8 or bool ``[H, W]`` or ``[H, W, 1]``, uint16 ``[H, W]``, uint8 ``[H, W, 3]``
+    (RGB) or ``[H, W, 4]`` (RGBA).
 
     Args:
         source: the image.
         name: stands in error messages.
         limits: the largest image that is decoded.
-        square: how the reader makes its square of the picture. If it allows drafts, a JPEG file is then decoded at 1/2, 1/4 or
-            1/8 of its scale if both sides keep as many pixels as the resize leaves, and for mode ``L`` without its colours. A large
-            image that has to be converted is resized.
+        square: how the reader resizes the picture to a square. If it allows drafts, a JPEG file is decoded at 1/2, 1/4
+            or 1/8 of its scale as long as no side gets smaller than after the resize, and without its colours for mode
+            ``L``. A large image that has to be converted is also resized.
 
     Returns:
-        The picture, and whether it has all pixels and colours of the source.
+        The picture, and True if it has all pixels and colours of the source.
 
     Raises:
-        BadPage: the source is missing, damaged, larger than ``limits``, in a format or with values that are not understood, or of
-            a size that ``square`` does not fit.
+        BadPage: the source is missing, damaged, larger than ``limits``, has an unknown format or unknown values, or a
+            size that does not fit ``square``.
     """
     try:
         with _quiet():
             if isinstance(source, Image.Image):
-                return understood(source, _load(source, name, limits, square), name, square)
+                return to_picture(source, _load(source, name, limits, square), name, square)
             if isinstance(source, np.ndarray):
                 _check_size(source.shape[1::-1], name, limits)
                 array = _from_array(source, name)
-                return understood(array, _load(array, name, limits, square), name, square)
+                return to_picture(array, _load(array, name, limits, square), name, square)
             if isinstance(source, bytes | bytearray | memoryview):
                 return _decode_file(io.BytesIO(source), name, limits, square)
             if isinstance(source, str | Path):
@@ -187,23 +189,23 @@ def _decode_file(file: IO[bytes], name: str, limits: Limits, square: Square | No
     _check_tiles(opened, name, limits)
     full = opened.mode, opened.size
     with opened:
-        if square is not None and (kept := square.drafted()) is not None:
+        if square is not None and (kept := square.draft_size()) is not None:
             opened.draft(square.mode, kept)
         whole = (opened.mode, opened.size) == full
         stored = _load(opened, name, limits, square)
         turn = _UPRIGHT.get(_orientation(opened))
         # A resize before the turn would run its passes along the other axes.
-        picture, all_pixels = understood(opened, stored, name, square if turn is None else None)
+        picture, all_pixels = to_picture(opened, stored, name, square if turn is None else None)
     del opened  # before a second large image is made
     picture.format = None  # else an OCR engine may compress it once more
     return (picture if turn is None else picture.transpose(turn)), whole and all_pixels
 
 
 def _open_format(file: IO[bytes], kind: str) -> ImageFile.ImageFile:
-    """As ``Image.open(file, formats=(kind,))``, which imports five formats for any file: 1 MB, and 10 ms of the first page."""
+    """Open a file as ``Image.open(file, formats=(kind,))``, but without its import of five formats (1 MB, 10 ms)."""
     importlib.import_module(f"PIL.{FORMATS[kind]}")
     if kind not in Image.OPEN:
-        raise UnidentifiedImageError  # this Pillow was built without the codec
+        raise UnidentifiedImageError  # Pillow was built without the codec
     factory, accept = Image.OPEN[kind]
     file.seek(0)
     if accept is not None and accept(file.read(16)) is not True:
@@ -215,12 +217,12 @@ def _open_format(file: IO[bytes], kind: str) -> ImageFile.ImageFile:
     return opened
 
 
-def _load(image: Image.Image, name: str, limits: Limits, square: Square | None) -> Stored:
-    """Decode the pixels of an image that fits; how the file states them."""
+def _load(image: Image.Image, name: str, limits: Limits, square: Square | None) -> StoredFormat:
+    """Decode the pixels of an image that fits, and return how its file stores them."""
     _check_size(image.size, name, limits)
-    stored = how_stored(image)
+    stored = read_stored_format(image)
     image.load()
-    _check_size(image.size, name, limits)  # the pixels may be more than the header states
+    _check_size(image.size, name, limits)  # there may be more pixels than the header states
     if square is not None:
         square.require_fitting(image.size, name)
     return stored
@@ -238,7 +240,7 @@ def _check_size(size: tuple[int, ...], name: str, limits: Limits) -> None:
 
 
 def _check_tiles(image: Any, name: str, limits: Limits) -> None:
-    """Refuse a TIFF file of few pixels in a huge tile, which is decoded whole."""
+    """Refuse a TIFF file of few pixels in a huge tile, because the whole tile is decoded."""
     tags = getattr(image, "tag_v2", {})
     sides = tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1)
     if all(isinstance(side, int) for side in sides):
@@ -259,7 +261,7 @@ def _format_of(prefix: bytes) -> str | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, as stored, if it is missing or cannot be read."""
+    """The EXIF orientation, or 1 (as stored) if it is missing or cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # EXIF comes from cameras and editors of all kinds, and none of it is needed

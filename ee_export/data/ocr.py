@@ -1,4 +1,4 @@
-"""OCR on demand with Tesseract; any callable from an image to words and boxes serves in its place."""
+"""OCR on demand with Tesseract. Any callable from an image to words and boxes can replace it."""
 
 import contextlib
 import io
@@ -12,16 +12,17 @@ from ee_export.data.page import Boxes, Ocr, Words
 from ee_export.errors import EeError, OcrFailed, printable, shorten
 
 _WORD = 5
-"""Level of the rows of Tesseract's table that hold a word; others hold pages, blocks, paragraphs and lines."""
+"""Level of the rows of Tesseract's table that hold a word. Others hold pages, blocks, paragraphs and lines."""
 _COLUMNS = 12
 
 
 def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
-    """An OCR engine for :class:`~ee_export.Page`: the program ``tesseract``, such as Debian's package tesseract-ocr.
+    """Make an OCR engine for :class:`~ee_export.Page` of the program ``tesseract``, such as Debian's tesseract-ocr.
 
-    The program gets the image through a pipe, so it needs no temporary folder. It runs on one thread (``OMP_THREAD_LIMIT``
-    in its own environment) unless this process's environment sets that variable. On a machine that does nothing else, a
-    second thread makes Tesseract a tenth faster. On a busy one its threads wait for each other and a page takes a minute.
+    The program gets the image through a pipe, so it needs no temporary folder. It runs on one thread
+    (``OMP_THREAD_LIMIT`` in its own environment) unless this process's environment sets that variable. On an idle
+    machine, a second thread makes Tesseract a tenth faster. On a busy one its threads wait for each other, and a page
+    takes a minute.
 
     Args:
         lang: languages, as Tesseract names them, such as ``eng+deu``.
@@ -32,8 +33,8 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
         width and height. A page without words gives two empty lists.
 
     Raises:
-        EeError: the tesseract program is not installed; says how to install it. The callable raises OcrFailed if Tesseract
-            fails or takes longer than ``timeout_s``.
+        EeError: the tesseract program is not installed. The message states how to install it. The callable raises
+            OcrFailed if Tesseract fails or takes longer than ``timeout_s``.
     """
     program = shutil.which("tesseract")
     if program is None:
@@ -51,16 +52,16 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
             if len(row) == _COLUMNS and row[0] == str(_WORD) and row[-1].strip():
                 left, top, width, height = map(int, row[6:10])
                 words.append(row[-1])
-                boxes.append(_scaled(image, left, top, left + width, top + height))
+                boxes.append(_scale(image, left, top, left + width, top + height))
         return words, boxes
 
     return read
 
 
-def _run(command: list[str], given: bytes, timeout_s: float) -> str:
-    """Output of the program for an image on its standard input. On any exception it is ended, with all that it started."""
+def _run(command: list[str], data: bytes, timeout_s: float) -> str:
+    """Run the program on an image, and return its output. On any exception, the program and its children are killed."""
     import signal
-    import subprocess  # here, since most processes that import this module run no OCR
+    import subprocess  # imported lazily, because most processes run no OCR
 
     environment = {"OMP_THREAD_LIMIT": "1", **os.environ}
     pipe = subprocess.PIPE
@@ -72,7 +73,7 @@ def _run(command: list[str], given: bytes, timeout_s: float) -> str:
         raise OcrFailed(f"tesseract failed: {command[0]} cannot be started ({error.strerror})") from None
     with process:
         try:
-            table, complaint = process.communicate(given, timeout_s)
+            table, complaint = process.communicate(data, timeout_s)
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -87,12 +88,12 @@ def _run(command: list[str], given: bytes, timeout_s: float) -> str:
     return table.decode("utf-8", "replace")
 
 
-def installed() -> bool:
-    """Whether :func:`tesseract` can run here."""
+def is_installed() -> bool:
+    """Return True if :func:`tesseract` can run on this machine."""
     return shutil.which("tesseract") is not None
 
 
-def _scaled(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:
-    """Pixels to 0–1000 of the image's width and height."""
+def _scale(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:
+    """Scale pixels to 0–1000 of the image's width and height."""
     edges = (x0 / image.width, y0 / image.height, x1 / image.width, y1 / image.height)
     return [min(1000, max(0, round(1000 * edge))) for edge in edges]

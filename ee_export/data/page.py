@@ -1,4 +1,4 @@
-"""What the user has: a page image, and its words and boxes now or on demand; or words alone."""
+"""A page to classify: an image, with words and boxes known or on demand, or words alone."""
 
 import stat
 from collections.abc import Callable, Container, Sequence
@@ -21,17 +21,17 @@ Ocr = Callable[[Image.Image], tuple[Sequence[str], Sequence[Sequence[float]]]]
 class Page:
     """One page to classify.
 
-    ``image``: a PIL image, a numpy array, the bytes of an image file, or its path; see :func:`~ee_export.data.image.decode_image`. It
-    is decoded when the page is predicted: a file is turned upright, an image or an array is taken as it stands. ``words`` and
-    ``boxes`` (x0, y0, x1, y1 in 0–1000 of the page's width and height; up to 5 outside are clipped): the page's text if it is
-    known. A page with no words is a normal page, ``words=[]``. A page of words alone, whose places nobody knows, has
-    ``boxes=None``. ``ocr``: a callable that is given the decoded page and
-    returns words and boxes; it is called only if the page is still undecided when its text is needed. ``name`` stands in
-    error messages. ``limits``: the largest image and word file that are read. A page for a model that reads words alone needs neither image nor boxes.
+    ``image``: a PIL image, a numpy array, or the bytes or path of an image file, see
+    :func:`~ee_export.data.image.decode_image`. It is decoded when the page is predicted. A file is turned upright, an
+    image or an array is used as it is. ``words`` and ``boxes``: the page's text, if it is known. A box is x0, y0, x1,
+    y1 in 0–1000 of the page's width and height, and edges up to 5 outside are clipped. A page without text has
+    ``words=[]``. A page of words alone has ``boxes=None`` and no image, for models that read nothing else. ``ocr``: a
+    callable from the decoded page to words and boxes. It is called only if the page has not exited when its text is
+    needed. ``name``: names the page in error messages. ``limits``: the largest image and word file that are read.
 
     Raises:
-        BadPage: words and boxes differ in number, a box is not four numbers in 0–1000, all boxes lie in 0–1, or there are neither
-            image nor words.
+        BadPage: words and boxes differ in number, a box is not four numbers in 0–1000, all boxes lie in 0–1, or there
+            is neither an image nor words.
     """
 
     image: Source | None = None
@@ -67,18 +67,20 @@ class Page:
         elif (self.words is None) != (self.boxes is None):
             raise BadPage(f"{self.name}: words and boxes go together; one of them is missing")
 
-    def decoded(self) -> Image.Image:
-        """The page's picture: 8 bits, mode ``L`` or ``RGB``, a file's turned upright; see :func:`~ee_export.data.image.decode_image`.
+    def decode(self) -> Image.Image:
+        """Decode the page's picture: 8 bits, mode ``L`` or ``RGB``, upright if it is a file.
+
+        See :func:`~ee_export.data.image.decode_image`.
 
         Raises:
-            BadPage: there is no image, or it is missing, damaged, too large, or not understood.
+            BadPage: there is no image, or it is missing, damaged, too large, or has unknown values.
         """
         return decode_image(self._source(), self.name, self.limits)[0]
 
-    def reduced(self, square: Square) -> tuple[Image.Image, bool]:
-        """The page's picture for a reader that makes a ``square`` of it anyway, and whether it has all pixels and colours.
+    def decode_reduced(self, square: Square) -> tuple[Image.Image, bool]:
+        """Decode the page's picture to be resized to ``square``. Also returns True if it has all pixels and colours.
 
-        See :func:`~ee_export.data.image.decode_image`. Raises as :meth:`decoded`.
+        See :func:`~ee_export.data.image.decode_image`. Raises as :meth:`decode`.
         """
         return decode_image(self._source(), self.name, self.limits, square)
 
@@ -88,7 +90,7 @@ class Page:
         return self.image
 
     def text(self, image: Image.Image | None) -> tuple[Words, Boxes]:
-        """Words and boxes, read with ``ocr`` now where they were not given; all boxes 0 where nobody knows them.
+        """Return words and boxes, read by ``ocr`` if they are not given. Unknown boxes are all 0.
 
         Raises:
             NoText: there are neither words nor an OCR engine.
@@ -102,7 +104,7 @@ class Page:
                 f"{self.name}: the page's text is needed, and there are neither words nor an OCR engine; put words and "
                 "boxes in a .json beside the image, or install tesseract-ocr"
             )
-        return self.read(self.decoded() if image is None else image)
+        return self.read(self.decode() if image is None else image)
 
     def read(self, image: Image.Image) -> tuple[Words, Boxes]:
         """Run the OCR engine on the page's image, or on a strip of it.
@@ -131,7 +133,7 @@ class Page:
 
 
 def read_page(path: Path, ocr: Ocr | None = None, limits: Limits = DEFAULT_LIMITS) -> Page:
-    """A page from an image file; a ``.json`` of the same name beside it gives its words, else ``ocr`` reads them.
+    """Make a page from an image file, with words from the ``.json`` of the same name, or else from ``ocr``.
 
     A ``.json`` by itself is a page of words, ``{"words": […]}``, for models that read nothing else.
 
@@ -170,7 +172,7 @@ def _require_file(path: Path) -> None:
 
 
 def require_known_boxes(page: Page, inputs: Container[str]) -> None:
-    """Raise BadPage where a model with such inputs reads where words stand, and the page does not say it."""
+    """Raise BadPage if a model with these inputs reads boxes, and the page has words without boxes."""
     if "bbox" in inputs and page.words is not None and page.boxes is None:
         raise BadPage(
             f"{page.name}: words without boxes, and the model reads where they stand; give boxes, or an OCR engine"

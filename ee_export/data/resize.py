@@ -1,4 +1,4 @@
-"""Resizing and cropping a page to a square in a named order of passes, to the same pixels with every version of Pillow."""
+"""Resize and crop a page to a square, in a named order of passes, with the same pixels in all versions of Pillow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,16 @@ FILTERS = {name: Image.Resampling[name.upper()] for name in RESAMPLE}
 
 _OWN_ORDERS = {"12.2": "pillow-12", "12.3": "pillow-12", "13.0": "pillow-13"}
 OWN_ORDER = _OWN_ORDERS.get(".".join(PIL.__version__.split(".")[:2]))
-"""The order of the installed Pillow, whose single call is the fastest way to it; None for a version that was not compared."""
+"""The order of the installed Pillow, which its single call computes fastest.
+
+``None`` for a version that was not compared."""
 
 _STRIP = 1 << 20
-"""Pixels that :func:`resized_in_strips` converts at a time, about."""
+"""Approximate number of pixels that :func:`resize_in_strips` converts at a time."""
 _MOST_PIXELS = 1 << 26
-"""Pixels of the largest page that is resized in proportion. A page of 1 x 10,000 would else become one of 224 x 2,240,000."""
+"""Pixels of the largest page that is resized in proportion.
+
+Otherwise a page of 1 x 10,000 would get 224 x 2,240,000."""
 
 Size = tuple[int, int]
 """Width and height, in pixels."""
@@ -27,10 +31,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """How a reader makes ``side`` x ``side`` pixels in ``mode``, ``L`` or ``RGB``, of each page.
+    """The resize of each page to ``side`` x ``side`` pixels in ``mode``, ``L`` or ``RGB``.
 
-    ``order``: order of the passes of the resize, one of :data:`ee_export.package.encoding.ORDERS`. ``resample``: its filter, one of :data:`FILTERS`.
-    ``resize_to``, ``center_crop``, ``draft``: as in :class:`ee_export.package.encoding.Encoding`.
+    ``order``: order of the passes, one of :data:`ee_export.package.encoding.ORDERS`. ``resample``: the filter, one of
+    :data:`FILTERS`. ``resize_to``, ``center_crop``, ``draft``: as in
+    :class:`ee_export.package.encoding.Encoding`.
     """
 
     side: int
@@ -53,15 +58,15 @@ class Square:
             case _:
                 return size
 
-    def drafted(self) -> Size | None:
-        """Width and height that a JPEG file keeps at least if it is decoded at a smaller scale; None if it is not to be."""
+    def draft_size(self) -> Size | None:
+        """Smallest width and height of a JPEG file decoded at a smaller scale, ``None`` if it needs its full scale."""
         if not self.draft or self.resize_to == () or (self.resize_to is not None and not self.center_crop):
-            return None  # the size of the file decides about the page
-        longest = max(self.resize_to or (self.side,))  # of both sides, because the file may be turned later
+            return None  # the result depends on the size of the file
+        longest = max(self.resize_to or (self.side,))  # for both sides, because the file may be turned later
         return longest, longest
 
     def require_fitting(self, size: Size, name: str) -> None:
-        """Raise BadPage for a page of such a size that does not become ``side`` x ``side`` pixels, or only by way of too many."""
+        """Raise BadPage if a page of this size becomes no ``side`` x ``side`` pixels, or is too large in between."""
         if self.resize_to is None:
             return
         width, height = self.resized_size(size)
@@ -79,16 +84,16 @@ class Square:
 
 
 def shorter_side(size: Size, edge: int) -> Size:
-    """Width and height with the shorter one ``edge`` and the sides in proportion, as transformers rounds them."""
+    """Compute width and height in proportion with the shorter side ``edge``, rounded as in transformers."""
     width, height = size
     return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
 
 
-def resized(image: Image.Image, square: Square, name: str = "page") -> Image.Image:
-    """A picture resized, with antialiasing, and cropped to ``side`` x ``side`` pixels, in its mode, ``L`` or ``RGB``.
+def resize_to_square(image: Image.Image, square: Square, name: str = "page") -> Image.Image:
+    """Resize a picture with antialiasing, and crop it to ``side`` x ``side`` pixels, in its mode, ``L`` or ``RGB``.
 
-    Pillow resizes in two passes and rounds to 8 bits between them, so that their order decides about a grey level here and
-    there. For a picture W wide and H high that becomes one w wide and h high:
+    Pillow resizes in two passes and rounds to 8 bits between them, so their order changes some grey levels. These are
+    the orders for a picture W wide and H high that becomes w wide and h high:
 
     - ``pillow-12`` (12.2 and 12.3): the rows first, but the columns first if H > 100 W and H > h.
     - ``pillow-13``: the columns first if H > h and H - h > 2 (W - w), else the rows.
@@ -99,20 +104,20 @@ def resized(image: Image.Image, square: Square, name: str = "page") -> Image.Ima
         BadPage: the picture does not become ``side`` x ``side`` pixels.
     """
     square.require_fitting(image.size, name)
-    picture = _resized(image, square.resized_size(image.size), square)
+    picture = _resize(image, square.resized_size(image.size), square)
     if not square.center_crop:
         return picture
     left, top = (picture.width - square.side) // 2, (picture.height - square.side) // 2
-    return picture.crop((left, top, left + square.side, top + square.side))  # 0 where the picture is smaller
+    return picture.crop((left, top, left + square.side, top + square.side))  # 0 beyond the picture
 
 
-def _resized(image: Image.Image, size: Size, square: Square) -> Image.Image:
+def _resize(image: Image.Image, size: Size, square: Square) -> Image.Image:
     if image.size == size:
         return image
     resample = FILTERS[square.resample]
     if square.order == OWN_ORDER or resample == Image.Resampling.NEAREST:
         return image.resize(size, resample)
-    between = _between(image.size, size, _columns_first(image.size, size, square.order))
+    between = _between_size(image.size, size, _columns_first(image.size, size, square.order))
     return image.resize(between, resample).resize(size, resample)
 
 
@@ -123,27 +128,30 @@ def _columns_first(old: Size, new: Size, order: str) -> bool:
     return height > new[1] and height - new[1] > 2 * (width - new[0])
 
 
-def _between(old: Size, new: Size, columns_first: bool) -> Size:
+def _between_size(old: Size, new: Size, columns_first: bool) -> Size:
     """Width and height between the two passes."""
     return (old[0], new[1]) if columns_first else (new[0], old[1])
 
 
-def resized_in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], square: Square) -> Image.Image:
-    """As :func:`resized` of the converted image, without the crop, pixel by pixel, and never all of the converted image in memory.
+def resize_in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], square: Square) -> Image.Image:
+    """Resize a converted image to the pixels of :func:`resize_to_square` without the crop, and save memory.
 
-    A pass along one axis reads each row, or each column, by itself. The strips run along that axis.
+    The converted image is never whole in memory. A pass along one axis reads each row, or each column, by itself, and
+    the strips run along that axis.
     """
     (width, height), new = image.size, square.resized_size(image.size)
     resample = FILTERS[square.resample]
     columns_first = _columns_first(image.size, new, square.order)
     length, across = (width, height) if columns_first else (height, width)
-    between = Image.new(square.mode, _between(image.size, new, columns_first))
+    between = Image.new(square.mode, _between_size(image.size, new, columns_first))
     step = max(1, _STRIP // across)
-    for at in range(0, length, step):
-        end = min(length, at + step)
+    for begin in range(0, length, step):
+        end = min(length, begin + step)
         box, size = (
-            ((at, 0, end, height), (end - at, new[1])) if columns_first else ((0, at, width, end), (new[0], end - at))
+            ((begin, 0, end, height), (end - begin, new[1]))
+            if columns_first
+            else ((0, begin, width, end), (new[0], end - begin))
         )
         strip = convert(image.crop(box)).convert(square.mode)
-        between.paste(strip.resize(size, resample), (at, 0) if columns_first else (0, at))
+        between.paste(strip.resize(size, resample), (begin, 0) if columns_first else (0, begin))
     return between.resize(new, resample)

@@ -1,4 +1,4 @@
-"""Read a page's text from the top down, strip by strip, with any OCR engine: no further than it is asked for."""
+"""Read a page's text strip by strip from the top down with any OCR engine, no further than needed."""
 
 import numpy as np
 from PIL import Image
@@ -7,19 +7,19 @@ from ee_export.data.page import Page
 from ee_export.data.words import Boxes, Words
 
 _SEARCH = 0.03
-"""How far below a cut that is asked for a gap between two lines is looked for, of the page's height."""
+"""Height of the search for a gap between two lines below a requested cut, as a share of the page's height."""
 _CLEAN = 0.002
-"""Share of dark pixels in a row below which nothing stands there."""
+"""Share of dark pixels below which a row is empty."""
 _OVERLAP = 0.015
-"""How much further a strip is read where no gap was found, of the page's height: about a line."""
+"""Overlap of strips without a gap between them, as a share of the page's height, about a line."""
 _AT_A_TIME = 1 << 20
-"""Pixels of a page that are converted at a time, about."""
+"""Approximate number of pixels that are converted at a time."""
 
 
 class TextReader:
-    """The text of one page, as far as it was read. Not thread-safe: it belongs to one call.
+    """The text of one page, as far as it was read. Not thread-safe, because it belongs to one call.
 
-    ``image``: the page's, where somebody decoded it at its full scale already.
+    ``image``: the page's image at full scale, if it is decoded already.
     """
 
     def __init__(self, page: Page, image: Image.Image | None) -> None:
@@ -33,25 +33,25 @@ class TextReader:
     @property
     def _image(self) -> Image.Image:
         if self._decoded is None:
-            self._decoded = self.page.decoded()
+            self._decoded = self.page.decode()
         return self._decoded
 
     @property
     def runs_ocr(self) -> bool:
-        """Whether reading on means running the OCR engine: the words were not given, and the end is not reached."""
+        """True if further text needs the OCR engine, because the words were not given and the end is not reached."""
         return self.page.words is None and self.page.ocr is not None and self._end < self._image.height
 
     @property
     def share(self) -> float:
-        """How much of the page's height the OCR engine has read, 0–1."""
+        """Share of the page's height that the OCR engine has read, 0–1."""
         return self._end / self._image.height
 
     def read_to(self, percent: int) -> tuple[Words, Boxes]:
-        """Words and boxes of the top ``percent`` of the page at least, in the order of the strips read; given words: all.
+        """Read at least the top ``percent`` of the page, and return words and boxes in the order of the strips.
 
-        The OCR engine gets the whole page, or strips of its full width that are cut at a gap between two lines. Where there is
-        none (a photograph, a ruled column), a strip is read a line further on both sides of the cut, and a word belongs to
-        the strip in which its middle lies: it is neither lost nor doubled.
+        Given words are all returned. The OCR engine gets the whole page, or strips of full width that are cut at a gap
+        between two lines. Without a gap (a photograph, a ruled column), strips overlap by a line on both sides of the
+        cut, and a word belongs to the strip that contains its middle, so it is neither lost nor doubled.
 
         Raises:
             NoText: the page has neither words nor an OCR engine.
@@ -85,9 +85,9 @@ class TextReader:
 
 
 def find_gap(image: Image.Image, share: float) -> tuple[int, bool]:
-    """The row at or just below ``share`` of the height at which least is dark, and whether nothing is.
+    """Find the emptiest row at or just below ``share`` of the height. Also returns True if it is empty.
 
-    The middle of the longest such stretch is taken, so that a cut stands away from the lines on both sides.
+    It is the middle of the longest such stretch, so that the cut is far from the lines on both sides.
     """
     height = image.height
     first = min(height - 1, int(np.ceil(share * height)))
@@ -102,7 +102,7 @@ def find_gap(image: Image.Image, share: float) -> tuple[int, bool]:
 
 
 def _every_eighth(image: Image.Image) -> np.ndarray:
-    """Grey levels of every eighth pixel of every eighth row, uint8; only some rows at a time are converted."""
+    """Grey levels of every eighth pixel of every eighth row, uint8. Only some rows at a time are converted."""
     rows = max(8, _AT_A_TIME // image.width // 8 * 8)
     parts = (
         np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))).convert("L"))[::8, ::8]

@@ -1,7 +1,7 @@
-"""tokenizer.json from outside: parsed here, and built of known parts.
+"""Parse an untrusted tokenizer.json, and build its tokenizer from supported parts.
 
-The file is never handed to the parser of ``tokenizers``. That parser raises exceptions without a class of their own, panics, and
-can end the process. Of a file, only those parts are taken that this module knows, so what is unknown is refused by name.
+The parser of ``tokenizers`` never reads the file, because it raises exceptions without a class of their own, panics,
+and can end the process. This module supports a fixed set of parts, and refuses others by name.
 """
 
 from itertools import groupby
@@ -19,29 +19,29 @@ from ee_export.package.store import Package
 from ee_export.package.strict_json import Refused, parse
 
 LARGEST = 32 * 2**20
-"""Bytes of a tokenizer.json, at most. RoBERTa's 50,265 pieces take 3.6 MB."""
+"""Largest size of a tokenizer.json in bytes. RoBERTa's 50,265 pieces take 3.6 MB."""
 MOST_PIECES = 2_000_000
 _LONGEST_PIECE = 10_000
 _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
 _IGNORED = ("version", "truncation", "padding", "post_processor", "decoder")
-"""Parts that do not change how words are cut. How much of a page is read, and what begins and ends it, the encoding says."""
+"""Parts that do not change the pieces of words. The encoding states how much text is read, and its special tokens."""
 
 _FIXED: dict[str, tuple[Any, ...]] = {
     "dropout": (None, 0, 0.0),
     "byte_fallback": (None, False),
     "end_of_word_suffix": (None, ""),
 }
-"""Options of BPE and Unigram that this version knows at one value alone."""
+"""Options of BPE and Unigram that are supported with these values only."""
 _LARGEST_SCORE = 1e6
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 FIT_ROWS = "resize the model (`resize_token_embeddings`), or take the tokenizer that it was trained with"
-"""Remedy for a checkpoint whose tokenizer :func:`require_rows` refuses."""
+"""Remedy for a checkpoint with a tokenizer that :func:`require_rows` refuses."""
 
 
 def open_encoder(package: Package) -> Encoder | None:
-    """The encoder of a package, with those of its further encodings; ``None`` for a package of arrays.
+    """Open the encoder of a package, with those of its further encodings. ``None`` for a package of arrays.
 
     Raises:
         BadPackage: a tokenizer file was changed or cannot be used, or has more tokens than the model has rows.
@@ -55,7 +55,7 @@ def open_encoder(package: Package) -> Encoder | None:
 
 
 def package_tokenizer(package: Package, name: str = "") -> Tokenizer | None:
-    """The tokenizer of an encoding of a package, ``None`` if the package has no file of it; ``name``: of a further encoding.
+    """Read the tokenizer of a package's encoding, ``None`` if it has no file. ``name``: of a further encoding.
 
     Raises:
         BadPackage: the file was changed or cannot be used, or has more tokens than the model has rows.
@@ -73,7 +73,7 @@ def package_tokenizer(package: Package, name: str = "") -> Tokenizer | None:
 
 
 def read_tokenizer(data: bytes, where: str, error: type[EeError], remedy: str) -> Tokenizer:
-    """The tokenizer that a tokenizer.json describes, without truncation, padding, post-processor and decoder.
+    """Build the tokenizer that a tokenizer.json describes, without truncation, padding, post-processor and decoder.
 
     Its ids are 0 to n - 1.
 
@@ -84,8 +84,7 @@ def read_tokenizer(data: bytes, where: str, error: type[EeError], remedy: str) -
         remedy: end of the error's message.
 
     Raises:
-        EeError: of class ``error``, if the file is no strict JSON, holds a part that this version does not know, or contradicts
-            itself.
+        EeError: of class ``error``, if the file is no strict JSON, holds an unsupported part, or contradicts itself.
     """
     if len(data) > LARGEST:
         raise error(f"{where}: {len(data):,} bytes, expected at most {LARGEST:,} of a tokenizer; {remedy}")
@@ -94,61 +93,64 @@ def read_tokenizer(data: bytes, where: str, error: type[EeError], remedy: str) -
     except ValueError as reason:
         raise error(f"{where}: not valid JSON ({reason}); {remedy}") from None
     try:
-        return _built(content)
+        return _build(content)
     except ValueError as reason:
         raise error(f"{where}: {reason}; {remedy}") from None
     except BaseException as reason:
-        raise _refused(reason, where, error, remedy) from None
+        raise _make_error(reason, where, error, remedy) from None
 
 
 def read_whole_tokenizer(data: bytes, where: str, error: type[EeError], remedy: str) -> Tokenizer:
-    """As :func:`read_tokenizer`, with its post-processor and decoder, as a checkpoint keeps them for other programs."""
+    """Read a tokenizer with its post-processor and decoder, which a checkpoint keeps for other programs."""
     read_tokenizer(data, where, error, remedy)
     try:
         tokenizer = Tokenizer.from_buffer(data)
     except BaseException as reason:
-        raise _refused(reason, where, error, remedy) from None
+        raise _make_error(reason, where, error, remedy) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def require_rows(tokenizer: Tokenizer, rows: int, where: str, error: type[EeError], remedy: str) -> None:
-    """Refuse a tokenizer that has ids for which a model's embedding of ``rows`` rows has none."""
+    """Refuse a tokenizer with more ids than the ``rows`` of a model's embedding."""
     count = tokenizer.get_vocab_size()
     if count > rows:
         raise error(f"{where}: the tokenizer has {count} tokens, the model rows for {rows}; {remedy}")
 
 
-def _refused(reason: BaseException, where: str, error: type[EeError], remedy: str) -> BaseException:
-    """The error for what tokenizers raised: exceptions without a class, and panics, which are no ``Exception``."""
+def _make_error(reason: BaseException, where: str, error: type[EeError], remedy: str) -> BaseException:
+    """Convert what tokenizers raised: exceptions without a class, and panics, which are no ``Exception``."""
     if is_fault(reason):
         return error(f"{where}: not a tokenizer ({printable(shorten(reason))}); {remedy}")
     return reason
 
 
-def _built(content: Any) -> Tokenizer:
+def _build(content: Any) -> Tokenizer:
     require_object("the top", content, {"model", "added_tokens", "normalizer", "pre_tokenizer", *_IGNORED}, {"model"})
     added = content.get("added_tokens") or []
     _check_added(added)
-    tokenizer = Tokenizer(_model(content["model"]))
+    tokenizer = Tokenizer(_build_model(content["model"]))
     if (normalizer := content.get("normalizer")) is not None:
-        tokenizer.normalizer = tokenizer_parts.normalizer("normalizer", normalizer)
+        tokenizer.normalizer = tokenizer_parts.build_normalizer("normalizer", normalizer)
     if (cutter := content.get("pre_tokenizer")) is not None:
-        tokenizer.pre_tokenizer = tokenizer_parts.pre_tokenizer("pre_tokenizer", cutter)
-    # In the file's order, which gives the ids; each way of adding sets the flag `special` itself.
+        tokenizer.pre_tokenizer = tokenizer_parts.build_pre_tokenizer("pre_tokenizer", cutter)
+        # In the file's order, which decides the ids. Each method sets the flag `special` itself.
     for special, tokens in groupby(added, key=itemgetter("special")):
         add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
         add([AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS}) for token in tokens])
-    for at, token in enumerate(added):
+    for index, token in enumerate(added):
         number = tokenizer.token_to_id(token["content"])
         require(
-            number == token["id"], f"added_tokens[{at}].id", token["id"], f"{number}, the next id or the vocabulary's"
+            number == token["id"],
+            f"added_tokens[{index}].id",
+            token["id"],
+            f"{number}, the next id or the vocabulary's",
         )
     return tokenizer
 
 
-def _model(content: Any) -> Any:
+def _build_model(content: Any) -> Any:
     common = {"type", "vocab", "unk_token", "continuing_subword_prefix"}
     known = {
         "BPE": {*common, *_FIXED, "merges", "fuse_unk", "ignore_merges"},
@@ -159,14 +161,14 @@ def _model(content: Any) -> Any:
     require(isinstance(kind, str) and kind in known, "model.type", kind, " or ".join(known))
     require_object("model", content, known[str(kind)], {"vocab"})
     if kind == "Unigram":
-        return _unigram(content)
-    vocab, unknown = _vocab(content["vocab"]), content.get("unk_token")
+        return _build_unigram(content)
+    vocab, unknown = _read_vocab(content["vocab"]), content.get("unk_token")
     if unknown is not None or kind == "WordPiece":
         require(isinstance(unknown, str) and unknown in vocab, "model.unk_token", unknown, "a piece of the vocabulary")
-    return _word_piece(content, vocab) if kind == "WordPiece" else _bpe(content, vocab)
+    return _build_word_piece(content, vocab) if kind == "WordPiece" else _build_bpe(content, vocab)
 
 
-def _word_piece(content: dict[str, Any], vocab: dict[str, int]) -> Any:
+def _build_word_piece(content: dict[str, Any], vocab: dict[str, int]) -> Any:
     prefix, longest = content.get("continuing_subword_prefix"), content.get("max_input_chars_per_word")
     fits = isinstance(prefix, str) and len(prefix) <= 16
     require(fits, "model.continuing_subword_prefix", prefix, "a short string")
@@ -180,21 +182,21 @@ def _word_piece(content: dict[str, Any], vocab: dict[str, int]) -> Any:
     )
 
 
-def _bpe(content: dict[str, Any], vocab: dict[str, int]) -> Any:
+def _build_bpe(content: dict[str, Any], vocab: dict[str, int]) -> Any:
     prefix = content.get("continuing_subword_prefix")
     require(prefix in (None, ""), "model.continuing_subword_prefix", prefix, "null")
     _check_fixed(content)
     return models.BPE(
         vocab=vocab,
-        merges=_merges(content.get("merges")),
+        merges=_read_merges(content.get("merges")),
         unk_token=content.get("unk_token"),
-        fuse_unk=_flag("model.fuse_unk", content.get("fuse_unk", False)),
-        ignore_merges=_flag("model.ignore_merges", content.get("ignore_merges", False)),
+        fuse_unk=_read_flag("model.fuse_unk", content.get("fuse_unk", False)),
+        ignore_merges=_read_flag("model.ignore_merges", content.get("ignore_merges", False)),
     )
 
 
-def _unigram(content: dict[str, Any]) -> Any:
-    """The model whose vocabulary is a list of pieces and scores. If a piece stands twice, its id is that of the last."""
+def _build_unigram(content: dict[str, Any]) -> Any:
+    """Build the model of a list of pieces and scores. A repeated piece has the id of the last."""
     vocab, unknown = content["vocab"], content.get("unk_id")
     fits = isinstance(vocab, list) and 0 < len(vocab) <= MOST_PIECES
     require(fits, "model.vocab", vocab, f"a list of 1 to {MOST_PIECES:,} pieces and their scores")
@@ -217,10 +219,10 @@ def _check_fixed(content: dict[str, Any]) -> None:
         require(value in values and type(value) in map(type, values), f"model.{name}", value, "null")
 
 
-def _merges(content: Any) -> list[tuple[Any, ...]]:
-    """Pairs of pieces, from the two forms that tokenizers writes: lists of two, or ``"a b"``.
+def _read_merges(content: Any) -> list[tuple[Any, ...]]:
+    """Read pairs of pieces in both forms that tokenizers writes: lists of two, or ``"a b"``.
 
-    The library itself refuses other members, and pieces that are not in the vocabulary.
+    The library itself refuses other members, and pieces outside the vocabulary.
     """
     kinds = set(map(type, content)) if isinstance(content, list) else {type(content)}
     if kinds == {str}:
@@ -229,8 +231,8 @@ def _merges(content: Any) -> list[tuple[Any, ...]]:
     return list(map(tuple, content))
 
 
-def _vocab(vocab: Any) -> dict[str, int]:
-    """The vocabulary of a model, whose ids are 0 to n - 1."""
+def _read_vocab(vocab: Any) -> dict[str, int]:
+    """Read the vocabulary of a model, with ids 0 to n - 1."""
     require(isinstance(vocab, dict), "model.vocab", vocab, "an object")
     require(len(vocab) <= MOST_PIECES, "model.vocab", len(vocab), f"at most {MOST_PIECES:,} pieces")
     ids = list(vocab.values())
@@ -244,8 +246,8 @@ def _vocab(vocab: Any) -> dict[str, int]:
 def _check_added(added: Any) -> None:
     require(isinstance(added, list) and len(added) <= MOST_PIECES, "added_tokens", added, "a list")
     contents = set[str]()
-    for at, token in enumerate(added):
-        path = f"added_tokens[{at}]"
+    for index, token in enumerate(added):
+        path = f"added_tokens[{index}]"
         require_object(path, token, {"id", "content", *_FLAGS}, {"id", "content", *_FLAGS})
         content = token["content"]
         fits = isinstance(content, str) and 0 < len(content) <= _LONGEST_PIECE and content not in contents
@@ -253,9 +255,9 @@ def _check_added(added: Any) -> None:
         contents.add(content)
         require(type(token["id"]) is int, f"{path}.id", token["id"], "a whole number")
         for flag in _FLAGS:
-            _flag(f"{path}.{flag}", token[flag])
+            _read_flag(f"{path}.{flag}", token[flag])
 
 
-def _flag(path: str, value: Any) -> bool:
+def _read_flag(path: str, value: Any) -> bool:
     require(type(value) is bool, path, value, "true or false")
     return bool(value)

@@ -1,7 +1,7 @@
-"""Normalizers and pre-tokenizers of a tokenizer.json, built from the parts that this version knows.
+"""Build the normalizers and pre-tokenizers of a tokenizer.json from supported parts.
 
-The parts are those of the tokenizers of BERT, RoBERTa, DeBERTa, XLM-RoBERTa, CamemBERT, ModernBERT and the LayoutLM models, as
-transformers builds them.
+The parts are those of the tokenizers of BERT, RoBERTa, DeBERTa, XLM-RoBERTa, CamemBERT, ModernBERT and the LayoutLM
+models, as transformers builds them.
 """
 
 from collections.abc import Callable, Collection
@@ -14,7 +14,7 @@ from ee_export.package.ranges import require
 from ee_export.package.strict_json import Refused
 
 SPACE = "▁"
-"""U+2581, which the tokenizers of SentencePiece write for a space."""
+"""U+2581, which SentencePiece's tokenizers write for a space."""
 _PRE_TOKENIZERS = (
     "ByteLevel", "BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Metaspace", "Punctuation", "Sequence",
 )  # fmt: skip
@@ -39,7 +39,9 @@ _OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
 _NEEDED = {"Strip", "Metaspace", "Punctuation"}
 """Parts that must have all of their options, because the default differs between versions of tokenizers."""
 _REPLACEMENTS = {(" {2,}", SPACE), (" {2,}", " "), (r"\s{2,}|[\n\r\t]", " ")}
-"""Regular expressions and replacements of LayoutXLM and DeBERTa. Others are refused: an expression can take unbounded time."""
+"""Regular expressions and replacements of LayoutXLM and DeBERTa.
+
+Others are refused, because they can take unbounded time."""
 _MOST_PARTS = 8
 _LARGEST_CHARSMAP = 1 << 20
 """Bytes of a character map. SentencePiece's largest, nmt_nfkc_cf, has 247 kB."""
@@ -47,22 +49,22 @@ _LONGEST_REPLACEMENT = 64
 """Bytes that a character map puts in place of one character. The longest of nmt_nfkc has 33."""
 
 
-def normalizer(path: str, content: Any) -> Any:
-    """The normalizer that an entry of tokenizer.json describes.
+def build_normalizer(path: str, content: Any) -> Any:
+    """Build the normalizer that an entry of tokenizer.json describes.
 
     Raises:
-        Refused: it is none that this version knows, or a value of it is out of range.
+        Refused: it is not supported, or a value is out of range.
     """
-    return _part(path, content, _NORMALIZERS, "normalizers", _normalizer)
+    return _build_part(path, content, _NORMALIZERS, "normalizers", _build_normalizer)
 
 
-def pre_tokenizer(path: str, content: Any) -> Any:
-    """The pre-tokenizer that an entry of tokenizer.json describes.
+def build_pre_tokenizer(path: str, content: Any) -> Any:
+    """Build the pre-tokenizer that an entry of tokenizer.json describes.
 
     Raises:
-        Refused: it is none that this version knows, or a value of it is out of range.
+        Refused: it is not supported, or a value is out of range.
     """
-    return _part(path, content, _PRE_TOKENIZERS, "pretokenizers", _pre_tokenizer)
+    return _build_part(path, content, _PRE_TOKENIZERS, "pretokenizers", _build_pre_tokenizer)
 
 
 def require_object(path: str, value: Any, known: Collection[str], needed: Collection[str]) -> None:
@@ -76,7 +78,7 @@ def require_object(path: str, value: Any, known: Collection[str], needed: Collec
             raise Refused(f"{path}.{key}", "missing")
 
 
-def _part(
+def _build_part(
     path: str, content: Any, known: Collection[str], members: str, make: Callable[[str, str, dict[str, Any]], Any]
 ) -> Any:
     kind = content.get("type") if isinstance(content, dict) else None
@@ -91,13 +93,13 @@ def _part(
     maps = sum(isinstance(part, dict) and part.get("type") == "Precompiled" for part in parts)
     require(maps <= 1, f"{path}.{members}", maps, "one Precompiled at most")
     rest = tuple(name for name in known if name != "Sequence")
-    built = [_part(f"{path}[{at}]", part, rest, members, make) for at, part in enumerate(parts)]
+    built = [_build_part(f"{path}[{index}]", part, rest, members, make) for index, part in enumerate(parts)]
     return normalizers.Sequence(built) if members == "normalizers" else pre_tokenizers.Sequence(built)
 
 
-def _normalizer(path: str, kind: str, content: dict[str, Any]) -> Any:
+def _build_normalizer(path: str, kind: str, content: dict[str, Any]) -> Any:
     if kind == "Precompiled":
-        return normalizers.Precompiled(_charsmap(path, content))
+        return normalizers.Precompiled(_read_charsmap(path, content))
     if kind == "Replace":
         require_object(path, content, {"type", "pattern", "content"}, {"pattern", "content"})
         pattern, new = content["pattern"], content["content"]
@@ -105,42 +107,42 @@ def _normalizer(path: str, kind: str, content: dict[str, Any]) -> Any:
         fits = isinstance(expression, str) and isinstance(new, str) and (expression, new) in _REPLACEMENTS
         require(fits, path, content, "a replacement of spaces, as LayoutXLM's or DeBERTa's")
         return normalizers.Replace(Regex(str(expression)), new)
-    given = _options(path, kind, content)
+    options = _read_options(path, kind, content)
     if kind == "Strip":
-        return normalizers.Strip(left=given["strip_left"], right=given["strip_right"])
-    return getattr(normalizers, kind)(**given)
+        return normalizers.Strip(left=options["strip_left"], right=options["strip_right"])
+    return getattr(normalizers, kind)(**options)
 
 
-def _pre_tokenizer(path: str, kind: str, content: dict[str, Any]) -> Any:
-    given = _options(path, kind, content)
+def _build_pre_tokenizer(path: str, kind: str, content: dict[str, Any]) -> Any:
+    options = _read_options(path, kind, content)
     if kind == "Punctuation":
         return pre_tokenizers.Punctuation(behavior="isolated")
-    return getattr(pre_tokenizers, kind)(**given)
+    return getattr(pre_tokenizers, kind)(**options)
 
 
-def _options(path: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The options of a part, each with one of its values."""
+def _read_options(path: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Read the options of a part, each with an allowed value."""
     options = _OPTIONS.get(kind, {})
     require_object(path, content, {"type", *options}, options if kind in _NEEDED else ())
-    given = {name: value for name, value in content.items() if name != "type"}
-    for name, value in given.items():
+    values = {name: value for name, value in content.items() if name != "type"}
+    for name, value in values.items():
         fits = any(value is allowed or (isinstance(value, str) and value == allowed) for allowed in options[name])
         expected = "true or false" if True in options[name] else " or ".join(map(str, options[name]))
         require(fits, f"{path}.{name}", value, expected)
-    return given
+    return values
 
 
-def _charsmap(path: str, content: dict[str, Any]) -> bytes:
-    """SentencePiece's map of characters, checked to the last index: tokenizers follows each one without a check, and panics.
+def _read_charsmap(path: str, content: dict[str, Any]) -> bytes:
+    """Read SentencePiece's map of characters, and check every index, because tokenizers panics at a bad one.
 
-    The map is a length in bytes (uint32), a double array (uint32 each, as Darts writes it), and the replacements, each ended by
-    a zero byte.
+    The map is a length in bytes (uint32), a double array (uint32 each, as Darts writes it), and the replacements, each
+    ended by a zero byte.
     """
     require_object(path, content, {"type", "precompiled_charsmap"}, {"precompiled_charsmap"})
     path, text = f"{path}.precompiled_charsmap", content["precompiled_charsmap"]
     fits = isinstance(text, str) and text.isascii() and len(text) <= _LARGEST_CHARSMAP * 4 // 3 + 4
     require(fits, path, text, f"base64 of at most {_LARGEST_CHARSMAP:,} bytes")
-    import binascii  # here, for few packages have such a map
+    import binascii  # imported lazily, because few packages have such a map
 
     try:
         data = binascii.a2b_base64(text, strict_mode=True)

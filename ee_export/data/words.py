@@ -1,4 +1,4 @@
-"""Words and boxes from outside: files, callers and OCR engines bring them in many forms, few of which are accepted."""
+"""Check words and boxes from files, callers and OCR engines, which come in many forms, and read files of words."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ Words = list[str]
 Boxes = list[list[int]]
 
 TOLERANCE = 5
-"""Units by which an edge may lie outside 0–1000: OCR engines round, and boxes of slanted words stick out."""
+"""Units by which an edge may lie outside 0–1000, because OCR engines round, and boxes of slanted words stick out."""
 MOST_WORDS = 1_000_000
 _FORM = '{"words": […], "boxes": […]}'
 
@@ -42,11 +42,11 @@ def check_text(words: Any, boxes: Any, name: str, kind: type[BadPage] = BadPage)
     """
     kept = check_words(words, name, kind)
     if not _is_list(boxes):
-        raise kind(f"{name}: words and boxes must be lists; the boxes are {_described(boxes)}; expected one a word")
+        raise kind(f"{name}: words and boxes must be lists; the boxes are {_describe(boxes)}; expected one a word")
     if len(kept) != len(boxes):
         raise kind(f"{name}: {len(kept)} words but {len(boxes)} boxes; every word needs one box")
-    edges = _edges(boxes)
-    places = None if edges is None else _places(edges)
+    edges = _to_array(boxes)
+    places = None if edges is None else _clip(edges)
     if places is None:
         raise _bad_box(boxes, name, kind)
     written = [word.strip() != "" for word in kept]
@@ -61,14 +61,14 @@ def check_text(words: Any, boxes: Any, name: str, kind: type[BadPage] = BadPage)
 
 
 def check_words(words: Any, name: str, kind: type[BadPage] = BadPage) -> Words:
-    """A page's words as a list of strings that can be encoded: halves of surrogate pairs become U+FFFD.
+    """Check a page's words, and return them as a list of strings, with halves of surrogate pairs as U+FFFD.
 
     Raises:
-        BadPage: not a list, more than a million, or a word in it is no string; names the first.
+        BadPage: they are no list or more than a million, or a word is no string. Names the first such word.
     """
     if not _is_list(words):
         raise kind(
-            f"{name}: words and boxes must be lists; the words are {_described(words)}; expected a list of strings"
+            f"{name}: words and boxes must be lists; the words are {_describe(words)}; expected a list of strings"
         )
     if len(words) > MOST_WORDS:
         raise kind(f"{name}: {len(words):,} words; a page has at most {MOST_WORDS:,}")
@@ -76,33 +76,33 @@ def check_words(words: Any, name: str, kind: type[BadPage] = BadPage) -> Words:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        # Programs that keep text in UTF-16 leave halves of pairs where they cut it.
+        # Programs that keep text in UTF-16 split surrogate pairs when they cut it.
         return [word.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for word in texts]
     except TypeError:
-        at, word = next((at, word) for at, word in enumerate(texts) if not isinstance(word, str))
-        raise kind(f"{name}: word {at} is {shorten(repr(word))}, not a string; words are strings") from None
+        index, word = next((index, word) for index, word in enumerate(texts) if not isinstance(word, str))
+        raise kind(f"{name}: word {index} is {shorten(repr(word))}, not a string; words are strings") from None
     return texts
 
 
 def read_words(path: Path, limits: Limits) -> dict[str, Any]:
-    """The JSON object in a file of words.
+    """Read the JSON object of a file of words.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadPage: it is no regular file, not readable, larger than the limit, or not a JSON object; its keys are not unique.
+        BadPage: it is no regular file, unreadable, larger than the limit, no JSON object, or has repeated keys.
     """
     content = _read(path, limits.max_json_bytes)
     try:
-        value = json.loads(content, object_pairs_hook=_unique)
+        value = json.loads(content, object_pairs_hook=_require_unique)
     except (ValueError, RecursionError) as error:
         raise BadPage(f"{path}: not valid JSON ({shorten(error)}); expected {_FORM}") from None
     if not isinstance(value, dict) or "words" not in value:
-        raise BadPage(f"{path}: {_described(value)}; expected {_FORM}; remove the file to have the page read by OCR")
+        raise BadPage(f"{path}: {_describe(value)}; expected {_FORM}; remove the file to have the page read by OCR")
     return value
 
 
 def _read(path: Path, most: int) -> bytes:
-    """A regular file of at most ``most`` bytes. A pipe is opened without waiting for its writer, and refused."""
+    """Read a regular file of at most ``most`` bytes. A pipe is refused without a wait for its writer."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
@@ -128,7 +128,7 @@ def _read(path: Path, most: int) -> bytes:
     return content
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError(f"the key {repeated_key(pairs)!r} stands there twice")
@@ -136,21 +136,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_list(value: Any) -> bool:
-    return value.ndim > 0 if isinstance(value, np.ndarray) else _lists(type(value))
+    return value.ndim > 0 if isinstance(value, np.ndarray) else _is_list_type(type(value))
 
 
-def _lists(kind: type) -> bool:
-    """Whether values of a type are lists: sequences and arrays, but no text."""
+def _is_list_type(kind: type) -> bool:
+    """Return True for a type of lists: sequences and arrays, but not text."""
     return issubclass(kind, Sequence | np.ndarray) and not issubclass(kind, str | bytes | bytearray | memoryview)
 
 
-def _edges(boxes: Any) -> np.ndarray | None:
-    """Boxes as float64 ``[N, 4]``, or ``None``: one of them is not four numbers."""
+def _to_array(boxes: Any) -> np.ndarray | None:
+    """Convert boxes to float64 ``[N, 4]``, or return ``None`` if a box is not four numbers."""
     if isinstance(boxes, np.ndarray) and boxes.dtype != object:
         fits = boxes.ndim == 2 and boxes.shape[1] == 4 and boxes.dtype.kind in "iuf"
         return boxes.astype(np.float64) if fits else boxes.reshape(0, 4).astype(np.float64) if boxes.size == 0 else None
     try:
-        if not set(map(len, boxes)) <= {4} or not all(map(_lists, set(map(type, boxes)))):
+        if not set(map(len, boxes)) <= {4} or not all(map(_is_list_type, set(map(type, boxes)))):
             return None
         flat = list(chain.from_iterable(boxes))
         if not all(issubclass(kind, Real) and kind is not bool for kind in set(map(type, flat))):
@@ -160,8 +160,8 @@ def _edges(boxes: Any) -> np.ndarray | None:
         return None
 
 
-def _places(edges: np.ndarray) -> np.ndarray | None:
-    """Boxes as int64 ``[N, 4]`` within 0–1000, or ``None``: one of them is too far outside, or ends before it begins."""
+def _clip(edges: np.ndarray) -> np.ndarray | None:
+    """Clip boxes to int64 ``[N, 4]`` within 0–1000. ``None`` if a box is too far outside or ends before it begins."""
     if not ((edges >= -TOLERANCE) & (edges <= 1000 + TOLERANCE)).all():  # NaN fails too
         return None
     places = edges.clip(0, 1000).astype(np.int64)
@@ -169,25 +169,25 @@ def _places(edges: np.ndarray) -> np.ndarray | None:
 
 
 def _bad_box(boxes: Any, name: str, kind: type[BadPage]) -> BadPage:
-    """The error for the first bad box."""
-    for at, box in enumerate(boxes):
-        edges = _edges([box])
-        if edges is None or _places(edges) is None:
+    """Make the error for the first bad box."""
+    for index, box in enumerate(boxes):
+        edges = _to_array([box])
+        if edges is None or _clip(edges) is None:
             listed = box.tolist() if isinstance(box, np.ndarray) else box
             hint = " (of a polygon: its smallest and largest x and y)" if _is_polygon(listed) else ""
             return kind(
-                f"{name}: box {at} is {shorten(repr(listed), 80)}; expected x0, y0, x1, y1{hint} with x0 ≤ x1 and y0 ≤ y1, "
+                f"{name}: box {index} is {shorten(repr(listed), 80)}; expected x0, y0, x1, y1{hint} with x0 ≤ x1 and y0 ≤ y1, "
                 f"numbers in 0–1000 of the page's width and height (up to {TOLERANCE} outside are clipped)"
             )
-    return kind(f"{name}: the boxes are {_described(boxes)}; expected numbers [N, 4]: x0, y0, x1, y1 of every word")
+    return kind(f"{name}: the boxes are {_describe(boxes)}; expected numbers [N, 4]: x0, y0, x1, y1 of every word")
 
 
 def _is_polygon(box: Any) -> bool:
     return _is_list(box) and len(box) > 2 and all(_is_list(point) and len(point) == 2 for point in box)
 
 
-def _described(value: Any) -> str:
-    """The type of a value and the beginning of it, for an error message."""
+def _describe(value: Any) -> str:
+    """Describe a value's type and beginning for an error message."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {list(value.shape)}"
     if isinstance(value, dict):

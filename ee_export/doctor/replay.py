@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ee_export.data.encode import Arrays, tokens_read
+from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.doctor.check import Look
 from ee_export.errors import NotEqual
 from ee_export.package.manifest import OperatingPoint
@@ -128,7 +128,7 @@ def agreed(executors: Mapping[str, Executor], package: Package, target_name: str
 def text_known(inputs: Arrays, found: Sequence[Rule]) -> list[list[int]]:
     """Text tokens that each exit knows of each page of a batch, ``[E][B]``."""
     pages = [{name: values[at : at + 1] for name, values in inputs.items()} for at in range(_rows(inputs))]
-    return [[tokens_read(page, rule.reads) for page in pages] for rule in found]
+    return [[count_tokens_read(page, rule.reads) for page in pages] for rule in found]
 
 
 def _rows(inputs: Arrays) -> int:

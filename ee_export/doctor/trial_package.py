@@ -4,11 +4,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from ee_export.builder.compile import SOURCE, drafted, with_golden
-from ee_export.builder.gpu_target import recipe_target
+from ee_export.builder.compile import SOURCE, add_golden_logits
+from ee_export.builder.draft import make_draft_chain
+from ee_export.builder.gpu_target import build_recipe_target
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import SegmentSpec, Target, logits_name
-from ee_export.package.recipe import find_recipe, shipped
+from ee_export.package.recipe import find_recipe, shipped_file
 from ee_export.package.store import GOLDEN, TOKENIZER, Package, open_package
 from ee_export.package.write import link_files, seal
 from ee_export.progress import Progress
@@ -35,11 +36,11 @@ def compiled(package: Package, target_name: str, progress: Progress) -> Package:
     samples = [page.inputs for page in pages] if recipe.precision == "int8" else []
     with staged_folder(package.path, overwrite=True) as staging:
         gpu = backends.open_gpu()
-        made = recipe_target(before, recipe, shipped(target_name), staging, samples, gpu, progress)
-        chain = drafted(before, target_name, made, staging)
+        made = build_recipe_target(before, recipe, shipped_file(target_name), staging, samples, gpu, progress)
+        chain = make_draft_chain(before, target_name, made, staging)
         target = replace(made, calibration=source.calibration, operating_points=source.operating_points)
         link_files(package, [name for name in package.manifest.files if name != GOLDEN], staging)
-        target, said = with_golden(chain, target_name, target, pages)
+        target, said = add_golden_logits(chain, target_name, target, pages)
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target})
         (staging / GOLDEN).write_bytes(golden.write(said, manifest))
         seal(staging, manifest)

@@ -1,4 +1,4 @@
-"""Self-attention over the projections that a stock layer holds, whole and for its ``[CLS]`` row alone."""
+"""Self-attention over a stock layer's projections, for all rows or for the ``[CLS]`` row alone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from torch.onnx import ops as onnx_ops
 def attend(
     projections: Sequence[Callable[[Tensor], Tensor]], heads: int, hidden: Tensor, bias: Tensor | None, dropout: float
 ) -> Tensor:
-    """What every token gathers, ``[B · L, H]``, from ``hidden [B, L, H]`` as the projections (query, key, value) take it.
+    """Self-attention of every token over ``hidden [B, L, H]``, as ``[B · L, H]``.
 
-    Tokens of all pages are one matrix of rows: a product of two matrices exports as one ``Gemm``, its bias included and its
-    weights as they are stored, which :func:`attend_first` shares.
+    The tokens of all pages are the rows of one matrix. So each projection exports as one ``Gemm`` with its bias and its
+    stored weights, which :func:`attend_first` shares.
 
     Args:
         projections: query, key and value.
@@ -38,7 +38,7 @@ def gather(
     dropout: float,
     scale: float | None = None,
 ) -> Tensor:
-    """The values that every token gathers, ``[B, L, h · d]``.
+    """Scaled dot-product attention of every token, ``[B, L, h · d]``.
 
     Args:
         queries: float ``[B, L, h · d]``, as keys and values.
@@ -50,7 +50,7 @@ def gather(
         scale: factor of the scores, ``None`` for 1/√d.
     """
     if torch.onnx.is_in_onnx_export():
-        # ONNX's operator splits the heads by itself: 5–10 % faster in onnxruntime than with transposed copies around it.
+        # ONNX's operator splits the heads itself, 5–10 % faster in onnxruntime than with transposed copies around it.
         context, *_ = onnx_ops.attention(
             queries, keys, values, bias, q_num_heads=heads, kv_num_heads=heads, scale=scale
         )
@@ -62,7 +62,7 @@ def gather(
 
 
 def attend_first(projections: Sequence[nn.Linear], heads: int, hidden: Tensor, bias: Tensor | None) -> Tensor:
-    """What the first token gathers, ``[B, H]``: the first row a page of :func:`attend`, without keys and values of the others."""
+    """The first row per page of :func:`attend`, ``[B, H]``, without keys and values of the other tokens."""
     query, key, value = projections
     scores = first_scores(query, key, heads, hidden)
     scores = scores if bias is None else scores + bias[:, :, 0]
@@ -70,11 +70,11 @@ def attend_first(projections: Sequence[nn.Linear], heads: int, hidden: Tensor, b
 
 
 def first_scores(query: nn.Linear, key: nn.Linear, heads: int, hidden: Tensor) -> Tensor:
-    """Scores ``[B, h, L]`` of the first token for all, over √d, but for what is the same for all of a head.
+    """Scores ``[B, h, L]`` of the first token for all tokens, over √d, up to a constant per head.
 
-    A matrix product may be bracketed as one likes. With one query, q · (X Wk)ᵀ is (q Wkᵀ) · Xᵀ, and p · (X Wv) is (p X) · Wv: a
-    head's query goes through the weights once instead of every token, so that the row costs little more than reading the
-    weights. The bias of the keys adds the same to all scores of a head, which a softmax does not see.
+    Matrix products are associative. With one query, q · (X Wk)ᵀ is (q Wkᵀ) · Xᵀ, and p · (X Wv) is (p X) · Wv. So the
+    weights multiply a head's query once, instead of every token, and the row costs little more than reading the
+    weights. The bias of the keys adds a constant to all scores of a head, which does not change their softmax.
     """
     size = query.out_features // heads
     projected = query(hidden[:, 0]).view(-1, heads, 1, size) @ key.weight.view(heads, size, -1)
@@ -82,15 +82,15 @@ def first_scores(query: nn.Linear, key: nn.Linear, heads: int, hidden: Tensor) -
 
 
 def gather_first(weight: Tensor, bias: Tensor | None, heads: int, hidden: Tensor, scores: Tensor) -> Tensor:
-    """What the first token gathers by its scores ``[B, h, L]``, ``[B, h · d]``; see :func:`first_scores`.
+    """Attention of the first token by its scores ``[B, h, L]``, as ``[B, h · d]``. See :func:`first_scores`.
 
     Args:
         weight: of the projection to values, ``[h · d, H]``.
-        bias: of the same, ``[h · d]``.
+        bias: of that projection, ``[h · d]``.
         heads: how many heads share the columns.
         hidden: float ``[B, L, H]``.
-        scores: all that is added to them included.
+        scores: with all added terms.
     """
-    seen = torch.softmax(scores, dim=-1) @ hidden
-    context = (weight.view(heads, weight.shape[0] // heads, -1) @ seen.unsqueeze(3)).flatten(1)
+    weighted = torch.softmax(scores, dim=-1) @ hidden
+    context = (weight.view(heads, weight.shape[0] // heads, -1) @ weighted.unsqueeze(3)).flatten(1)
     return context if bias is None else context + bias

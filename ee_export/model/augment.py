@@ -1,4 +1,4 @@
-"""What a scanner and an OCR engine might have done to a page: random changes of training pages."""
+"""Augment training pages with random changes that resemble errors of scanners and OCR engines."""
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def augment_images(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     pixels = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     pixels.mul_(1 + 0.2 * uniform(batch, 1, 1, 1)).add_(0.1 * uniform(batch, 1, 1, 1))
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))  # three times as fast as NumPy's
-    noise = torch.randn(batch, 1, side, side, generator=generator)  # grey, as a scanner's
+    noise = torch.randn(batch, 1, side, side, generator=generator)  # grey, as a scanner's noise
     pixels.add_(noise.mul_(0.05 * uniform(batch, 1, 1, 1).abs()))
     for page in pixels:
         if rng.random() < 0.5:
@@ -38,10 +38,10 @@ def augment_images(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def affine_grid(matrices: Tensor, side: int) -> Tensor:
-    """The places from which ``grid_sample`` takes each pixel of a square image, as ``torch.nn.functional.affine_grid`` gives them.
+    """The sampling positions of a square image for ``grid_sample``, equal to ``torch.nn.functional.affine_grid``.
 
-    A place is the sum of a term of its column and a term of its row, so two small sums replace a matrix product for each pixel: five
-    times as fast on a processor.
+    A position is the sum of a term of its column and a term of its row. So two small sums replace a matrix product per
+    pixel, which is five times as fast on a CPU.
 
     Args:
         matrices: float32 ``[B, 2, 3]``, from coordinates in [-1, 1] of the new image to those of the old one.
@@ -59,12 +59,12 @@ def affine_grid(matrices: Tensor, side: int) -> Tensor:
 def augment_text(
     ids: np.ndarray, boxes: np.ndarray, room: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drop tokens, or the page's beginning or end, or now and then all of them; shift and stretch the boxes a little.
+    """Drop tokens, the page's beginning or end, or rarely all tokens. Shift and stretch the boxes slightly.
 
     Args:
         ids: int ``[T]`` with the special tokens at both ends.
         boxes: int ``[T, 4]`` in 0–1000.
-        room: how many tokens are left at most.
+        room: largest number of remaining tokens.
         rng: source of all randomness.
     """
     keep = rng.random(len(ids)) >= rng.uniform(0, 0.2)

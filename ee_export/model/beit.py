@@ -1,4 +1,4 @@
-"""The early-exit BEiT classifier, for pages known by their image alone: the stock trunk and classifier, and a head at every exit.
+"""The early-exit BEiT classifier for images: the stock trunk and classifier with a head at every exit.
 
 DiT, which is pretrained on documents, is a BEiT.
 """
@@ -18,7 +18,7 @@ from ee_export.model.image import EarlyExitImage, ImageConfig, projections
 
 @strict
 class EarlyExitBeitConfig(ImageConfig, BeitConfig):
-    """BEiT's configuration, and which exits the model has; see :class:`ImageConfig`."""
+    """BEiT's configuration with exits, see :class:`ImageConfig`."""
 
     model_type = "early_exit_beit"
 
@@ -26,9 +26,9 @@ class EarlyExitBeitConfig(ImageConfig, BeitConfig):
 class EarlyExitBeit(EarlyExitImage, BeitPreTrainedModel):
     """BEiT for document classification with exits.
 
-    ``beit.*`` and ``classifier.*`` carry the names of transformers' ``BeitForImageClassification``, so a stock checkpoint loads
-    into them; ``exits.*`` are this model's own. Where the stock classifier reads the mean of the patches, ``final`` needs its whole
-    layer, and a head of kind ``final`` that is to be asked what that classifier learned ``reads`` the ``mean`` too.
+    ``beit.*`` and ``classifier.*`` carry the names of transformers' ``BeitForImageClassification``, so a stock
+    checkpoint loads into them. ``exits.*`` hold the exit heads. If the stock classifier reads the mean of the patches,
+    ``final`` needs its whole layer, and a head of kind ``final`` must have ``reads`` set to ``mean``.
     """
 
     config_class = EarlyExitBeitConfig
@@ -47,11 +47,14 @@ class EarlyExitBeit(EarlyExitImage, BeitPreTrainedModel):
 
     @staticmethod
     def mean(rows: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The average ``[B, H]`` of the patches in ``rows [B, L, H]``, without ``[CLS]``, as BEiT's own pooler takes it."""
+        """The average ``[B, H]`` of the patches in ``rows [B, L, H]``, without ``[CLS]``, as in BEiT's own pooler."""
         return rows[:, 1:].mean(1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; a BEiT normalises what it pooled, or its last layer where it pools nothing."""
+        """See :meth:`EarlyExitModel.classify`.
+
+        A BEiT normalises the pooled features, or its last layer if it does not pool.
+        """
         pooler = self.beit.pooler.layernorm
         return super().classify(self.beit.layernorm(features) if pooler is None else pooler(features))
 
@@ -82,9 +85,9 @@ def _layer_whole(shared: BeitRelativePositionBias | None, index: Tensor, layer: 
 
 
 def _position_bias(shared: BeitRelativePositionBias | None, index: Tensor, layer: BeitLayer) -> Tensor | None:
-    """What is added to the scores of Q tokens, ``[1, h, Q, L]``: the layer's bias and that of all layers, where there are such.
+    """The bias of the scores of Q tokens, ``[1, h, Q, L]``: the layer's own plus the shared one, each if it exists.
 
-    ``index``: int64 ``[Q, L]``, where in a table ``[distances, h]`` the bias of two tokens stands.
+    ``index``: int64 ``[Q, L]``, the row of a table ``[distances, h]`` with the bias of two tokens.
     """
     biases = [bias for bias in (layer.relative_position_bias, shared) if bias is not None]
     if not biases:
@@ -94,9 +97,11 @@ def _position_bias(shared: BeitRelativePositionBias | None, index: Tensor, layer
 
 
 def _after_attention(layer: BeitLayer, context: Tensor, rows: Tensor) -> Tensor:
-    """``rows``, one ``[B, H]`` or all ``[B, L, H]`` of a page, after a layer; ``context`` is what they gathered, flat.
+    """The output of a layer for ``rows``, one ``[B, H]`` or all ``[B, L, H]`` of a page.
 
-    Products are of flat rows; a path is dropped for a whole page, which takes the shape of ``rows``.
+    ``context``: their attention, flat.
+
+    Matrix products use flat rows. Drop path needs the shape of ``rows``, because it drops a whole page.
     """
     gathered = layer.dropout(layer.attention.o_proj(context)).view(rows.shape)
     attended = rows + layer.drop_path(layer.lambda_1 * gathered)

@@ -1,4 +1,4 @@
-"""The early-exit BERT classifier, for pages known by their words alone: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit BERT classifier for words: the stock trunk and classifier with a head at every exit."""
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from ee_export.model.text import EarlyExitText, TextConfig
 
 @strict
 class EarlyExitBertConfig(TextConfig, BertConfig):
-    """BERT's configuration, and which exits the model has; see :class:`TextConfig`.
+    """BERT's configuration with exits, see :class:`TextConfig`.
 
-    A stock configuration names no token that begins or ends a text: the tokenizer does, and a checkpoint with exits says it here.
+    A checkpoint with exits states the tokens that begin and end a text here. A stock configuration leaves them to the
+    tokenizer.
     """
 
     model_type = "early_exit_bert"
@@ -21,15 +22,15 @@ class EarlyExitBertConfig(TextConfig, BertConfig):
 
     @property
     def longest_text(self) -> int:
-        """See :attr:`EarlyExitConfig.longest_text`; BERT counts positions from 0."""
+        """See :attr:`EarlyExitConfig.longest_text`. BERT counts positions from 0."""
         return self.max_position_embeddings
 
 
 class EarlyExitBert(EarlyExitText, BertPreTrainedModel):
     """BERT for document classification with exits.
 
-    ``bert.*`` and ``classifier.*`` carry the names of transformers' ``BertForSequenceClassification``, so a stock checkpoint
-    loads into them; ``exits.*`` are this model's own.
+    ``bert.*`` and ``classifier.*`` carry the names of transformers' ``BertForSequenceClassification``, so a stock
+    checkpoint loads into them. ``exits.*`` hold the exit heads.
     """
 
     config_class = EarlyExitBertConfig
@@ -44,5 +45,5 @@ class EarlyExitBert(EarlyExitText, BertPreTrainedModel):
         self.post_init()
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; the stock pooler takes the row out of all tokens itself."""
+        """See :meth:`EarlyExitModel.classify`. The stock pooler selects the row itself."""
         return super().classify(self.dropout(self.bert.pooler(features.unsqueeze(1))))

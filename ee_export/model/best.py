@@ -1,4 +1,4 @@
-"""Which epoch is kept and when training ends, judged by validation pages; and classes that count alike."""
+"""Choose the best epoch and the end of training by validation pages, and balance classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from torch import Tensor
 class Best:
     """The weights after the epoch with the lowest validation loss.
 
-    ``loss``, ``accuracy``: of that epoch. ``weights``: copies, in the processor's memory. ``waited``: epochs since.
+    ``loss``, ``accuracy``: of that epoch. ``weights``: copies on the CPU. ``waited``: epochs since then.
     """
 
     loss: float = np.inf
@@ -22,7 +22,7 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def note(self, loss: float, accuracy: float, weights: Mapping[str, Tensor]) -> None:
-        """Take an epoch's weights if its loss is the lowest."""
+        """Copy an epoch's weights if its loss is the lowest."""
         self.waited += 1
         if loss < self.loss:
             self.loss, self.accuracy, self.waited = loss, accuracy, 0
@@ -30,13 +30,13 @@ class Best:
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the kept weights into these."""
+        """Write the best weights into the given ones."""
         for name, weight in self.weights.items():
             weights[name].copy_(weight)
 
 
 def class_weights(targets: np.ndarray, classes: int) -> Tensor:
-    """Weights float32 ``[classes]`` by which each class that has pages counts the same in all; their mean over the pages is 1."""
+    """Weights float32 ``[classes]`` that give all classes with pages the same total. Their mean over the pages is 1."""
     counts = np.bincount(targets, minlength=classes)
     present = counts > 0
     weights = np.where(present, len(targets) / (present.sum() * np.maximum(counts, 1)), 0.0)
@@ -48,8 +48,8 @@ def cross_entropy(
 ) -> Tensor:
     """Mean over pages of the cross entropy, each page times the weight of its class.
 
-    The sum is divided by the number of pages, not by their weights as in torch, so that the losses of two parts of a batch add up
-    to that of the batch.
+    The sum is divided by the number of pages, not by their weights as in torch, so that the losses of two parts of a
+    batch add up to the loss of the batch.
 
     Args:
         logits: ``[B, C]``.

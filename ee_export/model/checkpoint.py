@@ -1,4 +1,4 @@
-"""Checkpoints: config.json, model.safetensors and tokenizer.json in one folder; never pickle."""
+"""Checkpoints without pickles: config.json, model.safetensors and tokenizer.json in one folder."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _AGAIN = "copy the checkpoint again"
 
 ENDS = {"bos_token_id": ("[CLS]", "<s>"), "eos_token_id": ("[SEP]", "</s>"), "pad_token_id": ("[PAD]", "<pad>")}
-"""What begins, ends and fills a text: the fields of a configuration, and what BERT's and RoBERTa's tokenizers call it."""
+"""Fields of a configuration for the tokens that begin, end and fill a text, with their names in tokenizers."""
 
 
 def save(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
@@ -34,13 +34,13 @@ def save(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer, dtype: torch
     weights = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
     }
-    with quiet():
+    with silence_transformers():
         model.save_pretrained(folder, state_dict=weights)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
-    """An early-exit model in fp32, in evaluation mode, and its tokenizer.
+    """Load an early-exit model in fp32, in evaluation mode, and its tokenizer.
 
     Raises:
         BadCheckpoint: the folder lacks one of the three files, one is damaged, or it is no early-exit checkpoint.
@@ -56,9 +56,9 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
             f"{folder / 'config.json'}: model_type is '{model_type}', expected one of {expected}; a stock model has no exits: "
             "train them with `ee-export train DATA --init FOLDER`"
         )
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         model, info = family.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        tokenizer = _tokenizer(folder)
+        tokenizer = _read_tokenizer(folder)
     _require_rows(folder, model, tokenizer)
     if info["missing_keys"] or info["unexpected_keys"]:
         wrong = sorted(info["missing_keys"] or info["unexpected_keys"])[0]
@@ -72,22 +72,22 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
 def load_stock(
     folder: Path, config_changes: dict[str, Any], trunk: str = "layoutlmv3", *, new_classifier: bool = False
 ) -> tuple[EarlyExitModel, Tokenizer]:
-    """A stock checkpoint of a trunk (such as ``microsoft/layoutlmv3-base``, downloaded) with untrained exits added.
+    """Load a stock checkpoint of a trunk (such as a downloaded ``microsoft/layoutlmv3-base``), and add untrained exits.
 
     Args:
         folder: the checkpoint.
         config_changes: fields of its configuration, such as exits and labels.
         trunk: the kind of trunk it must be.
-        new_classifier: whether the classifier is untrained even if the checkpoint has one of this size.
+        new_classifier: true for an untrained classifier, even if the checkpoint has one of this size.
 
     Raises:
-        BadCheckpoint: no such model in safetensors form, with its tokenizer where it reads text, is there.
+        BadCheckpoint: there is no such model in safetensors form, or no tokenizer although it reads text.
     """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise BadCheckpoint(f"{folder / name}: missing; --init takes a checkpoint folder with safetensors")
     family = FAMILIES[trunk_of(folder, trunk, "the recipe")]
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         config = family.config_class.from_pretrained(folder, **config_changes)
         tokenizer = _stock_tokenizer(folder, family)
         for name, value in special_ids(tokenizer).items():
@@ -97,7 +97,7 @@ def load_stock(
             folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
     for name, stored, needed in sorted(info["mismatched_keys"]):
-        if not name.startswith((*head_prefix("final"), "exits.")):  # a classifier of other labels is made anew
+        if not name.startswith((*head_prefix("final"), "exits.")):  # a classifier of other labels is untrained
             raise BadCheckpoint(
                 f"{folder}: weight {name} is {list(stored)}, and the configuration needs {list(needed)}; take sizes out of the recipe's "
                 "[model]"
@@ -119,7 +119,7 @@ def load_stock(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The contents of a checkpoint's config.json; raises BadCheckpoint."""
+    """Read the contents of a checkpoint's config.json. Raises BadCheckpoint."""
     path = folder / "config.json"
     try:
         content = json.loads(path.read_bytes())
@@ -137,7 +137,7 @@ def trunk_of(folder: Path, expected: str | None = None, named_by: str = "") -> s
 
     Args:
         folder: the checkpoint.
-        expected: the kind that it must be, ``None`` if any will do.
+        expected: the required kind, ``None`` for any.
         named_by: the option or file that names ``expected``, for the message.
 
     Raises:
@@ -157,7 +157,7 @@ def trunk_of(folder: Path, expected: str | None = None, named_by: str = "") -> s
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of the tokens that begin, end and fill a text, by their fields in a configuration; without those it does not have."""
+    """Ids of the tokens that begin, end and fill a text, by field of a configuration, if the tokenizer has them."""
     ids_by_field = {}
     for name, tokens in ENDS.items():
         if ids := [known for token in tokens if (known := tokenizer.token_to_id(token)) is not None]:
@@ -166,7 +166,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def train_tokenizer(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer with RoBERTa's special tokens (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2)."""
+    """Train a byte-level BPE tokenizer with RoBERTa's special tokens (``<s>`` 0, ``<pad>`` 1, ``</s>`` 2)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -181,10 +181,10 @@ def train_tokenizer(texts: Iterator[list[str]], vocab_size: int) -> Tokenizer:
 
 
 def encoding_of(config: Any) -> Encoding:
-    """How pages are encoded for a model of this configuration.
+    """The encoding of pages for a model of this configuration.
 
     Raises:
-        BadRequest: more tokens are to be read than the trunk has positions for, or pages are resized in an unknown order.
+        BadRequest: the trunk has too few positions for its tokens, or pages are resized in an unknown order.
     """
     resize = getattr(config, "resize", UNSTATED)  # a trunk of words has none
     require_known(resize, ORDERS, "order of the resize")
@@ -219,8 +219,8 @@ def labels_of(config: Any) -> tuple[str, ...]:
     return tuple(config.id2label[index] for index in range(config.num_labels))
 
 
-def parted(model: EarlyExitModel, tokenizer: Tokenizer | None = None) -> PartedModel:
-    """A family's model in the form that a build takes, see :class:`~ee_export.model.parts.PartedModel`.
+def make_parted_model(model: EarlyExitModel, tokenizer: Tokenizer | None = None) -> PartedModel:
+    """Convert a family's model to the form of a build, see :class:`~ee_export.model.parts.PartedModel`.
 
     Raises:
         BadRequest: see :func:`encoding_of`.
@@ -246,20 +246,20 @@ def parted(model: EarlyExitModel, tokenizer: Tokenizer | None = None) -> PartedM
 
 
 def _stock_tokenizer(folder: Path, family: type[EarlyExitModel]) -> Tokenizer:
-    """The tokenizer of a stock checkpoint, made to take a page word by word and whole."""
+    """Read the tokenizer of a stock checkpoint, set to cut words one by one, without truncation."""
     if (folder / "tokenizer.json").is_file():
-        tokenizer = _tokenizer(folder)
+        tokenizer = _read_tokenizer(folder)
     elif not family.reads("text"):
         return train_tokenizer(iter([]), 0)
     else:
-        made = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
-        tokenizer = read_whole_tokenizer(made.encode(), f"{folder}: its tokenizer", BadCheckpoint, _AGAIN)
+        text = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
+        tokenizer = read_whole_tokenizer(text.encode(), f"{folder}: its tokenizer", BadCheckpoint, _AGAIN)
     if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
-        tokenizer.pre_tokenizer.add_prefix_space = True  # else a word reads as the end of the one before it
+        tokenizer.pre_tokenizer.add_prefix_space = True  # otherwise a word would continue the one before it
     return tokenizer
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def _read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
@@ -267,29 +267,29 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _require_rows(folder: Path, model: EarlyExitModel, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that has more tokens than the model's embedding has rows: pages with such tokens would fail."""
+    """Refuse a tokenizer with more tokens than the model's embedding has rows, because pages with such tokens fail."""
     if model.reads("text"):
         require_rows(tokenizer, model.config.vocab_size, str(folder / "tokenizer.json"), BadCheckpoint, FIT_ROWS)
 
 
 @contextlib.contextmanager
-def loading(folder: Path) -> Iterator[None]:
+def catch_load_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except EeError:
         raise
     except SafetensorError as error:
         raise BadCheckpoint(f"{folder / 'model.safetensors'}: damaged ({error}); copy the checkpoint again") from None
-    except Exception as error:  # tokenizers raises no class of its own
+    except Exception as error:  # tokenizers has no exception class of its own
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
         raise BadCheckpoint(
-            f"{folder}: cannot be loaded ({reason}); copy the checkpoint again or train it anew"
+            f"{folder}: cannot be loaded ({reason}); copy the checkpoint again or train it again"
         ) from None
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """transformers reports every load with bars and tables; what matters is checked here and raised."""
+def silence_transformers() -> Iterator[None]:
+    """Silence transformers' bars and tables during a load. This module checks and raises all relevant errors."""
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The early-exit ConvNeXt classifier, for pages known by their image alone: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit ConvNeXt classifier for images: the stock trunk and classifier with a head at every exit."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from ee_export.model.stages import EarlyExitStages, StagesConfig
 
 @strict
 class EarlyExitConvNextConfig(StagesConfig, ConvNextConfig):
-    """ConvNeXt's configuration, and which exits the model has; see :class:`StagesConfig`."""
+    """ConvNeXt's configuration with exits, see :class:`StagesConfig`."""
 
     model_type = "early_exit_convnext"
 
-    patch_size: int = 4  # a stock one may be a pair too; this one is not
+    patch_size: int = 4  # a pair in some stock configurations, but not in this one
 
     @property
     def any_size(self) -> bool:
@@ -33,8 +33,8 @@ class EarlyExitConvNextConfig(StagesConfig, ConvNextConfig):
 class EarlyExitConvNext(EarlyExitStages, ConvNextPreTrainedModel):
     """ConvNeXt for document classification with exits.
 
-    ``convnext.*`` and ``classifier.*`` carry the names of transformers' ``ConvNextForImageClassification``, so a stock checkpoint
-    loads into them; ``exits.*`` are this model's own. Hidden states are ``[B, H, side, side]``.
+    ``convnext.*`` and ``classifier.*`` carry the names of transformers' ``ConvNextForImageClassification``, so a stock
+    checkpoint loads into them. ``exits.*`` hold the exit heads. Hidden states are ``[B, H, side, side]``.
     """
 
     config_class = EarlyExitConvNextConfig
@@ -48,7 +48,7 @@ class EarlyExitConvNext(EarlyExitStages, ConvNextPreTrainedModel):
 
     @staticmethod
     def mean(rows: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See :meth:`EarlyExitStages.mean`; ``rows`` are ``[B, H, side, side]``."""
+        """See :meth:`EarlyExitStages.mean`. ``rows`` are ``[B, H, side, side]``."""
         return EarlyExitStages.mean(rows.flatten(2).transpose(1, 2))
 
     @property
@@ -57,11 +57,11 @@ class EarlyExitConvNext(EarlyExitStages, ConvNextPreTrainedModel):
         return "own"
 
     def final_features(self, hidden: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.final_features`; the mean over all positions."""
+        """See :meth:`EarlyExitModel.final_features`. The mean over all positions."""
         return hidden.mean((-2, -1))
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; a ConvNeXt normalises what it pooled."""
+        """See :meth:`EarlyExitModel.classify`. A ConvNeXt normalises the pooled features."""
         return super().classify(self.convnext.layernorm(features))
 
     def parts(self, *, answer_first: bool) -> list[Part]:

@@ -1,8 +1,8 @@
-"""The early-exit DeBERTa-v2 and v3 classifier: the stock trunk and classifier, and a head at every exit.
+"""The early-exit DeBERTa-v2 and v3 classifier: the stock trunk and classifier with a head at every exit.
 
-Scores of DeBERTa's disentangled attention are the sum of three products: content with content, content with the position of the
-other token (``c2p``), and position with content (``p2c``). The last two depend on the distance of two tokens alone, so they are
-computed once for each distance, and moved to the pairs of tokens by a reshape.
+Scores of DeBERTa's disentangled attention are the sum of three products: content with content, content with the
+position of the other token (``c2p``), and position with content (``p2c``). The last two depend on the distance of two
+tokens alone, so they are computed once per distance, and distributed to the pairs of tokens by a reshape.
 """
 
 import math
@@ -33,7 +33,7 @@ Positions = tuple[Tensor | None, Tensor | None]
 
 @strict
 class EarlyExitDebertaV2Config(TextConfig, DebertaV2Config):
-    """DeBERTa-v2's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """DeBERTa-v2's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_deberta-v2"
 
@@ -41,15 +41,15 @@ class EarlyExitDebertaV2Config(TextConfig, DebertaV2Config):
 
     @property
     def longest_text(self) -> int:
-        """See :attr:`EarlyExitConfig.longest_text`; DeBERTa counts positions from 0."""
+        """See :attr:`EarlyExitConfig.longest_text`. DeBERTa counts positions from 0."""
         return self.max_position_embeddings
 
 
 class EarlyExitDebertaV2(EarlyExitText, DebertaV2PreTrainedModel):
     """DeBERTa-v2 or v3 for document classification with exits.
 
-    ``deberta.*``, ``pooler.*`` and ``classifier.*`` carry the names of transformers' ``DebertaV2ForSequenceClassification``, so a
-    stock checkpoint loads into them; ``exits.*`` are this model's own.
+    ``deberta.*``, ``pooler.*`` and ``classifier.*`` carry the names of transformers'
+    ``DebertaV2ForSequenceClassification``, so a stock checkpoint loads into them. ``exits.*`` hold the exit heads.
     """
 
     config_class = EarlyExitDebertaV2Config
@@ -65,11 +65,11 @@ class EarlyExitDebertaV2(EarlyExitText, DebertaV2PreTrainedModel):
         self.post_init()
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; the stock pooler takes the row out of all tokens itself."""
+        """See :meth:`EarlyExitModel.classify`. The stock pooler takes the row out of all tokens itself."""
         return super().classify(self.dropout(self.pooler(features.unsqueeze(1))))
 
     def embeddings_part(self) -> Part:
-        """See :meth:`EarlyExitText.embeddings_part`; embeddings of padding are 0."""
+        """See :meth:`EarlyExitText.embeddings_part`. Embeddings of padding are 0."""
         return trunk_part(_embeddings, self.deberta, ("input_ids", "attention_mask"), ("hidden.0",))
 
     def parts(self, *, answer_first: bool) -> list[Part]:
@@ -80,7 +80,7 @@ class EarlyExitDebertaV2(EarlyExitText, DebertaV2PreTrainedModel):
         for number, layer in enumerate(encoder.layer, 1):
             table: Callable[[], Positions] = partial(_position_table, encoder, layer.attention.self)
             if answer_first:
-                # Nothing of a page is in it: a constant of the graph.
+                # Independent of the page, so a constant of the graph.
                 with torch.no_grad():
                     table = _constant(table())
             conv = encoder.conv if number == 1 else None
@@ -100,10 +100,10 @@ def _embeddings(stock: DebertaV2Model, input_ids: Tensor, attention_mask: Tensor
 
 
 def _rows_by_distance(encoder: DebertaV2Encoder, far: int) -> Tensor:
-    """Row of the relative embeddings for each distance −far … far of a token before another one, int64 ``[2 · far + 1]``.
+    """Row of the relative embeddings for each distance −far … far of one token before another, ``[2 · far + 1]``.
 
-    Distances in the other order (``p2c``) have the same rows, for buckets are symmetric. The table is a constant of the graph: a
-    logarithm in 16 bits would put a distance into another bucket.
+    Distances in the other order (``p2c``) have the same rows, because buckets are symmetric. The table is a constant of
+    the graph, because a logarithm in 16 bits would choose another bucket.
     """
     if not encoder.relative_attention:
         return torch.zeros(2 * far + 1, dtype=torch.int64, device=encoder.layer[0].output.dense.weight.device)
@@ -124,12 +124,12 @@ def _layer_answer(
     bias: Tensor,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """The ``[CLS]`` row. Its scores read all keys, for their positions are not the same for all of a head."""
+    """The ``[CLS]`` row. Its scores need all keys, because their positions differ within a head."""
     attention = layer.attention.self
     heads = attention.num_attention_heads
     query = attention.query_proj(hidden[:, 0]).unflatten(-1, (heads, -1)).unsqueeze(-1)
     key = attention.key_proj(hidden.flatten(0, 1)).view(*hidden.shape[:2], heads, -1).permute(0, 2, 3, 1)
-    seen_by, seen_from = (_at(_steps(hidden, whole=False), rows, each) for each in table())
+    seen_by, seen_from = (_at(_steps(hidden, whole=False), rows, direction) for direction in table())
     scores = (key * (query if seen_from is None else query + seen_from)).sum(2)
     if seen_by is not None:
         scores = scores + (query.transpose(2, 3) @ seen_by).squeeze(2)
@@ -167,27 +167,27 @@ def _layer_whole(
 
 
 def _position_scores(table: Positions, rows: Tensor, queries: Tensor, keys: Tensor, heads: int) -> Tensor | float:
-    """Products of tokens with positions ``[B, h, T, T]``, both kinds added up; 0 if there are none."""
+    """Sum of both products of tokens with positions, ``[B, h, T, T]``, or 0 if there are none."""
     steps = _steps(queries, whole=True)
     seen_by, seen_from = _at(steps, rows, table[0]), _at(-steps, rows, table[1])
     scores: Tensor | float = 0.0
     if seen_by is not None:
-        scores = _shifted(queries.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_by)
+        scores = _shift(queries.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_by)
     if seen_from is not None:
-        by_key = _shifted(keys.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_from)
+        by_key = _shift(keys.unflatten(-1, (heads, -1)).transpose(1, 2) @ seen_from)
         scores = scores + by_key.transpose(2, 3)
     return scores
 
 
 def _steps(hidden: Tensor, *, whole: bool) -> Tensor:
-    """Distances of tokens ``[T]``: of the first before each; or ``[2 · T]``, T … 1 − T, if ``whole``."""
+    """Distances of the first token before each, ``[T]``, or T … 1 − T as ``[2 · T]`` if ``whole``."""
     tokens = hidden.shape[1]
     steps = torch.arange(2 * tokens if whole else tokens, device=hidden.device)
     return (tokens if whole else 0) - steps
 
 
 def _at(steps: Tensor, rows: Tensor, table: Tensor | None) -> Tensor | None:
-    """What a layer has for positions at distances ``steps [D]``, ``[h, d, D]``."""
+    """A layer's key or query of positions at distances ``steps [D]``, as ``[h, d, D]``."""
     return None if table is None else table.index_select(2, rows.index_select(0, steps + rows.shape[0] // 2))
 
 
@@ -196,31 +196,31 @@ def _position_table(encoder: DebertaV2Encoder, attention: DisentangledSelfAttent
         return None, None
     embeddings = attention.pos_dropout(encoder.get_rel_embedding()[: 2 * attention.pos_ebd_size])
 
-    def projected(kind: str, own: str, shared: nn.Linear) -> Tensor | None:
+    def project(kind: str, own: str, shared: nn.Linear) -> Tensor | None:
         if kind not in attention.pos_att_type:
             return None
         projection = shared if attention.share_att_key else getattr(attention, own)
         by_row = projection(embeddings).unflatten(-1, (attention.num_attention_heads, -1))
-        # Turned here, for onnxruntime 1.32 ends the process when it fuses a product of two turned tensors of 16 bits.
+        # Transposed here, because onnxruntime 1.32 crashes when it fuses a product of two transposed 16-bit tensors.
         return by_row.permute(1, 2, 0).contiguous()
 
-    key = projected("c2p", "pos_key_proj", attention.key_proj)
-    return key, projected("p2c", "pos_query_proj", attention.query_proj)
+    key = project("c2p", "pos_key_proj", attention.key_proj)
+    return key, project("p2c", "pos_query_proj", attention.query_proj)
 
 
 def _constant(table: Positions) -> Callable[[], Positions]:
     return lambda: table
 
 
-def _shifted(by_distance: Tensor) -> Tensor:
-    """``[B, h, T, T]``, column j of row i, from ``[B, h, T, 2 · T]`` with column T + j − i of row i: each row one to the left."""
+def _shift(by_distance: Tensor) -> Tensor:
+    """Shift ``[B, h, T, 2 · T]`` to ``[B, h, T, T]``: column j of row i is column T + j − i of the input's row i."""
     pages, heads, tokens, distances = by_distance.shape
     shifted = by_distance.reshape(pages, heads, distances, tokens)[:, :, 1:]
     return shifted.reshape(pages, heads, tokens, distances - 1)[..., :tokens]
 
 
 def _scale(attention: DisentangledSelfAttention) -> float:
-    """Factor of all products: 1/√(d · n) with n kinds of them, also of those that a trunk without relative positions only names."""
+    """Factor of all products: 1/√(d · n) for n kinds of products, including kinds that are configured but unused."""
     kinds = 1 + ("c2p" in attention.pos_att_type) + ("p2c" in attention.pos_att_type)
     return 1 / math.sqrt(attention.attention_head_size * kinds)
 

@@ -1,4 +1,4 @@
-"""The early-exit DeiT classifier, for pages known by their image alone: the stock trunk and classifiers, and a head at every exit."""
+"""The early-exit DeiT classifier for images: the stock trunk and classifier with a head at every exit."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ _WITH_TEACHER = "DeiTForImageClassificationWithTeacher"
 
 @strict
 class EarlyExitDeiTConfig(ImageConfig, DeiTConfig):
-    """DeiT's configuration, and which exits the model has; see :class:`ImageConfig`.
+    """DeiT's configuration with exits, see :class:`ImageConfig`.
 
-    ``two_classifiers``: whether ``final`` is the mean of a classifier of the ``[CLS]`` row and one of the distillation token's row.
-    It is set for a checkpoint of ``DeiTForImageClassificationWithTeacher``.
+    ``two_classifiers``: true if ``final`` is the mean of a classifier of the ``[CLS]`` row and one of the distillation
+    token's row, as in a checkpoint of ``DeiTForImageClassificationWithTeacher``.
     """
 
     model_type = "early_exit_deit"
@@ -34,9 +34,10 @@ class EarlyExitDeiTConfig(ImageConfig, DeiTConfig):
 class EarlyExitDeiT(EarlyExitImage, DeiTPreTrainedModel):
     """DeiT for document classification with exits.
 
-    ``deit.*`` and ``classifier.*`` carry the names of transformers' ``DeiTForImageClassification``, or ``cls_classifier.*`` and
-    ``distillation_classifier.*`` those of ``DeiTForImageClassificationWithTeacher``, so a stock checkpoint loads into them;
-    ``exits.*`` are this model's own. With two classifiers ``final`` needs its whole layer.
+    ``deit.*`` and ``classifier.*`` carry the names of transformers' ``DeiTForImageClassification``, or
+    ``cls_classifier.*`` and ``distillation_classifier.*`` those of ``DeiTForImageClassificationWithTeacher``, so a
+    stock checkpoint loads into them. ``exits.*`` hold the exit heads. With two classifiers ``final`` needs its whole
+    layer.
     """
 
     config_class = EarlyExitDeiTConfig
@@ -60,11 +61,11 @@ class EarlyExitDeiT(EarlyExitImage, DeiTPreTrainedModel):
         return super().feature_width(exit_name) * (2 if self.feature(exit_name) == "own" else 1)
 
     def final_features(self, hidden: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.final_features`; both rows, one behind the other."""
+        """See :meth:`EarlyExitModel.final_features`. Both rows, one behind the other."""
         return hidden[:, :2].flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; a DeiT normalises after its last layer."""
+        """See :meth:`EarlyExitModel.classify`. A DeiT normalises after its last layer."""
         if not self.config.two_classifiers:
             return super().classify(self.deit.layernorm(features))
         first, second = (self.deit.layernorm(rows) for rows in features.chunk(2, dim=1))

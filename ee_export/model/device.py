@@ -1,4 +1,4 @@
-"""The device that trains."""
+"""The device of a training run, and its precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The device that trains a model, and the number of processes that serve it.
+    """The device that trains a model, and its number of worker processes.
 
-    ``device``: the one that trains. ``workers``: processes that encode pages and make batches, 0 for none; ``None`` leaves it to the
-    number of pages and processors.
+    ``device``: the device that trains. ``workers``: processes that encode pages and make batches, 0 for none. ``None``
+    chooses by the number of pages and processors.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -23,11 +23,11 @@ class Machine:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name in :data:`DEVICES`; ``auto`` is a GPU if torch can use one, else the processor.
+    """Find the device of a name in :data:`DEVICES`. ``auto`` is a GPU if torch can use one, else the CPU.
 
     Raises:
-        BadRequest: an unknown name.
-        DeviceError: torch cannot use such a device here.
+        BadRequest: the name is unknown.
+        DeviceError: torch cannot use such a device on this machine.
     """
     require_known(name, DEVICES, "device")
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -50,16 +50,16 @@ def find_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
-    """A context in which a model computes in bfloat16 if ``bf16`` is set and the device can, else in float32."""
+    """Make a context that computes in bfloat16 if ``bf16`` is set and the device supports it, else in float32."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 and has_bf16(device) else nullcontext()
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 at full speed."""
+    """Return True if a device computes in bfloat16 at full speed."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "mps":
         return True
-    # Older releases of torch do not state it. float32 is right there, and at worst slower.
+    # Older releases of torch do not state it. float32 is always right, at worst slower.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""The early-exit DINOv2 classifier, for pages known by their image alone: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit DINOv2 classifier for images: the stock trunk and classifier with a head at every exit."""
 
 from functools import partial
 
@@ -15,22 +15,22 @@ from ee_export.model.image import EarlyExitImage, ImageConfig, projections
 
 @strict
 class EarlyExitDinov2Config(ImageConfig, Dinov2Config):
-    """DINOv2's configuration, and which exits the model has; see :class:`ImageConfig`."""
+    """DINOv2's configuration with exits, see :class:`ImageConfig`."""
 
     model_type = "early_exit_dinov2"
 
     @property
     def any_size(self) -> bool:
-        """See :attr:`ImageConfig.any_size`; the positions of patches are interpolated."""
+        """See :attr:`ImageConfig.any_size`. The positions of patches are interpolated."""
         return True
 
 
 class EarlyExitDinov2(EarlyExitImage, Dinov2PreTrainedModel):
     """DINOv2 for document classification with exits.
 
-    ``dinov2.*`` and ``classifier.*`` carry the names of transformers' ``Dinov2ForImageClassification``, so a stock checkpoint loads
-    into them; ``exits.*`` are this model's own. The stock classifier reads ``[CLS]`` and the mean of the patches, so ``final`` needs
-    its whole layer.
+    ``dinov2.*`` and ``classifier.*`` carry the names of transformers' ``Dinov2ForImageClassification``, so a stock
+    checkpoint loads into them. ``exits.*`` hold the exit heads. The stock classifier reads ``[CLS]`` and the mean of
+    the patches, so ``final`` needs its whole layer.
     """
 
     config_class = EarlyExitDinov2Config
@@ -44,7 +44,7 @@ class EarlyExitDinov2(EarlyExitImage, Dinov2PreTrainedModel):
 
     @property
     def tokens(self) -> int:
-        """Rows of a hidden state of a page, of the size that is read, not of the grid that was trained."""
+        """Number of rows of a page's hidden state, for the image size in use instead of the trained grid."""
         height, width = self.dinov2.embeddings.patch_embeddings.patch_size
         return 1 + (self.config.input_size // height) * (self.config.input_size // width)
 
@@ -59,11 +59,11 @@ class EarlyExitDinov2(EarlyExitImage, Dinov2PreTrainedModel):
 
     @staticmethod
     def mean(rows: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The average ``[B, H]`` of the patches in ``rows [B, L, H]``, without ``[CLS]``, as the stock classifier takes it."""
+        """The average ``[B, H]`` of the patches in ``rows [B, L, H]``, without ``[CLS]``, as in the classifier."""
         return rows[:, 1:].mean(1)
 
     def final_features(self, hidden: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.final_features`; ``[CLS]`` and the mean of the patches, normalised."""
+        """See :meth:`EarlyExitModel.final_features`. ``[CLS]`` and the mean of the patches, normalised."""
         rows = self.dinov2.layernorm(hidden)
         return torch.cat((rows[:, 0], self.mean(rows)), dim=1)
 
@@ -71,7 +71,7 @@ class EarlyExitDinov2(EarlyExitImage, Dinov2PreTrainedModel):
         """See :meth:`EarlyExitModel.parts`."""
         positions = self._positions()
         if answer_first and positions is not self.dinov2.embeddings.position_embeddings:
-            positions = positions.detach()  # for export: a constant, which has no gradient
+            positions = positions.detach()  # a constant of the export, without a gradient
         embed = partial(_embeddings, positions)
         embeddings = trunk_part(embed, self.dinov2.embeddings, ("pixel_values",), ("hidden.0",))
         return self.vision_parts(embeddings) + self.encoder_parts(
@@ -79,7 +79,7 @@ class EarlyExitDinov2(EarlyExitImage, Dinov2PreTrainedModel):
         )
 
     def _positions(self) -> Tensor:
-        """Positions ``[1, L, H]`` for images of the size that is read: computed once here, so that no graph interpolates them."""
+        """Positions ``[1, L, H]`` for the image size in use, interpolated once, so that no graph does it."""
         embeddings, side = self.dinov2.embeddings, self.config.input_size
         rows = torch.empty((1, self.tokens, self.config.hidden_size), device="meta")
         positions: Tensor = embeddings.interpolate_pos_encoding(rows, side, side)
@@ -107,9 +107,11 @@ def _layer_whole(layer: Dinov2Layer, hidden: Tensor) -> Tensor:
 
 
 def _after_attention(layer: Dinov2Layer, context: Tensor, rows: Tensor) -> Tensor:
-    """``rows``, one ``[B, H]`` or all ``[B, L, H]`` of a page, after a layer; ``context`` is what they gathered, flat.
+    """The output of a layer for ``rows``, one ``[B, H]`` or all ``[B, L, H]`` of a page.
 
-    Products are of flat rows; a path is dropped for a whole page, which takes the shape of ``rows``.
+    ``context``: their attention, flat.
+
+    Matrix products use flat rows. Drop path needs the shape of ``rows``, because it drops a whole page.
     """
     gathered = layer.layer_scale1(layer.attention.o_proj(context)).view(rows.shape)
     attended = rows + layer.drop_path(gathered)

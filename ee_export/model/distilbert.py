@@ -1,4 +1,4 @@
-"""The early-exit DistilBERT classifier: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit DistilBERT classifier: the stock trunk and classifier with a head at every exit."""
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from ee_export.model.text import EarlyExitText, TextConfig
 
 @strict
 class EarlyExitDistilBertConfig(TextConfig, DistilBertConfig):
-    """DistilBERT's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """DistilBERT's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_distilbert"
 
@@ -20,7 +20,7 @@ class EarlyExitDistilBertConfig(TextConfig, DistilBertConfig):
 
     @property
     def longest_text(self) -> int:
-        """See :attr:`EarlyExitConfig.longest_text`; DistilBERT counts positions from 0."""
+        """See :attr:`EarlyExitConfig.longest_text`. DistilBERT counts positions from 0."""
         return self.max_position_embeddings
 
 
@@ -28,7 +28,7 @@ class EarlyExitDistilBert(EarlyExitText, DistilBertPreTrainedModel):
     """DistilBERT for document classification with exits.
 
     ``distilbert.*``, ``pre_classifier.*`` and ``classifier.*`` carry the names of transformers'
-    ``DistilBertForSequenceClassification``, so a stock checkpoint loads into them; ``exits.*`` are this model's own.
+    ``DistilBertForSequenceClassification``, so a stock checkpoint loads into them. ``exits.*`` hold the exit heads.
     """
 
     config_class = EarlyExitDistilBertConfig

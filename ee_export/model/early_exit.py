@@ -1,4 +1,4 @@
-"""What every early-exit model has, whatever its trunk: a head at each exit, and a forward pass in parts that can be cut apart."""
+"""The common base of early-exit models: a head at each exit, and a forward pass in parts that can be cut apart."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.model.exits import HeadSpec, head_specs, ordered
+from ee_export.model.exits import HeadSpec, head_specs, order_exits
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
-from ee_export.model.parts import Part, needed_for
+from ee_export.model.parts import Part, parts_needed_for
 from ee_export.package.encoding import band_of
 from ee_export.package.manifest import gate_name, logits_name
 
 
 @dataclass
 class EarlyExitOutput(ModelOutput):
-    """Logits ``[B, C]`` per exit in ``exits``, go/stop logits ``[B, 1]`` in ``gates``; ``logits`` are those of ``final``."""
+    """Logits ``[B, C]`` per exit in ``exits``, of ``final`` in ``logits``, go/stop logits ``[B, 1]`` in ``gates``."""
 
     logits: Tensor | None = None
     exits: dict[str, Tensor] | None = None
@@ -28,12 +28,12 @@ class EarlyExitOutput(ModelOutput):
 
 
 class EarlyExitConfig:
-    """What a configuration with exits can say of them; the fields stand in the configuration of each trunk.
+    """The fields of exits, mixed into the configuration of each trunk.
 
-    ``exits``: names in any order, ``final`` implied. ``heads``: fields of :class:`~ee_export.model.exits.HeadSpec` per exit,
-    where they differ from the default. ``encoding``: fields of :class:`~ee_export.package.encoding.Encoding`, of a checkpoint that was
-    brought from elsewhere. ``BEFORE_ENCODER``: which exits the trunk can have before its encoder. ``HAS_CLS``: whether the first row
-    of a hidden state stands for the page.
+    ``exits``: names in any order, ``final`` implied. ``heads``: per exit, the fields of
+    :class:`~ee_export.model.exits.HeadSpec` that differ from the default. ``encoding``: fields of
+    :class:`~ee_export.package.encoding.Encoding` of a stock checkpoint. ``BEFORE_ENCODER``: the exits that the trunk
+    can have before its encoder. ``HAS_CLS``: true if the first row of a hidden state represents the page.
     """
 
     BEFORE_ENCODER: ClassVar[tuple[str, ...]]
@@ -49,21 +49,24 @@ class EarlyExitConfig:
 
     @property
     def longest_text(self) -> int:
-        """How many tokens of text the trunk has positions for; LayoutLMv3 and RoBERTa count them from behind ``pad_token_id``."""
+        """Number of text tokens that the trunk has positions for.
+
+        LayoutLMv3 and RoBERTa count them after ``pad_token_id``.
+        """
         return self.max_position_embeddings - (self.pad_token_id or 0) - 1
 
     @property
     def longest_proof(self) -> int:
-        """Tokens of the longest text that the proof of equality takes: all that is read of a page, and 512 if there are positions."""
+        """Tokens of the longest text in the proof of equality: those of a page, and 512 if there are positions."""
         return min(self.longest_text, max(self.max_text_tokens, 512))
 
     def exit_names(self) -> tuple[str, ...]:
-        """Exits in the order a page meets them, ``final`` last.
+        """Exits in the order of evaluation, ``final`` last.
 
         Raises:
-            BadRequest: one is not an exit of such a trunk.
+            BadRequest: the trunk cannot have one of the exits.
         """
-        return ordered(self.exits or (), self.num_hidden_layers, self.BEFORE_ENCODER)
+        return order_exits(self.exits or (), self.num_hidden_layers, self.BEFORE_ENCODER)
 
     def trained_bands(self) -> tuple[int, ...]:
         """The bands by which the words of a page are ordered, see :class:`~ee_export.package.encoding.Encoding`."""
@@ -72,7 +75,7 @@ class EarlyExitConfig:
         return tuple(band_of(name) for name in self.exit_names() if name.startswith("text."))
 
     def keep_bands(self) -> None:
-        """Keep the order of words as it is when exits are added or dropped: it is a part of what the trunk has learned."""
+        """Fix the order of words before exits are added or dropped, because the trunk was trained with it."""
         self.encoding = {**(self.encoding or {}), "bands": list(self.trained_bands())}
 
     def head_specs(self) -> dict[str, HeadSpec]:
@@ -84,17 +87,17 @@ class EarlyExitConfig:
         return self.hidden_size
 
     def depth(self, exit_name: str) -> int:
-        """How many layers are behind an exit: k for ``encoder.k``, all for ``final``, else 0."""
+        """Number of layers before an exit: k for ``encoder.k``, all for ``final``, else 0."""
         if exit_name == "final":
             return self.num_hidden_layers
         return int(exit_name.removeprefix("encoder.")) if exit_name.startswith("encoder.") else 0
 
 
 class EarlyExitModel(PreTrainedModel):
-    """A trunk with a head at every exit; mixed into the ``PreTrainedModel`` of each kind of trunk.
+    """A trunk with a head at every exit, mixed into the ``PreTrainedModel`` of each kind of trunk.
 
-    Such a class has a stock ``classifier``, and gives its forward pass as :meth:`parts`. ``exits.*`` hold the weights of the
-    heads. ``INPUTS``: the input tensors, and what each is made from, ``image`` or ``text``.
+    Such a class has a stock ``classifier``, and states its forward pass as :meth:`parts`. ``exits.*`` hold the weights
+    of the heads. ``INPUTS``: the input tensors, with the source of each, ``image`` or ``text``.
     """
 
     INPUTS: ClassVar[dict[str, str]]
@@ -103,7 +106,7 @@ class EarlyExitModel(PreTrainedModel):
 
     @classmethod
     def reads(cls, source: str) -> bool:
-        """Whether such a model reads anything of a page's ``image`` or of its ``text``."""
+        """Return True if the model reads a page's ``image``, or its ``text``, as ``source`` names it."""
         return source in cls.INPUTS.values()
 
     def add_heads(self, image_size: int) -> None:
@@ -125,7 +128,7 @@ class EarlyExitModel(PreTrainedModel):
             )
         self.exits = nn.ModuleDict(
             {
-                _key(name): _head(config.num_labels, widths[name], spec, image_size)
+                _key(name): _make_head(config.num_labels, widths[name], spec, image_size)
                 for name, spec in specs.items()
                 if spec.kind != "final"
             }
@@ -133,10 +136,10 @@ class EarlyExitModel(PreTrainedModel):
         self.shared_gate: nn.Module = nn.Linear(next(iter(shared)), 1) if shared else nn.Identity()
 
     def keep_exits(self, exits: Sequence[str]) -> None:
-        """Drop the heads of all other exits; every exit that is asked costs a page a little.
+        """Drop the heads of all other exits, because each evaluated exit costs some time.
 
         Raises:
-            BadRequest: one is not an exit of this model; lists those it has.
+            BadRequest: the model lacks one of the exits. Lists its exits.
         """
         for name in exits:
             require_known(name, self.config.exit_names(), "exit of this checkpoint")
@@ -148,17 +151,17 @@ class EarlyExitModel(PreTrainedModel):
                 del self.exits[name]
 
     def classify(self, features: Tensor) -> Tensor:
-        """Class logits ``[B, C]`` of the trunk's own classifier, of features ``[B, F]`` as :meth:`pooled` gives them at ``final``."""
+        """Class logits ``[B, C]`` of the trunk's classifier, for features ``[B, F]`` of :meth:`pool` at ``final``."""
         logits: Tensor = self.classifier(features)
         return logits
 
     def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor, ...]:
-        """What an exit says of its features: class logits ``[B, C]`` and, where it has a gate, its go/stop logit ``[B, 1]``.
+        """Evaluate an exit's head: class logits ``[B, C]`` and, if it has a gate, the go/stop logit ``[B, 1]``.
 
         Args:
             exit_name: an exit of this model.
-            features: pooled hidden states ``[B, F]``, or ``pixel_values [B, 3, S, S]`` where its head reads pixels; for a head
-                that uses the trunk's classifier, and for ``final``, they are as that classifier reads them.
+            features: pooled hidden states ``[B, F]``, or ``pixel_values [B, 3, S, S]`` if its head reads pixels. For
+                ``final`` and a head that uses the trunk's classifier, they are pooled as for that classifier.
         """
         spec = None if exit_name == "final" else self.config.head_specs()[exit_name]
         if spec is None or spec.kind == "final":
@@ -171,59 +174,59 @@ class EarlyExitModel(PreTrainedModel):
 
     @property
     def final_feature(self) -> str:
-        """What the trunk's own classifier reads of the last layer: the first row (``cls``), the ``mean``, or neither (``own``)."""
+        """The feature of the trunk's classifier: the first row (``cls``), the ``mean``, or another one (``own``)."""
         return "cls"
 
     def final_features(self, hidden: Tensor) -> Tensor:
-        """Features ``[B, F]`` of ``hidden [B, L, H]`` as the trunk's own classifier reads them, if ``final_feature`` is ``own``."""
+        """Features ``[B, F]`` of ``hidden [B, L, H]`` for the trunk's classifier, if ``final_feature`` is ``own``."""
         raise NotImplementedError
 
     def feature_width(self, exit_name: str) -> int:
-        """Width F of what the head of an exit reads."""
+        """Width F of the features that the head of an exit reads."""
         width: int = self.config.width_of(exit_name)
         return width
 
     @staticmethod
     def mean(rows: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The average ``[B, H]`` of hidden states ``[B, L, H]``, over those where ``mask [B, L]`` is not zero."""
+        """The average ``[B, H]`` of hidden states ``[B, L, H]`` over the rows with nonzero ``mask [B, L]``."""
         return rows.mean(1) if mask is None else masked_mean(rows, mask)
 
     def feature(self, exit_name: str) -> str:
-        """What the head of an exit reads: one of :data:`~ee_export.model.exits.FEATURES`, or ``own``: see :attr:`final_feature`."""
+        """The feature of an exit's head: one of :data:`~ee_export.model.exits.FEATURES`, or :attr:`final_feature`."""
         if exit_name == "final":
             return self.final_feature
         spec: HeadSpec = self.config.head_specs()[exit_name]
         return "own" if spec.by_final and self.final_feature == "own" else spec.reads
 
-    def pooled(self, exit_name: str, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the head of an exit reads of ``hidden [B, L, H]``, ``[B, F]``."""
+    def pool(self, exit_name: str, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features ``[B, F]`` of ``hidden [B, L, H]`` for the head of an exit."""
         feature = self.feature(exit_name)
         if feature == "own":
             return self.final_features(hidden)
         return first_row(hidden) if feature == "cls" else self.mean(hidden, mask)
 
     def parts(self, *, answer_first: bool) -> list[Part]:
-        """The whole model as parts, in the order in which a page meets them.
+        """The full model as parts, in the order of evaluation.
 
-        ``answer_first``: a layer whose exit reads ``[CLS]`` is there twice, as that row's answer and whole; else its exit reads
-        the row of the whole layer, as training does, which goes on anyway.
+        ``answer_first``: true to split a layer with an exit that reads ``[CLS]`` into that row and the whole layer.
+        False to let the exit read the row of the whole layer, as in training, which needs the whole layer anyway.
         """
         raise NotImplementedError
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """What the head of every exit reads, from the hidden states of the *unmodified* transformers forward pass."""
+        """Features for every exit's head, from the hidden states of the *unmodified* transformers forward pass."""
         raise NotImplementedError
 
     def forward(self, only: Sequence[str] | None = None, **inputs: Tensor) -> EarlyExitOutput:
-        """Logits of all exits, or of those in ``only``; nothing that they do not need is computed.
+        """Compute logits of all exits, or of those in ``only``, without any part that they do not need.
 
         Args:
             only: exits to compute, default all.
-            inputs: tensors named as in ``INPUTS``; others are passed over.
+            inputs: tensors named as in ``INPUTS``. Others are ignored.
         """
         exits = [name for name in self.config.exit_names() if only is None or name in only]
         parts = self.parts(answer_first=False)
-        needed = needed_for([logits_name(name) for name in exits], parts)
+        needed = parts_needed_for([logits_name(name) for name in exits], parts)
         state = dict(inputs)
         for part in parts:
             if part in needed:
@@ -238,7 +241,7 @@ class EarlyExitModel(PreTrainedModel):
     def reference_logits(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Logits of every exit, and of its gate as ``<exit>.gate``, by the *unmodified* transformers forward pass.
 
-        For proofs of equality: no part is used, hidden states come from transformers' own model, eager.
+        Proofs of equality use it. It runs no part, and takes hidden states from transformers' own eager model.
         """
         logits: dict[str, Tensor] = {}
         for name, rows in self.features(**inputs).items():
@@ -257,14 +260,15 @@ class EarlyExitModel(PreTrainedModel):
     ) -> list[Part]:
         """Layers in order, from ``hidden.0`` to ``hidden.n``, with the exits among them and ``final`` at the end.
 
-        What reads a mean, be it ``final``, comes behind its whole layer.
+        Heads that read a mean, including ``final``, follow their whole layer.
 
         Args:
-            layers: the stock layers, or what else ``answer`` and ``whole`` take for one.
-            answer: a layer, ``hidden [B, L, H]`` and what is beside it to the first row ``[B, H]`` after it.
-            whole: the same to ``hidden`` after it.
+            layers: the stock layers, or other objects that ``answer`` and ``whole`` accept.
+            answer: function from a layer, ``hidden [B, L, H]`` and the tensors ``beside`` to the next first row ``[B,
+                H]``.
+            whole: function from the same arguments to the next ``hidden``.
             beside: names of the tensors that every layer reads besides ``hidden``.
-            mask: name of the padding mask ``[B, L]``; ``None`` where nothing is padded.
+            mask: name of the padding mask ``[B, L]``, ``None`` without padding.
             answer_first: see :meth:`parts`.
         """
         parts: list[Part] = []
@@ -282,12 +286,12 @@ class EarlyExitModel(PreTrainedModel):
     def layer_parts(
         self, number: int, answer: Part, whole: Part, *, mask: str | None = None, answer_first: bool
     ) -> list[Part]:
-        """One layer and the exits behind it, ``final`` behind the last.
+        """One layer and its exits, with ``final`` after the last layer.
 
         Args:
             number: of the layer, from 1.
-            answer: gives ``first.<number>``, the first row ``[B, H]`` after the layer.
-            whole: gives ``hidden.<number>``, and any state of the trunk's own.
+            answer: makes ``first.<number>``, the first row ``[B, H]`` after the layer.
+            whole: makes ``hidden.<number>``, and any state of the trunk's own.
             mask: see :meth:`encoder_parts`.
             answer_first: see :meth:`parts`.
         """
@@ -300,29 +304,29 @@ class EarlyExitModel(PreTrainedModel):
         for name in exits:
             if name in by_row:
                 inputs = (first,) if answer_first else (after,)
-                parts.append(self.head_part(name, inputs, same if answer_first else first_row))
+                parts.append(self.head_part(name, inputs, identity if answer_first else first_row))
             else:
                 rows = (after,) if mask is None else (after, mask)
-                parts.append(self.head_part(name, rows, partial(self.pooled, name)))
+                parts.append(self.head_part(name, rows, partial(self.pool, name)))
         return parts
 
     def vision_parts(self, embeddings: Part) -> list[Part]:
-        """The part that embeds ``pixel_values`` as rows, and the vision exit: before it where its head reads pixels, else behind."""
+        """The part that embeds ``pixel_values``, and the vision exit, which is first if its head reads pixels."""
         if "vision" not in self.config.head_specs():
             return [embeddings]
         if self.feature("vision") == "pixels":
-            return [self.head_part("vision", ("pixel_values",), same), embeddings]
-        return [embeddings, self.head_part("vision", embeddings.outputs, partial(self.pooled, "vision"))]
+            return [self.head_part("vision", ("pixel_values",), identity), embeddings]
+        return [embeddings, self.head_part("vision", embeddings.outputs, partial(self.pool, "vision"))]
 
     def head_part(self, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
-        """The head of an exit on the features that ``read`` takes from its inputs."""
+        """The head of an exit on the features that ``read`` computes from its inputs."""
         gated = name != "final" and self.config.head_specs()[name].gated
         outputs = (logits_name(name), gate_name(name)) if gated else (logits_name(name),)
         return Part(inputs, outputs, lambda *tensors: self.answer(name, read(*tensors)))
 
 
 def trunk_part(function: Callable[..., Any], module: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Part:
-    """``function`` of a module of the trunk and the named tensors."""
+    """A part that calls ``function`` with a module of the trunk and the named tensors."""
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         result = function(module, *tensors)
@@ -336,12 +340,12 @@ def first_row(rows: Tensor) -> Tensor:
     return rows[:, 0]
 
 
-def same(rows: Tensor) -> Tensor:
-    """What is read as it is."""
+def identity(rows: Tensor) -> Tensor:
+    """Return the input unchanged."""
     return rows
 
 
-def _head(num_labels: int, width: int, spec: HeadSpec, image_size: int) -> nn.Module:
+def _make_head(num_labels: int, width: int, spec: HeadSpec, image_size: int) -> nn.Module:
     if spec.reads == "pixels":
         return PixelRamp(image_size, num_labels, spec)
     return (Gate if spec.gated else Ramp)(width, num_labels, spec)

@@ -1,4 +1,4 @@
-"""The early-exit ELECTRA classifier: the stock discriminator and classifier, and a head at every exit."""
+"""The early-exit ELECTRA classifier: the stock discriminator and classifier with a head at every exit."""
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
@@ -11,7 +11,7 @@ from ee_export.model.text import EarlyExitText, TextConfig
 
 @strict
 class EarlyExitElectraConfig(TextConfig, ElectraConfig):
-    """ELECTRA's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """ELECTRA's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_electra"
 
@@ -19,7 +19,7 @@ class EarlyExitElectraConfig(TextConfig, ElectraConfig):
 
     @property
     def longest_text(self) -> int:
-        """See :attr:`EarlyExitConfig.longest_text`; ELECTRA counts positions from 0."""
+        """See :attr:`EarlyExitConfig.longest_text`. ELECTRA counts positions from 0."""
         return self.max_position_embeddings
 
 
@@ -27,7 +27,7 @@ class EarlyExitElectra(EarlyExitText, ElectraPreTrainedModel):
     """ELECTRA for document classification with exits.
 
     ``electra.*`` and ``classifier.*`` carry the names of transformers' ``ElectraForSequenceClassification``, so a stock
-    checkpoint loads into them; ``exits.*`` are this model's own.
+    checkpoint loads into them. ``exits.*`` hold the exit heads.
     """
 
     config_class = EarlyExitElectraConfig
@@ -40,7 +40,7 @@ class EarlyExitElectra(EarlyExitText, ElectraPreTrainedModel):
         self.post_init()
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; the stock head takes the row out of all tokens itself."""
+        """See :meth:`EarlyExitModel.classify`. The stock head selects the row itself."""
         return super().classify(features.unsqueeze(1))
 
     def embeddings_part(self) -> Part:
@@ -49,6 +49,6 @@ class EarlyExitElectra(EarlyExitText, ElectraPreTrainedModel):
 
 
 def _embeddings(stock: ElectraModel, input_ids: Tensor) -> Tensor:
-    """Embeddings ``[B, T, H]``, projected where they are of another size than hidden states."""
+    """Embeddings ``[B, T, H]``, projected if their size differs from that of hidden states."""
     rows = stock.embeddings(input_ids=input_ids)
     return stock.embeddings_project(rows) if hasattr(stock, "embeddings_project") else rows

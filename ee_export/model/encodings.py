@@ -1,4 +1,4 @@
-"""Encodings of models of your own: how a page becomes the arrays that a model was trained with."""
+"""Make encodings for a user's own models, from pages to the arrays of their training."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,16 +30,16 @@ def image_encoding(
     resize_to: tuple[int, ...] | None = None,
     center_crop: bool = False,
 ) -> Encoding:
-    """The encoding of a model that reads ``pixel_values``, float32 ``[B, 3, size, size]``.
+    """Make the encoding of a model that reads ``pixel_values``, float32 ``[B, 3, size, size]``.
 
     Args:
         size: side of the square that the model reads, in pixels.
         mean: of each channel, subtracted from values in [0, 1].
         std: of each channel, by which the result is divided.
         mode: ``RGB``, or ``L`` for grey pages, whose three channels are equal.
-        resample: filter of the resize, see :class:`~ee_export.package.encoding.Encoding`, as ``resize_to`` and ``center_crop``.
-        resize_to: size of the resized page, default ``(size, size)``.
-        center_crop: whether the resized page is cut to the square.
+        resample: filter of the resize, see :class:`~ee_export.package.encoding.Encoding`.
+        resize_to: size of the resized page, see there, default ``(size, size)``.
+        center_crop: true to cut the resized page to the square.
 
     Returns:
         The encoding. A training loop makes the same arrays by ``Encoder(encoding, tokenizer).image(image)``.
@@ -54,7 +54,7 @@ def image_encoding(
         image_mode=mode,
         image_mean=tuple(map(float, mean)),
         image_std=tuple(map(float, std)),
-        # A page's text has two tokens, which such a model does not read.
+        # The text has the two special tokens, which such a model does not read.
         max_text_tokens=2,
         bos_id=0,
         eos_id=2,
@@ -79,14 +79,14 @@ def text_encoding(
     pad_id: int | None = None,
     image: Encoding | None = None,
 ) -> Encoding:
-    """The encoding of a model that reads ``input_ids`` and ``attention_mask``, int64 ``[B, T]``, and ``bbox`` ``[B, T, 4]``.
+    """Make the encoding of text: ``input_ids`` and ``attention_mask`` int64 ``[B, T]``, ``bbox`` int64 ``[B, T, 4]``.
 
     Args:
-        tokenizer: of the library tokenizers. Its special tokens are not used: each text gets one token in front and one behind.
-        length: tokens that are read of a page, the two around the text included.
+        tokenizer: of the library tokenizers. Its special tokens are replaced by one token in front and one behind.
+        length: tokens that are read of a page, including the two around the text.
         vocab_size: rows of the model's embedding, default as many as the tokenizer has tokens.
-        joined: whether the words of a page become one text with a space between them. Otherwise each word is cut by itself, as models
-            with boxes read them.
+        joined: true to cut the words of a page as one text with spaces, false to cut each word by itself, as for models
+            with boxes.
         bos_id: the token in front, default the tokenizer's ``[CLS]`` or ``<s>``.
         eos_id: the token behind, default its ``[SEP]`` or ``</s>``.
         pad_id: the token that fills a batch, default its ``[PAD]`` or ``<pad>``.
@@ -103,9 +103,9 @@ def text_encoding(
             "call hf_encoding"
         )
     ids: dict[str, Any] = {}
-    for name, given, tokens in (("bos_id", bos_id, _BEGINS), ("eos_id", eos_id, _ENDS), ("pad_id", pad_id, _FILLS)):
+    for name, stated, tokens in (("bos_id", bos_id, _BEGINS), ("eos_id", eos_id, _ENDS), ("pad_id", pad_id, _FILLS)):
         known = (number for token in tokens if (number := tokenizer.token_to_id(token)) is not None)
-        value = next(known, None) if given is None else given
+        value = next(known, None) if stated is None else stated
         if value is None:
             raise BadModel(f"text_encoding: {name}: the tokenizer has none of {', '.join(tokens)}; give the id")
         ids[name] = value
@@ -126,42 +126,42 @@ def hf_encoding(
     vocab_size: int | None = None,
     boxes: bool = False,
 ) -> tuple[Encoding, Tokenizer | None]:
-    """The encoding of an image processor and a tokenizer of transformers, with which a model was trained.
+    """Make the encoding that reproduces an image processor and a tokenizer of transformers.
 
-    Both are compared with the originals on a few pages.
+    It is compared with both on a few pages.
 
     Args:
         processor: an image processor, for a model that reads images of three channels.
         tokenizer: a tokenizer, for a model that reads text.
         length: tokens that are read of a page, if not the tokenizer's ``model_max_length``.
         vocab_size: rows of the model's embedding, default as many as the tokenizer has tokens.
-        boxes: whether the model reads a box of each token.
+        boxes: true if the model reads a box of each token.
 
     Returns:
-        The encoding, and the tokenizer as :class:`~ee_export.model.parts.PartedModel` takes it, or ``None`` without a tokenizer.
+        The encoding, and the tokenizer for :class:`~ee_export.model.parts.PartedModel`, or ``None``.
 
     Raises:
         BadModel: neither is given, or one cannot be reproduced exactly. Names the setting.
     """
     if processor is None and tokenizer is None:
         raise BadModel("hf_encoding: neither processor nor tokenizer; give what the model was trained with")
-    # The checks of checkpoints read files: a class and its settings decide more than an object shows.
+    # The checks of checkpoints read files, because an object does not show all settings of its class.
     with tempfile.TemporaryDirectory(prefix="ee-encoding-") as folder:
         try:
-            images = None if processor is None else _of_processor(processor, Path(folder))
+            images = None if processor is None else _encode_with_processor(processor, Path(folder))
             if tokenizer is None:
                 assert images is not None
                 return images, None
-            return _of_tokenizer(tokenizer, Path(folder), images, length, vocab_size, boxes)
+            return _encode_with_tokenizer(tokenizer, Path(folder), images, length, vocab_size, boxes)
         except BadCheckpoint as error:
             line = str(error).replace(f"{folder}/", "").replace(folder, "hf_encoding")
             raise BadModel(line) from None
 
 
 def encode_folder(folder: str | Path, encoding: Encoding, tokenizer: Tokenizer | None = None) -> dict[str, np.ndarray]:
-    """Encode all pages of a folder of class folders, exactly as a package with this encoding does; for training.
+    """Encode all pages of a folder of class folders for training, exactly as a package with this encoding does.
 
-    All arrays are in memory at once: a page of 224 x 224 pixels takes 0.6 MB.
+    All arrays are in memory at once. A page of 224 x 224 pixels takes 0.6 MB.
 
     Args:
         folder: class folders of images, each page's words in a ``.json`` beside it, or of words alone.
@@ -169,9 +169,10 @@ def encode_folder(folder: str | Path, encoding: Encoding, tokenizer: Tokenizer |
         tokenizer: of the encoding, for a model that reads text.
 
     Returns:
-        ``label``, the names of the class folders ``[N]``, and the inputs. Without a tokenizer: ``pixel_values`` float32
-        ``[N, 3, S, S]``. With one: ``input_ids`` and ``attention_mask`` int64 ``[N, T]`` and ``bbox`` int64 ``[N, T, 4]``, padded to the
-        longest text, and ``pixel_values`` if the encoding is of images too.
+        ``label``, the names of the class folders ``[N]``, and the inputs. Without a tokenizer these are
+        ``pixel_values`` float32 ``[N, 3, S, S]``. With one they are ``input_ids`` and ``attention_mask`` int64 ``[N,
+        T]`` and ``bbox`` int64 ``[N, T, 4]``, padded to the longest text, and ``pixel_values`` if the encoding has
+        images too.
 
     Raises:
         BadData, BadPage, NoText: the folder or a page cannot be used.
@@ -192,7 +193,7 @@ def encode_folder(folder: str | Path, encoding: Encoding, tokenizer: Tokenizer |
 
 
 def read_words(folder: str | Path) -> Iterator[list[str]]:
-    """The words of each page of a folder of class folders, to train a tokenizer on.
+    """Read the words of each page of a folder of class folders, to train a tokenizer.
 
     Raises:
         BadData, BadPage, NoText: the folder or a page cannot be used.
@@ -202,12 +203,12 @@ def read_words(folder: str | Path) -> Iterator[list[str]]:
         yield list(data.page(index).text(None)[0])
 
 
-def _of_processor(processor: Any, folder: Path) -> Encoding:
+def _encode_with_processor(processor: Any, folder: Path) -> Encoding:
     from ee_export.model import processor as processors
 
     try:
         processor.save_pretrained(folder)
-        # A processor's own sizes are of the resize or of the crop: its output decides.
+        # A processor's sizes are those of the resize or of the crop, so its output decides.
         pixels = processor(images=Image.new("RGB", (300, 400)), return_tensors="np")["pixel_values"]
     except Exception as error:  # of any class: the object comes from outside
         raise BadModel(
@@ -218,7 +219,7 @@ def _of_processor(processor: Any, folder: Path) -> Encoding:
     return replace(image_encoding(size), **processors.image_encoding(folder, size, channels))
 
 
-def _of_tokenizer(
+def _encode_with_tokenizer(
     tokenizer: Any, folder: Path, image: Encoding | None, length: int | None, vocab_size: int | None, boxes: bool
 ) -> tuple[Encoding, Tokenizer]:
     from ee_export.model import source_tokenizer

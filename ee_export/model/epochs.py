@@ -1,4 +1,4 @@
-"""The stages of a training run, and their steps: each is a batch, a loss and an update, seeded by its number."""
+"""Run the stages of a training run. Each step is a batch, a loss and an update, seeded by its number."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,26 +12,21 @@ from ee_export.errors import DeviceError, shorten
 from ee_export.model.best import Best, class_weights, cross_entropy
 from ee_export.model.device import Machine, autocast
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.loader import loaded, workers_to_train
-from ee_export.model.pages import EncodedPages, batch_of
+from ee_export.model.loader import load_items, workers_to_train
+from ee_export.model.losses import LossSettings, gate_loss, weighted_joint
+from ee_export.model.pages import EncodedPages, make_batch
 from ee_export.model.recipe import Recipe
-from ee_export.model.strategies import (
-    Phase,
-    Settings,
-    gate_loss,
-    head_prefix,
-    heads_alone,
-    on_the_way,
-    phases,
-    weighted_joint,
-)
+from ee_export.model.strategies import Phase, head_prefix, heads_only_phase, is_on_path, phases
 
 _VAL_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A phase of the strategy, how long it lasts and how it steps; ``salt`` keeps its random numbers apart."""
+    """A phase of the strategy, with its length and step size.
+
+    ``salt`` separates its random numbers from other stages'.
+    """
 
     phase: Phase
     steps: int
@@ -43,7 +38,9 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """State of a stage after a step: ``done`` steps, all of them if it ended early, and a ``line`` about an epoch that ended."""
+    """State of a stage after a step.
+
+    ``done``: steps done, all of them if the stage ended early. ``line``: text about an epoch that ended."""
 
     done: int
     line: str
@@ -58,19 +55,19 @@ class Result:
 
 
 def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
-    """The stages of a recipe, in order: a vision exit that reads pixels by itself, then the phases of the strategy.
+    """The stages of a recipe, in order: a vision exit that reads pixels, then the phases of the strategy.
 
-    Where exits are added to a trained model, their heads are all that is trained.
+    If exits are added to a trained model, only their heads are trained.
     """
     specs = model.config.head_specs()
     moving = tuple(recipe.add) or model.config.exit_names()
     apart = tuple(name for name in moving if name in specs and specs[name].reads == "pixels")
     joint = tuple(name for name in model.config.exit_names() if name in moving and name not in apart)
-    pixels = heads_alone(apart)
+    pixels = heads_only_phase(apart)
     vision = (recipe.vision_epochs, recipe.vision_batch_size, recipe.vision_learning_rate)
     plan = [(pixels, *vision)]
-    for at, phase in enumerate([heads_alone(joint)] if recipe.add else phases(recipe.strategy, joint)):
-        epochs = recipe.epochs if at == 0 or recipe.exit_epochs is None else recipe.exit_epochs
+    for index, phase in enumerate([heads_only_phase(joint)] if recipe.add else phases(recipe.strategy, joint)):
+        epochs = recipe.epochs if index == 0 or recipe.exit_epochs is None else recipe.exit_epochs
         plan.append((phase, epochs, recipe.batch_size, recipe.learning_rate))
     stages = []
     for salt, (phase, epochs, batch, rate) in enumerate(plan):
@@ -99,27 +96,27 @@ def run_stage(
     first: int = 0,
     best: Best | None = None,
 ) -> Iterator[Step]:
-    """Train from step ``first`` to the end of a stage, and keep the weights of the epoch that the recipe says.
+    """Train from step ``first`` to the end of a stage, and keep the weights of the epoch that the recipe states.
 
     Args:
-        model: on the device that trains; its weights are changed in place.
+        model: on the device that trains. Its weights are changed in place.
         optimizer: of :func:`optimizer_of`.
         stage: of :func:`stages_of`.
-        pages: those that train.
-        val_pages: those that choose the epoch.
-        recipe: the rest of what decides.
+        pages: training pages.
+        val_pages: validation pages.
+        recipe: all other settings.
         machine: the device, and processes that make batches.
         first: steps that an interrupted run has done.
-        best: the best epoch among those, changed in place.
+        best: the best epoch of these steps, changed in place.
 
     Yields:
-        Where the stage stands, after every step. The model is whole between two of them.
+        The state of the stage after every step. The model is consistent between steps.
     """
     best = Best() if best is None else best
     settings = settings_of(model, recipe, pages.targets, machine.device)
     for name, weight in model.named_parameters():
-        weight.requires_grad_(stage.phase.trains(name))  # what is frozen costs no backward pass
-    batches = loaded(
+        weight.requires_grad_(stage.phase.trains(name))  # frozen weights cost no backward pass
+    batches = load_items(
         Batches(model, pages, stage, recipe),
         range(first, stage.steps),
         workers_to_train(machine.workers, machine.device),
@@ -127,8 +124,8 @@ def run_stage(
     )
     for step, batch in enumerate(batches, first):
         train_step(model, optimizer, stage, recipe, settings, machine.device, step, batch)
-        epoch, at = divmod(step + 1, stage.steps_per_epoch)
-        if at:
+        epoch, rest = divmod(step + 1, stage.steps_per_epoch)
+        if rest:
             yield Step(step + 1, "")
             continue
         results = evaluate(model, val_pages, stage.phase.exits, settings.class_weights)
@@ -156,13 +153,13 @@ def evaluate(
         model: on any device.
         pages: the pages.
         exits: the exits.
-        balance: weights of the classes ``[C]`` in the loss, on the model's device; default every page counts the same.
+        balance: weights of the classes ``[C]`` in the loss, on the model's device. By default all pages count the same.
     """
     model.eval()
     logits: dict[str, list[Tensor]] = {name: [] for name in exits}
     order = np.argsort(pages.lengths(), kind="stable")
     for begin in range(0, len(order), _VAL_BATCH):
-        batch = batch_of(model, pages, order[begin : begin + _VAL_BATCH].tolist(), None)
+        batch = make_batch(model, pages, order[begin : begin + _VAL_BATCH].tolist(), None)
         pages.release()
         outputs = model(**{name: value.to(model.device) for name, value in batch.items()}, only=exits).exits
         for name in exits:
@@ -179,7 +176,7 @@ def evaluate(
 class Batches(torch.utils.data.Dataset[Any]):
     """The batch of every step of a stage: a seed, the inputs and the targets.
 
-    All randomness comes from (seed, stage, step), so a resumed run repeats an unbroken one, whatever process makes the batch.
+    All randomness comes from (seed, stage, step), so a resumed run repeats an unbroken one, with any process.
     """
 
     def __init__(self, model: EarlyExitModel, pages: EncodedPages, stage: Stage, recipe: Recipe) -> None:
@@ -190,18 +187,18 @@ class Batches(torch.utils.data.Dataset[Any]):
         rng = np.random.default_rng([self.recipe.seed, self.stage.salt, step])
         seed = int(rng.integers(2**31))
         rows = self.rows(step)
-        inputs = batch_of(self.model, self.pages, rows, rng, text_dropout=self.recipe.text_dropout)
+        inputs = make_batch(self.model, self.pages, rows, rng, text_dropout=self.recipe.text_dropout)
         self.pages.release()
         return seed, inputs, self.pages.targets[rows]
 
     def rows(self, step: int) -> list[int]:
         """The pages of a step's batch."""
-        epoch, at = divmod(step, self.stage.steps_per_epoch)
+        epoch, number = divmod(step, self.stage.steps_per_epoch)
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.recipe.seed, self.stage.salt, epoch, 1])
             self._order = epoch, rng.permutation(len(self.pages))
         size = self.stage.batch_size
-        rows: list[int] = self._order[1][at * size : (at + 1) * size].tolist()
+        rows: list[int] = self._order[1][number * size : (number + 1) * size].tolist()
         return rows
 
 
@@ -210,12 +207,12 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     stage: Stage,
     recipe: Recipe,
-    settings: Settings,
+    settings: LossSettings,
     device: torch.device,
     step: int,
     batch: tuple[int, dict[str, Tensor], Tensor],
 ) -> None:
-    """One update by a batch, which goes through the model in as many parts as the recipe says.
+    """Update once by a batch, which goes through the model in as many parts as the recipe states.
 
     Raises:
         DeviceError: the batch does not fit into a GPU's memory.
@@ -232,9 +229,9 @@ def train_step(
         for begin in range(0, len(targets), size):
             part = slice(begin, begin + size)
             answers = targets[part].to(device, non_blocking=True)
-            given = {name: value[part].to(device, non_blocking=True) for name, value in inputs.items()}
+            part_inputs = {name: value[part].to(device, non_blocking=True) for name, value in inputs.items()}
             with autocast(device, bf16=recipe.bf16):
-                outputs = model(**given, only=("final",) if alone else stage.phase.exits)
+                outputs = model(**part_inputs, only=("final",) if alone else stage.phase.exits)
             loss = (weighted_joint if alone else stage.phase.loss)(outputs.exits, answers, settings)
             if outputs.gates:
                 loss = loss + gate_loss(outputs.gates, outputs.exits, answers)
@@ -248,17 +245,17 @@ def train_step(
     optimizer.step()
 
 
-def settings_of(model: EarlyExitModel, recipe: Recipe, targets: Tensor, device: torch.device) -> Settings:
+def settings_of(model: EarlyExitModel, recipe: Recipe, targets: Tensor, device: torch.device) -> LossSettings:
     """The settings of the losses, with the weights of the classes if the recipe balances them."""
     sizes = {
         name: sum(
             weight.numel()
             for parameter, weight in model.named_parameters()
-            if on_the_way(name, parameter) or parameter.startswith(head_prefix(name))
+            if is_on_path(name, parameter) or parameter.startswith(head_prefix(name))
         )
         for name in model.config.exit_names()
     }
-    return Settings(
+    return LossSettings(
         recipe.weights,
         recipe.label_smoothing,
         recipe.gamma,

@@ -1,4 +1,4 @@
-"""Names of exits and the heads that answer there; no torch, so that commands can check them at once."""
+"""Names of exits and specifications of their heads, without torch, so that commands can check them fast."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from ee_export.errors import BadRequest, require_known
 
 BEFORE_ENCODER = ("vision", "text", "fusion")
 _WITH_BANDS = ("vision", "text.<p>", "text", "fusion")
-"""``BEFORE_ENCODER`` and the exits that read the top of a text, in the order in which a page meets them."""
+"""``BEFORE_ENCODER`` and the exits that read the top of a text, in the order of evaluation."""
 HEAD_KINDS = ("ramp", "gate", "final")
 FEATURES = ("cls", "mean", "pixels")
 
@@ -21,23 +21,24 @@ PLACEMENTS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "concat_alternate": (("fusion",), (2, 5, 9, 11)),
     "all": (BEFORE_ENCODER, tuple(range(1, 13))),
 }
-"""Named placements: exits before the encoder, and after which of twelve layers; scaled to the depth of the trunk.
+"""Named placements: exits before the encoder, and exits after some of twelve layers, scaled to the depth of the trunk.
 
-Reference: Hamed et al., "Multimodal adaptive inference for document image classification with anytime early exiting", 2024.
+Reference: Hamed et al., "Multimodal adaptive inference for document image classification with anytime early exiting",
+2024.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
-    """What stands at an exit.
+    """The specification of an exit's head.
 
-    ``kind``: ``ramp``, class logits of its own; ``gate``, also a go/stop logit, trained against whether the answer is right;
-    ``final``, the trunk's own classifier applied to this exit's features. ``answer``: where a gate's answer comes from, its own
-    ramp (``own``) or the trunk's classifier (``final``). ``shared``: the gate is one for all exits that say so, which is
-    learning-to-exit. ``reads``: ``cls`` (the first token's row: such a head can answer
-    before its layer is finished), ``mean`` (average over all tokens that are not padding) or ``pixels`` (a small
-    convolutional trunk of its own, for the ``vision`` exit only). ``layers``: 1 (linear) or 2 (one hidden layer).
-    ``width``: channels of the first convolution where the head reads pixels.
+    ``kind``: ``ramp`` has its own class logits. ``gate`` also has a go/stop logit, trained to predict a right answer.
+    ``final`` applies the trunk's own classifier to this exit's features. ``answer``: source of a gate's class logits,
+    its own ramp (``own``) or the trunk's classifier (``final``). ``shared``: true to share one gate between all such
+    exits, as in learning-to-exit. ``reads``: ``cls`` is the first token's row, which allows an answer before the layer
+    is finished. ``mean`` is the average over all tokens but padding. ``pixels`` is a small convolutional trunk of its
+    own, for the ``vision`` exit only. ``layers``: 1 (linear) or 2 (one hidden layer). ``width``: channels of the first
+    convolution of a head that reads pixels.
     """
 
     kind: str = "ramp"
@@ -50,12 +51,12 @@ class HeadSpec:
 
     @property
     def gated(self) -> bool:
-        """Whether the head has a go/stop logit."""
+        """True if the head has a go/stop logit."""
         return self.kind == "gate"
 
     @property
     def by_final(self) -> bool:
-        """Whether the trunk's classifier gives the class logits."""
+        """True if the trunk's classifier computes the class logits."""
         return self.kind == "final" or (self.gated and self.answer == "final")
 
     def __post_init__(self) -> None:
@@ -69,23 +70,24 @@ class HeadSpec:
 
 
 def all_exits(layers: int, before: Sequence[str] = _WITH_BANDS) -> tuple[str, ...]:
-    """Every exit of a trunk with ``layers`` encoder layers, in the order in which a page meets them.
+    """Every exit of a trunk with ``layers`` encoder layers, in the order of evaluation.
 
     Args:
-        layers: of the trunk.
-        before: the exits that the trunk can have before its encoder, in order; ``text.<p>`` stands for all of that kind.
+        layers: number of the trunk's layers.
+        before: the exits that the trunk can have before its encoder, in order. ``text.<p>`` stands for all of that
+            kind.
     """
     bands = tuple(f"text.{percent}" for percent in range(1, 100))
     names = (name for kind in before for name in (bands if kind == "text.<p>" else (kind,)))
     return (*names, *(f"encoder.{k}" for k in range(1, layers + 1)), "final")
 
 
-def ordered(exits: Iterable[str], layers: int, before: Sequence[str] = _WITH_BANDS) -> tuple[str, ...]:
-    """Exits in the order in which a page meets them, ``final`` added if it is missing.
+def order_exits(exits: Iterable[str], layers: int, before: Sequence[str] = _WITH_BANDS) -> tuple[str, ...]:
+    """Sort exits in the order of evaluation, and add ``final`` if it is missing.
 
     Args:
         exits: names, in any order.
-        layers: see :func:`all_exits`, as ``before``.
+        layers: see :func:`all_exits`, also for ``before``.
 
     Raises:
         BadRequest: an exit is unknown to a trunk of this depth, or named twice.
@@ -103,8 +105,8 @@ def ordered(exits: Iterable[str], layers: int, before: Sequence[str] = _WITH_BAN
     return tuple(name for name in known if name in names or name == "final")
 
 
-def parse(text: str, layers: int) -> tuple[str, ...]:
-    """Exits from a placement's name, or a comma-separated list such as ``vision,text,encoder.1-4``.
+def parse_exits(text: str, layers: int) -> tuple[str, ...]:
+    """Parse exits from a placement's name, or a comma-separated list such as ``vision,text,encoder.1-4``.
 
     Raises:
         BadRequest: an exit, a range or a placement is unknown to a trunk of this depth.
@@ -113,16 +115,16 @@ def parse(text: str, layers: int) -> tuple[str, ...]:
         require_known(text, PLACEMENTS, "placement of exits")
         before, of_twelve = PLACEMENTS[text]
         depths = range(1, layers + 1) if text == "all" else {max(1, round(k * layers / 12)) for k in of_twelve}
-        return ordered((*before, *(f"encoder.{k}" for k in sorted(depths))), layers)
+        return order_exits((*before, *(f"encoder.{k}" for k in sorted(depths))), layers)
     names: list[str] = []
     for item in (part.strip() for part in text.split(",") if part.strip()):
         span = re.fullmatch(r"encoder\.(\d+)-(\d+)", item)
         names += [f"encoder.{k}" for k in range(int(span[1]), int(span[2]) + 1)] if span else [item]
-    return ordered(names, layers)
+    return order_exits(names, layers)
 
 
 def default_head(name: str, *, has_cls: bool = True) -> HeadSpec:
-    """The head of an exit if none is configured: ``[CLS]`` inside the encoder if there is such a row, else average pooling."""
+    """The default head of an exit, on ``[CLS]`` inside the encoder if there is such a row, else on the average."""
     return HeadSpec(reads="cls" if has_cls and name.startswith("encoder.") else "mean", layers=2)
 
 
@@ -134,11 +136,11 @@ def head_specs(
     Args:
         exits: in order.
         heads: fields that differ from the default, per exit.
-        has_cls: whether the first row of a hidden state stands for the page.
+        has_cls: true if the first row of a hidden state represents the page.
 
     Raises:
-        BadRequest: a head is configured for an exit the model does not have, with fields that do not exist, or reads rows that
-            the trunk does not have there.
+        BadRequest: a configured head belongs to no exit of the model, has unknown fields, or reads rows that the trunk
+            does not have at this exit.
     """
     heads = heads or {}
     for name in heads:

@@ -1,4 +1,4 @@
-"""Call a function of the user's own that makes a model, named as ``module:function`` or ``file.py:function``."""
+"""Call a user's function that makes a model, named ``module:function`` or ``file.py:function``."""
 
 import contextlib
 import difflib
@@ -16,21 +16,21 @@ from ee_export.model.parts import PartedModel
 
 
 def is_factory(name: str) -> bool:
-    """Whether a name is ``module:function`` or ``file.py:function``, and not a path that is there."""
+    """Return True for a name ``module:function`` or ``file.py:function`` that is no existing path."""
     return ":" in name and not Path(name).exists()
 
 
 def call_factory(name: str) -> PartedModel:
-    """The model that a function returns. This runs the user's code.
+    """Call the function and return its model. This runs the user's code.
 
-    What the code prints goes to stderr.
+    The code's output goes to stderr.
 
     Args:
         name: ``module:function``, a module of the current folder or an installed one, or ``path/to/file.py:function``.
 
     Raises:
-        BadModel: there is no such module or function, it raises an exception, or it returns something else. Names the line of the
-            user's code.
+        BadModel: there is no such module or function, it raises an exception, or it returns something else. Names the
+            line of the user's code.
     """
     where, _, function_name = name.rpartition(":")
     if not where or not function_name.isidentifier():
@@ -67,18 +67,18 @@ def _import(where: str) -> ModuleType:
     path = Path(where).resolve()
     if not path.is_file():
         raise BadModel(f"{where}: no such file")
-    # As for a script: the modules beside it can be imported.
+    # As for a script, the modules beside it can be imported.
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickles of the module look for it there
+    sys.modules[path.stem] = module  # dataclasses and pickles of the module need it there
     spec.loader.exec_module(module)
     return module
 
 
 def _run(call: Callable[[], Any], name: str) -> Any:
-    """The result of the user's code. Its exceptions become one line that names where they were raised."""
+    """Run the user's code. Its exceptions become one line with the place that raised them."""
     try:
         return call()
     except EeError:

@@ -1,4 +1,4 @@
-"""The kinds of trunk that can have exits. A further one is a module like these, and an entry here."""
+"""The kinds of trunk that can have exits. A further one needs a module like these, and an entry in this file."""
 
 from pathlib import Path
 
@@ -41,19 +41,22 @@ FAMILIES: dict[str, type[EarlyExitModel]] = {
     "lilt": EarlyExitLilt,
     "layoutlm": EarlyExitLayoutLM,
 }
-"""By the ``model_type`` of the stock model; with exits it is ``early_exit_<model_type>``."""
+"""Families by ``model_type`` of the stock model, which is ``early_exit_<model_type>`` with exits."""
 
 REFUSED = dict.fromkeys(
     ("layoutlmv2", "layoutxlm"),
     "transformers reads its image with detectron2, which does not export; take LayoutLMv3 or LiLT",
 )
-"""Reasons for which trunks that one may expect here cannot be one, by ``model_type``."""
+"""Reasons why other well-known trunks are not supported, by ``model_type``."""
 
 PREFIX = "early_exit_"
 
 
 def known_trunk(path: Path, model_type: object) -> str:
-    """The kind of trunk that the ``model_type`` of a stock model names; raises BadCheckpoint, with the path, for another model."""
+    """Return the kind of trunk of a stock model's ``model_type``.
+
+    Raises BadCheckpoint, with the path, for another model.
+    """
     if isinstance(model_type, str) and model_type in REFUSED:
         raise BadCheckpoint(f"{path}: model_type is '{model_type}': {REFUSED[model_type]}")
     if not isinstance(model_type, str) or model_type not in FAMILIES:

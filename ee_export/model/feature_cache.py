@@ -1,4 +1,4 @@
-"""Features of labelled pages that heads read, computed once by a frozen trunk and kept in memory-mapped files."""
+"""Cache the features that heads read, computed once by a frozen trunk, in memory-mapped files."""
 
 import json
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from ee_export.data.labelled import Labelled
 from ee_export.errors import DeviceError, EeError, shorten
 from ee_export.model.device import autocast
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.loader import loaded
+from ee_export.model.loader import load_items
 from ee_export.model.pages import read_contents
 
 Progress = Callable[[int, int], None]
 """Called with pages done and pages in all."""
 
 _BATCH = 8
-"""Pages that go through the trunk together."""
+"""Pages per batch of the trunk."""
 _STEP = 64
-"""Pages after which what is done is written down. They are sorted by length within such a step."""
+"""Pages per step, after which progress is saved. Pages are sorted by length within a step."""
 
 
 def cache_features(
@@ -39,18 +39,19 @@ def cache_features(
     workers: int = 0,
     bf16: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Features of every page for the head of every exit but ``final``, float32 ``[N, H]`` per exit, memory-mapped.
+    """Compute every page's features for all exits but ``final``, float32 ``[N, H]`` per exit, memory-mapped.
 
-    A run that was interrupted goes on where it stopped.
+    An interrupted run resumes at its last step.
 
     Args:
-        model: on the device that computes. Its trunk computes the features, by the unmodified forward pass of transformers.
+        model: on the device that computes. Its trunk computes the features, by the unmodified forward pass of
+            transformers.
         encoder: encodes pages for it.
         data: the pages.
-        folder: where the files are kept.
-        identity: changes with the trunk, the encoding and the pages; another one begins anew.
+        folder: folder of the files.
+        identity: identifies the trunk, the encoding and the pages. Another identity starts the cache over.
         progress: called after every step of pages.
-        workers: processes that read and encode pages; 0 is this one alone.
+        workers: processes that read and encode pages, 0 for this process alone.
         bf16: see :func:`~ee_export.model.device.autocast`.
 
     Raises:
@@ -62,18 +63,18 @@ def cache_features(
     if not exits:
         return {}  # no head reads the trunk
     state = folder / "state.json"
-    done = _pages_done(state, identity, exits, len(data))
+    done = _count_pages_done(state, identity, exits, len(data))
     mode = "r+" if done else "w+"
     arrays: dict[str, np.ndarray] = {}
     steps = range(done, len(data), _STEP)
     pin = model.device.type == "cuda"
-    for begin, batches in zip(steps, loaded(_Batches(data, encoder, model), steps, workers, pin=pin), strict=True):
+    for begin, batches in zip(steps, load_items(_Batches(data, encoder, model), steps, workers, pin=pin), strict=True):
         if isinstance(batches, EeError):
             raise batches
-        folder.mkdir(parents=True, exist_ok=True)  # not before a page was read
+        folder.mkdir(parents=True, exist_ok=True)  # created after the first page is read
         done = min(begin + _STEP, len(data))
         for places, inputs in batches:
-            for name, values in _features(model, inputs, bf16).items():
+            for name, values in _compute_features(model, inputs, bf16).items():
                 if name not in arrays:
                     shape = (len(data), values.shape[1])
                     arrays[name] = open_memmap(folder / f"{name}.npy", mode, np.float32, None if begin else shape)
@@ -85,8 +86,8 @@ def cache_features(
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in exits}
 
 
-def _pages_done(state: Path, identity: str, exits: list[str], pages: int) -> int:
-    """Pages whose features are kept, 0 if they are another's or a file of them is damaged."""
+def _count_pages_done(state: Path, identity: str, exits: list[str], pages: int) -> int:
+    """Count the pages with saved features. 0 if they belong to another identity, or a file is damaged."""
     try:
         content = json.loads(state.read_text())
         shapes = [np.load(state.with_name(f"{name}.npy"), mmap_mode="r").shape for name in exits]
@@ -99,7 +100,7 @@ def _pages_done(state: Path, identity: str, exits: list[str], pages: int) -> int
 
 
 class _Batches(Dataset[Any]):
-    """The pages of a step in batches of like length: places within the step, and inputs. In their stead a page's error."""
+    """The pages of a step in batches of similar length, as places in the step and inputs, or the error of a page."""
 
     def __init__(self, data: Labelled, encoder: Encoder, model: EarlyExitModel) -> None:
         self.data, self.encoder, self.model = data, encoder, model
@@ -110,22 +111,22 @@ class _Batches(Dataset[Any]):
             try:
                 image, words, boxes = read_contents(self.data, row, self.encoder, self.model)
                 texts.append(self.encoder.text(words, boxes))
-            except EeError as error:  # raised in a worker it would arrive with a traceback in its text
+            except EeError as error:  # returned, because an error raised in a worker gets a traceback in its text
                 return error
             images.append(image)
-        order = sorted(range(len(texts)), key=lambda at: texts[at]["input_ids"].shape[1])
-        return [self._batch(images, texts, order[at : at + _BATCH]) for at in range(0, len(order), _BATCH)]
+        order = sorted(range(len(texts)), key=lambda index: texts[index]["input_ids"].shape[1])
+        return [self._batch(images, texts, order[index : index + _BATCH]) for index in range(0, len(order), _BATCH)]
 
     def _batch(self, images: list[Any], texts: list[Arrays], places: list[int]) -> tuple[list[int], dict[str, Tensor]]:
-        inputs = self.encoder.collate([texts[at] for at in places])
+        inputs = self.encoder.collate([texts[index] for index in places])
         if self.model.reads("image"):
-            inputs = inputs | self.encoder.images([images[at] for at in places])
+            inputs = inputs | self.encoder.images([images[index] for index in places])
         return places, {name: torch.from_numpy(inputs[name]) for name in self.model.INPUTS}
 
 
 @torch.no_grad()
-def _features(model: EarlyExitModel, inputs: dict[str, Tensor], bf16: bool) -> dict[str, np.ndarray]:
-    """Features of a batch of pages, float32 ``[B, H]`` per exit whose head reads the trunk."""
+def _compute_features(model: EarlyExitModel, inputs: dict[str, Tensor], bf16: bool) -> dict[str, np.ndarray]:
+    """Compute the features of a batch of pages, float32 ``[B, H]`` per exit with a head that reads the trunk."""
     try:
         with autocast(model.device, bf16=bf16):
             features = model.features(

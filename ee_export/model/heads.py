@@ -7,15 +7,15 @@ from ee_export.model.exits import HeadSpec
 
 
 def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
-    """Average of ``rows [B, L, H]`` over the positions where ``mask [B, L]`` is not zero, as ``[B, H]``."""
+    """Average of ``rows [B, L, H]`` over the positions with nonzero ``mask [B, L]``, as ``[B, H]``."""
     weight = mask.to(rows.dtype).unsqueeze(-1)
     return (rows * weight).sum(1) / weight.sum(1)
 
 
 class Ramp(nn.Module):
-    """Class logits from pooled features ``[B, H]``; one linear layer, or two with a tanh between them.
+    """Class logits from pooled features ``[B, H]``, by one linear layer or two with a tanh between them.
 
-    The two-layer form is the RoBERTa classification head that LayoutLMv3 uses for ``final``.
+    Two layers form the RoBERTa classification head that LayoutLMv3 uses for ``final``.
     """
 
     def __init__(self, hidden_size: int, num_labels: int, spec: HeadSpec) -> None:
@@ -32,9 +32,9 @@ class Ramp(nn.Module):
 
 
 class Gate(nn.Module):
-    """A go/stop logit ``[B, 1]`` from pooled features ``[B, H]``, and class logits where they are the head's own.
+    """A go/stop logit ``[B, 1]`` from pooled features ``[B, H]``, and class logits if they are the head's own.
 
-    The features are cut off from the gate's gradient: learning when to stop does not change what is answered.
+    The gate's gradient does not reach the features, so learning when to stop does not change the answers.
     """
 
     def __init__(self, hidden_size: int, num_labels: int, spec: HeadSpec) -> None:
@@ -44,10 +44,10 @@ class Gate(nn.Module):
 
 
 class PixelRamp(nn.Module):
-    """Class logits straight from ``pixel_values [B, 3, S, S]``: five stride-2 convolutions and a small classifier.
+    """Class logits directly from ``pixel_values [B, 3, S, S]``, by five stride-2 convolutions and a small classifier.
 
-    The classifier reads the last feature map cell by cell rather than its average: forms differ in where their
-    boxes and lines stand, and averaging throws that away (`benchmarks/README.md`).
+    The classifier reads all cells of the last feature map, because forms differ in the places of their boxes and lines,
+    which an average loses (`benchmarks/README.md`).
     """
 
     def __init__(self, image_size: int, num_labels: int, spec: HeadSpec, hidden: int = 128) -> None:

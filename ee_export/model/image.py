@@ -1,4 +1,4 @@
-"""What trunks for pages known by their image alone have in common: patches, and nothing that is padded."""
+"""The common base of trunks for images: patches, and no padding."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,10 +12,11 @@ from ee_export.package.encoding import UNSTATED
 
 @dataclass(kw_only=True)
 class ImageConfig(EarlyExitConfig):
-    """What a configuration says of a trunk that reads an image, besides what the stock one says; see :class:`EarlyExitConfig`.
+    """The fields of a trunk for images, besides the stock ones. See :class:`EarlyExitConfig`.
 
-    ``image_mode``: ``L`` or ``RGB``, how a page is decoded before it becomes three channels; ``resize``: the order of passes
-    in which it is resized, see :func:`ee_export.data.resize.resized`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
+    ``image_mode``: mode ``L`` or ``RGB`` in which a page is decoded before it becomes three channels. ``resize``: order
+    of a resize's passes, see :func:`ee_export.data.resize.resize_to_square`. ``image_mean``, ``image_std``: normalise
+    values in [0, 1].
     """
 
     BEFORE_ENCODER = ("vision",)
@@ -23,12 +24,12 @@ class ImageConfig(EarlyExitConfig):
     exits: list[str] | tuple[str, ...] | None = None
     heads: dict[str, Any] | None = None
     encoding: dict[str, Any] | None = None
-    image_size: int = 224  # a stock one may be a pair too; this one is not
+    image_size: int = 224  # a pair in some stock configurations, but not in this one
     image_mode: str = "RGB"
     resize: str = UNSTATED
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    # Every page is encoded in the same way; of its text, such a trunk is given the two special tokens and reads neither.
+    # All pages are encoded alike. Such a trunk gets the two special tokens of the text, and does not read them.
     max_text_tokens: int = 2
     max_position_embeddings: int = 4
     vocab_size: int = 261
@@ -38,15 +39,15 @@ class ImageConfig(EarlyExitConfig):
 
     @property
     def any_size(self) -> bool:
-        """Whether the trunk takes images of another size than ``image_size``."""
+        """True if the trunk accepts images of another size than ``image_size``."""
         return False
 
     @property
     def input_size(self) -> int:
-        """Side of the square image that the trunk is given, in pixels: that of ``encoding`` if it states one, else ``image_size``.
+        """Side of the square input image in pixels, from ``encoding`` if it states one, else ``image_size``.
 
         Raises:
-            BadRequest: the trunk takes images of ``image_size`` alone, and ``encoding`` states another size.
+            BadRequest: ``encoding`` states another size than ``image_size``, and the trunk accepts no other.
         """
         size: int = (self.encoding or {}).get("image_size", self.image_size)
         if size != self.image_size and not self.any_size:
@@ -58,9 +59,9 @@ class ImageConfig(EarlyExitConfig):
 
 
 class EarlyExitImage(EarlyExitModel):
-    """The forward pass of a trunk that reads an image, but for its layers.
+    """The forward pass of a trunk for images, except its layers.
 
-    The stock trunk stands under the name that transformers gives it, which is ``base_model`` too.
+    The stock trunk has its transformers name as an attribute, and ``base_model`` too.
     """
 
     INPUTS: ClassVar = {"pixel_values": "image"}
@@ -69,7 +70,7 @@ class EarlyExitImage(EarlyExitModel):
         """See :meth:`EarlyExitModel.add_heads`.
 
         Raises:
-            BadRequest: the trunk does not take three channels.
+            BadRequest: the trunk does not read three channels.
         """
         if self.config.num_channels != 3:
             raise BadRequest(
@@ -86,7 +87,7 @@ class EarlyExitImage(EarlyExitModel):
         pixels = inputs["pixel_values"]
         states = self.base_model(pixels, output_hidden_states=True).hidden_states
         return {
-            name: pixels if self.feature(name) == "pixels" else self.pooled(name, states[self.config.depth(name)])
+            name: pixels if self.feature(name) == "pixels" else self.pool(name, states[self.config.depth(name)])
             for name in self.config.exit_names()
         }
 

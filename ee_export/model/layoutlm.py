@@ -1,4 +1,4 @@
-"""The early-exit LayoutLM classifier, for words and their boxes: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit LayoutLM classifier for words and boxes: the stock trunk and classifier with a head at every exit."""
 
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from ee_export.model.text import EarlyExitText, TextConfig, require_box_rows
 
 @strict
 class EarlyExitLayoutLMConfig(TextConfig, LayoutLMConfig):
-    """LayoutLM's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """LayoutLM's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_layoutlm"
 
@@ -21,15 +21,15 @@ class EarlyExitLayoutLMConfig(TextConfig, LayoutLMConfig):
 
     @property
     def longest_text(self) -> int:
-        """See :attr:`EarlyExitConfig.longest_text`; LayoutLM counts positions from 0."""
+        """See :attr:`EarlyExitConfig.longest_text`. LayoutLM counts positions from 0."""
         return self.max_position_embeddings
 
 
 class EarlyExitLayoutLM(EarlyExitText, LayoutLMPreTrainedModel):
     """LayoutLM for document classification with exits.
 
-    ``layoutlm.*`` and ``classifier.*`` carry the names of transformers' ``LayoutLMForSequenceClassification``, so a stock
-    checkpoint loads into them; ``exits.*`` are this model's own.
+    ``layoutlm.*`` and ``classifier.*`` carry the names of transformers' ``LayoutLMForSequenceClassification``, so a
+    stock checkpoint loads into them. ``exits.*`` hold the exit heads.
     """
 
     config_class = EarlyExitLayoutLMConfig
@@ -45,7 +45,7 @@ class EarlyExitLayoutLM(EarlyExitText, LayoutLMPreTrainedModel):
         self.post_init()
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; the stock pooler takes the row out of all tokens itself."""
+        """See :meth:`EarlyExitModel.classify`. The stock pooler selects the row itself."""
         return super().classify(self.dropout(self.layoutlm.pooler(features.unsqueeze(1))))
 
     def embeddings_part(self) -> Part:

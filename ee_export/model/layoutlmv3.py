@@ -1,4 +1,4 @@
-"""The early-exit LayoutLMv3 classifier: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit LayoutLMv3 classifier: the stock trunk and classifier with a head at every exit."""
 
 from functools import partial
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from transformers.models.layoutlmv3.modeling_layoutlmv3 import (
     LayoutLMv3PreTrainedModel,
 )
 
-from ee_export.data.encode import within
+from ee_export.data.encode import is_within
 from ee_export.model import trunk
 from ee_export.model.early_exit import (
     EarlyExitConfig,
@@ -27,13 +27,13 @@ from ee_export.package.encoding import UNSTATED, band_of
 
 @strict
 class EarlyExitLayoutLMv3Config(EarlyExitConfig, LayoutLMv3Config):
-    """LayoutLMv3's configuration, and which exits the model has.
+    """LayoutLMv3's configuration with exits.
 
-    ``exits``: names in any order, ``final`` implied. ``heads``: fields of
-    :class:`~ee_export.model.exits.HeadSpec` per exit, where they differ from the default. ``max_text_tokens``: how
-    many tokens of a page are read, the two special ones included. ``image_mode``: ``L`` or ``RGB``, how a page is
-    decoded before it becomes three channels; ``resize``: the order of passes in which it is resized, see
-    :func:`ee_export.data.resize.resized`; ``image_mean`` and ``image_std`` normalise values in [0, 1].
+    ``exits``: names in any order, ``final`` implied. ``heads``: per exit, the fields of
+    :class:`~ee_export.model.exits.HeadSpec` that differ from the default. ``max_text_tokens``: tokens read of a page,
+    including the two special ones. ``image_mode``: mode ``L`` or ``RGB`` in which a page is decoded before it becomes
+    three channels. ``resize``: order of a resize's passes, see :func:`ee_export.data.resize.resize_to_square`.
+    ``image_mean``, ``image_std``: normalise values in [0, 1].
     """
 
     model_type = "early_exit_layoutlmv3"
@@ -53,7 +53,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
     """LayoutLMv3 for document classification with exits.
 
     ``layoutlmv3.*`` and ``classifier.*`` carry the names of transformers' ``LayoutLMv3ForSequenceClassification``, so a
-    stock checkpoint loads into them; ``exits.*`` are this model's own.
+    stock checkpoint loads into them. ``exits.*`` hold the exit heads.
     """
 
     config_class = EarlyExitLayoutLMv3Config
@@ -74,7 +74,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
         parts = self.vision_parts(trunk_part(trunk.visual_embeddings, stock, ("pixel_values",), ("visual",)))
         for name in specs:
             if name.startswith("text."):
-                # Embeds by itself: what it read is a part of the text, and what comes next needs all of it.
+                # Embeds by itself, because it reads a part of the text, and the next part needs the whole text.
                 read = partial(trunk.band_mean, stock, band_of(name))
                 parts.append(self.head_part(name, ("input_ids", "bbox", "attention_mask"), read))
         parts.append(trunk_part(trunk.text_embeddings, stock, ("input_ids", "bbox"), ("text",)))
@@ -125,15 +125,15 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
             elif name == "text":
                 features[name] = masked_mean(stock.embeddings(input_ids=input_ids, bbox=bbox), attention_mask)
             else:
-                features[name] = self.pooled(name, states[self.config.depth(name)], mask)
+                features[name] = self.pool(name, states[self.config.depth(name)], mask)
         return features
 
 
 def band_mask(bbox: Tensor, attention_mask: Tensor, percent: int) -> Tensor:
-    """1 for the tokens that ``text.<percent>`` reads, ``[B, T]``, written out page by page for the proof."""
+    """1 for the tokens that ``text.<percent>`` reads, ``[B, T]``, computed page by page for the proof."""
     mask = torch.zeros_like(attention_mask)
     for page, boxes in enumerate(bbox.tolist()):
-        for at, box in enumerate(boxes):
-            if at == 0 or (any(box) and within(box, percent)):
-                mask[page, at] = attention_mask[page, at]
+        for token, box in enumerate(boxes):
+            if token == 0 or (any(box) and is_within(box, percent)):
+                mask[page, token] = attention_mask[page, token]
     return mask

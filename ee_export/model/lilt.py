@@ -1,4 +1,4 @@
-"""The early-exit LiLT classifier, for words and their boxes: the stock trunk and classifier, and a head at every exit.
+"""The early-exit LiLT classifier for words and boxes: the stock trunk and classifier with a head at every exit.
 
 A LiLT has two streams of hidden states, of the text and of its layout. Both attend by the sum of their scores.
 """
@@ -19,7 +19,7 @@ from ee_export.model.text import EarlyExitText, TextConfig, require_box_rows
 
 @strict
 class EarlyExitLiltConfig(TextConfig, LiltConfig):
-    """LiLT's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """LiLT's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_lilt"
 
@@ -27,8 +27,9 @@ class EarlyExitLiltConfig(TextConfig, LiltConfig):
 class EarlyExitLilt(EarlyExitText, LiltPreTrainedModel):
     """LiLT for document classification with exits.
 
-    ``lilt.*`` and ``classifier.*`` carry the names of transformers' ``LiltForSequenceClassification``, so a stock checkpoint loads
-    into them; ``exits.*`` are this model's own. Exits read the stream of the text, as the stock classifier does.
+    ``lilt.*`` and ``classifier.*`` carry the names of transformers' ``LiltForSequenceClassification``, so a stock
+    checkpoint loads
+    into them. ``exits.*`` hold the exit heads. Exits read the text's stream, as the stock classifier does.
     """
 
     config_class = EarlyExitLiltConfig
@@ -43,7 +44,7 @@ class EarlyExitLilt(EarlyExitText, LiltPreTrainedModel):
         self.post_init()
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; the stock head takes the row out of all tokens itself."""
+        """See :meth:`EarlyExitModel.classify`. The stock head selects the row itself."""
         return super().classify(features.unsqueeze(1))
 
     def embeddings_part(self) -> Part:
@@ -51,7 +52,7 @@ class EarlyExitLilt(EarlyExitText, LiltPreTrainedModel):
         return trunk_part(_embeddings, self.lilt, ("input_ids",), ("hidden.0",))
 
     def parts(self, *, answer_first: bool) -> list[Part]:
-        """See :meth:`EarlyExitModel.parts`; ``layout.k`` is the other stream after layer k."""
+        """See :meth:`EarlyExitModel.parts`. ``layout.k`` is the other stream after layer k."""
         parts = self.text_parts()
         parts.append(trunk_part(_layout_embeddings, self.lilt, ("input_ids", "bbox"), ("layout.0",)))
         for number, layer in enumerate(self.lilt.encoder.layer, 1):
@@ -91,8 +92,8 @@ def _layer_answer(layer: LiltLayer, hidden: Tensor, layout: Tensor, bias: Tensor
 def _layer_whole(layer: LiltLayer, hidden: Tensor, layout: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Both streams after a layer.
 
-    Each head's columns of the layout stand beside those of the text, so that one attention adds the scores and gathers the values
-    of both. In training it drops the same scores for both, where the stock layer drops each stream's own.
+    Each head's columns of the layout stand beside those of the text, so that one attention adds the scores and combines
+    the values of both. In training it drops the same scores for both streams, unlike the stock layer.
     """
     attention = layer.attention.self
     heads, rows, places = attention.num_attention_heads, hidden.flatten(0, 1), layout.flatten(0, 1)

@@ -1,6 +1,6 @@
-"""The early-exit ModernBERT classifier: the stock trunk and classifier, and a head at every exit.
+"""The early-exit ModernBERT classifier: the stock trunk and classifier with a head at every exit.
 
-Layers normalise what they read, and turn queries and keys by their positions. Most see only the tokens near each token.
+Layers normalise their input, and rotate queries and keys by their positions. Most layers attend to near tokens only.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from ee_export.model.heads import masked_mean
 from ee_export.model.text import EarlyExitText, TextConfig, padding_bias, require_value
 
 _BIAS = {"full_attention": "bias", "sliding_attention": "near"}
-"""The tensor that is added to the scores of a layer, by the layer's type."""
+"""Name of the tensor that is added to the scores of a layer, by the layer's type."""
 
 
 @strict
 class EarlyExitModernBertConfig(TextConfig, ModernBertConfig):
-    """ModernBERT's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """ModernBERT's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_modernbert"
 
@@ -37,16 +37,17 @@ class EarlyExitModernBertConfig(TextConfig, ModernBertConfig):
 
     @property
     def longest_text(self) -> int:
-        """See :attr:`EarlyExitConfig.longest_text`; ModernBERT counts positions from 0."""
+        """See :attr:`EarlyExitConfig.longest_text`. ModernBERT counts positions from 0."""
         return self.max_position_embeddings
 
 
 class EarlyExitModernBert(EarlyExitText, ModernBertPreTrainedModel):
     """ModernBERT for document classification with exits.
 
-    ``model.*``, ``head.*`` and ``classifier.*`` carry the names of transformers' ``ModernBertForSequenceClassification``, so a stock
-    checkpoint loads into them; ``exits.*`` are this model's own. Every exit behind a layer reads rows that ``model.final_norm``
-    normalised, as the stock classifier does: what layers pass on grows from layer to layer.
+    ``model.*``, ``head.*`` and ``classifier.*`` carry the names of transformers'
+    ``ModernBertForSequenceClassification``, so a stock checkpoint loads into them. ``exits.*`` hold the exit heads.
+    Every exit behind a layer reads rows that ``model.final_norm``
+    normalised, as the stock classifier does, because hidden states grow from layer to layer.
     """
 
     config_class = EarlyExitModernBertConfig
@@ -77,7 +78,7 @@ class EarlyExitModernBert(EarlyExitText, ModernBertPreTrainedModel):
         return super().classify(self.drop(self.head(features)))
 
     def head_part(self, name: str, inputs: tuple[str, ...], read: Callable[..., Tensor]) -> Part:
-        """See :meth:`EarlyExitModel.head_part`; rows of layers are normalised before they are read."""
+        """See :meth:`EarlyExitModel.head_part`. Rows of layers are normalised before they are read."""
         if name == "text":
             return super().head_part(name, inputs, read)
         return super().head_part(name, inputs, lambda rows, *mask: read(self.model.final_norm(rows), *mask))
@@ -87,7 +88,7 @@ class EarlyExitModernBert(EarlyExitText, ModernBertPreTrainedModel):
         stock = self.model
         parts = self.text_parts()
         parts.append(trunk_part(_near_bias, stock, ("attention_mask",), ("near",)))
-        turns = {kind: _turns(stock, kind, self.config.longest_proof) for kind in set(self.config.layer_types)}
+        turns = {kind: _rotations(stock, kind, self.config.longest_proof) for kind in set(self.config.layer_types)}
         for number, layer in enumerate(stock.layers, 1):
             kind = layer.attention_type
             before = (f"hidden.{number - 1}", _BIAS[kind])
@@ -101,30 +102,28 @@ class EarlyExitModernBert(EarlyExitText, ModernBertPreTrainedModel):
         return parts
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """See :meth:`EarlyExitModel.features`; the last of the stock hidden states is normalised already."""
+        """See :meth:`EarlyExitModel.features`. The last of the stock hidden states is normalised already."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         first, *between, last = self.model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
         states = (first, *map(self.model.final_norm, between), last)
         return {
-            name: masked_mean(first, mask)
-            if name == "text"
-            else self.pooled(name, states[self.config.depth(name)], mask)
+            name: masked_mean(first, mask) if name == "text" else self.pool(name, states[self.config.depth(name)], mask)
             for name in self.config.exit_names()
         }
 
 
 def _near_bias(stock: ModernBertModel, attention_mask: Tensor) -> Tensor:
-    """Term of the scores of a layer that sees near tokens only, ``[B, 1, T, T]``; see :func:`padding_bias`."""
+    """Bias of the scores of a layer that attends to near tokens only, ``[B, 1, T, T]``. See :func:`padding_bias`."""
     bias = padding_bias(stock, attention_mask)
     steps = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     far = (steps[:, None] - steps).abs() > stock.config.sliding_window
     return torch.where(far, torch.finfo(stock.dtype).min, bias)
 
 
-def _turns(stock: ModernBertModel, kind: str, tokens: int) -> tuple[Tensor, Tensor]:
+def _rotations(stock: ModernBertModel, kind: str, tokens: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angles of every position, ``[tokens, 1, d]``.
 
-    They are constants of the graph: angles of far positions have no digits left in 16 bits.
+    They are constants of the graph, because 16 bits are too few for the angles of far positions.
     """
     weight = stock.embeddings.tok_embeddings.weight
     cosine, sine = stock.rotary_emb(weight, torch.arange(tokens, device=weight.device)[None], kind)
@@ -132,16 +131,16 @@ def _turns(stock: ModernBertModel, kind: str, tokens: int) -> tuple[Tensor, Tens
 
 
 def _layer_answer(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, hidden: Tensor, bias: Tensor) -> Tensor:
-    """The ``[CLS]`` row. Its scores read all keys that it sees, for each is turned by another angle."""
+    """The ``[CLS]`` row. Its scores need all keys in its reach, because each is rotated by another angle."""
     attention = layer.attn
-    seen = hidden if attention.sliding_window is None else hidden[:, : attention.sliding_window]
-    rows = layer.attn_norm(seen)
+    near = hidden if attention.sliding_window is None else hidden[:, : attention.sliding_window]
+    rows = layer.attn_norm(near)
     weights = attention.Wqkv.weight.chunk(3)
     biases = (None, None, None) if attention.Wqkv.bias is None else attention.Wqkv.bias.chunk(3)
     heads = layer.config.num_attention_heads
     query = F.linear(rows[:, :1], weights[0], biases[0]).unflatten(-1, (heads, -1))
     key = F.linear(rows.flatten(0, 1), weights[1], biases[1]).view(*rows.shape[:2], heads, -1)
-    products = (_turned(key, cosine, sine) * _turned(query, cosine, sine)).sum(-1)
+    products = (_rotate(key, cosine, sine) * _rotate(query, cosine, sine)).sum(-1)
     scores = products.transpose(1, 2) * attention.head_dim**-0.5 + bias[:, :, 0, : rows.shape[1]]
     return _after_attention(layer, gather_first(weights[2], biases[2], heads, rows, scores), hidden[:, 0])
 
@@ -150,16 +149,16 @@ def _layer_whole(cosine: Tensor, sine: Tensor, layer: ModernBertEncoderLayer, hi
     attention, heads = layer.attn, layer.config.num_attention_heads
     flat = layer.attn_norm(hidden).flatten(0, 1)
     queries, keys, values = (
-        each.unflatten(-1, (heads, -1)) for each in attention.Wqkv(flat).view(*hidden.shape[:2], -1).chunk(3, dim=-1)
+        chunk.unflatten(-1, (heads, -1)) for chunk in attention.Wqkv(flat).view(*hidden.shape[:2], -1).chunk(3, dim=-1)
     )
-    queries, keys = _turned(queries, cosine, sine), _turned(keys, cosine, sine)
+    queries, keys = _rotate(queries, cosine, sine), _rotate(keys, cosine, sine)
     dropout = attention.attention_dropout if layer.training else 0.0
     context = gather(queries.flatten(2), keys.flatten(2), values.flatten(2), heads, bias, dropout)
     return _after_attention(layer, context.flatten(0, 1), hidden.flatten(0, 1)).view(hidden.shape)
 
 
-def _turned(tokens: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """``tokens [B, T, h, d]``, each head turned by the angles of the token's position; see :func:`_turns`."""
+def _rotate(tokens: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate each head of ``tokens [B, T, h, d]`` by the angles of the token's position. See :func:`_rotations`."""
     count = tokens.shape[1]
     return tokens * cosine[:count] + rotate_half(tokens) * sine[:count]
 

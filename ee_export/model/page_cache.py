@@ -1,4 +1,4 @@
-"""Pages encoded once, in memory-mapped files that an interrupted run goes on with."""
+"""Encode pages once, into memory-mapped files from which an interrupted run resumes."""
 
 import fcntl
 import hashlib
@@ -19,7 +19,7 @@ from ee_export.data.encode import Encoder
 from ee_export.data.labelled import Labelled, page_stamp
 from ee_export.errors import BadRequest, EeError
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.loader import loaded
+from ee_export.model.loader import load_items
 from ee_export.model.pages import EncodedPages, read_contents
 from ee_export.package.atomic import write_file
 from ee_export.progress import PageProgress
@@ -27,17 +27,19 @@ from ee_export.progress import PageProgress
 _STEP = 16
 """Pages that are encoded between two calls of ``progress``."""
 _EVERY_S = 10.0
-"""Seconds after which what is done is written down, so that a killed process can go on."""
+"""Seconds between two saves of the progress, from which a killed run resumes."""
 _STATE = "state.json"
 _DTYPES = {"pixels": np.uint8, "ids": np.int32, "boxes": np.int16, "ends": np.int64}
-"""Files of the cache. Each holds its array of :class:`~ee_export.model.pages.EncodedPages`, row by row and without a header."""
+"""Files of the cache.
+
+Each holds its array of :class:`~ee_export.model.pages.EncodedPages`, row by row and without a header."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    """How much of a cache is written: pages, tokens, and the shape of a page's pixels.
+class _Progress:
+    """Progress of a cache: number of pages and tokens, and the shape of a page's pixels.
 
-    Pages that are there keep their place if a later page changes, so a bad page can be mended without encoding all again.
+    Pages in the cache stay valid if a later page changes, so a bad page can be repaired without encoding all again.
     """
 
     pages: int = 0
@@ -57,16 +59,16 @@ def encode_pages(
 ) -> EncodedPages:
     """Encode each page once, as far as ``model`` reads it, and write it to ``folder``.
 
-    A run that was interrupted goes on where it stopped. Memory does not grow with the number of pages.
+    An interrupted run resumes at its last save. Memory does not grow with the number of pages.
 
     Args:
         data: the pages.
         encoder: encodes them.
         model: the model that will read them.
-        folder: where the files are kept.
-        encoding: see :func:`~ee_export.model.pages.encoding_digest`. With another one the cache begins anew.
+        folder: folder of the files.
+        encoding: see :func:`~ee_export.model.pages.encoding_digest`. Another encoding starts the cache over.
         progress: called after every few pages.
-        workers: processes that decode and encode; 0 is this one alone.
+        workers: processes that decode and encode, 0 for this process alone.
 
     Raises:
         BadPage: a page cannot be read.
@@ -76,8 +78,8 @@ def encode_pages(
     """
     names = [name for name in _DTYPES if name != "pixels" or model.reads("image")]
     try:
-        with _locked(folder):
-            state = _State(folder, encoding, names)
+        with _lock(folder):
+            state = _CacheState(folder, encoding, names)
             done = state.read(data)
             if done.pages < len(data):
                 done = _append(data, encoder, model, state, done, progress, workers)
@@ -85,11 +87,11 @@ def encode_pages(
         raise EeError(
             f"{folder}: encoded pages cannot be written ({error.strerror or error}); free some space, or remove what is in the way, and give the same command again"
         ) from None
-    return _opened(data, encoder, folder, names, done)
+    return _open(data, encoder, folder, names, done)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -101,38 +103,38 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-class _State:
-    """A cache's record of what is done: ``state.json``."""
+class _CacheState:
+    """The record of a cache's progress, in ``state.json``."""
 
     def __init__(self, folder: Path, encoding: str, names: list[str]) -> None:
         self.folder, self.names = folder, names
         self._encoding = encoding
         self._stamps = hashlib.sha256()
 
-    def read(self, data: Labelled) -> _Done:
-        """How much is done with this encoding and these pages."""
+    def read(self, data: Labelled) -> _Progress:
+        """Read the progress with this encoding and these pages."""
         try:
             state = json.loads((self.folder / _STATE).read_text())
-            done = _Done(state["pages"], state["tokens"], tuple(state["pixels"]))
-            whole = all(_place(self.folder, name).stat().st_size >= _size(name, done) for name in self.names)
+            done = _Progress(state["pages"], state["tokens"], tuple(state["pixels"]))
+            whole = all(_path_of(self.folder, name).stat().st_size >= _size_of(name, done) for name in self.names)
             if state["encoding"] != self._encoding or not 0 <= done.pages <= len(data) or not whole:
-                return _Done()
+                return _Progress()
             stamps = hashlib.sha256()
             for index in range(done.pages):
                 stamps.update(page_stamp(data, index))
             if stamps.hexdigest() != state["stamps"]:
-                return _Done()
-        except (OSError, ValueError, KeyError, TypeError):  # a damaged record is as good as none
-            return _Done()
+                return _Progress()
+        except (OSError, ValueError, KeyError, TypeError):  # a damaged record counts as none
+            return _Progress()
         self._stamps = stamps
         return done
 
     def add(self, stamp: bytes) -> None:
-        """Take the stamp of the next page."""
+        """Add the stamp of the next page."""
         self._stamps.update(stamp)
 
-    def write(self, files: Mapping[str, IO[bytes]], done: _Done) -> None:
-        """Write down what is done, after the files themselves have reached the disk."""
+    def write(self, files: Mapping[str, IO[bytes]], done: _Progress) -> None:
+        """Save the progress, after the files themselves have reached the disk."""
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -144,19 +146,19 @@ def _append(
     data: Labelled,
     encoder: Encoder,
     model: type[EarlyExitModel] | EarlyExitModel,
-    state: _State,
-    done: _Done,
+    state: _CacheState,
+    done: _Progress,
     progress: PageProgress,
     workers: int,
-) -> _Done:
-    """Encode the pages that are not done yet, in order."""
+) -> _Progress:
+    """Encode the remaining pages, in order."""
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_place(state.folder, name).open("ab")) for name in state.names}
+        files = {name: stack.enter_context(_path_of(state.folder, name).open("ab")) for name in state.names}
         for name, file in files.items():
-            file.truncate(_size(name, done))
+            file.truncate(_size_of(name, done))
         last = time.monotonic()
         try:
-            for pages in loaded(_Encoding(data, encoder, model), range(done.pages, len(data), _STEP), workers):
+            for pages in load_items(_Encoding(data, encoder, model), range(done.pages, len(data), _STEP), workers):
                 for page in pages:
                     if isinstance(page, EeError):
                         raise page
@@ -166,7 +168,7 @@ def _append(
                     for name, file in files.items():
                         file.write(arrays[name].tobytes())
                     state.add(stamp)
-                    done = _Done(done.pages + 1, tokens, arrays["pixels"].shape if "pixels" in files else ())
+                    done = _Progress(done.pages + 1, tokens, arrays["pixels"].shape if "pixels" in files else ())
                 if time.monotonic() - last > _EVERY_S:
                     state.write(files, done)
                     last = time.monotonic()
@@ -177,7 +179,7 @@ def _append(
 
 
 class _Encoding(torch.utils.data.Dataset[Any]):
-    """A few pages from a given one on, each as its stamp and its arrays; the error of one that cannot be read comes last."""
+    """Some successive pages, each as its stamp and arrays. They end with the error of a page that cannot be read."""
 
     def __init__(self, data: Labelled, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel) -> None:
         self.data, self.encoder, self.model = data, encoder, model
@@ -185,14 +187,14 @@ class _Encoding(torch.utils.data.Dataset[Any]):
     def __getitem__(self, begin: int) -> list[tuple[bytes, dict[str, np.ndarray]] | EeError]:
         pages: list[tuple[bytes, dict[str, np.ndarray]] | EeError] = []
         for index in range(begin, min(begin + _STEP, len(self.data))):
-            stamp = page_stamp(self.data, index)  # before its files are read: a later change is seen
+            stamp = page_stamp(self.data, index)  # before its files are read, so that a later change is detected
             try:
-                pages.append((stamp, self._encoded(index)))
-            except EeError as error:  # raised in a worker it would arrive with a traceback in its text
+                pages.append((stamp, self._encode(index)))
+            except EeError as error:  # returned, because an error raised in a worker gets a traceback in its text
                 return [*pages, error]
         return pages
 
-    def _encoded(self, index: int) -> dict[str, np.ndarray]:
+    def _encode(self, index: int) -> dict[str, np.ndarray]:
         image, words, boxes = read_contents(self.data, index, self.encoder, self.model)
         text = self.encoder.text(words, boxes)
         arrays = {"ids": text["input_ids"][0].astype(np.int32), "boxes": text["bbox"][0].astype(np.int16)}
@@ -201,11 +203,11 @@ class _Encoding(torch.utils.data.Dataset[Any]):
         return arrays
 
 
-def _place(folder: Path, name: str) -> Path:
+def _path_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
 
 
-def _size(name: str, done: _Done) -> int:
+def _size_of(name: str, done: _Progress) -> int:
     """Bytes of a file of the cache."""
     count = {
         "pixels": done.pages * int(np.prod(done.pixels)),
@@ -216,11 +218,11 @@ def _size(name: str, done: _Done) -> int:
     return count[name] * np.dtype(_DTYPES[name]).itemsize
 
 
-def _opened(data: Labelled, encoder: Encoder, folder: Path, names: list[str], done: _Done) -> EncodedPages:
+def _open(data: Labelled, encoder: Encoder, folder: Path, names: list[str], done: _Progress) -> EncodedPages:
     arrays, maps = {}, []
     for name in names:
-        with _place(folder, name).open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), _size(name, done), access=mmap.ACCESS_READ)
+        with _path_of(folder, name).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), _size_of(name, done), access=mmap.ACCESS_READ)
         arrays[name] = np.frombuffer(mapped, _DTYPES[name])
         maps.append(mapped)
     return EncodedPages(

@@ -1,4 +1,4 @@
-"""Encoded pages, and batches of them, augmented where they train."""
+"""Encoded pages, and batches of them, augmented for training."""
 
 import hashlib
 import mmap
@@ -24,9 +24,10 @@ from ee_export.version import __version__
 class EncodedPages:
     """Encoded pages of a data set, in memory or memory-mapped.
 
-    ``pixels``: uint8 ``[N, 1 or 3, S, S]``, or ``None`` if the model reads no image. ``ids``: token ids of all pages one after
-    another, int32 ``[T]``, ``boxes`` theirs, int16 ``[T, 4]``. ``ends``: int64 ``[N]``, the end of each page in ``ids``.
-    ``targets``: index of each page's label, int64 ``[N]``. ``encoder`` made them. ``maps``: the mapped files.
+    ``pixels``: uint8 ``[N, 1 or 3, S, S]``, or ``None`` if the model reads no image. ``ids``: token ids of all pages
+    one after another, int32 ``[T]``. ``boxes``: their boxes, int16 ``[T, 4]``. ``ends``: int64 ``[N]``, the end of each
+    page in ``ids``. ``targets``: index of each page's label, int64 ``[N]``. ``encoder``: the encoder that made them.
+    ``maps``: the mapped files.
     """
 
     pixels: np.ndarray | None
@@ -50,9 +51,9 @@ class EncodedPages:
         return np.diff(self.ends, prepend=0)
 
     def release(self) -> None:
-        """Give back the memory in which mapped files were read; they are read again when they are needed.
+        """Release the memory of mapped files, which are read again when they are needed.
 
-        Without it a process that has read all pages counts all their bytes as its own.
+        Otherwise a process that has read all pages counts all of their bytes as its own.
         """
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self.maps:
@@ -62,7 +63,7 @@ class EncodedPages:
 def read_contents(
     data: Labelled, index: int, encoder: Encoder, model: type[EarlyExitModel] | EarlyExitModel
 ) -> tuple[Image.Image, Words, Boxes]:
-    """The image, words and boxes of page ``index``. What the model does not read is one pixel, or no words.
+    """Read image, words and boxes of page ``index``. An unread image is one pixel, an unread text empty.
 
     Raises:
         BadData: the model reads words, and the page has none.
@@ -77,12 +78,12 @@ def read_contents(
 
 
 def encoding_digest(encoder: Encoder, tokenizer: Tokenizer, model: type[EarlyExitModel] | EarlyExitModel) -> str:
-    """sha256 that changes with how pages are encoded for a model."""
+    """sha256 that identifies the encoding of pages for a model."""
     parts = (__version__, encoder.encoding, tokenizer.to_str(), sorted(model.INPUTS))
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def batch_of(
+def make_batch(
     model: EarlyExitModel,
     pages: EncodedPages,
     rows: list[int],
@@ -90,14 +91,14 @@ def batch_of(
     *,
     text_dropout: bool = True,
 ) -> dict[str, Tensor]:
-    """Inputs of some pages, augmented where ``rng`` is given, their texts only with ``text_dropout``."""
+    """Make the inputs of some pages, augmented if ``rng`` is given, but their texts only with ``text_dropout``."""
     config = model.config
     inputs: dict[str, Tensor] = {}
     if pages.pixels is not None:
         pixels = pages.pixels[rows]
         if rng is not None:
             changed = augment_images(torch.from_numpy(pixels).float().div_(255), rng)
-            inputs["pixel_values"] = _normalized(changed, pages.encoder.encoding)
+            inputs["pixel_values"] = _normalize(changed, pages.encoder.encoding)
         else:
             inputs["pixel_values"] = torch.from_numpy(pages.encoder.values(pixels))
     if not model.reads("text"):
@@ -116,8 +117,8 @@ def batch_of(
     return inputs | {"input_ids": input_ids, "bbox": bbox, "attention_mask": attention_mask}
 
 
-def _normalized(pixels: Tensor, encoding: Encoding) -> Tensor:
-    """Values ``[B, 3, S, S]`` that a model reads of pixels in [0, 1], ``[B, 1 or 3, S, S]``."""
+def _normalize(pixels: Tensor, encoding: Encoding) -> Tensor:
+    """Convert pixels in [0, 1], ``[B, 1 or 3, S, S]``, to a model's values ``[B, 3, S, S]``."""
     mean = torch.tensor(encoding.image_mean).view(1, 3, 1, 1)
     std = torch.tensor(encoding.image_std).view(1, 3, 1, 1)
     # The levels 0–255 are pixels times 255. The factor is exactly 1 if the rescale is 1/255.

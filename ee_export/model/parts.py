@@ -1,4 +1,4 @@
-"""Models in parts: the one form in which a build takes a model, a family of this toolkit or a model of your own."""
+"""Models in parts, the form of all models in a build: families of this toolkit and users' own models."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +20,17 @@ DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a model that is never cut: named tensors in, named tensors out.
+    """An uncut piece of a model, with named input and output tensors.
 
-    The answer of an exit ``X`` is the tensor ``X.logits``, float32 ``[B, C]`` for C labels. If the exit has a gate, its go/stop logit
-    is the tensor ``X.gate``, float32 ``[B, 1]``. All other names are free. Axis 0 of every tensor is the page.
+    The answer of an exit ``X`` is the tensor ``X.logits``, float32 ``[B, C]`` for C labels. If the exit has a gate, its
+    go/stop logit is the tensor ``X.gate``, float32 ``[B, 1]``. All other names are free. Axis 0 of every tensor is the
+    page.
 
     Attributes:
-        inputs: names of tensors that earlier parts make, or of inputs of the model.
-        outputs: names of the tensors that this part makes, each made by one part only.
-        run: takes the input tensors in their order. Returns the outputs in their order, as a tuple, or the tensor itself if there is
-            one. An ``nn.Module`` of one output is such a callable.
+        inputs: names of tensors that earlier parts make, or of inputs of the model. outputs: names of the tensors that
+        this part makes, each made by one part only. run: takes the input tensors in their order. Returns the outputs in
+        their order, as a tuple, or the tensor itself if
+            there is one. An ``nn.Module`` with one output is such a callable.
     """
 
     inputs: tuple[str, ...]
@@ -55,7 +56,7 @@ class Part:
         return dict(zip(self.outputs, tensors, strict=True))
 
     def __str__(self) -> str:
-        """The part by its tensors, for messages."""
+        """Name the part by its tensors, for messages."""
         return f"({shorten(', '.join(map(str, self.inputs)), 80)} -> {shorten(', '.join(map(str, self.outputs)), 80)})"
 
 
@@ -64,9 +65,9 @@ class Input:
     """An input of a model.
 
     Attributes:
-        source: ``image`` or ``text`` for a tensor that the package's encoder makes of a page, ``array`` for one that the caller gives.
-        dtype: numpy name of the element type, such as ``float32``.
-        shape: axis 0 is ``"B"``, the pages. ``"T"`` is the number of text tokens. All other axes are whole numbers.
+        source: ``image`` or ``text`` for a tensor that the package's encoder makes of a page, ``array`` for a caller's
+        own. dtype: numpy name of the element type, such as ``float32``. shape: axis 0 is ``"B"``, the pages. ``"T"`` is
+        the number of text tokens. All other axes are whole numbers.
     """
 
     source: str
@@ -76,22 +77,23 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class PartedModel:
-    """An early-exit model that can be cut: its parts, its exits, and all that a package holds of it.
+    """An early-exit model that can be cut: its parts, its exits, and all else that a package needs.
 
     Attributes:
-        parts: in an order in which they can run. A part runs in the first segment whose exit needs it. So split a layer into the row
-            that an exit reads and the other rows, and the other rows cost nothing for a page that exits there.
-        exits: names in the order of evaluation. The last one always answers, whatever its name.
-        labels: names of the classes in the order of the logits, at least two.
-        module: holds all weights of the parts, in float32, on the CPU, in evaluation mode.
-        inputs: by name. Default: those of ``pixel_values``, ``input_ids``, ``bbox`` and ``attention_mask`` that a part reads. A model
-            without an encoding states all of its inputs.
-        encoding: how a page becomes arrays, see :mod:`ee_export.model.encodings`. ``None``: the caller gives arrays.
-        tokenizer: of the encoding, if a part reads text.
-        reference: computes logits without the parts, such as the module's own forward pass. It takes the inputs as keyword arguments and
-            returns a tensor ``[B, C]`` for each exit by its name, and ``[B, 1]`` for a gate as ``<exit>.gate``. The package is
-            proven equal to it. Default: the parts, one after another.
-        description: kept in the manifest as ``model``. JSON values.
+        parts: in an order in which they can run. A part runs in the first segment whose exit needs it. If a layer is
+        split
+            into the row that an exit reads and the other rows, the other rows cost nothing for a page that exits there.
+        exits: names in the order of evaluation. The last one answers every remaining page. labels: names of the classes
+        in the order of the logits, at least two. module: holds all weights of the parts, in float32, on the CPU, in
+        evaluation mode. inputs: by name. Default: those of ``pixel_values``, ``input_ids``, ``bbox`` and
+        ``attention_mask`` that a part
+            reads. A model without an encoding states all of its inputs.
+        encoding: of pages, see :mod:`ee_export.model.encodings`. ``None`` if the caller gives arrays. tokenizer: of the
+        encoding, if a part reads text. reference: computes logits without the parts, such as the module's own forward
+        pass. It takes the inputs as keyword
+            arguments and returns a tensor ``[B, C]`` for each exit by its name, and ``[B, 1]`` for a gate as
+            ``<exit>.gate``. The package is proven equal to it. Default: the parts, one after another.
+        description: JSON values for ``model`` in the manifest.
         longest_proof: tokens of the longest text in the proof of equality. Default: the longest text of the encoding.
     """
 
@@ -117,24 +119,24 @@ class PartedModel:
 
     def sources(self) -> dict[str, str]:
         """The source of each input by name, as in a manifest."""
-        return {name: given.source for name, given in self.inputs_read().items()}
+        return {name: entry.source for name, entry in self.inputs_read().items()}
 
     def reads(self, source: str) -> bool:
-        """Whether the model reads an ``image``, a ``text`` or an ``array``."""
+        """Return True if the model reads an input of this source: ``image``, ``text`` or ``array``."""
         return source in self.sources().values()
 
     def answers(self) -> tuple[str, ...]:
-        """The exits, and behind each its gate as ``<exit>.gate`` if it has one."""
-        made = {name for part in self.parts for name in part.outputs}
+        """The exits, each followed by its gate as ``<exit>.gate`` if it has one."""
+        outputs = {name for part in self.parts for name in part.outputs}
         pairs = ((name, gate_name(name)) for name in self.exits)
-        return tuple(name for pair in pairs for name in pair if name == pair[0] or name in made)
+        return tuple(name for pair in pairs for name in pair if name == pair[0] or name in outputs)
 
     @torch.no_grad()
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """Logits ``[B, C]`` of every exit, and ``[B, 1]`` of every gate as ``<exit>.gate``, by :attr:`reference`.
 
         Args:
-            arrays: the inputs of the model, others are left out.
+            arrays: the inputs of the model. Others are ignored.
 
         Raises:
             BadModel: the reference fails, lacks an exit, or returns other shapes.
@@ -158,7 +160,7 @@ class PartedModel:
         for name in self.answers():
             value = tensors.get(name) if isinstance(tensors, Mapping) else None
             if value is None and name.endswith(".gate") and isinstance(tensors, Mapping):
-                continue  # a module's own forward pass may give logits alone
+                continue  # a module's own forward pass may return logits alone
             shape = (rows, 1 if name.endswith(".gate") else len(self.labels))
             if not isinstance(value, Tensor) or tuple(value.shape) != shape:
                 raise BadModel(
@@ -170,7 +172,7 @@ class PartedModel:
 
 
 def encoder_inputs(encoding: Encoding, names: Iterable[str]) -> dict[str, Input]:
-    """The inputs that an encoder makes, those of ``names``."""
+    """The inputs among ``names`` that an encoder makes."""
     side = encoding.image_size
     known = {
         "pixel_values": Input("image", "float32", ("B", 3, side, side)),
@@ -182,16 +184,16 @@ def encoder_inputs(encoding: Encoding, names: Iterable[str]) -> dict[str, Input]
 
 
 def run_parts(parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors by name: the inputs, and those that the parts make one after another.
+    """Run the parts in order, and return all tensors by name, including the inputs.
 
     Raises:
-        BadModel: a part raises an exception, or does not return what it promises. Names the part or the tensor.
+        BadModel: a part raises an exception, or returns other outputs than stated. Names the part or the tensor.
     """
     state = dict(inputs)
     pages = len(next(iter(inputs.values())))
     for part in parts:
         try:
-            made = part.apply(state)
+            outputs = part.apply(state)
         except BadModel:
             raise
         except BaseException as error:
@@ -202,9 +204,9 @@ def run_parts(parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> dict[str, 
                 f"part {part}: fails for {shorten(shapes)} ({type(error).__name__}: {one_line(error, 300)}); every part takes any "
                 "number of pages and any length of text"
             ) from error
-        for name, tensor in made.items():
+        for name, tensor in outputs.items():
             _require_passing(name, tensor, pages)
-        state |= made
+        state |= outputs
     return state
 
 
@@ -219,7 +221,7 @@ def _require_passing(name: str, tensor: Tensor, pages: int) -> None:
         )
 
 
-def needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:
+def parts_needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:
     """The parts that some tensors need, directly or not."""
     producer = {output: part for part in parts for output in part.outputs}
     needed: list[Part] = []
@@ -236,5 +238,5 @@ def _kind_of(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {', '.join(sorted({type(each).__name__ for each in value})) or 'nothing'}"
+        return f"a {type(value).__name__} of {', '.join(sorted({type(item).__name__ for item in value})) or 'nothing'}"
     return "nothing" if value is None else type(value).__name__

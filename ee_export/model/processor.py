@@ -1,4 +1,4 @@
-"""The image processor of a checkpoint that was brought, as the fields of an encoding: the same pixels, or a refusal."""
+"""Convert a stock checkpoint's image processor to fields of an encoding with the same pixels, or refuse it."""
 
 import io
 import json
@@ -17,16 +17,16 @@ from ee_export.data.encode import Encoder
 from ee_export.data.golden_page import draw
 from ee_export.data.resize import FILTERS, OWN_ORDER
 from ee_export.errors import BadCheckpoint, one_line, shorten
-from ee_export.model.checkpoint import quiet
+from ee_export.model.checkpoint import silence_transformers
 from ee_export.package.encoding import LARGEST_SIDE, UNSTATED, Encoding
 
 NESTED, ALONE = "processor_config.json", "preprocessor_config.json"
-"""Files that hold an image processor: the entry ``image_processor`` of the first, else the second."""
+"""Files of an image processor: the entry ``image_processor`` of the first, else the second."""
 
 _NAMES = {int(resample): name for name, resample in FILTERS.items()}
 _LARGEST_FILE = 1 << 20
 _WARPED_FROM = 384
-"""Pixels of the edge from which ConvNext's processor makes a page a square without a crop."""
+"""Smallest edge in pixels at which ConvNext's processor resizes a page to a square without a crop."""
 _SAVE = "save the processor next to the model (`AutoImageProcessor.from_pretrained(…).save_pretrained(FOLDER)`)"
 _ANOTHER = "take the processor that the model was trained with"
 _KNOWN_SWITCHES = frozenset(
@@ -43,15 +43,15 @@ _KNOWN_SWITCHES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """The steps that a class of processors can make of an image, besides the resize."""
+    """The steps of a class of processors, besides the resize."""
 
     crop: bool = True
     values: bool = True
-    """Whether it rescales and normalises."""
+    """True if the class rescales and normalises."""
     bgr: bool = False
     crop_pct: bool = False
     fails_with: frozenset[str] = frozenset()
-    """Switches with which the class fails."""
+    """Settings with which the class fails."""
 
 
 _PLAIN = _Steps()
@@ -66,13 +66,14 @@ _CLASSES = {
     "LayoutLMv3ImageProcessor": _Steps(fails_with=frozenset({"do_center_crop"})),
     "LayoutLMv2ImageProcessor": _Steps(crop=False, values=False, bgr=True),  # LayoutXLM's too
 }
-"""Classes of transformers whose steps an encoding can state, by their names without ``Pil`` and ``Fast``."""
+"""Supported processor classes of transformers, by their names without ``Pil`` and ``Fast``."""
 
 
 def image_encoding(folder: Path, image_size: int, channels: int) -> dict[str, Any]:
-    """The fields of :class:`~ee_export.package.encoding.Encoding` that the image processor of a checkpoint decides.
+    """Convert a checkpoint's image processor to fields of :class:`~ee_export.package.encoding.Encoding`.
 
-    The processor is loaded by transformers, so that the defaults of its class hold. The result is compared with it on a drawn page.
+    transformers loads the processor, so that the defaults of its class hold. The result is compared with it on a drawn
+    page.
 
     Args:
         folder: the checkpoint.
@@ -80,8 +81,8 @@ def image_encoding(folder: Path, image_size: int, channels: int) -> dict[str, An
         channels: channels of an image that the model reads, 1 or 3.
 
     Raises:
-        BadCheckpoint: the processor is missing, damaged, of an unknown class, for a model of another size, or has a setting that
-            an encoding cannot state. The message names the file and the setting.
+        BadCheckpoint: the processor is missing, damaged, of an unknown class, for a model of another size, or has a
+            setting that an encoding cannot state. The message names the file and the setting.
     """
     if channels not in (1, 3):
         raise BadCheckpoint(
@@ -97,10 +98,10 @@ def image_encoding(folder: Path, image_size: int, channels: int) -> dict[str, An
 
 
 def load_processor(folder: Path) -> Any:
-    """A checkpoint's image processor, of transformers' classes that resize with Pillow.
+    """Load a checkpoint's image processor, as a class of transformers that resizes with Pillow.
 
     Raises:
-        BadCheckpoint: there is none, it is damaged, or its class is not one of those that an encoding can state.
+        BadCheckpoint: there is none, it is damaged, or its class is not supported.
     """
     path, stated = _file_of(folder)
     name = stated.get("image_processor_type") or stated.get("feature_extractor_type")
@@ -108,8 +109,8 @@ def load_processor(folder: Path) -> Any:
     if name is not None and kind not in _CLASSES:
         raise BadCheckpoint(f"{path}: {_unknown(shorten(name))}")
     try:
-        # Code that a checkpoint brings along is never run, and nothing is downloaded.
-        with quiet():
+        # Code in a checkpoint is never run, and nothing is downloaded.
+        with silence_transformers():
             processor = AutoImageProcessor.from_pretrained(
                 folder, backend="pil", local_files_only=True, trust_remote_code=False
             )
@@ -119,8 +120,8 @@ def load_processor(folder: Path) -> Any:
                 f"{path}: has no image_processor_type, and config.json names no model that has one; {_SAVE}"
             ) from None
         raise BadCheckpoint(f"{path}: transformers cannot read it ({one_line(error, 200)}); {_SAVE}") from None
-    if _kind(processor) not in _CLASSES or not type(processor).__module__.startswith("transformers.models."):
-        raise BadCheckpoint(f"{path}: {_unknown(_kind(processor))}")
+    if _kind_of(processor) not in _CLASSES or not type(processor).__module__.startswith("transformers.models."):
+        raise BadCheckpoint(f"{path}: {_unknown(_kind_of(processor))}")
     return processor
 
 
@@ -129,7 +130,7 @@ class _Refused(Exception):
 
 
 def _file_of(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that holds the processor, and the settings that it states."""
+    """Find the processor's file, and read its settings."""
     for name in (NESTED, ALONE):
         path = folder / name
         if not path.is_file():
@@ -151,12 +152,12 @@ def _unknown(name: str) -> str:
     return f"the image processor {name} is not reproduced here, expected one of {', '.join(_CLASSES)}; {_ANOTHER}"
 
 
-def _kind(processor: Any) -> str:
+def _kind_of(processor: Any) -> str:
     return type(processor).__name__.removesuffix("Pil")
 
 
 def _encoding_of(processor: Any, image_size: int, channels: int) -> dict[str, Any]:
-    steps = _CLASSES[_kind(processor)]
+    steps = _CLASSES[_kind_of(processor)]
     for name, value in sorted(vars(processor).items()):
         if not name.startswith("do_") or value is None:
             continue
@@ -164,7 +165,7 @@ def _encoding_of(processor: Any, image_size: int, channels: int) -> dict[str, An
             raise _Refused(f"{name} is {shorten(repr(value))}, expected true or false; {_ANOTHER}")
         if value and (name not in _KNOWN_SWITCHES or name in steps.fails_with):
             raise _Refused(
-                f"{name} is true, which {_kind(processor)} does not do or no encoding can state; set it to false if the model was "
+                f"{name} is true, which {_kind_of(processor)} does not do or no encoding can state; set it to false if the model was "
                 "trained without it"
             )
     resize_to, center_crop = _sizes(processor, steps, image_size)
@@ -198,7 +199,7 @@ def _encoding_of(processor: Any, image_size: int, channels: int) -> dict[str, An
 
 
 def _sizes(processor: Any, steps: _Steps, image_size: int) -> tuple[tuple[int, ...], bool]:
-    """``resize_to``, and whether the resized page is cropped."""
+    """``resize_to``, and true if the resized page is cropped."""
     crop = bool(steps.crop and processor.do_center_crop)
     if crop:
         _require_size("crop_size", _sides("crop_size", processor.crop_size), image_size)
@@ -207,7 +208,7 @@ def _sizes(processor: Any, steps: _Steps, image_size: int) -> tuple[tuple[int, .
     sides = _sides("size", processor.size)
     if steps.crop_pct:
         if len(sides) != 1:
-            raise _Refused(f"size is {_stated(processor.size)}, expected a shortest_edge; {_ANOTHER}")
+            raise _Refused(f"size is {_describe_size(processor.size)}, expected a shortest_edge; {_ANOTHER}")
         edge = sides[0]
         if edge >= _WARPED_FROM:
             sides = (edge, edge)
@@ -221,16 +222,16 @@ def _sizes(processor: Any, steps: _Steps, image_size: int) -> tuple[tuple[int, .
 
 
 def _sides(name: str, size: Any) -> tuple[int, ...]:
-    """Height and width, or the shorter side, of a size as transformers holds it."""
+    """Convert transformers' form of a size to height and width, or to the shorter side."""
     stated = dict(size) if size is not None else {}
     for keys in (("height", "width"), ("shortest_edge",)):
         if set(stated) == set(keys) and not (name == "crop_size" and len(keys) == 1):
             return tuple(_side(f"{name}.{key}", stated[key]) for key in keys)
     expected = "height and width" if name == "crop_size" else "height and width, or shortest_edge"
-    raise _Refused(f"{name} is {_stated(size)}, expected {expected}; {_ANOTHER}")
+    raise _Refused(f"{name} is {_describe_size(size)}, expected {expected}; {_ANOTHER}")
 
 
-def _stated(size: Any) -> str:
+def _describe_size(size: Any) -> str:
     return "missing" if size is None else ", ".join(f"{key} {shorten(value)}" for key, value in dict(size).items())
 
 
@@ -252,13 +253,13 @@ def _require_size(name: str, sides: tuple[int, ...], image_size: int) -> None:
 
 
 def _per_channel(name: str, value: Any, channels: int) -> tuple[float, ...]:
-    """Three numbers. A model of one channel reads the first of three alike."""
+    """Convert a setting to three numbers. A model of one channel uses the first of three equal ones."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if len(values) != channels:
         raise _Refused(
             f"{name} has {len(values)} numbers, expected {channels}, as many as the model's channels; {_ANOTHER}"
         )
-    numbers = tuple(_number(name, each, -1e6, 1e6) for each in values)
+    numbers = tuple(_number(name, number, -1e6, 1e6) for number in values)
     return numbers * (3 // channels)
 
 
@@ -269,7 +270,7 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def _require_same_pixels(processor: Any, image_size: int, fields: dict[str, Any], path: Path) -> None:
-    """Raise BadCheckpoint if the processor and the encoding make different pixels of a drawn page, upright and on its side."""
+    """Raise BadCheckpoint if processor and encoding make different pixels of a drawn page, upright or on its side."""
     encoding = Encoding(image_size=image_size, max_text_tokens=2, bos_id=0, eos_id=0, pad_id=0, **fields)
     encoder = Encoder(encoding, Tokenizer(models.WordLevel()))
     file, _ = draw({"pixel_values": "image"}, encoding)
@@ -286,6 +287,6 @@ def _require_same_pixels(processor: Any, image_size: int, fields: dict[str, Any]
         pixels = encoder.image(page)["pixel_values"][0][: 3 if encoding.image_mode == "RGB" else 1]
         if pixels.shape != expected.shape or not np.array_equal(pixels, expected):
             raise BadCheckpoint(
-                f"{path}: {_kind(processor)} of transformers {transformers.__version__} with Pillow {PIL.__version__} makes other "
+                f"{path}: {_kind_of(processor)} of transformers {transformers.__version__} with Pillow {PIL.__version__} makes other "
                 "pixels of a drawn page than its settings state; install versions that `ee-export` was tried with, and report it"
             )

@@ -1,4 +1,4 @@
-"""A training recipe: everything that decides a run besides its data, as TOML says it."""
+"""A training recipe in TOML: all settings of a run besides its data."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,33 +9,34 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from ee_export.errors import BadRequest, one_line, require_known
-from ee_export.model.exits import HeadSpec, all_exits, parse
+from ee_export.model.exits import HeadSpec, all_exits, parse_exits
 from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import STRATEGIES
-from ee_export.package.toml_tables import read_toml, require_keys, subtable, table, value
+from ee_export.package.toml_tables import read_table, read_toml, read_value, require_keys, subtable
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides a training run besides its data.
+    """All settings of a training run besides its data.
 
-    ``trunk``: a name in :data:`~ee_export.model.families.FAMILIES`. ``model``: fields of its configuration (sizes, exits,
-    heads). ``epochs`` trains trunk and exits; a vision exit that reads pixels shares no weight with them, so its loss
-    separates and it is trained by ``vision_epochs`` of its own.
-    ``strategy``: a name in :data:`~ee_export.model.strategies.STRATEGIES`; ``exit_epochs``: epochs of each of its phases after the
-    first, default ``epochs``. ``weights``, ``gamma``, ``entropy``, ``distillation_temperature``: see
-    :class:`~ee_export.model.strategies.Settings`. ``bf16``: compute in bfloat16 if the device can; processors that cannot would take ten
-    times as long as in float32, which they use instead. ``save_dtype``: ``float32`` or ``float16``, how weights are stored.
-    ``text_dropout``: whether a page's text is now and then cut short or loses tokens while it trains, as OCR engines lose words;
-    not where a single word decides. ``add``: exits that the checkpoint to begin from lacks; their heads alone are trained, and
-    all other weights stay as they are.
+    ``trunk``: a name in :data:`~ee_export.model.families.FAMILIES`. ``model``: fields of its configuration (sizes,
+    exits, heads). ``epochs``: epochs of trunk and exits. ``vision_epochs``: epochs of a vision exit that reads pixels,
+    which is trained separately, because it shares no weights with the others. ``strategy``: a name in
+    :data:`~ee_export.model.strategies.STRATEGIES`. ``exit_epochs``: epochs of each of its phases after the first,
+    default ``epochs``. ``weights``, ``gamma``, ``entropy``, ``distillation_temperature``: see
+    :class:`~ee_export.model.losses.LossSettings`. ``bf16``: true to compute in bfloat16 if the device supports it.
+    Other devices use float32, because their bfloat16 takes ten times as long. ``save_dtype``: ``float32`` or
+    ``float16``, the type of stored weights. ``text_dropout``: true to train some pages with a shorter text or without
+    some tokens, as OCR engines lose words. It should be false if a single word decides. ``add``: exits that the initial
+    checkpoint lacks. Only their heads are trained, and all other weights stay the same.
 
-    ``accumulation``: parts in which a batch goes through the model one after another. An update is the same as with 1 and takes less
-    memory, but batch normalisation, which a vision exit that reads pixels has, sees each part by itself. ``keep``: ``best`` keeps the
-    weights after the epoch with the lowest validation loss in each phase, ``last`` those after the last. ``patience``: epochs
-    without a lower validation loss after which a phase ends; none by default. ``balanced``: whether every class counts the same in
-    the losses, however many pages it has; by default every page does. ``new_classifier``: whether the classifier of the checkpoint to
-    begin from is replaced by an untrained one with the labels of the data. By default it stays, with its labels in its order.
+    ``accumulation``: number of parts in which a batch goes through the model. The update is the same as with 1 and
+    takes less memory, but batch normalisation, which a vision exit that reads pixels has, normalises each part by
+    itself. ``keep``: ``best`` keeps the weights after the epoch with the lowest validation loss in each phase, ``last``
+    those after the last. ``patience``: number of epochs without a lower validation loss after which a phase ends, by
+    default none. ``balanced``: true if all classes count the same in the losses, false if all pages do.
+    ``new_classifier``: true to replace the initial checkpoint's classifier by an untrained one with the labels of the
+    data. By default it stays, with its labels in its order.
     """
 
     trunk: str = "layoutlmv3"
@@ -83,7 +84,7 @@ class Recipe:
 
 _MOST = 1e6
 _LEAST = 1e-12
-"""Of what must be more than nothing."""
+"""Smallest value of numbers that must be positive."""
 _RANGES: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 10_000_000),
     "epochs": (0, _MOST),
@@ -103,14 +104,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "accumulation": (1, _MOST),
     "patience": (1, _MOST),
 }
-"""Least and largest value of each number of a recipe."""
+"""Smallest and largest value of each number of a recipe."""
 _SMALL: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "intermediate_size": 512,
 }
-"""A trunk that trains from nothing on two processors in minutes; each family has those of these fields that it knows."""
+"""Fields of a small trunk that trains from scratch on two processors in minutes.
+
+Each family uses its own ones of them."""
 _SMALL_TEXT: dict[str, Any] = {"max_position_embeddings": 258, "max_text_tokens": 256}
 _SMALL_IMAGE: dict[str, Any] = {"input_size": 224, "image_size": 224, "patch_size": 32, "image_mode": "L"}
 _SMALL_OF: dict[str, dict[str, Any]] = {
@@ -123,13 +126,13 @@ _SMALL_OF: dict[str, dict[str, Any]] = {
     "convnext": {"hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 2, 1], "patch_size": 4},
 }
 _EXITS = "independent_quarter"
-"""The placement of exits of a recipe that names none, as far as the trunk has such exits."""
+"""The default placement of exits, as far as the trunk has such exits."""
 
 
 def with_defaults(recipe: Recipe) -> Recipe:
-    """The recipe of a model that is trained from nothing: with a small trunk if it says nothing of the trunk's configuration.
+    """Add defaults for training from scratch: a small trunk if the recipe does not configure one, and exits.
 
-    Exits, unless it names some, are those of a placement that a trunk of this family can have; a vision exit reads pixels.
+    Default exits are those of the default placement that a trunk of this family can have. A vision exit reads pixels.
     """
     family, model = FAMILIES[recipe.trunk], dict(recipe.model)
     if model.keys() - {"exits", "heads"}:
@@ -142,18 +145,18 @@ def with_defaults(recipe: Recipe) -> Recipe:
     model |= {name: value for name, value in small.items() if name in known}
     if "exits" not in model:
         config = family.config_class(**model)
-        placed = parse(_EXITS, config.num_hidden_layers)[:-1]
+        placed = parse_exits(_EXITS, config.num_hidden_layers)[:-1]
         model["exits"] = [name for name in placed if name.startswith("encoder.") or name in config.BEFORE_ENCODER]
         if "vision" in model["exits"]:
             model["heads"] = {"vision": {"reads": "pixels"}, **(model.get("heads") or {})}
     return replace(recipe, model=model)
 
 
-def layers_of(trunk: str, model: dict[str, Any]) -> int:
-    """How many layers, or stages, a trunk has with these fields of its configuration.
+def count_layers(trunk: str, model: dict[str, Any]) -> int:
+    """Count the layers, or stages, of a trunk with these fields of its configuration.
 
     Raises:
-        BadRequest: a field has another type or value than the configuration takes.
+        BadRequest: a field has a wrong type or value.
     """
     sizes = {name: value for name, value in model.items() if name not in ("exits", "heads")}
     try:
@@ -163,28 +166,28 @@ def layers_of(trunk: str, model: dict[str, Any]) -> int:
 
 
 def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
-    """A recipe from TOML: ``[model]`` and ``[training]`` tables; ``exits`` may be a list or a placement's name.
+    """Read a recipe from TOML, with tables ``[model]`` and ``[training]``. ``exits`` is a list or a placement's name.
 
     Args:
         path: the file.
         trunk: the trunk of a recipe that names none, default that of :class:`Recipe`.
 
     Raises:
-        BadRequest: not TOML, a key that does not exist (the nearest is named), or a value of the wrong type or out of range; names
-            file, table and key.
+        BadRequest: the file is no TOML, a key does not exist (the nearest is named), or a value has the wrong type or
+            is out of range. Names file, table and key.
     """
     tables = read_toml(path, "recipe")
     where = str(path)
     require_keys(tables, ("model", "training"), where, what="table")
-    training = table(Recipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
-    with located(f"{where}: [training] "):
+    training = read_table(Recipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
+    with prefix_errors(f"{where}: [training] "):
         recipe = Recipe(**({} if trunk is None else {"trunk": trunk}) | training)
     model = subtable(tables, "model", where)
     config = FAMILIES[recipe.trunk].config_class
     _check_types(config, model, where)
-    with located(f"{where}: [model] "):
+    with prefix_errors(f"{where}: [model] "):
         if isinstance(model.get("exits"), str):
-            model["exits"] = list(parse(model["exits"], layers_of(recipe.trunk, model))[:-1])
+            model["exits"] = list(parse_exits(model["exits"], count_layers(recipe.trunk, model))[:-1])
         _check_exits(config, model, where)
     layers = model.get("num_hidden_layers")
     if layers is not None:
@@ -193,8 +196,8 @@ def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
 
 
 @contextlib.contextmanager
-def located(place: str) -> Iterator[None]:
-    """Put the file and table in front of the message of a BadRequest that lacks them."""
+def prefix_errors(place: str) -> Iterator[None]:
+    """Prefix the message of a BadRequest with the file and table if it lacks them."""
     try:
         yield
     except BadRequest as error:
@@ -203,14 +206,14 @@ def located(place: str) -> Iterator[None]:
 
 
 def _check_types(config: Any, model: dict[str, Any], where: str) -> None:
-    """Refuse keys of ``[model]`` that a trunk's configuration lacks, and values of another type or that no trunk can have."""
+    """Refuse keys of ``[model]`` that a trunk's configuration lacks, and values of a wrong type or out of range."""
     prefix = "[model] "
-    # Some types of transformers' own fields are text that only its modules can read; it checks these itself.
+    # Some types of transformers' own fields are text that only its modules can resolve. It checks these itself.
     hints = {entry.name: Any if isinstance(entry.type, str) else entry.type for entry in fields(config)}
     require_keys(model, hints, where, prefix)
     for key, item in model.items():
         kind = list[str] | str if key == "exits" else dict[str, dict[str, Any]] if key == "heads" else hints[key]
-        value(kind, item, where, prefix + key)
+        read_value(kind, item, where, prefix + key)
         if isinstance(item, bool) or not isinstance(item, int | float):
             continue
         if key.endswith("_size") or key.startswith(("num_", "max_")):
@@ -227,18 +230,18 @@ def _check_types(config: Any, model: dict[str, Any], where: str) -> None:
             f"{where}: {prefix}hidden_size: found {size}, expected a multiple of num_attention_heads, which is {heads}"
         )
     for name, head in (model.get("heads") or {}).items():
-        table(HeadSpec, head, where, f"[model.heads.{name}] ")
-        with located(f"{where}: [model.heads.{name}] "):
+        read_table(HeadSpec, head, where, f"[model.heads.{name}] ")
+        with prefix_errors(f"{where}: [model.heads.{name}] "):
             HeadSpec(**head)
 
 
 def _check_exits(config: Any, model: dict[str, Any], where: str) -> None:
     """Refuse values that no configuration takes, and exits and heads that do not fit a trunk of a stated depth."""
     try:
-        made = config(**model)
-    except Exception as error:  # transformers checks with errors of several kinds
+        configured = config(**model)
+    except Exception as error:  # transformers raises errors of several kinds
         raise BadRequest(f"{where}: [model] {one_line(error, 300)}") from None
     if "num_hidden_layers" in model:
-        made.exit_names()
-        if "exits" in model:  # else they come from a grid or the command line
-            made.head_specs()
+        configured.exit_names()
+        if "exits" in model:  # otherwise they come from a grid or the command line
+            configured.head_specs()

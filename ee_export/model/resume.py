@@ -1,4 +1,4 @@
-"""Where a training run stands, so that a killed one goes on: safetensors and JSON, never pickle."""
+"""Save the state of a training run, from which a killed run resumes, as safetensors and JSON, without pickles."""
 
 import json
 import os
@@ -22,8 +22,10 @@ _BEST = ("loss", "accuracy", "waited")
 """Figures of the best epoch."""
 
 
-class Saved:
-    """Where a run stands, in ``<out>.partial``: weights, optimizer moments and the best epoch's weights as safetensors, the rest as JSON."""
+class SavedRun:
+    """The saved state of a run in ``<out>.partial``.
+
+    Weights, optimizer moments and the best epoch's weights are safetensors, the rest is JSON."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], every_s: float = 60.0) -> None:
         self.folder = folder
@@ -32,10 +34,10 @@ class Saved:
         self._last = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """The figures of the partial run, ``None`` if there is no such run.
+        """Read the figures of the partial run, ``None`` if there is no such run.
 
         Raises:
-            BadRequest: it is another one's or damaged.
+            BadRequest: it belongs to another run or is damaged.
         """
         if not self.folder.exists():
             return None
@@ -43,7 +45,7 @@ class Saved:
             state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
             same = state["identity"] == self._identity
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(error) from None
+            raise self._damage_error(error) from None
         if not same:
             raise BadRequest(
                 f"{self.folder}: belongs to a run with another recipe or other data; remove it or name another --out"
@@ -51,10 +53,10 @@ class Saved:
         return state
 
     def restore(self, model: EarlyExitModel, optimizers: list[torch.optim.AdamW]) -> tuple[int, Best]:
-        """Steps already done and the best epoch of the stage in which they end.
+        """Restore the state. Returns the steps already done, and the best epoch of the stage in which they end.
 
         Raises:
-            BadRequest: the partial run is another one's or damaged.
+            BadRequest: the partial run belongs to another run or is damaged.
         """
         state = self.read()
         if state is None:
@@ -66,13 +68,13 @@ class Saved:
             for name in _BEST:
                 setattr(best, name, state["best"][name])
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise self._damaged(error) from None
+            raise self._damage_error(error) from None
         for number, optimizer in enumerate(optimizers):
-            for at, weight in enumerate(optimizer.param_groups[0]["params"]):
-                prefix = f"{number}.{at}."
+            for place, weight in enumerate(optimizer.param_groups[0]["params"]):
+                prefix = f"{number}.{place}."
                 own = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
                 if own:
-                    # The count of steps stays on the processor, where AdamW keeps it.
+                    # AdamW keeps the count of steps on the CPU.
                     optimizer.state[weight] = {
                         key: value if key == "step" else value.to(weight.device) for key, value in own.items()
                     }
@@ -81,7 +83,7 @@ class Saved:
     def save_sometimes(
         self, steps: int, model: EarlyExitModel, optimizers: list[torch.optim.AdamW], best: Best
     ) -> None:
-        """Write the state if the last time is a minute ago (``EE_TRAIN_SAVE_S`` seconds)."""
+        """Write the state if the last write is a minute ago (``EE_TRAIN_SAVE_S`` seconds)."""
         if time.monotonic() - self._last < self._every_s:
             return
         with staged_folder(self.folder, overwrite=True) as staging:
@@ -95,7 +97,7 @@ class Saved:
             (staging / "state.json").write_text(json.dumps(state))
         self._last = time.monotonic()
 
-    def _damaged(self, error: Exception) -> BadRequest:
+    def _damage_error(self, error: Exception) -> BadRequest:
         return BadRequest(f"{self.folder}: damaged ({shorten(error)}); remove it to begin again")
 
     def remove(self) -> None:
@@ -104,6 +106,6 @@ class Saved:
 
 def _moments(optimizers: list[torch.optim.AdamW]) -> Iterator[tuple[str, Tensor]]:
     for number, optimizer in enumerate(optimizers):
-        for at, weight in enumerate(optimizer.param_groups[0]["params"]):
+        for place, weight in enumerate(optimizer.param_groups[0]["params"]):
             for key, value in optimizer.state.get(weight, {}).items():
-                yield f"{number}.{at}.{key}", value.contiguous()
+                yield f"{number}.{place}.{key}", value.contiguous()

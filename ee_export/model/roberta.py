@@ -1,4 +1,4 @@
-"""The early-exit RoBERTa classifiers, XLM-RoBERTa and CamemBERT among them: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit classifiers of RoBERTa, XLM-RoBERTa and CamemBERT: stock trunk and classifier, and a head per exit."""
 
 from typing import Any, ClassVar
 
@@ -21,30 +21,30 @@ from ee_export.model.text import EarlyExitText, TextConfig
 
 @strict
 class EarlyExitRobertaConfig(TextConfig, RobertaConfig):
-    """RoBERTa's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """RoBERTa's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_roberta"
 
 
 @strict
 class EarlyExitXLMRobertaConfig(TextConfig, XLMRobertaConfig):
-    """XLM-RoBERTa's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """XLM-RoBERTa's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_xlm-roberta"
 
 
 @strict
 class EarlyExitCamembertConfig(TextConfig, CamembertConfig):
-    """CamemBERT's configuration, and which exits the model has; see :class:`TextConfig`."""
+    """CamemBERT's configuration with exits, see :class:`TextConfig`."""
 
     model_type = "early_exit_camembert"
 
 
 class EarlyExitRobertaLike(EarlyExitText):
-    """A classifier whose trunk transformers calls ``roberta``, whatever it was trained on; mixed into each kind's own class.
+    """A classifier with a trunk that transformers calls ``roberta``. A mixin for the class of each kind.
 
-    ``roberta.*`` and ``classifier.*`` carry the names of transformers' classes, so a stock checkpoint loads into them; ``exits.*``
-    are this model's own. ``TRUNK`` and ``HEAD``: transformers' classes of both.
+    ``roberta.*`` and ``classifier.*`` carry the names of transformers' classes, so a stock checkpoint loads into them.
+    ``exits.*`` hold the exit heads. ``TRUNK`` and ``HEAD``: transformers' classes of both.
     """
 
     TRUNK: ClassVar[type[nn.Module]]
@@ -58,7 +58,7 @@ class EarlyExitRobertaLike(EarlyExitText):
         self.post_init()
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; the stock head takes the row out of all tokens itself."""
+        """See :meth:`EarlyExitModel.classify`. The stock head selects the row itself."""
         return super().classify(features.unsqueeze(1))
 
 

@@ -1,4 +1,4 @@
-"""The early-exit classifier of SigLIP's image tower, for pages known by their image alone, and a head at every exit."""
+"""The early-exit classifier of SigLIP's image tower for images, with a head at every exit."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from ee_export.model.image import EarlyExitImage, ImageConfig, projections
 
 @strict
 class EarlyExitSiglipConfig(ImageConfig, SiglipConfig):
-    """SigLIP's configuration, and which exits the model has; see :class:`ImageConfig`. Sizes stand in ``vision_config``."""
+    """SigLIP's configuration with exits, see :class:`ImageConfig`. Sizes stand in ``vision_config``."""
 
     model_type = "early_exit_siglip"
     HAS_CLS = False
@@ -35,16 +35,16 @@ class EarlyExitSiglipConfig(ImageConfig, SiglipConfig):
 
     @property
     def num_channels(self) -> int:
-        """Channels that the image tower takes."""
+        """Number of channels of the image tower's input."""
         return int(self.vision_config.num_channels)
 
 
 class EarlyExitSiglip(EarlyExitImage, SiglipPreTrainedModel):
     """SigLIP's image tower for document classification with exits.
 
-    ``vision_model.*`` and ``classifier.*`` carry the names of transformers' ``SiglipForImageClassification``, so a stock checkpoint
-    loads into them; ``exits.*`` are this model's own. The tower's own pooling head is loaded, and nothing reads it. There is no
-    ``[CLS]``: every exit reads the mean of the patches and comes behind its whole layer.
+    ``vision_model.*`` and ``classifier.*`` carry the names of transformers' ``SiglipForImageClassification``, so a
+    stock checkpoint loads into them. ``exits.*`` hold the exit heads. The tower's own pooling head is loaded but not
+    used. There is no ``[CLS]``, so every exit reads the mean of the patches and follows its whole layer.
     """
 
     config_class = EarlyExitSiglipConfig
@@ -63,7 +63,7 @@ class EarlyExitSiglip(EarlyExitImage, SiglipPreTrainedModel):
         return "own"
 
     def final_features(self, hidden: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.final_features`; the mean of normalised rows."""
+        """See :meth:`EarlyExitModel.final_features`. The mean of normalised rows."""
         return self.mean(self.vision_model.post_layernorm(hidden))
 
     def parts(self, *, answer_first: bool) -> list[Part]:

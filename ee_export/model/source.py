@@ -1,4 +1,4 @@
-"""A fine-tuned checkpoint as transformers saved it, with exits added: weights, labels, image processor and tokenizer are its own."""
+"""Load a fine-tuned checkpoint of transformers with its labels, image processor and tokenizer, and add exits."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from ee_export.errors import BadCheckpoint, BadRequest, printable, shorten
-from ee_export.model.checkpoint import loading, quiet, read_config, train_tokenizer
+from ee_export.model.checkpoint import catch_load_errors, read_config, silence_transformers, train_tokenizer
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX, known_trunk
 from ee_export.model.processor import image_encoding, load_processor
@@ -20,17 +20,17 @@ from ee_export.package.ranges import require_labels
 from ee_export.package.strict_json import Refused
 
 _FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
-"""What is fetched from the Hugging Face hub: no pickles but weights, which are loaded with ``weights_only``."""
+"""Files to fetch from the Hugging Face hub. The only pickles are weights, which are loaded with ``weights_only``."""
 _CLASSIFIERS = ("classifier.", "cls_classifier.")
-"""Beginnings of the names of the weights from which logits of classes come."""
+"""Prefixes of the names of classifier weights."""
 _TASKS = ("ForSequenceClassification", "ForImageClassification")
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint.
+    """Find the folder of a checkpoint.
 
     Args:
-        name: a folder, or the name of a model on the Hugging Face hub, from its cache or online.
+        name: a folder, or the name of a model on the Hugging Face hub, in its cache or online.
 
     Raises:
         BadCheckpoint: it is neither.
@@ -47,7 +47,7 @@ def find_checkpoint(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except HFValidationError:
         raise BadCheckpoint(f"{name}: no such folder; name the folder that `save_pretrained` wrote") from None
-    except Exception as error:  # of requests, httpx, the hub's own: by cause and by version
+    except Exception as error:  # errors of requests, httpx or the hub, depending on cause and version
         raise BadCheckpoint(
             f"{name}: no such folder, and no model on the Hugging Face hub that can be had here ({shorten(error)}); name the folder "
             "that `save_pretrained` wrote, or download the model first"
@@ -57,34 +57,35 @@ def find_checkpoint(name: str) -> Path:
 def load_source(
     folder: Path, exits: Sequence[str] | None = None, labels: Mapping[str, str] | None = None
 ) -> tuple[EarlyExitModel, Tokenizer]:
-    """A stock checkpoint with untrained heads at its exits. All other weights, in float32, are those of the files.
+    """Load a stock checkpoint with untrained heads at its exits. All other weights, in float32, are those of the files.
 
-    The head of the exit ``vision`` reads pixels: a trunk's embeddings of patches tell little of a page.
+    The head of the exit ``vision`` reads pixels, because embeddings of patches hold little information on a page.
 
     Args:
-        folder: config.json, weights (safetensors or ``pytorch_model.bin``, in one file or in shards), and what encodes pages:
-            the image processor's and the tokenizer's files.
+        folder: config.json, weights (safetensors or ``pytorch_model.bin``, in one file or in shards), and the files of
+            the image processor and of the tokenizer.
         exits: names of exits, default :func:`default_exits`.
         labels: new names of labels, by the checkpoint's own, such as ``{"LABEL_0": "invoice"}``.
 
     Raises:
-        BadCheckpoint: a file is missing or damaged, the model is of an unknown type or no classifier, its weights do not fit
-            its configuration, or its pages are encoded in a way that cannot be reproduced. The message names the file.
+        BadCheckpoint: a file is missing or damaged, the model is of an unknown type or no classifier, its weights do
+            not fit its configuration, or its pages are encoded in a way that cannot be reproduced. The message names
+            the file.
         BadRequest: an exit is unknown to the model, or ``labels`` names a label that it does not have.
     """
     content = read_config(folder)
     family = family_of(folder, content)
     id2label = rename_labels(folder, labels_in(folder, content), labels)
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         config = family.config_class.from_pretrained(
-            folder, id2label=dict(enumerate(id2label)), label2id={label: at for at, label in enumerate(id2label)}
+            folder, id2label=dict(enumerate(id2label)), label2id={label: index for index, label in enumerate(id2label)}
         )
         config.exits = list(default_exits(config) if exits is None else exits)
-        if "vision" in config.exit_names():  # raises for exits that the trunk does not have
+        if "vision" in config.exit_names():  # raises an error for exits that the trunk does not have
             config.heads = {"vision": {"reads": "pixels"}}
     encoding: dict[str, Any] = {}
     if family.reads("image"):
-        side = _side_read(folder, config)
+        side = _find_side(folder, config)
         encoding |= {"image_size": side, **image_encoding(folder, side, config.num_channels)}
     if family.reads("text"):
         with_boxes = "bbox" in family.INPUTS
@@ -104,7 +105,7 @@ def load_source(
 
 
 def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
-    """The family of a stock classifier by its configuration; raises BadCheckpoint for another model."""
+    """Find the family of a stock classifier by its configuration. Raises BadCheckpoint for another model."""
     path, model_type = folder / "config.json", content.get("model_type")
     if isinstance(model_type, str) and model_type.startswith(PREFIX):
         raise BadCheckpoint(
@@ -125,7 +126,10 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
 
 
 def labels_in(folder: Path, content: Mapping[str, Any]) -> list[str]:
-    """Labels in the order of the logits, from ``id2label``; raises BadCheckpoint where a number is missing or a name doubled."""
+    """Read labels in the order of the logits from ``id2label``.
+
+    Raises BadCheckpoint if a number is missing or a name repeated.
+    """
     path, table = folder / "config.json", content.get("id2label")
     if table is None:
         count = content.get("num_labels", 2)
@@ -139,7 +143,7 @@ def labels_in(folder: Path, content: Mapping[str, Any]) -> list[str]:
 
 
 def classifier_labels(folder: Path) -> tuple[str, ...] | None:
-    """The labels that a checkpoint's classifier answers with, in its order; ``None`` if no classifier was trained.
+    """Read the labels of a checkpoint's classifier, in its order, ``None`` if it has no trained classifier.
 
     Raises:
         BadCheckpoint: config.json or model.safetensors is damaged.
@@ -147,7 +151,7 @@ def classifier_labels(folder: Path) -> tuple[str, ...] | None:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         return None
-    with loading(folder), safe_open(weights, "np") as file:
+    with catch_load_errors(folder), safe_open(weights, "np") as file:
         names = list(file.keys())
     if not any(name.startswith(_CLASSIFIERS) for name in names):
         return None
@@ -155,7 +159,7 @@ def classifier_labels(folder: Path) -> tuple[str, ...] | None:
 
 
 def rename_labels(folder: Path, labels: Sequence[str], names: Mapping[str, str] | None) -> list[str]:
-    """Labels with the names that the user gives them."""
+    """Rename labels as the user states."""
     for name in names or {}:
         if name not in labels:
             raise BadRequest(
@@ -170,7 +174,7 @@ def rename_labels(folder: Path, labels: Sequence[str], names: Mapping[str, str] 
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """New label names by the checkpoint's own, from a JSON file; raises BadRequest."""
+    """Read new label names by the checkpoint's own, from a JSON file. Raises BadRequest."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -181,7 +185,7 @@ def read_labels(path: Path) -> dict[str, str]:
 
 
 def default_exits(config: Any) -> tuple[str, ...]:
-    """Exits after a quarter, a half and three quarters of the layers, and before the encoder where page or words are embedded."""
+    """Default exits: after a quarter, a half and three quarters of the layers, and after the embeddings."""
     layers = config.num_hidden_layers
     depths = sorted({max(1, round(layers * share)) for share in (0.25, 0.5, 0.75)} - {layers})
     return (
@@ -190,17 +194,17 @@ def default_exits(config: Any) -> tuple[str, ...]:
     )
 
 
-def _side_read(folder: Path, config: Any) -> int:
-    """Side of the images that the model reads, in pixels: its configuration's, or its processor's if it takes any size."""
+def _find_side(folder: Path, config: Any) -> int:
+    """Find the side of the model's images in pixels: its configuration's, or its processor's if it accepts any size."""
     if not getattr(config, "any_size", False):
         return int(config.input_size)
     processor = load_processor(folder)
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         return int(processor(Image.new("RGB", (300, 400)), return_tensors="np")["pixel_values"].shape[-1])
 
 
 def _load_weights(folder: Path, family: type[EarlyExitModel], config: Any) -> EarlyExitModel:
-    with loading(folder), quiet():
+    with catch_load_errors(folder), silence_transformers():
         model, info = family.from_pretrained(
             folder,
             config=config,

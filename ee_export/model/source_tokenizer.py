@@ -1,4 +1,4 @@
-"""The tokenizer of a brought checkpoint: how transformers itself makes token ids of a page's words, as fields of an encoding."""
+"""Convert a stock checkpoint's tokenizer to fields of an encoding with the same token ids as in transformers."""
 
 import contextlib
 import json
@@ -14,18 +14,18 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from ee_export.data.tokenizer import FIT_ROWS, LARGEST, read_tokenizer, require_rows
 from ee_export.errors import BadCheckpoint, EeError, is_fault, one_line
-from ee_export.model.checkpoint import quiet
+from ee_export.model.checkpoint import silence_transformers
 from ee_export.package.strict_json import excerpt, parse
 
 _CONFIG = "tokenizer_config.json"
 _FILE = "tokenizer.json"
 _SANE_LENGTH = 1_000_000
-"""Tokens: transformers writes 1e30 for a tokenizer without a length."""
+"""Smallest length that counts as none, in tokens. transformers writes 1e30 for a tokenizer without a length."""
 _WITH_BOXES = (LayoutLMv2Tokenizer, LayoutLMv3Tokenizer, LayoutXLMTokenizer)
 _LAYOUTLM_ENDS = ((0, 0, 0, 0), (1000, 1000, 1000, 1000))
 """Boxes of [CLS] and [SEP] in transformers' documentation of LayoutLM, whose tokenizer has no boxes."""
 _REPRODUCED = {"split_special_tokens": (False,), "padding_side": ("right",), "truncation_side": ("right", "left")}
-"""Settings of a tokenizer, and the values of each that an encoding can say."""
+"""Settings of a tokenizer, and the supported values of each."""
 _SAVE_AGAIN = "load it with transformers' AutoTokenizer and save it there again (`save_pretrained`)"
 _PROBES = (
     ["Invoice", "no.", "2024-117"],
@@ -47,23 +47,23 @@ _PROBES = (
     ],
     ["</s>", "<mask>x", "[SEP]", "a[MASK]", "…", "don't", "1,234.56", "\u200b", "\x07", "ALL", "a\tb\nc"],
 )
-"""Words by which the rebuilt tokenizer is compared with transformers' own."""
+"""Words for the comparison of the rebuilt tokenizer with transformers' own."""
 
 
 def text_encoding(
     folder: Path, model_type: str, vocab_size: int, longest_text: int, boxes: bool
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a checkpoint of transformers, and the fields of :class:`~ee_export.package.encoding.Encoding` that it decides.
+    """Rebuild a checkpoint's tokenizer, with its fields of :class:`~ee_export.package.encoding.Encoding`.
 
-    transformers loads the tokenizer, because its class and tokenizer_config.json decide more than tokenizer.json does. Its
-    tokenizer is then rebuilt of known parts, and compared with the original on a few pages.
+    transformers loads the tokenizer, because its class and tokenizer_config.json have settings that tokenizer.json
+    lacks. The tokenizer is then rebuilt of supported parts, and compared with the original on a few pages.
 
     Args:
         folder: the checkpoint.
         model_type: the one of its config.json.
         vocab_size: rows of the model's embedding.
         longest_text: positions of the model, in tokens.
-        boxes: whether the model reads a box of each token.
+        boxes: true if the model reads a box of each token.
 
     Raises:
         BadCheckpoint: there is no tokenizer, or it cannot be reproduced exactly. Names the part.
@@ -116,10 +116,10 @@ def _check_config(folder: Path) -> None:
 
 
 def _check_file(folder: Path) -> str | None:
-    """Check tokenizer.json, if it is there, before the parser of tokenizers meets it. Returns the type of its model.
+    """Check tokenizer.json, if it exists, before the parser of tokenizers reads it. Returns the type of its model.
 
     Raises:
-        BadCheckpoint: there is no tokenizer, or its file has a part that this version does not know.
+        BadCheckpoint: there is no tokenizer, or its file has an unsupported part.
     """
     path = folder / _FILE
     if not path.is_file():
@@ -133,16 +133,16 @@ def _check_file(folder: Path) -> str | None:
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     try:
-        content = _modern(parse(data, deepest=64)) if len(data) <= LARGEST else None
+        content = _modernize(parse(data, deepest=64)) if len(data) <= LARGEST else None
     except ValueError as reason:
         raise BadCheckpoint(f"{path}: not valid JSON ({reason}); copy the checkpoint again") from None
     read_tokenizer(data if content is None else json.dumps(content).encode(), str(path), BadCheckpoint, _SAVE_AGAIN)
-    assert content is not None  # else it is refused
+    assert content is not None  # otherwise it is refused
     return str(content["model"]["type"])
 
 
-def _modern(content: Any) -> Any:
-    """A tokenizer.json in the form of today, of one that an older version of tokenizers wrote."""
+def _modernize(content: Any) -> Any:
+    """Convert a tokenizer.json of an older version of tokenizers to the present form."""
     model = content.get("model") if isinstance(content, dict) else None
     if isinstance(model, dict) and "type" not in model:
         model["type"] = (
@@ -160,7 +160,7 @@ def _modern(content: Any) -> Any:
 
 
 def _load(folder: Path) -> Any:
-    with _loading(folder), quiet():
+    with _loading(folder), silence_transformers():
         source = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         names = {key: name for key, name in source.vocab_files_names.items() if key != "tokenizer_file"}
     if not isinstance(source, TokenizersBackend):
@@ -170,7 +170,7 @@ def _load(folder: Path) -> Any:
         )
     missing = [name for name in names.values() if not (folder / name).is_file()]
     if missing and not (folder / _FILE).is_file():
-        # transformers makes a vocabulary of special tokens alone, and reports nothing.
+        # transformers silently makes a vocabulary of special tokens alone.
         raise BadCheckpoint(
             f"{folder / missing[0]}: missing; expected {_FILE} or all of {', '.join(names.values())} of its "
             f"{type(source).__name__}; copy the file from where the checkpoint comes from"
@@ -179,7 +179,7 @@ def _load(folder: Path) -> Any:
 
 
 def _require_reproducible(folder: Path, source: Any, written: str | None, boxes: bool) -> None:
-    """Refuse a tokenizer that does more than its backend, or that belongs to another kind of model."""
+    """Refuse a tokenizer that has steps besides its backend, or that belongs to another kind of model."""
     path, kind = folder / _CONFIG, type(source)
     plain = kind.__call__ is PreTrainedTokenizerBase.__call__ and kind._encode_plus is TokenizersBackend._encode_plus
     if not plain and kind not in _WITH_BOXES:
@@ -192,10 +192,10 @@ def _require_reproducible(folder: Path, source: Any, written: str | None, boxes:
             f"{path}: {kind.__name__} makes boxes, and the model reads none; expected the model's own tokenizer; "
             "copy it from where the checkpoint comes from"
         )
-    made = type(source.backend_tokenizer.model).__name__
-    if written not in (None, made):
+    kind_made = type(source.backend_tokenizer.model).__name__
+    if written not in (None, kind_made):
         raise BadCheckpoint(
-            f"{path}: tokenizer_class {kind.__name__} is a {made} tokenizer, and {_FILE} holds a {written} one; expected files "
+            f"{path}: tokenizer_class {kind.__name__} is a {kind_made} tokenizer, and {_FILE} holds a {written} one; expected files "
             "of one tokenizer; write the class that the model was trained with"
         )
     for name, values in _REPRODUCED.items():
@@ -214,23 +214,23 @@ def _require_reproducible(folder: Path, source: Any, written: str | None, boxes:
 def _ends(
     folder: Path, source: Any, tokenizer: Tokenizer, boxes: bool, model_type: str
 ) -> tuple[tuple[int, int], tuple[tuple[int, ...], ...]]:
-    """Ids and boxes of the tokens around a text, as transformers puts them around a few pages.
+    """Find ids and boxes of the tokens around a text, by transformers' encoding of a few pages.
 
     Raises:
-        BadCheckpoint: they are not one before and one behind, or the words between them are cut in another way.
+        BadCheckpoint: they are not one in front and one behind, or the words between them have other pieces.
     """
-    places = [[at, at, at + 1, at + 2] for at in range(100)]
+    places = [[low, low, low + 1, low + 2] for low in range(100)]
     ends, edges = set[tuple[int, int]](), set[tuple[tuple[int, ...], ...]]()
     for words in _PROBES:
         text: Any = words if boxes else " ".join(words)
-        with _loading(folder), quiet():
+        with _loading(folder), silence_transformers():
             if type(source) in _WITH_BOXES:
-                made = source(words, boxes=places[: len(words)])
+                encoded = source(words, boxes=places[: len(words)])
             else:
-                made = source(text, is_split_into_words=boxes)
+                encoded = source(text, is_split_into_words=boxes)
             cut = tokenizer.encode(text, is_pretokenized=boxes, add_special_tokens=False)
             count = source.num_special_tokens_to_add(pair=False)
-        ids, bbox = made["input_ids"], made.get("bbox")
+        ids, bbox = encoded["input_ids"], encoded.get("bbox")
         before = _place_of(cut.ids, ids)
         behind = len(ids) - len(cut.ids) - (before or 0)
         if before is not None and (count, before, behind) != (2, 1, 1):
@@ -244,7 +244,7 @@ def _ends(
                 f"{folder}: its {type(source).__name__} cuts {excerpt(words)} in another way than its parts do; expected "
                 "equal tokens; bring a model with another tokenizer"
             )
-        if any(made.get("token_type_ids", ())):
+        if any(encoded.get("token_type_ids", ())):
             raise BadCheckpoint(
                 f"{folder / _FILE}: gives a single text other token types than 0; expected 0; {_SAVE_AGAIN} with such a "
                 "post_processor"
@@ -264,17 +264,17 @@ def _ends(
 
 
 def boxes_of_ends(model_type: str) -> tuple[tuple[int, ...], ...]:
-    """Boxes of the tokens before and behind a text, of a model that reads boxes with a tokenizer that has none."""
+    """Boxes of the tokens around a text, for a model that reads boxes with a tokenizer without boxes."""
     return _LAYOUTLM_ENDS if model_type == "layoutlm" else ((0, 0, 0, 0), (0, 0, 0, 0))
 
 
 def _place_of(part: list[int], ids: list[int]) -> int | None:
-    """The first place of one list in another."""
-    return next((at for at in range(len(ids) - len(part) + 1) if ids[at : at + len(part)] == part), None)
+    """Find the first position of one list in another."""
+    return next((begin for begin in range(len(ids) - len(part) + 1) if ids[begin : begin + len(part)] == part), None)
 
 
 def _length(folder: Path, source: Any, longest_text: int) -> int:
-    """Tokens that are read of a text."""
+    """Largest number of tokens that are read of a text."""
     length = source.model_max_length
     if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 3:
         raise BadCheckpoint(
@@ -286,7 +286,7 @@ def _length(folder: Path, source: Any, longest_text: int) -> int:
 
 @contextlib.contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """What transformers or tokenizers raise, as one line."""
+    """Convert exceptions of transformers and tokenizers to one line."""
     try:
         yield
     except EeError:

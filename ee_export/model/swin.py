@@ -1,4 +1,4 @@
-"""The early-exit Swin classifier, for pages known by their image alone: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit Swin classifier for images: the stock trunk and classifier with a head at every exit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ from ee_export.model.stages import EarlyExitStages, StagesConfig
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage as it is cut: ``merge`` comes first and takes a grid of ``before`` x ``before`` positions to ``side`` x ``side``."""
+    """A stage after the cut.
+
+    ``merge`` is first, and merges a grid of ``before`` x ``before`` positions to ``side`` x ``side``.
+    """
 
     side: int
     blocks: Sequence[SwinLayer]
@@ -30,24 +33,24 @@ class Stage:
 
 @strict
 class EarlyExitSwinConfig(StagesConfig, SwinConfig):
-    """Swin's configuration, and which exits the model has; see :class:`StagesConfig`."""
+    """Swin's configuration with exits, see :class:`StagesConfig`."""
 
     model_type = "early_exit_swin"
 
-    patch_size: int = 4  # a stock one may be a pair too; this one is not
+    patch_size: int = 4  # a pair in some stock configurations, but not in this one
 
     @property
     def any_size(self) -> bool:
-        """See :attr:`ImageConfig.any_size`; only absolute positions are of one size."""
+        """See :attr:`ImageConfig.any_size`. Only absolute positions are of one size."""
         return not self.use_absolute_embeddings
 
     @property
     def widths(self) -> Sequence[int]:
         """See :attr:`StagesConfig.widths`."""
-        return [self.embed_dim * 2**at for at in range(len(self.depths))]
+        return [self.embed_dim * 2**stage for stage in range(len(self.depths))]
 
 
-# transformers knows the weights of a Swin by other names in files than in memory, by the type of model.
+# transformers' names of a Swin's weights differ between files and memory, depending on the type of model.
 register_checkpoint_conversion_mapping(
     EarlyExitSwinConfig.model_type, get_checkpoint_conversion_mapping("swin") or [], overwrite=True
 )
@@ -56,8 +59,9 @@ register_checkpoint_conversion_mapping(
 class EarlyExitSwin(EarlyExitStages, SwinPreTrainedModel):
     """Swin for document classification with exits.
 
-    ``swin.*`` and ``classifier.*`` carry the names of transformers' ``SwinForImageClassification``, so a stock checkpoint loads into
-    them; ``exits.*`` are this model's own. Hidden states are ``[B, L, H]``, those behind a stage before its positions are merged.
+    ``swin.*`` and ``classifier.*`` carry the names of transformers' ``SwinForImageClassification``, so a stock
+    checkpoint loads into them. ``exits.*`` hold the exit heads. Hidden states are ``[B, L, H]``. Those behind a stage
+    are not merged yet.
     """
 
     config_class = EarlyExitSwinConfig
@@ -81,7 +85,7 @@ class EarlyExitSwin(EarlyExitStages, SwinPreTrainedModel):
         return "own"
 
     def final_features(self, hidden: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.final_features`; the mean of normalised rows."""
+        """See :meth:`EarlyExitModel.final_features`. The mean of normalised rows."""
         return self.swin.layernorm(hidden).mean(1)
 
     def parts(self, *, answer_first: bool) -> list[Part]:
@@ -99,12 +103,15 @@ class EarlyExitSwin(EarlyExitStages, SwinPreTrainedModel):
         states = self.swin(pixels, output_hidden_states=True, output_hidden_states_before_downsampling=True)
         rows = [state.flatten(2).transpose(1, 2) for state in states.reshaped_hidden_states]
         return {
-            name: pixels if self.feature(name) == "pixels" else self.pooled(name, rows[self.config.depth(name)])
+            name: pixels if self.feature(name) == "pixels" else self.pool(name, rows[self.config.depth(name)])
             for name in self.config.exit_names()
         }
 
     def _side(self, number: int) -> int:
-        """Side of the grid behind a stage, 0 being the embeddings, in positions. An odd one is padded before it is halved."""
+        """Side of the grid behind a stage in positions, 0 for the embeddings.
+
+        An odd side is padded before it is halved.
+        """
         side = -(-self.config.input_size // self.config.patch_size)
         for _ in range(number - 1):
             side = -(-side // 2)
@@ -127,7 +134,7 @@ def _stage(stage: Stage, hidden: Tensor) -> Tensor:
 def _layer(layer: SwinLayer, side: int, hidden: Tensor) -> Tensor:
     """A layer, ``hidden [B, side · side, H]`` before it to ``hidden`` after it."""
     batch, _, width = hidden.shape
-    layer.set_shift_and_window_size((side, side))  # one window and no shift, if the grid is no larger
+    layer.set_shift_and_window_size((side, side))  # one window without a shift, if the grid is no larger
     window, shift = layer.window_size, layer.shift_size
     windows = -(-side // window)
     padded = windows * window
@@ -136,7 +143,7 @@ def _layer(layer: SwinLayer, side: int, hidden: Tensor) -> Tensor:
         grid = F.pad(grid, (0, 0, 0, padded - side, 0, padded - side))
     if shift:
         grid = torch.roll(grid, (-shift, -shift), dims=(1, 2))
-    # [B, row of windows, row in a window, column of windows, column in a window, H] to [B, positions of a window, windows · H]
+    # [B, window row, row in it, window column, column in it, H] to [B, positions of a window, windows · H]
     rows = grid.view(batch, windows, window, windows, window, width).permute(0, 2, 4, 1, 3, 5)
     gathered = _attend_in_windows(layer, rows.reshape(batch, window**2, windows**2 * width), padded)
     grid = gathered.view(batch, window, window, windows, windows, width).permute(0, 3, 1, 4, 2, 5)
@@ -150,10 +157,10 @@ def _layer(layer: SwinLayer, side: int, hidden: Tensor) -> Tensor:
 
 
 def _attend_in_windows(layer: SwinLayer, rows: Tensor, side: int) -> Tensor:
-    """What every position gathers from its window, of the shape of ``rows [B, N, windows · H]``, for windows of N positions.
+    """Attention of every position within its window of N positions, in the shape of ``rows [B, N, windows · H]``.
 
-    A window's heads stand beside those of the other windows, as if they were more heads of one sequence of N rows: so the bias,
-    which differs between windows where they are shifted, is one constant ``[1, windows · h, N, N]`` for all pages.
+    The heads of all windows stand side by side, as heads of one sequence of N rows. So the bias, which differs between
+    shifted windows, is one constant ``[1, windows · h, N, N]`` for all pages.
     """
     attention = layer.attention
     width, heads = attention.o_proj.in_features, attention.num_attention_heads
@@ -163,11 +170,11 @@ def _attend_in_windows(layer: SwinLayer, rows: Tensor, side: int) -> Tensor:
     bias = bias.expand(windows, -1, -1, -1) if mask is None else bias + mask.unsqueeze(1)
 
     def every(projection: nn.Linear) -> Callable[[Tensor], Tensor]:
-        return lambda given: projection(given.reshape(-1, width)).view(given.shape)
+        return lambda values: projection(values.reshape(-1, width)).view(values.shape)
 
     dropout = attention.attention_dropout if layer.training else 0.0
     context = attend(
-        [every(each) for each in projections(attention)], windows * heads, rows, bias.flatten(0, 1)[None], dropout
+        [every(linear) for linear in projections(attention)], windows * heads, rows, bias.flatten(0, 1)[None], dropout
     )
     gathered: Tensor = layer.dropout(attention.o_proj(context.reshape(-1, width)))
     return gathered

@@ -1,4 +1,4 @@
-"""The common parts of trunks that read words: BERT's layers, behind embeddings of their own."""
+"""The common base of trunks for words: BERT's layers behind each trunk's own embeddings."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,9 +15,9 @@ from ee_export.model.trunk import layer_answer, layer_whole
 
 @dataclass(kw_only=True)
 class TextConfig(EarlyExitConfig):
-    """What a configuration says of a trunk that reads words, besides what the stock one says; see :class:`EarlyExitConfig`.
+    """The fields of a trunk for words, besides the stock ones. See :class:`EarlyExitConfig`.
 
-    ``max_text_tokens``: how many tokens of a page are read, the two special ones included.
+    ``max_text_tokens``: tokens read of a page, including the two special ones.
     """
 
     BEFORE_ENCODER = ("text",)
@@ -26,7 +26,7 @@ class TextConfig(EarlyExitConfig):
     heads: dict[str, Any] | None = None
     encoding: dict[str, Any] | None = None
     max_text_tokens: int = 510
-    # Every page is encoded in the same way; of its image, such a trunk is given one pixel and does not read it.
+    # All pages are encoded alike. Such a trunk gets one pixel of the image, and does not read it.
     input_size: int = 1
     image_mode: str = "L"
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -34,7 +34,7 @@ class TextConfig(EarlyExitConfig):
 
 
 def require_value(config: Any, name: str, fits: bool, expected: str) -> None:
-    """Refuse a checkpoint whose configuration has a value that no part of this toolkit computes.
+    """Refuse a checkpoint with a configuration value that this toolkit does not support.
 
     Raises:
         BadCheckpoint: ``fits`` is false.
@@ -58,9 +58,9 @@ def require_box_rows(config: Any) -> None:
 
 
 class EarlyExitText(EarlyExitModel):
-    """The forward pass of a trunk that reads words. Layers are LayoutLMv3's, without its positions in the bias.
+    """The forward pass of a trunk for words. Layers are LayoutLMv3's, without its positions in the bias.
 
-    The stock trunk stands under the name that transformers gives it, which is ``base_model`` too.
+    The stock trunk has its transformers name as an attribute, and ``base_model`` too.
     """
 
     INPUTS: ClassVar = {"input_ids": "text", "attention_mask": "text"}
@@ -69,7 +69,7 @@ class EarlyExitText(EarlyExitModel):
         super().__init__(config)
         decoder, positions = getattr(config, "is_decoder", False), getattr(config, "position_embedding_type", None)
         require_value(config, "is_decoder", not decoder, "False: a decoder's [CLS] reads no token after it")
-        # transformers 5 has no code for other positions: it drops their weights and computes another model.
+        # transformers 5 has no code for other positions. It drops their weights, and computes another model.
         require_value(config, "position_embedding_type", positions in (None, "absolute"), "'absolute'")
 
     def parts(self, *, answer_first: bool) -> list[Part]:
@@ -91,7 +91,7 @@ class EarlyExitText(EarlyExitModel):
         return [*parts, trunk_part(padding_bias, self.base_model, ("attention_mask",), ("bias",))]
 
     def embeddings_part(self) -> Part:
-        """The part that makes ``hidden.0 [B, T, H]`` of a page's tokens."""
+        """The part that embeds a page's tokens as ``hidden.0 [B, T, H]``."""
         return trunk_part(_embeddings, self.base_model, ("input_ids",), ("hidden.0",))
 
     def features(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class EarlyExitText(EarlyExitModel):
         read = {name: inputs[name] for name in self.INPUTS}
         states = self.base_model(**read, output_hidden_states=True).hidden_states
         return {
-            name: self.pooled(name, states[self.config.depth(name)], read["attention_mask"])
+            name: self.pool(name, states[self.config.depth(name)], read["attention_mask"])
             for name in self.config.exit_names()
         }
 
@@ -109,6 +109,6 @@ def _embeddings(stock: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 
 def padding_bias(stock: PreTrainedModel, attention_mask: Tensor) -> Tensor:
-    """Term of the scores, ``[B, 1, T, T]``: 0, or at padding the lowest number there is."""
+    """Bias of the scores, ``[B, 1, T, T]``: 0, or the lowest number at padding."""
     padding = (1.0 - attention_mask[:, None, None, :].to(stock.dtype)) * torch.finfo(stock.dtype).min
     return padding.expand(-1, -1, attention_mask.shape[1], -1)

@@ -1,4 +1,4 @@
-"""Train the exits and the trunk together: seeded, resumable after a kill, safetensors only."""
+"""Train the exits and the trunk together, seeded, resumable after a kill, and with safetensors only."""
 
 import json
 import shutil
@@ -19,13 +19,13 @@ from ee_export.model.best import Best
 from ee_export.model.device import Machine
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
-from ee_export.model.exits import ordered
+from ee_export.model.exits import order_exits
 from ee_export.model.families import FAMILIES, PREFIX
 from ee_export.model.loader import workers_to_encode
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import EncodedPages, encoding_digest
 from ee_export.model.recipe import Recipe, with_defaults
-from ee_export.model.resume import Saved
+from ee_export.model.resume import SavedRun
 from ee_export.model.source import classifier_labels
 from ee_export.package.atomic import check_destination, staged_folder
 from ee_export.package.origin import REPORT
@@ -44,17 +44,17 @@ def train(
     machine: Machine | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Path:
-    """Train and write the checkpoint ``out``; a run that was killed goes on from ``<out>.partial`` and ``<out>.encoded``.
+    """Train and write the checkpoint ``out``. A killed run resumes from ``<out>.partial`` and ``<out>.encoded``.
 
     Args:
-        data: pages that train.
-        val: pages that choose the epoch that is kept.
+        data: training pages.
+        val: validation pages, which choose the best epoch.
         out: the checkpoint folder.
-        recipe: what decides the run besides the data.
-        init: a checkpoint to begin from, or ``None``.
+        recipe: all settings of the run besides the data.
+        init: the initial checkpoint, or ``None``.
         progress: called while pages are encoded and after every step.
-        force: replace what is there.
-        machine: the device that trains and the processes that serve it, default this processor.
+        force: replace existing folders.
+        machine: the device that trains and its worker processes, default the CPU.
         report: called with a line about the pages, and about each epoch.
 
     Raises:
@@ -76,12 +76,12 @@ def train(
         remedy = "name the classes as it does, or train a new classifier with --new-classifier"
         data, val = (with_labels(part, labels, init, remedy) for part in (data, val))
     model, tokenizer = _new_model(data, recipe, init)
-    saved = Saved(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
-    saved.read()  # refused before pages are encoded
+    saved = SavedRun(out.with_name(out.name + ".partial"), _identity(data, val, recipe, init))
+    saved.read()  # a bad recipe is refused before pages are encoded
     if report is not None:
         report(f"{len(data)} pages to train on, {len(val)} to validate, {len(data.labels)} classes")
     encoded = out.with_name(out.name + ".encoded")
-    pages, val_pages = _encoded(data, val, model, tokenizer, encoded, machine, progress)
+    pages, val_pages = _encode(data, val, model, tokenizer, encoded, machine, progress)
 
     model.to(machine.device)
     stages = stages_of(model, recipe, len(pages))
@@ -119,13 +119,13 @@ def train(
 
 
 def be_deterministic(machine: Machine) -> None:
-    """Choose kernels by which a resumed run ends with the weights of an unbroken one, bit for bit on the processor."""
-    torch.use_deterministic_algorithms(machine.device.type == "cpu")  # some steps have no such form on a GPU
-    # Filling new memory would only find reads of what was never written, and takes a fifth of the time.
+    """Choose deterministic kernels, so that a resumed run equals an unbroken one, bit for bit on the CPU."""
+    torch.use_deterministic_algorithms(machine.device.type == "cpu")  # some kernels have no deterministic form on a GPU
+    # Filling new memory only detects reads of uninitialized values, and takes a fifth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _encoded(
+def _encode(
     data: Labelled,
     val: Labelled,
     model: EarlyExitModel,
@@ -134,7 +134,7 @@ def _encoded(
     machine: Machine,
     progress: Progress,
 ) -> tuple[EncodedPages, EncodedPages]:
-    """Pages that train and pages that validate, encoded in a folder."""
+    """Encode training and validation pages in a folder."""
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     encoding = encoding_digest(encoder, tokenizer, model)
     train_pages, val_pages = (
@@ -159,7 +159,7 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
         "num_labels": len(data.labels),
     }
     if recipe.add:
-        return _with_added(data, recipe, init)
+        return _add_exits(data, recipe, init)
     if init is not None:
         changes = {**recipe.model, **labels}
         return checkpoint.load_stock(init, changes, recipe.trunk, new_classifier=recipe.new_classifier)
@@ -173,17 +173,17 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
             config.max_text_tokens = min(config.max_text_tokens, config.longest_text)
         model = family(config)
         page = blank_page(checkpoint.encoding_of(config), 2)
-        with torch.no_grad():  # some sizes fit together in every module and not in the whole
+        with torch.no_grad():  # some sizes fit every single module but not the whole model
             model.eval()(**{name: torch.from_numpy(page[name]) for name in model.INPUTS})
         return model, tokenizer
     except EeError:
         raise
-    except Exception as error:  # transformers and torch refuse sizes that do not fit with errors of several kinds
+    except Exception as error:  # transformers and torch raise errors of several kinds for sizes that do not fit
         raise BadRequest(f"[model] of the recipe: no such model can be made ({one_line(error, 300)})") from None
 
 
-def _with_added(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
-    """The model of a checkpoint with untrained heads at the exits that are added."""
+def _add_exits(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
+    """Load the model of a checkpoint, with untrained heads at the added exits."""
     if init is None:
         raise BadRequest("exits are added to a trained checkpoint; name it with --init")
     trained, _ = checkpoint.load(init)
@@ -192,9 +192,9 @@ def _with_added(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Earl
         raise BadRequest(f"{init}: has the exit '{again[0]}' already; it has {', '.join(has)}")
     if labels != data.labels:
         raise BadRequest(f"{init}: its labels are {', '.join(labels)}, those of the data {', '.join(data.labels)}")
-    given = recipe.model.get("heads") or {}
-    heads = {**(trained.config.heads or {}), **{name: given[name] for name in recipe.add if name in given}}
-    exits = list(ordered((*has, *recipe.add), trained.config.num_hidden_layers))
+    stated = recipe.model.get("heads") or {}
+    heads = {**(trained.config.heads or {}), **{name: stated[name] for name in recipe.add if name in stated}}
+    exits = list(order_exits((*has, *recipe.add), trained.config.num_hidden_layers))
     trained.config.keep_bands()
     changes = {"exits": exits, "heads": heads, "encoding": trained.config.encoding}
     return checkpoint.load_stock(init, changes, trained.config.model_type.removeprefix(PREFIX))

@@ -1,4 +1,4 @@
-"""Train the heads of exits on the features of a frozen trunk; no other weight changes."""
+"""Train the heads of exits on the features of a frozen trunk. No other weight changes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,15 @@ Progress = Callable[[int, int, str], None]
 
 
 class HasHeads(Protocol):
-    """A module with heads at exits; the names of a head's weights begin with :func:`~ee_export.model.strategies.head_prefix`."""
+    """A module with heads at exits.
+
+    A head's weight names begin with :func:`~ee_export.model.strategies.head_prefix`.
+    """
 
     config: Any
 
     def answer(self, exit_name: str, features: Tensor) -> tuple[Tensor, ...]:
-        """Logits of an exit ``[B, C]``, and what else its head gives, for features ``[B, F]``."""
+        """Logits of an exit ``[B, C]``, followed by other outputs of its head, for features ``[B, F]``."""
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
@@ -33,12 +36,12 @@ class HasHeads(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HeadTraining:
-    """How heads are trained: AdamW, the learning rate falling to 0 along a cosine.
+    """Hyperparameters of the heads, for AdamW with a learning rate that falls to 0 along a cosine.
 
-    ``vision_epochs``: of the exit ``vision``, whose head reads pixels and is trained apart. ``patience``: epochs without a lower
-    validation loss of any exit after which training ends. ``balanced``: whether every class weighs the same in the loss, however many
-    pages it has; else every page does. ``bf16``: whether the trunk, and the head of ``vision`` while it is trained, compute in bfloat16
-    if the device can.
+    ``vision_epochs``: epochs of the exit ``vision``, whose head reads pixels and is trained separately. ``patience``:
+    number of epochs without a lower validation loss of any exit after which training ends. ``balanced``: true if all
+    classes count the same in the loss, false if all pages do. ``bf16``: true to compute the trunk, and the head of
+    ``vision`` in training, in bfloat16 if the device supports it.
     """
 
     epochs: int = 60
@@ -59,18 +62,18 @@ def train_heads(
     targets: np.ndarray,
     val_features: Mapping[str, np.ndarray],
     val_targets: np.ndarray,
-    how: HeadTraining,
+    training: HeadTraining,
     progress: Progress,
 ) -> dict[str, float]:
-    """Train the heads of some exits, and keep each as it was after the epoch with its lowest validation loss.
+    """Train the heads of some exits, and keep the weights of each from its epoch with the lowest validation loss.
 
     Args:
-        model: its heads are changed in place, on the device where they are.
+        model: its heads are changed in place, on their device.
         features: float32 ``[N, H]`` per exit.
         targets: index of each page's label, int64 ``[N]``.
         val_features: of the validation pages, ``[M, H]`` per exit.
-        val_targets: theirs, ``[M]``.
-        how: the hyperparameters.
+        val_targets: labels of the validation pages, ``[M]``.
+        training: the hyperparameters.
         progress: called after every epoch.
 
     Returns:
@@ -80,27 +83,29 @@ def train_heads(
     weights = {name: _own_weights(model, name) for name in exits}
     optimizer = torch.optim.AdamW(
         [weight for own in weights.values() for weight in own.values()],
-        how.learning_rate,
-        weight_decay=how.weight_decay,
+        training.learning_rate,
+        weight_decay=training.weight_decay,
     )
     device = _device_of(model)
-    balance = class_weights(targets, model.config.num_labels).to(device) if how.balanced else None
+    balance = class_weights(targets, model.config.num_labels).to(device) if training.balanced else None
     best = {name: Best() for name in exits}
     labels = torch.from_numpy(targets).to(device)
-    steps = max(1, -(-len(targets) // how.batch_size))
-    for epoch in range(how.epochs):
-        rng = np.random.default_rng([how.seed, epoch])
+    steps = max(1, -(-len(targets) // training.batch_size))
+    for epoch in range(training.epochs):
+        rng = np.random.default_rng([training.seed, epoch])
         torch.manual_seed(int(rng.integers(2**31)))
         model.train()
         order = rng.permutation(len(targets))
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = how.learning_rate * 0.5 * (1 + np.cos(np.pi * (epoch + step / steps) / how.epochs))
-            rows = np.sort(order[step * how.batch_size : (step + 1) * how.batch_size])
+                group["lr"] = (
+                    training.learning_rate * 0.5 * (1 + np.cos(np.pi * (epoch + step / steps) / training.epochs))
+                )
+            rows = np.sort(order[step * training.batch_size : (step + 1) * training.batch_size])
             loss = torch.stack(
                 [
                     cross_entropy(
-                        _logits(model, name, features[name][rows]), labels[rows], balance, how.label_smoothing
+                        _logits(model, name, features[name][rows]), labels[rows], balance, training.label_smoothing
                     )
                     for name in exits
                 ]
@@ -111,8 +116,8 @@ def train_heads(
         for name, (val_loss, share) in _evaluate(model, val_features, val_targets, balance).items():
             best[name].note(val_loss, share, weights[name])
         line = ", ".join(f"{name} {kept.accuracy:.3f}" for name, kept in best.items())
-        progress(epoch + 1, how.epochs, f"epoch {epoch + 1}, best val accuracy: {line}")
-        if min(kept.waited for kept in best.values()) >= how.patience:
+        progress(epoch + 1, training.epochs, f"epoch {epoch + 1}, best val accuracy: {line}")
+        if min(kept.waited for kept in best.values()) >= training.patience:
             break
     for name, kept in best.items():
         kept.restore(weights[name])
@@ -129,7 +134,9 @@ def _evaluate(
     labels = torch.from_numpy(targets).to(_device_of(model))
     result = {}
     for name, values in features.items():
-        logits = torch.cat([_logits(model, name, values[at : at + 1024]) for at in range(0, len(values), 1024)])
+        logits = torch.cat(
+            [_logits(model, name, values[begin : begin + 1024]) for begin in range(0, len(values), 1024)]
+        )
         loss = float(cross_entropy(logits, labels, balance))
         result[name] = loss, float((logits.argmax(1) == labels).float().mean())
     return result

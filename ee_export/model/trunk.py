@@ -1,8 +1,8 @@
 """LayoutLMv3's forward pass in pieces that can be cut apart, over the stock modules and their weights.
 
-Mathematically the stock model: its CogView softmax is an ordinary softmax written for fp16, and everything that is
-added to the scores (1-D and 2-D relative positions, padding) is summed into one ``bias`` once per page.
-L = T + V: T text tokens, then V = 1 + (S / patch)² visual ones.
+It is mathematically equal to the stock model. The stock CogView softmax is an ordinary softmax written for fp16, and
+all terms that are added to the scores (1-D and 2-D relative positions, padding) are summed into one ``bias`` once per
+page. A page has L = T + V tokens: T text tokens, then V = 1 + (S / patch)² visual ones.
 """
 
 import math
@@ -32,10 +32,10 @@ def fuse(trunk: LayoutLMv3Model, text: Tensor, visual: Tensor) -> Tensor:
 
 
 def band_mean(trunk: LayoutLMv3Model, percent: int, input_ids: Tensor, bbox: Tensor, attention_mask: Tensor) -> Tensor:
-    """Average ``[B, H]`` of the embeddings of the tokens whose boxes have their middle in the top ``percent`` of the page.
+    """Average ``[B, H]`` of the embeddings of tokens with the middle of their box in the top ``percent`` of the page.
 
-    The first token counts too, so that there is one; the last, which stands where the text ends, does not. So a page whose
-    text was read only that far gives what the whole text gives.
+    The first token always counts, so that there is at least one. The last token, which marks the end of the text, does
+    not. So a page with only this part of its text read has the same average as with its whole text.
     """
     inside = (bbox[:, :, 1] + bbox[:, :, 3] < 20 * percent) & (bbox.sum(-1) > 0)
     first = torch.arange(input_ids.shape[1], device=bbox.device) == 0
@@ -45,16 +45,19 @@ def band_mean(trunk: LayoutLMv3Model, percent: int, input_ids: Tensor, bbox: Ten
 
 
 def full_mask(trunk: LayoutLMv3Model, attention_mask: Tensor) -> Tensor:
-    """Padding mask over text and visual tokens, ``[B, L]``, from the text's ``[B, T]``; visual tokens are never padding."""
+    """Padding mask over text and visual tokens, ``[B, L]``, from the text's ``[B, T]``.
+
+    Visual tokens are never masked.
+    """
     visual = attention_mask.new_ones((attention_mask.shape[0], trunk.visual_bbox.shape[0]))
     return torch.cat([attention_mask, visual], dim=1)
 
 
 def attention_bias(trunk: LayoutLMv3Model, bbox: Tensor, attention_mask: Tensor) -> Tensor:
-    """All that is added to the attention scores, ``[B, h, L, L]``: relative positions over √d, and the padding mask.
+    """The sum of all terms of the attention scores, ``[B, h, L, L]``: relative positions over √d, and the padding mask.
 
-    A bias depends on a distance only, so each table holds one row of ``h`` values per distance; rows are gathered
-    and summed as ``[B, L, L, h]`` and transposed once. They are looked up as embeddings are: that exports as ``Gather``, which
+    A bias depends on a distance only, so each table holds one row of ``h`` values per distance. The rows are gathered
+    and summed as ``[B, L, L, h]`` and transposed once. Lookups as for embeddings export as ``Gather``, which
     onnxruntime runs three times as fast as the ``GatherND`` of an index.
     """
     config, encoder = trunk.config, trunk.encoder
@@ -71,8 +74,8 @@ def attention_bias(trunk: LayoutLMv3Model, bbox: Tensor, attention_mask: Tensor)
         far = config.max_2d_position_embeddings
         for linear, edge in ((encoder.rel_pos_x_bias, 0), (encoder.rel_pos_y_bias, 3)):
             table = _distance_table(encoder, linear, far, config.rel_2d_pos_bins, config.max_rel_2d_pos)
-            at = boxes[:, :, edge]
-            term = _look_up(table, at[:, None, :] - at[:, :, None] + far, trunk.training)
+            edges = boxes[:, :, edge]
+            term = _look_up(table, edges[:, None, :] - edges[:, :, None] + far, trunk.training)
             rows = term if rows is None else rows + term
     mask = full_mask(trunk, attention_mask)
     dtype = rows.dtype if rows is not None else torch.float32
@@ -93,8 +96,8 @@ def _distance_table(encoder: LayoutLMv3Encoder, linear: nn.Linear, far: int, bin
 def _look_up(table: Tensor, index: Tensor, training: bool) -> Tensor:
     """The rows ``[…, h]`` of a table ``[N, h]`` at some indices ``[…]``.
 
-    The gradient of ``index_select`` takes a sixth of the time of that of ``embedding``, which goes through all indices for each block of
-    the table's rows.
+    The gradient of ``index_select`` takes a sixth of the time of that of ``embedding``, which visits all indices for
+    each block of the table's rows.
     """
     if training:
         return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])

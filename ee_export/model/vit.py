@@ -1,4 +1,4 @@
-"""The early-exit ViT classifier, for pages known by their image alone: the stock trunk and classifier, and a head at every exit."""
+"""The early-exit ViT classifier for images: the stock trunk and classifier with a head at every exit."""
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ee_export.model.image import EarlyExitImage, ImageConfig, projections
 
 @strict
 class EarlyExitViTConfig(ImageConfig, ViTConfig):
-    """ViT's configuration, and which exits the model has; see :class:`ImageConfig`."""
+    """ViT's configuration with exits, see :class:`ImageConfig`."""
 
     model_type = "early_exit_vit"
 
@@ -21,8 +21,8 @@ class EarlyExitViTConfig(ImageConfig, ViTConfig):
 class EarlyExitViT(EarlyExitImage, ViTPreTrainedModel):
     """ViT for document classification with exits.
 
-    ``vit.*`` and ``classifier.*`` carry the names of transformers' ``ViTForImageClassification``, so a stock checkpoint loads
-    into them; ``exits.*`` are this model's own.
+    ``vit.*`` and ``classifier.*`` carry the names of transformers' ``ViTForImageClassification``, so a stock checkpoint
+    loads into them. ``exits.*`` hold the exit heads.
     """
 
     config_class = EarlyExitViTConfig
@@ -35,7 +35,7 @@ class EarlyExitViT(EarlyExitImage, ViTPreTrainedModel):
         self.post_init()
 
     def classify(self, features: Tensor) -> Tensor:
-        """See :meth:`EarlyExitModel.classify`; a ViT normalises after its last layer."""
+        """See :meth:`EarlyExitModel.classify`. A ViT normalises after its last layer."""
         return super().classify(self.vit.layernorm(features))
 
     def parts(self, *, answer_first: bool) -> list[Part]:

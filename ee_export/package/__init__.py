@@ -1,4 +1,4 @@
-"""Packages as files: manifest, recipes, strict readers, and writers that leave nothing half written."""
+"""Packages as files: manifest, recipes, strict readers and atomic writers."""
 
 from ee_export.package.store import Package, open_package
 

@@ -1,4 +1,4 @@
-"""segments.toml: which ONNX graphs make a package, how their tensors are called, and how a page is encoded for them."""
+"""Read segments.toml, which names a package's ONNX graphs, their tensors and the encoding of a page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 from ee_export.errors import BadRequest, shorten
 from ee_export.package.encoding import Encoding
 from ee_export.package.manifest import ARRAY, SOURCES
-from ee_export.package.toml_tables import read_toml, require_keys, shown, table, value
+from ee_export.package.toml_tables import format_value, read_table, read_toml, read_value, require_keys
 
 TRAIN = "train"
 """Value of ``head`` for a head that the command trains."""
@@ -20,10 +20,10 @@ _EXAMPLE = "see docs/your-graphs.md"
 class SegmentEntry:
     """A graph that ends at an exit.
 
-    ``file``: the ONNX file. ``inputs``: the package's tensor for a name of the graph, where the two differ. ``outputs``: the name in
-    the package for an output of the graph, where the two differ. ``logits``: the tensor of the graph with the exit's raw class logits
-    ``[B, C]``, default its only output. ``gate``: the one with its go/stop logit ``[B, 1]``. ``zeros``: integer inputs of the graph
-    that are 0 everywhere, in the shape of ``input_ids``.
+    ``file``: the ONNX file. ``inputs``: the package's tensor for a name of the graph, if the two differ. ``outputs``:
+    the name in the package for an output of the graph, if the two differ. ``logits``: the tensor of the graph with the
+    exit's raw class logits ``[B, C]``, default its only output. ``gate``: the tensor with its go/stop logit ``[B, 1]``.
+    ``zeros``: integer inputs of the graph that are 0 everywhere, in the shape of ``input_ids``.
     """
 
     exit: str
@@ -37,7 +37,7 @@ class SegmentEntry:
 
 @dataclass(frozen=True, slots=True)
 class GraphEntry:
-    """A whole graph that is cut at tensors; fields as those of :class:`SegmentEntry`. ``exit``: the name of its last exit."""
+    """A whole graph that is cut at tensors, with fields as in :class:`SegmentEntry`. ``exit``: its last exit."""
 
     file: Path
     inputs: dict[str, str] = field(default_factory=dict)
@@ -50,10 +50,12 @@ class GraphEntry:
 class CutEntry:
     """An exit of a whole graph.
 
-    ``tensor``: the tensor, or the node that makes it. ``head``: ``train``, or an ONNX file that makes class logits ``[B, C]`` of the
-    tensor. Of a head that is trained: ``layers``: 1 (linear) or 2; ``pool``: ``mean`` averages over all axes but the pages' and the
-    features', ``first`` takes the first token's row; ``axis``: the axis of the features, default 1 of a tensor ``[B, F, …]`` with four
-    axes or more, else the last.
+    ``tensor``: the tensor, or the node that makes it. ``head``: ``train``, or an ONNX file that makes class logits
+    ``[B, C]`` of the tensor.
+
+    The other fields configure a head that is trained. ``layers``: 1 (linear) or 2. ``pool``: ``mean`` averages over all
+    axes but the pages' and the features', ``first`` takes the first token's row. ``axis``: the axis of the features,
+    default 1 for a tensor ``[B, F, …]`` with four axes or more, else the last.
     """
 
     exit: str
@@ -66,8 +68,10 @@ class CutEntry:
 
 @dataclass(frozen=True, slots=True)
 class EncodingEntry:
-    """How a page is encoded: ``stated`` fields of :class:`~ee_export.package.encoding.Encoding`, the folder of an image processor of Hugging
-    Face, and a ``tokenizer.json`` or the folder of a tokenizer."""
+    """The encoding of a page.
+
+    ``stated``: fields of :class:`~ee_export.package.encoding.Encoding`. ``processor``: the folder of an image processor
+    of Hugging Face. ``tokenizer``: a ``tokenizer.json``, or the folder of a tokenizer."""
 
     stated: dict[str, Any] = field(default_factory=dict)
     processor: Path | None = None
@@ -76,10 +80,10 @@ class EncodingEntry:
 
 @dataclass(frozen=True, slots=True)
 class AssembleRecipe:
-    """A segments.toml that was read. Either ``graph`` or ``segments`` is there.
+    """The contents of a segments.toml. Exactly one of ``graph`` and ``segments`` is set.
 
-    ``encodings``: ``""`` is that of ``[encoding]``; others, by name, are those of models that read the page differently. There
-    are none if ``arrays`` names inputs that the caller gives.
+    ``encodings``: by name. ``""`` is the one of ``[encoding]``, the others belong to models that read the page
+    differently. It is empty if ``arrays`` names inputs that the caller gives.
     """
 
     path: Path
@@ -102,12 +106,12 @@ class AssembleRecipe:
     @property
     def sources(self) -> dict[str, str]:
         """Every input that the package can have, and its source."""
-        made = {
+        encoded = {
             f"{encoding}.{name}" if encoding else name: source
             for encoding in self.encodings
             for name, source in SOURCES.items()
         }
-        return {**made, **dict.fromkeys(self.arrays, ARRAY)}
+        return {**encoded, **dict.fromkeys(self.arrays, ARRAY)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +133,11 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
     """Read a segments.toml.
 
     Raises:
-        BadRequest: it cannot be read, a key is unknown or missing, a value has another type, or it has neither ``[graph]`` nor
-            ``[[segments]]``.
+        BadRequest: it cannot be read, a key is unknown or missing, a value has another type, or it has neither
+            ``[graph]`` nor ``[[segments]]``.
     """
     where = str(path)
-    top = _Top(**table(_Top, read_toml(path, "description of a package"), where))
+    top = _Top(**read_table(_Top, read_toml(path, "description of a package"), where))
     folder = path.parent
 
     def below(other: Path) -> Path:
@@ -141,7 +145,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
 
     graph = None
     if top.graph:
-        graph = GraphEntry(**table(GraphEntry, top.graph, where, "[graph] "))
+        graph = GraphEntry(**read_table(GraphEntry, top.graph, where, "[graph] "))
         graph = replace(graph, file=below(graph.file))
     segments = tuple(
         SegmentEntry(**{**entry, "file": below(entry["file"])}) for entry in _tables(SegmentEntry, top.segments, where)
@@ -169,14 +173,16 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
     for name, content in top.encodings.items():
         if not isinstance(content, dict):
             raise BadRequest(
-                f"{where}: encodings.{shorten(name)}: found {shown(content)}, expected a table [encodings.{shorten(name)}]"
+                f"{where}: encodings.{shorten(name)}: found {format_value(content)}, expected a table [encodings.{shorten(name)}]"
             )
         encodings[name] = _encoding(content, where, folder, f"encodings.{name}")
     if graph is not None and top.encodings:
-        raise BadRequest(f"{where}: [encodings] with [graph]; one graph reads a page in one way, which [encoding] says")
+        raise BadRequest(
+            f"{where}: [encodings] with [graph]; one graph reads a page in one way, which [encoding] states"
+        )
     exits = [*(segment.exit for segment in segments), *(cut.exit for cut in cuts), *([graph.exit] if graph else [])]
-    for at, name in enumerate(exits):
-        if name in exits[:at]:
+    for index, name in enumerate(exits):
+        if name in exits[:index]:
             raise BadRequest(f"{where}: exit '{shorten(name)}' is there twice; give each exit a name of its own")
     return AssembleRecipe(
         path,
@@ -194,8 +200,8 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
 def _tables(kind: Any, content: Any, where: str, name: str = "segments") -> list[dict[str, Any]]:
     """The fields of an array of tables."""
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
-        raise BadRequest(f"{where}: {name}: found {shown(content)}, expected tables [[{name}]]")
-    return [table(kind, entry, where, f"[[{name}]] {at}: ") for at, entry in enumerate(content, 1)]
+        raise BadRequest(f"{where}: {name}: found {format_value(content)}, expected tables [[{name}]]")
+    return [read_table(kind, entry, where, f"[[{name}]] {number}: ") for number, entry in enumerate(content, 1)]
 
 
 def _labels(content: list[str] | str, where: str, folder: Path) -> tuple[str, ...]:
@@ -215,12 +221,12 @@ def _encoding(content: Mapping[str, Any], where: str, folder: Path, name: str = 
     hints = get_type_hints(Encoding)
     require_keys(content, [*hints, "processor", "tokenizer"], where, f"[{name}] ")
     paths = {
-        key: folder / value(Path, content[key], where, f"[{name}] {key}")
+        key: folder / read_value(Path, content[key], where, f"[{name}] {key}")
         for key in ("processor", "tokenizer")
         if key in content
     }
     stated = {
-        key: value(hints[key], item, where, f"[{name}] {key}") for key, item in content.items() if key not in paths
+        key: read_value(hints[key], item, where, f"[{name}] {key}") for key, item in content.items() if key not in paths
     }
     stated = {key: tuple(item) if isinstance(item, list) else item for key, item in stated.items()}
     return EncodingEntry(stated, paths.get("processor"), paths.get("tokenizer"))

@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all: temporary sibling, fsync, rename."""
+"""Write files and folders atomically: temporary sibling, fsync, rename."""
 
 import contextlib
 import ctypes
@@ -19,14 +19,14 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``destination``; it takes that name when the block ends without error.
+    """Yield an empty temporary folder, which becomes ``destination`` when the block ends without an error.
 
-    What stood there is replaced in one step, or left as it was. Whatever a killed process left behind is removed by the
-    next one that stages the same destination (a staging folder is locked for as long as its process lives).
+    An existing folder is replaced atomically, or stays as it was. A staging folder is locked as long as its process
+    lives. The next process that stages the same destination removes the folders of killed processes.
 
     Raises:
         BadRequest: ``destination`` exists and ``overwrite`` is false, or it is not a folder.
-        EeError: the disk is full or the place is not writable; nothing of the attempt is left.
+        EeError: the disk is full or the place is not writable. Nothing of the attempt remains.
     """
     destination = Path(os.path.abspath(destination))
     check_destination(destination, overwrite=overwrite)
@@ -52,10 +52,10 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all; what stood there is replaced in one step.
+    """Write a file atomically. An existing file is replaced.
 
     Raises:
-        EeError: the disk is full or the place is not writable; nothing of the attempt is left.
+        EeError: the disk is full or the place is not writable. Nothing of the attempt remains.
     """
     staging = None
     try:
@@ -76,30 +76,28 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path, waits: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a file or folder that is about to be replaced, also against other processes; freed when one dies.
+def lock_file(path: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock against all threads and processes while a file or folder is replaced. It ends with its process.
 
     Args:
-        path: what is locked; the lock is a hidden file beside it, so that replacing ``path`` does not lose it.
-        waits: told, once, who holds the lock, when somebody does.
+        path: the file or folder. The lock is a hidden file beside it, so it survives the replacement of ``path``.
+        report: called once with the name of the process that holds the lock, if the lock is taken.
     """
     path = Path(os.path.abspath(path))
     lock = path.with_name(f".{path.name}.lock")
-    handle = _locked(lock, waits)
+    handle = _acquire_lock(lock, report)
     try:
         os.truncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         yield
     finally:
-        lock.unlink(
-            missing_ok=True
-        )  # while it is held: who waits on it then sees that it is no longer the one at `lock`
+        lock.unlink(missing_ok=True)  # before it is freed: a waiting process then finds another file at `lock`
         os.close(handle)
 
 
-def _locked(lock: Path, waits: Callable[[str], None]) -> int:
-    """A handle of the lock's file, held, and still the file that is there."""
-    told = False
+def _acquire_lock(lock: Path, report: Callable[[str], None]) -> int:
+    """Open and lock the lock's file. Retry if another process has removed the file meanwhile."""
+    reported = False
     while True:
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -109,9 +107,9 @@ def _locked(lock: Path, waits: Callable[[str], None]) -> int:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
-                    waits(_holder(handle))
-                    told = True
+                if not reported:
+                    report(_holder(handle))
+                    reported = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), lock.stat()):
@@ -124,14 +122,14 @@ def _locked(lock: Path, waits: Callable[[str], None]) -> int:
 
 def _holder(handle: int) -> str:
     try:
-        found = json.loads(os.pread(handle, 4096, 0))
-        return f"process {found['pid']} on {found['host']}"
-    except (ValueError, KeyError, TypeError):  # it has the lock and did not write yet
+        holder = json.loads(os.pread(handle, 4096, 0))
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):  # the holder has not written its name yet
         return "another process"
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Refuse at once what :func:`staged_folder` would refuse at the end of long work."""
+    """Refuse a destination before long work that :func:`staged_folder` would refuse."""
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise BadRequest(f"{destination}: exists and is not a folder; name another destination")
     if destination.exists() and not overwrite:
@@ -139,9 +137,9 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
 
 
 def _cannot_write(destination: Path, error: OSError) -> EeError:
-    what = error.strerror or str(error)
+    reason = error.strerror or str(error)
     return EeError(
-        f"{destination}: cannot be written ({what}); nothing was left behind; free some space or name another place"
+        f"{destination}: cannot be written ({reason}); nothing was left behind; free some space or name another place"
     )
 
 
@@ -178,7 +176,7 @@ def _put_in_place(staging: Path, destination: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> None:
-    """Swap two folders in one step where the system can (Linux renameat2), else by three renames."""
+    """Swap two folders, atomically if the system can (Linux renameat2), else by three renames."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is not None:
         names = (os.fsencode(first), os.fsencode(second))

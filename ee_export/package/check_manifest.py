@@ -1,4 +1,4 @@
-"""Ranges of a manifest's values: of a manifest that passes, no later stage stumbles over a field."""
+"""Check the ranges of a manifest's values. No later stage fails on a field of a manifest that passes."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -18,7 +18,6 @@ from ee_export.package.manifest import (
 )
 from ee_export.package.ranges import (
     LONGEST_NAME,
-    composed,
     require,
     require_date,
     require_keys,
@@ -29,6 +28,7 @@ from ee_export.package.ranges import (
     require_rising,
     require_sha256,
     require_text,
+    to_nfc,
 )
 from ee_export.package.strict_json import Refused
 
@@ -41,17 +41,17 @@ _MOST_TARGETS = 100
 _LARGEST_FILE = 1 << 46
 _EXIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _RESERVED = (SOURCE, "ocr")
-"""Names that stand beside those of exits in a manifest or an answer's trace, and so cannot be those of exits."""
+"""Names that an exit cannot have: they stand beside exits in a manifest or an answer's trace."""
 _ENCODING = re.compile(r"[a-z0-9_]{1,64}")
 _NOT_ARRAYS = ("label", "file", "words")
-"""Names that stand beside those of arrays in a file of labelled arrays or of golden pages."""
+"""Names that an array cannot have: they stand beside arrays in files of labelled arrays and of golden pages."""
 
 
 def check(manifest: Manifest) -> None:
     """Check every field of a manifest whose types are right.
 
     Raises:
-        Refused: a value is out of range, or does not fit to others; names the field.
+        Refused: a value is out of range, or contradicts another. Names the field.
     """
     require_text("name", manifest.name)
     require_text("created_by", manifest.created_by)
@@ -73,12 +73,12 @@ def check(manifest: Manifest) -> None:
 
 
 def check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
-    """Check the names of exits; raises Refused."""
+    """Check the names of exits. Raises Refused."""
     require(bool(exits), "exits", exits, "one exit or more")
     gates = set(map(gate_name, exits))
     before = set[str]()
-    for at, name in enumerate(exits):
-        path = f"exits[{at}]"
+    for index, name in enumerate(exits):
+        path = f"exits[{index}]"
         fits = _EXIT.fullmatch(name) is not None and name not in _RESERVED
         require(fits, path, name, "1 to 64 letters, digits, '_', '-' and '.', not 'source' or 'ocr'")
         require(name not in gates, path, name, "another name, as the gate of another exit has this one")
@@ -90,7 +90,7 @@ def check_exits(exits: tuple[str, ...], *, reads_text: bool) -> None:
 
 
 def check_inputs(manifest: Manifest) -> None:
-    """Check the sources of all inputs, and the encodings that make them; raises Refused."""
+    """Check the sources of all inputs, and the encodings that make them. Raises Refused."""
     expected = f"one or more of {', '.join(SOURCES)}, or arrays with names of their own"
     require(bool(manifest.inputs), "inputs", manifest.inputs, expected)
     for name in manifest.encodings:
@@ -124,7 +124,10 @@ def check_inputs(manifest: Manifest) -> None:
 
 
 def _check_encoding(path: str, encoding: Encoding, sources: Collection[str]) -> None:
-    """Check an encoding whose inputs are made from these parts of a page. Its fields for the other parts may be left out."""
+    """Check an encoding whose inputs are made from these parts of a page.
+
+    Its fields for the other parts may be left out.
+    """
     bare = Encoding()
     fields = (encoding.image_size, encoding.image_mode, encoding.image_mean, encoding.image_std)
     if "image" in sources or fields != (bare.image_size, bare.image_mode, bare.image_mean, bare.image_std):
@@ -133,8 +136,8 @@ def _check_encoding(path: str, encoding: Encoding, sources: Collection[str]) -> 
         for name, values in (("image_mean", encoding.image_mean), ("image_std", encoding.image_std)):
             require(len(values) == 3, f"{path}.{name}", values, "3 numbers")
             require_numbers(f"{path}.{name}", values, -1e6, 1e6)
-        for at, value in enumerate(encoding.image_std):
-            require(abs(value) >= 1e-6, f"{path}.image_std[{at}]", value, "a number that divides, 0.000001 or more")
+        for index, value in enumerate(encoding.image_std):
+            require(abs(value) >= 1e-6, f"{path}.image_std[{index}]", value, "a number that divides, 0.000001 or more")
     require(
         encoding.resize in ORDERS,
         f"{path}.resize",
@@ -176,7 +179,7 @@ def _check_files(files: Mapping[str, FileEntry]) -> None:
     for name, entry in files.items():
         if not _is_plain_path(name):
             raise Refused(f"files.{name}", "not a plain path inside the package")
-        twin = alike.setdefault(composed(name).casefold(), name)
+        twin = alike.setdefault(to_nfc(name).casefold(), name)
         if twin != name:
             raise Refused(f"files.{name}", f"differs from '{twin}' in case or Unicode form alone")
         require_sha256(f"files.{name}.sha256", entry.sha256)
@@ -184,7 +187,7 @@ def _check_files(files: Mapping[str, FileEntry]) -> None:
 
 
 def _is_plain_path(name: str) -> bool:
-    """Whether a name is a path below a folder that every system reads alike, such as ``cpu-fp32/final.onnx``."""
+    """Return True if every system reads a name as the same path below a folder, such as ``cpu-fp32/final.onnx``."""
     if not name.isprintable() or "\\" in name or len(name.encode()) > 1000 or name == "manifest.json":
         return False
     return all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in name.split("/"))

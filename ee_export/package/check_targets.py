@@ -1,27 +1,21 @@
-"""Ranges of one target's values in a manifest: its segments, costs, calibration and operating points."""
+"""Check the ranges of one target's values in a manifest: costs, calibration and operating points."""
 
 import re
 from collections.abc import Collection, Mapping
-from math import prod
 
-from ee_export.package.input_specs import input_specs, reads_of, shown
+from ee_export.package.check_segments import check_segments
 from ee_export.package.manifest import (
-    ARRAY,
     GPU_BACKENDS,
     SOURCE,
     Calibration,
     Certificate,
     Costs,
-    Made,
     Manifest,
     OperatingPoint,
-    Seen,
-    SegmentSpec,
+    ReferenceStats,
+    Stamp,
     Target,
-    TensorSpec,
     gate_name,
-    logits_name,
-    split_input,
 )
 from ee_export.package.ranges import (
     require,
@@ -34,17 +28,15 @@ from ee_export.package.ranges import (
     require_sha256,
     require_text,
 )
-from ee_export.package.strict_json import Refused, mismatch
+from ee_export.package.strict_json import Refused
 from ee_export.policy.criteria import feature_count
 from ee_export.policy.drift import BINS
 
-DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-AXES = ("B", "T", "L")
 PROOFS = {"learn_then_test": True, "conformal_risk_control": False}
-"""Methods that certify, and whether each has a ``delta``."""
+"""Methods that certify. The value is True if the method has a ``delta``."""
 RISKS = ("accuracy_lost", "disagreement")
 LARGEST = 1e9
-"""Of a score's threshold, a weight and a calibration: what no real number of theirs comes near."""
+"""Bound of thresholds, weights and calibrations. Real values are far below it."""
 _LONGEST_MS = 1e9
 _MOST_PAGES = 100_000_000
 _MOST_FORMER = 1000
@@ -56,14 +48,14 @@ _COMPILED = {
     "tensorrt": _VERSION,
     "compute_capability": _VERSION,
 }
-"""Fields of ``compiled`` that a GPU's target computes with, and the form of each."""
+"""Fields of ``compiled`` that GPU targets compute with, and the form of each."""
 
 
 def check_target(path: str, target: Target, manifest: Manifest) -> None:
     """Check one target.
 
     Raises:
-        Refused: a value is out of range, or does not fit to others of the manifest; names the field.
+        Refused: a value is out of range, or contradicts another in the manifest. Names the field.
     """
     exits, classes = manifest.exits, len(manifest.labels)
     require_name(f"{path}.backend", target.backend)
@@ -72,7 +64,7 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
         raise Refused(
             f"{path}.backend", "a GPU's; packages of arrays or of several encodings have targets for the processor only"
         )
-    gated = _check_segments(f"{path}.segments", target.segments, manifest)
+    gated = check_segments(f"{path}.segments", target.segments, manifest)
     answers = (*exits, *map(gate_name, gated))
     for name, difference in target.equality.items():
         allowed = (*answers, SOURCE)
@@ -85,11 +77,11 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
         require_name(f"{path}.operating_points.{name}", name)
         _check_point(f"{path}.operating_points.{name}", point, exits, classes, gated)
     require(len(target.history) <= _MOST_FORMER, f"{path}.history", len(target.history), f"at most {_MOST_FORMER:,}")
-    for at, former in enumerate(target.history):
-        place = f"{path}.history[{at}]"
+    for index, former in enumerate(target.history):
+        place = f"{path}.history[{index}]"
         require_name(f"{place}.name", former.name)
         _check_point(f"{place}.point", former.point, exits, classes, gated)
-        _check_made(f"{place}.replaced", former.replaced)
+        _check_stamp(f"{place}.replaced", former.replaced)
         if former.calibration is not None:
             _check_calibration(f"{place}.calibration", former.calibration, exits, classes)
     _check_compiled(f"{path}.compiled", target)
@@ -97,13 +89,13 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
 
 def _check_calibration(path: str, calibration: Mapping[str, Calibration], exits: tuple[str, ...], classes: int) -> None:
     for name, fitted in calibration.items():
-        at = f"{path}.{name}"
+        entry_path = f"{path}.{name}"
         size = 1 if name in map(gate_name, exits) else classes
         known = size == 1 or name in exits
         if not known or {len(fitted.scale), len(fitted.bias)} != {size}:
-            raise Refused(at, f"expected {size} numbers each for an exit of the package")
-        require_numbers(f"{at}.scale", fitted.scale, -LARGEST, LARGEST)
-        require_numbers(f"{at}.bias", fitted.bias, -LARGEST, LARGEST)
+            raise Refused(entry_path, f"expected {size} numbers each for an exit of the package")
+        require_numbers(f"{entry_path}.scale", fitted.scale, -LARGEST, LARGEST)
+        require_numbers(f"{entry_path}.bias", fitted.bias, -LARGEST, LARGEST)
 
 
 def _check_compiled(path: str, target: Target) -> None:
@@ -114,108 +106,6 @@ def _check_compiled(path: str, target: Target) -> None:
     for key in ("visual_tokens", "longest_text") if target.backend in GPU_BACKENDS else ():
         if key not in target.compiled:
             raise Refused(f"{path}.{key}", "missing")
-
-
-def _check_segments(path: str, segments: tuple[SegmentSpec, ...], manifest: Manifest) -> set[str]:
-    """Check that each segment reads only what is there when it runs; returns the exits that have a gate."""
-    if tuple(segment.exit for segment in segments) != manifest.exits:
-        raise Refused(path, f"not one segment for each exit in order ({', '.join(manifest.exits)})")
-    classes, gated = len(manifest.labels), set()
-    there = input_specs(manifest)
-    for name in manifest.inputs:
-        if name not in there:
-            raise Refused(f"inputs.{name}", f"no segment of the target {next(iter(manifest.targets))} reads it")
-    texts = _Texts(manifest)
-    for segment in segments:
-        at = f"{path}.{segment.exit}"
-        texts.enter(f"{at}.inputs", segment)
-        if segment.file not in manifest.files:
-            raise Refused(f"{at}.file", f"{segment.file} is not listed in files")
-        names = [tensor.name for tensor in segment.inputs]
-        require(len(set(names)) == len(names), f"{at}.inputs", names, "each input once")
-        for tensor in segment.inputs:
-            given = there.get(tensor.name)
-            if given is None:
-                raise Refused(
-                    f"{at}.inputs.{tensor.name}", "neither an input of the package nor made by a segment before"
-                )
-            if tensor != given:
-                raise mismatch(f"{at}.inputs.{tensor.name}", shown(tensor), shown(given))
-            if manifest.inputs.get(tensor.name) == ARRAY:
-                _check_tensor(f"{at}.inputs.{tensor.name}", tensor)
-                numpy = tensor.dtype != "bfloat16"
-                require(numpy, f"{at}.inputs.{tensor.name}.dtype", tensor.dtype, "a type that numpy has, for an array")
-        logits = TensorSpec(logits_name(segment.exit), "float32", ("B", classes))
-        gate = TensorSpec(gate_name(segment.exit), "float32", ("B", 1))
-        if not segment.outputs or segment.outputs[0] != logits:
-            raise Refused(f"{at}.outputs", f"the first is not {logits.name} {shown(logits)}")
-        for place, tensor in enumerate(segment.outputs):
-            where = f"{at}.outputs.{tensor.name}"
-            require_text(where, tensor.name, 200)
-            if tensor.name in there:
-                raise Refused(where, "made twice")
-            if tensor.name == gate.name:
-                require(place == 1 and tensor == gate, where, shown(tensor), f"the second output, {shown(gate)}")
-                gated.add(segment.exit)
-            _check_tensor(where, tensor)
-            there[tensor.name] = tensor
-            texts.made(tensor)
-    return gated
-
-
-class _Texts:
-    """The rule that tensors with text axes stay with their text.
-
-    Where more of a page is read, pages are grouped anew by the length of their texts. A state of the old length does not fit then, nor
-    does the text of another encoding.
-    """
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._percent = 0
-        self._text: str | None = None
-        self._pixels: set[str] = set()
-        self._passed: set[str] = set()
-        self._present: set[str] = set()
-
-    def enter(self, path: str, segment: SegmentSpec) -> None:
-        """Begin a segment; refuse an input of another text."""
-        reads = reads_of(self._manifest, segment.exit, segment.inputs)
-        if (
-            reads.percent > self._percent
-            or reads.text not in (None, self._text)
-            or not self._pixels.issuperset(reads.pixels)
-        ):
-            self._passed |= self._present
-            self._present = set()
-        self._percent, self._text = max(self._percent, reads.percent), self._text if reads.text is None else reads.text
-        self._pixels.update(reads.pixels)
-        for tensor in segment.inputs:
-            front, _ = split_input(tensor.name, self._manifest.encodings)
-            other = self._manifest.inputs.get(tensor.name) == "text" and front != self._text
-            if tensor.name in self._passed or other:
-                raise Refused(
-                    f"{path}.{tensor.name}",
-                    "has an axis of the text's length, and a segment reads more of the page, or another text, since it was made",
-                )
-
-    def made(self, tensor: TensorSpec) -> None:
-        """Note an output of the segment."""
-        if "T" in tensor.shape or "L" in tensor.shape:
-            self._present.add(tensor.name)
-
-
-def _check_tensor(path: str, tensor: TensorSpec) -> None:
-    require(tensor.dtype in DTYPES, f"{path}.dtype", tensor.dtype, f"one of {', '.join(DTYPES)}")
-    sizes = [axis for axis in tensor.shape if isinstance(axis, int)]
-    fits = (
-        1 <= len(tensor.shape) <= 8
-        and tensor.shape[0] == "B"
-        and all(isinstance(axis, int) or axis in AXES[1:] for axis in tensor.shape[1:])
-        and all(size > 0 for size in sizes)
-        and prod(sizes) < 1 << 31
-    )
-    require(fits, f"{path}.shape", tensor.shape, "B first, then T, L or whole numbers above 0, 8 axes at most")
 
 
 def _check_costs(path: str, costs: Costs, exits: tuple[str, ...], encodings: Collection[str]) -> None:
@@ -250,13 +140,13 @@ def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], class
     if set(point.thresholds) != set(exits[:-1]):
         raise Refused(path, "expected one threshold for each exit but the last")
     for name, threshold in point.thresholds.items():
-        at = f"{path}.thresholds.{name}"
+        entry_path = f"{path}.thresholds.{name}"
         values = threshold if isinstance(threshold, tuple) else (threshold,)
         if isinstance(threshold, tuple) and len(threshold) != classes:
-            raise Refused(at, f"expected one number, or {classes}")
-        require_numbers(at, (value for value in values if value is not None), -LARGEST, LARGEST)
+            raise Refused(entry_path, f"expected one number, or {classes}")
+        require_numbers(entry_path, (value for value in values if value is not None), -LARGEST, LARGEST)
         if point.criterion == "gate" and name not in gated and any(value is not None for value in values):
-            raise Refused(at, "the criterion 'gate' needs a gate, and this exit has none")
+            raise Refused(entry_path, "the criterion 'gate' needs a gate, and this exit has none")
     _check_weights(f"{path}.weights", point, exits, classes)
     if point.data is not None:
         require_sha256(f"{path}.data", point.data)
@@ -267,16 +157,16 @@ def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], class
         if key not in point.measured:
             raise Refused(f"{path}.measured.{key}", "missing")
     if point.seen is not None:
-        _check_seen(f"{path}.seen", point.seen, exits)
+        _check_reference_stats(f"{path}.seen", point.seen, exits)
     if point.certificate is not None:
         _check_certificate(f"{path}.certificate", point.certificate)
     if point.made is not None:
-        _check_made(f"{path}.made", point.made)
+        _check_stamp(f"{path}.made", point.made)
 
 
-def _check_made(path: str, made: Made) -> None:
-    require_name(f"{path}.by", made.by)
-    require_date(f"{path}.date", made.date)
+def _check_stamp(path: str, stamp: Stamp) -> None:
+    require_name(f"{path}.by", stamp.by)
+    require_date(f"{path}.date", stamp.date)
 
 
 def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int) -> None:
@@ -289,10 +179,10 @@ def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], cla
         require_numbers(f"{path}.{name}", weights, -LARGEST, LARGEST)
 
 
-def _check_seen(path: str, seen: Seen, exits: tuple[str, ...]) -> None:
-    require_keys(f"{path}.exits", seen.exits, exits)
-    _check_counts(f"{path}.exits", seen.exits)
-    for name, counts in seen.scores.items():
+def _check_reference_stats(path: str, stats: ReferenceStats, exits: tuple[str, ...]) -> None:
+    require_keys(f"{path}.exits", stats.exits, exits)
+    _check_counts(f"{path}.exits", stats.exits)
+    for name, counts in stats.scores.items():
         require(name in exits, f"{path}.scores.{name}", counts, f"an exit: {', '.join(exits)}")
         require(len(counts) == BINS, f"{path}.scores.{name}", counts, f"{BINS} counts")
         _check_counts(f"{path}.scores.{name}", dict(zip(map(str, range(BINS)), counts, strict=True)))
@@ -300,7 +190,7 @@ def _check_seen(path: str, seen: Seen, exits: tuple[str, ...]) -> None:
 
 def _check_counts(path: str, counts: Mapping[str, int]) -> None:
     if counts and not 0 <= min(counts.values()) <= max(counts.values()) <= _MOST_PAGES:
-        for name, count in counts.items():  # finds the one to name
+        for name, count in counts.items():  # finds the exit to name
             require_number(f"{path}.{name}", count, 0, _MOST_PAGES)
     require(sum(counts.values()) <= _MOST_PAGES, path, sum(counts.values()), f"at most {_MOST_PAGES:,} pages")
 

@@ -1,33 +1,34 @@
-"""The history of a target's operating points: each that is replaced stays in the manifest, with its calibration, to come back.
+"""Keep a target's replaced operating points in the manifest, and roll back to them.
 
-Thresholds mean nothing under another calibration, so a point and its calibration come back together. All operating points of a target
-share one calibration. If it changes, all of them are replaced.
+Thresholds mean nothing under another calibration, so the history keeps a point together with its calibration. All
+operating points of a target share one calibration. If it changes, all of them are replaced.
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
 
 from ee_export.errors import BadRequest
-from ee_export.package.manifest import FULL, Calibration, Former, Made, Manifest, OperatingPoint, Target, to_json
+from ee_export.package.manifest import FULL, Calibration, FormerPoint, Manifest, OperatingPoint, Stamp, Target, to_json
 
 MOST = 10
-"""Former operating points that are kept of each name, the newest."""
+"""Number of former operating points that are kept per name, the newest first."""
 
 _Calibrations = dict[str, Calibration]
 
 
-def kept(before: Target, after: Target, replaced: Made) -> Target:
-    """``after`` with a history in which the operating points of ``before`` stand that it has otherwise, or lacks.
+def keep_history(before: Target, after: Target, replaced: Stamp) -> Target:
+    """Return ``after`` with the operating points of ``before`` that it changed or dropped added to its history.
 
-    ``full`` counts only if the calibration changed, for it has no thresholds. Of each name the newest :data:`MOST` stay.
+    ``full`` has no thresholds and is added only if the calibration changed. The newest :data:`MOST` of each name
+    remain.
     """
     moved = before.calibration != after.calibration
     gone = [
-        Former(name, point, replaced)
+        FormerPoint(name, point, replaced)
         for name, point in before.operating_points.items()
-        if moved or (name != FULL and not _alike(point, after.operating_points.get(name)))
+        if moved or (name != FULL and not _is_same_point(point, after.operating_points.get(name)))
     ]
-    entries = _under((*gone, *before.history), before.calibration, after.calibration)
+    entries = _restate_calibrations((*gone, *before.history), before.calibration, after.calibration)
     counts: dict[str, int] = {}
     newest = []
     for entry in entries:
@@ -37,18 +38,25 @@ def kept(before: Target, after: Target, replaced: Made) -> Target:
     return replace(after, history=tuple(newest))
 
 
-def rolled_back(target: Target, name: str, replaced: Made, steps: int = 1) -> Target:
-    """The target with a former operating point of this name in its place again; the present one goes into the history.
+def roll_back_target(target: Target, name: str, replaced: Stamp, steps: int = 1) -> Target:
+    """Return the target with a former operating point restored. The present one moves to the history.
 
-    ``steps``: which of them, 1 is the newest. If that point has another calibration, the target gets it back, with all operating points that were last used under it, and
-    all present ones go into the history. So a second call with one step undoes the first.
+    If the former point has another calibration, that calibration is restored too, with all operating points that were
+    last used under it, and all present points move to the history. A second call with one step therefore undoes the
+    first.
+
+    Args:
+        target: has the history.
+        name: of the operating point.
+        replaced: the command that rolls back.
+        steps: number of the former point, 1 is the newest.
 
     Raises:
-        BadRequest: no so many points of that name were replaced, or it is ``full``, which has no thresholds.
+        BadRequest: the history has fewer points of that name, or it is ``full``, which has no thresholds.
     """
     if name == FULL:
         raise BadRequest(
-            f"operating point '{FULL}' never leaves early, so that it has nothing to roll back; name another one"
+            f"operating point '{FULL}' exits no page early, so it has nothing to roll back; name another one"
         )
     own = [entry for entry in target.history if entry.name == name]
     if own and steps > len(own):
@@ -68,14 +76,14 @@ def rolled_back(target: Target, name: str, replaced: Made, steps: int = 1) -> Ta
             if entry.calibration == calibration:
                 back.setdefault(entry.name, entry)
         full = replace(target.operating_points[FULL], data=None, measured={}, seen=None, made=None)
-        points = {FULL: full, **{each: entry.point for each, entry in back.items()}}
+        points = {FULL: full, **{point_name: entry.point for point_name, entry in back.items()}}
     rest = tuple(entry for entry in target.history if not any(entry is used for used in back.values()))
     after = replace(target, calibration=calibration, operating_points=points)
-    return kept(replace(target, history=rest), after, replaced)
+    return keep_history(replace(target, history=rest), after, replaced)
 
 
-def trimmed(manifest: Manifest, most_bytes: int) -> Manifest:
-    """The manifest without the oldest entries of its histories, as many as make its file larger than ``most_bytes``."""
+def trim_history(manifest: Manifest, most_bytes: int) -> Manifest:
+    """Return the manifest without the oldest entries of its histories, so that its file has at most ``most_bytes``."""
     while len(to_json(manifest)) > most_bytes:
         name, target = max(manifest.targets.items(), key=lambda item: len(item[1].history))
         if not target.history:
@@ -85,14 +93,16 @@ def trimmed(manifest: Manifest, most_bytes: int) -> Manifest:
     return manifest
 
 
-def _alike(point: OperatingPoint, other: OperatingPoint | None) -> bool:
+def _is_same_point(point: OperatingPoint, other: OperatingPoint | None) -> bool:
     return other is not None and replace(point, made=None) == replace(other, made=None)
 
 
-def _under(entries: Iterable[Former], before: _Calibrations, after: _Calibrations) -> list[Former]:
-    """Entries of a target whose calibration was ``before`` and is ``after`` now."""
-    found = []
+def _restate_calibrations(
+    entries: Iterable[FormerPoint], before: _Calibrations, after: _Calibrations
+) -> list[FormerPoint]:
+    """Adapt the entries of a target whose calibration changes from ``before`` to ``after``."""
+    restated = []
     for entry in entries:
         own = before if entry.calibration is None else entry.calibration
-        found.append(replace(entry, calibration=None if own == after else own))
-    return found
+        restated.append(replace(entry, calibration=None if own == after else own))
+    return restated

@@ -8,11 +8,12 @@ from ee_export.package.encoding import Encoding, band_of
 from ee_export.package.manifest import ARRAY, Axis, Manifest, TensorSpec, split_input
 
 
-class Reads(NamedTuple):
+class SegmentReads(NamedTuple):
     """The inputs that a segment reads.
 
-    ``percent``: of the page's height whose text must be there, 0 for none. ``text``: name of the encoding whose text it reads, ``""``
-    for that of ``encoding``; ``None``: no text. ``pixels``: names of the further encodings whose image it reads.
+    ``percent``: percentage of the page's height that it needs text of, 0 for none. ``text``: name of the encoding whose
+    text it reads, ``""`` for the manifest's ``encoding``, ``None`` for no text. ``pixels``: names of the further
+    encodings whose image it reads.
     """
 
     percent: int
@@ -20,8 +21,8 @@ class Reads(NamedTuple):
     pixels: tuple[str, ...]
 
 
-def reads_of(manifest: Manifest, exit_name: str, tensors: Sequence[TensorSpec]) -> Reads:
-    """The inputs of a package that a segment with these input tensors reads; of several encodings' texts, the last."""
+def reads_of(manifest: Manifest, exit_name: str, tensors: Sequence[TensorSpec]) -> SegmentReads:
+    """The inputs of a package that a segment with these input tensors reads. Of several texts, the last one counts."""
     text, pixels = None, []
     for tensor in tensors:
         source = manifest.inputs.get(tensor.name)
@@ -29,11 +30,11 @@ def reads_of(manifest: Manifest, exit_name: str, tensors: Sequence[TensorSpec]) 
             text = split_input(tensor.name, manifest.encodings)[0]
         elif source == "image" and (name := split_input(tensor.name, manifest.encodings)[0]):
             pixels.append(name)
-    return Reads(0 if text is None else band_of(exit_name), text, tuple(pixels))
+    return SegmentReads(0 if text is None else band_of(exit_name), text, tuple(pixels))
 
 
 def texts_of(manifest: Manifest) -> list[str]:
-    """The encoding whose text is the latest that was read at each exit, in exit order; ``""`` before any."""
+    """Per exit, in order: the name of the encoding whose text was read last, ``""`` before any."""
     texts, text = [], ""
     for segment in next(iter(manifest.targets.values())).segments:
         reads = reads_of(manifest, segment.exit, segment.inputs)
@@ -66,7 +67,7 @@ def encoded_specs(inputs: Mapping[str, str], encodings: Mapping[str, Encoding]) 
 
 
 def array_specs(manifest: Manifest) -> dict[str, TensorSpec]:
-    """Dtype and shape of every input of source ``array``: those of the first segment that reads it; without those that none reads."""
+    """Dtype and shape of every input of source ``array`` that a segment reads, as its first reader states them."""
     specs: dict[str, TensorSpec] = {}
     for segment in next(iter(manifest.targets.values())).segments:
         for tensor in segment.inputs:
@@ -81,7 +82,7 @@ def input_specs(manifest: Manifest) -> dict[str, TensorSpec]:
 
 
 def longest_text(manifest: Manifest, name: str) -> int | None:
-    """Most tokens of an input that an encoding makes of a page's text; ``None`` for other inputs."""
+    """Largest number of tokens of a text input, ``None`` for other inputs."""
     if manifest.inputs[name] != "text":
         return None
     front, _ = split_input(name, manifest.encodings)
@@ -90,7 +91,7 @@ def longest_text(manifest: Manifest, name: str) -> int | None:
 
 
 def only_encoding(manifest: Manifest, task: str) -> Encoding:
-    """The encoding of a package that reads pages in one way; ``task``: the thing that needs one, such as ``a GPU's target``.
+    """Return the encoding of a package that has exactly one. ``task`` names the purpose, such as ``a GPU's target``.
 
     Raises:
         BadRequest: the package reads arrays, or has further encodings.
@@ -103,6 +104,6 @@ def only_encoding(manifest: Manifest, task: str) -> Encoding:
     return manifest.encoding
 
 
-def shown(spec: TensorSpec, sizes: Mapping[Axis, int] | None = None) -> str:
-    """A tensor's dtype and shape as a message shows them; ``sizes``: of symbolic axes that are known."""
+def format_spec(spec: TensorSpec, sizes: Mapping[Axis, int] | None = None) -> str:
+    """Format a tensor's dtype and shape for a message. ``sizes``: known sizes of symbolic axes."""
     return f"{spec.dtype} [{', '.join(str((sizes or {}).get(axis, axis)) for axis in spec.shape)}]"

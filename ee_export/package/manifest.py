@@ -1,4 +1,4 @@
-"""manifest.json as values: what a package says of itself. Reading it is :mod:`ee_export.package.read_manifest`."""
+"""The values of manifest.json, which describes a package. :mod:`ee_export.package.read_manifest` reads it."""
 
 import json
 from collections.abc import Container
@@ -24,10 +24,10 @@ FULL = "full"
 """The operating point at which no page exits early. Every target has it."""
 
 GRAPHS = "graphs"
-"""``type`` in :attr:`Manifest.model` of a package that was assembled from graphs. Its differences are from them, not from torch."""
+"""``type`` in :attr:`Manifest.model` of a package assembled from graphs, with which its ``equality`` compares."""
 
 SOURCE = "source"
-"""Key of :attr:`Target.equality` for the difference from the stock checkpoint, from the page on."""
+"""Key of :attr:`Target.equality` for the difference from the stock checkpoint, measured from the page."""
 
 Axis = int | str
 
@@ -38,19 +38,19 @@ def logits_name(exit_name: str) -> str:
 
 
 def gate_name(exit_name: str) -> str:
-    """Name of the go/stop logit of an exit's gate: a tensor of its segment, and the key of its calibration."""
+    """Name of the go/stop logit of an exit's gate. It names a tensor of the segment and an entry of the calibration."""
     return f"{exit_name}.gate"
 
 
 def split_input(name: str, encodings: Container[str]) -> tuple[str, str]:
-    """The name of the further encoding that makes an input, ``""`` if none does, and the input's name without it."""
+    """Split an input's name into that of its further encoding, ``""`` for none, and the rest."""
     front, _, base = name.partition(".")
     return (front, base) if front in encodings and base in SOURCES else ("", name)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A named tensor of a segment; symbolic axes are ``B`` pages, ``T`` text tokens, ``L`` text and visual tokens."""
+    """A named tensor of a segment. Symbolic axes are ``B`` pages, ``T`` text tokens, ``L`` text and visual tokens."""
 
     name: str
     dtype: str
@@ -59,8 +59,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSpec:
-    """One graph: it ends at ``exit``. Its first output is that exit's raw logits ``[B, C]``, its second, where the exit has a
-    gate, the go/stop logit ``[B, 1]``."""
+    """One graph, which ends at ``exit``.
+
+    Its first output is that exit's raw logits ``[B, C]``. Its second is the go/stop logit ``[B, 1]`` if the exit has a
+    gate."""
 
     exit: str
     file: str
@@ -78,12 +80,13 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A bound on a risk: on pages like those it was proven on, at most ``epsilon`` of them are lost.
+    """A bound on a risk: a share of at most ``epsilon`` of pages like the certifying ones is lost.
 
-    ``method``: ``learn_then_test`` (true with probability at least 1 − ``delta`` over the draw of the pages) or
-    ``conformal_risk_control`` (true on average over draws; ``delta`` is null). ``risk``: ``disagreement`` (the answer differs
-    from that of the last exit) or ``accuracy_lost`` (it is wrong where that of the last exit is right). ``losses`` among ``pages``
-    pages of hash ``data``; ``bound``: the smallest epsilon that they would have certified.
+    ``method``: ``learn_then_test`` holds with probability at least 1 − ``delta`` over the draw of the pages.
+    ``conformal_risk_control`` holds on average over draws, and its ``delta`` is null. ``risk``: ``disagreement`` counts
+    answers that differ from the last exit's, ``accuracy_lost`` wrong answers where the last exit's is right.
+    ``losses``: number of lost pages among the ``pages`` certifying pages of hash ``data``. ``bound``: the smallest
+    epsilon that these pages certify.
     """
 
     method: str
@@ -97,11 +100,11 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the pages of tuning looked like to the chain, for telling later whether new ones still do.
+class ReferenceStats:
+    """Reference statistics of the tuning pages, used to detect drift.
 
-    ``exits``: how many left at each; ``scores``: per exit, a histogram of the scores of the pages that reached it, in bins of
-    equal width over [0, 1].
+    ``exits``: number of pages that exited at each exit. ``scores``: per exit, a histogram of the scores of the pages
+    that reached it, in bins of equal width over [0, 1].
     """
 
     exits: dict[str, int]
@@ -109,8 +112,8 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """How a thing came about: the command that did it, and when, as UTC in ISO 8601 (``2026-11-28T23:26:16Z``)."""
+class Stamp:
+    """The command that made something, and the UTC date in ISO 8601, such as ``2026-11-28T23:26:16Z``."""
 
     by: str
     date: str
@@ -118,11 +121,13 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """A criterion with a threshold per exit; ``null`` never leaves there, and the last exit has none.
+    """A criterion with a threshold per exit.
 
-    A threshold may be a list, one per class answered. ``weights``: the criterion's per exit, where it has any. ``data``: sha256
-    of the pages it was tuned on, ``measured``: what it did on them, ``seen``: what they looked like; ``certificate``: a
-    finite-sample bound, where one was proven. ``made``: the command that made it, ``None`` in packages from before that was kept.
+    ``thresholds``: a number, or a list with a number per answered class. No page exits at an exit with ``null``. The
+    last exit has no threshold. ``weights``: the criterion's weights per exit, if it has any. ``data``: sha256 of the
+    tuning pages. ``measured``: accuracy, cost and exit rates on them. ``seen``: their reference statistics.
+    ``certificate``: a finite-sample bound, if one was proven. ``made``: the command that made the point, ``None`` in
+    packages of older versions.
     """
 
     criterion: str
@@ -130,30 +135,31 @@ class OperatingPoint:
     weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
     data: str | None = None
     measured: dict[str, float] = field(default_factory=dict)
-    seen: Seen | None = None
+    seen: ReferenceStats | None = None
     certificate: Certificate | None = None
-    made: Made | None = None
+    made: Stamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Former:
-    """An operating point that another one took the place of, so that it can come back.
+class FormerPoint:
+    """A replaced operating point, kept for a rollback.
 
-    ``replaced``: the command that did it. ``calibration``: the target's, under which the thresholds were found; ``None`` if that
-    is the target's present one.
+    ``replaced``: the command that replaced it. ``calibration``: the target's calibration that its thresholds belong to,
+    ``None`` if that is the present one.
     """
 
     name: str
     point: OperatingPoint
-    replaced: Made
+    replaced: Stamp
     calibration: dict[str, Calibration] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Measured median time of each segment at batch 1, per number of text tokens; ``None``: not measured.
+    """Measured median time of each segment at batch 1, per number of text tokens. ``None`` stands for not measured.
 
-    ``encode_ms``: per further encoding, of making its inputs for a page. ``ocr_ms``: of the OCR engine for a whole page; ``ocr_start_ms``: how much of it a strip costs whatever its height.
+    ``encode_ms``: per further encoding, time to make its inputs for a page. ``ocr_ms``: time of the OCR engine for a
+    whole page. ``ocr_start_ms``: the part of it that a strip costs at any height.
     """
 
     machine: str
@@ -167,29 +173,30 @@ class Costs:
     encode_ms: dict[str, float] = field(default_factory=dict)
 
     def strip_ms(self, share: float, ocr_ms: float | None = None) -> float:
-        """Cost of reading a strip of this share of a page's height; ``ocr_ms`` replaces what was measured."""
+        """Cost of OCR for a strip with this share of a page's height. ``ocr_ms`` replaces the measured cost."""
         whole = self.ocr_ms if ocr_ms is None else ocr_ms
         return 0.0 if whole is None else min(self.ocr_start_ms, whole) * (1 - share) + whole * share
 
     def segment_ms(self, exit_name: str, tokens: int, batch: int = 1) -> float:
         """Interpolated cost of a segment for ``batch`` pages of ``tokens`` text tokens."""
-        at, cost = self.tokens, self.segments_ms[exit_name]
-        if tokens <= at[0] or len(at) == 1:
+        lengths, cost = self.tokens, self.segments_ms[exit_name]
+        if tokens <= lengths[0] or len(lengths) == 1:
             return batch * cost[0]
-        high = next((i for i, known in enumerate(at) if known >= tokens), len(at) - 1)
+        high = next((i for i, known in enumerate(lengths) if known >= tokens), len(lengths) - 1)
         low = high - 1
-        share = (tokens - at[low]) / (at[high] - at[low])
+        share = (tokens - lengths[low]) / (lengths[high] - lengths[low])
         return batch * (cost[low] + share * (cost[high] - cost[low]))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Segments compiled for one kind of device, with numbers of their own.
+    """Segments compiled for one kind of device, with their calibration and operating points.
 
-    ``tolerance``: largest allowed difference from the golden logits, the target's own where it has any. ``equality``: largest
-    difference from the trained model, per exit, found when the target was built; under :data:`SOURCE`, of the logits of the last
-    exit from those of the stock checkpoint that was brought, on the held-out pages. ``compiled``: how it was made from another
-    target, and what on. ``history``: operating points that were replaced, newest first; see :mod:`ee_export.package.history`.
+    ``tolerance``: largest allowed difference from the golden logits, or from the target's own golden logits if it has
+    any. ``equality``: largest difference from the trained model's logits per exit, measured when the target was built.
+    The entry :data:`SOURCE` is the largest difference of the last exit's logits from the stock checkpoint's on the
+    held-out pages. ``compiled``: provenance of a target that was compiled from another one. ``history``: replaced
+    operating points, newest first, see :mod:`ee_export.package.history`.
     """
 
     backend: str
@@ -200,16 +207,16 @@ class Target:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
     compiled: dict[str, str] = field(default_factory=dict)
-    history: tuple[Former, ...] = ()
+    history: tuple[FormerPoint, ...] = ()
 
     def calibration_of(self, exit_name: str, classes: int) -> Calibration:
-        """An exit's calibration; the identity where none was fitted."""
+        """An exit's calibration, the identity if none was fitted."""
         return self.calibration.get(exit_name) or Calibration((1.0,) * classes, (0.0,) * classes)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How the held-out pages were kept apart: share and number of pages per purpose, and the sha256 of them all."""
+    """The division of the held-out split: share and number of pages per purpose, and the sha256 of all pages."""
 
     seed: int
     data: str
@@ -219,10 +226,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Provenance of a package: how it was built, and of what. The held-out pages are in :class:`Split`.
+    """Provenance of a package. :class:`Split` describes its held-out pages.
 
-    ``toolkit``: the version of this package. ``date``: when, as UTC in ISO 8601. ``checkpoint``, ``recipe``: sha256 of the
-    checkpoint and of the recipe that it was trained by; see :mod:`ee_export.package.origin`. ``None``: not known.
+    ``toolkit``: version of ee_export that built it. ``date``: UTC date in ISO 8601. ``checkpoint``, ``recipe``: sha256
+    of the checkpoint and of its training recipe, see :mod:`ee_export.package.origin`. ``None`` stands for unknown.
     """
 
     toolkit: str | None = None
@@ -241,11 +248,12 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything in manifest.json; see docs/package.md.
+    """The contents of manifest.json, see docs/package.md.
 
-    ``inputs``: the source of each input tensor, ``image`` or ``text`` of a page or :data:`ARRAY`. ``encoding``: how a page becomes
-    them, ``None`` if all are arrays. ``encodings``: further ways by name, for models in one package that read pages differently. The
-    inputs of the encoding ``large`` are ``large.pixel_values``, ``large.input_ids``, ``large.bbox`` and ``large.attention_mask``.
+    ``inputs``: the source of each input tensor, ``image`` or ``text`` of a page or :data:`ARRAY`. ``encoding``: how a
+    page becomes input tensors, ``None`` if all inputs are arrays. ``encodings``: further encodings by name, for a
+    package with models that read pages differently. The inputs of the encoding ``large`` are ``large.pixel_values``,
+    ``large.input_ids``, ``large.bbox`` and ``large.attention_mask``.
     """
 
     schema: int
@@ -263,13 +271,13 @@ class Manifest:
     encodings: dict[str, Encoding] = field(default_factory=dict)
 
     def page_encoding(self) -> Encoding:
-        """The encoding of a package that reads pages; raises BadRequest for a package of arrays."""
+        """The encoding of a package that reads pages. Raises BadRequest for a package of arrays."""
         if self.encoding is None:
             raise BadRequest(f"{self.name}: the package reads arrays, and encodes no pages; give it arrays")
         return self.encoding
 
     def all_encodings(self) -> dict[str, Encoding]:
-        """All encodings by name; ``""`` is that of ``encoding``."""
+        """All encodings by name, ``encoding`` under ``""``."""
         return {**({} if self.encoding is None else {"": self.encoding}), **self.encodings}
 
     def inputs_of(self, encoding: str) -> dict[str, str]:
@@ -282,16 +290,16 @@ class Manifest:
         return {name: f"{name}.{TOKENIZER}" if name else TOKENIZER for name in self.all_encodings()}
 
     def reads(self, source: str) -> bool:
-        """Whether the model reads anything of a page's ``image`` or of its ``text``."""
+        """Return True if the model reads a page's ``image``, or its ``text``, as ``source`` names it."""
         return source in self.inputs.values()
 
     def text_bands(self) -> tuple[int, ...]:
-        """Percentages of the page's height that the exits ``text.<p>`` read to, rising."""
+        """Percentages p of the exits ``text.<p>``, rising."""
         bands = map(band_of, self.exits) if self.reads("text") else ()
         return tuple(sorted({percent for percent in bands if percent < 100}))
 
     def answers(self) -> tuple[str, ...]:
-        """The exits, each followed by the name of its gate where it has one: all that a page's logits are kept by."""
+        """Keys of a page's logits: the exits, each followed by the name of its gate if it has one."""
         gated = {
             tensor.name for target in self.targets.values() for segment in target.segments for tensor in segment.outputs
         }

@@ -1,7 +1,7 @@
 """Provenance: dates, and sha256 of the checkpoint and recipe that a package is built from.
 
-With SOURCE_DATE_EPOCH in the environment (seconds since 1970) every date is that one, so that two builds of the same inputs have
-the same origin; see https://reproducible-builds.org/specs/source-date-epoch/.
+If the environment has SOURCE_DATE_EPOCH (seconds since 1970), it replaces every date, so two builds of the same inputs
+have the same origin. See https://reproducible-builds.org/specs/source-date-epoch/.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ee_export.errors import BadCheckpoint, BadRequest, shorten
-from ee_export.package.manifest import Made, Origin
+from ee_export.package.manifest import Origin, Stamp
 from ee_export.package.strict_json import parse
 from ee_export.version import __version__
 
@@ -30,25 +30,25 @@ def now() -> str:
     Raises:
         BadRequest: SOURCE_DATE_EPOCH is not a whole number of seconds since 1970.
     """
-    given = os.environ.get(_EPOCH)
-    if not given:
+    text = os.environ.get(_EPOCH)
+    if not text:
         seconds = time.time()
-    elif given.isascii() and given.isdigit() and len(given) < 20 and int(given) <= _LAST:
-        seconds = int(given)
+    elif text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _LAST:
+        seconds = int(text)
     else:
         raise BadRequest(
-            f"{_EPOCH}: found '{shorten(given, 40)}', expected whole seconds since 1970; correct it, or unset it"
+            f"{_EPOCH}: found '{shorten(text, 40)}', expected whole seconds since 1970; correct it, or unset it"
         )
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def made(by: str) -> Made:
-    """A record that this command makes or replaces something now."""
-    return Made(by, now())
+def stamp(by: str) -> Stamp:
+    """Record that this command makes or replaces something now."""
+    return Stamp(by, now())
 
 
 def origin_of(checkpoint: Path | None) -> Origin:
-    """The origin of a package that is built now from a checkpoint's folder; ``None``: from a model in memory.
+    """The origin of a package that is built now from a checkpoint's folder, or from a model in memory (``None``).
 
     Raises:
         BadCheckpoint: its training.json is damaged.
@@ -62,8 +62,8 @@ def origin_of(checkpoint: Path | None) -> Origin:
 def checkpoint_digest(folder: Path) -> str:
     """sha256 over the lines that ``sha256sum`` prints of config.json and the weight files, in the order of their names.
 
-    In a shell: ``cd FOLDER; LC_ALL=C sha256sum config.json *.safetensors | sha256sum``, with the other :data:`WEIGHTS` where there
-    are any.
+    A shell computes it by ``cd FOLDER; LC_ALL=C sha256sum config.json *.safetensors | sha256sum``, with other
+    :data:`WEIGHTS` if there are any.
     """
     paths = {folder / "config.json", *(path for pattern in WEIGHTS for path in folder.glob(pattern))}
     total = hashlib.sha256()
@@ -76,7 +76,7 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def recipe_digest(folder: Path) -> str | None:
-    """sha256 of the ``recipe`` in a checkpoint's training.json, as JSON with sorted keys and without spaces; ``None`` if there is none.
+    """sha256 of the ``recipe`` in a checkpoint's training.json, as JSON with sorted keys without spaces, or ``None``.
 
     Raises:
         BadCheckpoint: training.json is not JSON.

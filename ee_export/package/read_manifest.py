@@ -1,4 +1,4 @@
-"""manifest.json from bytes that nobody vouches for: strict JSON, known fields, right types, and values in range."""
+"""Read an untrusted manifest.json: strict JSON, known fields, right types, and values in range."""
 
 import types
 import typing
@@ -17,15 +17,15 @@ _PLAIN = (int, float, str)
 
 
 def from_json(data: bytes, where: str) -> Manifest:
-    """The manifest that a file holds.
+    """Decode and check a manifest.
 
     Args:
         data: the whole file. The caller bounds its size.
         where: the file's name, for messages.
 
     Raises:
-        BadPackage: the file is no strict JSON or of a newer schema, or a field is missing, unknown, of the wrong type or out of
-            range. The message names the field.
+        BadPackage: the file is no strict JSON or of a newer schema, or a field is missing, unknown, of the wrong type
+            or out of range. The message names the field.
     """
     try:
         content = parse(data, deepest=_DEEPEST)
@@ -49,7 +49,7 @@ def from_json(data: bytes, where: str) -> Manifest:
 
 
 def _decode(kind: Any, value: Any, path: str) -> Any:
-    """``value`` as ``kind``: a dataclass, a tuple or dict of kinds, a union, or a plain JSON type."""
+    """Decode ``value`` as ``kind``: a dataclass, a tuple or dict of kinds, a union, or a plain JSON type."""
     if kind is Any or type(value) is kind:
         return value
     origin, arguments = _parts(kind)
@@ -61,8 +61,8 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         return _decode_dataclass(kind, value, path)
     elif origin is tuple and isinstance(value, list):
         if arguments[0] in _PLAIN and set(map(type, value)) <= {arguments[0]}:
-            return tuple(value)  # most values of a manifest stand in such lists
-        return tuple([_decode(arguments[0], item, f"{path}[{at}]") for at, item in enumerate(value)])
+            return tuple(value)  # the fast path: most values of a manifest stand in such lists
+        return tuple([_decode(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value)])
     elif origin is dict and isinstance(value, dict):
         prefix = f"{path}." if path else ""
         return {key: _decode(arguments[1], item, prefix + key) for key, item in value.items()}
@@ -93,7 +93,7 @@ def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
 
 @cache
 def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The kind of each field of a dataclass, and whether the field has no default."""
+    """The kind of each field of a dataclass, and True if the field has no default."""
     hints = typing.get_type_hints(kind)
     return {
         entry.name: (hints[entry.name], entry.default is MISSING and entry.default_factory is MISSING)

@@ -1,4 +1,4 @@
-"""Read a package's files so that the bytes that are hashed are the bytes that are used."""
+"""Read a package's files so that the hashed bytes are the bytes in use."""
 
 import errno
 import hashlib
@@ -17,28 +17,29 @@ from ee_export.package.manifest import FileEntry
 
 REPAIR = "copy the package again, or rebuild it with `ee-export build`"
 
-# A file system stamps changes with the kernel's clock, in ticks of at most 10 ms. A second change within a tick leaves the
-# stamp as it is, so a stamp is relied on only once it is two ticks old.
+# A file system stamps changes with the kernel's clock, in ticks of at most 10 ms. A second change within a tick leaves
+# the stamp unchanged, so a stamp is reliable only once it is two ticks old.
 _SETTLED_NS = 20_000_000
 _MOST_WAITS = 50
 _HOLDS_FOLDERS = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
 """Whether files can be opened by a name in a folder that is held open. Windows cannot: there a folder above the package that is renamed
 while a package is loaded is found by the comparison of identities, or makes the load fail."""
 _PIECE = 2**17
-"""Bytes that are read and hashed at a time: few enough to stay in a processor's cache."""
+"""Bytes that are read and hashed at a time. A processor's cache holds as many."""
 
 
 class Reading:
     """The files of one package, for as long as it is loaded. Thread-safe.
 
-    A library that is given a path opens the file anew, and could get another one than the one that was hashed. So the identity
-    of each file is taken before it is hashed, and :meth:`require_unchanged` compares it once the library has opened all.
-    An identity is device, inode, size and the times of the last change of contents and of status: each rename, link or
-    write changes one of them. The folders in between count too, because a folder that is renamed and renamed back leaves
-    its files as they were. The package's own folder is held open, so renames above it play no part.
+    A library that gets a path opens the file itself, and could open another file than the hashed one. So the identity
+    of each file is taken before it is hashed, and :meth:`require_unchanged` compares it after the library has opened
+    all. An identity is device, inode, size and the times of the last change of contents and of status. Each rename,
+    link or write changes one of them. The folders in between count too, because a folder that is renamed and renamed
+    back does not change its files. The package's own folder is held open, so renames above it have no effect.
 
-    Not seen: writes through a mapping that another process held writable before, and changes on file systems that keep times
-    in steps of seconds or on another machine's clock. What :meth:`read` and :meth:`read_array` give needs no comparison.
+    Two changes are not detected: writes through a mapping that another process held writable before, and changes on
+    file systems that keep times in steps of seconds or by another machine's clock. The results of :meth:`read` and
+    :meth:`read_array` need no comparison.
     """
 
     def __init__(self, folder: Path, entries: Mapping[str, FileEntry]) -> None:
@@ -74,13 +75,13 @@ class Reading:
         return bytes(contents)
 
     def read_array(self, name: str) -> np.ndarray:
-        """Contents of a file, uint8 ``[size]``, in memory of their own; raises as :meth:`read`."""
+        """Contents of a file, uint8 ``[size]``, in memory of their own. Raises as :meth:`read`."""
         array = np.empty(self._entries[name].size, np.uint8)
         self._read_into(name, array.data)
         return array
 
     def hash(self, names: Iterable[str]) -> dict[str, str]:
-        """sha256 of files, computed from their contents; files that :meth:`read` gave are not read again.
+        """sha256 of files, computed from their contents. Files that :meth:`read` returned are not read again.
 
         Raises:
             BadPackage: as :meth:`read`, for the first that differs.
@@ -98,7 +99,7 @@ class Reading:
         return f"{held if self._root is not None and os.path.isdir(held) else self._folder}/{name}"
 
     def require_unchanged(self) -> None:
-        """Raise BadPackage if a file that was read or hashed is no longer the one at its path."""
+        """Raise BadPackage if another file stands at the path of a file that was read or hashed."""
         for name, identity in list(self._identities.items()):
             try:
                 status = os.stat(self._name(name), dir_fd=self._root, follow_symlinks=False)
@@ -112,11 +113,11 @@ class Reading:
         return name if self._root is not None else str(self._folder / name)
 
     def _read_into(self, name: str, contents: memoryview | None) -> None:
-        """Read a file: its identity and its hash are known then, and the hash is that of the manifest.
+        """Read a file, record its identity and hash, and require the manifest's hash.
 
         Args:
             name: the file.
-            contents: its bytes, ``[size]``, are stored here; ``None`` to hash them only.
+            contents: buffer ``[size]`` for its bytes, ``None`` to hash them only.
         """
         path, entry = self._folder / name, self._entries[name]
         for folder in (".", *map(str, reversed(PurePosixPath(name).parents[:-1]))):
@@ -133,7 +134,7 @@ class Reading:
             if not stat.S_ISREG(status.st_mode):
                 raise BadPackage(f"{path}: not a plain file; {REPAIR}")
             if status.st_size != entry.size:
-                raise BadPackage(f"{path}: {status.st_size} bytes, the manifest says {entry.size}; {REPAIR}")
+                raise BadPackage(f"{path}: {status.st_size} bytes, the manifest states {entry.size}; {REPAIR}")
             identity = _settled_identity(path, handle)
             digest = hashlib.sha256()
             left = entry.size
@@ -183,22 +184,22 @@ def _read_piece(handle: int, piece: memoryview) -> int:
 
 
 def folder_identity(folder: Path) -> tuple[int, ...] | None:
-    """Which package stands at a path: it changes when another one takes its place. ``None`` if none does."""
+    """The identity of the package at a path, which changes when another one replaces it. ``None`` if there is none."""
     try:
         status, manifest = folder.stat(), (folder / "manifest.json").lstat()
-    except (OSError, ValueError):  # ValueError: a path that no file system has
+    except (OSError, ValueError):  # ValueError: a path that no file system accepts
         return None
     return status.st_dev, status.st_ino, *_identity(manifest)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    if stat.S_ISDIR(status.st_mode):  # the size of a folder is the file system's own affair
+    if stat.S_ISDIR(status.st_mode):  # the size of a folder is up to the file system
         return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _settled_identity(path: Path, file: int | str, root: int | None = None) -> tuple[int, ...]:
-    """The identity of a file or folder, once it is so old that the next change cannot leave it as it is."""
+    """The identity of a file or folder. Waits until it is old enough that the next change alters it."""
     for _ in range(_MOST_WAITS):
         try:
             status = os.stat(file, dir_fd=root, follow_symlinks=root is None)

@@ -1,4 +1,4 @@
-"""A target's recipe: everything that decides how a package's segments are compiled for a GPU, as TOML says it."""
+"""A target's recipe in TOML: all settings by which a package's segments are compiled for a GPU."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.package.toml_tables import one_of, read_toml, table
+from ee_export.package.toml_tables import read_table, read_toml, require_one_of
 from ee_export.places import TARGETS
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -28,14 +28,14 @@ SHIPPED = (
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _OTHERS = ("cpu-", "openvino-")
-"""How names of targets begin that are not compiled by recipes."""
+"""Prefixes of target names that need no recipe."""
 _BUILDER = ("builder_level", "workspace_mib", "timing_cache", "hardware_compatibility", "max_aux_streams", "strip")
 _NATIVE = ("version_compatible", "refit", "weight_streaming")
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Sizes of an axis that an optimization profile holds, and the one that it is tuned for."""
+    """Sizes of an axis in an optimization profile: the smallest, the one it is optimized for, and the largest."""
 
     min: int
     opt: int
@@ -44,7 +44,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """An optimization profile: pages in a batch, and text tokens a page."""
+    """An optimization profile: ranges of pages per batch and of text tokens per page."""
 
     batch: Range
     text: Range
@@ -52,12 +52,12 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """How activations get their scales.
+    """Settings of the scales of int8 activations.
 
-    ``tool``: ``modelopt`` (NVIDIA ModelOpt), ``onnxruntime`` (its static quantizer), or ``auto``: ModelOpt where it is installed.
-    ``method``: ``max`` (the largest value seen), or ``entropy``, which clips rare ones (ModelOpt only: onnxruntime's wants pages of
-    one length). ``pages``: at most that many give ranges. ``convolutions``: whether they are quantized too. ``kept``: exits whose
-    segments stay in 16 bits.
+    ``tool``: ``modelopt`` (NVIDIA ModelOpt), ``onnxruntime`` (its static quantizer), or ``auto`` for ModelOpt if it is
+    installed. ``method``: ``max`` takes the largest value. ``entropy`` clips rare ones, and needs ModelOpt, because
+    onnxruntime's entropy method needs pages of one length. ``pages``: largest number of pages that give ranges.
+    ``convolutions``: true to quantize them too. ``kept``: exits whose segments stay in 16 bits.
     """
 
     tool: Literal["auto", "modelopt", "onnxruntime"] = "auto"
@@ -69,22 +69,22 @@ class Int8:
 
 @dataclass(frozen=True, slots=True)
 class TargetRecipe:
-    """How one target is compiled.
+    """The settings by which one target is compiled.
 
-    ``precision``: of weights, activations and state between segments; ``int8`` computes matrix products in integers and the rest
-    in fp16. ``float32``: which of :data:`FLOAT32_PARTS` stay in float32. ``attention``: ONNX's ``operator``, or ``plain`` products
-    and softmax. ``batch`` and ``text``: a TensorRT profile is made of every pair of their ranges.
+    ``precision``: of weights, activations and state between segments. ``int8`` computes matrix products in integers and
+    the rest in fp16. ``float32``: the :data:`FLOAT32_PARTS` that stay in float32. ``attention``: ONNX's ``operator``,
+    or ``plain`` products and softmax. ``batch`` and ``text``: every pair of their ranges is a TensorRT profile.
 
-    Of TensorRT's builder: ``workspace_mib`` (0: all that the device has), ``builder_level`` 0–5, ``timing_cache`` (a path, or
-    whether to keep one in the user's cache folder), ``hardware_compatibility``, ``version_compatible``, ``max_aux_streams``,
-    ``refit`` (``identical``: with the same weights only), ``strip`` (weights are left out of the engine and come from the ONNX
-    graphs when it is loaded), ``weight_streaming``.
+    These set TensorRT's builder: ``workspace_mib`` (0 for all memory of the device), ``builder_level`` 0–5,
+    ``timing_cache`` (a path, or true for a file in the user's cache folder), ``hardware_compatibility``,
+    ``version_compatible``, ``max_aux_streams``, ``refit`` (``identical`` allows the same weights only), ``strip`` (the
+    engine has no weights and gets them from the ONNX graphs when it is loaded), ``weight_streaming``.
 
-    ``cuda_graphs``: whether segments may be captured; else they are enqueued.
+    ``cuda_graphs``: true to capture segments in CUDA graphs, false to enqueue them.
 
-    ``bias``: of the attention, the largest state. ``carried``: passed on by the segment that makes it, and moved where a batch is
-    packed; ``recomputed``: every segment makes it for itself from boxes and mask; ``auto``: what is measured to be cheaper when the
-    target is compiled, see :mod:`ee_export.builder.gpu_bias`.
+    ``bias``: the attention's bias, the largest state. ``carried``: one segment makes it and passes it on, and
+    re-batching moves it. ``recomputed``: every segment recomputes it from boxes and mask. ``auto``: the cheaper of
+    both, measured when the target is compiled, see :mod:`ee_export.builder.gpu_bias`.
     """
 
     name: str
@@ -109,17 +109,17 @@ class TargetRecipe:
 
     @property
     def hash(self) -> str:
-        """sha256 of all that can change an engine: not of the name, nor of where timings are kept."""
+        """sha256 of all settings that can change an engine, which excludes the name and the timing cache."""
         content = {name: value for name, value in asdict(self).items() if name not in ("name", "timing_cache")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def profiles(self, longest: int) -> tuple[Profile, ...]:
         """Every pair of a batch range and a text range, for a model whose pages have up to ``longest`` text tokens.
 
-        Ranges are cut there; of those that begin beyond, one stays where no other holds the longest page.
+        Ranges end there at the latest. If no other range holds the longest page, one that begins beyond it remains.
 
         Raises:
-            BadRequest: no range holds such a page; says the limit.
+            BadRequest: no range holds such a page. Names the limit.
         """
         largest = max(text.max for text in self.text)
         if largest < longest:
@@ -135,7 +135,7 @@ class TargetRecipe:
 
 
 def find_recipe(name_or_path: str | Path) -> TargetRecipe:
-    """A shipped recipe by the name of its target, or a user's own by the path of its file (with a ``/`` or ``.toml`` in it).
+    """Read a shipped recipe by the name of its target, or a user's own by its path, which has a ``/`` or ``.toml``.
 
     Raises:
         BadRequest: there is no such recipe (the nearest is named), or it cannot be used (see :func:`read_recipe`).
@@ -147,16 +147,16 @@ def find_recipe(name_or_path: str | Path) -> TargetRecipe:
 
 def recipe_file(name_or_path: str | Path) -> Path:
     """The file of a recipe that :func:`find_recipe` finds."""
-    return Path(name_or_path) if is_file(name_or_path) else shipped(str(name_or_path))
+    return Path(name_or_path) if is_file(name_or_path) else shipped_file(str(name_or_path))
 
 
 def is_file(name_or_path: str | Path) -> bool:
-    """Whether this is the path of a user's own recipe, and not the name of a shipped one."""
+    """Return True for the path of a user's own recipe, False for the name of a shipped one."""
     name = str(name_or_path)
     return isinstance(name_or_path, Path) or "/" in name or name.endswith(".toml")
 
 
-def shipped(name: str) -> Path:
+def shipped_file(name: str) -> Path:
     """The file of a shipped recipe."""
     return next(
         (place for folder in TARGETS if (place := folder / f"{name}.toml").exists()), TARGETS[0] / f"{name}.toml"
@@ -164,13 +164,13 @@ def shipped(name: str) -> Path:
 
 
 def read_recipe(path: Path) -> TargetRecipe:
-    """A recipe from TOML; its target has the file's name.
+    """Read a recipe from TOML. Its target has the file's name.
 
     Raises:
-        BadRequest: not there, not TOML, a key that does not exist (the nearest is named), a value of the wrong type or out of
-            range, or values that exclude each other. Names file and key.
+        BadRequest: the file is missing or no TOML, a key does not exist (the nearest is named), a value has the wrong
+            type or is out of range, or values exclude each other. Names file and key.
     """
-    found = read_toml(path, "recipe", f"shipped are {', '.join(SHIPPED)}")
+    content = read_toml(path, "recipe", f"shipped are {', '.join(SHIPPED)}")
     name = path.stem
     if not _NAME.fullmatch(name) or name.startswith(_OTHERS):
         raise BadRequest(
@@ -178,37 +178,37 @@ def read_recipe(path: Path) -> TargetRecipe:
             f"and not {' or '.join(_OTHERS)} in front; rename the file"
         )
     special = {tuple[Range, ...]: _ranges}
-    recipe = TargetRecipe(name, **table(TargetRecipe, found, str(path), without=("name",), special=special))
-    _check(recipe, str(path), found)
+    recipe = TargetRecipe(name, **read_table(TargetRecipe, content, str(path), without=("name",), special=special))
+    _check(recipe, str(path), content)
     return recipe
 
 
 def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
-    """A list of sizes (a bucket of that size alone) and of tables with min, opt and max."""
+    """Read a list of ranges. A number is a range of that size alone, a table has min, opt and max."""
     if not isinstance(value, list) or not value:
         raise BadRequest(f"{where}: {key}: expected a list of sizes, or of {{ min = 1, opt = 8, max = 16 }}")
-    found = []
-    for at, item in enumerate(value):
-        place = f"{key}[{at}]"
+    ranges = []
+    for index, item in enumerate(value):
+        place = f"{key}[{index}]"
         if type(item) is int:
             item = {"min": item, "opt": item, "max": item}
         if not isinstance(item, dict):
             raise BadRequest(f"{where}: {place}: expected a size, or {{ min = 1, opt = 8, max = 16 }}")
-        sizes = Range(**table(Range, item, where, f"{place}."))
+        sizes = Range(**read_table(Range, item, where, f"{place}."))
         if not 1 <= sizes.min <= sizes.opt <= sizes.max:
             raise BadRequest(
                 f"{where}: {place}: min {sizes.min}, opt {sizes.opt}, max {sizes.max}: expected 1 ≤ min ≤ opt ≤ max"
             )
-        found.append(sizes)
-    if len(set(found)) < len(found):
+        ranges.append(sizes)
+    if len(set(ranges)) < len(ranges):
         raise BadRequest(f"{where}: {key}: the same range stands there twice; remove one")
-    return tuple(found)
+    return tuple(ranges)
 
 
-def _check(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
+def _check(recipe: TargetRecipe, where: str, keys: Collection[str]) -> None:
     """Refuse values that are out of range or exclude each other."""
     for name in recipe.float32:
-        one_of(name, FLOAT32_PARTS, where, "float32")
+        require_one_of(name, FLOAT32_PARTS, where, "float32")
     for key, low, high in (("builder_level", 0, 5), ("workspace_mib", 0, 2**20), ("max_aux_streams", 0, 16)):
         if not low <= getattr(recipe, key) <= high:
             raise BadRequest(f"{where}: {key}: {getattr(recipe, key)} is out of range: expected {low}–{high}")
@@ -217,20 +217,20 @@ def _check(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
     for refused, why in _EXCLUDED:
         if refused(recipe):
             raise BadRequest(f"{where}: {why}")
-    _check_backend(recipe, where, given)
+    _check_backend(recipe, where, keys)
 
 
-def _check_backend(recipe: TargetRecipe, where: str, given: Collection[str]) -> None:
-    """Refuse keys that a backend does not read, so that no one waits for what they would do."""
+def _check_backend(recipe: TargetRecipe, where: str, keys: Collection[str]) -> None:
+    """Refuse keys that the backend does not read, because they would have no effect."""
     unread: dict[str, tuple[str, ...]] = {
         "tensorrt": (),
         "onnxruntime-cuda": ("batch", "text", *_BUILDER, *_NATIVE),
         "onnxruntime-tensorrt": _NATIVE,
     }
     for key in unread[recipe.backend]:
-        if key in given:
+        if key in keys:
             raise BadRequest(f"{where}: {key}: the backend {recipe.backend} does not read it; remove it")
-    if "int8" in given and recipe.precision != "int8":
+    if "int8" in keys and recipe.precision != "int8":
         raise BadRequest(f"{where}: int8: the precision is {recipe.precision}, which takes no scales; remove the table")
 
 
@@ -271,5 +271,5 @@ _EXCLUDED: tuple[tuple[Callable[[TargetRecipe], bool], str], ...] = (
 
 
 def with_plain_attention(recipe: TargetRecipe) -> TargetRecipe:
-    """The recipe with plain attention: what is left where a parser or builder refuses the operator."""
+    """The recipe with plain attention, for a parser or builder that refuses the operator."""
     return replace(recipe, attention="plain")

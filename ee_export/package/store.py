@@ -1,4 +1,4 @@
-"""Open a package: every file is hashed and read with suspicion. :mod:`ee_export.package.write` writes packages."""
+"""Open a package: every file is hashed, and untrusted when read. :mod:`ee_export.package.write` writes packages."""
 
 import os
 import stat
@@ -17,12 +17,11 @@ from ee_export.package.reading import Reading, open_plain
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_MANIFEST = 4 * 2**20
-"""Bytes of a manifest, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """An opened package; file contents are checked against the manifest as they are read."""
+    """An opened package. File contents are checked against the manifest as they are read."""
 
     path: Path
     manifest: Manifest
@@ -37,32 +36,32 @@ class Package:
             return files.read(name)
 
     def reading(self) -> Reading:
-        """The package's files, to be read more than once and by a library that opens them by path."""
+        """The package's files, for several reads and for libraries that open files by path."""
         return Reading(self.path, self.manifest.files)
 
     def target(self, name: str) -> Target:
-        """One of the package's targets; raises BadRequest naming those it has."""
-        found = self.manifest.targets.get(name)
-        if found is None:
+        """One of the package's targets. Raises BadRequest, which names the package's targets."""
+        target = self.manifest.targets.get(name)
+        if target is None:
             raise BadRequest(
                 f"unknown target '{name}': {self.path} has {', '.join(self.manifest.targets) or 'none'}; others: `ee-export compile`"
             )
-        return found
+        return target
 
     def check(self, target: str | None = None) -> None:
-        """Hash every file, or only those that ``target`` needs; raises BadPackage at the first that differs."""
+        """Hash every file, or only those that ``target`` needs. Raises BadPackage at the first that differs."""
         with self.reading() as files:
             files.hash(self.manifest.files if target is None else self.needed_by(target))
 
     def needed_by(self, target: str) -> list[str]:
-        """The files that a target needs: its own, and those that are of no target."""
-        others = {name for each in self.manifest.targets for name in self.files_of(each)} - set(self.files_of(target))
+        """The files that a target needs: its own, and those that belong to no target."""
+        others = {name for other in self.manifest.targets for name in self.files_of(other)} - set(self.files_of(target))
         return [name for name in self.manifest.files if name not in others]
 
     def files_of(self, target: str) -> tuple[str, ...]:
-        """Graphs and weights of a target: all in the folders that its segments lie in, which may be those of another target.
+        """Graphs and weights of a target: all files in its segments' folders, which may belong to another target too.
 
-        If a segment lies at the package's root, that is every file but tokenizers and the golden pages.
+        If a segment lies at the package's root, these are all files but tokenizers and the golden pages.
         """
         folders = {PurePosixPath(segment.file).parent for segment in self.target(target).segments}
         others = {TOKENIZER, GOLDEN, *self.manifest.tokenizer_files().values()}
@@ -71,22 +70,22 @@ class Package:
 
 
 def open_package(path: Path) -> Package:
-    """Read a package's manifest and check that its files are there, of the right size, and no others.
+    """Read a package's manifest, and check that exactly its files exist, with the right sizes.
 
-    Contents are hashed when they are read (:meth:`Package.read`), all at once by :meth:`Package.check`.
+    :meth:`Package.read` hashes a file's contents when it reads them, :meth:`Package.check` those of all files.
 
     Raises:
-        BadPackage: no package, an unreadable manifest, or a file that is missing, extra, a symbolic link, of another
-            size, or named by a path that leaves the folder.
+        BadPackage: there is no package, its manifest is unreadable, or a file is missing, extra, a symbolic link, of
+            another size, or outside the folder.
     """
     try:
         is_folder = path.is_dir()
     except OSError as error:
         raise BadPackage(
-            f"{_named(path)}: cannot be read ({error.strerror}); check the path and its permissions"
+            f"{_printable_path(path)}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
     if not is_folder:
-        raise BadPackage(f"{_named(path)}: no such package folder; build one with `ee-export build`")
+        raise BadPackage(f"{_printable_path(path)}: no such package folder; build one with `ee-export build`")
     manifest = from_json(_read_manifest(path / MANIFEST), str(path / MANIFEST))
     tokenizers = manifest.tokenizer_files()
     needed = [tokenizers[name] for name in tokenizers if "text" in manifest.inputs_of(name).values()]
@@ -115,42 +114,44 @@ def _require_files(folder: Path, sizes: Mapping[str, int | None]) -> None:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISLNK(status.st_mode):
                         raise BadPackage(
-                            f"{_named(folder / name)}: a symbolic link; a package holds plain files only; {_REPAIR}"
+                            f"{_printable_path(folder / name)}: a symbolic link; a package holds plain files only; {_REPAIR}"
                         )
                     if stat.S_ISDIR(status.st_mode) and name in folders:
                         waiting.append(name)
                         continue
                     if name not in sizes:
-                        raise BadPackage(f"{_named(folder / name)}: not part of the package; remove it, or {_REPAIR}")
+                        raise BadPackage(
+                            f"{_printable_path(folder / name)}: not part of the package; remove it, or {_REPAIR}"
+                        )
                     if not stat.S_ISREG(status.st_mode):
-                        raise BadPackage(f"{_named(folder / name)}: not a plain file; {_REPAIR}")
+                        raise BadPackage(f"{_printable_path(folder / name)}: not a plain file; {_REPAIR}")
                     if sizes[name] not in (None, status.st_size):
                         raise BadPackage(
-                            f"{_named(folder / name)}: {status.st_size} bytes, the manifest says {sizes[name]}; {_REPAIR}"
+                            f"{_printable_path(folder / name)}: {status.st_size} bytes, the manifest states {sizes[name]}; {_REPAIR}"
                         )
                     del missing[name]
     except OSError as error:
-        raise BadPackage(f"{_named(folder)}: cannot be listed ({error.strerror}); {_REPAIR}") from None
+        raise BadPackage(f"{_printable_path(folder)}: cannot be listed ({error.strerror}); {_REPAIR}") from None
     for name in missing:
-        raise BadPackage(f"{_named(folder / name)}: missing; {_REPAIR}")
+        raise BadPackage(f"{_printable_path(folder / name)}: missing; {_REPAIR}")
 
 
-def _named(path: Path) -> str:
-    """A path as a message shows it: a package's file names come from outside."""
+def _printable_path(path: Path) -> str:
+    """Format a path for a message. A package's file names are untrusted."""
     return printable(shorten(path, 300))
 
 
 def _read_manifest(path: Path) -> bytes:
-    """The whole manifest, of which no more is read than one may have."""
-    with _opened(path) as file:
+    """Read the whole manifest, and no more bytes than a manifest may have."""
+    with _open_plain_file(path) as file:
         data = file.read(MAX_MANIFEST + 1)
     if len(data) > MAX_MANIFEST:
         raise BadPackage(f"{path}: more than {MAX_MANIFEST:,} bytes, too large for a manifest; {_REPAIR}")
     return data
 
 
-def _opened(path: Path) -> BinaryIO:
-    """A plain file opened to read. A pipe would make the process wait for a writer, and a device could have no end."""
+def _open_plain_file(path: Path) -> BinaryIO:
+    """Open a plain file to read. A pipe would block until there is a writer, and a device could be endless."""
     try:
         handle = open_plain(path)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Arrays of an .npz file from outside: their types and sizes are known before any of them is unpacked.
+"""Read the arrays of an untrusted .npz file. Their types and sizes are known before any is unpacked.
 
-numpy reads such a file by names that the file chooses, unpacks whatever its entries hold, and takes headers of any size and
-version. Here a header is one that numpy writes, so that each entry's size is known from its first bytes.
+numpy reads such a file by names that the file chooses, unpacks whatever its entries hold, and accepts headers of any
+size and version. This module accepts only headers that numpy writes, so the first bytes of an entry state its size.
 """
 
 import io
@@ -27,7 +27,10 @@ _END_OF_LARGE_SIZE = 20
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """An array that is not unpacked yet. ``dtype`` as numpy writes it, such as ``<f4``; ``start``: where its values begin."""
+    """An array before it is unpacked.
+
+    ``dtype``: as numpy writes it, such as ``<f4``. ``start``: offset of its values.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,7 +50,7 @@ class ArrayFile:
         try:
             self._archive = zipfile.ZipFile(io.BytesIO(data))
             entries = self._archive.infolist()
-            self.stored = {entry.filename.removesuffix(".npy"): self._stored(entry) for entry in entries}
+            self.stored = {entry.filename.removesuffix(".npy"): self._read_header(entry) for entry in entries}
         except ValueError:
             raise
         except Exception as error:  # zipfile raises a dozen classes for damaged files
@@ -55,8 +58,8 @@ class ArrayFile:
         if len(self.stored) != len(entries):
             raise ValueError("an entry stands twice")
 
-    def unpacked(self, name: str) -> np.ndarray:
-        """The array of that name. The caller has bounded its size."""
+    def unpack(self, name: str) -> np.ndarray:
+        """Unpack the array of that name. The caller has bounded its size."""
         stored = self.stored[name]
         try:
             with self._archive.open(f"{name}.npy") as file:
@@ -68,7 +71,7 @@ class ArrayFile:
             raise ValueError(f"{name}: cut short")
         return np.frombuffer(values, stored.dtype).reshape(stored.shape)
 
-    def _stored(self, entry: zipfile.ZipInfo) -> StoredArray:
+    def _read_header(self, entry: zipfile.ZipInfo) -> StoredArray:
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not entry.filename.endswith(".npy"):
             raise ValueError(f"entry {entry.filename[:100]!r} is not one that numpy writes")
         with self._archive.open(entry) as file:
@@ -98,7 +101,7 @@ def _header(file: IO[bytes]) -> StoredArray | None:
 
 
 def _require_small_index(data: bytes) -> None:
-    """Refuse an archive whose list of entries is large: zipfile makes an object of each before it can be counted."""
+    """Refuse an archive with a large list of entries, because zipfile makes an object of each before a count."""
     end = data[-_END_SIZE:]
     before = data[-_END_SIZE - _END_OF_LARGE_SIZE : -_END_SIZE]
     if len(end) < _END_SIZE or not end.startswith(_END) or before.startswith(_END_OF_LARGE):

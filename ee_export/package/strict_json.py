@@ -1,4 +1,4 @@
-"""JSON from outside, read strictly: one meaning a file, and none that a later stage stumbles over. And JSON as one line."""
+"""Read untrusted JSON strictly, so that a file has one meaning only, and write JSON as one line."""
 
 import json
 import math
@@ -15,19 +15,19 @@ _HALF_PAIR = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 
 
 class Refused(ValueError):
-    """A value of a file is refused. The message begins with the value's path inside the file, and lacks the file's name."""
+    """A value of a file is refused. The message begins with the value's path in the file, without the file's name."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{printable(shorten(path, 120))}: {reason}")
 
 
 def mismatch(path: str, value: Any, expected: str) -> Refused:
-    """The error for a value that is not what its place in the file demands."""
+    """Make the error for a value that differs from the expected one."""
     return Refused(path, f"found {excerpt(value)}, expected {expected}")
 
 
 def excerpt(value: Any) -> str:
-    """A value as JSON of at most 40 printable characters, for a message."""
+    """Format a value as JSON of at most 40 printable characters, for a message."""
     try:
         return printable(shorten(json.dumps(value, ensure_ascii=False), 40))
     except RecursionError:
@@ -35,16 +35,16 @@ def excerpt(value: Any) -> str:
 
 
 def parse(data: bytes, *, deepest: int | None = 64) -> Any:
-    """The value that a file of strict JSON holds.
+    """Parse a file of strict JSON.
 
-    Python's own parser accepts much that other parsers refuse or read otherwise. This one refuses a byte order mark, any
-    encoding but UTF-8, ``NaN`` and ``Infinity``, a key that stands twice in an object, a number beyond a float or 64 bits, half
-    a surrogate pair, and deep nesting.
+    Python's own parser accepts input that other parsers refuse or read differently. This one refuses a byte order mark,
+    any encoding but UTF-8, ``NaN`` and ``Infinity``, a key that stands twice in an object, a number beyond a float or
+    64 bits, half a surrogate pair, and deep nesting.
 
     Args:
-        data: the whole file. The caller bounds its size.
-        deepest: how many objects and lists may stand in each other. ``None``: as many as Python's parser accepts, about a
-            thousand, for a caller that checks the whole structure without recursion.
+        data: the whole file. The caller bounds its size. deepest: largest depth of objects and lists. ``None`` allows
+            the depth of Python's parser, about a thousand, for a caller that checks the whole structure without
+            recursion.
 
     Raises:
         ValueError: the file is refused. The message is one line without the file's name.
@@ -68,9 +68,9 @@ def parse(data: bytes, *, deepest: int | None = 64) -> Any:
 
 
 def to_json(value: object, *, ascii_only: bool = False) -> str:
-    """A value as one line of JSON. Letters that cannot be printed are escaped.
+    """Format a value as one line of JSON, with unprintable letters escaped.
 
-    Halves of surrogate pairs, as in names that are not UTF-8, have no place in JSON: their escapes are text, as
+    JSON has no halves of surrogate pairs, which stand in names that are not UTF-8. Their escapes are text, as
     :func:`~ee_export.errors.printable` writes them.
     """
     text = json.dumps(value, ensure_ascii=False)
@@ -87,7 +87,7 @@ def to_json(value: object, *, ascii_only: bool = False) -> str:
 
 
 def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str:
-    """The first key that stands twice among the pairs of an object, of which one does, in time linear in their number."""
+    """Find the first repeated key among an object's pairs, in linear time. There must be one."""
     keys = set[str]()
     for key, _ in pairs:
         if key in keys:

@@ -1,4 +1,4 @@
-"""TOML tables as the fields of dataclasses: a wrong key, type or range is one line with file, table, key, value and remedy."""
+"""Read TOML tables as the fields of dataclasses. An error is one line with file, table, key, value and remedy."""
 
 import difflib
 import json
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ee_export.errors import BadRequest, require_known, shorten
 
 Special = Mapping[Any, Callable[[Any, str, str], Any]]
-"""Readers of kinds that need their own: each takes a value, the file's name and the key."""
+"""Readers of kinds that need their own. Each is called with a value, the file's name and the key."""
 
 _NO_SPECIAL: Special = types.MappingProxyType({})
 _NAMES: dict[Any, str] = {
@@ -29,10 +29,10 @@ _NAMES: dict[Any, str] = {
 
 
 def read_toml(path: Path, what: str, remedy: str = "check the path") -> dict[str, Any]:
-    """The tables of a TOML file; ``what`` names its kind in messages, and ``remedy`` ends that of a file that cannot be read.
+    """Read the tables of a TOML file. Messages name its kind by ``what``, and end with ``remedy`` if it is unreadable.
 
     Raises:
-        BadRequest: it is not there, cannot be read, or is not TOML.
+        BadRequest: the file is missing, unreadable or no TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -42,28 +42,28 @@ def read_toml(path: Path, what: str, remedy: str = "check the path") -> dict[str
         raise BadRequest(f"{path}: not valid TOML ({error})") from None
 
 
-def subtable(found: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """A table of a file, empty if the file has none of this name; raises BadRequest if it is another value."""
-    value = found.get(name, {})
+def subtable(content: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A table of a file, empty if it is missing. Raises BadRequest if it is another value."""
+    value = content.get(name, {})
     if not isinstance(value, dict):
-        raise BadRequest(f"{where}: {name}: found {shown(value)}, expected a table [{name}]")
+        raise BadRequest(f"{where}: {name}: found {format_value(value)}, expected a table [{name}]")
     return value
 
 
-def table(
+def read_table(
     kind: Any,
-    found: Mapping[str, Any],
+    content: Mapping[str, Any],
     where: str,
     prefix: str = "",
     *,
     without: Collection[str] = (),
     special: Special = _NO_SPECIAL,
 ) -> dict[str, Any]:
-    """The values of a table as the fields of a dataclass take them.
+    """Read the values of a table as the fields of a dataclass.
 
     Args:
         kind: the dataclass. Its fields without a default must be there.
-        found: the table.
+        content: the table.
         where: the file's name.
         prefix: of every key in messages, such as ``[training] `` or ``int8.``.
         without: fields that the table cannot have.
@@ -74,83 +74,86 @@ def table(
     """
     known = {entry.name: entry for entry in fields(kind) if entry.name not in without}
     hints = typing.get_type_hints(kind)
-    require_keys(found, known, where, prefix)
+    require_keys(content, known, where, prefix)
     for name, entry in known.items():
-        if name not in found and entry.default is MISSING and entry.default_factory is MISSING:
-            raise BadRequest(f"{where}: {prefix}{name}: missing; expected {expected(hints[name])}")
-    return {key: value(hints[key], item, where, prefix + key, special) for key, item in found.items()}
+        if name not in content and entry.default is MISSING and entry.default_factory is MISSING:
+            raise BadRequest(f"{where}: {prefix}{name}: missing; expected {describe_type(hints[name])}")
+    return {key: read_value(hints[key], item, where, prefix + key, special) for key, item in content.items()}
 
 
 def require_keys(
-    found: Collection[str], known: Collection[str], where: str, prefix: str = "", what: str = "key"
+    keys: Collection[str], known: Collection[str], where: str, prefix: str = "", what: str = "key"
 ) -> None:
-    """Refuse a key that is not among ``known``: the message names the nearest, or all if none is near."""
-    for key in found:
+    """Refuse a key that is not among ``known``. The message names the nearest, or all if none is near."""
+    for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise BadRequest(f"{where}: {prefix}{shorten(key, 60)}: unknown {what}; {hint}")
 
 
-def value(kind: Any, found: Any, where: str, key: str, special: Special = _NO_SPECIAL) -> Any:
-    """A TOML value as a type: plain ones, ``Path``, lists, tables, unions, ``Literal`` and dataclasses.
+def read_value(kind: Any, content: Any, where: str, key: str, special: Special = _NO_SPECIAL) -> Any:
+    """Read a TOML value as a type: plain types, ``Path``, lists, tables, unions, ``Literal`` and dataclasses.
 
     Raises:
-        BadRequest: it is of another type; names file, key, value and what was expected.
+        BadRequest: it is of another type. Names file, key, value and the expected type.
     """
     if kind in special:
-        return special[kind](found, where, key)
+        return special[kind](content, where, key)
     if typing.get_origin(kind) is Literal:
-        return one_of(found, typing.get_args(kind), where, key)
-    if is_dataclass(kind) and isinstance(kind, type) and isinstance(found, dict):
-        return kind(**table(kind, found, where, f"{key}.", special=special))
-    if not fits(kind, found):
-        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected {expected(kind)}")
+        return require_one_of(content, typing.get_args(kind), where, key)
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(content, dict):
+        return kind(**read_table(kind, content, where, f"{key}.", special=special))
+    if not has_type(kind, content):
+        raise BadRequest(f"{where}: {key}: found {format_value(content)}, expected {describe_type(kind)}")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
-        return tuple(value(arguments[0], item, where, key) for item in found)
-    return Path(found) if kind in (Path, Path | None) else found
+        return tuple(read_value(arguments[0], item, where, key) for item in content)
+    return Path(content) if kind in (Path, Path | None) else content
 
 
-def fits(kind: Any, found: Any) -> bool:
-    """Whether a TOML value has a type. A whole number is a number, and infinities are none; types not known here fit anything."""
+def has_type(kind: Any, content: Any) -> bool:
+    """Return True if a TOML value has a type.
+
+    Whole numbers count as numbers, infinities do not. Unknown types fit any value.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in (int, float):
         numbers = int if kind is int else int | float
-        return isinstance(found, numbers) and not isinstance(found, bool) and math.isfinite(found)
+        return isinstance(content, numbers) and not isinstance(content, bool) and math.isfinite(content)
     if kind in (bool, str, type(None)):
-        return isinstance(found, kind)
+        return isinstance(content, kind)
     if kind is Path:
-        return isinstance(found, str)
+        return isinstance(content, str)
     if origin in (types.UnionType, typing.Union):
-        return any(fits(option, found) for option in arguments)
+        return any(has_type(option, content) for option in arguments)
     if origin in (tuple, list):
-        return isinstance(found, list) and all(fits(arguments[0] if arguments else Any, item) for item in found)
+        return isinstance(content, list) and all(has_type(arguments[0] if arguments else Any, item) for item in content)
     if origin is dict:
-        return isinstance(found, dict) and all(fits(arguments[1], item) for item in found.values())
+        return isinstance(content, dict) and all(has_type(arguments[1], item) for item in content.values())
     return not is_dataclass(kind)
 
 
-def one_of(found: Any, valid: Collection[str], where: str, key: str) -> str:
-    """A name that must be among ``valid``; raises BadRequest that names the nearest."""
-    if not isinstance(found, str):
-        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected one of {', '.join(valid)}")
+def require_one_of(content: Any, valid: Collection[str], where: str, key: str) -> str:
+    """Return a name if it is among ``valid``. Raises BadRequest, which names the nearest."""
+    if not isinstance(content, str):
+        raise BadRequest(f"{where}: {key}: found {format_value(content)}, expected one of {', '.join(valid)}")
     try:
-        require_known(found, valid, key)
+        require_known(content, valid, key)
     except BadRequest as error:
         raise BadRequest(f"{where}: {error}") from None
-    return found
+    return content
 
 
-def expected(kind: Any) -> str:
-    """A type in words."""
+def describe_type(kind: Any) -> str:
+    """Describe a type in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in _NAMES:
         return _NAMES[kind]
     if origin is Literal:
         return ", ".join(arguments)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(expected(option) for option in arguments if option is not type(None)))
+        return " or ".join(dict.fromkeys(describe_type(option) for option in arguments if option is not type(None)))
     if origin in (tuple, list):
         items: dict[Any, str] = {str: "names", Path: "paths", int: "whole numbers", float: "numbers"}
         return f"a list of {items.get(arguments[0] if arguments else None, 'values')}"
@@ -159,6 +162,6 @@ def expected(kind: Any) -> str:
     return "a table" if origin is dict or is_dataclass(kind) else "another value"
 
 
-def shown(found: Any) -> str:
-    """A TOML value in a message, shortened."""
-    return shorten(json.dumps(found, default=str, ensure_ascii=False), 80)
+def format_value(content: Any) -> str:
+    """Format a TOML value for a message, shortened."""
+    return shorten(json.dumps(content, default=str, ensure_ascii=False), 80)

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ee_export.errors import BadPackage, BadRequest, EeError
-from ee_export.package.atomic import one_at_a_time, staged_folder
+from ee_export.package.atomic import lock_file, staged_folder
 from ee_export.package.check_manifest import check
+from ee_export.package.manifest import TOKENIZER as TOKENIZER
 from ee_export.package.manifest import FileEntry, Manifest, to_json
 from ee_export.package.ranges import require_name
 from ee_export.package.reading import REPAIR
@@ -20,12 +21,12 @@ from ee_export.package.strict_json import Refused
 
 
 @contextlib.contextmanager
-def locked(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
-    """Hold the lock of a package that is about to be changed. Others who change it wait, and then open it anew.
+def lock_package(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Hold the lock of a package while it is changed. Concurrent changes wait, and must reopen the package then.
 
     Args:
-        path: the package's folder, which need not be there yet.
-        progress: told who holds the lock, if somebody does.
+        path: the package's folder, which need not exist yet.
+        progress: called with the name of the process that holds the lock, if the lock is taken.
 
     Raises:
         EeError: the place is not writable.
@@ -34,7 +35,7 @@ def locked(path: Path, progress: Callable[[str, int, int], None]) -> Iterator[No
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EeError(f"{path}: cannot be written ({error.strerror}); name another place") from None
-    with one_at_a_time(path.resolve(), lambda holder: progress(f"waits for {holder}", 0, 1)):
+    with lock_file(path.resolve(), lambda holder: progress(f"waits for {holder}", 0, 1)):
         yield
 
 
@@ -44,11 +45,11 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
     Args:
         folder: holds all files of the package but the manifest.
         manifest: its ``files`` are replaced.
-        kept: entries of files that come from another package. They must still be what that package's manifest said: a file
-            that was damaged since would else get a new hash, and be right ever after.
+        kept: entries of files that come from another package, as its manifest states them. They are compared, because a
+            file that was damaged meanwhile would otherwise get a new, valid hash.
 
     Raises:
-        BadPackage: a file of ``kept`` differs, or nobody could open the package with such a manifest; names file or field.
+        BadPackage: a file of ``kept`` differs, or no reader would accept the manifest. Names file or field.
     """
     files = {}
     for name in sorted(_list_files(folder)):
@@ -60,9 +61,9 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
             raise BadPackage(f"{name}: sha256 differs from the manifest (changed or damaged); {REPAIR}")
     sealed = replace(manifest, files=files)
     if len(to_json(sealed)) > MAX_MANIFEST:
-        from ee_export.package.history import trimmed  # here, for few manifests are that large
+        from ee_export.package.history import trim_history  # imported lazily, because few manifests are that large
 
-        sealed = trimmed(sealed, MAX_MANIFEST)
+        sealed = trim_history(sealed, MAX_MANIFEST)
     try:
         check(sealed)
     except Refused as error:
@@ -77,23 +78,23 @@ def seal(folder: Path, manifest: Manifest, kept: Mapping[str, FileEntry] = Mappi
     return Package(folder, sealed)
 
 
-def rewrite_package(package: Package, manifest: Manifest, changed: dict[str, bytes]) -> Package:
-    """Replace a package by one with another manifest and some other files, in one step; the rest is linked, not copied.
+def rewrite_package(package: Package, manifest: Manifest, contents: dict[str, bytes]) -> Package:
+    """Replace a package's manifest and some files atomically. The other files are linked, not copied.
 
     Raises:
-        BadPackage: a file that is linked differs from the package's manifest; the package is as it was.
+        BadPackage: a linked file differs from the package's manifest. The package stays as it was.
     """
-    kept = {name: entry for name, entry in package.manifest.files.items() if name not in changed}
+    kept = {name: entry for name, entry in package.manifest.files.items() if name not in contents}
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         link_files(package, kept, staging)
-        for name, data in changed.items():
+        for name, data in contents.items():
             (staging / name).write_bytes(data)
         seal(staging, manifest, kept)
     return open_package(package.path)
 
 
 def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
-    """Give a folder some files of a package, linked where that can be."""
+    """Link some files of a package into a folder. Copy them if the file system cannot link."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -103,7 +104,7 @@ def link_files(package: Package, names: Iterable[str], folder: Path) -> None:
 
 
 def require_name_of(what: str, name: str) -> None:
-    """Refuse a name for a target or operating point that no package can hold, before work is spent on it.
+    """Refuse an impossible name of a target or operating point before long work.
 
     Raises:
         BadRequest: it has a slash, begins with a dot or dash, is empty or too long, or holds a control character.

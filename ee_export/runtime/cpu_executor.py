@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ee_export.data.encode import Arrays, tokens_read
+from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.errors import BadLogits
 from ee_export.policy.decide import decide
 from ee_export.runtime.batch import Batch, Call
@@ -69,7 +69,7 @@ class CpuExecutor:
                         step.limits,
                         criterion,
                         row,
-                        tokens_read(page.text, step.rule.reads) if counts else 0,
+                        count_tokens_read(page.text, step.rule.reads) if counts else 0,
                         None if gates is None else gates[position],
                     )
                 except BadLogits as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ee_export.errors import BadRequest
-from ee_export.package.input_specs import Reads, reads_of
+from ee_export.package.input_specs import SegmentReads, reads_of
 from ee_export.package.manifest import FULL, Costs, Manifest, OperatingPoint, Target, gate_name
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, COUNTS_TOKENS, CRITERIA, Criterion
 from ee_export.policy.decide import NEVER, Rule, limits
@@ -28,7 +28,7 @@ class PlanStep:
     state: tuple[tuple[int, str], ...]
     last: tuple[str, ...]
     skippable: bool
-    reads: Reads
+    reads: SegmentReads
     passed: tuple[str, ...]
 
 

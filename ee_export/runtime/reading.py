@@ -11,7 +11,7 @@ from ee_export.data.inputs import encode_pages, with_prefix, without_prefix
 from ee_export.data.page import Page, require_known_boxes
 from ee_export.data.text_reader import TextReader
 from ee_export.errors import BadRequest
-from ee_export.package.input_specs import array_specs, shown
+from ee_export.package.input_specs import array_specs, format_spec
 from ee_export.package.manifest import Costs
 from ee_export.package.store import Package
 from ee_export.runtime.batch import Batch, Call, PageState
@@ -45,7 +45,7 @@ class Reading:
             BadRequest: the package reads arrays.
         """
         if self._encoder is None:
-            inputs = ", ".join(f"{name} {shown(spec)}" for name, spec in array_specs(self._manifest).items())
+            inputs = ", ".join(f"{name} {format_spec(spec)}" for name, spec in array_specs(self._manifest).items())
             raise BadRequest(
                 f"{self._package.path}: the package reads arrays and no pages ({inputs}); call predict_encoded with them, or give an .npz "
                 "file of them to the command"
@@ -56,7 +56,7 @@ class Reading:
         """All inputs of one grey page with that many text tokens, by default and at most as many as are read."""
         arrays: Arrays = {}
         for name in self._manifest.all_encodings():
-            encoding = self.encoder.named(name).encoding
+            encoding = self.encoder.by_name(name).encoding
             longest = encoding.max_text_tokens
             arrays |= with_prefix(name, blank_page(encoding, longest if tokens is None else min(tokens, longest)))
         return arrays
@@ -127,7 +127,7 @@ class Reading:
             return None
         arrays: Arrays = {}
         for name in stretch.pixels:
-            encoder = self.encoder.named(name)
+            encoder = self.encoder.by_name(name)
             arrays |= with_prefix(name, encoder.image(encoder.open(page.reader.page)[0]))
         return arrays
 
@@ -143,7 +143,7 @@ class Reading:
         text = single.pages[0].text
         if stretch.text is not None and text is not None:
             single.tokens = length
-            single.state |= with_prefix(stretch.text, self.encoder.named(stretch.text).collate([text], length))
+            single.state |= with_prefix(stretch.text, self.encoder.by_name(stretch.text).collate([text], length))
         return single
 
     def given_text(self, stretch: Stretch, arrays: Arrays) -> Arrays | None:
@@ -154,7 +154,7 @@ class Reading:
 
     def longest(self, stretch: Stretch) -> int:
         """Most text tokens that a stretch reads."""
-        return 0 if stretch.text is None else self.encoder.named(stretch.text).encoding.max_text_tokens
+        return 0 if stretch.text is None else self.encoder.by_name(stretch.text).encoding.max_text_tokens
 
     def _open_image(self, page: Page) -> tuple[Image.Image | None, bool]:
         """The page's image, if the model reads it, and whether that is the whole of it, as an OCR engine wants it."""
@@ -165,7 +165,7 @@ class Reading:
         """Read a page's text that far; False if the deadline forbids it, and the page is answered."""
         reader = page.reader
         assert reader is not None and stretch.text is not None
-        encoder = self.encoder.named(stretch.text)
+        encoder = self.encoder.by_name(stretch.text)
         if not reader.runs_ocr:
             if page.text is None or stretch.new_text:
                 page.text = encoder.text(*reader.read_to(100))
@@ -197,7 +197,7 @@ class Reading:
         tokens = 0
         if stretch.text is not None:
             texts = [page.text for page in pages if page.text is not None]
-            state |= with_prefix(stretch.text, self.encoder.named(stretch.text).collate(texts))
+            state |= with_prefix(stretch.text, self.encoder.by_name(stretch.text).collate(texts))
             tokens = state[f"{stretch.text}.input_ids" if stretch.text else "input_ids"].shape[1]
         first = group[0][2]
         for name in first.state.keys() - state.keys():

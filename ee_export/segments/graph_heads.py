@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ee_export.errors import BadRequest
-from ee_export.package.input_specs import shown
+from ee_export.package.input_specs import format_spec
 from ee_export.package.manifest import TensorSpec
 
 TENSOR, MASK, FEATURES, LOGITS = "tensor", "attention_mask", "features", "logits"
@@ -35,7 +35,7 @@ def pool_model(
         BadRequest: the tensor cannot be pooled so.
     """
     rank = len(spec.shape)
-    place = f"{where} '{spec.name}' {shown(spec)}"
+    place = f"{where} '{spec.name}' {format_spec(spec)}"
     if spec.dtype != "float32" or rank < 2:
         raise BadRequest(f"{place}: a head that is trained reads float32 [B, F, …]; name another tensor")
     if axis is not None and not -rank <= axis < rank:

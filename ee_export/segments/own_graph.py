@@ -9,7 +9,7 @@ import onnx
 
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
-from ee_export.model.ramps import Layers, answer
+from ee_export.model.ramps import Layers, compute_logits
 from ee_export.package.assemble_recipe import TRAIN, CutEntry, GraphEntry
 from ee_export.package.manifest import TensorSpec, logits_name
 from ee_export.segments.assembly import (
@@ -256,7 +256,7 @@ class CutGraph:
             for cut in own.cuts:
                 tensor = values[cut.tensor]
                 if cut.exit in ramps:
-                    logits[cut.exit] = answer(ramps[cut.exit], pooled(tensor, cut))
+                    logits[cut.exit] = compute_logits(ramps[cut.exit], pooled(tensor, cut))
                 else:
                     logits[cut.exit] = next(iter(heads[cut.exit].run({heads[cut.exit].inputs[0]: tensor}).values()))
             return {**logits, own.exit: values[own.logits]}

@@ -11,7 +11,7 @@ from onnx import helper
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
 from ee_export.package.assemble_recipe import SegmentEntry
-from ee_export.package.input_specs import shown
+from ee_export.package.input_specs import format_spec
 from ee_export.package.manifest import SOURCES, TensorSpec, gate_name
 from ee_export.segments.assembly import (
     Assembly,
@@ -134,7 +134,7 @@ def assemble_segments(parts: Sequence[OwnPart], probe: Probe, classes: int) -> A
             gate = TensorSpec(gate_name(part.exit), "float32", ("B", 1))
             if replace(spec_at(part.gate), name=gate.name) != gate:
                 raise BadGraph(
-                    f"{part.path}: gate: '{part.gate}' is {shown(spec_at(part.gate))}, expected float32 [B, 1]"
+                    f"{part.path}: gate: '{part.gate}' is {format_spec(spec_at(part.gate))}, expected float32 [B, 1]"
                 )
             outputs.append(gate)
         for name, new in state.items():

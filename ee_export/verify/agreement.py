@@ -1,4 +1,4 @@
-"""Two chains on the same pages: which pages they answer otherwise, who is right, and what each costs."""
+"""Compare two chains on the same pages: differing answers, right answers, and time per page."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any
 from ee_export.data.find import Skipped, find_pages
 from ee_export.data.page import Ocr, Page, read_page
 from ee_export.errors import BadData, EeError, one_line
-from ee_export.package.ranges import composed
+from ee_export.package.ranges import to_nfc
 from ee_export.policy.binomial import interval, mcnemar
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
@@ -17,18 +17,18 @@ from ee_export.runtime.failures import failure
 MOST_LISTED = 10
 """Pages that are listed by name."""
 LEVEL = 0.95
-"""Of the interval of the share of pages whose labels differ."""
+"""Confidence level of the interval of the share of pages whose labels differ."""
 
 
 @dataclass(slots=True)
 class Agreement:
-    """Counts over the pages that two chains, A and B, were given.
+    """Counts over the pages that two chains, A and B, evaluate.
 
-    ``pages``: all. ``failed_in_both``, ``failed_in_a`` (alone), ``failed_in_b`` (alone): pages without an answer; all other counts
-    are of pages that both answer, ``answered``. ``labels_differ``, ``exits_differ``: pages with another label, another exit.
-    ``ms_a``, ``ms_b``: milliseconds that these pages took in all. ``both_right``, ``only_a_right``, ``only_b_right``,
-    ``both_wrong``: of the labelled pages. ``listed``: the first :data:`MOST_LISTED` pages whose labels differ or that one chain
-    alone cannot answer.
+    ``pages``: all. ``failed_in_both``, ``failed_in_a`` (alone), ``failed_in_b`` (alone): pages without an answer. All
+    other counts are of the ``answered`` pages, which both answer. ``labels_differ``, ``exits_differ``: pages with
+    another label, another exit. ``ms_a``, ``ms_b``: total milliseconds of these pages. ``both_right``,
+    ``only_a_right``, ``only_b_right``, ``both_wrong``: counts of the labelled pages. ``listed``: the first
+    :data:`MOST_LISTED` pages whose labels differ or that one chain alone cannot answer.
     """
 
     pages: int = 0
@@ -48,28 +48,28 @@ class Agreement:
 
     @property
     def labelled(self) -> int:
-        """Pages that both answer and whose label is known."""
+        """Number of pages that both answer and that have a known label."""
         return self.both_right + self.only_a_right + self.only_b_right + self.both_wrong
 
     @property
     def differ(self) -> bool:
-        """Whether any page has another label, another exit, or an answer of one chain alone."""
+        """True if any page has another label, another exit, or an answer of one chain alone."""
         return bool(self.labels_differ or self.exits_differ or self.failed_in_a or self.failed_in_b)
 
     def share_that_differs(self) -> tuple[float, float, float]:
-        """The share of answered pages whose labels differ, and the ends of its exact 95 % interval (Clopper and Pearson)."""
+        """Share of answered pages whose labels differ, with its exact 95 % interval (Clopper and Pearson)."""
         return interval(self.labels_differ, self.answered, 1 - LEVEL)
 
     def p_value(self) -> float | None:
-        """Two-sided exact p-value of "A and B are right equally often" (McNemar); ``None`` without a labelled page."""
+        """Two-sided exact p-value of "A and B are right equally often" (McNemar), ``None`` without a labelled page."""
         return mcnemar(self.only_a_right, self.only_b_right) if self.labelled else None
 
     def mean_ms(self) -> tuple[float, float] | None:
-        """Mean milliseconds a page of A and of B, measured here; ``None`` if both answer no page."""
+        """Mean milliseconds per page of A and of B on this machine, ``None`` if both answer no page."""
         return (self.ms_a / self.answered, self.ms_b / self.answered) if self.answered else None
 
     def add(self, name: str, label: str | None, a: Answer | EeError, b: Answer | EeError) -> None:
-        """Count one page by what each chain gives for it."""
+        """Count one page by each chain's answer or error."""
         self.pages += 1
         if isinstance(a, Answer) and isinstance(b, Answer):
             self.answered += 1
@@ -78,7 +78,7 @@ class Agreement:
             self.exits_differ += a.exit != b.exit
             self.labels_differ += a.label != b.label
             if label is not None:
-                self._count_right(composed(a.label) == label, composed(b.label) == label)
+                self._count_right(to_nfc(a.label) == label, to_nfc(b.label) == label)
             listed = a.label != b.label
         else:
             self.failed_in_both += not isinstance(a, Answer) and not isinstance(b, Answer)
@@ -86,7 +86,7 @@ class Agreement:
             self.failed_in_b += isinstance(a, Answer)
             listed = isinstance(a, Answer) or isinstance(b, Answer)
         if listed and len(self.listed) < MOST_LISTED:
-            self.listed.append({"page": name, "label": label, "a": brief(a), "b": brief(b)})
+            self.listed.append({"page": name, "label": label, "a": to_json_values(a), "b": to_json_values(b)})
 
     def _count_right(self, a: bool, b: bool) -> None:
         self.both_right += a and b
@@ -98,32 +98,33 @@ class Agreement:
 def compare_pages(
     a: Chain, b: Chain, paths: Sequence[tuple[Path, str | None]], ocr: Ocr | None, progress: Callable[[int, int], None]
 ) -> Agreement:
-    """Give both chains the same pages, one by one.
+    """Evaluate the same pages with both chains, one by one.
 
-    The two take turns in being first, and the first page is answered once before, uncounted: a first run is slow.
+    The chains take turns at being first. The first page is answered once more before, uncounted, because a first run is
+    slow.
 
     Args:
         a, b: the chains.
-        paths: pages, each with its label or ``None``; see :func:`find_labelled`.
+        paths: pages, each with its label or ``None``, see :func:`find_labelled`.
         ocr: reads pages without words.
         progress: called with pages done and pages in all.
     """
-    found = Agreement()
-    for at, (path, label) in enumerate(paths):
-        chains = (a, b) if at % 2 == 0 else (b, a)
-        if at == 0:
+    agreement = Agreement()
+    for index, (path, label) in enumerate(paths):
+        chains = (a, b) if index % 2 == 0 else (b, a)
+        if index == 0:
             for chain in chains:
                 answer_of(chain, path, ocr)
         first, second = (answer_of(chain, path, ocr) for chain in chains)
-        found.add(str(path), label, *((first, second) if at % 2 == 0 else (second, first)))
-        progress(at + 1, len(paths))
-    return found
+        agreement.add(str(path), label, *((first, second) if index % 2 == 0 else (second, first)))
+        progress(index + 1, len(paths))
+    return agreement
 
 
 def answer_of(
     chain: Chain, page: Path | Page, ocr: Ocr | None = None, deadline_ms: float | None = None
 ) -> Answer | EeError:
-    """A chain's answer for a page or its file; the error if it has none."""
+    """A chain's answer for a page or its file, or its error."""
     try:
         return chain.predict(read_page(page, ocr) if isinstance(page, Path) else page, deadline_ms=deadline_ms)
     except Exception as error:
@@ -133,25 +134,25 @@ def answer_of(
 def find_labelled(
     folder: Path, labels: Iterable[str], skipped: Skipped, *, words_alone: bool
 ) -> list[tuple[Path, str | None]]:
-    """The pages under a folder, each with its label: the name of the folder that it lies in, if that is one of ``labels``.
+    """List the pages under a folder. A page's label is its folder's name if that is among ``labels``, else ``None``.
 
     Raises:
         BadData: there is no such folder, or no page in it.
     """
     if not folder.exists():
         raise BadData(f"{folder}: no such folder; give a folder of page images, or of class folders")
-    known = {composed(label) for label in labels}
-    found = []
+    known = {to_nfc(label) for label in labels}
+    labelled = []
     for path in find_pages(folder, skipped, words_alone=words_alone):
-        name = composed(path.parent.name)
-        found.append((path, name if name in known else None))
-    if not found:
-        also = f" ({skipped})" if skipped else ""
-        raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …{also}")
-    return found
+        name = to_nfc(path.parent.name)
+        labelled.append((path, name if name in known else None))
+    if not labelled:
+        ignored = f" ({skipped})" if skipped else ""
+        raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …{ignored}")
+    return labelled
 
 
-def brief(answer: Answer | EeError) -> dict[str, Any]:
+def to_json_values(answer: Answer | EeError) -> dict[str, Any]:
     """An answer as JSON values: label, exit and the probability of the label, or the error."""
     if isinstance(answer, Answer):
         return {"label": answer.label, "exit": answer.exit, "confidence": round(answer.probabilities[answer.label], 6)}

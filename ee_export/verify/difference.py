@@ -1,4 +1,4 @@
-"""The differences between two packages, by their manifests. Every file is hashed there, so nothing else can differ."""
+"""Find the differences between two packages by their manifests, which hash every file."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ GROUPS = (
 )
 """Groups of differences, in the order in which they are shown."""
 ABSENT = None
-"""Stands for a value that one of two packages lacks."""
+"""Value of a field that one of the packages lacks."""
 _TOP = {"split": "held-out pages", "schema": "origin", "name": "origin", "created_by": "origin"}
 _OF_TARGET = {
     "segments": "segments",
@@ -41,7 +41,7 @@ _OF_TARGET = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A field that differs: its group, its path in the manifest, and its value in either package, as JSON values."""
+    """A field that differs, with its group, its path in the manifest, and its JSON value in either package."""
 
     group: str
     field: str
@@ -50,38 +50,40 @@ class Difference:
 
     def __str__(self) -> str:
         """The difference as one printable line."""
-        return f"{self.field}: {_shown(self.a, self.b)}"
+        return f"{self.field}: {_format_change(self.a, self.b)}"
 
 
-def differences(a: Manifest, b: Manifest) -> list[Difference]:
-    """All fields in which two manifests differ, by group; none if the packages are equal.
+def find_differences(a: Manifest, b: Manifest) -> list[Difference]:
+    """List all fields in which two manifests differ, by group. The list is empty if the packages are equal.
 
     An object that one package lacks is one difference, not one for each of its fields.
     """
-    found = [_named(path, *values) for path, *values in _walk((), _plain(a), _plain(b))]
-    return sorted(found, key=lambda difference: GROUPS.index(difference.group))
+    differences = [
+        _make_difference(path, *values) for path, *values in _walk((), _to_json_values(a), _to_json_values(b))
+    ]
+    return sorted(differences, key=lambda difference: GROUPS.index(difference.group))
 
 
-def _plain(manifest: Manifest) -> dict[str, Any]:
-    """A manifest as JSON values. Segments are objects by exit, and each of their tensors is a line."""
+def _to_json_values(manifest: Manifest) -> dict[str, Any]:
+    """Convert a manifest to JSON values, with segments as objects by exit and each tensor as a line."""
     content: dict[str, Any] = json.loads(json.dumps(asdict(manifest)))
     for target in content["targets"].values():
         target["segments"] = {
             segment["exit"]: {
                 "file": segment["file"],
-                **{side: [_tensor(tensor) for tensor in segment[side]] for side in ("inputs", "outputs")},
+                **{side: [_format_tensor(tensor) for tensor in segment[side]] for side in ("inputs", "outputs")},
             }
             for segment in target["segments"]
         }
     return content
 
 
-def _tensor(tensor: dict[str, Any]) -> str:
+def _format_tensor(tensor: dict[str, Any]) -> str:
     return f"{tensor['name']} {tensor['dtype']} [{', '.join(map(str, tensor['shape']))}]"
 
 
 def _walk(path: tuple[str, ...], a: Any, b: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """The paths at which two JSON values differ, with both values."""
+    """Yield the paths at which two JSON values differ, with both values."""
     if a == b:
         return
     if isinstance(a, dict) and isinstance(b, dict) and not (path[:1] == ("files",) and len(path) == 2):
@@ -94,7 +96,7 @@ def _walk(path: tuple[str, ...], a: Any, b: Any) -> Iterator[tuple[tuple[str, ..
         yield path, a, b
 
 
-def _named(path: tuple[str, ...], a: Any, b: Any) -> Difference:
+def _make_difference(path: tuple[str, ...], a: Any, b: Any) -> Difference:
     group = _TOP.get(path[0], path[0])
     if path[0] == "targets":
         group = "targets" if len(path) < 3 else _OF_TARGET.get(path[2], "targets")
@@ -104,14 +106,14 @@ def _named(path: tuple[str, ...], a: Any, b: Any) -> Difference:
     return Difference(group, ".".join(path), a, b)
 
 
-def _shown(a: Any, b: Any) -> str:
+def _format_change(a: Any, b: Any) -> str:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         numbers = [value for value in (*a, *b) if isinstance(value, int | float)]
         if len(numbers) == 2 * len(a) > 8:
             apart = max(abs(first - second) for first, second in zip(a, b, strict=True))
             return f"{len(a)} numbers, up to {apart:.3g} apart"
     if isinstance(a, list) and isinstance(b, list) and all(isinstance(value, str) for value in (*a, *b)):
-        only_a, only_b = ([value for value in one if value not in other] for one, other in ((a, b), (b, a)))
+        only_a, only_b = ([value for value in own if value not in other] for own, other in ((a, b), (b, a)))
         if not only_a and not only_b:
             return f"another order: {excerpt(a)} → {excerpt(b)}"
         sides = (f"only in {side}: {excerpt(only)}" for side, only in (("A", only_a), ("B", only_b)) if only)
@@ -120,11 +122,11 @@ def _shown(a: Any, b: Any) -> str:
         return f"sha256 {a['sha256'][:12]}… → {b['sha256'][:12]}…"
     if isinstance(a or b, dict) and (a is ABSENT or b is ABSENT):
         return f"only in {'B' if a is ABSENT else 'A'}"
-    shown = _value(a), _value(b)
+    shown = _format_value(a), _format_value(b)
     return " → ".join(shown if shown[0] != shown[1] else (excerpt(a), excerpt(b)))
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return "none" if value is None else excerpt(value)

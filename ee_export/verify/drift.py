@@ -1,4 +1,4 @@
-"""The drift guard: compare what a chain answers now with what its operating point saw when it was tuned."""
+"""Detect drift: compare a chain's answers with the reference statistics of its operating point."""
 
 import json
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ _ROW = "not a row of `ee-export predict --jsonl`: expected a JSON object"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Where one page left, and the score of every exit it was asked at."""
+class AnswerStats:
+    """The exit of one page, and the score of every exit that evaluated it."""
 
     exit: str
     scores: dict[str, float]
@@ -25,7 +25,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The comparisons of ``pages`` new pages with those of tuning."""
+    """The comparisons of ``pages`` new pages with the tuning pages."""
 
     pages: int
     tests: list[Comparison]
@@ -33,25 +33,26 @@ class Drift:
 
     @property
     def alarm(self) -> bool:
-        """Whether the new pages differ."""
+        """True if the new pages differ."""
         return any(test.alarm for test in self.tests)
 
 
-def seen(answer: Answer) -> Seen:
-    """What the guard keeps of an answer; a few microseconds and a hundred bytes a page."""
-    return Seen(answer.exit, {step.name: step.score for step in answer.trace if step.score is not None})
+def summarize_answer(answer: Answer) -> AnswerStats:
+    """Reduce an answer to its exit and scores. It takes a few microseconds and a hundred bytes per page."""
+    return AnswerStats(answer.exit, {step.name: step.score for step in answer.trace if step.score is not None})
 
 
-def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[Seen]:
-    """Pages from the JSON lines of ``ee-export predict --jsonl``; rows of pages that could not be read are skipped.
+def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[AnswerStats]:
+    """Read answers from the JSON lines of ``ee-export predict --jsonl``. Rows with errors are skipped.
 
     Args:
         file: the lines.
         where: the file's name in error messages.
-        exits: those of the package.
+        exits: the exits of the package.
 
     Raises:
-        BadData: a line is not such a row, holds a score outside [0, 1] or an unknown exit, or is longer than a megabyte; names it.
+        BadData: a line is no such row, holds a score outside [0, 1] or an unknown exit, or is longer than a megabyte.
+            Names the line.
     """
     pages = []
     for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), 1):
@@ -77,51 +78,53 @@ def read_answers(file: BinaryIO, where: str, exits: Sequence[str]) -> list[Seen]
                 raise BadData(
                     f"{where}:{number}: the score at {name} is {shorten(repr(score))}; expected a number in [0, 1]"
                 )
-        pages.append(Seen(row["exit"], {name: float(score) for name, score in row["scores"].items()}))
+        pages.append(AnswerStats(row["exit"], {name: float(score) for name, score in row["scores"].items()}))
     return pages
 
 
 def compare_answers(
-    package: Package, target_name: str, point_name: str, pages: Sequence[Seen], false_alarm: float
+    package: Package, target_name: str, point_name: str, pages: Sequence[AnswerStats], false_alarm: float
 ) -> Drift:
-    """Test whether pages look like those that an operating point was tuned on.
+    """Test if pages differ from those that an operating point was tuned on.
 
     Args:
-        package: its manifest holds what was seen then.
+        package: its manifest holds the reference statistics.
         target_name: the target that answered.
         point_name: the operating point that answered.
-        pages: what it saw now; twenty at least.
-        false_alarm: chance of an alarm on pages of the same kind, in (0, 1).
+        pages: the answers, at least twenty.
+        false_alarm: probability of an alarm on pages of the same kind, in (0, 1).
 
     Raises:
-        BadRequest: there is no such target or operating point, or it does not say what it saw.
-        BadData: there are too few pages, or they left at exits that the package does not have.
+        BadRequest: there is no such target or operating point, or it has no reference statistics.
+        BadData: there are too few pages, or they exited at exits that the package does not have.
     """
     point = operating_point(package.target(target_name), point_name)
-    then = point.seen
-    if then is None:
+    reference = point.seen
+    if reference is None:
         raise BadRequest(
-            f"operating point '{point_name}' does not say what its pages looked like; tune it again with `ee-export tune`"
+            f"operating point '{point_name}' has no reference statistics of its pages; tune it again with `ee-export tune`"
         )
     if len(pages) < 20:
         raise BadData(f"{len(pages)} answered pages are too few to compare; at least 20 are needed")
     exits = package.manifest.exits
     unknown = {page.exit for page in pages} - set(exits)
     if unknown:
-        raise BadData(f"pages left at '{sorted(unknown)[0]}', which is no exit of {package.path} ({', '.join(exits)})")
+        raise BadData(
+            f"pages exited at '{sorted(unknown)[0]}', which is no exit of {package.path} ({', '.join(exits)})"
+        )
     counts = tuple([sum(page.exit == name for page in pages) for name in exits])
     scores = {
-        name: (then.scores[name], histogram([page.scores[name] for page in pages if name in page.scores]))
+        name: (reference.scores[name], histogram([page.scores[name] for page in pages if name in page.scores]))
         for name in exits
-        if name in then.scores
+        if name in reference.scores
     }
-    tests = compare((tuple(then.exits[name] for name in exits), counts), scores, false_alarm)
+    tests = compare((tuple(reference.exits[name] for name in exits), counts), scores, false_alarm)
     alarms = [test.name for test in tests if test.alarm]
     if alarms:
-        said = (
+        sentence = (
             f"ALARM: these {len(pages)} pages are not like those of tuning ({', '.join(alarms)}); "
-            "a certificate says nothing of them: label some, then `ee-export tune`"
+            "a certificate does not hold for them: label some, then `ee-export tune`"
         )
     else:
-        said = f"no alarm: these {len(pages)} pages look like those of tuning (false-alarm rate {false_alarm:g})"
-    return Drift(len(pages), tests, said)
+        sentence = f"no alarm: these {len(pages)} pages look like those of tuning (false-alarm rate {false_alarm:g})"
+    return Drift(len(pages), tests, sentence)

@@ -1,4 +1,4 @@
-"""Golden inputs: a few pages with the logits they must give, so that a package can prove itself anywhere."""
+"""Golden inputs: a few pages with their expected logits, by which a package is verified on any machine."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ee_export.data.encode import TEXT_INPUTS, Arrays, tokens_read
+from ee_export.data.encode import TEXT_INPUTS, Arrays, count_tokens_read
 from ee_export.data.inputs import without_prefix
 from ee_export.errors import BadPackage, BadRequest, NotEqual, printable, shorten
 from ee_export.package.input_specs import encoded_specs, input_specs, longest_text, texts_of
@@ -19,12 +19,12 @@ from ee_export.runtime.plan import operating_point, rules
 INPUTS = tuple(SOURCES)
 MOST_PAGES = 1000
 MOST_BYTES = 2**30
-"""Of all arrays unpacked. Pages of 224 pixels take 0.6 MB each."""
+"""Largest size of all arrays unpacked. Pages of 224 pixels take 0.6 MB each."""
 LARGEST_FILE = 2**28
 LARGEST_SOURCE = 2**20
-"""Of the golden page's image file or words, in bytes."""
+"""Largest size of the golden page's image file or words, in bytes."""
 Size = int | tuple[int, int]
-"""Length of an axis, or the least and the most."""
+"""Length of an axis, or its smallest and largest length."""
 Kind = tuple[str, tuple[Size, ...]]
 """Dtype of a stored array as numpy writes it, and its shape."""
 _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
@@ -32,10 +32,10 @@ _REBUILD = "copy the package again, or rebuild it with `ee-export build`"
 
 @dataclass(frozen=True, slots=True)
 class GoldenPage:
-    """Encoded inputs of one page, and the logits that it must give: ``[1, C]`` per exit and ``[1, 1]`` per gate.
+    """Encoded inputs of one page with the expected logits: ``[1, C]`` per exit and ``[1, 1]`` per gate.
 
-    ``logits``: the trained model's; ``own``: of the targets, by name, that compute in other numbers than it. ``file``, ``words``: of
-    the golden page alone, the image file and the words that the inputs were encoded from.
+    ``logits``: those of the trained model. ``own``: by name, those of targets with another precision. ``file``,
+    ``words``: the image file and the words that the inputs were encoded from, of the golden page alone.
     """
 
     inputs: Arrays
@@ -45,12 +45,12 @@ class GoldenPage:
     words: bytes | None = None
 
     def of(self, target_name: str) -> dict[str, np.ndarray]:
-        """The logits that a target must give."""
+        """The expected logits of a target."""
         return self.own.get(target_name, self.logits)
 
 
 def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[Arrays]:
-    """Encoded pages that come from no document: grey blocks and random tokens, one page for each text length."""
+    """Make encoded pages without a document: grey blocks and random tokens, one page per text length."""
     rng = np.random.default_rng(seed)
     pages: list[Arrays] = []
     for tokens in lengths:
@@ -70,23 +70,25 @@ def synthetic_inputs(image_size: int, lengths: Sequence[int], vocab_size: int, s
 
 
 def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
-    """golden.npz: inputs and logits of every page, and the exit each leaves at per target and operating point.
+    """Make golden.npz: inputs and logits of every page, and its exit per target and operating point.
 
     Raises:
-        BadRequest: the pages are so many or so large that nobody could read the file.
+        BadRequest: there are so many or so large pages that :func:`read` would refuse the file.
     """
     arrays: Arrays = {}
-    for at, page in enumerate(pages):
-        arrays |= {f"{at}/{name}": value for name, value in page.inputs.items()}
-        arrays |= {f"{at}/{name}.logits": value for name, value in page.logits.items()}
+    for index, page in enumerate(pages):
+        arrays |= {f"{index}/{name}": value for name, value in page.inputs.items()}
+        arrays |= {f"{index}/{name}.logits": value for name, value in page.logits.items()}
         sources = {"file": page.file, "words": page.words}
-        arrays |= {f"{at}/{name}": np.frombuffer(data, np.uint8) for name, data in sources.items() if data is not None}
+        arrays |= {
+            f"{index}/{name}": np.frombuffer(data, np.uint8) for name, data in sources.items() if data is not None
+        }
         for target_name, own in page.own.items():
-            arrays |= {f"{at}/{target_name}/{name}.logits": value for name, value in own.items()}
+            arrays |= {f"{index}/{target_name}/{name}.logits": value for name, value in own.items()}
     for target_name, target in manifest.targets.items():
-        said = [page.of(target_name) for page in pages]
+        logits = [page.of(target_name) for page in pages]
         for point in target.operating_points:
-            arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, said, manifest, target, point)
+            arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, logits, manifest, target, point)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **{name: np.ascontiguousarray(a) for name, a in arrays.items()})
     size = max(sum(values.nbytes for values in arrays.values()) / MOST_BYTES, buffer.tell() / LARGEST_FILE)
@@ -98,20 +100,22 @@ def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
 
 
 def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
-    """The golden pages, and the expected exits by ``target/operating point``.
+    """Read the golden pages, and the expected exits by ``target/operating point``.
+
+    Nothing is unpacked before names, types and sizes are checked.
 
     Raises:
-        BadPackage: golden.npz is damaged, lacks an entry, has another, or an entry is not of the type, shape and range that the
-            manifest gives it. Nothing is unpacked before names, types and sizes are known to be right.
+        BadPackage: golden.npz is damaged, lacks an entry, has an unknown one, or an entry differs from the type, shape
+            and range that the manifest states.
     """
     where, manifest = package.path / GOLDEN, package.manifest
     if manifest.files[GOLDEN].size > LARGEST_FILE:
         raise BadPackage(f"{where}: larger than {LARGEST_FILE:,} bytes; {_REBUILD}")
     try:
         file = ArrayFile(package.read(GOLDEN))
-        count = _count(file.stored)
+        count = _count_pages(file.stored)
         _require_fitting(file.stored, count, manifest)
-        arrays = {name: file.unpacked(name) for name in file.stored}
+        arrays = {name: file.unpack(name) for name in file.stored}
         _require_ranges(arrays, manifest)
     except ValueError as error:
         raise BadPackage(f"{where}: {printable(shorten(error))}; {_REBUILD}") from None
@@ -119,45 +123,45 @@ def read(package: Package) -> tuple[list[GoldenPage], dict[str, np.ndarray]]:
     pages = [
         GoldenPage(
             {
-                name: arrays[f"{at}/{name}"]
+                name: arrays[f"{index}/{name}"]
                 for name in dict.fromkeys((*INPUTS, *manifest.inputs))
-                if f"{at}/{name}" in arrays
+                if f"{index}/{name}" in arrays
             },
-            {name: arrays[f"{at}/{name}.logits"] for name in names},
+            {name: arrays[f"{index}/{name}.logits"] for name in names},
             {
-                target: {name: arrays[f"{at}/{target}/{name}.logits"] for name in names}
+                target: {name: arrays[f"{index}/{target}/{name}.logits"] for name in names}
                 for target in manifest.targets
-                if f"{at}/{target}/{names[-1]}.logits" in arrays
+                if f"{index}/{target}/{names[-1]}.logits" in arrays
             },
-            *(arrays[name].tobytes() if name in arrays else None for name in (f"{at}/file", f"{at}/words")),
+            *(arrays[name].tobytes() if name in arrays else None for name in (f"{index}/file", f"{index}/words")),
         )
-        for at in range(count)
+        for index in range(count)
     ]
     return pages, {name.removeprefix("exits/"): arrays[name] for name in arrays if name.startswith("exits/")}
 
 
-def _count(names: Iterable[str]) -> int:
+def _count_pages(names: Iterable[str]) -> int:
     numbers = {name.split("/")[0] for name in names} - {"exits"}
     count = len(numbers)
     if not count:
         raise ValueError("holds no pages")
-    if count > MOST_PAGES or numbers != {str(at) for at in range(count)}:
+    if count > MOST_PAGES or numbers != {str(index) for index in range(count)}:
         raise ValueError(f"its pages are not numbered 0 to {count - 1}, {MOST_PAGES} at most")
     return count
 
 
 def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Manifest) -> None:
-    """Refuse entries unless they are those of ``count`` pages, of the types and shapes that the manifest gives them.
+    """Require the entries of ``count`` pages, with the types and shapes that the manifest states, and no others.
 
-    Inputs that the encoding makes and no segment reads may be there or not.
+    Inputs that the encoding makes and no segment reads are optional.
     """
-    sources = {f"{at}/{name}" for at in range(count) for name in ("file", "words")} & stored.keys()
+    sources = {f"{index}/{name}" for index in range(count) for name in ("file", "words")} & stored.keys()
     for name in sources:
         array = stored[name]
         if array.dtype != "|u1" or len(array.shape) != 1 or not 1 <= array.size <= LARGEST_SOURCE:
             raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected |u1 [1–{LARGEST_SOURCE}]")
     classes = len(manifest.labels)
-    shapes = {name: _stored_kind(spec, longest_text(manifest, name)) for name, spec in input_specs(manifest).items()}
+    shapes = {name: _kind_of_input(spec, longest_text(manifest, name)) for name, spec in input_specs(manifest).items()}
     answers: dict[str, Kind] = {
         f"{name}.logits": ("<f4", (1, classes if name in manifest.exits else 1)) for name in manifest.answers()
     }
@@ -167,11 +171,11 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
         for point in entry.operating_points
     }
     unread = _unread_kinds(manifest)
-    for at in range(count):
-        expected |= {f"{at}/{name}": kind for name, kind in (shapes | answers).items()}
-        expected |= {f"{at}/{name}": kind for name, kind in unread.items() if f"{at}/{name}" in stored}
+    for index in range(count):
+        expected |= {f"{index}/{name}": kind for name, kind in (shapes | answers).items()}
+        expected |= {f"{index}/{name}": kind for name, kind in unread.items() if f"{index}/{name}" in stored}
         for target in manifest.targets:
-            own = {f"{at}/{target}/{name}": kind for name, kind in answers.items()}
+            own = {f"{index}/{target}/{name}": kind for name, kind in answers.items()}
             if any(name in stored for name in own):
                 expected |= own
     for name in stored:
@@ -185,33 +189,33 @@ def _require_fitting(stored: Mapping[str, StoredArray], count: int, manifest: Ma
             low <= size <= high for size, (low, high) in zip(array.shape, map(_bounds, shape), strict=True)
         )
         if array.dtype != dtype or not fits:
-            wants = [f"{size[0]}–{size[1]}" if isinstance(size, tuple) else size for size in shape]
-            raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected {dtype} {wants}")
-    for at in range(count):
+            expected_shape = [f"{size[0]}–{size[1]}" if isinstance(size, tuple) else size for size in shape]
+            raise ValueError(f"{name}: {array.dtype} {list(array.shape)}, expected {dtype} {expected_shape}")
+    for index in range(count):
         for front in manifest.all_encodings():
             names = [f"{front}.{name}" if front else name for name in TEXT_INPUTS]
-            lengths = {stored[f"{at}/{name}"].shape[1] for name in names if f"{at}/{name}" in stored}
+            lengths = {stored[f"{index}/{name}"].shape[1] for name in names if f"{index}/{name}" in stored}
             if len(lengths) > 1:
-                raise ValueError(f"{at}/{names[0]}: not as long as bbox and attention_mask")
+                raise ValueError(f"{index}/{names[0]}: not as long as bbox and attention_mask")
     total = sum(array.size for array in stored.values())
     if total > MOST_BYTES:
         raise ValueError(f"unpacks to {total:,} bytes, more than {MOST_BYTES:,}")
 
 
-def _stored_kind(spec: TensorSpec, longest: int | None) -> Kind:
-    """Dtype and shape of an input of one page as numpy stores it."""
+def _kind_of_input(spec: TensorSpec, longest: int | None) -> Kind:
+    """Dtype and shape of one page's input as numpy stores it."""
     free = (1, MOST_BYTES) if longest is None else (0, longest)
     shape = (1, *(axis if isinstance(axis, int) else free for axis in spec.shape[1:]))
     return np.dtype(spec.dtype).str.replace("=", "<"), shape
 
 
 def _unread_kinds(manifest: Manifest) -> dict[str, Kind]:
-    """Inputs that the encoding can make and the model does not read; a file may hold them."""
+    """Inputs that the encoding can make and the model does not read. A file may hold them."""
     if manifest.encoding is None:
         return {}
     longest = manifest.encoding.max_text_tokens
     return {
-        name: _stored_kind(spec, longest if SOURCES[name] == "text" else None)
+        name: _kind_of_input(spec, longest if SOURCES[name] == "text" else None)
         for name, spec in encoded_specs(SOURCES, {"": manifest.encoding}).items()
         if name not in manifest.inputs
     }
@@ -222,12 +226,12 @@ def _bounds(size: Size) -> tuple[int, int]:
 
 
 def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> None:
-    highest = {name: _highest(name, manifest) for name in (*INPUTS, *manifest.inputs)}
+    highest = {name: _find_highest(name, manifest) for name in (*INPUTS, *manifest.inputs)}
     for name, values in arrays.items():
         last_part = name.rpartition("/")[2]
         exits = name.startswith("exits/")
         if not exits and (last_part in ("file", "words") or manifest.inputs.get(last_part) == ARRAY):
-            continue  # read with the suspicion that any page meets; and the caller's arrays have any values
+            continue  # the page reader checks file and words, and arrays of a caller may have any values
         if values.dtype.kind == "f":
             fits = bool(np.isfinite(values).all())
         else:
@@ -237,7 +241,7 @@ def _require_ranges(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Non
             raise ValueError(f"{name}: a value is out of range")
 
 
-def _highest(name: str, manifest: Manifest) -> int:
+def _find_highest(name: str, manifest: Manifest) -> int:
     """The largest value that an input of whole numbers may have."""
     front, base = split_input(name, manifest.encodings)
     encoding = manifest.all_encodings().get(front)
@@ -247,30 +251,32 @@ def _highest(name: str, manifest: Manifest) -> int:
 
 def expected_exits(
     pages: Sequence[GoldenPage],
-    said: Sequence[Mapping[str, np.ndarray]],
+    logits: Sequence[Mapping[str, np.ndarray]],
     manifest: Manifest,
     target: Target,
     point_name: str,
 ) -> np.ndarray:
-    """Index of the exit where each page leaves, int64 ``[N]``, by the logits that were ``said`` of it."""
+    """Index of each page's exit, int64 ``[N]``, decided by its ``logits``."""
     point = operating_point(target, point_name)
-    logits = [np.concatenate([one[name] for one in said]) for name in manifest.exits]
-    found = rules(manifest, target, point.weights)
+    by_exit = [np.concatenate([page_logits[name] for page_logits in logits]) for name in manifest.exits]
+    exit_rules = rules(manifest, target, point.weights)
     tokens = [
-        [tokens_read(without_prefix(text, page.inputs), rule.reads) for page in pages]
-        for rule, text in zip(found, texts_of(manifest), strict=True)
+        [count_tokens_read(without_prefix(text, page.inputs), rule.reads) for page in pages]
+        for rule, text in zip(exit_rules, texts_of(manifest), strict=True)
     ]
     gates = [
-        np.concatenate([one[gate_name(name)] for one in said]) if gate_name(name) in said[0] else None
+        np.concatenate([page_logits[gate_name(name)] for page_logits in logits])
+        if gate_name(name) in logits[0]
+        else None
         for name in manifest.exits
     ]
-    probabilities, scores = score_pages(logits, found, point.criterion, tokens, gates)
+    probabilities, scores = score_pages(by_exit, exit_rules, point.criterion, tokens, gates)
     return leave_at(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
 
 
-def require_same(found: dict[str, float], tolerance: float, where: str) -> None:
-    """Raise NotEqual where an exit's golden logits differ by more than ``tolerance``."""
-    for name, difference in found.items():
+def require_same(differences: dict[str, float], tolerance: float, where: str) -> None:
+    """Raise NotEqual if an exit's golden logits differ by more than ``tolerance``."""
+    for name, difference in differences.items():
         if not difference <= tolerance:
             raise NotEqual(
                 f"{where}: exit '{name}': golden logits differ by {difference:.2e}, more than the target's tolerance "

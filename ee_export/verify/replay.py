@@ -1,4 +1,4 @@
-"""Replay a package's golden inputs on this machine."""
+"""Replay a package's golden inputs on this machine, and compare logits and exits with the expected ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def seal_verified(
     progress: Callable[[str, int, int], None],
     kept: Mapping[str, FileEntry] = MappingProxyType({}),
 ) -> None:
-    """Give a package in a staging folder its golden file and its manifest, and verify one of its targets.
+    """Write the golden file and the manifest of a package in a staging folder, and verify one of its targets.
 
     ``kept``: entries of files that come from another package, see :func:`~ee_export.package.write.seal`.
     """
@@ -36,7 +36,7 @@ def seal_verified(
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifyResult:
     """Largest logit difference per exit over the golden pages, and the operating points whose exits were replayed."""
 
     target: str
@@ -46,33 +46,33 @@ class Verified:
     operating_points: tuple[str, ...]
 
 
-def verify_package(package: Package, target_name: str, point_name: str | None = None) -> Verified:
-    """Run the golden inputs through a target: logits within its tolerance, and the same exits at every operating point.
+def verify_package(package: Package, target_name: str, point_name: str | None = None) -> VerifyResult:
+    """Run the golden inputs through a target. Logits must be within its tolerance, exits must be equal at every point.
 
-    The golden page is encoded anew before that: its pixels and tokens are the stored ones.
+    The golden page is also encoded again, and its pixels and tokens must equal the stored ones.
 
     Args:
-        package: its files are all hashed first.
-        target_name: which target runs.
-        point_name: the operating point whose exits are replayed, default all.
+        package: all of its files are hashed first.
+        target_name: the target to run.
+        point_name: the operating point to replay, default all.
 
     Raises:
         BadPackage: a file is missing or changed.
-        NotEqual: pixels, tokens, logits or exits differ; names the exit or the page.
+        NotEqual: pixels, tokens, logits or exits differ. Names the exit or the page.
     """
     package.check()
     target = package.target(target_name)
     chain = load_package(package, target_name)
     pages, expected = golden.read(package)
-    for at, page in enumerate(pages):
+    for index, page in enumerate(pages):
         if page.file is not None or page.words is not None:
-            held = golden_page.page_of(page.file, page.words, f"{package.path}: golden page {at}")
-            golden_page.require_same_encoding(held, page.inputs, chain.encoder, package.manifest.inputs)
-    found = [chain.logits(page.inputs) for page in pages]
+            golden_input = golden_page.read_golden_page(page.file, page.words, f"{package.path}: golden page {index}")
+            golden_page.require_same_encoding(golden_input, page.inputs, chain.encoder, package.manifest.inputs)
+    logits = [chain.logits(page.inputs) for page in pages]
     differences = {
         name: max(
-            float(np.abs(mine[name] - page.of(target_name)[name]).max())
-            for mine, page in zip(found, pages, strict=True)
+            float(np.abs(page_logits[name] - page.of(target_name)[name]).max())
+            for page_logits, page in zip(logits, pages, strict=True)
         )
         for name in package.manifest.answers()
     }
@@ -82,12 +82,12 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
         if point not in target.operating_points:
             known = ", ".join(target.operating_points)
             raise BadRequest(f"unknown operating point '{point}': target '{target_name}' has {known}")
-        want = expected[f"{target_name}/{point}"]
-        have = golden.expected_exits(pages, found, package.manifest, target, point)
-        if (want != have).any():
-            at = int(np.flatnonzero(want != have)[0])
+        expected_exits = expected[f"{target_name}/{point}"]
+        exits = golden.expected_exits(pages, logits, package.manifest, target, point)
+        if (expected_exits != exits).any():
+            index = int(np.flatnonzero(expected_exits != exits)[0])
             raise NotEqual(
-                f"{package.path}: operating point '{point}': golden page {at} left at {chain.exits[have[at]]}, expected "
-                f"{chain.exits[want[at]]}; rebuild the target on this machine with `ee-export build` or `compile`"
+                f"{package.path}: operating point '{point}': golden page {index} exited at {chain.exits[exits[index]]}, expected "
+                f"{chain.exits[expected_exits[index]]}; rebuild the target on this machine with `ee-export build` or `compile`"
             )
-    return Verified(target_name, len(pages), target.tolerance, differences, points)
+    return VerifyResult(target_name, len(pages), target.tolerance, differences, points)

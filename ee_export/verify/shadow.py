@@ -1,4 +1,4 @@
-"""A second package on the pages that a first one answers: its answers are compared and logged, and never given out."""
+"""Shadow a chain with a second package: its answers are compared and logged, and never returned to the caller."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,24 +10,25 @@ from ee_export.errors import BadRequest, EeError, printable
 from ee_export.package.strict_json import to_json
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
-from ee_export.verify.agreement import answer_of, brief
+from ee_export.verify.agreement import answer_of, to_json_values
 
 
-def unlike(
+def compare_with_shadow(
     page: Page, answer: Answer | EeError, shadow: Chain, deadline_ms: float | None = None
 ) -> dict[str, Any] | None:
-    """Give a shadow chain a page that another chain was given, and compare both answers.
+    """Evaluate a page with a shadow chain, and compare its answer with another chain's.
 
     Args:
         page: the page.
         answer: the other chain's answer, or its error.
-        shadow: the chain that is compared. Whatever it raises becomes a part of the result.
-        deadline_ms: time that the shadow chain has, as in :meth:`Chain.predict`.
+        shadow: the chain to compare. Its errors are part of the result.
+        deadline_ms: the shadow chain's deadline, as in :meth:`Chain.predict`.
 
     Returns:
-        ``None`` if label and exit are the same, or neither chain has an answer. Else JSON values: ``page``; ``differs``, a list of
-        ``label``, ``exit`` and ``error`` (only one chain has an answer); ``a``, the other chain's, and ``b``, the shadow's answer:
-        ``label``, ``exit`` and ``confidence`` (the probability of the label), or ``error``.
+        ``None`` if label and exit are the same, or neither chain has an answer. Otherwise an object of JSON values with
+        ``page``, ``differs``, ``a`` and ``b``. ``differs`` lists ``label``, ``exit`` or ``error`` (only one chain has
+        an answer). ``a`` is the other chain's answer and ``b`` the shadow's, with ``label``, ``exit`` and
+        ``confidence`` (the probability of the label), or ``error``.
     """
     other = answer_of(shadow, page, deadline_ms=deadline_ms)
     if isinstance(answer, Answer) and isinstance(other, Answer):
@@ -37,14 +38,15 @@ def unlike(
         differs = ["error"] if isinstance(answer, Answer) or isinstance(other, Answer) else []
     if not differs:
         return None
-    return {"page": page.name, "differs": differs, "a": brief(answer), "b": brief(other)}
+    return {"page": page.name, "differs": differs, "a": to_json_values(answer), "b": to_json_values(other)}
 
 
 @dataclass(slots=True)
 class ShadowLog:
-    """The rows of :func:`unlike` as JSON lines at the end of a file, and how many there are of each kind.
+    """Append the rows of :func:`compare_with_shadow` to a file as JSON lines, and count them by kind.
 
-    A file that cannot be written any more ends the comparison, and nothing else. ``warn``: called with one line about it.
+    If the file cannot be written any more, the comparison ends, but not the run. ``warn`` is called with one line about
+    it.
     """
 
     shadow: Chain
@@ -58,11 +60,11 @@ class ShadowLog:
     ended: bool = False
 
     def compare(self, page: Page | None, answer: Answer | EeError, deadline_ms: float | None) -> None:
-        """Compare one page; ``None`` is one that could not be read, which neither chain can answer."""
+        """Compare one page. ``None`` stands for an unreadable page, which neither chain can answer."""
         if self.ended:
             return
         self.pages += 1
-        row = None if page is None else unlike(page, answer, self.shadow, deadline_ms)
+        row = None if page is None else compare_with_shadow(page, answer, self.shadow, deadline_ms)
         if row is None:
             return
         self.labels += "label" in row["differs"]
@@ -85,7 +87,7 @@ class ShadowLog:
 
 
 def open_log(shadow: Chain, path: Path, warn: Callable[[str], None]) -> ShadowLog:
-    """A log that writes to the end of a file, unbuffered: a killed run leaves whole lines. ``warn``: see :class:`ShadowLog`.
+    """Open a log that appends to a file, unbuffered, so that a killed run leaves whole lines. See :class:`ShadowLog`.
 
     Raises:
         BadRequest: the file cannot be opened to write.

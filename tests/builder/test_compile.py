@@ -9,7 +9,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from ee_export.builder import compile as compiling
+from ee_export.builder import quantize
 from ee_export.builder.build import build_own
 from ee_export.builder.compile import compile_target
 from ee_export.cli.main import cli
@@ -91,7 +91,7 @@ def test_a_segment_that_quantizing_harms_stays_float(
     package = build_own(
         call_factory(small_model), pages_folder, tmp_path / "small.ee", ocr_ms=0.0, progress=lambda *_: None
     )
-    monkeypatch.setattr(compiling, "LOSS", -2.0)  # nothing is good enough: one after the other is left float
+    monkeypatch.setattr(quantize, "LOSS", -2.0)  # nothing is good enough: one after the other is left float
     found = compile_target(package, "cpu-int8", pages_folder, progress=lambda *_: None)
     target = found.target("cpu-int8")
     assert set(target.compiled["float"].split(", ")) == set(found.manifest.exits)

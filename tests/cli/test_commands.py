@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from ee_export.bench.cli import cli as bench
-from ee_export.builder.tune import uncertified
+from ee_export.builder.tune import explain_uncertified
 from ee_export.cli.main import cli
 from ee_export.package.store import Package
 
@@ -102,8 +102,8 @@ def test_a_package_from_too_few_pages_says_that_its_operating_point_is_not_certi
     assert kept is not None
     assert kept.pages["certify"] < 76
     assert tiny_package.target("cpu-fp32").operating_points["default"].certificate is None
-    remark = f"{kept.pages['certify']} pages were kept apart for that, and a risk of 0.03 takes 76"
-    assert remark in uncertified(tiny_package, "cpu-fp32")
+    remark = f"{kept.pages['certify']} pages were held out for that, and a risk of 0.03 takes 76"
+    assert remark in explain_uncertified(tiny_package, "cpu-fp32")
 
 
 def test_classes_may_have_thresholds_of_their_own(sample: Path, real_pages: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from ee_export.data import golden_page
 from ee_export.data.encode import Encoder
 from ee_export.data.inputs import encode_pages
-from ee_export.data.resize import Square, resized
+from ee_export.data.resize import Square, resize_to_square
 from ee_export.errors import BadPackage, NotEqual
 from ee_export.package.encoding import ORDERS, Encoding
 from ee_export.package.store import GOLDEN, Package, open_package
@@ -42,7 +42,7 @@ def test_the_drawn_page_is_small_and_tells_the_orders_apart(side: int, mode: str
     assert file is not None and words is not None
     assert len(file) < 20_000 and len(words) < 2000
     image = Image.open(io.BytesIO(file)).convert(mode)
-    first, second = (resized(image, Square(side, mode, order)).tobytes() for order in ORDERS)
+    first, second = (resize_to_square(image, Square(side, mode, order)).tobytes() for order in ORDERS)
     assert first != second
     assert golden_page.draw({"pixel_values": "image"}, encoding) == (file, None)
     assert golden_page.draw({"input_ids": "text"}, encoding)[0] is None
@@ -64,7 +64,7 @@ def test_the_drawn_page_fits_every_encoding_and_tells_it_from_others(fields: dic
         Encoding(64, "RGB", (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1, **{"draft": False, **each}) for each in (fields, other)
     )
     file, _ = golden_page.draw({"pixel_values": "image"}, first)
-    page = golden_page.page_of(file, None, "golden page")
+    page = golden_page.read_golden_page(file, None, "golden page")
     inputs = {"pixel_values": "image"}
     encoders = [Encoder(encoding, Tokenizer(models.WordLevel())) for encoding in (first, second)]
     stored = encode_pages([page], encoders[0], inputs)
@@ -136,6 +136,6 @@ def test_words_of_a_model_without_an_image_stand_alone() -> None:
 def test_the_stored_pixels_are_those_of_the_file(tiny_package: Package) -> None:
     page = next(page for page in golden.read(tiny_package)[0] if page.file is not None)
     side, order = tiny_package.manifest.page_encoding().image_size, tiny_package.manifest.page_encoding().resize
-    seen = np.asarray(resized(Image.open(io.BytesIO(page.file or b"")).convert("L"), Square(side, "L", order)))
+    seen = np.asarray(resize_to_square(Image.open(io.BytesIO(page.file or b"")).convert("L"), Square(side, "L", order)))
     mean, std = tiny_package.manifest.page_encoding().image_mean[0], tiny_package.manifest.page_encoding().image_std[0]
     assert np.allclose(page.inputs["pixel_values"][0, 0], (seen / 255 - mean) / std, atol=1e-6)

@@ -22,9 +22,9 @@ import ee_export
 from ee_export.data import levels
 from ee_export.data.image import FORMATS, IMAGE_SUFFIXES, decode_image
 from ee_export.data.limits import Limits
-from ee_export.data.ocr import installed
+from ee_export.data.ocr import is_installed
 from ee_export.data.page import Page
-from ee_export.data.resize import Square, resized
+from ee_export.data.resize import Square, resize_to_square
 from ee_export.errors import BadPage
 from ee_export.package.encoding import ORDERS
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_understood_is_refused_with_what_is_expected(kind: str) -
         picture(make())
 
 
-@pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
+@pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")
 def test_the_ocr_engine_reads_the_same_words_whatever_the_file_is(tmp_path: Path) -> None:
     engine = ee_export.tesseract()
     words, _ = engine(drawn())
@@ -231,7 +231,7 @@ def test_the_ocr_engine_reads_the_same_words_whatever_the_file_is(tmp_path: Path
         SAME["white is zero, float"],
         TRANSPARENT["RGBA"],
     ):
-        assert engine(Page(make()).decoded())[0] == words  # type: ignore[arg-type]
+        assert engine(Page(make()).decode())[0] == words  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -251,12 +251,12 @@ def test_a_large_page_that_is_resized_as_it_is_converted_has_the_same_pixels(
 ) -> None:
     rgba = Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size[::-1], 4), np.uint8))
     square = Square(64, "L", order)
-    wanted = resized(picture(rgba).convert("L"), square)
+    wanted = resize_to_square(picture(rgba).convert("L"), square)
     monkeypatch.setattr(levels, "_LARGE", 1000)
     monkeypatch.setattr("ee_export.data.resize._STRIP", 5000)
     small, whole = decode_image(rgba, "page", square=square)
     assert (small.size, whole) == ((64, 64), False)
-    assert resized(small, square).tobytes() == wanted.tobytes()
+    assert resize_to_square(small, square).tobytes() == wanted.tobytes()
 
 
 def test_a_large_page_that_is_turned_is_resized_after_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,10 @@ def test_a_large_page_that_is_turned_is_resized_after_the_turn(monkeypatch: pyte
     square = Square(64, "L", "pillow-13")
     seen, _ = decode_image(data, "page", square=square)
     expected = picture(rgba).transpose(Image.Transpose.ROTATE_270)
-    assert resized(seen.convert("L"), square).tobytes() == resized(expected.convert("L"), square).tobytes()
+    assert (
+        resize_to_square(seen.convert("L"), square).tobytes()
+        == resize_to_square(expected.convert("L"), square).tobytes()
+    )
 
 
 def test_a_jpeg_file_is_decoded_whole_where_drafts_are_not_allowed() -> None:
@@ -311,7 +314,7 @@ ODD_EXIF = {
 def test_a_page_is_turned_upright_whatever_else_its_exif_holds(case: str) -> None:
     data = saved(drawn(), "JPEG", exif=ODD_EXIF[case])
     assert picture(data).size == (500, 620)
-    assert ee_export.Page(data).decoded().size == (500, 620)
+    assert ee_export.Page(data).decode().size == (500, 620)
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
@@ -345,7 +348,7 @@ def test_postscript_named_png_starts_no_ghostscript(tmp_path: Path, monkeypatch:
     page.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n")
     for source in (page, page.read_bytes()):
         with pytest.raises(BadPage, match="not an image file that can be read here"):
-            Page(source).decoded()
+            Page(source).decode()
     assert not started.exists()
 
 
@@ -461,7 +464,7 @@ def test_pillows_warnings_do_not_reach_stderr_and_the_host_keeps_its_filters(tmp
 import warnings
 from ee_export.data.page import Page
 before = list(warnings.filters)
-print(Page({str(tmp_path / "page.png")!r}).decoded().size)
+print(Page({str(tmp_path / "page.png")!r}).decode().size)
 assert list(warnings.filters) == before
 """
     done = subprocess.run([sys.executable, "-W", "always", "-c", script], capture_output=True, text=True, timeout=120)

@@ -147,7 +147,7 @@ LAYOUTS = [as_csv, as_csv_with_words, as_image_folder, as_tars, as_parquet, as_s
 def contents(data: Labelled) -> list[tuple[Any, ...]]:
     """Everything that is read of the pages, sorted."""
     pages = [(data.page(at), data.labels[data.targets[at]]) for at in range(len(data))]
-    return sorted((label, *page.text(None), page.decoded().tobytes()) for page, label in pages)
+    return sorted((label, *page.text(None), page.decode().tobytes()) for page, label in pages)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -161,7 +161,7 @@ def test_every_layout_holds_the_pages_of_the_class_folders(
     backwards = data.subset(list(range(len(data)))[::-1][:9])
     for at in range(len(backwards)):
         page, same = backwards.page(at), data.page(len(data) - 1 - at)
-        assert page.words == same.words and page.decoded().tobytes() == same.decoded().tobytes()
+        assert page.words == same.words and page.decode().tobytes() == same.decode().tobytes()
         assert page.name == same.name
     assert data.digest() == read_labelled(data.root, LABELS).digest() != backwards.digest()
     assert read_labelled(data.root, ("other", *LABELS)).targets == tuple(target + 1 for target in data.targets)

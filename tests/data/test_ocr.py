@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import ee_export
-from ee_export.data.ocr import installed
+from ee_export.data.ocr import is_installed
 from ee_export.data.page import Page, check_text
 from ee_export.draw import draw_page
 from ee_export.errors import EeError, OcrFailed
 
-needs_tesseract = pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
+needs_tesseract = pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")
 
 
 @needs_tesseract

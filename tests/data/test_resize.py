@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ee_export.data import resize
 from ee_export.data.encode import Encoder
 from ee_export.data.page import Page
-from ee_export.data.resize import FILTERS, Size, Square, resized, resized_in_strips
+from ee_export.data.resize import FILTERS, Size, Square, resize_in_strips, resize_to_square
 from ee_export.errors import BadPackage, BadPage, BadRequest
 from ee_export.model.checkpoint import encoding_of
 from ee_export.package.encoding import ORDERS, Encoding
@@ -63,7 +63,7 @@ def test_an_order_is_kept_whatever_the_installed_pillow_does(order: str, mode: s
     for size in SIZES:
         image = noise(size, mode)
         wanted = by_definition(image, 224, RULES[order](*size, 224))
-        assert resized(image, Square(224, mode, order)).tobytes() == wanted, size
+        assert resize_to_square(image, Square(224, mode, order)).tobytes() == wanted, size
 
 
 NEW_SIZES = [(64, 64), (64, 151), (151, 64), (300, 20)]
@@ -82,7 +82,7 @@ def test_an_order_is_kept_with_every_filter_and_for_pages_that_become_no_square(
         square = Square(64, "RGB", order, resample, new[::-1], center_crop=True)
         assert square.resized_size(size) == new
         expected = Image.frombytes("RGB", new, in_two_passes(image, new, columns_first, FILTERS[resample]))
-        assert resized(image, square).tobytes() == cropped(expected, 64), (size, new)
+        assert resize_to_square(image, square).tobytes() == cropped(expected, 64), (size, new)
 
 
 def cropped(image: Image.Image, side: int) -> bytes:
@@ -100,7 +100,7 @@ def test_the_order_of_the_installed_pillow_is_the_named_one(monkeypatch: pytest.
     for size in [*SIZES, *map(tuple, np.random.default_rng(0).integers(1, 700, (40, 2)).tolist())]:
         image = noise(size, "L")
         assert (
-            resized(image, Square(224, "L", own)).tobytes()
+            resize_to_square(image, Square(224, "L", own)).tobytes()
             == image.resize((224, 224), Image.Resampling.BILINEAR).tobytes()
         ), size
 
@@ -117,8 +117,8 @@ def test_the_installed_pillow_has_its_order_with_every_filter_and_for_any_size(
         image, square = noise((width, height), "L"), Square(1, "L", own, resample, (new[1], new[0]), center_crop=True)
         whole = image.resize((new[0], new[1]), FILTERS[resample])
         middle = whole.crop(((new[0] - 1) // 2, (new[1] - 1) // 2, (new[0] + 1) // 2, (new[1] + 1) // 2))
-        assert resize._resized(image, (new[0], new[1]), square).tobytes() == whole.tobytes(), (width, height, new)
-        assert resized(image, square).tobytes() == middle.tobytes(), (width, height, new)
+        assert resize._resize(image, (new[0], new[1]), square).tobytes() == whole.tobytes(), (width, height, new)
+        assert resize_to_square(image, square).tobytes() == middle.tobytes(), (width, height, new)
 
 
 SMALLER = {
@@ -139,9 +139,11 @@ def test_a_page_that_is_converted_in_strips_has_the_same_pixels(
     square = Square(64, "RGB", order, resample, **SMALLER[how])  # type: ignore[arg-type]
     for size in ((300, 200), (60, 400), (3, 350), (70, 64)):
         image = noise(size, "RGB").convert("CMYK")
-        small = resized_in_strips(image, lambda strip: strip.convert("RGB"), square)
+        small = resize_in_strips(image, lambda strip: strip.convert("RGB"), square)
         assert small.size == square.resized_size(size)
-        assert resized(small, square).tobytes() == resized(image.convert("RGB"), square).tobytes(), size
+        assert resize_to_square(small, square).tobytes() == resize_to_square(image.convert("RGB"), square).tobytes(), (
+            size
+        )
 
 
 @pytest.mark.parametrize(
@@ -168,27 +170,27 @@ def test_a_page_that_does_not_become_the_models_square_is_refused_by_its_name(
     square = Square(64, "L", "pillow-13", resize_to=resize_to)
     page = Page(Image.new("L", size, 200), name="scan 7")
     if reason is None:
-        assert resized(page.reduced(square)[0], square).size == (64, 64)
+        assert resize_to_square(page.decode_reduced(square)[0], square).size == (64, 64)
         return
     with pytest.raises(BadPage, match=reason):
-        page.reduced(square)
+        page.decode_reduced(square)
     with pytest.raises(BadPage, match=reason.replace("scan 7", "page")):
-        resized(Image.new("L", size, 200), square)
+        resize_to_square(Image.new("L", size, 200), square)
 
 
 def test_a_crop_refuses_no_page_but_one_that_is_too_long() -> None:
     square = Square(64, "L", "pillow-13", resize_to=(4096,), center_crop=True)
     with pytest.raises(BadPage, match="too long"):
-        resized(Image.new("L", (10, 50)), square)
+        resize_to_square(Image.new("L", (10, 50)), square)
     for size in ((1, 1), (10, 20), (200, 3)):
         for resize_to in ((), (70,), (40,)):
             square = Square(64, "L", "pillow-13", resize_to=resize_to, center_crop=True)
-            assert resized(Image.new("L", size), square).size == (64, 64)
+            assert resize_to_square(Image.new("L", size), square).size == (64, 64)
 
 
 def test_the_orders_differ_on_an_ordinary_page() -> None:
     image = noise((310, 400), "L")
-    first, second = (np.asarray(resized(image, Square(224, "L", order))).astype(int) for order in ORDERS)
+    first, second = (np.asarray(resize_to_square(image, Square(224, "L", order))).astype(int) for order in ORDERS)
     assert 0 < np.abs(first - second).max() <= 1
 
 

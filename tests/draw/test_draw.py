@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ee_export.data.ocr import installed, tesseract
+from ee_export.data.ocr import is_installed, tesseract
 from ee_export.draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
 from ee_export.errors import EeError
 
@@ -117,7 +117,7 @@ def test_a_page_at_300_dpi_is_drawn_sharp() -> None:
     assert between[0] < 0.6 * between[1]  # fewer pixels are neither ink nor paper
 
 
-@pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
+@pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")
 def test_tesseract_reads_a_page_at_300_dpi() -> None:
     page = draw_page("letter", seed=3, long_side=A4_300_DPI)
     seen = Counter(tesseract()(page.image)[0])

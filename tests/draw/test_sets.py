@@ -125,7 +125,7 @@ def test_a_blank_page_has_no_words_and_is_read_from_its_folder(tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == set(SETS["unknown"])
     page = read_page(tmp_path / "blank" / "drawn-0-00000.jpg")
     assert (page.words, page.boxes) == ([], [])
-    assert page.decoded().mode == "L"
+    assert page.decode().mode == "L"
     assert json.loads((tmp_path / "blank" / "drawn-0-00000.json").read_bytes()) == {"words": [], "boxes": []}
 
 

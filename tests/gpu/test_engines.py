@@ -27,7 +27,7 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def build(tensorrt: FakeTensorRt, recipe: TargetRecipe = RECIPE, cache: Path | None = None) -> bytes:
-    wanted = tensorrt.engines.Wanted(Path("/work/encoder.1.onnx"), SPEC.inputs, SHAPES, recipe, cache)
+    wanted = tensorrt.engines.EngineRequest(Path("/work/encoder.1.onnx"), SPEC.inputs, SHAPES, recipe, cache)
     built: bytes = tensorrt.engines.build_engine(wanted)
     return built
 

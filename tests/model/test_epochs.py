@@ -15,7 +15,7 @@ from ee_export.model.checkpoint import encoding_of
 from ee_export.model.device import Machine, find_device
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
-from ee_export.model.loader import loaded
+from ee_export.model.loader import load_items
 from ee_export.model.pages import EncodedPages
 from ee_export.model.recipe import Recipe, with_defaults
 from tests.conftest import random_model, tiny_config
@@ -134,7 +134,7 @@ def test_batches_do_not_depend_on_the_processes_that_make_them() -> None:
     pages = pages_of(model, 24)
     stage = epochs.stages_of(model, RUN, len(pages))[0]
     batches = epochs.Batches(model, pages, stage, RUN)
-    alone, together = (list(loaded(batches, range(2, 7), workers)) for workers in (0, 2))
+    alone, together = (list(load_items(batches, range(2, 7), workers)) for workers in (0, 2))
     for (seed, inputs, targets), (other_seed, other_inputs, other_targets) in zip(alone, together, strict=True):
         assert seed == other_seed and torch.equal(targets, other_targets) and inputs.keys() == other_inputs.keys()
         assert all(torch.equal(value, other_inputs[name]) for name, value in inputs.items())

@@ -100,7 +100,7 @@ def exported(kind: str, factory: pytest.TempPathFactory) -> Package:
         model, tokenizer = model_of(kind), checkpoint.train_tokenizer(iter([["word"] * 9]), 300)
         for name, value in checkpoint.special_ids(tokenizer).items():
             setattr(model.config, name, value)
-        parted = checkpoint.parted(model, tokenizer)
+        parted = checkpoint.make_parted_model(model, tokenizer)
         export(parted, golden_inputs(parted, None), folder, kind, quiet)
 
     return open_package(make_once(factory, f"exported-{kind}", make))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ee_export.builder.build import build
-from ee_export.builder.tune import Wish, refit
+from ee_export.builder.refit import refit
+from ee_export.builder.tune import TuningGoal
 from ee_export.data.page import read_page
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
@@ -43,7 +44,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> tuple
 
 
 def test_gates_and_answers_by_the_final_classifier_equal_the_unmodified_model(gated: tuple[Path, Package]) -> None:
-    model = checkpoint.parted(checkpoint.load(gated[0])[0])
+    model = checkpoint.make_parted_model(checkpoint.load(gated[0])[0])
     cases = equality.cases(model, seed=3)
     differences = equality.largest_differences(model, load_package(gated[1]).logits, cases)
     assert set(differences) == {"final", *HEADS, *(f"{name}.gate" for name in HEADS)}
@@ -59,7 +60,7 @@ def test_a_page_leaves_by_what_the_gate_says(gated: tuple[Path, Package], pages_
         0,
         None,
         None,
-        Wish("gate", max_cost_ms=1e9),
+        TuningGoal("gate", max_cost_ms=1e9),
         recalibrate="temperature",
         progress=lambda stage, done, total: None,
     )
@@ -96,7 +97,7 @@ def test_the_gate_criterion_needs_gates(tiny_package: Package, pages_folder: Pat
             0,
             None,
             None,
-            Wish("gate"),
+            TuningGoal("gate"),
             recalibrate=None,
             progress=lambda stage, done, total: None,
         )

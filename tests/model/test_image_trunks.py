@@ -30,7 +30,7 @@ from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
-from ee_export.model.strategies import head_prefix, on_the_way
+from ee_export.model.strategies import head_prefix, is_on_path
 from ee_export.package.manifest import logits_name
 from ee_export.runtime.opening import open_segment
 from ee_export.segments import equality, export_segments
@@ -193,7 +193,7 @@ def test_every_weight_of_a_stock_checkpoint_is_loaded(name: str, folders: dict[s
 def test_exported_segments_answer_as_the_stock_classifier(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     case, model = CASES[name], load(name, folders)
     model.keep_exits(["encoder.1"])
-    parted = checkpoint.parted(model)
+    parted = checkpoint.make_parted_model(model)
     tensors = trace(parted, equality.make_inputs(parted))
     specs = export_segments(parted, tensors, tmp_path, "cpu", lambda exit_name: None)
     segments = [open_segment("onnxruntime", spec, tmp_path / spec.file, 1, one_pool=True) for spec in specs]
@@ -228,7 +228,7 @@ def test_an_exit_trains_what_is_on_the_way_to_it(name: str, folders: dict[str, P
             assert not trunk
             continue
         known = {
-            key for key, _ in model.named_parameters() if on_the_way(exit_name, key) and not NEVER_READ.search(key)
+            key for key, _ in model.named_parameters() if is_on_path(exit_name, key) and not NEVER_READ.search(key)
         }
         if exit_name != "final" and model.feature(exit_name) == "own":  # normalised as the classifier's features are
             trunk = {key for key in trunk if not NORM.search(key)}

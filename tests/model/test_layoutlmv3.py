@@ -8,7 +8,7 @@ from transformers import LayoutLMv3Config, LayoutLMv3ForSequenceClassification
 
 from ee_export.errors import BadCheckpoint, BadRequest
 from ee_export.model import checkpoint
-from ee_export.model.exits import ordered, parse
+from ee_export.model.exits import order_exits, parse_exits
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
 from ee_export.model.trunk import attention_bias
 from tests.conftest import LABELS, random_model, tiny_config
@@ -115,7 +115,7 @@ def test_a_stock_checkpoint_is_not_taken_for_one_with_exits(stock) -> None:
 
 def test_unknown_exits_and_heads_name_the_valid_ones() -> None:
     with pytest.raises(BadRequest, match=r"unknown exit 'encoder\.13'.*encoder\.1 … encoder\.12, final"):
-        ordered(["encoder.13"], 12)
+        order_exits(["encoder.13"], 12)
     with pytest.raises(BadRequest, match="only the vision exit can"):
         EarlyExitLayoutLMv3(tiny_config(heads={"text": {"reads": "pixels"}}))
     with pytest.raises(BadRequest, match="which is not an exit with a head of its own"):
@@ -125,9 +125,9 @@ def test_unknown_exits_and_heads_name_the_valid_ones() -> None:
 
 
 def test_exits_are_parsed_from_ranges() -> None:
-    assert parse("encoder.1-3,vision", 12) == ("vision", "encoder.1", "encoder.2", "encoder.3", "final")
-    assert parse("none", 12) == ("final",)
-    assert len(parse("all", 12)) == 16
+    assert parse_exits("encoder.1-3,vision", 12) == ("vision", "encoder.1", "encoder.2", "encoder.3", "final")
+    assert parse_exits("none", 12) == ("final",)
+    assert len(parse_exits("all", 12)) == 16
 
 
 def test_a_model_that_trains_has_the_bias_and_its_gradients_of_one_that_answers(inputs) -> None:

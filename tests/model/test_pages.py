@@ -9,7 +9,7 @@ from ee_export.data.encode import Encoder
 from ee_export.model.augment import affine_grid, augment_images
 from ee_export.model.checkpoint import encoding_of
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.pages import EncodedPages, batch_of
+from ee_export.model.pages import EncodedPages, make_batch
 from tests.conftest import random_model, tiny_config
 
 BROUGHT = {"image_mode": "RGB", "image_mean": [0.3, 0.2, 0.1], "image_std": [0.5, 0.6, 0.7], "rescale": 1 / 127.5}
@@ -29,7 +29,7 @@ def test_a_page_that_is_not_augmented_has_the_values_of_the_runtime_bit_by_bit()
     for encoding in (None, BROUGHT, {**BROUGHT, "bgr": True, "resample": "bicubic"}):
         model = random_model(tiny_config(input_size=64, encoding=encoding))
         pages, encoder, images = encoded(model)
-        batch = batch_of(model, pages, [2, 0], None)
+        batch = make_batch(model, pages, [2, 0], None)
         assert np.array_equal(batch["pixel_values"].numpy(), encoder.images([images[2], images[0]])["pixel_values"])
 
 
@@ -37,7 +37,7 @@ def test_pages_are_augmented_as_values_in_0_to_1_and_normalised_as_the_encoding_
     for encoding, scale in ((None, 1.0), (BROUGHT, 2.0)):
         model = random_model(tiny_config(input_size=64, encoding=encoding))
         pages, encoder, _ = encoded(model)
-        batch = batch_of(model, pages, [0, 1], np.random.default_rng(5), text_dropout=False)
+        batch = make_batch(model, pages, [0, 1], np.random.default_rng(5), text_dropout=False)
         assert pages.pixels is not None
         changed = augment_images(torch.from_numpy(pages.pixels[[0, 1]]).float() / 255, np.random.default_rng(5))
         mean, std = (

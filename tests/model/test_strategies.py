@@ -14,15 +14,16 @@ from ee_export.errors import BadRequest
 from ee_export.model import epochs
 from ee_export.model.checkpoint import encoding_of
 from ee_export.model.device import Machine
-from ee_export.model.exits import parse
+from ee_export.model.exits import parse_exits
+from ee_export.model.losses import LossSettings, gate_loss
 from ee_export.model.pages import EncodedPages
 from ee_export.model.recipe import Recipe
-from ee_export.model.strategies import STRATEGIES, Settings, gate_loss, head_prefix, on_the_way, phases
+from ee_export.model.strategies import STRATEGIES, head_prefix, is_on_path, phases
 from tests.conftest import random_model, tiny_config
 
 EXITS = ("text", "encoder.1", "encoder.2", "final")
 SIZES = {"text": 100, "encoder.1": 300, "encoder.2": 400, "final": 600}
-PLAIN = Settings(weights={}, label_smoothing=0.0, gamma=0.5, entropy=0.1, temperature=2.0, sizes=SIZES)
+PLAIN = LossSettings(weights={}, label_smoothing=0.0, gamma=0.5, entropy=0.1, temperature=2.0, sizes=SIZES)
 
 
 @pytest.fixture
@@ -34,11 +35,11 @@ def logits() -> dict[str, Tensor]:
 TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-def loss_of(strategy: str, logits: dict[str, Tensor], settings: Settings = PLAIN) -> Tensor:
+def loss_of(strategy: str, logits: dict[str, Tensor], settings: LossSettings = PLAIN) -> Tensor:
     return phases(strategy, EXITS)[-1].loss(logits, TARGETS, settings)
 
 
-def value_of(strategy: str, logits: dict[str, Tensor], settings: Settings = PLAIN) -> float:
+def value_of(strategy: str, logits: dict[str, Tensor], settings: LossSettings = PLAIN) -> float:
     return float(loss_of(strategy, logits, settings).detach())
 
 
@@ -47,7 +48,7 @@ def ce(values: Tensor) -> float:
 
 
 def test_joint_is_the_weighted_mean(logits: dict[str, Tensor]) -> None:
-    settings = Settings({"final": 3.0}, 0.0, 0.5, 0.1, 2.0, SIZES)
+    settings = LossSettings({"final": 3.0}, 0.0, 0.5, 0.1, 2.0, SIZES)
     wanted = (sum(ce(logits[name]) for name in EXITS[:-1]) + 3 * ce(logits["final"])) / 6
     assert value_of("joint", logits, settings) == pytest.approx(wanted, rel=1e-5)
 
@@ -64,7 +65,7 @@ def test_parameter_weights_are_the_sizes(logits: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 def test_gamma_weighs_an_exit_against_final(logits: dict[str, Tensor], gamma: float) -> None:
-    settings = Settings({}, 0.0, gamma, 0.1, 2.0, SIZES)
+    settings = LossSettings({}, 0.0, gamma, 0.1, 2.0, SIZES)
     early = sum(ce(logits[name]) for name in EXITS[:-1]) / 3
     wanted = gamma * early + (1 - gamma) * ce(logits["final"])
     assert value_of("one_stage_subgraphs", logits, settings) == pytest.approx(wanted, rel=1e-5)
@@ -107,10 +108,10 @@ def test_an_unknown_strategy_is_refused_with_the_nearest_name() -> None:
 
 def test_every_trunk_parameter_is_on_the_way_to_final_and_a_shallower_exit_has_fewer() -> None:
     names = [name for name, _ in random_model(tiny_config()).named_parameters() if name.startswith("layoutlmv3.")]
-    assert all(on_the_way("final", name) for name in names)
-    counts = [sum(on_the_way(exit, name) for name in names) for exit in ("text", "fusion", "encoder.1", "encoder.2")]
+    assert all(is_on_path("final", name) for name in names)
+    counts = [sum(is_on_path(exit, name) for name in names) for exit in ("text", "fusion", "encoder.1", "encoder.2")]
     assert counts == sorted(set(counts))
-    assert not any(on_the_way("vision", name) and on_the_way("text", name) for name in names)
+    assert not any(is_on_path("vision", name) and is_on_path("text", name) for name in names)
 
 
 def moved(strategy: str, phase: int) -> set[str]:
@@ -217,11 +218,11 @@ def test_a_head_of_kind_final_is_the_trunks_classifier() -> None:
     ],
 )
 def test_placements_scale_to_the_depth_of_the_trunk(text: str, layers: int, wanted: str) -> None:
-    assert parse(text, layers) == tuple(wanted.split())
+    assert parse_exits(text, layers) == tuple(wanted.split())
 
 
 def test_an_unknown_placement_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(
         BadRequest, match=r"unknown placement of exits 'concat_quater': .*did you mean concat_quarter\?"
     ):
-        parse("concat_quater", 12)
+        parse_exits("concat_quater", 12)

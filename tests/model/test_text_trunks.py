@@ -207,7 +207,7 @@ def test_exported_segments_answer_as_the_stock_class_does(
     stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
     model = with_exits(folders[kind], kind, exits=exits)
     _, tokenizer = checkpoint.load_stock(folders[kind], {}, kind)
-    parted = checkpoint.parted(model, tokenizer)
+    parted = checkpoint.make_parted_model(model, tokenizer)
     package = export(parted, golden_inputs(parted, None), tmp_path, kind, lambda *_: None)
     assert max(package.target("cpu-fp32").equality.values()) <= 2e-5
     assert set(package.manifest.inputs) == set(model.INPUTS)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ee_export.builder.tune import Wish, refit
+from ee_export.builder.refit import refit
+from ee_export.builder.tune import TuningGoal
 from ee_export.cli.main import cli
 from ee_export.errors import BadPackage, BadRequest
 from ee_export.package import history
-from ee_export.package.atomic import one_at_a_time
-from ee_export.package.manifest import Calibration, Made, OperatingPoint, Target, to_json
+from ee_export.package.atomic import lock_file
+from ee_export.package.manifest import Calibration, OperatingPoint, Stamp, Target, to_json
 from ee_export.package.read_manifest import from_json
 from ee_export.package.store import open_package
 from ee_export.package.write import seal
@@ -23,7 +24,7 @@ from ee_export.verify.replay import verify_package
 
 TARGET = "cpu-fp32"
 TUNED, CALIBRATED, BACK = (
-    Made(by, f"2026-11-28T00:00:0{at}Z") for at, by in enumerate(("tune", "calibrate", "rollback"))
+    Stamp(by, f"2026-11-28T00:00:0{at}Z") for at, by in enumerate(("tune", "calibrate", "rollback"))
 )
 
 
@@ -39,9 +40,9 @@ def _at(point: OperatingPoint, threshold: float) -> OperatingPoint:
     return replace(point, thresholds=dict.fromkeys(point.thresholds, threshold), certificate=None)
 
 
-def with_point(target: Target, name: str, point: OperatingPoint, mark: Made = TUNED) -> Target:
+def with_point(target: Target, name: str, point: OperatingPoint, mark: Stamp = TUNED) -> Target:
     after = replace(target, operating_points={**target.operating_points, name: point})
-    return history.kept(target, after, mark)
+    return history.keep_history(target, after, mark)
 
 
 def recalibrated(target: Target) -> Target:
@@ -49,7 +50,7 @@ def recalibrated(target: Target) -> Target:
     calibration = {name: Calibration((2.0,) * len(fit.scale), fit.bias) for name, fit in target.calibration.items()}
     points = {name: _at(target.operating_points[name], 0.5) for name in ("full", "default")}
     points["full"] = target.operating_points["full"]
-    return history.kept(target, replace(target, calibration=calibration, operating_points=points), CALIBRATED)
+    return history.keep_history(target, replace(target, calibration=calibration, operating_points=points), CALIBRATED)
 
 
 def state(target: Target) -> tuple[Any, Any]:
@@ -81,10 +82,10 @@ def test_of_each_name_the_newest_ten_are_kept(target: Target) -> None:
 
 def test_a_rollback_is_undone_by_another(target: Target) -> None:
     tuned = with_point(target, "default", _at(target.operating_points["default"], 0.7))
-    back = history.rolled_back(tuned, "default", BACK)
+    back = history.roll_back_target(tuned, "default", BACK)
     assert state(back) == state(target)
     assert [(entry.name, entry.replaced) for entry in back.history] == [("default", BACK)]
-    again = history.rolled_back(back, "default", BACK)
+    again = history.roll_back_target(back, "default", BACK)
     assert state(again) == state(tuned)
     assert [entry.point for entry in again.history] == [entry.point for entry in tuned.history]
 
@@ -92,7 +93,7 @@ def test_a_rollback_is_undone_by_another(target: Target) -> None:
 def test_a_rollback_goes_as_many_steps_back_as_it_is_given(target: Target) -> None:
     first = target.operating_points["default"]
     tuned = with_point(with_point(target, "default", _at(first, 0.7)), "default", _at(first, 0.8))
-    back = history.rolled_back(tuned, "default", BACK, 2)
+    back = history.roll_back_target(tuned, "default", BACK, 2)
     assert state(back) == state(target)
     assert [entry.point for entry in back.history] == [_at(first, 0.8), _at(first, 0.7)]
 
@@ -103,19 +104,19 @@ def test_a_calibration_comes_back_with_all_points_that_were_found_under_it(targe
     assert {entry.name for entry in after.history} == {"full", "default", "strict"}
     assert all(entry.calibration == target.calibration for entry in after.history)
     for name in ("default", "strict"):
-        back = history.rolled_back(after, name, BACK)
+        back = history.roll_back_target(after, name, BACK)
         assert state(back) == state(target)
         assert {entry.name for entry in back.history} == {"full", "default"}
         assert all(entry.calibration == after.calibration for entry in back.history)
-        assert state(history.rolled_back(back, "default", BACK)) == state(after)
+        assert state(history.roll_back_target(back, "default", BACK)) == state(after)
 
 
 def test_a_point_tuned_after_a_calibration_does_not_outlive_its_calibration(target: Target) -> None:
     later = with_point(recalibrated(target), "strict", _at(target.operating_points["default"], 0.6))
     assert [entry.name for entry in later.history].count("strict") == 1
-    back = history.rolled_back(later, "default", BACK)
+    back = history.roll_back_target(later, "default", BACK)
     assert state(back) == state(target)
-    again = history.rolled_back(back, "default", BACK)
+    again = history.roll_back_target(back, "default", BACK)
     assert state(again) == state(later)
 
 
@@ -123,14 +124,14 @@ def test_without_a_history_a_rollback_is_refused_in_one_line(target: Target) -> 
     with pytest.raises(
         BadRequest, match="operating point 'default' has no history to roll back to; only `ee-export tune`"
     ):
-        history.rolled_back(target, "default", BACK)
+        history.roll_back_target(target, "default", BACK)
     tuned = with_point(target, "strict", _at(target.operating_points["default"], 0.7))
     with pytest.raises(BadRequest, match="those with a history: strict"):
-        history.rolled_back(tuned, "default", BACK)
+        history.roll_back_target(tuned, "default", BACK)
     with pytest.raises(BadRequest, match="'strict' has 1 former points, not 2"):
-        history.rolled_back(tuned, "strict", BACK, 2)
-    with pytest.raises(BadRequest, match="'full' never leaves early"):
-        history.rolled_back(recalibrated(target), "full", BACK)
+        history.roll_back_target(tuned, "strict", BACK, 2)
+    with pytest.raises(BadRequest, match="'full' exits no page early"):
+        history.roll_back_target(recalibrated(target), "full", BACK)
 
 
 def run(*arguments: object) -> Result:
@@ -141,7 +142,7 @@ def run(*arguments: object) -> Result:
 def tuned(sample: Path, pages_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample, calibrated and then tuned on drawn pages."""
     copy = Path(shutil.copytree(sample, tmp_path_factory.mktemp("history") / "copy.ee"))
-    for method, wish in (("none", Wish()), (None, Wish(criterion="max_probability"))):
+    for method, wish in (("none", TuningGoal()), (None, TuningGoal(criterion="max_probability"))):
         refit(
             open_package(copy),
             TARGET,
@@ -191,17 +192,17 @@ def test_a_rollback_waits_for_the_lock_and_is_refused_where_a_file_was_changed(t
     done = run("rollback", package)
     assert isinstance(done.exception, BadPackage) and "sha256 differs" in str(done.exception)
     assert (package / "manifest.json").read_bytes() == manifest
-    with one_at_a_time(package, pytest.fail):
+    with lock_file(package, pytest.fail):
         pass
 
 
 def test_a_manifest_that_grows_too_large_loses_the_oldest_of_its_history(tuned: Path, tmp_path: Path) -> None:
     package = open_package(tuned)
     size = len(to_json(package.manifest))
-    shorter = history.trimmed(package.manifest, size - 1)
+    shorter = history.trim_history(package.manifest, size - 1)
     assert shorter.targets[TARGET].history == package.target(TARGET).history[:-1]
-    assert history.trimmed(package.manifest, size) == package.manifest
-    assert history.trimmed(package.manifest, 1).targets[TARGET].history == ()
+    assert history.trim_history(package.manifest, size) == package.manifest
+    assert history.trim_history(package.manifest, 1).targets[TARGET].history == ()
     copy = Path(shutil.copytree(tuned, tmp_path / "copy.ee"))
     huge = replace(package.manifest, model={"notes": "x" * (4 * 2**20)})
     with pytest.raises(BadPackage, match=r"manifest\.json: .* bytes, and a runtime reads .*nothing was written"):

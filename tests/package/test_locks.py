@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from ee_export.errors import EeError
-from ee_export.package.atomic import one_at_a_time, write_file
+from ee_export.package.atomic import lock_file, write_file
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ee_export.package.atomic import one_at_a_time
-with one_at_a_time(Path(sys.argv[1]), lambda holder: print("waits for", holder, flush=True)):
+from ee_export.package.atomic import lock_file
+with lock_file(Path(sys.argv[1]), lambda holder: print("waits for", holder, flush=True)):
     print("holds", flush=True)
     sys.stdin.readline()
 """
@@ -38,7 +38,7 @@ def test_who_comes_second_waits_and_is_told_for_whom(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with one_at_a_time(tmp_path / "a.ee", told.append):
+        with lock_file(tmp_path / "a.ee", told.append):
             entered.set()
 
     thread = threading.Thread(target=second)
@@ -56,7 +56,7 @@ def test_who_comes_second_waits_and_is_told_for_whom(tmp_path: Path) -> None:
 
 def test_other_packages_are_not_waited_for(tmp_path: Path) -> None:
     first = holder(tmp_path / "a.ee")
-    with one_at_a_time(tmp_path / "b.ee", pytest.fail):
+    with lock_file(tmp_path / "b.ee", pytest.fail):
         pass
     first.communicate("go\n", timeout=30)
 
@@ -65,7 +65,7 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     first = holder(tmp_path / "a.ee")
     first.send_signal(signal.SIGKILL)
     first.wait(30)
-    with one_at_a_time(tmp_path / "a.ee", pytest.fail):
+    with lock_file(tmp_path / "a.ee", pytest.fail):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -74,10 +74,10 @@ def test_many_processes_hold_it_one_after_the_other(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from ee_export.package.atomic import one_at_a_time
+from ee_export.package.atomic import lock_file
 count = Path(sys.argv[2])
 for _ in range(40):
-    with one_at_a_time(Path(sys.argv[1]), lambda holder: None):
+    with lock_file(Path(sys.argv[1]), lambda holder: None):
         count.write_text(str(int(count.read_text()) + 1))
 """
     count = tmp_path / "count"
@@ -90,7 +90,7 @@ for _ in range(40):
 def test_a_lock_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
     with (
         pytest.raises(EeError, match=r"\.a\.ee\.lock: cannot be written"),
-        one_at_a_time(tmp_path / "no" / "a.ee", print),
+        lock_file(tmp_path / "no" / "a.ee", print),
     ):
         pass
 

@@ -39,7 +39,7 @@ def test_a_changed_file_is_refused(package: Path, name: str) -> None:
 
 def test_a_truncated_file_is_refused(package: Path) -> None:
     (package / GRAPH).write_bytes((package / GRAPH).read_bytes()[:-1])
-    with pytest.raises(BadPackage, match=r"encoder\.1\.onnx: \d+ bytes, the manifest says"):
+    with pytest.raises(BadPackage, match=r"encoder\.1\.onnx: \d+ bytes, the manifest states"):
         ee_export.load(package)
 
 
@@ -142,7 +142,7 @@ def test_thresholds_that_move_a_golden_page_are_found(package: Path) -> None:
     edit(
         package, lambda found: found["targets"]["cpu-fp32"]["operating_points"]["full"]["thresholds"].update(vision=0.0)
     )
-    with pytest.raises(NotEqual, match="operating point 'full': golden page 0 left at vision, expected final"):
+    with pytest.raises(NotEqual, match="operating point 'full': golden page 0 exited at vision, expected final"):
         verify_package(open_package(package), "cpu-fp32")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ee_export.errors import BadRequest
-from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, read_recipe, shipped
+from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, read_recipe, shipped_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = 'backend = "tensorrt"\nprecision = "fp16"\n'
@@ -27,7 +27,7 @@ def test_shipped_recipes_are_found_by_the_name_of_their_target(name: str) -> Non
     assert recipe.name == name
     assert name.rsplit("-", 1)[1] == recipe.precision
     assert recipe.profiles(256)[0].text.max == 256, "text is cut to what the model reads"
-    assert shipped(name).read_text().startswith("# "), "a reader is told what it is for"
+    assert shipped_file(name).read_text().startswith("# "), "a reader is told what it is for"
 
 
 def test_a_users_recipe_is_found_by_its_path_and_has_its_name(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_wheel_carries_recipes_and_grids_where_the_code_looks(tmp_path: Path) 
     subprocess.run(made, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = f"from ee_export.package.recipe import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped('{SHIPPED[0]}'))\n"
+    code = f"from ee_export.package.recipe import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped_file('{SHIPPED[0]}'))\n"
     code += "from ee_export.bench.pareto import SHIPPED, read_grid\nfrom ee_export.model.recipe import read_recipe\n"
     code += (
         "for name in SHIPPED: grid = read_grid(Path(name)); assert read_recipe(grid.recipe).model; print(grid.recipe)"

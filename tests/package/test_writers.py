@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from attacks.kill import attack, faults
-from ee_export.builder.tune import Wish, refit
+from ee_export.builder.refit import refit
+from ee_export.builder.tune import TuningGoal
 from ee_export.errors import BadPackage, BadRequest
-from ee_export.package.atomic import one_at_a_time
+from ee_export.package.atomic import lock_file
 from ee_export.package.store import open_package
 from ee_export.package.write import rewrite_package
 from tests.conftest import COMMAND
@@ -46,14 +47,15 @@ def test_who_tunes_waits_for_the_lock_and_begins_with_what_its_holder_left(copy:
     script = """
 import sys
 from pathlib import Path
-from ee_export.builder.tune import Wish, refit
+from ee_export.builder.refit import refit
+from ee_export.builder.tune import TuningGoal
 from ee_export.package.store import open_package
 package = open_package(Path(sys.argv[1]))
 print("opened", flush=True)
-refit(package, "cpu-fp32", Path(sys.argv[2]), "mine", 0, None, None, Wish(), recalibrate=None,
+refit(package, "cpu-fp32", Path(sys.argv[2]), "mine", 0, None, None, TuningGoal(), recalibrate=None,
       progress=lambda stage, done, total: print(stage, flush=True))
 """
-    with one_at_a_time(copy, pytest.fail):
+    with lock_file(copy, pytest.fail):
         run = subprocess.Popen([sys.executable, "-c", script, copy, pages_folder], stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None
         assert run.stdout.readline() == "opened\n"
@@ -86,7 +88,7 @@ def test_a_name_that_no_package_can_hold_is_refused_before_any_work(copy: Path, 
             0,
             None,
             None,
-            Wish(),
+            TuningGoal(),
             recalibrate=None,
             progress=print,
         )
@@ -109,10 +111,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from ee_export.package.store import open_package
-from ee_export.package.write import locked, rewrite_package
+from ee_export.package.write import lock_package, rewrite_package
 path = Path(sys.argv[1])
 for at in range(10_000):
-    with locked(path, lambda stage, done, total: None):
+    with lock_package(path, lambda stage, done, total: None):
         package = open_package(path)
         rewrite_package(package, replace(package.manifest, name=f"{sys.argv[2]}.{at}"), {})
     if at == 0:
@@ -134,7 +136,7 @@ def test_a_package_is_whole_whenever_its_writer_is_killed(copy: Path) -> None:
         names.add(opened.manifest.name)
         assert sum(path.name.startswith(".copy.ee.staging-") for path in copy.parent.iterdir()) <= 1
     assert len(names) == 12, "each writer wrote before it was killed"
-    with one_at_a_time(copy, pytest.fail):
+    with lock_file(copy, pytest.fail):
         rewrite_package(opened, opened.manifest, {})
     assert [path.name for path in copy.parent.iterdir()] == ["copy.ee"]
     assert faults(copy, most_left=0) == []

@@ -14,10 +14,11 @@ from PIL import Image
 
 import ee_export
 from ee_export.builder import build
-from ee_export.builder.predictions import held_out
+from ee_export.builder.predictions import split_held_out
 from ee_export.cli.main import cli
-from ee_export.data.dataset import read_arrays, read_for
+from ee_export.data.dataset import read_package_data
 from ee_export.data.encode import Arrays
+from ee_export.data.labelled_arrays import read_arrays
 from ee_export.data.page import Page
 from ee_export.errors import BadData, BadPackage, BadRequest, EeError
 from ee_export.package.atomic import staged_folder
@@ -75,7 +76,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, package: Package, data: P
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(package.read(name))
         chain = load_package(seal(staging, package.manifest))
-        parts, split = held_out(read_for(package.manifest, data), 0)
+        parts, split = split_held_out(read_package_data(package.manifest, data), 0)
         arguments: dict[str, Any] = {"ocr": None, "ocr_ms": None, "progress": lambda *_: None}
         build.complete(chain, package.target("cpu-fp32"), parts, split, Origin(), staging, **arguments)
     return out
@@ -216,7 +217,7 @@ def test_labelled_arrays_that_do_not_fit_are_refused_by_name(
 ) -> None:
     np.savez(tmp_path / "x.npz", **spoiled(**changes))
     with pytest.raises(BadData, match=message) as refused:
-        read_for(package.manifest, tmp_path / "x.npz")
+        read_package_data(package.manifest, tmp_path / "x.npz")
     assert str(tmp_path / "x.npz") in str(refused.value)
 
 

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 import ee_export
 from ee_export.builder import tune
 from ee_export.builder.build import build
-from ee_export.data.ocr import installed
+from ee_export.builder.refit import observe_parts
+from ee_export.data.ocr import is_installed
 from ee_export.data.page import Page, read_page
 from ee_export.data.text_reader import TextReader, find_gap
 from ee_export.draw import draw_page
@@ -107,7 +108,7 @@ def test_what_was_read_is_not_read_again() -> None:
     assert not reader.runs_ocr
 
 
-@pytest.mark.skipif(not installed(), reason="tesseract-ocr is not installed")
+@pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")
 def test_tesseract_reads_the_same_words_in_strips_as_in_one_piece() -> None:
     drawn = draw_page("fara_short_form", seed=5, long_side=1600)
     whole = Counter(ee_export.tesseract()(drawn.image)[0])
@@ -146,7 +147,7 @@ def leaving_at(chain: Chain, name: str, asked: tuple[str, ...] = ()) -> Chain:
 
 
 def test_exits_on_a_part_of_the_text_equal_the_unmodified_model(banded: tuple[Path, Package]) -> None:
-    model = checkpoint.parted(checkpoint.load(banded[0])[0])
+    model = checkpoint.make_parted_model(checkpoint.load(banded[0])[0])
     assert banded[1].manifest.page_encoding().bands == (25, 60)
     differences = equality.largest_differences(model, load_package(banded[1]).logits, equality.cases(model, seed=5))
     assert set(differences) == {*EXITS, "final"}
@@ -209,8 +210,8 @@ def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
 ) -> None:
     package = banded[1]
     target = package.target("cpu-fp32")
-    parts, _ = tune.observe_parts(
-        package, "cpu-fp32", pages_folder, 0, None, tune.Wish(), lambda stage, done, total: None
+    parts, _ = observe_parts(
+        package, "cpu-fp32", pages_folder, 0, None, tune.TuningGoal(), lambda stage, done, total: None
     )
     for seen in parts.values():
         for name in ("text.25", "final"):  # both exits know every label, the others nothing
@@ -218,13 +219,13 @@ def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
         for name in ("vision", "text.60", "text", "encoder.2"):
             seen.logits[name][:] = 0
     seen = parts["tune"] + parts["certify"]
-    found = tune.tuned(package.manifest, target, parts, 1000.0, "default", tune.Wish(min_accuracy=1.0))
+    found = tune.tune_target(package.manifest, target, parts, 1000.0, "default", tune.TuningGoal(min_accuracy=1.0))
     point = found.operating_points["default"]
     assert {name for name, bar in point.thresholds.items() if bar is not None} == {"text.25"}
     assert point.measured["exit_rate.text.25"] == 1
     assert point.measured["mean_cost_ms"] < 400 < found.operating_points["full"].measured["mean_cost_ms"]
     bars = [point.thresholds[name] for name in EXITS]
-    both = tune.scored(package.manifest, target, seen, 1000.0, bands=(25, 60))
+    both = tune.score_predictions(package.manifest, target, seen, 1000.0, bands=(25, 60))
     assert evaluate(both, bars).mean_cost_ms == pytest.approx(point.measured["mean_cost_ms"], rel=0.01)
-    none = tune.scored(package.manifest, target, seen, 1000.0)
+    none = tune.score_predictions(package.manifest, target, seen, 1000.0)
     assert evaluate(none, bars).mean_cost_ms > 1000

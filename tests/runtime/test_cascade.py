@@ -87,7 +87,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Package:
     files = {"tokenizer.json": data, "large.tokenizer.json": data}
     encoders = Encoder(SMALL, encoder_of(SMALL, data)._cutter._tokenizer, {"large": encoder_of(LARGE, data)})  # type: ignore[union-attr]
     drawn = golden_page.draw(INPUTS, LARGE)
-    arrays = encode_pages([golden_page.page_of(*drawn, "golden page")], encoders, INPUTS)
+    arrays = encode_pages([golden_page.read_golden_page(*drawn, "golden page")], encoders, INPUTS)
     arrays = {name: values for name, values in arrays.items() if name in INPUTS}
     folder = tmp_path_factory.mktemp("cascade") / "two.ee"
     fields: dict[str, Any] = {"encoding": SMALL, "encodings": {"large": LARGE}}

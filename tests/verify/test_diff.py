@@ -18,7 +18,7 @@ from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import leaving_at
 from ee_export.verify.agreement import compare_pages, find_labelled
-from ee_export.verify.difference import GROUPS, differences
+from ee_export.verify.difference import GROUPS, find_differences
 from tests.conftest import run_command
 
 
@@ -86,14 +86,14 @@ def test_what_differs_stands_in_its_group(sample: Path, tmp_path: Path) -> None:
 def test_no_field_of_a_manifest_is_passed_over(sample: Path, tmp_path: Path) -> None:
     manifest = open_package(sample).manifest
 
-    assert differences(manifest, manifest) == []
+    assert find_differences(manifest, manifest) == []
     for entry in fields(Manifest):
         if entry.name in ("targets", "schema"):
             continue
         values = {field.name: getattr(manifest, field.name) for field in fields(Manifest)}
         value = values[entry.name]
         values[entry.name] = "other" if value is None or isinstance(value, str) else None
-        (found, *_) = differences(manifest, Manifest(**values))
+        (found, *_) = find_differences(manifest, Manifest(**values))
         assert found.group in GROUPS and found.field.startswith(entry.name)
 
 

@@ -15,7 +15,7 @@ from ee_export.data.page import Page, read_page
 from ee_export.errors import BadPage, BadRequest
 from ee_export.runtime.load import load
 from ee_export.runtime.plan import leaving_at
-from ee_export.verify.shadow import unlike
+from ee_export.verify.shadow import compare_with_shadow
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,12 @@ def test_in_python_one_function_compares_a_page(sample: Path, pages: Path) -> No
     full = load(sample, operating_point="full")
     early = full.with_point(leaving_at(full.exits, "vision"))
     page = read_page(next(path for path in sorted(pages.iterdir()) if path.stem == "receipt"))
-    assert unlike(page, full.predict(page), full) is None
-    row = unlike(page, early.predict(page), full)
+    assert compare_with_shadow(page, full.predict(page), full) is None
+    row = compare_with_shadow(page, early.predict(page), full)
     assert row is not None and row["page"] == page.name and "exit" in row["differs"]
     bare = Page(page.image)
-    row = unlike(bare, early.predict(bare), full)
+    row = compare_with_shadow(bare, early.predict(bare), full)
     assert row is not None and row["differs"] == ["error"] and "label" in row["a"]
-    assert unlike(bare, BadPage("no page"), full) is None
-    row = unlike(page, BadRequest("no answer"), full)
+    assert compare_with_shadow(bare, BadPage("no page"), full) is None
+    row = compare_with_shadow(page, BadRequest("no answer"), full)
     assert row is not None and row["a"] == {"error": "no answer"} and "label" in row["b"]

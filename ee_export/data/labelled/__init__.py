@@ -1,4 +1,4 @@
-"""Labelled pages that models are trained on, whatever files they come from: this protocol is all that training knows of them."""
+"""Labelled pages for training, from files of any kind. Training depends on the protocol :class:`Labelled` only."""
 
 import hashlib
 import os
@@ -13,19 +13,20 @@ from ee_export.data.dataset import join as join_folders
 from ee_export.data.find import words_beside
 from ee_export.data.page import Page
 from ee_export.errors import BadData, printable, shorten
-from ee_export.package.ranges import composed
+from ee_export.package.ranges import to_nfc
 
 
 class Labelled(Splittable, Protocol):
-    """Labelled pages in an order that stays the same; :class:`~ee_export.data.dataset.Dataset` is the one of class folders.
+    """Labelled pages in a fixed order. :class:`~ee_export.data.dataset.Dataset` implements it for class folders.
 
-    ``targets[i]`` is the index of page ``i``'s label in ``labels``. ``paths[i]`` names the page: its file, or its place in a file.
+    ``targets[i]`` is the index of page ``i``'s label in ``labels``. ``paths[i]`` names the page by its file, or by its
+    place in a file.
     """
 
     @property
     def paths(self) -> tuple[Path, ...]: ...
     def page(self, index: int) -> Page:
-        """Page ``index`` with its words; raises BadPage."""
+        """Page ``index`` with its words. Raises BadPage."""
         ...
 
     def digest(self) -> str:
@@ -37,7 +38,7 @@ class Source(Protocol):
     """Files that hold pages, numbered from 0. Pages are cheapest to read in order."""
 
     def page(self, row: int) -> Page:
-        """A page with its words; raises BadPage."""
+        """A page with its words. Raises BadPage."""
         ...
 
     def files(self, row: int) -> Sequence[Path]:
@@ -60,7 +61,7 @@ class Rows:
         return len(self.rows)
 
     def page(self, index: int) -> Page:
-        """Page ``index`` with its words; raises BadPage."""
+        """Page ``index`` with its words. Raises BadPage."""
         return self.source.page(self.rows[index])
 
     def files(self, index: int) -> Sequence[Path]:
@@ -88,36 +89,37 @@ class Rows:
         return total.hexdigest()
 
 
-def rows_of(
+def make_rows(
     root: Path,
     paths: Sequence[Path],
-    found: Sequence[str | int | None],
+    page_labels: Sequence[str | int | None],
     source: Source,
     labels: tuple[str, ...] | None,
     names: Sequence[str] | None = None,
 ) -> Rows:
-    """Pages of a source with their labels.
+    """Make the labelled pages of a source.
 
     Args:
         root: the file or folder, which messages name.
         paths: name of each page.
-        found: label of each page, by name or by number.
+        page_labels: label of each page, by name or by number.
         source: its row ``i`` is page ``i``.
-        labels: the labels of a model or of the pages that train. The pages may lack some of them but not add to them.
-        names: names of the numbers, if the files state them. Without ``labels`` they are the labels, in this order. Otherwise the
-            labels are sorted, numbers by value.
+        labels: the labels of a model or of the training pages. The pages may lack some of them, but not add others.
+        names: names of the numbers, if the files state them. Without ``labels`` they are the labels, in this order.
+            Otherwise the labels are sorted, numbers by value.
 
     Raises:
-        BadData: no pages, fewer than two labels, a page without a label, a number without a name, or a label that ``labels`` lacks.
+        BadData: no pages, fewer than two labels, a page without a label, a number without a name, or a label that
+            ``labels`` lacks.
     """
     if not paths:
         raise BadData(f"{root}: no pages; add rows with an image and a label")
-    texts = [_label(path, label, names) for path, label in zip(paths, found, strict=True)]
+    texts = [_label_of(path, label, names) for path, label in zip(paths, page_labels, strict=True)]
     if labels is None:
-        labels = tuple(map(composed, names)) if names is not None else _sorted(set(texts))
+        labels = tuple(map(to_nfc, names)) if names is not None else _sort_labels(set(texts))
     if len(labels) < 2:
         raise BadData(f"{root}: only the label '{shorten(labels[0])}'; a classifier needs at least two")
-    known = {composed(label): at for at, label in enumerate(labels)}
+    known = {to_nfc(label): index for index, label in enumerate(labels)}
     for path, text in zip(paths, texts, strict=True):
         if text not in known:
             raise BadData(
@@ -126,30 +128,30 @@ def rows_of(
     return Rows(root, labels, tuple(paths), tuple(known[text] for text in texts), range(len(paths)), source)
 
 
-def _label(path: Path, label: str | int | None, names: Sequence[str] | None) -> str:
+def _label_of(path: Path, label: str | int | None, names: Sequence[str] | None) -> str:
     if isinstance(label, int) and not isinstance(label, bool):
         if names is None:
             return str(label)
         if 0 <= label < len(names):
-            return composed(names[label])
+            return to_nfc(names[label])
         raise BadData(
             f"{path}: label {label}: expected 0 to {len(names) - 1}, which have names in the file; correct the row"
         )
     if isinstance(label, str) and label.strip():
-        return composed(label.strip())
+        return to_nfc(label.strip())
     raise BadData(
         f"{path}: label: found {shorten(repr(label), 50)}, expected a name or a class number; correct the row"
     )
 
 
-def _sorted(labels: set[str]) -> tuple[str, ...]:
+def _sort_labels(labels: set[str]) -> tuple[str, ...]:
     if all(label.isascii() and label.isdigit() for label in labels):
         return tuple(sorted(labels, key=int))
     return tuple(sorted(labels))
 
 
-def with_text(image: object, words: object, boxes: object, name: str) -> Page:
-    """A page from the values of a row: an image that :class:`~ee_export.data.page.Page` takes, words and boxes, each or ``None``.
+def make_page(image: object, words: object, boxes: object, name: str) -> Page:
+    """Make a page from the values of a row: image, words and boxes as :class:`~ee_export.data.page.Page` takes them.
 
     Raises:
         BadPage: they do not fit together.
@@ -158,7 +160,7 @@ def with_text(image: object, words: object, boxes: object, name: str) -> Page:
 
 
 def with_labels(data: Labelled, labels: Sequence[str], owner: Path, remedy: str) -> Labelled:
-    """The same pages with the labels of a model, in its order.
+    """Relabel pages with the labels of a model, in its order.
 
     Args:
         data: pages of class folders or of a source.
@@ -170,20 +172,20 @@ def with_labels(data: Labelled, labels: Sequence[str], owner: Path, remedy: str)
         BadData: pages have a label that the model lacks.
     """
     assert isinstance(data, Dataset | Rows)
-    order = {composed(label): at for at, label in enumerate(labels)}
+    order = {to_nfc(label): index for index, label in enumerate(labels)}
     targets = []
     for path, target in zip(data.paths, data.targets, strict=True):
         label = data.labels[target]
-        if composed(label) not in order:
+        if to_nfc(label) not in order:
             raise BadData(
                 f"{path}: '{shorten(label)}' is not a label of {owner}, which has {shorten(', '.join(labels), 500)}; {remedy}"
             )
-        targets.append(order[composed(label)])
+        targets.append(order[to_nfc(label)])
     return replace(data, labels=tuple(labels), targets=tuple(targets))
 
 
 def join(parts: Sequence[Labelled]) -> Labelled:
-    """Several sets of pages with the same labels as one.
+    """Join several sets of pages with the same labels.
 
     Raises:
         BadData: their labels differ.
@@ -208,7 +210,7 @@ class _Joined:
 
     def __init__(self, parts: Sequence[Labelled]) -> None:
         self._parts = parts
-        self._begins = [sum(map(len, parts[:at])) for at in range(len(parts))]
+        self._begins = [sum(map(len, parts[:index])) for index in range(len(parts))]
 
     def page(self, row: int) -> Page:
         part, index = self._place(row)
@@ -219,19 +221,19 @@ class _Joined:
         return list(files_of(part, index))
 
     def _place(self, row: int) -> tuple[Labelled, int]:
-        at = bisect_right(self._begins, row) - 1
-        return self._parts[at], row - self._begins[at]
+        part = bisect_right(self._begins, row) - 1
+        return self._parts[part], row - self._begins[part]
 
 
 def page_stamp(data: Labelled, index: int) -> bytes:
-    """A page's name and label, and the sizes and times of change of its files, none of which is read."""
+    """A page's name and label, and the sizes and modification times of its files, which are not read."""
     target = data.targets[index]
     parts = [os.fsencode(data.paths[index]), data.labels[target].encode()]
     for file in files_of(data, index):
         try:
             state = file.stat()
         except OSError:
-            continue  # the page's own error says what is wrong
+            continue  # the page's own error reports it
         parts.append(f"{state.st_size} {state.st_mtime_ns}".encode())
     return b"\0".join(parts) + b"\0\0"
 

@@ -1,4 +1,4 @@
-"""Find out in which of the known layouts labelled pages lie, and their parts for training and validation."""
+"""Detect the layout of labelled pages, and their parts for training and validation."""
 
 import logging
 import os
@@ -28,12 +28,12 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 
 def read_labelled(path: Path, labels: tuple[str, ...] | None = None) -> Labelled:
-    """The pages of a file or folder, in any of the layouts that docs/training.md shows.
+    """Read the pages of a file or folder, in any layout of docs/training.md.
 
     Args:
-        path: a folder of class folders, a list (CSV or JSON lines), a folder with such a list, Parquet files, a folder that
-            ``datasets`` saved, or tar archives.
-        labels: the labels of a model or of the pages that train. The pages may lack some of them but not add to them.
+        path: a folder of class folders, a list (CSV or JSON lines), a folder with such a list, Parquet files, a folder
+            that ``datasets`` saved, or tar archives.
+        labels: the labels of a model or of the training pages. The pages may lack some of them, but not add others.
 
     Raises:
         BadData: the layout is unknown, or the pages cannot be used.
@@ -57,10 +57,10 @@ def read_labelled(path: Path, labels: tuple[str, ...] | None = None) -> Labelled
 
 
 def read_splits(path: Path) -> tuple[Labelled, Labelled | None]:
-    """Pages to train on and pages to validate with, ``None`` if the names of files and folders tell no parts apart.
+    """Read the training and the validation pages, which is ``None`` if names of files and folders state no parts.
 
     Raises:
-        BadData, EeError: as :func:`read_labelled`; or there are parts, and none to train on.
+        BadData, EeError: as :func:`read_labelled`. Also if there are parts, and none to train on.
     """
     for suffix, read in ((".parquet", read_parquet), (".tar", read_tars)):
         files = (
@@ -99,7 +99,7 @@ def _read_file(path: Path, labels: tuple[str, ...] | None) -> Labelled:
 
 
 def _with_suffix(folder: Path, suffix: str) -> list[Path]:
-    """The files with a suffix in a folder, or in its folder ``data``, where the Hugging Face hub keeps them."""
+    """List the files with a suffix in a folder, or in its folder ``data``, as on the Hugging Face hub."""
     for place in (folder, folder / "data"):
         files = sorted(path for path in place.glob(f"*{suffix}") if path.is_file() and not is_clutter(path.name))
         if files:
@@ -108,13 +108,13 @@ def _with_suffix(folder: Path, suffix: str) -> list[Path]:
 
 
 def _split_of(path: Path) -> str | None:
-    """The part that the beginning of a name states, such as ``train-00000-of-00002.parquet``."""
+    """Return the part that a name begins with, such as ``train-00000-of-00002.parquet``."""
     begin = re.split(r"[-_.]", path.name.lower(), maxsplit=1)[0]
     return next((split for split, names in SPLITS.items() if begin in names), None)
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
-    """The folders of parts, if a folder has no others. Class folders hold images, a part holds folders or files of other kinds."""
+    """Return the folders of parts, if there are no others. Class folders hold images, parts hold other entries."""
     if not path.is_dir() or any((path / name).is_file() for name in _METADATA):
         return {}
     folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not is_clutter(entry.name)]

@@ -1,4 +1,4 @@
-"""Lists of page files with their labels: CSV files, and the metadata files of Hugging Face image folders."""
+"""Read lists of page files with labels: CSV files, and the metadata files of Hugging Face image folders."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ee_export.data.find import words_beside
-from ee_export.data.labelled import Rows, rows_of, with_text
+from ee_export.data.labelled import Rows, make_page, make_rows
 from ee_export.data.limits import DEFAULT_LIMITS
 from ee_export.data.page import Page, read_page
 from ee_export.data.words import read_words
@@ -23,41 +23,41 @@ BOXES_COLUMNS = ("boxes", "bboxes")
 
 
 def read_csv(path: Path, labels: tuple[str, ...] | None) -> Rows:
-    """Pages that a CSV file with a header lists: ``path`` (or ``file_name``), ``label`` and perhaps ``words``, a JSON file.
+    """Read a CSV file of pages. Its columns are ``path`` or ``file_name``, ``label``, perhaps ``words`` (JSON files).
 
     Raises:
-        BadData: no such columns, a row without a file or a label, a file that is not there, or labels that do not fit.
+        BadData: a column is missing, a row lacks a file or a label, a file does not exist, or labels do not fit.
     """
     pages: list[Path] = []
-    found: list[str | int | None] = []
+    page_labels: list[str | int | None] = []
     words: list[Path | None] = []
     for row, place in _csv_rows(path):
-        pages.append(_file(path, pick(row, PATH_COLUMNS, str(path)), place))
-        found.append(_label_cell(pick(row, LABEL_COLUMNS, str(path)), place))
+        pages.append(_find_file(path, pick(row, PATH_COLUMNS, str(path)), place))
+        page_labels.append(_require_label(pick(row, LABEL_COLUMNS, str(path)), place))
         cell = row.get("words")
-        words.append(_file(path, cell, place) if cell else None)
-    return rows_of(path, pages, found, _Files(pages, words), labels)
+        words.append(_find_file(path, cell, place) if cell else None)
+    return make_rows(path, pages, page_labels, _Files(pages, words), labels)
 
 
 def read_json_lines(path: Path, labels: tuple[str, ...] | None) -> Rows:
-    """Pages that a file of JSON objects lists, one a line: ``path`` or ``file_name``, ``label``, perhaps ``words`` and ``boxes``.
+    """Read pages of JSON lines: ``path`` or ``file_name``, ``label``, perhaps ``words`` and ``boxes``.
 
     Raises:
-        BadData: a line is no such object, a file is not there, or labels do not fit.
+        BadData: a line is no such object, a file does not exist, or labels do not fit.
     """
     pages: list[Path] = []
-    found: list[str | int | None] = []
+    page_labels: list[str | int | None] = []
     begins, inline = array("q"), array("b")
     for begin, row, place in _json_rows(path):
-        pages.append(_file(path, pick(row, PATH_COLUMNS, place), place))
-        found.append(pick(row, LABEL_COLUMNS, place))
+        pages.append(_find_file(path, pick(row, PATH_COLUMNS, place), place))
+        page_labels.append(pick(row, LABEL_COLUMNS, place))
         begins.append(begin)
         inline.append(any(name in row for name in WORDS_COLUMNS))
-    return rows_of(path, pages, found, _Lines(path, pages, begins, inline), labels)
+    return make_rows(path, pages, page_labels, _Lines(path, pages, begins, inline), labels)
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str], place: str) -> Any:
-    """The value of the column that has one of some names.
+    """Return the value of the first column among some names.
 
     Raises:
         BadData: there is none.
@@ -73,7 +73,7 @@ def pick(row: Mapping[str, Any], names: Sequence[str], place: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Page files, and the JSON files of their words where these are not beside them."""
+    """Page files, and the JSON files of their words if these are not beside them."""
 
     pages: list[Path]
     words: list[Path | None]
@@ -86,7 +86,7 @@ class _Files:
             content = read_words(words, DEFAULT_LIMITS)
         except FileNotFoundError:
             raise BadPage(f"{words}: no such file; correct the column words of {path}") from None
-        return with_text(path, content["words"], content.get("boxes"), str(path))
+        return make_page(path, content["words"], content.get("boxes"), str(path))
 
     def files(self, row: int) -> Sequence[Path]:
         path, words = self.pages[row], self.words[row]
@@ -95,7 +95,7 @@ class _Files:
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """Page files whose words stand in the lines of a file, which are read again when a page is: they may be gigabytes."""
+    """Page files with words in the lines of a file, which may be gigabytes, so each page reads its line again."""
 
     path: Path
     pages: list[Path]
@@ -111,7 +111,7 @@ class _Lines:
         words, boxes = (
             next((content[name] for name in names if name in content), None) for names in (WORDS_COLUMNS, BOXES_COLUMNS)
         )
-        return with_text(self.pages[row], words, boxes, str(self.pages[row]))
+        return make_page(self.pages[row], words, boxes, str(self.pages[row]))
 
     def files(self, row: int) -> Sequence[Path]:
         path = self.pages[row]
@@ -119,7 +119,7 @@ class _Lines:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[dict[str, str], str]]:
-    with _opened(path) as text:
+    with _open(path) as text:
         reader = csv.DictReader(text, strict=True)
         try:
             for row in reader:
@@ -138,7 +138,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[dict[str, str], str]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
     begin = 0
-    with _opened(path, binary=True) as file:
+    with _open(path, binary=True) as file:
         for number, line in enumerate(file, 1):
             place = f"{path}: line {number}"
             if line.strip():
@@ -152,7 +152,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
             begin += len(line)
 
 
-def _opened(path: Path, *, binary: bool = False) -> Any:
+def _open(path: Path, *, binary: bool = False) -> Any:
     opened: Callable[..., Any] = path.open
     try:
         return opened("rb") if binary else opened(newline="", encoding="utf-8-sig")
@@ -160,14 +160,14 @@ def _opened(path: Path, *, binary: bool = False) -> Any:
         raise BadData(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
 
 
-def _label_cell(cell: str, place: str) -> str:
+def _require_label(cell: str, place: str) -> str:
     if not cell.strip():
         raise BadData(f"{place}: no label; fill in the column")
     return cell
 
 
-def _file(list_path: Path, cell: Any, place: str) -> Path:
-    """A file that a row names."""
+def _find_file(list_path: Path, cell: Any, place: str) -> Path:
+    """Find the file that a row names."""
     if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
         raise BadData(f"{place}: found {shorten(repr(cell), 100)}, expected the path of a file")
     path = list_path.parent / cell

@@ -1,4 +1,4 @@
-"""Labelled pages in Arrow's formats: Parquet files, and folders that `datasets` saved. They are read batch by batch."""
+"""Read labelled pages batch by batch in Arrow's formats: Parquet files, and folders that `datasets` saved."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ee_export.data.labelled import Rows, rows_of, with_text
+from ee_export.data.labelled import Rows, make_page, make_rows
 from ee_export.data.labelled.listed import BOXES_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, WORDS_COLUMNS
 from ee_export.data.page import Page, read_page
 from ee_export.errors import BadData, BadPage, EeError, shorten
@@ -17,13 +17,15 @@ from ee_export.errors import BadData, BadPage, EeError, shorten
 _ROWS = 16
 """Rows of Parquet files that are in memory together."""
 _BUFFER = 1 << 20
-"""Bytes that are read of a column together; without such a buffer Arrow reads a column of a whole row group, which may be gigabytes."""
+"""Bytes of a column that are read at a time.
+
+By default, Arrow reads a column of a whole row group, which may be gigabytes."""
 IMAGE_COLUMNS = ("image", "img")
 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Names of the columns that hold a page, ``None`` where there is none, and names of the label's numbers."""
+    """Names of a page's columns, ``None`` if there is none, and names of the label's numbers."""
 
     image: str | None
     path: str | None
@@ -39,9 +41,9 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows of a file that are found by one place: the number of a row group, or the offset of a record batch.
+    """Rows of a file at one place: the number of a row group, or the offset of a record batch.
 
-    ``first``: the number of the first row among all, ``in_file`` in its file.
+    ``first``: number of the first row among all rows. ``in_file``: its number in the file.
     """
 
     file: Path
@@ -51,50 +53,50 @@ class _Block:
 
 
 def read_parquet(root: Path, files: Sequence[Path], labels: tuple[str, ...] | None) -> Rows:
-    """Pages in Parquet files: ``image`` (bytes, or a struct of bytes and path), ``label``, perhaps ``words`` and ``boxes``.
+    """Read pages in Parquet files with ``image`` (bytes, perhaps path), ``label``, perhaps ``words`` and ``boxes``.
 
     Raises:
         BadData: a file is damaged, lacks a column, or its labels do not fit.
         EeError: pyarrow is not installed.
     """
-    parquet = _pyarrow("pyarrow.parquet")
+    parquet = _import_pyarrow("pyarrow.parquet")
     blocks: list[_Block] = []
-    found: list[Any] = []
+    page_labels: list[Any] = []
     paths: list[Path] = []
     columns = None
     for file in files:
-        with _reading(file):
+        with _catch_errors(file):
             opened = parquet.ParquetFile(file, memory_map=False, buffer_size=_BUFFER, pre_buffer=False)
-            columns = _same_columns(columns, opened.schema_arrow, file)
-            first = len(found)
+            columns = _require_same_columns(columns, opened.schema_arrow, file)
+            first = len(page_labels)
             for group in range(opened.num_row_groups):
-                blocks.append(_Block(file, group, len(found), len(found) - first))
+                blocks.append(_Block(file, group, len(page_labels), len(page_labels) - first))
                 for batch in opened.iter_batches(row_groups=[group], columns=[columns.label], use_threads=False):
-                    found += batch.column(0).to_pylist()
-            paths += [file / str(row) for row in range(len(found) - first)]
+                    page_labels += batch.column(0).to_pylist()
+            paths += [file / str(row) for row in range(len(page_labels) - first)]
     if columns is None:
         raise BadData(f"{root}: no Parquet files; name one, or a folder of them")
     source = _Table(blocks, columns, _parquet_batches)
-    return rows_of(root, paths, found, source, labels, columns.classes)
+    return make_rows(root, paths, page_labels, source, labels, columns.classes)
 
 
 def read_saved(root: Path, labels: tuple[str, ...] | None) -> Rows:
-    """Pages in a folder that ``datasets.Dataset.save_to_disk`` wrote; columns as in :func:`read_parquet`.
+    """Read pages in a folder of ``datasets.Dataset.save_to_disk``, with the columns of :func:`read_parquet`.
 
     Raises:
         BadData: a file is missing or damaged, lacks a column, or its labels do not fit.
         EeError: pyarrow is not installed.
     """
-    arrow, ipc = _pyarrow("pyarrow"), _pyarrow("pyarrow.ipc")
+    arrow, ipc = _import_pyarrow("pyarrow"), _import_pyarrow("pyarrow.ipc")
     blocks: list[_Block] = []
-    found: list[Any] = []
+    page_labels: list[Any] = []
     paths: list[Path] = []
     columns = None
-    for file in _saved_files(root):
-        first = len(found)
-        with _reading(file), arrow.memory_map(str(file)) as mapped:
+    for file in _list_saved_files(root):
+        first = len(page_labels)
+        with _catch_errors(file), arrow.memory_map(str(file)) as mapped:
             schema = ipc.read_schema(ipc.read_message(mapped))
-            columns = _same_columns(columns, schema, file)
+            columns = _require_same_columns(columns, schema, file)
             while (place := mapped.tell()) < mapped.size():
                 try:
                     message = ipc.read_message(mapped)
@@ -103,16 +105,16 @@ def read_saved(root: Path, labels: tuple[str, ...] | None) -> Rows:
                 if message.type != "record batch":
                     raise BadData(f"{file}: has dictionaries; save the data set without them")
                 batch = ipc.read_record_batch(message, schema)
-                blocks.append(_Block(file, place, len(found), len(found) - first))
-                found += batch.column(columns.label).to_pylist()
-        paths += [file / str(row) for row in range(len(found) - first)]
+                blocks.append(_Block(file, place, len(page_labels), len(page_labels) - first))
+                page_labels += batch.column(columns.label).to_pylist()
+        paths += [file / str(row) for row in range(len(page_labels) - first)]
     if columns is None:
         raise BadData(f"{root}: the data set has no files; save it again")
-    return rows_of(root, paths, found, _Table(blocks, columns, _saved_batches), labels, columns.classes)
+    return make_rows(root, paths, page_labels, _Table(blocks, columns, _saved_batches), labels, columns.classes)
 
 
 class _Table:
-    """Rows of Arrow tables. A page costs little if it follows the page that was read before it."""
+    """Rows of Arrow tables. Pages are cheapest to read in order."""
 
     def __init__(
         self, blocks: Sequence[_Block], columns: _Columns, batches: Callable[[_Block, list[str]], Iterator[Any]]
@@ -127,14 +129,14 @@ class _Table:
         words, boxes = (values.get(column) if column else None for column in (columns.words, columns.boxes))
         image = values.get(columns.image) if columns.image else None
         if isinstance(image, dict):
-            image = image.get("bytes") or _path(block.file, image.get("path"), name)
+            image = image.get("bytes") or _path_of(block.file, image.get("path"), name)
         elif columns.path is not None and image is None:
-            image = _path(block.file, values.get(columns.path), name)
+            image = _path_of(block.file, values.get(columns.path), name)
         elif isinstance(image, str):
-            image = _path(block.file, image, name)
+            image = _path_of(block.file, image, name)
         if isinstance(image, Path) and words is None:
             return read_page(image)
-        return with_text(image, words, boxes, name)
+        return make_page(image, words, boxes, name)
 
     def files(self, row: int) -> Sequence[Path]:
         return (self._block(row).file,)
@@ -144,7 +146,7 @@ class _Table:
 
     def _values(self, row: int, block: _Block) -> dict[str, Any]:
         """The values of a row."""
-        with _reading(block.file):
+        with _catch_errors(block.file):
             reader = self._reader
             if reader is None or not reader.can_reach(row, block):
                 reader = self._reader = _Reader(block, self._batches_of(block, self._columns.of_page))
@@ -152,7 +154,7 @@ class _Table:
 
 
 class _Reader:
-    """Reads a block batch by batch; one batch is in memory. A reader is not shared between processes."""
+    """Reads a block batch by batch, with one batch in memory. A reader is not shared between processes."""
 
     def __init__(self, block: _Block, batches: Iterator[Any]) -> None:
         self._block, self._batches = block, batches
@@ -161,7 +163,7 @@ class _Reader:
         self._process = os.getpid()
 
     def can_reach(self, row: int, block: _Block) -> bool:
-        """Whether a row of a block is in the batch that was read last or behind it."""
+        """Return True if a row of a block is in the last batch or behind it."""
         return block == self._block and row >= self._begin and os.getpid() == self._process
 
     def values(self, row: int) -> dict[str, Any]:
@@ -178,33 +180,35 @@ class _Reader:
 
 
 def _parquet_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
-    file = _pyarrow("pyarrow.parquet").ParquetFile(block.file, memory_map=False, buffer_size=_BUFFER, pre_buffer=False)
+    file = _import_pyarrow("pyarrow.parquet").ParquetFile(
+        block.file, memory_map=False, buffer_size=_BUFFER, pre_buffer=False
+    )
     with file:
         yield from file.iter_batches(_ROWS, row_groups=[block.place], columns=columns, use_threads=False)
 
 
 def _saved_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
-    arrow, ipc = _pyarrow("pyarrow"), _pyarrow("pyarrow.ipc")
-    with arrow.OSFile(str(block.file)) as file:  # a mapped file would count as memory of this process once it is read
+    arrow, ipc = _import_pyarrow("pyarrow"), _import_pyarrow("pyarrow.ipc")
+    with arrow.OSFile(str(block.file)) as file:  # a mapped file would count as this process's memory
         schema = ipc.read_schema(ipc.read_message(file))
         file.seek(block.place)
         yield ipc.read_record_batch(ipc.read_message(file), schema).select(columns)
 
 
-def _same_columns(before: _Columns | None, schema: Any, file: Path) -> _Columns:
-    columns = _columns_of(schema, file)
+def _require_same_columns(before: _Columns | None, schema: Any, file: Path) -> _Columns:
+    columns = _find_columns(schema, file)
     if before is not None and columns != before:
         raise BadData(f"{file}: other columns or class names than the files before it; write all files alike")
     return columns
 
 
-def _columns_of(schema: Any, file: Path) -> _Columns:
-    """The columns of a page in a schema."""
+def _find_columns(schema: Any, file: Path) -> _Columns:
+    """Find the columns of a page in a schema."""
 
     def named(names: Sequence[str]) -> str | None:
         return next((name for name in names if name in schema.names), None)
 
-    features = _features(schema)
+    features = _read_features(schema)
     class_labels = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
     label = named(LABEL_COLUMNS) or (class_labels[0] if len(class_labels) == 1 else None)
@@ -215,7 +219,7 @@ def _columns_of(schema: Any, file: Path) -> _Columns:
         label or "",
         named(WORDS_COLUMNS),
         named(BOXES_COLUMNS),
-        _classes(features.get(label or "", {}), file),
+        _read_class_names(features.get(label or "", {}), file),
     )
     for name, there in ((LABEL_COLUMNS[0], label), (IMAGE_COLUMNS[0], columns.of_page)):
         if not there:
@@ -225,8 +229,8 @@ def _columns_of(schema: Any, file: Path) -> _Columns:
     return columns
 
 
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What the Hugging Face library `datasets` writes of each column into a schema."""
+def _read_features(schema: Any) -> dict[str, dict[str, Any]]:
+    """Read the description of each column that the Hugging Face library `datasets` writes into a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
@@ -236,7 +240,7 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
     return {name: features[name] for name in schema.names if isinstance(features.get(name), dict)}
 
 
-def _classes(feature: dict[str, Any], file: Path) -> tuple[str, ...] | None:
+def _read_class_names(feature: dict[str, Any], file: Path) -> tuple[str, ...] | None:
     names = feature.get("names")
     if names is None:
         return None
@@ -247,7 +251,7 @@ def _classes(feature: dict[str, Any], file: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _saved_files(root: Path) -> list[Path]:
+def _list_saved_files(root: Path) -> list[Path]:
     path = root / "state.json"
     try:
         state = json.loads(path.read_text())
@@ -264,24 +268,24 @@ def _saved_files(root: Path) -> list[Path]:
     return files
 
 
-def _path(file: Path, path: object, name: str) -> Path:
+def _path_of(file: Path, path: object, name: str) -> Path:
     if not isinstance(path, str) or not path:
         raise BadPage(f"{name}: neither the bytes of an image nor a path; correct the row")
     return file.parent / path
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turn Arrow's errors about a file into one line."""
+def _catch_errors(file: Path) -> Iterator[None]:
+    """Convert Arrow's errors about a file to one line."""
     try:
         yield
     except EeError:
         raise
-    except Exception as error:  # Arrow's own classes, and those of Python that they are made of
+    except Exception as error:  # Arrow's own classes, and Python's
         raise BadData(f"{file}: cannot be read ({shorten(error)}); write the file again") from None
 
 
-def _pyarrow(module: str) -> Any:
+def _import_pyarrow(module: str) -> Any:
     try:
         return __import__(module, fromlist=["_"])
     except ImportError:

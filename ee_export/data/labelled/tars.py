@@ -1,4 +1,4 @@
-"""Labelled pages in tar archives as WebDataset names them: files of one sample have one name up to the first dot."""
+"""Read labelled pages from WebDataset's tar archives, in which files of one sample share a name up to the first dot."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from ee_export.data.find import is_clutter
 from ee_export.data.image import IMAGE_SUFFIXES
-from ee_export.data.labelled import Rows, rows_of, with_text
+from ee_export.data.labelled import Rows, make_page, make_rows
 from ee_export.data.labelled.listed import BOXES_COLUMNS, LABEL_COLUMNS, WORDS_COLUMNS
 from ee_export.data.limits import DEFAULT_LIMITS
 from ee_export.data.page import Page
@@ -30,7 +30,7 @@ class _Sample:
 
 
 def read_tars(root: Path, files: Sequence[Path], labels: tuple[str, ...] | None) -> Rows:
-    """Pages in tar archives: an image or a ``.json`` with words, and the label in a ``.cls`` file or in the ``.json``.
+    """Read pages in tar archives: an image or a ``.json`` with words, and the label in a ``.cls`` or the ``.json``.
 
     Raises:
         BadData: an archive is compressed or damaged, a sample lacks a label, or labels do not fit.
@@ -39,11 +39,11 @@ def read_tars(root: Path, files: Sequence[Path], labels: tuple[str, ...] | None)
     samples: list[_Sample] = []
     paths: list[Path] = []
     for file in files:
-        for key, sample in _samples(file).items():
+        for key, sample in _list_samples(file).items():
             archives.append(file)
             samples.append(sample)
             paths.append(file / key)
-    return rows_of(root, paths, [sample.label for sample in samples], _Archives(archives, samples, paths), labels)
+    return make_rows(root, paths, [sample.label for sample in samples], _Archives(archives, samples, paths), labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,19 @@ class _Archives:
 
     def page(self, row: int) -> Page:
         archive, sample, name = self.archives[row], self.samples[row], str(self.paths[row])
-        image = None if sample.image is None else _bytes(archive, sample.image, name)
+        image = None if sample.image is None else _read_bytes(archive, sample.image, name)
         words = boxes = None
         if sample.words is not None:
-            content = _object(_bytes(archive, sample.words, name), name)
-            words, boxes = (_first(content, names) for names in (WORDS_COLUMNS, BOXES_COLUMNS))
-        return with_text(image, words, boxes, name)
+            content = _read_object(_read_bytes(archive, sample.words, name), name)
+            words, boxes = (_first_value(content, names) for names in (WORDS_COLUMNS, BOXES_COLUMNS))
+        return make_page(image, words, boxes, name)
 
     def files(self, row: int) -> Sequence[Path]:
         return (self.archives[row],)
 
 
-def _samples(file: Path) -> dict[str, _Sample]:
-    """The samples of an archive by name, in its order. Only headers and labels are read."""
+def _list_samples(file: Path) -> dict[str, _Sample]:
+    """List the samples of an archive by name, in its order. Only headers and labels are read."""
     samples: dict[str, _Sample] = {}
     try:
         with tarfile.open(file, "r:") as archive:
@@ -77,7 +77,7 @@ def _samples(file: Path) -> dict[str, _Sample]:
                 if not member.isreg() or is_clutter(base) or not suffix:
                     continue
                 sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, _Sample())
-                _take(sample, member, f".{suffix.lower().rpartition('.')[2]}", file)
+                _add_file(sample, member, f".{suffix.lower().rpartition('.')[2]}", file)
     except tarfile.ReadError as error:
         with file.open("rb") as opened:
             packed = opened.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
@@ -89,8 +89,8 @@ def _samples(file: Path) -> dict[str, _Sample]:
     return {key: sample for key, sample in samples.items() if sample.image or sample.words}
 
 
-def _take(sample: _Sample, member: tarfile.TarInfo, suffix: str, file: Path) -> None:
-    """Take a file of a sample."""
+def _add_file(sample: _Sample, member: tarfile.TarInfo, suffix: str, file: Path) -> None:
+    """Add a file to its sample."""
     place, name = (member.offset_data, member.size), f"{file}/{member.name}"
     if suffix in IMAGE_SUFFIXES:
         if sample.image is not None:
@@ -99,22 +99,22 @@ def _take(sample: _Sample, member: tarfile.TarInfo, suffix: str, file: Path) -> 
     elif suffix == ".cls":
         if member.size > _MOST_LABEL_BYTES:
             raise BadData(f"{name}: {member.size:,} bytes; expected a class number or name")
-        sample.label = _text(_bytes(file, place, name), name).strip()
+        sample.label = _decode(_read_bytes(file, place, name), name).strip()
     elif suffix == ".json":
         if member.size > _MOST_JSON_BYTES:
             raise BadData(f"{name}: {member.size:,} bytes; expected at most {_MOST_JSON_BYTES:,}")
-        content = _object(_bytes(file, place, name), name)
+        content = _read_object(_read_bytes(file, place, name), name)
         if sample.label is None:
-            sample.label = _first(content, LABEL_COLUMNS)
-        if _first(content, WORDS_COLUMNS) is not None:
+            sample.label = _first_value(content, LABEL_COLUMNS)
+        if _first_value(content, WORDS_COLUMNS) is not None:
             sample.words = place
 
 
-def _first(content: dict[str, Any], names: Sequence[str]) -> Any:
+def _first_value(content: dict[str, Any], names: Sequence[str]) -> Any:
     return next((content[name] for name in names if name in content), None)
 
 
-def _bytes(archive: Path, place: tuple[int, int], name: str) -> bytes:
+def _read_bytes(archive: Path, place: tuple[int, int], name: str) -> bytes:
     offset, size = place
     try:
         handle = os.open(archive, os.O_RDONLY)
@@ -129,9 +129,9 @@ def _bytes(archive: Path, place: tuple[int, int], name: str) -> bytes:
     return data
 
 
-def _object(data: bytes, name: str) -> dict[str, Any]:
+def _read_object(data: bytes, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(_text(data, name))
+        content = json.loads(_decode(data, name))
     except (ValueError, RecursionError) as error:
         raise BadData(f"{name}: not JSON ({shorten(error)}); expected an object with label, words and boxes") from None
     if not isinstance(content, dict):
@@ -139,7 +139,7 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
     return content
 
 
-def _text(data: bytes, name: str) -> str:
+def _decode(data: bytes, name: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:

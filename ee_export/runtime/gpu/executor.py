@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ee_export.data.encode import Arrays, tokens_read
+from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.errors import BadLogits, DeviceError
 from ee_export.package.recipe import TargetRecipe
 from ee_export.policy.criteria import ASKS_EXITS_BEFORE, Known, top
@@ -295,7 +295,9 @@ class GpuExecutor:
     def _tokens(self, plan: Plan, pages: Sequence[PageState], first: int, end: int) -> np.ndarray | None:
         if not plan.counts_tokens:
             return None
-        return np.array([[tokens_read(page.text, step.rule.reads) for page in pages] for step in plan.steps[first:end]])
+        return np.array(
+            [[count_tokens_read(page.text, step.rule.reads) for page in pages] for step in plan.steps[first:end]]
+        )
 
     def close(self) -> None:
         """Free what the executor holds on the device."""
