@@ -1,7 +1,6 @@
 """Cache the features that heads read, computed once by a frozen trunk, in memory-mapped files."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from ee_export.model.device import autocast
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.loader import load_items
 from ee_export.model.pages import read_contents
-
-Progress = Callable[[int, int], None]
-"""Called with pages done and pages in all."""
+from ee_export.progress import PageProgress
 
 _BATCH = 8
 """Pages per batch of the trunk."""
@@ -34,7 +31,7 @@ def cache_features(
     data: Labelled,
     folder: Path,
     identity: str,
-    progress: Progress,
+    progress: PageProgress,
     *,
     workers: int = 0,
     bf16: bool = False,

@@ -72,6 +72,13 @@ class PageState:
         self.finished = time.perf_counter()
         self.deadline_hit = deadline_hit
 
+    def stopped_by_deadline(self, seconds: float, call: Call) -> bool:
+        """Finish the page if it has an answer and work of so many seconds would end after the deadline."""
+        if not self.visits or call.deadline is None or time.perf_counter() + seconds <= call.deadline:
+            return False
+        self.finish(deadline_hit=True)
+        return True
+
     def restart(self) -> None:
         """Forget what the segments gave. What was read of the page stays read."""
         self.visits, self.known, self.text, self.error = [], Known(), None, None

@@ -172,7 +172,7 @@ class Chain:
         """
         if most < 1:
             raise BadRequest(f"batch is {most}; expected 1 or more")
-        return self.executor.batch_sizes(self._runner.plan, self.blank(), most)
+        return self.executor.batch_sizes(self._runner.plan, self.blank, most)
 
     def blank(self, tokens: int | None = None) -> Arrays:
         """All inputs of one grey page with that many text tokens, by default and at most as many as are read."""

@@ -1,7 +1,7 @@
 """Runs segments one by one from the host: the executor of every target on the CPU."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -83,9 +83,9 @@ class CpuExecutor:
             if len(stay) < len(logits):
                 batch.keep(stay)
 
-    def batch_sizes(self, plan: Plan, page: Arrays, most: int) -> dict[str, int]:
+    def batch_sizes(self, plan: Plan, blank: Callable[[], Arrays], most: int) -> dict[str, int]:
         if most not in self._batch_sizes:
-            self._batch_sizes[most] = self._cheapest_sizes(plan, page, most)
+            self._batch_sizes[most] = self._cheapest_sizes(plan, blank(), most)
         return self._batch_sizes[most]
 
     def padded_length(self, tokens: int, longest: int, *, batched: bool) -> int:

@@ -1,6 +1,6 @@
 """The seam between a chain and the device that its segments run on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ee_export.data.encode import Arrays
@@ -36,8 +36,10 @@ class Executor(Protocol):
         """
         ...
 
-    def batch_sizes(self, plan: Plan, page: Arrays, most: int) -> dict[str, int]:
-        """How many pages at a time, up to ``most``, cost each segment least a page, per exit; ``page``: all inputs of one."""
+    def batch_sizes(self, plan: Plan, blank: Callable[[], Arrays], most: int) -> dict[str, int]:
+        """How many pages at a time, up to ``most``, cost each segment least a page, per exit.
+
+        ``blank`` makes all inputs of one page. It is called only to measure."""
         ...
 
     def padded_length(self, tokens: int, longest: int, *, batched: bool) -> int:

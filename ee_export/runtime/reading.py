@@ -122,8 +122,7 @@ class Reading:
             return {}
         assert page.reader is not None
         seconds = sum(self._encode_s.get(name, 0.0) for name in stretch.pixels)
-        if page.visits and call.deadline is not None and time.perf_counter() + seconds > call.deadline:
-            page.finish(deadline_hit=True)
+        if page.stopped_by_deadline(seconds, call):
             return None
         arrays: Arrays = {}
         for name in stretch.pixels:
@@ -172,8 +171,7 @@ class Reading:
             return True
         share = stretch.percent / 100 - reader.share
         seconds = (self._ocr_ms or 0.0) / 1e3 * share
-        if page.visits and call.deadline is not None and time.perf_counter() + seconds > call.deadline:
-            page.finish(deadline_hit=True)
+        if page.stopped_by_deadline(seconds, call):
             return False
         started = time.perf_counter()
         words, boxes = reader.read_to(stretch.percent)

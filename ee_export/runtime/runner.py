@@ -42,7 +42,8 @@ class Runner:
         for stretch in self._stretches(call):
             text = self.reading.given_text(stretch, arrays)
             if text is not None:
-                page.text, batch.tokens = text, text["input_ids"].shape[1]
+                page.text = text
+                batch.tokens = page.tokens
             self.executor.run(self.plan, stretch, batch, call)
 
     def first_batch(self, pages: Sequence[PageState], call: Call) -> Batch:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -120,7 +120,7 @@ class GpuExecutor:
     def padded_length(self, tokens: int, longest: int, *, batched: bool) -> int:
         return self._sizes.length(tokens)
 
-    def batch_sizes(self, plan: Plan, page: Arrays, most: int) -> dict[str, int]:
+    def batch_sizes(self, plan: Plan, blank: Callable[[], Arrays], most: int) -> dict[str, int]:
         """``most``, or what the target was compiled for if that is less: not measured."""
         return dict.fromkeys(plan.exits, min(most, self.max_batch))
 
