@@ -106,7 +106,7 @@ def assemble(
         made = assemble_segments(brought, probe, classes)
 
     origin = Origin(__version__, now(), _digest(recipe), hashlib.sha256(recipe.path.read_bytes()).hexdigest())
-    manifest = _manifest(recipe, out, inputs, assembly.entries(made, TARGET))
+    manifest = _manifest(recipe, out, inputs, assembly.make_entries(made, TARGET))
     # Before heads are trained, and with the longest text that the encoding allows.
     _require_possible(manifest, origin, where)
     golden_pages(made, probe, inputs)

@@ -9,7 +9,7 @@ from ee_export.builder.predictions import Observed
 from ee_export.errors import require_known
 from ee_export.package.manifest import Calibration, Manifest, Target, gate_name
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import make_rules
 
 
 def calibrated(target: Target, pages: Observed, method: str = "temperature") -> Target:
@@ -47,7 +47,7 @@ def weighted(manifest: Manifest, target: Target, criterion: str, pages: Observed
     """The weights of a criterion per exit, fitted on ``pages``; none where it has none."""
     if criterion != "failure_prediction":
         return {}
-    found = rules(manifest, target, {})
+    found = make_rules(manifest, target, {})
     logits = [pages.logits[name] for name in manifest.exits]
     tokens = [pages.tokens[name] for name in manifest.exits]
     return dict(zip(manifest.exits, fit_failure_prediction(logits, found, tokens, pages.targets), strict=True))

@@ -21,7 +21,7 @@ from ee_export.runtime.gpu.buffers import shape_of
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.open import RECIPE, open_segments
 from ee_export.runtime.gpu.segment import DeviceSegment
-from ee_export.segments.prepare import recomputable
+from ee_export.segments.prepare import find_recomputations
 from ee_export.segments.recompute import Recomputation
 
 Choice = Literal["carried", "recomputed"]
@@ -86,7 +86,7 @@ def choose_bias(package: Package, setting: Setting, progress: Progress) -> tuple
         setting: of the target.
         progress: told which was chosen and by which times.
     """
-    found = recomputable(package, setting.recipe)
+    found = find_recomputations(package, setting.recipe)
     if not found or setting.sizes["B"] == 1:
         return "carried", {"bias": "carried"} if found else {}
     progress("bias", 0, 1)

@@ -20,7 +20,7 @@ from ee_export.progress import Progress
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.host import HostSegment
-from ee_export.runtime.gpu.open import PLAIN, RECIPE, built_here, cache_folder, source_hash
+from ee_export.runtime.gpu.open import PLAIN, RECIPE, cache_folder, provenance_here, source_hash
 from ee_export.runtime.gpu.shapes import profile_shapes
 from ee_export.segments.prepare import prepare_segments
 
@@ -69,7 +69,7 @@ def recipe_target(
     }
     build = None
     if recipe.backend == "tensorrt":
-        compiled |= built_here(gpu, recipe).texts()
+        compiled |= provenance_here(gpu, recipe).texts()
         build = _builder(package, recipe, gpu, visual)
     if recipe.bias == "auto":
         choice, said = choose_bias(package, Setting(recipe, recipe_file, compiled, build, gpu), progress)
@@ -99,7 +99,7 @@ def _builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: int) -
     cache = None
     if recipe.timing_cache:
         own = Path(recipe.timing_cache) if isinstance(recipe.timing_cache, str) else None
-        cache = own or cache_folder() / cache_name(built_here(gpu, recipe))
+        cache = own or cache_folder() / cache_name(provenance_here(gpu, recipe))
 
     def build(graph: Path, spec: SegmentSpec, recipe: TargetRecipe) -> bytes:
         shapes = profile_shapes(spec.inputs, profiles, visual)

@@ -18,7 +18,7 @@ from ee_export.package.input_specs import texts_of
 from ee_export.package.manifest import Split
 from ee_export.progress import PageProgress
 from ee_export.runtime.chain import Chain
-from ee_export.runtime.failures import failure
+from ee_export.runtime.failures import page_error
 
 _log = logging.getLogger("ee_export")
 
@@ -113,7 +113,7 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -
         except EeError:
             raise
         except Exception as error:
-            raise failure(_name(data, done), error) from error
+            raise page_error(_name(data, done), error) from error
         for name, values in made.items():
             if not np.isfinite(values).all():
                 raise BadLogits(

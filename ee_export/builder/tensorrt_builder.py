@@ -13,7 +13,7 @@ from ee_export.errors import DeviceError
 from ee_export.package.atomic import write_file
 from ee_export.package.manifest import TensorSpec
 from ee_export.package.recipe import TargetRecipe
-from ee_export.runtime.gpu.built import BuiltOn
+from ee_export.runtime.gpu.provenance import EngineProvenance
 from ee_export.runtime.gpu.shapes import Shapes
 from ee_export.runtime.gpu.tensorrt_log import LOG, last_errors
 
@@ -131,7 +131,7 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, wanted: Wante
         raise DeviceError(f"{wanted.name}: TensorRT refused the profile {shapes}: {last_errors()}")
 
 
-def cache_name(here: BuiltOn) -> str:
+def cache_name(here: EngineProvenance) -> str:
     """The file of a timing cache: what one TensorRT measured on one GPU says nothing of others."""
     return re.sub(r"[^\w.]+", "-", f"tensorrt-{here.tensorrt} {here.gpu} {here.compute_capability}") + ".timing"
 

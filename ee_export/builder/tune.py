@@ -29,30 +29,30 @@ from ee_export.package.manifest import (
 from ee_export.package.origin import made
 from ee_export.package.store import GOLDEN, Package, locked, open_package, require_name_of, rewrite_package
 from ee_export.policy import certify
-from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
+from ee_export.policy.criteria import CRITERIA, NEEDS_EARLIER_EXITS
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.drift import histogram
 from ee_export.policy.tune import (
     KINDS,
-    NOT_ASKED,
+    NOT_EVALUATED,
+    PageScores,
     Point,
-    Scored,
-    careful,
+    certificate_candidates,
     cheapest,
     evaluate,
-    frontier,
+    lossless_thresholds,
     most_accurate,
-    not_beaten,
-    worth_asking,
+    pareto_front,
+    search_pareto_front,
 )
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import make_rules
 from ee_export.verify import golden
 
 CRITERION = "margin"
 MARGIN = 0.5
 
-RISKS: dict[str, Callable[[Scored, np.ndarray], np.ndarray]] = {
+RISKS: dict[str, Callable[[PageScores, np.ndarray], np.ndarray]] = {
     "accuracy_lost": lambda pages, exits: pages.right[-1] & ~pages.right[exits, np.arange(len(exits))],
     "disagreement": lambda pages, exits: pages.answers[-1] != pages.answers[exits, np.arange(len(exits))],
 }
@@ -69,14 +69,14 @@ def scored(
     criterion: str = CRITERION,
     weights: Mapping[str, Sequence[float]] | None = None,
     bands: Collection[int] = (),
-) -> Scored:
+) -> PageScores:
     """Scores, answers and measured cost of answering at every exit, for the tuner.
 
     ``ocr_ms``: cost of reading a whole page, default as measured. ``bands``: which of the exits ``text.<p>`` are asked; at the
     others no page can leave, and the text is not read in a strip of its own for them.
     """
     logits = [pages.logits[name] for name in manifest.exits]
-    found = rules(manifest, target, weights or {})
+    found = make_rules(manifest, target, weights or {})
     gates = [pages.logits.get(gate_name(name)) for name in manifest.exits]
     if criterion == "gate" and (bare := [n for n, g in zip(manifest.exits[:-1], gates, strict=False) if g is None]):
         raise BadRequest(
@@ -93,7 +93,7 @@ def scored(
         reads = reads_of(manifest, name, segment.inputs)
         further = {encoding for encoding in (reads.text, *reads.pixels) if encoding} - encoded
         if not asked:
-            scores[at] = NOT_ASKED
+            scores[at] = NOT_EVALUATED
         elif costs is not None:
             if rule.reads > read:
                 spent = spent + costs.strip_ms((rule.reads - read) / 100, ocr_ms)
@@ -104,7 +104,7 @@ def scored(
         if asked:
             spent = spent + _segment_ms(costs, name, pages.tokens[name])
         cost.append(spent)
-    return Scored(scores, probabilities.argmax(2), pages.targets, np.stack(cost))
+    return PageScores(scores, probabilities.argmax(2), pages.targets, np.stack(cost))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Wish:
     ``criterion``: what decides. ``min_accuracy``: the lowest mean cost at this accuracy; ``max_cost_ms``: the highest accuracy
     at this mean cost; ``epsilon``: the lowest cost at which ``risk`` is at most that, with probability 1 − ``delta`` or, where
     that is ``None``, on average over draws of the pages that certify; none of them: the lowest cost that takes no right
-    answer away, with ``thresholds`` of one of the kinds that :func:`~ee_export.policy.tune.careful` knows.
+    answer away, with ``thresholds`` of one of the kinds that :func:`~ee_export.policy.tune.lossless_thresholds` knows.
     """
 
     criterion: str = CRITERION
@@ -134,13 +134,13 @@ class Wish:
                 "--min-accuracy, --max-cost-ms and --epsilon exclude each other; the whole frontier: --frontier"
             )
 
-    def choose(self, pages: Scored) -> list[Threshold]:
+    def choose(self, pages: PageScores) -> list[Threshold]:
         """Thresholds by these pages, where nothing is to be certified."""
         if self.min_accuracy is not None:
-            return list(cheapest(frontier(pages), self.min_accuracy).thresholds)
+            return list(cheapest(search_pareto_front(pages), self.min_accuracy).thresholds)
         if self.max_cost_ms is not None:
-            return list(most_accurate(frontier(pages), self.max_cost_ms).thresholds)
-        return careful(pages, MARGIN, self.thresholds)
+            return list(most_accurate(search_pareto_front(pages), self.max_cost_ms).thresholds)
+        return lossless_thresholds(pages, MARGIN, self.thresholds)
 
 
 def decisions(
@@ -215,7 +215,7 @@ def tuned(
     weights = weighted(manifest, target, wish.criterion, parts["calibrate"])
     both = parts["tune"] + parts["certify"]
 
-    def judged(pages: Observed, bands: Collection[int]) -> Scored:
+    def judged(pages: Observed, bands: Collection[int]) -> PageScores:
         return scored(manifest, target, pages, ocr_ms, wish.criterion, weights, bands)
 
     choices = band_choices(manifest, wish.criterion)
@@ -240,7 +240,7 @@ def tuned(
 Bands = tuple[int, ...]
 
 
-def _chosen(tuning: Mapping[Bands, Scored], wish: Wish) -> tuple[list[Threshold], Bands]:
+def _chosen(tuning: Mapping[Bands, PageScores], wish: Wish) -> tuple[list[Threshold], Bands]:
     """The best thresholds by what the exits say where some bands are asked, and those bands."""
     found = []
     for bands, seen in tuning.items():
@@ -253,7 +253,7 @@ def _chosen(tuning: Mapping[Bands, Scored], wish: Wish) -> tuple[list[Threshold]
 
 
 def _certified(
-    tuning: Mapping[Bands, Scored], certifying: Callable[[Bands], Scored], digest: str, wish: Wish
+    tuning: Mapping[Bands, PageScores], certifying: Callable[[Bands], PageScores], digest: str, wish: Wish
 ) -> tuple[list[Threshold], Bands, Certificate]:
     """The boldest thresholds whose risk is proven, the bands that they ask, and the proof.
 
@@ -261,7 +261,7 @@ def _certified(
     """
     epsilon = wish.epsilon or 0.0
     lost = RISKS[wish.risk]
-    options = [(bands, *worth_asking(seen, lost, epsilon / 2, MARGIN)) for bands, seen in tuning.items()]
+    options = [(bands, *certificate_candidates(seen, lost, epsilon / 2, MARGIN)) for bands, seen in tuning.items()]
     bands, candidates, _ = min(options, key=lambda option: option[2])
     pages = certifying(bands)
     certify.require_pages(len(pages.targets), epsilon, wish.delta, "the part of the data that certifies")
@@ -282,13 +282,13 @@ def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
     A criterion that looks at the exits before asks them all.
     """
     bands = manifest.text_bands()
-    if criterion in ASKS_EXITS_BEFORE:
+    if criterion in NEEDS_EARLIER_EXITS:
         return [bands]
     sizes = range(len(bands) + 1) if len(bands) <= 5 else (0, 1, len(bands))
     return [found for size in sizes for found in itertools.combinations(bands, size)]
 
 
-def _measured(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: str) -> OperatingPoint:
+def _measured(manifest: Manifest, point: OperatingPoint, pages: PageScores, digest: str) -> OperatingPoint:
     """The point with what it did on the pages it was tuned on, and what they looked like."""
     outcome = evaluate(pages, [point.thresholds[name] for name in manifest.exits[:-1]])
     counts = np.bincount(outcome.exits, minlength=len(manifest.exits))
@@ -299,7 +299,7 @@ def _measured(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: 
     }
     rates = counts / counts.sum()
     measured |= {f"exit_rate.{name}": float(rate) for name, rate in zip(manifest.exits, rates, strict=True)}
-    asked = pages.scores > NOT_ASKED
+    asked = pages.scores > NOT_EVALUATED
     reached = {
         name: histogram(pages.scores[at][asked[at] & (outcome.exits >= at)].tolist())
         for at, name in enumerate(manifest.exits)
@@ -369,8 +369,8 @@ def frontier_of(
     pages = parts["tune"] + parts["certify"]
     points = []
     for bands in band_choices(package.manifest, wish.criterion):
-        points += frontier(scored(package.manifest, target, pages, ocr_ms, wish.criterion, weights, bands))
-    return not_beaten(points)
+        points += search_pareto_front(scored(package.manifest, target, pages, ocr_ms, wish.criterion, weights, bands))
+    return pareto_front(points)
 
 
 def observe_parts(

@@ -1,14 +1,14 @@
-"""Policies that others search with, to compare :func:`ee_export.policy.tune.frontier` against."""
+"""Policies that others search with, to compare :func:`ee_export.policy.tune.search_pareto_front` against."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from ee_export.policy.metrics import ece
-from ee_export.policy.tune import Point, Scored, evaluate
+from ee_export.policy.tune import PageScores, Point, evaluate
 
 
-def random_mixtures(pages: Scored, draws: int = 1_500_000, seed: int = 0, batch: int = 20_000) -> list[Point]:
+def random_mixtures(pages: PageScores, draws: int = 1_500_000, seed: int = 0, batch: int = 20_000) -> list[Point]:
     """The frontier of thresholds drawn at random: for each exit, a percentile (0–100) of its scores.
 
     Reference: Hamed et al., "Multimodal adaptive inference for document image classification with anytime early exiting",
@@ -44,7 +44,7 @@ def random_mixtures(pages: Scored, draws: int = 1_500_000, seed: int = 0, batch:
     return points[::-1]
 
 
-def accuracy_and_calibration(pages: Scored) -> Point:
+def accuracy_and_calibration(pages: PageScores) -> Point:
     """Thresholds from each exit's accuracy and calibration: (1 − accuracy) / ECE, scaled to 0–1 over the exits.
 
     The less accurate an exit is for its calibration error, the higher its threshold; the extremes get 0 and 1.

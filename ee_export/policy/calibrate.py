@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ee_export.policy.criteria import features, top
-from ee_export.policy.decide import Rule, visits
+from ee_export.policy.criteria import argmax, features
+from ee_export.policy.decide import ExitRule, evaluate_exits
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -89,7 +89,7 @@ def fit_platt(logits: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 
 def fit_failure_prediction(
     logits: Sequence[np.ndarray],
-    rules: Sequence[Rule],
+    rules: Sequence[ExitRule],
     tokens: Sequence[Sequence[int] | np.ndarray],
     targets: np.ndarray,
     strength: float = 2.0,
@@ -110,9 +110,9 @@ def fit_failure_prediction(
     """
     rows: list[list[list[float]]] = [[] for _ in logits]
     right = np.zeros((len(logits), len(targets)))
-    for at, page, known, _ in visits(logits, rules, tokens):
+    for at, page, known, _ in evaluate_exits(logits, rules, tokens):
         rows[at].append(features(known))
-        right[at, page] = top(known.probabilities[-1]) == targets[page]
+        right[at, page] = argmax(known.probabilities[-1]) == targets[page]
     fitted = []
     for found, wanted in zip(rows, right, strict=True):
         prior = np.zeros(len(found[0]) + 1)

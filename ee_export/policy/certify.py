@@ -15,7 +15,7 @@ from ee_export.policy.binomial import at_most, upper_limit
 
 
 @dataclass(frozen=True, slots=True)
-class Certified:
+class CertifiedCandidate:
     """The last candidate that was proven: its index, its losses among ``pages`` and the bound that they give.
 
     ``bound``: the smallest ε that these losses would have certified alone, at most the ε asked.
@@ -27,7 +27,7 @@ class Certified:
     bound: float
 
 
-def fixed_sequence(losses: np.ndarray, epsilon: float, delta: float) -> Certified | None:
+def fixed_sequence(losses: np.ndarray, epsilon: float, delta: float) -> CertifiedCandidate | None:
     """Learn-then-Test with a fixed sequence: test candidates in order, stop at the first that fails.
 
     With probability at least 1 − δ over the draw of the pages, the risk of the candidate returned is at most ε: to return
@@ -52,10 +52,10 @@ def fixed_sequence(losses: np.ndarray, epsilon: float, delta: float) -> Certifie
         if binomial_tail(count, pages, epsilon) > delta:
             break
         passed = at, count
-    return None if passed is None else Certified(*passed, pages, upper_bound(passed[1], pages, delta))
+    return None if passed is None else CertifiedCandidate(*passed, pages, upper_bound(passed[1], pages, delta))
 
 
-def conformal(losses: np.ndarray, epsilon: float) -> Certified | None:
+def conformal(losses: np.ndarray, epsilon: float) -> CertifiedCandidate | None:
     """Conformal risk control: the boldest candidate whose *expected* risk is at most ε, on average over draws of the pages.
 
     Weaker than :func:`fixed_sequence` (an average instead of a probability 1 − δ) and so bolder: N losses among N pages and
@@ -74,7 +74,7 @@ def conformal(losses: np.ndarray, epsilon: float) -> Certified | None:
     if not len(good):
         return None
     at = int(good[-1])
-    return Certified(at, int(losses[at].sum()), pages, float((counts[at] + 1) / (pages + 1)))
+    return CertifiedCandidate(at, int(losses[at].sum()), pages, float((counts[at] + 1) / (pages + 1)))
 
 
 def binomial_tail(losses: int, pages: int, epsilon: float) -> float:
@@ -110,7 +110,7 @@ def require_pages(pages: int, epsilon: float, delta: float | None, where: str) -
 
 
 Limits = tuple[float, float]
-NEVER: Limits = (math.inf, math.inf)
+NO_EXITS: Limits = (math.inf, math.inf)
 
 
 def one_threshold(limits: Sequence[Limits], count: int = 500) -> list[tuple[float | None, ...]]:
@@ -118,7 +118,7 @@ def one_threshold(limits: Sequence[Limits], count: int = 500) -> list[tuple[floa
 
     The scores of every exit are calibrated, so one threshold allows each about the same chance of being wrong. That does not
     hold for an exit which meets only pages that others left undecided, so each has its lowest and highest threshold, which
-    the common one does not move beyond; :data:`NEVER` keeps all pages from leaving there.
+    the common one does not move beyond; :data:`NO_EXITS` keeps all pages from leaving there.
     """
     found: list[tuple[float | None, ...]] = [(None,) * len(limits)]
     for log_odds in np.linspace(8, -1.1, count - 1).tolist():

@@ -7,7 +7,7 @@ from math import exp, isfinite
 import numpy as np
 
 from ee_export.errors import BadLogits
-from ee_export.policy.criteria import CRITERIA, Criterion, Known, max_probability, top
+from ee_export.policy.criteria import CRITERIA, Criterion, ExitHistory, argmax, max_probability
 
 Threshold = float | tuple[float | None, ...] | None
 """One score for all answers, one per class answered, or ``None``: no page leaves here (or with that class)."""
@@ -16,7 +16,7 @@ NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ExitRule:
     """How one exit's raw logits become a score.
 
     ``scale``, ``bias``: calibration, ``[C]`` each; calibrated logits are ``logits * scale + bias``. ``weights``: of the criterion,
@@ -31,7 +31,7 @@ class Rule:
     gate: tuple[float, float] = (1.0, 0.0)
 
 
-def calibrated(logits: Sequence[float], scale: Sequence[float], bias: Sequence[float]) -> list[float]:
+def calibrate_logits(logits: Sequence[float], scale: Sequence[float], bias: Sequence[float]) -> list[float]:
     """Class probabilities of one page's raw logits, float ``[C]``: the softmax of ``logits * scale + bias``.
 
     Plain loops on purpose: it runs between two segments, with cold caches, where every built-in that is called is one more
@@ -69,7 +69,7 @@ def calibrated(logits: Sequence[float], scale: Sequence[float], bias: Sequence[f
     return values
 
 
-def go(logit: float, gate: tuple[float, float]) -> float:
+def gate_probability(logit: float, gate: tuple[float, float]) -> float:
     """Calibrated probability that an exit's answer is right, of its gate's raw logit.
 
     Raises:
@@ -82,8 +82,8 @@ def go(logit: float, gate: tuple[float, float]) -> float:
 
 
 def decide(
-    known: Known,
-    rule: Rule,
+    known: ExitHistory,
+    rule: ExitRule,
     lowest: Sequence[float],
     criterion: Criterion,
     logits: Sequence[float],
@@ -107,17 +107,17 @@ def decide(
     Raises:
         BadLogits: a logit is NaN or infinite.
     """
-    known.probabilities.append(calibrated(logits, rule.scale, rule.bias))
+    known.probabilities.append(calibrate_logits(logits, rule.scale, rule.bias))
     known.tokens = tokens
-    known.gate = None if gate is None else go(gate, rule.gate)
+    known.gate = None if gate is None else gate_probability(gate, rule.gate)
     score = criterion(known, rule.weights)
-    answer = top(known.probabilities[-1])
+    answer = argmax(known.probabilities[-1])
     return answer, score, score >= lowest[answer]
 
 
 def score_pages(
     logits: Sequence[np.ndarray],
-    rules: Sequence[Rule],
+    rules: Sequence[ExitRule],
     criterion: str,
     tokens: Sequence[Sequence[int] | np.ndarray],
     gates: Sequence[np.ndarray | None] | None = None,
@@ -136,28 +136,28 @@ def score_pages(
     """
     scores = np.zeros((len(logits), len(logits[0])))
     probabilities = np.zeros((*scores.shape, logits[0].shape[1]))
-    for at, page, known, score in visits(logits, rules, tokens, gates, CRITERIA[criterion]):
+    for at, page, known, score in evaluate_exits(logits, rules, tokens, gates, CRITERIA[criterion]):
         probabilities[at, page] = known.probabilities[-1]
         scores[at, page] = score
     return probabilities, scores
 
 
-def visits(
+def evaluate_exits(
     logits: Sequence[np.ndarray],
-    rules: Sequence[Rule],
+    rules: Sequence[ExitRule],
     tokens: Sequence[Sequence[int] | np.ndarray],
     gates: Sequence[np.ndarray | None] | None = None,
     criterion: Criterion = max_probability,
-) -> Iterator[tuple[int, int, Known, float]]:
+) -> Iterator[tuple[int, int, ExitHistory, float]]:
     """Evaluate every exit of every page, page by page, with no page exiting early.
 
     Yields:
-        The exit's index, the page's, the page's :class:`Known`, which the next exit changes, and the score.
+        The exit's index, the page's, the page's :class:`ExitHistory`, which the next exit changes, and the score.
     """
     rows = [values.tolist() for values in logits]
     never = (NEVER,) * logits[0].shape[1]
     for page in range(len(logits[0])):
-        known = Known()
+        known = ExitHistory()
         for at, rule in enumerate(rules):
             gate = None if gates is None else gates[at]
             raw_gate = None if gate is None else float(gate[page, 0])
@@ -171,7 +171,7 @@ def limits(threshold: Threshold, classes: int) -> tuple[float, ...]:
     return tuple(NEVER if value is None else value for value in per_class)
 
 
-def leave_at(scores: np.ndarray, thresholds: Sequence[Threshold], answers: np.ndarray) -> np.ndarray:
+def assign_exits(scores: np.ndarray, thresholds: Sequence[Threshold], answers: np.ndarray) -> np.ndarray:
     """Index of the first exit whose score reaches its threshold, int ``[N]``; the last exit always answers.
 
     Args:

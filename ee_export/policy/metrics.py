@@ -88,7 +88,7 @@ def mean_depth(exits: np.ndarray, depths: Sequence[float]) -> float:
     return float(np.asarray(depths, np.float64)[exits].mean())
 
 
-def paired(one: Sequence[float], base: Sequence[float], draws: int = 1000) -> list[float]:
+def paired_difference(one: Sequence[float], base: Sequence[float], draws: int = 1000) -> list[float]:
     """Mean difference of two values of the same pages, ``[N]`` each, and its 95 % bootstrap interval: mean, low, high."""
     difference = np.asarray(one, float) - np.asarray(base, float)
     low, high = bootstrap(lambda rows: float(difference[rows].mean()), len(difference), draws=draws)

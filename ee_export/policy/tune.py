@@ -7,20 +7,20 @@ from typing import TypeVar
 import numpy as np
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.policy.certify import NEVER, Limits, one_threshold
-from ee_export.policy.decide import Threshold, leave_at
+from ee_export.policy.certify import NO_EXITS, Limits, one_threshold
+from ee_export.policy.decide import Threshold, assign_exits
 
 T = TypeVar("T")
 
-NOT_ASKED = float("-inf")
+NOT_EVALUATED = float("-inf")
 """The score of an exit that is not asked: it reaches no threshold, and none is found for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class PageScores:
     """What every exit says of N pages, exits in order, ``final`` last.
 
-    ``scores`` float ``[E, N]``, :data:`NOT_ASKED` where an exit is not; ``answers`` int ``[E, N]``: the class each exit answers; ``targets`` int ``[N]``; ``cost_ms``
+    ``scores`` float ``[E, N]``, :data:`NOT_EVALUATED` where an exit is not; ``answers`` int ``[E, N]``: the class each exit answers; ``targets`` int ``[N]``; ``cost_ms``
     float ``[E, N]``: measured time to answer the page there, OCR included where it is needed.
     """
 
@@ -54,14 +54,14 @@ class Point:
     mean_cost_ms: float
 
 
-def evaluate(pages: Scored, thresholds: Sequence[Threshold]) -> Outcome:
+def evaluate(pages: PageScores, thresholds: Sequence[Threshold]) -> Outcome:
     """Accuracy and mean cost of a set of thresholds."""
-    exits = leave_at(pages.scores, thresholds, pages.answers)
+    exits = assign_exits(pages.scores, thresholds, pages.answers)
     at = np.arange(len(exits))
     return Outcome(exits, float(pages.right[exits, at].mean()), float(pages.cost_ms[exits, at].mean()))
 
 
-def careful(pages: Scored, margin: float = 0.0, kind: str = "per_exit") -> list[Threshold]:
+def lossless_thresholds(pages: PageScores, margin: float = 0.0, kind: str = "per_exit") -> list[Threshold]:
     """Thresholds (``None``: never) at which no page loses its right answer, at the lowest mean cost found.
 
     That is stricter than equal accuracy: an early answer that happens to be right where ``final`` is wrong does not pay for
@@ -105,8 +105,8 @@ KINDS = ("one", "per_exit", "per_class")
 """What has a threshold of its own: all exits together, each exit, or each class that an exit answers."""
 
 
-def worth_asking(
-    pages: Scored, lost: Callable[[Scored, np.ndarray], np.ndarray], most: float, margin: float
+def certificate_candidates(
+    pages: PageScores, lost: Callable[[PageScores, np.ndarray], np.ndarray], most: float, margin: float
 ) -> tuple[list[tuple[float | None, ...]], float]:
     """Candidates for a certificate, from the safest to the boldest, and what the last of them cost.
 
@@ -119,7 +119,7 @@ def worth_asking(
         pages: those that tune; none of them may certify.
         lost: which pages are lost, bool ``[N]``, when they leave at exits int ``[N]``.
         most: share of the pages.
-        margin: how far a threshold that does not move is from the pages that the exit harms, as in :func:`careful`.
+        margin: how far a threshold that does not move is from the pages that the exit harms, as in :func:`lossless_thresholds`.
     """
 
     def tried(limits: Sequence[Limits], count: int) -> tuple[list[tuple[float | None, ...]], float]:
@@ -136,10 +136,10 @@ def worth_asking(
     options: list[list[Limits]] = []
     for e, scores in enumerate(pages.scores[:-1]):
         threshold = _above(scores, lost(pages, np.full(len(pages.targets), e)), margin)
-        options.append([NEVER])
+        options.append([NO_EXITS])
         if threshold is not None:
             options[-1] += [(threshold, threshold), (threshold, 1.0)]
-        if (scores > NOT_ASKED).any():
+        if (scores > NOT_EVALUATED).any():
             options[-1].append((0.0, 1.0))
     return tried(_least(options, lambda limits: tried(limits, 60)[1]), 500)
 
@@ -174,7 +174,7 @@ def most_accurate(points: Sequence[Point], cost_ms: float) -> Point:
     return max(good, key=lambda point: (point.accuracy, -point.mean_cost_ms))
 
 
-def not_beaten(points: Sequence[Point]) -> list[Point]:
+def pareto_front(points: Sequence[Point]) -> list[Point]:
     """Those points that no other beats in both mean cost and accuracy, cheapest first."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (point.mean_cost_ms, -point.accuracy)):
@@ -183,7 +183,7 @@ def not_beaten(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def frontier(pages: Scored) -> list[Point]:
+def search_pareto_front(pages: PageScores) -> list[Point]:
     """Thresholds that no others found beat in both mean cost and accuracy, cheapest first.
 
     A Pareto local search. One threshold is moved through all its values at once (the totals of every cut come from one
@@ -206,14 +206,14 @@ class _Search:
     _MOST_CUTS = 48
     """Values of a threshold that are tried together with those of the next two; more are thinned out evenly."""
 
-    def __init__(self, pages: Scored) -> None:
+    def __init__(self, pages: PageScores) -> None:
         exits, count = pages.scores.shape
         self.count = count
         self.right = pages.right.astype(np.int64)
         self.cost = pages.cost_ms
         self.values, rank = [], []
         for scores in pages.scores[:-1]:
-            values = np.unique(-scores[scores > NOT_ASKED])
+            values = np.unique(-scores[scores > NOT_EVALUATED])
             self.values.append(-values)
             rank.append(np.searchsorted(values, -scores))  # behind every value, and so every cut, where it is not asked
         self.rank = np.stack(rank) if rank else np.zeros((0, count), np.int64)
@@ -362,7 +362,7 @@ class _Search:
                 None if cut == 0 else float(self.values[e][cut - 1]) for e, cut in enumerate(self.best_cuts[k].tolist())
             )
             points.append(Point(thresholds, k / self.count, float(self.best_cost[k]) / self.count))
-        return not_beaten(points)
+        return pareto_front(points)
 
 
 def _least(options: Sequence[Sequence[T]], cost: Callable[[Sequence[T]], float]) -> list[T]:
@@ -384,7 +384,7 @@ def _least(options: Sequence[Sequence[T]], cost: Callable[[Sequence[T]], float])
 
 def _above(scores: np.ndarray, harmed: np.ndarray, margin: float) -> float | None:
     """Just above the highest score of a page that is harmed, bool ``[N]``; ``None`` where that is certainty."""
-    if (scores == NOT_ASKED).all():  # or no page at all
+    if (scores == NOT_EVALUATED).all():  # or no page at all
         return None
     bar = float(scores[harmed].max() if harmed.any() else scores.min())
     threshold = float(np.nextafter(bar, 2.0) + margin * (1.0 - bar))

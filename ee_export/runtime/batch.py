@@ -9,8 +9,8 @@ from PIL import Image
 from ee_export.data.encode import Arrays
 from ee_export.data.text_reader import TextReader
 from ee_export.errors import EeError
-from ee_export.policy.criteria import Known
-from ee_export.runtime.failures import as_answer, failure
+from ee_export.policy.criteria import ExitHistory
+from ee_export.runtime.failures import as_answer, page_error
 from ee_export.runtime.ort import gather
 from ee_export.runtime.segment import Tensor
 
@@ -44,7 +44,7 @@ class PageState:
     reader: TextReader | None = None
     image: Image.Image | None = None
     visits: list[Visit] = field(default_factory=list)
-    known: Known = field(default_factory=Known)
+    known: ExitHistory = field(default_factory=ExitHistory)
     text: Arrays | None = None
     ocr_used: bool = False
     finished: float = 0.0
@@ -62,7 +62,7 @@ class PageState:
         if not call.raises:
             self.error = as_answer(name, error)
             return
-        result = failure(name, error)
+        result = page_error(name, error)
         if result is error:
             raise error
         raise result from error
@@ -74,7 +74,7 @@ class PageState:
 
     def restart(self) -> None:
         """Forget what the segments gave. What was read of the page stays read."""
-        self.visits, self.known, self.text, self.error = [], Known(), None, None
+        self.visits, self.known, self.text, self.error = [], ExitHistory(), None, None
         self.finished, self.deadline_hit = 0.0, False
 
 

@@ -11,7 +11,7 @@ from ee_export.data.page import Page
 from ee_export.errors import EeError
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.batch import Batch, Call, PageState
-from ee_export.runtime.failures import named
+from ee_export.runtime.failures import name_page
 from ee_export.runtime.runner import Runner
 
 _UNDECIDED = 4
@@ -165,7 +165,7 @@ class Bulk:
             page = source() if callable(source) else source
         except Exception as error:
             state = PageState(row, begun)
-            state.fail(error, self._call, named(source, row))
+            state.fail(error, self._call, name_page(source, row))
             return state
         return self._reading.open(page, row, begun, self._call)
 

@@ -12,7 +12,7 @@ from ee_export.data.page import Page
 from ee_export.errors import BadRequest, EeError
 from ee_export.package.manifest import OperatingPoint, Target, gate_name
 from ee_export.package.store import Package
-from ee_export.policy.decide import Rule
+from ee_export.policy.decide import ExitRule
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.batch import Call, PageState
 from ee_export.runtime.bulk import Bulk, MakesPage
@@ -64,7 +64,7 @@ class Chain:
         return self.executor.segments
 
     @property
-    def rules(self) -> Sequence[Rule]:
+    def rules(self) -> Sequence[ExitRule]:
         """How every exit's logits become a score, in exit order."""
         return self._runner.plan.rules
 

@@ -9,21 +9,21 @@ from ee_export.errors import BadLogits, BadPage, BadText, EeError, unexpected
 _log = logging.getLogger("ee_export")
 
 
-def named(page: object, place: int) -> str:
+def name_page(page: object, place: int) -> str:
     """A page's name, or its place in the input where it has none."""
     return page.name if isinstance(page, Page) else f"page {place} of the input, counted from 0"
 
 
-def as_page(page: object, place: int) -> Page:
+def require_page(page: object, place: int) -> Page:
     """The page itself; raises BadPage for an object that is none."""
     if isinstance(page, Page):
         return page
     raise BadPage(
-        f"{named(page, place)}: a {type(page).__name__}, not a Page; make one with ee_export.Page(…) or read_page(…)"
+        f"{name_page(page, place)}: a {type(page).__name__}, not a Page; make one with ee_export.Page(…) or read_page(…)"
     )
 
 
-def failure(name: str, error: Exception) -> EeError:
+def page_error(name: str, error: Exception) -> EeError:
     """The error that a page gets for an exception: itself where it is understood, else one that names the page."""
     if isinstance(error, BadLogits | BadText):
         return type(error)(f"{name}: {error}")
@@ -41,8 +41,8 @@ def failure(name: str, error: Exception) -> EeError:
 
 
 def as_answer(name: str, error: Exception) -> EeError:
-    """As :func:`failure`, for an error that is kept. Its traceback becomes a note: frames keep images and other pages alive."""
-    result = failure(name, error)
+    """As :func:`page_error`, for an error that is kept. Its traceback becomes a note: frames keep images and other pages alive."""
+    result = page_error(name, error)
     if result is not error:
         error.add_note("".join(traceback.format_tb(error.__traceback__)))
     kept: BaseException | None = error

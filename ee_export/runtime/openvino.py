@@ -10,7 +10,7 @@ import numpy as np
 
 from ee_export.errors import BadPackage, BadRequest, one_line
 from ee_export.package.manifest import SegmentSpec, TensorSpec
-from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows
+from ee_export.runtime.signature import LONGEST, Port, require_signature, rows_error, run_error
 
 
 class OpenVinoSegment:
@@ -45,10 +45,10 @@ class OpenVinoSegment:
             results = request.infer(feeds, share_inputs=True)
             logits, *others = (results[tensor.name] for tensor in self.outputs)
         except Exception as error:  # OpenVINO raises several kinds for inputs of another shape or type
-            raise run_failed(self._spec, self._graph, state, "OpenVINO", error) from None
+            raise run_error(self._spec, self._graph, state, "OpenVINO", error) from None
         rows = len(feeds[self.inputs[0].name])
         if logits.shape != (rows, self._classes) or any(tensor.shape[:1] != (rows,) for tensor in others):
-            raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
+            raise rows_error(self._spec, self._graph, rows, [logits, *others])
         return logits, others
 
 

@@ -15,7 +15,7 @@ from ee_export.errors import BadPackage, EeError, ForkedError, one_line
 from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime import forked
 from ee_export.runtime.segment import Tensor
-from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows
+from ee_export.runtime.signature import LONGEST, Port, require_signature, rows_error, run_error
 from ee_export.runtime.threads import available_threads as available_threads
 
 _log = logging.getLogger("ee_export")
@@ -85,13 +85,13 @@ class OrtSegment:
             # Arrays pass in and out without a copy, and at a sixth of what run_with_ort_values costs a call.
             logits, *others = self._session.run(self._output_names, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise run_failed(self._spec, self._graph, state, f"onnxruntime {ort.__version__}", error) from None
+            raise run_error(self._spec, self._graph, state, f"onnxruntime {ort.__version__}", error) from None
         rows = len(feeds[self._input_names[0]])
         if logits.shape != (rows, self._classes):
-            raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
+            raise rows_error(self._spec, self._graph, rows, [logits, *others])
         for tensor in others:
             if tensor.shape[:1] != (rows,):
-                raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
+                raise rows_error(self._spec, self._graph, rows, [logits, *others])
         return logits, others
 
 

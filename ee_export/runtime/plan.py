@@ -7,8 +7,8 @@ from typing import NamedTuple
 from ee_export.errors import BadRequest
 from ee_export.package.input_specs import Reads, reads_of
 from ee_export.package.manifest import FULL, Costs, Manifest, OperatingPoint, Target, gate_name
-from ee_export.policy.criteria import ASKS_EXITS_BEFORE, COUNTS_TOKENS, CRITERIA, Criterion
-from ee_export.policy.decide import NEVER, Rule, limits
+from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, NEEDS_EARLIER_EXITS, Criterion
+from ee_export.policy.decide import NEVER, ExitRule, limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class PlanStep:
     """
 
     exit: str
-    rule: Rule
+    rule: ExitRule
     limits: tuple[float, ...]
     gates: int
     state: tuple[tuple[int, str], ...]
@@ -66,7 +66,7 @@ class Plan:
         return tuple(step.exit for step in self.steps)
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
+    def make_rules(self) -> tuple[ExitRule, ...]:
         """How every exit's logits become a score, in order."""
         return tuple(step.rule for step in self.steps)
 
@@ -119,7 +119,7 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
     return point
 
 
-def leaving_at(exits: Sequence[str], name: str) -> OperatingPoint:
+def force_exit(exits: Sequence[str], name: str) -> OperatingPoint:
     """Every page exits at one exit whatever its score. The exits before it are evaluated too, and no score reaches their 1.1."""
     at = exits.index(name)
     return OperatingPoint(
@@ -127,7 +127,7 @@ def leaving_at(exits: Sequence[str], name: str) -> OperatingPoint:
     )
 
 
-def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[float]]) -> list[Rule]:
+def make_rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[float]]) -> list[ExitRule]:
     """How every exit's logits become a score: the target's calibration and an operating point's weights, in exit order."""
     made = []
     reads = 0
@@ -136,7 +136,7 @@ def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[flo
         calibration = target.calibration_of(segment.exit, len(manifest.labels))
         gate = target.calibration_of(gate_name(segment.exit), 1)
         own_weights = tuple(weights.get(segment.exit, ()))
-        made.append(Rule(calibration.scale, calibration.bias, own_weights, reads, (gate.scale[0], gate.bias[0])))
+        made.append(ExitRule(calibration.scale, calibration.bias, own_weights, reads, (gate.scale[0], gate.bias[0])))
     return made
 
 
@@ -146,7 +146,7 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint) -> Plan
     needed: set[str] = set()
     point_never_leaves = all(threshold is None for threshold in point.thresholds.values())
     final = target.segments[-1]
-    for segment, rule in reversed(list(zip(target.segments, rules(manifest, target, point.weights), strict=True))):
+    for segment, rule in reversed(list(zip(target.segments, make_rules(manifest, target, point.weights), strict=True))):
         inputs = [tensor.name for tensor in segment.inputs]
         gates = int(gate_name(segment.exit) in (tensor.name for tensor in segment.outputs))
         state = tuple((at, tensor.name) for at, tensor in enumerate(segment.outputs[1 + gates :], gates))
@@ -162,7 +162,7 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint) -> Plan
                 skippable=segment is not final
                 and threshold is None
                 and not state
-                and (point_never_leaves or point.criterion not in ASKS_EXITS_BEFORE),
+                and (point_never_leaves or point.criterion not in NEEDS_EARLIER_EXITS),
                 reads=reads_of(manifest, segment.exit, segment.inputs),
                 passed=tuple(name for name in inputs if manifest.inputs.get(name) != "text"),
             )

@@ -15,7 +15,7 @@ from ee_export.package.input_specs import array_specs, shown
 from ee_export.package.manifest import Costs
 from ee_export.package.store import Package
 from ee_export.runtime.batch import Batch, Call, PageState
-from ee_export.runtime.failures import as_page, named
+from ee_export.runtime.failures import name_page, require_page
 from ee_export.runtime.ort import gather
 from ee_export.runtime.plan import Stretch
 
@@ -69,12 +69,12 @@ class Reading:
         """The state of a page, with its image, or with its error."""
         state = PageState(row, begun)
         try:
-            checked = as_page(page, row)
+            checked = require_page(page, row)
             state.image, whole = self._open_image(checked)
             # An OCR engine gets the whole image; given words need none.
             state.reader = TextReader(checked, state.image if whole and checked.words is None else None)
         except Exception as error:
-            state.fail(error, call, named(page, row))
+            state.fail(error, call, name_page(page, row))
         return state
 
     def reopen(self, state: PageState, call: Call) -> None:

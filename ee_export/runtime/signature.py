@@ -53,7 +53,7 @@ def require_signature(spec: SegmentSpec, graph: Path, inputs: Sequence[Port], ou
                 )
 
 
-def run_failed(
+def run_error(
     segment: SegmentSpec, graph: Path, state: Mapping[str, np.ndarray], runner: str, error: Exception
 ) -> EeError:
     """The error for an exception that a segment's run raised: BadRequest for an input that is missing, else BadPackage."""
@@ -64,7 +64,7 @@ def run_failed(
     return BadPackage(f"{where}: {runner} cannot run it ({one_line(error, LONGEST)}); check the inputs, or {REPAIR}")
 
 
-def wrong_rows(segment: SegmentSpec, graph: Path, rows: int, outputs: Sequence[np.ndarray]) -> BadPackage:
+def rows_error(segment: SegmentSpec, graph: Path, rows: int, outputs: Sequence[np.ndarray]) -> BadPackage:
     """The error for outputs whose shapes do not fit ``rows`` pages; names the first of them."""
     shape = [rows, segment.outputs[0].shape[1]]
     name, array, expected = segment.outputs[0].name, outputs[0], str(shape)

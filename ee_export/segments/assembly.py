@@ -14,7 +14,7 @@ from ee_export.package.manifest import SegmentSpec, TensorSpec, logits_name
 from ee_export.segments import weights
 from ee_export.segments.brought import computed_names
 from ee_export.segments.export import check_graph, strip_notes
-from ee_export.segments.graph_axes import nearest
+from ee_export.segments.graph_axes import unknown_name
 
 _PROBABLE = 1e-3
 """Largest difference from 1 of the sum of a row of probabilities."""
@@ -39,7 +39,7 @@ class Assembly:
     reference: Callable[[Arrays], Arrays]
 
 
-def entries(assembly: Assembly, target: str) -> tuple[SegmentSpec, ...]:
+def make_entries(assembly: Assembly, target: str) -> tuple[SegmentSpec, ...]:
     """The segments' entries in a manifest."""
     return tuple(
         SegmentSpec(segment.exit, f"{target}/{segment.exit}.onnx", segment.inputs, segment.outputs)
@@ -53,14 +53,14 @@ def write(assembly: Assembly, folder: Path, target: str) -> tuple[SegmentSpec, .
     Raises:
         NotEqual: a graph is not valid ONNX.
     """
-    specs = entries(assembly, target)
+    specs = make_entries(assembly, target)
     graphs = []
     for segment in assembly.segments:
         strip_notes(segment.model)
         check_graph(segment.model, segment.exit)
         graphs.append(segment.model)
     (folder / target).mkdir(parents=True, exist_ok=True)
-    weights.share(graphs, folder / target)
+    weights.externalize_weights(graphs, folder / target)
     for spec, graph in zip(specs, graphs, strict=True):
         (folder / spec.file).write_bytes(graph.SerializeToString(deterministic=True))
     return specs
@@ -75,7 +75,7 @@ def input_names(model: onnx.ModelProto, names: Mapping[str, str], zeros: Sequenc
     own = [value.name for value in model.graph.input]
     for name in (*names, *zeros):
         if name not in own:
-            raise nearest(name, own, where, "the graph's input")
+            raise unknown_name(name, own, where, "the graph's input")
     mapping = {name: names.get(name, name) for name in own if name not in zeros}
     _require_each_once(mapping, where)
     return mapping
@@ -86,7 +86,7 @@ def output_names(model: onnx.ModelProto, names: Mapping[str, str], where: str) -
     own = [value.name for value in model.graph.output]
     for name in names:
         if name not in own:
-            raise nearest(name, own, where, "the graph's output")
+            raise unknown_name(name, own, where, "the graph's output")
     mapping = {name: names.get(name, name) for name in own}
     _require_each_once(mapping, where)
     return mapping
@@ -132,7 +132,7 @@ def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str,
             raise BadRequest(f"{where}: logits: missing, and the graph has the outputs {listed}; name one of them")
         name = outputs[0]
     elif name not in (known := computed_names(model)):
-        raise nearest(name, known, where, "logits: the tensor")
+        raise unknown_name(name, known, where, "logits: the tensor")
     makers = {output: node for node in model.graph.node for output in node.output}
     tensor = name
     while (node := makers.get(tensor)) is not None and node.op_type == "Identity":

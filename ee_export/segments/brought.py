@@ -80,7 +80,7 @@ def at_opset(path: Path, model: onnx.ModelProto, version: int) -> onnx.ModelProt
         ) from None
 
 
-def inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+def infer_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     """All tensors of a graph but its weights, by name, with their types."""
     shaped = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     return {value.name: value for value in (*shaped.value_info, *shaped.input, *shaped.output)}
@@ -228,7 +228,7 @@ def _require_types(path: Path, model: onnx.ModelProto) -> None:
                 )
 
 
-def renamed(model: onnx.ModelProto, names: Mapping[str, str], reserved: Iterable[str] = ()) -> dict[str, str]:
+def rename_tensors(model: onnx.ModelProto, names: Mapping[str, str], reserved: Iterable[str] = ()) -> dict[str, str]:
     """Give tensors of a graph other names, in place. Another tensor that has one of the new names, or a reserved one, gets a free name.
 
     Returns:

@@ -17,7 +17,7 @@ class Segment:
     outputs: tuple[str, ...]
 
 
-def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
+def cut_parts(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
     """One segment an exit, in order.
 
     A part goes into the first segment whose logits or gate need it, directly or not, and into none if no exit does. So what

@@ -15,7 +15,7 @@ Run = Callable[[Arrays], dict[str, np.ndarray]]
 TOLERANCE_FP32 = 2e-4
 
 
-def cases(model: PartedModel, seed: int = 0) -> list[Arrays]:
+def make_cases(model: PartedModel, seed: int = 0) -> list[Arrays]:
     """Inputs that span what a chain meets: batch 1–5, 1 to the longest text, padding, pages without text."""
     assert model.encoding is not None
     longest = model.longest_proof or model.encoding.max_text_tokens
@@ -24,14 +24,14 @@ def cases(model: PartedModel, seed: int = 0) -> list[Arrays]:
     most = (
         longest if model.reads("text") else max(tokens for _, tokens in sizes)
     )  # a text that is not read has any length
-    return [case(model.encoding, rng, batch, min(tokens, most)) for batch, tokens in sizes]
+    return [make_case(model.encoding, rng, batch, min(tokens, most)) for batch, tokens in sizes]
 
 
 def make_inputs(model: PartedModel, seed: int = 0) -> MakeInputs:
-    """Makes inputs of any number of pages and any length of text, as :func:`cases` has them."""
+    """Makes inputs of any number of pages and any length of text, as :func:`make_cases` has them."""
     encoding, rng = model.encoding, np.random.default_rng(seed)
     assert encoding is not None
-    return lambda pages, tokens: case(encoding, rng, pages, tokens)
+    return lambda pages, tokens: make_case(encoding, rng, pages, tokens)
 
 
 def largest_differences(model: PartedModel, run: Run, inputs: list[Arrays]) -> dict[str, float]:
@@ -45,7 +45,7 @@ def largest_differences(model: PartedModel, run: Run, inputs: list[Arrays]) -> d
     return worst
 
 
-def require(differences: dict[str, float], tolerance: float) -> None:
+def require_equal(differences: dict[str, float], tolerance: float) -> None:
     """Raise NotEqual where an exit differs by more than ``tolerance``."""
     for name, difference in differences.items():
         if not difference <= tolerance:
@@ -55,7 +55,7 @@ def require(differences: dict[str, float], tolerance: float) -> None:
             )
 
 
-def case(encoding: Encoding, rng: np.random.Generator, batch: int, tokens: int) -> Arrays:
+def make_case(encoding: Encoding, rng: np.random.Generator, batch: int, tokens: int) -> Arrays:
     """Inputs of ``batch`` pages with at most ``tokens`` tokens: the first page has as many, the last one has no words."""
     rows = encoding.vocab_size or 2
     lengths = np.full(batch, tokens)

@@ -13,7 +13,7 @@ from ee_export.errors import BadGraph, BadRequest, one_line, printable, shorten
 from ee_export.package.manifest import Axis, TensorSpec
 from ee_export.runtime.ort import open_session
 from ee_export.runtime.threads import available_threads
-from ee_export.segments.brought import DTYPES, dtype_of, inferred
+from ee_export.segments.brought import DTYPES, dtype_of, infer_types
 from ee_export.segments.join import remove_unused
 
 _BATCHES = (2, 3)
@@ -69,7 +69,7 @@ class GraphRunner:
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """The graph with these tensors as its outputs; its weights are shared with the original where protobuf lets them."""
-    types = inferred(model)
+    types = infer_types(model)
     wider = onnx.ModelProto()
     wider.CopyFrom(model)
     del wider.graph.output[:], wider.graph.value_info[:]
@@ -196,7 +196,7 @@ def set_signature(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs:
         held.extend(helper.make_tensor_value_info(spec.name, numbers[spec.dtype], spec.shape) for spec in specs)
 
 
-def nearest(name: str, known: Sequence[str], where: str, what: str) -> BadRequest:
+def unknown_name(name: str, known: Sequence[str], where: str, what: str) -> BadRequest:
     """The error for a name that is not among the known ones, with the nearest of them, which may be many."""
     import difflib
 

@@ -38,7 +38,7 @@ def plan_nodes(model: onnx.ModelProto, tensors: Iterable[str]) -> list[list[int]
     return plans
 
 
-def crossing(model: onnx.ModelProto, ends: Sequence[tuple[str, str]]) -> list[str]:
+def find_crossing(model: onnx.ModelProto, ends: Sequence[tuple[str, str]]) -> list[str]:
     """Tensors, made by a node that runs before the last of ``ends`` (exit, tensor) is due, which can pass between segments."""
     plans = plan_nodes(model, [tensor for _, tensor in ends])
     return [name for plan in plans[:-1] for at in plan for name in model.graph.node[at].output if name]
@@ -55,7 +55,7 @@ def cut_graph(
     Args:
         model: the whole graph.
         ends: exits in order, each with the tensor that it ends with.
-        rows: the tensors of :func:`crossing`; None for those that cannot pass.
+        rows: the tensors of :func:`find_crossing`; None for those that cannot pass.
     """
     graph = model.graph
     makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}

@@ -18,7 +18,7 @@ def join(package: Package, target_name: str, outputs: Sequence[str] | None = Non
     this toolkit. Tensors that pass between segments can be asked for too.
     """
     segments = package.target(target_name).segments
-    joined, graphs = gathered(package, segments)
+    joined, graphs = gather_segments(package, segments)
     for segment, graph in zip(segments, graphs, strict=True):
         joined.graph.node.extend(graph.node)
         asked = (logits_name(segment.exit),) if outputs is None else outputs
@@ -27,7 +27,7 @@ def join(package: Package, target_name: str, outputs: Sequence[str] | None = Non
     return joined
 
 
-def gathered(package: Package, segments: Sequence[SegmentSpec]) -> tuple[onnx.ModelProto, list[onnx.GraphProto]]:
+def gather_segments(package: Package, segments: Sequence[SegmentSpec]) -> tuple[onnx.ModelProto, list[onnx.GraphProto]]:
     """A graph with the weights and inputs of some segments and no nodes, and their graphs without weights, whose nodes fit into it.
 
     Raises:

@@ -21,9 +21,17 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, renamed
-from ee_export.segments.graph_axes import GraphRunner, Probe, nearest, open_axes, require_input, require_spec, spec_of
-from ee_export.segments.graph_cut import crossing, cut_graph, part_model, plan_nodes
+from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, rename_tensors
+from ee_export.segments.graph_axes import (
+    GraphRunner,
+    Probe,
+    open_axes,
+    require_input,
+    require_spec,
+    spec_of,
+    unknown_name,
+)
+from ee_export.segments.graph_cut import cut_graph, find_crossing, part_model, plan_nodes
 from ee_export.segments.graph_heads import FEATURES, LOGITS, MASK, TENSOR, append, pool_model, with_ramp
 
 Report = Callable[[str], None]
@@ -101,7 +109,7 @@ def _tensor(model: onnx.ModelProto, name: str, where: str) -> str:
         return name
     made = {node.name: node.output[0] for node in model.graph.node if node.name}
     if name not in made:
-        raise nearest(name, sorted({*known, *made}), where, "tensor")
+        raise unknown_name(name, sorted({*known, *made}), where, "tensor")
     return str(made[name])
 
 
@@ -130,7 +138,7 @@ class CutGraph:
         open_axes(model, [name for name in (*own.names, *own.zeros) if own.names.get(name, "input_ids") in texts])
         fill_zeros(own.path, model, own.zeros, like_input(own.names))
         answers = {name: logits_name(name) for name, _ in own.ends}
-        self._names = renamed(model, own.names, reserved=answers.values())
+        self._names = rename_tensors(model, own.names, reserved=answers.values())
         self._model = model
         self._ends = [(name, self._names.get(tensor, tensor)) for name, tensor in own.ends]
         self._require_order()
@@ -158,7 +166,7 @@ class CutGraph:
         """Run the graph at two sizes, and keep types and shapes of all that can pass between segments."""
         own, tokens = self._own, probe.tokens()
         ends = [tensor for _, tensor in self._ends]
-        runner = GraphRunner(own.path, self._model, [*crossing(self._model, self._ends), *ends])
+        runner = GraphRunner(own.path, self._model, [*find_crossing(self._model, self._ends), *ends])
         first, second = (runner.run(arrays) for arrays in probe.states())
         self._rows: dict[str, TensorSpec | None] = {
             name: spec_of(name, (first[name], second[name]), tokens) for name in first
@@ -221,7 +229,7 @@ class CutGraph:
             outputs = (logits, *(self._spec(used) for used in sorted(state)))
             model = part_model(self._model, part, inputs, outputs)
             if head is None:
-                renamed(model, {tensor: logits.name})
+                rename_tensors(model, {tensor: logits.name})
             else:
                 graph, reads, answers = head
                 append(model, graph, {reads: tensor, MASK: MASK, answers: logits.name}, f"{name}/head/")
@@ -256,7 +264,7 @@ class CutGraph:
             for cut in own.cuts:
                 tensor = values[cut.tensor]
                 if cut.exit in ramps:
-                    logits[cut.exit] = answer(ramps[cut.exit], pooled(tensor, cut))
+                    logits[cut.exit] = answer(ramps[cut.exit], pool_features(tensor, cut))
                 else:
                     logits[cut.exit] = next(iter(heads[cut.exit].run({heads[cut.exit].inputs[0]: tensor}).values()))
             return {**logits, own.exit: values[own.logits]}
@@ -264,7 +272,7 @@ class CutGraph:
         return run
 
 
-def pooled(tensor: np.ndarray, cut: CutEntry) -> np.ndarray:
+def pool_features(tensor: np.ndarray, cut: CutEntry) -> np.ndarray:
     """The features of a trained head: a tensor of one page without padding, pooled, float32 ``[1, F]``."""
     if tensor.ndim == 2:
         return tensor

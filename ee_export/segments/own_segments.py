@@ -23,15 +23,15 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, renamed
+from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, rename_tensors
 from ee_export.segments.graph_axes import (
     GraphRunner,
     Probe,
-    nearest,
     open_axes,
     require_input,
     require_spec,
     set_signature,
+    unknown_name,
 )
 from ee_export.segments.join import remove_unused
 
@@ -75,7 +75,7 @@ def read_own_segments(
                 )
         logits = raw_logits(entry.file, model, entry.logits, place, report)
         if entry.gate is not None and entry.gate not in (known := computed_names(model)):
-            raise nearest(entry.gate, known, place, "gate: the tensor")
+            raise unknown_name(entry.gate, known, place, "gate: the tensor")
         answers = {logits, entry.logits, entry.gate} if entry.logits else {value.name for value in model.graph.output}
         outputs = {
             name: new
@@ -156,7 +156,7 @@ def _rename(model: onnx.ModelProto, part: OwnPart, outputs: Sequence[TensorSpec]
             model.graph.node.append(helper.make_node("Identity", [tensor], [spec.name], name=f"{spec.name}/copy"))
         elif tensor is not None:
             names[tensor] = spec.name
-    renamed(model, names)
+    rename_tensors(model, names)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=spec.name) for spec in outputs)
     remove_unused(model.graph)

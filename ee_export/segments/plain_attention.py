@@ -12,7 +12,7 @@ from ee_export.errors import NotEqual
 _DEFAULTS = {"is_causal": 0, "softcap": 0.0, "qk_matmul_output_mode": 0}
 
 
-def one_output(model: ModelProto) -> ModelProto:
+def drop_extra_outputs(model: ModelProto) -> ModelProto:
     """The graph with no outputs of Attention but the first: TensorRT's parser refuses a node that names more (TensorRT issue 4738).
 
     Raises:
@@ -32,7 +32,7 @@ def one_output(model: ModelProto) -> ModelProto:
     return changed
 
 
-def plain(model: ModelProto) -> ModelProto:
+def expand_attention(model: ModelProto) -> ModelProto:
     """The graph with ``softmax(q/√d · kᵀ + bias) · v`` in place of every Attention node, each head by itself.
 
     The query is scaled before the product, not the scores after it: TensorRT's fused kernels want it so, and it keeps products in
@@ -41,7 +41,7 @@ def plain(model: ModelProto) -> ModelProto:
     Raises:
         NotEqual: a node does more than that (causal, grouped heads, a cache, a cap), or the size of its heads is not known.
     """
-    changed = one_output(model)
+    changed = drop_extra_outputs(model)
     graph = changed.graph
     widths = _widths(changed)
     nodes: list[NodeProto] = []

@@ -200,7 +200,7 @@ class _Casting:
             "softmax": self._scores,
             "layer_norm": lambda: (node for node in self.graph.node if node.op_type in _NORMS),
             "pooling": self._pooling,
-            "logits": lambda: heads(self.model),
+            "logits": lambda: find_heads(self.model),
         }
         for name in islands:
             kept |= {id(node) for node in find[name]()}
@@ -245,7 +245,7 @@ class _Casting:
                 yield from (each for each in near if each is not None and each.op_type in _ELEMENTWISE)
 
 
-def heads(model: ModelProto) -> Iterator[NodeProto]:
+def find_heads(model: ModelProto) -> Iterator[NodeProto]:
     """The nodes of heads: from logits and gates back through at most two products, and the activations between them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     made = {output: node for node in model.graph.node for output in node.output}

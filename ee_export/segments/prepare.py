@@ -14,10 +14,10 @@ from ee_export.package.store import Package
 from ee_export.segments import weights
 from ee_export.segments.export import check_graph
 from ee_export.segments.join import load
-from ee_export.segments.plain_attention import one_output, plain
+from ee_export.segments.plain_attention import drop_extra_outputs, expand_attention
 from ee_export.segments.precision import BOUNDARY, DTYPES, cast_graph, is_answer
 from ee_export.segments.qdq import qdq_segments
-from ee_export.segments.recompute import Recomputation, alone, is_square, recompute
+from ee_export.segments.recompute import Recomputation, extract_recomputations, is_square, recompute
 
 SOURCE = "cpu-fp32"
 """The target that the graphs are made from."""
@@ -62,18 +62,18 @@ def prepare_segments(
     (folder / recipe.name).mkdir(parents=True, exist_ok=True)
     for graph, spec in zip(graphs, specs, strict=True):
         check_graph(graph, spec.file)
-    weights.share(graphs, folder / recipe.name, constant=True)
+    weights.externalize_weights(graphs, folder / recipe.name, constant=True)
     for graph, spec in zip(graphs, specs, strict=True):
         (folder / spec.file).write_bytes(graph.SerializeToString(deterministic=True))
     return specs
 
 
-def recomputable(package: Package, recipe: TargetRecipe) -> list[Recomputation]:
+def find_recomputations(package: Package, recipe: TargetRecipe) -> list[Recomputation]:
     """What segments of a target would compute again with ``bias = "recomputed"``, in the target's precision; empty where nothing."""
     found = []
     for segment in package.target(SOURCE).segments:
         if any(is_square(tensor) for tensor in segment.outputs):
-            found += alone(_typed(load(package, segment), recipe), _spec(segment, recipe))
+            found += extract_recomputations(_typed(load(package, segment), recipe), _spec(segment, recipe))
     return found
 
 
@@ -84,7 +84,7 @@ def _precision(recipe: TargetRecipe) -> str:
 
 def _typed(graph: ModelProto, recipe: TargetRecipe) -> ModelProto:
     """A graph in a recipe's precision and form of attention."""
-    shaped = plain if recipe.attention == "plain" else one_output
+    shaped = expand_attention if recipe.attention == "plain" else drop_extra_outputs
     return cast_graph(shaped(graph), _precision(recipe), recipe.float32)
 
 

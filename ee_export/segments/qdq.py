@@ -29,7 +29,7 @@ from ee_export.package.recipe import Int8
 from ee_export.package.store import Package, open_package
 from ee_export.runtime import ort as backend
 from ee_export.segments.join import load
-from ee_export.segments.precision import heads
+from ee_export.segments.precision import find_heads
 
 _INSTALL = "`pip install --no-deps nvidia-modelopt` (its pins exclude this onnx), then what it misses"
 _SMALLEST_SCALE = 2.0**-14
@@ -115,7 +115,7 @@ def _write(
 def _products(model: ModelProto, choice: Int8) -> list[str]:
     """Names of the nodes to quantize: products with a matrix of weights, heads excepted, and convolutions where wanted."""
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
-    excepted = {node.name for node in heads(model)}
+    excepted = {node.name for node in find_heads(model)}
     return [
         node.name
         for node in model.graph.node

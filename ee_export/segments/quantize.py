@@ -66,7 +66,7 @@ def quantize_segments(
         graphs.append(graph)
         specs.append(replace(segment, file=f"{folder.name}/{segment.exit}.onnx"))
     _store([graph for graph, spec in zip(graphs, specs, strict=True) if spec.exit not in kept])
-    weights.share(graphs, folder)
+    weights.externalize_weights(graphs, folder)
     for spec, graph in zip(specs, graphs, strict=True):
         (folder.parent / spec.file).write_bytes(graph.SerializeToString(deterministic=True))
     return tuple(specs)

@@ -34,7 +34,7 @@ def is_square(tensor: TensorSpec) -> bool:
     return not _is_integer(tensor) and len(axes) > 1 and axes[-1] == axes[-2] and isinstance(axes[-1], str)
 
 
-def alone(model: ModelProto, segment: SegmentSpec) -> list[Recomputation]:
+def extract_recomputations(model: ModelProto, segment: SegmentSpec) -> list[Recomputation]:
     """The square outputs of a segment's graph that integers among its inputs give, each as a graph of its own.
 
     Weights are copied. Where only the size of another input is read (the exporter takes the number of pages from the first input
@@ -67,7 +67,7 @@ def recompute(graphs: Sequence[ModelProto], segments: Sequence[SegmentSpec]) -> 
         for tensor in segment.inputs:
             if tensor.name in known:
                 segment = _spliced(model, segment, known[tensor.name])
-        for each in alone(model, segment):
+        for each in extract_recomputations(model, segment):
             known[each.tensor.name] = each
             segment = _kept_inside(model, segment, each.tensor.name)
         changed.append(segment)
@@ -108,13 +108,13 @@ def _extracted(model: ModelProto, segment: SegmentSpec, tensor: TensorSpec) -> R
         made += stands
     used = {name for node in made for name in node.input}
     inputs = tuple(each for each in segment.inputs if each.name in used)
-    alone = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    alone.graph.name = tensor.name
-    alone.graph.node.extend(made)
-    alone.graph.initializer.extend(each for each in graph.initializer if each.name in used)
-    alone.graph.input.extend(value for value in graph.input if value.name in {each.name for each in inputs})
-    alone.graph.output.extend(value for value in graph.output if value.name == tensor.name)
-    return Recomputation(tensor, inputs, alone) if inputs else None
+    own = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    own.graph.name = tensor.name
+    own.graph.node.extend(made)
+    own.graph.initializer.extend(each for each in graph.initializer if each.name in used)
+    own.graph.input.extend(value for value in graph.input if value.name in {each.name for each in inputs})
+    own.graph.output.extend(value for value in graph.output if value.name == tensor.name)
+    return Recomputation(tensor, inputs, own) if inputs else None
 
 
 def _sizes(node: NodeProto, of: TensorSpec, integers: Sequence[TensorSpec]) -> list[NodeProto] | None:

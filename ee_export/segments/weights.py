@@ -15,7 +15,7 @@ _WORTH_SHARING = 2**20
 """Bytes: a smaller weight that two segments hold is packed in both; that is faster, and takes little memory."""
 
 
-def share(graphs: Sequence[onnx.ModelProto], folder: Path, *, constant: bool = False) -> None:
+def externalize_weights(graphs: Sequence[onnx.ModelProto], folder: Path, *, constant: bool = False) -> None:
     """Move the weights of graphs that stand in order into ``folder/weights.bin``; the graphs refer to it by offset.
 
     The answer part of a layer and its rest hold the same weights, in two segments. A runtime packs the constant

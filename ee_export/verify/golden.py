@@ -13,8 +13,8 @@ from ee_export.package.input_specs import encoded_specs, input_specs, longest_te
 from ee_export.package.manifest import ARRAY, SOURCES, Manifest, Target, TensorSpec, gate_name, split_input
 from ee_export.package.store import GOLDEN, Package
 from ee_export.package.stored_arrays import ArrayFile, StoredArray
-from ee_export.policy.decide import leave_at, score_pages
-from ee_export.runtime.plan import operating_point, rules
+from ee_export.policy.decide import assign_exits, score_pages
+from ee_export.runtime.plan import make_rules, operating_point
 
 INPUTS = tuple(SOURCES)
 MOST_PAGES = 1000
@@ -255,7 +255,7 @@ def expected_exits(
     """Index of the exit where each page leaves, int64 ``[N]``, by the logits that were ``said`` of it."""
     point = operating_point(target, point_name)
     logits = [np.concatenate([one[name] for one in said]) for name in manifest.exits]
-    found = rules(manifest, target, point.weights)
+    found = make_rules(manifest, target, point.weights)
     tokens = [
         [tokens_read(without_prefix(text, page.inputs), rule.reads) for page in pages]
         for rule, text in zip(found, texts_of(manifest), strict=True)
@@ -265,7 +265,7 @@ def expected_exits(
         for name in manifest.exits
     ]
     probabilities, scores = score_pages(logits, found, point.criterion, tokens, gates)
-    return leave_at(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
+    return assign_exits(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
 
 
 def require_same(found: dict[str, float], tolerance: float, where: str) -> None:

@@ -83,7 +83,7 @@ def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
 
 
 def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_beyond_its_limits() -> None:
-    candidates = certify.one_threshold([(0.0, 1.0), certify.NEVER, (0.5, 0.9)])
+    candidates = certify.one_threshold([(0.0, 1.0), certify.NO_EXITS, (0.5, 0.9)])
     assert candidates[0] == (None, None, None)
     bars = [bar[0] for bar in candidates[1:] if bar[0] is not None]
     assert len(bars) == len(candidates) - 1

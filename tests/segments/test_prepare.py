@@ -19,7 +19,7 @@ from ee_export.runtime.load import load_package
 from ee_export.runtime.ort import OrtSegment, available_threads, open_session
 from ee_export.segments import equality, qdq
 from ee_export.segments.export import check_graph
-from ee_export.segments.plain_attention import one_output, plain
+from ee_export.segments.plain_attention import drop_extra_outputs, expand_attention
 from ee_export.segments.precision import cast_graph
 from ee_export.segments.prepare import prepare_segments
 from ee_export.verify import golden
@@ -46,7 +46,7 @@ def test_pooling_and_single_layer_heads_agree_with_the_chain_at_every_batch(
     precision, limit: float, attention, tiny_package: Package, tmp_path: Path
 ) -> None:
     specs = prepare_segments(tiny_package, TargetRecipe("t", "tensorrt", precision, attention=attention), tmp_path)
-    pages = equality.cases(checkpoint.parted(random_model(tiny_config(max_text_tokens=128))))[:5]
+    pages = equality.make_cases(checkpoint.parted(random_model(tiny_config(max_text_tokens=128))))[:5]
     chain = load_package(tiny_package)
     for page, found in zip(pages, replayed(tmp_path, specs, pages), strict=True):
         for name, wanted in chain.logits(page).items():
@@ -178,7 +178,7 @@ def test_every_trunk_is_cast(kind: str, tmp_path_factory: pytest.TempPathFactory
     package = exported(kind, tmp_path_factory)
     segments = package.target("cpu-fp32").segments
     graphs = [onnx.load(package.path / segment.file) for segment in segments]
-    for form in (plain, one_output):
+    for form in (expand_attention, drop_extra_outputs):
         state = {name: value.numpy() for name, value in inputs.items()}
         for segment, graph in zip(segments, graphs, strict=True):
             cast = cast_graph(form(graph), "fp16", FLOAT32_PARTS)

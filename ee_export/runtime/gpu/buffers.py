@@ -11,7 +11,7 @@ from ee_export.errors import BadRequest
 from ee_export.package.manifest import TensorSpec, gate_name
 from ee_export.runtime.gpu.arrays import DeviceArray, is_device_array, item_size, size_of, view_of
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.memory import Memory, host_array
+from ee_export.runtime.gpu.memory import Allocation, host_array
 from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
 
 
@@ -73,14 +73,14 @@ def has_length(spec: TensorSpec) -> bool:
     return "T" in spec.shape or "L" in spec.shape
 
 
-class Staging:
+class PinnedStaging:
     """Pinned memory through which host arrays come to tensors in device memory, padded on the way.
 
     ``inputs``: the tensors that come so; ``addresses``: where they lie, each as large as ``sizes`` allow.
     """
 
     def __init__(
-        self, memory: Memory, inputs: Sequence[TensorSpec], sizes: Sizes, addresses: Mapping[str, int]
+        self, memory: Allocation, inputs: Sequence[TensorSpec], sizes: Sizes, addresses: Mapping[str, int]
     ) -> None:
         self._memory = memory
         self._specs = {spec.name: spec for spec in inputs}
@@ -107,7 +107,7 @@ class Staging:
         device.record(self._read, stream)
 
 
-class Buffers:
+class TensorArena:
     """The tensors of a chain's segments, and the pinned memory through which inputs come.
 
     A tensor for fewer pages or tokens begins at the same address, so that graphs and bound segments never change. Tensors between
@@ -133,7 +133,7 @@ class Buffers:
             if stream is None:
                 stream = self._own_stream = device.create_stream()
             self.stream = stream
-            self.memory = Memory(device, stream)
+            self.memory = Allocation(device, stream)
         try:
             with device.current():
                 self._allocate()
@@ -147,7 +147,7 @@ class Buffers:
         place_of, places = _places(self.segments, self.inputs, bytes_of)
         addresses = [memory.allocate(size) for size in places]
         self.addresses = {name: addresses[place] for name, place in place_of.items()}
-        self._staging = Staging(memory, [self.specs[name] for name in self.inputs], self.sizes, self.addresses)
+        self._staging = PinnedStaging(memory, [self.specs[name] for name in self.inputs], self.sizes, self.addresses)
         self.device.synchronize(self.stream)
 
     def logits(self, step: int) -> str:

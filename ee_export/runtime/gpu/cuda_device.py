@@ -20,7 +20,7 @@ def require(status: driver.CUresult, call: str) -> None:
         raise DeviceError(f"{call}: {told}")
 
 
-def done(result: tuple[driver.CUresult], call: str) -> None:
+def require_success(result: tuple[driver.CUresult], call: str) -> None:
     """Raise DeviceError for a call that failed and gives nothing else."""
     require(result[0], call)
 
@@ -36,7 +36,7 @@ class CudaDevice:
 
     def __init__(self, index: int) -> None:
         try:
-            done(driver.cuInit(0), "cuInit")
+            require_success(driver.cuInit(0), "cuInit")
         except RuntimeError as error:  # cuda-bindings' DynamicLibNotFoundError
             raise DeviceError(f"no NVIDIA driver: {error}") from None
         count = value(driver.cuDeviceGetCount(), "cuDeviceGetCount")
@@ -62,7 +62,7 @@ class CudaDevice:
     def current(self) -> Iterator[None]:
         if not self._open:
             raise DeviceError(f"GPU {self.index} was closed; open it again")
-        done(driver.cuCtxPushCurrent(self.context), "cuCtxPushCurrent")
+        require_success(driver.cuCtxPushCurrent(self.context), "cuCtxPushCurrent")
         try:
             yield
         finally:
@@ -84,52 +84,52 @@ class CudaDevice:
         return int(address)
 
     def free(self, address: int) -> None:
-        done(driver.cuMemFree(address), "cuMemFree")
+        require_success(driver.cuMemFree(address), "cuMemFree")
 
     def allocate_pinned(self, size: int) -> int:
         return int(value(driver.cuMemHostAlloc(size, driver.CU_MEMHOSTALLOC_PORTABLE), "cuMemHostAlloc"))
 
     def free_pinned(self, address: int) -> None:
-        done(driver.cuMemFreeHost(address), "cuMemFreeHost")
+        require_success(driver.cuMemFreeHost(address), "cuMemFreeHost")
 
     def create_stream(self) -> int:
         flags = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         return int(value(driver.cuStreamCreate(flags), "cuStreamCreate"))
 
     def destroy_stream(self, stream: int) -> None:
-        done(driver.cuStreamDestroy(stream), "cuStreamDestroy")
+        require_success(driver.cuStreamDestroy(stream), "cuStreamDestroy")
 
     def create_event(self) -> int:
         flags = int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         return int(value(driver.cuEventCreate(flags), "cuEventCreate"))
 
     def destroy_event(self, event: int) -> None:
-        done(driver.cuEventDestroy(event), "cuEventDestroy")
+        require_success(driver.cuEventDestroy(event), "cuEventDestroy")
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        done(driver.cuMemcpyAsync(to, source, size, stream), "cuMemcpyAsync")
+        require_success(driver.cuMemcpyAsync(to, source, size, stream), "cuMemcpyAsync")
 
     def clear(self, address: int, size: int, stream: int) -> None:
-        done(driver.cuMemsetD8Async(address, 0, size, stream), "cuMemsetD8Async")
+        require_success(driver.cuMemsetD8Async(address, 0, size, stream), "cuMemsetD8Async")
 
     def record(self, event: int, stream: int) -> None:
-        done(driver.cuEventRecord(event, stream), "cuEventRecord")
+        require_success(driver.cuEventRecord(event, stream), "cuEventRecord")
 
     def wait(self, event: int) -> None:
-        done(driver.cuEventSynchronize(event), "cuEventSynchronize")
+        require_success(driver.cuEventSynchronize(event), "cuEventSynchronize")
 
     def follow(self, stream: int, other: int) -> None:
         event = self.create_event()
         try:
             self.record(event, other)
-            done(driver.cuStreamWaitEvent(stream, event, 0), "cuStreamWaitEvent")
+            require_success(driver.cuStreamWaitEvent(stream, event, 0), "cuStreamWaitEvent")
         finally:
             self.destroy_event(event)  # the driver keeps it until it is reached
 
     def synchronize(self, stream: int) -> None:
-        done(driver.cuStreamSynchronize(stream), "cuStreamSynchronize")
+        require_success(driver.cuStreamSynchronize(stream), "cuStreamSynchronize")
 
     def close(self) -> None:
         if self._open:
             self._open = False
-            done(driver.cuDevicePrimaryCtxRelease(self._device), "cuDevicePrimaryCtxRelease")
+            require_success(driver.cuDevicePrimaryCtxRelease(self._device), "cuDevicePrimaryCtxRelease")

@@ -86,7 +86,7 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ExecutorSupport:
     """Whether an executor can run on a device; ``why`` it cannot, with the remedy, else empty."""
 
     executor: str
@@ -125,13 +125,13 @@ def open_device(index: int = 0, library: str = "cuda-bindings") -> Device:
     raise BadRequest(f"unknown library '{library}': expected cuda-bindings or pycuda")
 
 
-def preflight(device: Device) -> tuple[Check, ...]:
+def preflight(device: Device) -> tuple[ExecutorSupport, ...]:
     """Which executors can run on a device, and why others cannot: ``host``, ``graphs``, ``conditional``."""
     graphs = _graphs_missing()
     return (
-        Check("host", ""),
-        Check("graphs", graphs),
-        Check("conditional", graphs or _conditional_missing(device) or _nvrtc_missing(device)),
+        ExecutorSupport("host", ""),
+        ExecutorSupport("graphs", graphs),
+        ExecutorSupport("conditional", graphs or _conditional_missing(device) or _nvrtc_missing(device)),
     )
 
 

@@ -12,15 +12,15 @@ import numpy as np
 from ee_export.data.encode import Arrays, tokens_read
 from ee_export.errors import BadLogits, DeviceError
 from ee_export.package.recipe import TargetRecipe
-from ee_export.policy.criteria import ASKS_EXITS_BEFORE, Known, top
-from ee_export.policy.decide import NEVER, calibrated
+from ee_export.policy.criteria import NEEDS_EARLIER_EXITS, ExitHistory, argmax
+from ee_export.policy.decide import NEVER, calibrate_logits
 from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.executors.batch import Executor, Left, Policy
-from ee_export.runtime.gpu.executors.choose import open_executor
-from ee_export.runtime.gpu.landing import Landing
+from ee_export.runtime.gpu.executors.choose import open_device_chain
+from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, ExitResult
+from ee_export.runtime.gpu.prefetch import PrefetchSlot
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.plan import Plan, Stretch
 from ee_export.runtime.segment import Segment
@@ -100,15 +100,15 @@ class GpuExecutor:
         self._stream = stream
         self._lock = lock
         self._closing = ExitStack()
-        self._executor: Executor | None = None
+        self._executor: DeviceChain | None = None
         self._plan: Plan | None = None
         # Of the undecided pages on the device: what is known of each, by which it is known again; which page of the batch it is; and
         # the stretch before which they stand.
-        self._held: list[Known] = []
+        self._held: list[ExitHistory] = []
         self._rows: list[int] = []
         self._next = 0
         self._given: set[str] = set()
-        self._landings: list[Landing] = []  # those that nobody uses
+        self._landings: list[PrefetchSlot] = []  # those that nobody uses
         self._landing_count = 0
         self._landing_lock = threading.Lock()
 
@@ -192,13 +192,13 @@ class GpuExecutor:
             batch.keep([places[number] for number in remaining])
             self._held, self._rows, self._next = [page.known for page in batch.pages], remaining, at + 1
 
-    def _opened(self, plan: Plan) -> Executor:
+    def _opened(self, plan: Plan) -> DeviceChain:
         if plan != self._plan:
             self._plan = plan
-            self._policy = Policy.of(plan.point, plan.rules, plan.exits)
+            self._policy = ExitPolicy.of(plan.point, plan.rules, plan.exits)
         if self._executor is None:
             self._executor = self._closing.enter_context(
-                open_executor(
+                open_device_chain(
                     self._device,
                     self._segments,
                     self._policy,
@@ -224,7 +224,7 @@ class GpuExecutor:
 
     def _begin(
         self,
-        executor: Executor,
+        executor: DeviceChain,
         plan: Plan,
         batch: Batch,
         at: int,
@@ -244,7 +244,7 @@ class GpuExecutor:
                 raise BadLogits(
                     f"{plan.exits[self._stretches[before].end - 1]}: logits are not finite any more; the device failed"
                 )
-        if at and plan.point.criterion in ASKS_EXITS_BEFORE and pages[0].known.probabilities:
+        if at and plan.point.criterion in NEEDS_EARLIER_EXITS and pages[0].known.probabilities:
             executor.recall([page.known for page in pages])
 
     def _inputs(self, batch: Batch, at: int, landed: Mapping[str, DeviceArray]) -> dict[str, object]:
@@ -277,7 +277,7 @@ class GpuExecutor:
                     self._device.synchronize(self._stream)  # what was landed may still be read
                 raise
 
-    def _landing(self) -> Landing | None:
+    def _landing(self) -> PrefetchSlot | None:
         """One that nobody uses; none where there are enough, or no memory for more."""
         with self._landing_lock:
             if self._landings:
@@ -288,7 +288,7 @@ class GpuExecutor:
             inputs = [specs[name] for name in self._executor.buffers.inputs]
             self._landing_count += 1
             try:
-                return Landing(self._device, inputs, self._sizes)
+                return PrefetchSlot(self._device, inputs, self._sizes)
             except DeviceError:
                 return None
 
@@ -321,12 +321,12 @@ def _reachable(plan: Plan, batch: Batch, before: Sequence[int], steps: Sequence[
     return reached if reached in steps else None
 
 
-def _answering_at(policy: Policy, exit: int) -> Policy:
+def _answering_at(policy: ExitPolicy, exit: int) -> ExitPolicy:
     """The same policy, but all pages that come to an exit leave there."""
     return replace(policy, thresholds=(*policy.thresholds[:exit], -NEVER, *policy.thresholds[exit + 1 :]))
 
 
-def _visit(plan: Plan, page: PageState, left: Left, steps: Sequence[int], pages: int, took: float) -> None:
+def _visit(plan: Plan, page: PageState, left: ExitResult, steps: Sequence[int], pages: int, took: float) -> None:
     """Write down where the device evaluated a page in a stretch, whose time stands at the last exit: nobody watched the others."""
     if left.exit is not None and left.exit < 0:
         name = plan.steps[-1 - left.exit].exit
@@ -334,9 +334,9 @@ def _visit(plan: Plan, page: PageState, left: Left, steps: Sequence[int], pages:
     last = steps[-1] if left.exit is None else left.exit
     for at in range(steps[0], last + 1):
         step = plan.steps[at]
-        probabilities = calibrated(left.logits[at].tolist(), step.rule.scale, step.rule.bias)
+        probabilities = calibrate_logits(left.logits[at].tolist(), step.rule.scale, step.rule.bias)
         page.known.probabilities.append(probabilities)
-        answer, score = top(probabilities), float(left.scores[at])
+        answer, score = argmax(probabilities), float(left.scores[at])
         exits = at == left.exit and score >= step.limits[answer]
         page.visits.append((step.exit, pages, took if at == last else 0.0, plan.labels[answer], score, exits))
     if left.exit is not None:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from cuda.bindings import driver
 
 from ee_export.errors import DeviceError
-from ee_export.runtime.gpu.cuda_device import done, require, value
+from ee_export.runtime.gpu.cuda_device import require, require_success, value
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.kernels import DECIDE, GATHER_ROWS, Launch, compile_cubin
 
@@ -47,7 +47,7 @@ def capture(device: Device, stream: int, enqueue: Callable[[int], None], what: s
         DeviceError: the work cannot be captured, or nothing was recorded.
     """
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    done(driver.cuStreamBeginCapture(stream, mode), f"{what}: cuStreamBeginCapture")
+    require_success(driver.cuStreamBeginCapture(stream, mode), f"{what}: cuStreamBeginCapture")
     try:
         with _no_collection():
             enqueue(stream)
@@ -109,7 +109,7 @@ def new_graph() -> Graph:
 
 
 def destroy(graph: Graph) -> None:
-    done(driver.cuGraphDestroy(graph), "cuGraphDestroy")
+    require_success(driver.cuGraphDestroy(graph), "cuGraphDestroy")
 
 
 def add_child(graph: Graph, after: Sequence[Node], child: Graph) -> Node:
@@ -190,10 +190,10 @@ class Launchable:
 
     def launch(self, stream: int) -> None:
         """Append the graph's work to a stream; raises DeviceError if the driver refuses."""
-        done(driver.cuGraphLaunch(self.graph, stream), "cuGraphLaunch")
+        require_success(driver.cuGraphLaunch(self.graph, stream), "cuGraphLaunch")
 
     def close(self) -> None:
-        done(driver.cuGraphExecDestroy(self.graph), "cuGraphExecDestroy")
+        require_success(driver.cuGraphExecDestroy(self.graph), "cuGraphExecDestroy")
 
 
 def instantiate(graph: Graph, stream: int, what: str) -> Launchable:
@@ -205,7 +205,7 @@ def instantiate(graph: Graph, stream: int, what: str) -> Launchable:
     made = Launchable(value(driver.cuGraphInstantiate(graph, 0), f"{what}: cuGraphInstantiate"))
     # The first launch uploads what is not there; no document says that every graph can be before.
     with contextlib.suppress(DeviceError):
-        done(driver.cuGraphUpload(made.graph, stream), f"{what}: cuGraphUpload")
+        require_success(driver.cuGraphUpload(made.graph, stream), f"{what}: cuGraphUpload")
     return made
 
 
@@ -226,4 +226,4 @@ class Kernels:
 
     def close(self) -> None:
         with contextlib.suppress(DeviceError):  # a context that failed has no modules any more
-            done(driver.cuModuleUnload(self._module), "cuModuleUnload")
+            require_success(driver.cuModuleUnload(self._module), "cuModuleUnload")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ee_export.errors import BadRequest, DeviceError, require_known
-from ee_export.policy.criteria import CRITERIA, Known, top
-from ee_export.policy.decide import NEVER, Rule, Threshold, limits
+from ee_export.policy.criteria import CRITERIA, ExitHistory, argmax
+from ee_export.policy.decide import NEVER, ExitRule, Threshold, limits
 
 MAX_ROWS = 1024
 """Rows that one launch of :data:`DECIDE` holds: a thread each, in one block."""
@@ -154,9 +154,9 @@ def trail_bytes(pages: int, classes: int) -> int:
     return 8 * pages * (2 * classes + 3)
 
 
-def trail_of(known: Known, classes: int) -> np.ndarray:
+def trail_of(known: ExitHistory, classes: int) -> np.ndarray:
     """A page's part of ``Decide.trail``, float64 ``[2 C + 3]``, as the exits that it was asked at would have left it."""
-    answers = [top(found) for found in known.probabilities]
+    answers = [argmax(found) for found in known.probabilities]
     run = next((at for at, answer in enumerate(reversed(answers)) if answer != answers[-1]), len(answers))
     counts = np.bincount(answers, minlength=classes)
     return np.concatenate([known.probabilities[-1], counts, [len(answers), answers[-1], run]])
@@ -167,7 +167,9 @@ def policy_bytes(exits: int, classes: int) -> int:
     return 16 + 8 * exits * (3 * classes + 2 + classes + 7)
 
 
-def policy_block(rules: Sequence[Rule], criterion: str, thresholds: Sequence[Threshold], classes: int) -> np.ndarray:
+def policy_block(
+    rules: Sequence[ExitRule], criterion: str, thresholds: Sequence[Threshold], classes: int
+) -> np.ndarray:
     """The bytes at ``Decide.policy``, uint8 ``[policy_bytes(E, C)]``.
 
     Layout: int32 criterion, E, C, 0; then float64 scale [E][C], bias [E][C], limits [E][C] (+inf: never), gate [E][2],

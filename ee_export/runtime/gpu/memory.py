@@ -12,7 +12,7 @@ from ee_export.runtime.gpu.device import Device
 _ALIGNED = 256
 
 
-class Memory:
+class Allocation:
     """Memory and events of a device that are freed together; where one cannot be, the others are all the same."""
 
     def __init__(self, device: Device, stream: int) -> None:

@@ -12,11 +12,11 @@ from ee_export.errors import BadRequest
 from ee_export.package.manifest import SegmentSpec, Target
 from ee_export.package.recipe import TargetRecipe, read_recipe
 from ee_export.package.store import Package
-from ee_export.runtime.gpu.built import BuiltOn, rebuild, require_built_for
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.scratch import Scratch
+from ee_export.runtime.gpu.provenance import EngineProvenance, rebuild_command, require_compatible
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.gpu.shapes import profile_shapes
+from ee_export.runtime.gpu.workspace import Workspace
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 RECIPE = "recipe.toml"
@@ -40,7 +40,7 @@ def require_gpu_backend(backend: str) -> None:
         require_provider(backend)
 
 
-def built_here(gpu: Device, recipe: TargetRecipe) -> BuiltOn:
+def provenance_here(gpu: Device, recipe: TargetRecipe) -> EngineProvenance:
     """What engines that are built now, on this GPU by this recipe, are for."""
     import tensorrt
 
@@ -48,8 +48,8 @@ def built_here(gpu: Device, recipe: TargetRecipe) -> BuiltOn:
     return replace(_here(gpu, tensorrt.__version__), hardware=recipe.hardware_compatibility, versions=versions)
 
 
-def _here(gpu: Device, tensorrt: str) -> BuiltOn:
-    return BuiltOn(tensorrt, gpu.name, ".".join(map(str, gpu.compute_capability)), driver_of(gpu))
+def _here(gpu: Device, tensorrt: str) -> EngineProvenance:
+    return EngineProvenance(tensorrt, gpu.name, ".".join(map(str, gpu.compute_capability)), driver_of(gpu))
 
 
 def driver_of(gpu: Device) -> str:
@@ -85,13 +85,13 @@ def require_fits(package: Package, target_name: str, gpu: Device) -> None:
     if source in package.manifest.targets and target.compiled.get("source") != source_hash(package, source):
         raise BadRequest(
             f"{package.path}: {target_name} was compiled of other segments than the package's {source}: "
-            f"{rebuild(str(package.path), target_name)}"
+            f"{rebuild_command(str(package.path), target_name)}"
         )
     if target.backend == "tensorrt":
         import tensorrt
 
-        built = BuiltOn.read(target.compiled, f"{package.path}/manifest.json: targets.{target_name}")
-        require_built_for(built, _here(gpu, tensorrt.__version__), str(package.path), target_name)
+        built = EngineProvenance.read(target.compiled, f"{package.path}/manifest.json: targets.{target_name}")
+        require_compatible(built, _here(gpu, tensorrt.__version__), str(package.path), target_name)
 
 
 def open_segments(
@@ -110,7 +110,7 @@ def open_segments(
     if target.backend == "tensorrt":
         from ee_export.runtime.gpu.tensorrt import TensorRtSegment
 
-        scratch = Scratch(gpu)
+        scratch = Workspace(gpu)
         return [
             TensorRtSegment(
                 spec,

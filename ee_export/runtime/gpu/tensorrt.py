@@ -10,8 +10,8 @@ import tensorrt as trt
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime.gpu.buffers import shape_of
-from ee_export.runtime.gpu.scratch import Scratch
 from ee_export.runtime.gpu.tensorrt_log import LOG, last_errors
+from ee_export.runtime.gpu.workspace import Workspace
 
 DTYPES = {
     "float32": trt.DataType.FLOAT,
@@ -47,7 +47,7 @@ class TensorRtSegment:
         spec: SegmentSpec,
         plan: bytes,
         target: str,
-        scratch: Scratch,
+        scratch: Workspace,
         *,
         host_code: bool = False,
         weights: Path | None = None,

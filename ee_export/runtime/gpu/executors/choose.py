@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from ee_export.errors import DeviceError, require_known
-from ee_export.runtime.gpu.buffers import Buffers, Sizes, shape_of
+from ee_export.runtime.gpu.buffers import Sizes, TensorArena, shape_of
 from ee_export.runtime.gpu.device import Device, preflight
-from ee_export.runtime.gpu.executors.batch import Executor, Policy, Stretch, run
+from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, SegmentRange, run_chain
 from ee_export.runtime.gpu.executors.host import HostChain
 from ee_export.runtime.gpu.segment import DeviceSegment
 
@@ -25,24 +25,24 @@ _said: set[str] = set()
 
 
 @contextlib.contextmanager
-def open_executor(
+def open_device_chain(
     device: Device,
     segments: Sequence[DeviceSegment],
-    policy: Policy,
+    policy: ExitPolicy,
     sizes: Sizes,
     *,
-    stretches: Sequence[Stretch] = (),
+    stretches: Sequence[SegmentRange] = (),
     kind: str = "auto",
     stream: int | None = None,
-) -> Iterator[Executor]:
+) -> Iterator[DeviceChain]:
     """A chain on a GPU, all of it captured and ready; closed, with all its memory freed, at the end of the ``with``.
 
     Args:
         device: see :func:`~ee_export.runtime.gpu.device.open_device`.
         segments: those that are to run, in order; exits are numbered by them.
-        policy: can be changed later without a recapture, see :meth:`Executor.retune`.
+        policy: can be changed later without a recapture, see :meth:`DeviceChain.retune`.
         sizes: batch sizes and lengths to be ready for. Graphs are made for each pair, and take memory.
-        stretches: see :data:`Stretch`; by default one, of all segments.
+        stretches: see :data:`SegmentRange`; by default one, of all segments.
         kind: ``conditional``, ``graphs`` or ``host``, or ``auto``: the fastest of them, measured. One that cannot run here falls back
             to the next of them, and the log ``ee_export`` says once why.
         stream: a CUstream to run in, not the legacy default one; by default one of its own.
@@ -54,22 +54,22 @@ def open_executor(
     require_known(kind, ("auto", *KINDS), "executor")
     whole = tuple(stretches) or ((0, len(segments)),)
     with (
-        contextlib.closing(Buffers(device, segments, sizes, stream)) as buffers,
+        contextlib.closing(TensorArena(device, segments, sizes, stream)) as buffers,
         contextlib.closing(_open(buffers, policy, whole, kind)) as executor,
     ):
         yield executor
 
 
-def _open(buffers: Buffers, policy: Policy, stretches: Sequence[Stretch], kind: str) -> Executor:
+def _open(buffers: TensorArena, policy: ExitPolicy, stretches: Sequence[SegmentRange], kind: str) -> DeviceChain:
     asked = KINDS if kind == "auto" else KINDS[KINDS.index(kind) :]
     checks = {check.executor: check for check in preflight(buffers.device)}
-    opened: list[Executor] = []
+    opened: list[DeviceChain] = []
     try:
         for at, one in enumerate(asked):
             try:
                 if not checks[one].runs:
                     raise DeviceError(checks[one].why)
-                opened.append(make(one, buffers, policy, stretches))
+                opened.append(make_chain(one, buffers, policy, stretches))
             except DeviceError as error:
                 if one == KINDS[-1]:
                     raise
@@ -86,8 +86,8 @@ def _open(buffers: Buffers, policy: Policy, stretches: Sequence[Stretch], kind: 
         raise
 
 
-def make(kind: str, buffers: Buffers, policy: Policy, stretches: Sequence[Stretch]) -> Executor:
-    """An executor of a kind, with no fallback; see :func:`open_executor`. Several may share buffers, one batch at a time."""
+def make_chain(kind: str, buffers: TensorArena, policy: ExitPolicy, stretches: Sequence[SegmentRange]) -> DeviceChain:
+    """An executor of a kind, with no fallback; see :func:`open_device_chain`. Several may share buffers, one batch at a time."""
     if kind == "conditional":
         from ee_export.runtime.gpu.executors.conditional import ConditionalChain
 
@@ -95,8 +95,8 @@ def make(kind: str, buffers: Buffers, policy: Policy, stretches: Sequence[Stretc
     return HostChain(buffers, policy, stretches, graphs=kind == "graphs")
 
 
-def _fastest(opened: Sequence[Executor], policy: Policy) -> Executor:
-    took = {executor.kind: measure(executor, executor.buffers.sizes.batches[0]) for executor in opened}
+def _fastest(opened: Sequence[DeviceChain], policy: ExitPolicy) -> DeviceChain:
+    took = {executor.kind: measure_ms(executor, executor.buffers.sizes.batches[0]) for executor in opened}
     best = min(opened, key=lambda executor: took[executor.kind])
     _log.info("executor '%s' of %s", best.kind, ", ".join(f"{kind} {ms:.3f} ms" for kind, ms in took.items()))
     for executor in opened:
@@ -106,7 +106,7 @@ def _fastest(opened: Sequence[Executor], policy: Policy) -> Executor:
     return best
 
 
-def measure(executor: Executor, rows: int, runs: int = _RUNS) -> float:
+def measure_ms(executor: DeviceChain, rows: int, runs: int = _RUNS) -> float:
     """Milliseconds of a batch of blank pages, inputs and results included: the mean over exits of the median of ``runs`` batches that
     leave there. The executor's policy is another one afterwards."""
     buffers = executor.buffers
@@ -121,7 +121,7 @@ def measure(executor: Executor, rows: int, runs: int = _RUNS) -> float:
         times = []
         for _ in range(runs + 3):
             started = time.perf_counter()
-            run(executor, blank, rows)
+            run_chain(executor, blank, rows)
             times.append((time.perf_counter() - started) * 1e3)
         medians.append(statistics.median(times[3:]))
     return statistics.fmean(medians)

@@ -6,11 +6,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ee_export.errors import DeviceError
-from ee_export.policy.criteria import Known
+from ee_export.policy.criteria import ExitHistory
 from ee_export.runtime.gpu import graphs
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers
-from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
+from ee_export.runtime.gpu.buffers import TensorArena
+from ee_export.runtime.gpu.executors.device_chain import (
+    DeviceBatch,
+    ExitPolicy,
+    ExitResult,
+    ResultBuffer,
+    SegmentRange,
+    count_classes,
+    require_policy,
+)
 from ee_export.runtime.gpu.graphs import Graph, Handle, Launchable, Node
 from ee_export.runtime.gpu.kernels import (
     CONDITIONAL,
@@ -28,11 +36,11 @@ from ee_export.runtime.gpu.kernels import (
     trail_bytes,
     trail_of,
 )
-from ee_export.runtime.gpu.memory import Memory, host_array
+from ee_export.runtime.gpu.memory import Allocation, host_array
 
 
 class ConditionalChain:
-    """See :class:`ee_export.runtime.gpu.executors.batch.Executor`.
+    """See :class:`ee_export.runtime.gpu.executors.device_chain.DeviceChain`.
 
     A page alone runs through nested IF nodes, (segment, decision, IF (segment, decision, IF …)), so that one false condition skips
     all the rest. A batch runs through a row of SWITCH nodes, one a segment, with a body for each batch size: (segment, decision,
@@ -42,14 +50,14 @@ class ConditionalChain:
 
     kind = "conditional"
 
-    def __init__(self, buffers: Buffers, policy: Policy, stretches: Sequence[Stretch]) -> None:
+    def __init__(self, buffers: TensorArena, policy: ExitPolicy, stretches: Sequence[SegmentRange]) -> None:
         self.buffers = buffers
         self.stretches = tuple(stretches)
-        self._classes = classes_of(buffers)
+        self._classes = count_classes(buffers)
         self._exits = len(buffers.segments)
-        self._memory = Memory(buffers.device, buffers.stream)
+        self._memory = Allocation(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
-        self._ready: dict[tuple[Stretch, int, int], Launchable] = {}
+        self._ready: dict[tuple[SegmentRange, int, int], Launchable] = {}
         try:
             with buffers.device.current():
                 self._allocate()
@@ -67,7 +75,7 @@ class ConditionalChain:
         most = buffers.sizes.batches[-1]
         self._kernels = graphs.Kernels(buffers.device)
         self._closers.append(self._kernels.close)
-        self._board = Board(buffers, memory, self._exits, self._classes)
+        self._board = ResultBuffer(buffers, memory, self._exits, self._classes)
         self._source = memory.allocate(4 * most)
         self._trail = memory.allocate(trail_bytes(most, self._classes))
         self._trail_pinned = memory.allocate_pinned(trail_bytes(most, self._classes))
@@ -231,8 +239,8 @@ class ConditionalChain:
     # A batch.
 
     def start(self, rows: int) -> None:
-        self._batch = Batch(self.buffers, self.stretches, rows)
-        none = Left(None, np.zeros(0), np.zeros((0, self._classes), np.float32))
+        self._batch = DeviceBatch(self.buffers, self.stretches, rows)
+        none = ExitResult(None, np.zeros(0), np.zeros((0, self._classes), np.float32))
         self._left = [none] * rows
         self._began = False
 
@@ -287,7 +295,7 @@ class ConditionalChain:
                 size = trail_bytes(self._board.pages, self._classes)
                 self.buffers.device.clear(self._trail, size, self.buffers.stream)
 
-    def recall(self, known: Sequence[Known]) -> None:
+    def recall(self, known: Sequence[ExitHistory]) -> None:
         device, pages = self.buffers.device, self._batch.pages
         with device.current():
             device.wait(self._recalled)
@@ -306,16 +314,16 @@ class ConditionalChain:
             exit = None if page in undecided else int(board["exits"][page])
             visited = end if exit is None else (exit if exit >= 0 else -1 - exit) + 1
             scores, logits = board["scores"][:visited, page], board["answers"][:visited, page]
-            self._left[page] = Left(exit, scores.copy(), logits.copy())
+            self._left[page] = ExitResult(exit, scores.copy(), logits.copy())
         self._batch.pages = staying
 
-    def results(self) -> list[Left]:
+    def results(self) -> list[ExitResult]:
         return list(self._left)
 
     def results_on_device(self) -> dict[str, DeviceArray]:
         return self._board.arrays(self._batch.rows)
 
-    def retune(self, policy: Policy) -> None:
+    def retune(self, policy: ExitPolicy) -> None:
         require_policy(policy, self._exits, self._classes)
         block = policy_block(policy.rules, policy.criterion, policy.thresholds, self._classes)
         device = self.buffers.device

@@ -7,29 +7,39 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ee_export.errors import BadLogits, DeviceError
-from ee_export.policy.criteria import CRITERIA, Known
+from ee_export.policy.criteria import CRITERIA, ExitHistory
 from ee_export.policy.decide import NEVER, decide, limits
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers
-from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
-from ee_export.runtime.gpu.memory import Memory, host_array
+from ee_export.runtime.gpu.buffers import TensorArena
+from ee_export.runtime.gpu.executors.device_chain import (
+    DeviceBatch,
+    ExitPolicy,
+    ExitResult,
+    ResultBuffer,
+    SegmentRange,
+    count_classes,
+    require_policy,
+)
+from ee_export.runtime.gpu.memory import Allocation, host_array
 
 Enqueue = Callable[[int], None]
 """Appends a segment's work to a stream."""
 
 
 class HostChain:
-    """See :class:`ee_export.runtime.gpu.executors.batch.Executor`.
+    """See :class:`ee_export.runtime.gpu.executors.device_chain.DeviceChain`.
 
     With ``graphs`` each segment is captured once per batch size and length, when the chain is made, and then launched as a graph.
     """
 
-    def __init__(self, buffers: Buffers, policy: Policy, stretches: Sequence[Stretch], *, graphs: bool) -> None:
+    def __init__(
+        self, buffers: TensorArena, policy: ExitPolicy, stretches: Sequence[SegmentRange], *, graphs: bool
+    ) -> None:
         self.kind = "graphs" if graphs else "host"
         self.buffers = buffers
         self.stretches = tuple(stretches)
-        self._classes = classes_of(buffers)
-        self._memory = Memory(buffers.device, buffers.stream)
+        self._classes = count_classes(buffers)
+        self._memory = Allocation(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._enqueue: dict[tuple[int, int, int], Enqueue] = {}
         self.retune(policy)
@@ -38,7 +48,7 @@ class HostChain:
                 size = 4 * (self._classes + 1) * buffers.sizes.batches[-1]
                 self._pinned = self._memory.allocate_pinned(size)
                 self._event = self._memory.event()
-                self._board = Board(buffers, self._memory, len(buffers.segments), self._classes)
+                self._board = ResultBuffer(buffers, self._memory, len(buffers.segments), self._classes)
                 self._prepare(graphs)
         except BaseException:
             self.close()
@@ -73,8 +83,8 @@ class HostChain:
         return ready.launch
 
     def start(self, rows: int) -> None:
-        self._batch = Batch(self.buffers, self.stretches, rows)
-        self._known = [Known() for _ in range(rows)]
+        self._batch = DeviceBatch(self.buffers, self.stretches, rows)
+        self._known = [ExitHistory() for _ in range(rows)]
         self._scores: list[list[float]] = [[] for _ in range(rows)]
         self._logits: list[list[np.ndarray]] = [[] for _ in range(rows)]
         self._exits: list[int | None] = [None] * rows
@@ -101,9 +111,9 @@ class HostChain:
             self._scores[page] += [math.nan] * (end - first)
             self._logits[page] += [np.zeros(self._classes, np.float32)] * (end - first)
 
-    def recall(self, known: Sequence[Known]) -> None:
+    def recall(self, known: Sequence[ExitHistory]) -> None:
         for page, one in zip(self._batch.pages, known, strict=True):
-            self._known[page] = Known(list(one.probabilities))
+            self._known[page] = ExitHistory(list(one.probabilities))
 
     def _step(self, step: int, end: int, tokens: Sequence[int] | None) -> None:
         buffers, batch = self.buffers, self._batch
@@ -114,7 +124,7 @@ class HostChain:
         stays = [self._stays(step, row, logits[row], gates, tokens) for row in range(rows)]
         if all(stays):
             return
-        moves, order = packed(stays)
+        moves, order = pack_rows(stays)
         batch.pages = [batch.pages[row] for row in order]
         if batch.pages:
             for name in buffers.live(step, end):
@@ -165,10 +175,10 @@ class HostChain:
         self._scores[page].append(score)
         self._exits[page] = exit
 
-    def results(self) -> list[Left]:
+    def results(self) -> list[ExitResult]:
         none = np.zeros((0, self._classes), np.float32)
         return [
-            Left(exit, np.array(scores), np.stack(logits) if logits else none)
+            ExitResult(exit, np.array(scores), np.stack(logits) if logits else none)
             for exit, scores, logits in zip(self._exits, self._scores, self._logits, strict=True)
         ]
 
@@ -184,7 +194,7 @@ class HostChain:
             board.send(board.dtype.itemsize)
         return board.arrays(self._batch.rows)
 
-    def retune(self, policy: Policy) -> None:
+    def retune(self, policy: ExitPolicy) -> None:
         require_policy(policy, len(self.buffers.segments), self._classes)
         self.policy = policy
         self._limits = [limits(threshold, self._classes) for threshold in (*policy.thresholds, -NEVER)]
@@ -198,7 +208,7 @@ class HostChain:
             closing.callback(self._memory.close)  # first: it waits for what is under way
 
 
-def packed(stays: Sequence[bool]) -> tuple[list[tuple[int, int]], list[int]]:
+def pack_rows(stays: Sequence[bool]) -> tuple[list[tuple[int, int]], list[int]]:
     """How rows that stay are packed in place, as the device's kernel does it: those at the end move into the holes.
 
     Returns:

@@ -6,12 +6,12 @@ import numpy as np
 
 from ee_export.package.manifest import TensorSpec
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Sizes, Staging, shape_of
+from ee_export.runtime.gpu.buffers import PinnedStaging, Sizes, shape_of
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.memory import Memory
+from ee_export.runtime.gpu.memory import Allocation
 
 
-class Landing:
+class PrefetchSlot:
     """Device memory for the inputs of a batch, beside the chain's own, with a stream of its own. For one thread at a time."""
 
     def __init__(self, device: Device, inputs: Sequence[TensorSpec], sizes: Sizes) -> None:
@@ -19,10 +19,10 @@ class Landing:
         self._specs = {spec.name: spec for spec in inputs}
         self._sizes = sizes
         self._stream = device.create_stream()
-        self._memory = Memory(device, self._stream)
+        self._memory = Allocation(device, self._stream)
         try:
             self._addresses = {spec.name: self._memory.allocate(sizes.most_bytes(spec)) for spec in inputs}
-            self._staging = Staging(self._memory, inputs, sizes, self._addresses)
+            self._staging = PinnedStaging(self._memory, inputs, sizes, self._addresses)
         except BaseException:
             self.close()
             raise

@@ -10,7 +10,7 @@ _AMPERE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltOn:
+class EngineProvenance:
     """The library and the GPU that engines are for. In a manifest: texts in a target's ``compiled``.
 
     ``hardware``: which other GPUs they run on, ``none``, ``ampere_plus`` or ``same_compute_capability``. ``versions``: which
@@ -41,7 +41,7 @@ class BuiltOn:
     def __str__(self) -> str:
         return f"TensorRT {self.tensorrt} on {self.gpu} (compute capability {self.compute_capability}, driver {self.driver})"
 
-    def differs(self, here: "BuiltOn") -> list[str]:
+    def differs(self, here: "EngineProvenance") -> list[str]:
         """Why engines for this would not run ``here``, each a few words; empty where they do. The driver is no reason."""
         reasons = []
         if self.versions == "newer":
@@ -60,16 +60,16 @@ class BuiltOn:
         return reasons
 
 
-def require_built_for(built: BuiltOn, here: BuiltOn, package: str, target: str) -> None:
+def require_compatible(built: EngineProvenance, here: EngineProvenance, package: str, target: str) -> None:
     """Raise BadRequest, with the command that rebuilds them, where engines cannot run here; names all that differs."""
     if reasons := built.differs(here):
         raise BadRequest(
             f"{package}: engines of {target} were built by {built}; here is {here}: {', '.join(reasons)}; "
-            f"build them here: {rebuild(package, target)}"
+            f"build them here: {rebuild_command(package, target)}"
         )
 
 
-def rebuild(package: str, target: str) -> str:
+def rebuild_command(package: str, target: str) -> str:
     """The command that replaces a target's engines."""
     return f"`ee-export compile {package} DATA --target {target} --force`"
 

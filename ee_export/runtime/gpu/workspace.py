@@ -5,7 +5,7 @@ import contextlib
 from ee_export.runtime.gpu.device import Device
 
 
-class Scratch:
+class Workspace:
     """Memory that engines compute in, shared by all that run one after the other on one stream.
 
     It is as large as the largest of them needs for the largest pages of any profile; so nothing is allocated between pages,

@@ -8,32 +8,32 @@ import numpy as np
 
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import OperatingPoint
-from ee_export.policy.criteria import Known
-from ee_export.policy.decide import Rule, Threshold
+from ee_export.policy.criteria import ExitHistory
+from ee_export.policy.decide import ExitRule, Threshold
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers
-from ee_export.runtime.gpu.memory import Memory, host_array
+from ee_export.runtime.gpu.buffers import TensorArena
+from ee_export.runtime.gpu.memory import Allocation, host_array
 
-Stretch = tuple[int, int]
+SegmentRange = tuple[int, int]
 """Segments that run on the same inputs with no return to the host's program: the first, and the one after the last."""
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ExitPolicy:
     """How a chain decides: a rule an exit, in order, a criterion, and a threshold for each exit but the last, which always answers."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[ExitRule, ...]
     criterion: str
     thresholds: tuple[Threshold, ...]
 
     @staticmethod
-    def of(point: OperatingPoint, rules: Sequence[Rule], exits: Sequence[str]) -> "Policy":
-        """An operating point's, for these exits of a chain; ``rules`` as :func:`ee_export.runtime.plan.rules` makes them."""
-        return Policy(tuple(rules), point.criterion, tuple(point.thresholds.get(name) for name in exits[:-1]))
+    def of(point: OperatingPoint, rules: Sequence[ExitRule], exits: Sequence[str]) -> "ExitPolicy":
+        """An operating point's, for these exits of a chain; ``rules`` as :func:`ee_export.runtime.plan.make_rules` makes them."""
+        return ExitPolicy(tuple(rules), point.criterion, tuple(point.thresholds.get(name) for name in exits[:-1]))
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class ExitResult:
     """Where a page left a chain.
 
     ``exit``: its index, −1 − index where logits were not finite there, ``None`` while the page is undecided. ``scores`` float64 ``[visited]`` and ``logits`` float32
@@ -46,16 +46,16 @@ class Left:
     logits: np.ndarray
 
 
-class Executor(Protocol):
+class DeviceChain(Protocol):
     """A chain over fixed device tensors, for one batch at a time; not thread-safe.
 
     ``kind``: ``host``, ``graphs`` or ``conditional``. ``stretches``: what :meth:`advance` runs, in turn.
     """
 
     kind: str
-    buffers: Buffers
-    stretches: tuple[Stretch, ...]
-    policy: Policy
+    buffers: TensorArena
+    stretches: tuple[SegmentRange, ...]
+    policy: ExitPolicy
 
     def start(self, rows: int) -> None:
         """Begin a new batch; what was not answered of the one before is forgotten.
@@ -87,24 +87,24 @@ class Executor(Protocol):
         :meth:`results` has of them means nothing."""
         ...
 
-    def recall(self, known: Sequence[Known]) -> None:
+    def recall(self, known: Sequence[ExitHistory]) -> None:
         """Take these probabilities for what the exits before said of the undecided pages, in the order of their rows, one or more each: criteria
         that look back go by them."""
         ...
 
-    def results(self) -> list[Left]:
+    def results(self) -> list[ExitResult]:
         """Where each page left, in the order of the batch."""
         ...
 
     def results_on_device(self) -> dict[str, DeviceArray]:
         """The results in device memory, until the next :meth:`start`, with no wait for them.
 
-        ``exits`` int32 ``[rows]``, as in :class:`Left`; ``scores`` float64 ``[E, largest batch]`` and ``answers`` float32
+        ``exits`` int32 ``[rows]``, as in :class:`ExitResult`; ``scores`` float64 ``[E, largest batch]`` and ``answers`` float32
         ``[E, largest batch, C]``: raw logits, of the exits where a page was asked; other entries are of pages before.
         """
         ...
 
-    def retune(self, policy: Policy) -> None:
+    def retune(self, policy: ExitPolicy) -> None:
         """Decide by another policy from the next :meth:`advance` on; nothing is captured or compiled for it.
 
         Raises:
@@ -117,8 +117,10 @@ class Executor(Protocol):
         ...
 
 
-def run(executor: Executor, inputs: Mapping[str, object], rows: int, tokens: np.ndarray | None = None) -> list[Left]:
-    """All stretches, for pages whose inputs are all at hand; see :class:`Executor` for the arguments and errors.
+def run_chain(
+    executor: DeviceChain, inputs: Mapping[str, object], rows: int, tokens: np.ndarray | None = None
+) -> list[ExitResult]:
+    """All stretches, for pages whose inputs are all at hand; see :class:`DeviceChain` for the arguments and errors.
 
     ``tokens``: int ``[E, rows]``.
     """
@@ -142,12 +144,12 @@ def _rows(value: object, pages: Sequence[int], rows: int) -> object:
         return value
     if not isinstance(value, np.ndarray):
         raise BadRequest(
-            "a device array for a chain in several stretches: give each stretch its rows, see Executor.advance"
+            "a device array for a chain in several stretches: give each stretch its rows, see DeviceChain.advance"
         )
     return value[list(pages)]
 
 
-def require_policy(policy: Policy, exits: int, classes: int) -> None:
+def require_policy(policy: ExitPolicy, exits: int, classes: int) -> None:
     """Raise BadRequest for a policy of another number of exits or classes."""
     if len(policy.rules) != exits or len(policy.thresholds) != exits - 1:
         raise BadRequest(
@@ -160,7 +162,7 @@ def require_policy(policy: Policy, exits: int, classes: int) -> None:
             )
 
 
-def classes_of(buffers: Buffers) -> int:
+def count_classes(buffers: TensorArena) -> int:
     """C, from the logits of the first exit."""
     count = buffers.specs[buffers.logits(0)].shape[-1]
     if not isinstance(count, int):
@@ -168,7 +170,7 @@ def classes_of(buffers: Buffers) -> int:
     return count
 
 
-class Batch:
+class DeviceBatch:
     """Where a batch stands in a chain.
 
     ``rows``: pages that it began with. ``pages``: those that are undecided, in the order of their rows. ``stretch``: the one that runs,
@@ -178,7 +180,7 @@ class Batch:
         BadRequest: no page, or more than the largest batch.
     """
 
-    def __init__(self, buffers: Buffers, stretches: Sequence[Stretch], rows: int) -> None:
+    def __init__(self, buffers: TensorArena, stretches: Sequence[SegmentRange], rows: int) -> None:
         if rows < 1:
             raise BadRequest("no pages in a batch; expected 1 or more")
         buffers.sizes.batch(rows)
@@ -210,7 +212,7 @@ class Batch:
         return True
 
 
-def _require_given(buffers: Buffers, stretch: Stretch, given: Set[str]) -> None:
+def _require_given(buffers: TensorArena, stretch: SegmentRange, given: Set[str]) -> None:
     """Raise BadRequest where a stretch reads an input that was not given."""
     for segment in buffers.segments[stretch[0] : stretch[1]]:
         for spec in segment.inputs:
@@ -218,7 +220,7 @@ def _require_given(buffers: Buffers, stretch: Stretch, given: Set[str]) -> None:
                 raise BadRequest(f"{spec.name}: read by {segment.exit} and not given")
 
 
-def _length_of(buffers: Buffers, inputs: Mapping[str, object], stretch: Stretch, before: int) -> int:
+def _length_of(buffers: TensorArena, inputs: Mapping[str, object], stretch: SegmentRange, before: int) -> int:
     """The length in which a stretch runs: that of its inputs, or else of those before; 0 where nothing has one.
 
     Raises:
@@ -240,14 +242,14 @@ def _length_of(buffers: Buffers, inputs: Mapping[str, object], stretch: Stretch,
     return length
 
 
-class Board:
+class ResultBuffer:
     """Where a batch's results stand: in one piece of device memory, and its mirror in pinned memory.
 
     int32 ``rows`` (how many are undecided), ``value``, ``ids [P]``, ``exits [P]``; float64 ``scores [E, P]``; float32
     ``answers [E, P, C]``; P is the largest batch.
     """
 
-    def __init__(self, buffers: Buffers, memory: Memory, exits: int, classes: int) -> None:
+    def __init__(self, buffers: TensorArena, memory: Allocation, exits: int, classes: int) -> None:
         pages = buffers.sizes.batches[-1]
         self.pages = pages
         self.dtype = np.dtype(
@@ -292,7 +294,7 @@ class Board:
         device.wait(self.event)
 
     def arrays(self, rows: int) -> dict[str, DeviceArray]:
-        """See :meth:`Executor.results_on_device`."""
+        """See :meth:`DeviceChain.results_on_device`."""
         fields = self.dtype.fields
         assert fields is not None
         found = {}
