@@ -1,4 +1,4 @@
-"""Find thresholds: on the frontier of measured cost and accuracy, or with no right answer lost."""
+"""Find thresholds: on the Pareto front of measured cost and accuracy, or with no right answer lost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,16 @@ from ee_export.policy.decide import Threshold, assign_exits
 T = TypeVar("T")
 
 NOT_EVALUATED = float("-inf")
-"""The score of an exit that is not asked: it reaches no threshold, and none is found for it."""
+"""Score of an exit that is not evaluated. It reaches no threshold, and the exit gets none."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageScores:
-    """What every exit says of N pages, exits in order, ``final`` last.
+    """Scores, answers and costs of N pages at every exit, exits in order, ``final`` last.
 
-    ``scores`` float ``[E, N]``, :data:`NOT_EVALUATED` where an exit is not; ``answers`` int ``[E, N]``: the class each exit answers; ``targets`` int ``[N]``; ``cost_ms``
-    float ``[E, N]``: measured time to answer the page there, OCR included where it is needed.
+    ``scores``: float ``[E, N]``, :data:`NOT_EVALUATED` at an exit that is not evaluated. ``answers``: int ``[E, N]``, the class
+    that each exit answers. ``targets``: int ``[N]``. ``cost_ms``: float ``[E, N]``, measured time to answer the page there, OCR
+    included if it is needed.
     """
 
     scores: np.ndarray
@@ -32,13 +33,13 @@ class PageScores:
     @property
     def right(self) -> np.ndarray:
         """Whether each exit's answer is the label, bool ``[E, N]``."""
-        found: np.ndarray = self.answers == self.targets
-        return found
+        right: np.ndarray = self.answers == self.targets
+        return right
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Where each page leaves, int ``[N]``, and what that gives."""
+    """Exit of each page, int ``[N]``, with the accuracy and the mean cost that result."""
 
     exits: np.ndarray
     accuracy: float
@@ -47,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A point of the frontier: thresholds per exit but ``final``, and what they give on the pages they were found on."""
+    """A point of the Pareto front: thresholds of all exits but ``final``, with accuracy and mean cost on the tuning pages."""
 
     thresholds: tuple[float | None, ...]
     accuracy: float
@@ -57,21 +58,21 @@ class Point:
 def evaluate(pages: PageScores, thresholds: Sequence[Threshold]) -> Outcome:
     """Accuracy and mean cost of a set of thresholds."""
     exits = assign_exits(pages.scores, thresholds, pages.answers)
-    at = np.arange(len(exits))
-    return Outcome(exits, float(pages.right[exits, at].mean()), float(pages.cost_ms[exits, at].mean()))
+    columns = np.arange(len(exits))
+    return Outcome(exits, float(pages.right[exits, columns].mean()), float(pages.cost_ms[exits, columns].mean()))
 
 
 def lossless_thresholds(pages: PageScores, margin: float = 0.0, kind: str = "per_exit") -> list[Threshold]:
-    """Thresholds (``None``: never) at which no page loses its right answer, at the lowest mean cost found.
+    """Thresholds (``None``: no page exits) at which no page loses its right answer, at the lowest mean cost of the search.
 
-    That is stricter than equal accuracy: an early answer that happens to be right where ``final`` is wrong does not pay for
-    one that is wrong where ``final`` is right, for on other pages the luck runs out first. Each exit's threshold stands
-    above its highest score of a page so harmed, whether that page reaches the exit or not, and ``margin`` moves it that
-    share of the way to certainty: a new page must be more certain than any that was harmed here. Where an exit harmed
-    none, its least certain answer is taken for one: a few pages are no proof that an exit is never wrong.
+    That is stricter than equal accuracy. An early answer that happens to be right on a page that ``final`` gets wrong does not
+    pay for a harmed page, one that ``final`` gets right and the exit wrong, because on other pages the luck runs out first.
+    Each exit's threshold stands above its highest score of a harmed page, whether that page reaches the exit or not. ``margin``
+    moves it that share of the way to certainty, so that a new page must be more certain than any that was harmed here. If an
+    exit harmed none, its least certain answer counts as harmed, because a few pages do not prove that an exit is never wrong.
 
-    What is searched is which exits to ask at all: single exits are added or left out as long as the mean cost falls, from
-    none and from all of them. ``kind``: one of :data:`KINDS`.
+    The search decides which exits to evaluate at all. From none and from all of them, it adds or drops single exits as long as
+    the mean cost falls. ``kind``: one of :data:`KINDS`.
 
     Raises:
         BadRequest: there is no such kind of thresholds.
@@ -83,46 +84,46 @@ def lossless_thresholds(pages: PageScores, margin: float = 0.0, kind: str = "per
     def safe(e: int, among: np.ndarray) -> float | None:
         return _above(pages.scores[e, among], (right[-1] & ~right[e])[among], margin)
 
-    bars: list[Threshold]
+    safest: list[Threshold]
     if kind == "per_class":
         classes = range(int(max(pages.answers.max(), pages.targets.max())) + 1)
-        bars = [tuple(safe(e, pages.answers[e] == c) for c in classes) for e in exits]
+        safest = [tuple(safe(e, pages.answers[e] == c) for c in classes) for e in exits]
     else:
         everywhere = np.ones(len(pages.targets), bool)
-        bars = [safe(e, everywhere) for e in exits]
+        safest = [safe(e, everywhere) for e in exits]
 
-    def thresholds(asked: Sequence[Threshold]) -> list[Threshold]:
+    def join(chosen: Sequence[Threshold]) -> list[Threshold]:
         if kind != "one":
-            return list(asked)
-        highest = max((bar for bar in asked if isinstance(bar, float)), default=None)
-        return [None if bar is None else highest for bar in asked]
+            return list(chosen)
+        highest = max((threshold for threshold in chosen if isinstance(threshold, float)), default=None)
+        return [None if threshold is None else highest for threshold in chosen]
 
-    options = [[None] if bar is None else [None, bar] for bar in bars]
-    return thresholds(_least(options, lambda asked: evaluate(pages, thresholds(asked)).mean_cost_ms))
+    options = [[None] if threshold is None else [None, threshold] for threshold in safest]
+    return join(_choose_cheapest(options, lambda chosen: evaluate(pages, join(chosen)).mean_cost_ms))
 
 
 KINDS = ("one", "per_exit", "per_class")
-"""What has a threshold of its own: all exits together, each exit, or each class that an exit answers."""
+"""One threshold for all exits, one for each exit, or one for each class that an exit answers."""
 
 
 def certificate_candidates(
     pages: PageScores, lost: Callable[[PageScores, np.ndarray], np.ndarray], most: float, margin: float
 ) -> tuple[list[tuple[float | None, ...]], float]:
-    """Candidates for a certificate, from the safest to the boldest, and what the last of them cost.
+    """Candidates for a certificate, from the safest to the boldest, and their mean cost.
 
-    One threshold for all exits that are asked, down to where more than a share ``most`` of these pages is lost; an exit may
-    be kept above its highest score of a page that it harms, or have a threshold that does not move. Chosen is what costs least.
-    How bold a candidate other pages will prove is not known yet: counted is the mean of the boldest that lose none of these
-    pages, half of ``most``, and ``most``.
+    One threshold holds for all exits that are evaluated. It falls until more than a share ``most`` of these pages is lost. An
+    exit may stay above its highest score of a page that it harms, or have a threshold that does not move. The choice of exits
+    is the one of lowest cost. How bold a candidate the certifying pages will prove is open, so the cost is the mean over three:
+    the boldest that lose none of these pages, half of ``most``, and ``most``.
 
     Args:
-        pages: those that tune; none of them may certify.
-        lost: which pages are lost, bool ``[N]``, when they leave at exits int ``[N]``.
+        pages: tuning pages. None of them may certify.
+        lost: returns the pages that are lost, bool ``[N]``, if they exit at exits int ``[N]``.
         most: share of the pages.
-        margin: how far a threshold that does not move is from the pages that the exit harms, as in :func:`lossless_thresholds`.
+        margin: distance of a threshold that does not move from the pages that the exit harms, as in :func:`lossless_thresholds`.
     """
 
-    def tried(limits: Sequence[Limits], count: int) -> tuple[list[tuple[float | None, ...]], float]:
+    def try_limits(limits: Sequence[Limits], count: int) -> tuple[list[tuple[float | None, ...]], float]:
         kept, costs = [], dict.fromkeys((0.0, most / 2, most), 0.0)
         for candidate in one_threshold(limits, count):
             outcome = evaluate(pages, candidate)
@@ -141,14 +142,14 @@ def certificate_candidates(
             options[-1] += [(threshold, threshold), (threshold, 1.0)]
         if (scores > NOT_EVALUATED).any():
             options[-1].append((0.0, 1.0))
-    return tried(_least(options, lambda limits: tried(limits, 60)[1]), 500)
+    return try_limits(_choose_cheapest(options, lambda limits: try_limits(limits, 60)[1]), 500)
 
 
 def cheapest(points: Sequence[Point], accuracy: float) -> Point:
     """The point of lowest mean cost with at least this accuracy.
 
     Raises:
-        BadRequest: no point is so accurate; names the best there is.
+        BadRequest: no point is so accurate. The message names the best one.
     """
     good = [point for point in points if point.accuracy >= accuracy - 1e-12]
     if not good:
@@ -163,7 +164,7 @@ def most_accurate(points: Sequence[Point], cost_ms: float) -> Point:
     """The most accurate point whose mean cost is at most ``cost_ms``, the cheapest of equals.
 
     Raises:
-        BadRequest: none is so cheap; names the cheapest.
+        BadRequest: none is so cheap. The message names the cheapest.
     """
     good = [point for point in points if point.mean_cost_ms <= cost_ms + 1e-12]
     if not good:
@@ -175,7 +176,7 @@ def most_accurate(points: Sequence[Point], cost_ms: float) -> Point:
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Those points that no other beats in both mean cost and accuracy, cheapest first."""
+    """The Pareto front of some points: those that no other beats in both mean cost and accuracy, cheapest first."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (point.mean_cost_ms, -point.accuracy)):
         if not kept or point.accuracy > kept[-1].accuracy:
@@ -184,13 +185,13 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def search_pareto_front(pages: PageScores) -> list[Point]:
-    """Thresholds that no others found beat in both mean cost and accuracy, cheapest first.
+    """Search the Pareto front of mean cost and accuracy over all thresholds, cheapest point first.
 
-    A Pareto local search. One threshold is moved through all its values at once (the totals of every cut come from one
-    cumulative sum), from every point of the frontier so far, and what is better joins the frontier; when that ends, two
-    thresholds are moved together (a cumulative sum over a table of pairs of values), and then one again. That is a local
-    optimum, which `benchmarks/tuner.py` compares with the true one; where there are few combinations (two exits before
-    ``final``, 170 pages), all are tried, and it is the true one.
+    This is a Pareto local search. From every point of the front so far, it moves one threshold through all its values at once
+    (one cumulative sum gives the totals of every cut), and better points join the front. When that ends, it moves two thresholds
+    together (a cumulative sum over a table of pairs of values), and then one again. The result is a local optimum, which
+    `benchmarks/tuner.py` compares with the true one. If there are few combinations (two exits before ``final``, 170 pages), the
+    search tries them all, and the result is the true front.
 
     Reference for the search: Paquete, Chiarandini and Stützle, "Pareto local optimum sets in the biobjective traveling
     salesman problem", 2004.
@@ -199,12 +200,12 @@ def search_pareto_front(pages: PageScores) -> list[Point]:
 
 
 class _Search:
-    """Thresholds as cuts: cut c of an exit lets pages leave whose score is among its c highest distinct values."""
+    """Search over thresholds as cuts. At cut c of an exit, the pages whose score is among its c highest distinct values exit."""
 
     _FEW = 30_000
-    """Combinations that are simply all tried."""
+    """Up to so many combinations, the search tries them all."""
     _MOST_CUTS = 48
-    """Values of a threshold that are tried together with those of the next two; more are thinned out evenly."""
+    """Values of a threshold that are tried together with those of the next two. More are thinned out evenly."""
 
     def __init__(self, pages: PageScores) -> None:
         exits, count = pages.scores.shape
@@ -215,11 +216,13 @@ class _Search:
         for scores in pages.scores[:-1]:
             values = np.unique(-scores[scores > NOT_EVALUATED])
             self.values.append(-values)
-            rank.append(np.searchsorted(values, -scores))  # behind every value, and so every cut, where it is not asked
+            rank.append(
+                np.searchsorted(values, -scores)
+            )  # behind every value, and so every cut, if it is not evaluated
         self.rank = np.stack(rank) if rank else np.zeros((0, count), np.int64)
         self.best_cost = np.full(count + 1, np.inf)  # by the number of right answers
         self.best_cuts = np.zeros((count + 1, exits - 1), np.int64)
-        self.at = np.arange(count)
+        self.columns = np.arange(count)
 
     def run(self) -> list[Point]:
         exits = len(self.rank)
@@ -240,10 +243,10 @@ class _Search:
         cost, right = np.zeros(grid.shape[1]), np.zeros(grid.shape[1], np.int64)
         inside = np.ones((grid.shape[1], self.count), bool)
         for e in range(len(self.values) + 1):
-            leaves = inside & (self.rank[e] < grid[e][:, None]) if e < len(self.values) else inside
-            cost += leaves @ self.cost[e]
-            right += leaves @ self.right[e]
-            inside = inside & ~leaves
+            exits = inside & (self.rank[e] < grid[e][:, None]) if e < len(self.values) else inside
+            cost += exits @ self.cost[e]
+            right += exits @ self.right[e]
+            inside = inside & ~exits
         self._keep(cost, right, [0] * len(grid), dict(enumerate(grid)))
 
     def _explore(self, moves: Callable[[np.ndarray], None]) -> None:
@@ -258,19 +261,19 @@ class _Search:
                 moves(np.array(cuts))
 
     def _next(self, cuts: np.ndarray) -> np.ndarray:
-        """Where a page leaves that has come to exit e: itself or the first after it with a cut that lets it go, int ``[E, N]``."""
-        found = np.full((len(self.rank) + 1, self.count), len(self.rank))
+        """Exit of a page that has come to exit e: e itself or the first after it whose cut includes the page, int ``[E, N]``."""
+        exits = np.full((len(self.rank) + 1, self.count), len(self.rank))
         for e in range(len(self.rank) - 1, -1, -1):
-            found[e] = np.where(self.rank[e] < cuts[e], e, found[e + 1])
-        return found
+            exits[e] = np.where(self.rank[e] < cuts[e], e, exits[e + 1])
+        return exits
 
     def _lines(self, cuts: np.ndarray) -> None:
-        """Every cut at one exit, the others as they are, for each exit."""
-        leaves_at = self._next(cuts)
-        spent = self._spent_before(leaves_at[0])
+        """Try every cut at one exit, the others as they are, for each exit."""
+        exits = self._next(cuts)
+        spent = self._spent_before(exits[0])
         for e in range(len(cuts)):
-            here = np.flatnonzero(leaves_at[0] >= e)
-            later = leaves_at[e + 1, here]
+            here = np.flatnonzero(exits[0] >= e)
+            later = exits[e + 1, here]
             place, size = self.rank[e, here] + 1, len(self.values[e]) + 1
             curves = []
             for table, before in zip((self.cost, self.right), spent, strict=True):
@@ -279,31 +282,30 @@ class _Search:
                 curves.append(before[e] + stays.sum() + np.cumsum(gain))
             self._keep(curves[0], np.rint(curves[1]).astype(np.int64), cuts.tolist(), {e: np.arange(size)})
 
-    def _spent_before(self, leaves_at: np.ndarray) -> list[np.ndarray]:
-        """Cost, and right answers, of the pages that leave before each exit, ``[E]`` each."""
-        exits = len(self.cost)
-        by_exit = [np.bincount(leaves_at, table[leaves_at, self.at], exits) for table in (self.cost, self.right)]
-        return [np.append(0.0, found[:-1]).cumsum() for found in by_exit]
+    def _spent_before(self, exits: np.ndarray) -> list[np.ndarray]:
+        """Cost, and right answers, of the pages that exit before each exit, ``[E]`` each."""
+        by_exit = [np.bincount(exits, table[exits, self.columns], len(self.cost)) for table in (self.cost, self.right)]
+        return [np.append(0.0, totals[:-1]).cumsum() for totals in by_exit]
 
     def _pairs(self, cuts: np.ndarray) -> None:
-        """Every pair of cuts at two exits near each other, the others as they are."""
-        leaves_at = self._next(cuts)
-        spent = self._spent_before(leaves_at[0])
-        tried = [self._thinned(e, cut) for e, cut in enumerate(cuts.tolist())]
-        # the cut of `tried` at which a page begins to leave
-        places = [np.searchsorted(found, rank + 1) for found, rank in zip(tried, self.rank, strict=True)]
+        """Try every pair of cuts at two exits near each other, the others as they are."""
+        exits = self._next(cuts)
+        spent = self._spent_before(exits[0])
+        tried = [self._thin_out(e, cut) for e, cut in enumerate(cuts.tolist())]
+        # the first cut of `tried` at which a page exits
+        places = [np.searchsorted(values, rank + 1) for values, rank in zip(tried, self.rank, strict=True)]
         for e in range(len(cuts)):
-            here = np.flatnonzero(leaves_at[0] >= e)
+            here = np.flatnonzero(exits[0] >= e)
             base = [before[e] for before in spent]
             for f in range(e + 1, min(e + 3, len(cuts))):
-                cost, right = self._pair(leaves_at, here, (e, f), (places[e][here], places[f][here]), tried, base)
+                cost, right = self._pair(exits, here, (e, f), (places[e][here], places[f][here]), tried, base)
                 grid_e, grid_f = np.meshgrid(tried[e], tried[f], indexing="ij")
-                found = {e: grid_e.ravel(), f: grid_f.ravel()}
-                self._keep(cost.ravel(), np.rint(right.ravel()).astype(np.int64), cuts.tolist(), found)
+                moved = {e: grid_e.ravel(), f: grid_f.ravel()}
+                self._keep(cost.ravel(), np.rint(right.ravel()).astype(np.int64), cuts.tolist(), moved)
 
     def _pair(
         self,
-        leaves_at: np.ndarray,
+        exits_of: np.ndarray,
         here: np.ndarray,
         exits: tuple[int, int],
         places: tuple[np.ndarray, np.ndarray],
@@ -314,9 +316,9 @@ class _Search:
         (e, f), (place_e, place_f) = exits, places
         shape = (len(tried[e]) + 1, len(tried[f]) + 1)
         flat = place_e * shape[1] + place_f
-        between = leaves_at[e + 1, here]
+        between = exits_of[e + 1, here]
         caught = between < f
-        stays_at = np.where(caught, between, leaves_at[f + 1, here])
+        stays_at = np.where(caught, between, exits_of[f + 1, here])
         totals = []
         for table, before in zip((self.cost, self.right), spent, strict=True):
             stay = table[stays_at, here]
@@ -330,18 +332,18 @@ class _Search:
             totals.append(base + by_e[:, None] + by_f[None, :] - both.cumsum(axis=0).cumsum(axis=1))
         return totals
 
-    def _thinned(self, e: int, now: int) -> np.ndarray:
+    def _thin_out(self, e: int, now: int) -> np.ndarray:
         most = len(self.values[e])
         if most < self._MOST_CUTS:
             return np.arange(most + 1)
         return np.unique(np.append(np.linspace(0, most, self._MOST_CUTS).round().astype(np.int64), now))
 
     def _keep(self, cost: np.ndarray, right: np.ndarray, cuts: Sequence[int], moved: dict[int, np.ndarray]) -> None:
-        """Remember candidates that are the cheapest with their number of right answers."""
+        """Store the candidates that are the cheapest with their number of right answers."""
         better = np.flatnonzero(cost < self.best_cost[right] - 1e-9)
         if not len(better):
             return
-        better = better[::-1]  # the cheapest is written last, and of equals that which lets the fewest pages go
+        better = better[::-1]  # the cheapest is written last, and of equals the one at which the fewest pages exit
         order = better[np.argsort(-cost[better].round(9), kind="stable")]
         rows = right[order]
         self.best_cost[rows] = cost[order]
@@ -365,27 +367,27 @@ class _Search:
         return pareto_front(points)
 
 
-def _least(options: Sequence[Sequence[T]], cost: Callable[[Sequence[T]], float]) -> list[T]:
-    """One option an exit, of the lowest cost that is found by changing single ones, from the first and from the last of each."""
+def _choose_cheapest(options: Sequence[Sequence[T]], cost: Callable[[Sequence[T]], float]) -> list[T]:
+    """Choose one option for each exit, of the lowest cost that changes of single ones reach from the first and the last options."""
     best: tuple[float, list[T]] = (float("inf"), [])
     for end in (0, -1):
-        chosen = [found[end] for found in options]
+        chosen = [choices[end] for choices in options]
         least, improved = cost(chosen), True
         while improved:
             improved = False
-            for e, found in enumerate(options):
-                for option in found:
+            for e, choices in enumerate(options):
+                for option in choices:
                     trial = [*chosen[:e], option, *chosen[e + 1 :]]
                     if option != chosen[e] and (now := cost(trial)) < least - 1e-9:
                         chosen, least, improved = trial, now, True
-        best = min(best, (least, chosen), key=lambda found: found[0])
+        best = min(best, (least, chosen), key=lambda candidate: candidate[0])
     return best[1]
 
 
 def _above(scores: np.ndarray, harmed: np.ndarray, margin: float) -> float | None:
-    """Just above the highest score of a page that is harmed, bool ``[N]``; ``None`` where that is certainty."""
+    """Just above the highest score of a page that is ``harmed``, bool ``[N]``, or ``None`` if that is certainty."""
     if (scores == NOT_EVALUATED).all():  # or no page at all
         return None
-    bar = float(scores[harmed].max() if harmed.any() else scores.min())
-    threshold = float(np.nextafter(bar, 2.0) + margin * (1.0 - bar))
+    highest = float(scores[harmed].max() if harmed.any() else scores.min())
+    threshold = float(np.nextafter(highest, 2.0) + margin * (1.0 - highest))
     return threshold if threshold <= 1 else None

@@ -44,7 +44,7 @@ class PageState:
     reader: TextReader | None = None
     image: Image.Image | None = None
     visits: list[Visit] = field(default_factory=list)
-    known: ExitHistory = field(default_factory=ExitHistory)
+    history: ExitHistory = field(default_factory=ExitHistory)
     text: Arrays | None = None
     ocr_used: bool = False
     finished: float = 0.0
@@ -74,7 +74,7 @@ class PageState:
 
     def restart(self) -> None:
         """Forget what the segments gave. What was read of the page stays read."""
-        self.visits, self.known, self.text, self.error = [], ExitHistory(), None, None
+        self.visits, self.history, self.text, self.error = [], ExitHistory(), None, None
         self.finished, self.deadline_hit = 0.0, False
 
 

@@ -64,7 +64,7 @@ class CpuExecutor:
                 page = batch.pages[position]
                 try:
                     answer, score, exits = decide(
-                        page.known,
+                        page.history,
                         step.rule,
                         step.limits,
                         criterion,

@@ -67,7 +67,7 @@ class Runner:
         assert last.label is not None and last.score is not None
         return Answer(
             label=last.label,
-            probabilities=dict(zip(self.plan.labels, page.known.probabilities[-1], strict=True)),
+            probabilities=dict(zip(self.plan.labels, page.history.probabilities[-1], strict=True)),
             exit=last.name,
             score=last.score,
             ocr_used=page.ocr_used,

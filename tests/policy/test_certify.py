@@ -73,7 +73,7 @@ def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
     needed = certify.pages_needed(0.03, 0.1)
     assert needed == 76
     assert certify.upper_bound(0, needed, 0.1) <= 0.03 < certify.upper_bound(0, needed - 1, 0.1)
-    with pytest.raises(BadData, match=r"63 pages are too few .* at least 76 are needed, or ask for --epsilon 0\.036"):
+    with pytest.raises(BadData, match=r"63 pages are too few .* at least 76 are needed, or take --epsilon 0\.036"):
         certify.require_pages(63, 0.03, 0.1, "val")
     assert certify.pages_needed(0.03, None) == 33
     assert certify.conformal(np.zeros((1, 33), bool), 0.03) is not None

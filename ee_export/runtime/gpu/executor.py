@@ -190,7 +190,7 @@ class GpuExecutor:
                     page.fail(error, call)
             places = {number: place for place, number in enumerate(self._rows)}
             batch.keep([places[number] for number in remaining])
-            self._held, self._rows, self._next = [page.known for page in batch.pages], remaining, at + 1
+            self._held, self._rows, self._next = [page.history for page in batch.pages], remaining, at + 1
 
     def _opened(self, plan: Plan) -> DeviceChain:
         if plan != self._plan:
@@ -214,7 +214,7 @@ class GpuExecutor:
         """Whether the device holds just these pages; they are then brought into the order of its rows."""
         if len(self._held) != len(batch.pages):
             return False
-        positions = {id(page.known): position for position, page in enumerate(batch.pages)}
+        positions = {id(page.history): position for position, page in enumerate(batch.pages)}
         order = [positions.get(id(known)) for known in self._held]
         if None in order:
             return False
@@ -245,7 +245,7 @@ class GpuExecutor:
                     f"{plan.exits[self._stretches[before].end - 1]}: logits are not finite any more; the device failed"
                 )
         if at and plan.point.criterion in NEEDS_EARLIER_EXITS and pages[0].known.probabilities:
-            executor.recall([page.known for page in pages])
+            executor.recall([page.history for page in pages])
 
     def _inputs(self, batch: Batch, at: int, landed: Mapping[str, DeviceArray]) -> dict[str, object]:
         """What a stretch reads and the executor has not, or not all: more of a page's text may be there than before."""
@@ -335,7 +335,7 @@ def _visit(plan: Plan, page: PageState, left: ExitResult, steps: Sequence[int], 
     for at in range(steps[0], last + 1):
         step = plan.steps[at]
         probabilities = calibrate_logits(left.logits[at].tolist(), step.rule.scale, step.rule.bias)
-        page.known.probabilities.append(probabilities)
+        page.history.probabilities.append(probabilities)
         answer, score = argmax(probabilities), float(left.scores[at])
         exits = at == left.exit and score >= step.limits[answer]
         page.visits.append((step.exit, pages, took if at == last else 0.0, plan.labels[answer], score, exits))
