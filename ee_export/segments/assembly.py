@@ -1,4 +1,4 @@
-"""Segments made of brought graphs, and what both ways to bring them have in common: names, class logits, the reference."""
+"""Segments made of the user's graphs, and the code for names, class logits and the reference that both forms of graphs share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _PROBABLE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class OwnSegment:
-    """A graph with the names of the package, that ends at an exit."""
+    """A graph that ends at an exit, with the tensor names of the package."""
 
     exit: str
     model: onnx.ModelProto
@@ -32,8 +32,10 @@ class OwnSegment:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """Segments in order, and ``reference``: logits and gates ``[1, …]`` of one page by the graphs as they were brought, from the
-    page's arrays without padding."""
+    """Segments in order, with the reference that they must equal.
+
+    ``reference``: runs the user's own graphs on one page's arrays without padding, and returns logits and gates ``[1, …]``.
+    """
 
     segments: tuple[OwnSegment, ...]
     reference: Callable[[Arrays], Arrays]
@@ -48,7 +50,7 @@ def make_entries(assembly: Assembly, target: str) -> tuple[SegmentSpec, ...]:
 
 
 def write(assembly: Assembly, folder: Path, target: str) -> tuple[SegmentSpec, ...]:
-    """Write all graphs to ``folder/target/<exit>.onnx`` and their weights beside them; returns their manifest entries.
+    """Write all graphs to ``folder/target/<exit>.onnx`` and their weights beside them, and return their manifest entries.
 
     Raises:
         NotEqual: a graph is not valid ONNX.
@@ -82,7 +84,7 @@ def input_names(model: onnx.ModelProto, names: Mapping[str, str], zeros: Sequenc
 
 
 def output_names(model: onnx.ModelProto, names: Mapping[str, str], where: str) -> dict[str, str]:
-    """The package's name of every output of a graph; raises BadRequest as :func:`input_names`."""
+    """The package's name of every output of a graph. Raises BadRequest as :func:`input_names` does."""
     own = [value.name for value in model.graph.output]
     for name in names:
         if name not in own:
@@ -102,7 +104,7 @@ def _require_each_once(mapping: Mapping[str, str], where: str) -> None:
 
 
 def like_input(names: Mapping[str, str]) -> str:
-    """The input of a graph that reads token ids, whose shape inputs of zeros have; empty if there is none."""
+    """Name of the input that reads token ids, whose shape inputs of zeros get, or an empty name if there is none."""
     return next((name for name, new in names.items() if new.rpartition(".")[2] == "input_ids"), "")
 
 
@@ -119,7 +121,7 @@ def fill_zeros(path: Path, model: onnx.ModelProto, zeros: Sequence[str], like: s
 
 
 def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str, report: Callable[[str], None]) -> str:
-    """The tensor of a graph with raw class logits: ``name``, or its only output; what a softmax at the end reads instead of it.
+    """Name of a graph's tensor of raw class logits: ``name`` or the only output, or the input of a softmax that makes it.
 
     Raises:
         BadRequest: the graph has no such tensor, or several outputs and no name is given.
@@ -150,7 +152,7 @@ def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str,
 def require_logits(
     where: str, exit_name: str, tensor: TensorSpec, values: Sequence[np.ndarray], classes: int
 ) -> TensorSpec:
-    """The entry of an exit's logits; raises BadGraph unless a tensor has one per label, and no probabilities."""
+    """The entry of an exit's logits. Raises BadGraph unless the tensor has a logit for each label, and no probabilities."""
     if tensor.dtype != "float32" or len(tensor.shape) != 2:
         shape = ", ".join(map(str, tensor.shape))
         raise BadGraph(

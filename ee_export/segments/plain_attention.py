@@ -1,4 +1,4 @@
-"""The Attention operator (opset 23) as it is, or as the products and the softmax that it stands for."""
+"""Attention operators (opset 23) for TensorRT: with one output, or expanded into the products and the softmax they stand for."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ _DEFAULTS = {"is_causal": 0, "softcap": 0.0, "qk_matmul_output_mode": 0}
 
 
 def drop_extra_outputs(model: ModelProto) -> ModelProto:
-    """The graph with no outputs of Attention but the first: TensorRT's parser refuses a node that names more (TensorRT issue 4738).
+    """Drop all outputs of Attention nodes but the first, because TensorRT's parser refuses a node with more (TensorRT issue 4738).
 
     Raises:
         NotEqual: another output is read.
@@ -33,13 +33,13 @@ def drop_extra_outputs(model: ModelProto) -> ModelProto:
 
 
 def expand_attention(model: ModelProto) -> ModelProto:
-    """The graph with ``softmax(q/√d · kᵀ + bias) · v`` in place of every Attention node, each head by itself.
+    """Replace every Attention node by ``softmax(q/√d · kᵀ + bias) · v``, each head by itself.
 
-    The query is scaled before the product, not the scores after it: TensorRT's fused kernels want it so, and it keeps products in
-    the range of 16-bit floats.
+    The nodes scale the query before the product, not the scores after it. TensorRT's fused kernels require this order, and it
+    keeps products in the range of 16-bit floats.
 
     Raises:
-        NotEqual: a node does more than that (causal, grouped heads, a cache, a cap), or the size of its heads is not known.
+        NotEqual: a node does more than that (causal, grouped heads, a cache, a cap), or the size of its heads is unknown.
     """
     changed = drop_extra_outputs(model)
     graph = changed.graph
@@ -47,7 +47,7 @@ def expand_attention(model: ModelProto) -> ModelProto:
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.op_type == "Attention" and not node.domain:
-            nodes += _replaced(node, graph, widths)
+            nodes += _expand(node, graph, widths)
         else:
             nodes.append(node)
     del graph.node[:]
@@ -55,8 +55,8 @@ def expand_attention(model: ModelProto) -> ModelProto:
     return changed
 
 
-def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> list[NodeProto]:
-    """The nodes that do what one Attention does: ``[B, L, h·d]`` in and out, the bias ``[B, h, L, L]`` added."""
+def _expand(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> list[NodeProto]:
+    """Nodes equal to one Attention node, from ``[B, L, h·d]`` to ``[B, L, h·d]`` with the bias ``[B, h, L, L]`` added."""
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     stem = node.name or node.output[0]
     heads = given.get("q_num_heads", 0)
@@ -102,9 +102,9 @@ def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -
 
 
 def _widths(model: ModelProto) -> dict[str, int]:
-    """The last axis of every value of floats where it is known."""
+    """Last axis of every float value of rank 3 whose last axis is known."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    found = {}
+    widths = {}
     for value in (*inferred.value_info, *inferred.input):
         shape = value.type.tensor_type.shape.dim
         if (
@@ -112,5 +112,5 @@ def _widths(model: ModelProto) -> dict[str, int]:
             and len(shape) == 3
             and shape[-1].HasField("dim_value")
         ):
-            found[value.name] = shape[-1].dim_value
-    return found
+            widths[value.name] = shape[-1].dim_value
+    return widths
