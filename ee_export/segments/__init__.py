@@ -1,4 +1,4 @@
-"""Cut a model at its exits and write ONNX segments; torch in, files out."""
+"""Cut a torch model at its exits and write ONNX segments."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from ee_export.segments.trace import Tensors
 def export_segments(
     model: PartedModel, tensors: Tensors, folder: Path, target: str, progress: Callable[[str], None]
 ) -> tuple[SegmentSpec, ...]:
-    """Write every segment to ``folder/target/<exit>.onnx`` and their weights beside them; returns their manifest entries."""
+    """Write every segment to ``folder/target/<exit>.onnx`` and their weights beside them, and return their manifest entries."""
     segments = cut_parts(model.parts, model.exits)
     graphs = []
     for segment in segments:
