@@ -149,7 +149,7 @@ class GpuExecutor:
         first, end = stretch.first, stretch.end
         if first == end or not batch.pages:
             return
-        if batch.places is not None:
+        if batch.rows is not None:
             batch.pack()
         at = next(at for at, known in enumerate(self._stretches) if (known.first, known.end) == (first, end))
         with self._device.current(), self._turn(batch, at) as landed:
@@ -161,14 +161,14 @@ class GpuExecutor:
             if call.deadline is not None:
                 steps_before = [step for before in replayed for step in range(*self._stretches[before][:2])]
                 last = _reachable(plan, batch, steps_before, range(first, end), call.deadline)
-                if last is None and batch.answered():
+                if last is None and batch.has_answers():
                     batch.out_of_time()
                     return
                 reached = first if last is None else last
             if reached < end - 1:
                 policy = _answering_at(policy, reached)
             self._held = []  # whatever fails, the next pages begin anew
-            if batch.places is not None:  # brought into another order than that in which they landed
+            if batch.rows is not None:  # brought into another order than that in which they landed
                 batch.pack()
                 landed = {}
             pages = list(batch.pages)
@@ -244,7 +244,7 @@ class GpuExecutor:
                 raise BadLogits(
                     f"{plan.exits[self._stretches[before].end - 1]}: logits are not finite any more; the device failed"
                 )
-        if at and plan.point.criterion in NEEDS_EARLIER_EXITS and pages[0].known.probabilities:
+        if at and plan.point.criterion in NEEDS_EARLIER_EXITS and pages[0].history.probabilities:
             executor.recall([page.history for page in pages])
 
     def _inputs(self, batch: Batch, at: int, landed: Mapping[str, DeviceArray]) -> dict[str, object]:
