@@ -1,7 +1,7 @@
-"""ONNX graphs as bytes: the weights that they take from other files, found without the onnx package.
+"""Find the weights that ONNX graphs take from other files, without the onnx package.
 
-onnxruntime opens such files by path, each time anew, and nothing proves then that they are the files that were hashed.
-So the weights are found here, and are handed over as memory.
+onnxruntime opens such files by path, each time anew, and they might not be the files that were hashed. This module therefore
+finds the weights, so that a session gets them as memory.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from ee_export.errors import BadPackage, printable, shorten
 from ee_export.package.reading import REPAIR
 
-# Fields of onnx.proto in which tensors can lie: per message, field number -> message in that field.
+# Fields of onnx.proto that can hold tensors: per message, field number -> message in that field.
 _MESSAGES: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -51,7 +51,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 class ExternalWeight:
     """A weight of a graph whose values lie in another file, from byte ``offset`` on.
 
-    ``data_type`` is a number of ONNX's ``TensorProto.DataType``. ``length`` in bytes is ``None`` if the graph does not state it.
+    ``data_type``: a number of ONNX's ``TensorProto.DataType``. ``length``: in bytes, ``None`` if the graph does not state it.
     """
 
     name: str
@@ -63,7 +63,7 @@ class ExternalWeight:
 
 
 def external_weights(graph: bytes, name: str) -> list[ExternalWeight]:
-    """The weights that a serialized ONNX model takes from other files.
+    """Find the weights that a serialized ONNX model takes from other files.
 
     Args:
         graph: contents of an ``.onnx`` file.
@@ -102,10 +102,10 @@ def external_weights(graph: bytes, name: str) -> list[ExternalWeight]:
 
 
 def as_array(weight: ExternalWeight, contents: np.ndarray, name: str) -> np.ndarray:
-    """A weight's values, as a view of the contents of the file that they lie in, uint8 ``[size]``.
+    """A weight's values, as a view of the ``contents`` of their file, uint8 ``[size]``.
 
     Raises:
-        BadPackage: they reach beyond the file, or numpy lacks their element type; names the graph ``name`` and the weight.
+        BadPackage: they reach beyond the file, or numpy lacks their element type. The message names the graph and the weight.
     """
     if weight.data_type not in _DTYPES:
         raise BadPackage(
@@ -149,7 +149,7 @@ def _tensors_in(data: bytes, start: int, end: int, message: str, depth: int) -> 
 
 
 def _mentions_file(data: bytes, start: int, end: int) -> bool:
-    """Whether a message can hold a tensor in another file, which has the key ``location``; saves a walk through most nodes."""
+    """True if a message can hold a tensor in another file, which has the key ``location``. The test skips most nodes."""
     return data.find(b"location", start, end) >= 0
 
 
@@ -210,7 +210,10 @@ def _where(weight: _Tensor | ExternalWeight, name: str) -> str:
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int | None, int, int]]:
-    """Fields of a protobuf message: number, and either a whole number or the place of bytes; fixed-width ones are left out."""
+    """Fields of a protobuf message: the field number, its value if it is a whole number, and start and end of its bytes.
+
+    Fields of fixed width are left out.
+    """
     while at < end:
         tag = data[at]
         at += 1
