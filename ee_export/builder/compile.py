@@ -29,7 +29,7 @@ from ee_export.package.manifest import FULL, GPU_BACKENDS, Manifest, Target
 from ee_export.package.recipe import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
 from ee_export.package.store import GOLDEN, Package, link_files, locked, open_package, require_name_of
 from ee_export.progress import Progress
-from ee_export.runtime.backends import open_drafted_on_gpu, open_gpu, require_runnable
+from ee_export.runtime.backends import open_draft_on_gpu, open_gpu, require_runnable
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
 from ee_export.runtime.opening import open_segment
@@ -269,7 +269,7 @@ def drafted(before: Chain, name: str, target: Target, folder: Path) -> Chain:
     package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
     point = operating_point(target, FULL)
     if target.backend in GPU_BACKENDS:
-        return before.beside(package, target, point, open_drafted_on_gpu(target, name, folder))
+        return before.beside(package, target, point, open_draft_on_gpu(target, name, folder))
     threads = available_threads()
     opened = partial(open_segment, threads=threads, one_pool=True)
     segments = [opened(target.backend, spec, folder / spec.file) for spec in target.segments]

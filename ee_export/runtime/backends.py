@@ -81,7 +81,7 @@ def open_on_gpu(package: Package, target_name: str, executor: str) -> "GpuExecut
     return GpuExecutor(gpu, opened, segments, sizes, stretches, texts, executor, stream, lock)
 
 
-def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:
+def open_draft_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:
     """Open the segments of a target in a folder that is not a package yet. This process wrote the files there."""
     from ee_export.runtime.gpu.open import open_segments
 

@@ -209,7 +209,7 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
     with monkeypatch.context() as patch, device._lock, pytest.raises(DeviceError, match="cuMemcpyAsync"):
         patch.setattr(PrefetchSlot, "put", fails)
         chain.predict(pages[1])
-    assert len(device._landings) == 1
+    assert len(device._free_slots) == 1
     assert chain.predict(pages[1]).label in chain.labels
 
 
