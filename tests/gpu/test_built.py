@@ -22,7 +22,7 @@ def test_another_tensorrt_and_another_gpu_are_named_with_the_command_that_rebuil
 
 
 def test_another_driver_is_no_reason_to_rebuild() -> None:
-    assert H100.differs(replace(H100, driver="999.99")) == []
+    assert H100.incompatibilities(replace(H100, driver="999.99")) == []
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_hardware_compatible_engines_run_on_as_many_gpus_as_they_were_built_for(
     hardware: str, here: dict[str, str], runs: bool
 ) -> None:
     built = replace(H100, hardware=hardware)
-    assert (built.differs(replace(H100, **here)) == []) is runs
+    assert (built.incompatibilities(replace(H100, **here)) == []) is runs
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_version_compatible_engines_run_on_newer_versions_of_the_same_major(
     versions: str, here: str, runs: bool
 ) -> None:
     built = replace(H100, versions=versions)
-    assert (built.differs(replace(H100, tensorrt=here)) == []) is runs
+    assert (built.incompatibilities(replace(H100, tensorrt=here)) == []) is runs
 
 
 def test_a_manifest_gives_back_what_was_written_and_says_what_it_lacks() -> None:

@@ -1,4 +1,4 @@
-"""A device by cuda-bindings; the primary context, so that torch, CuPy, onnxruntime and TensorRT in the process agree."""
+"""A device by cuda-bindings, in the primary context, which torch, CuPy, onnxruntime and TensorRT in the process use too."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ T = TypeVar("T")
 
 
 def require(status: driver.CUresult, call: str) -> None:
-    """Raise DeviceError, with the driver's own words, for a call that failed."""
+    """Raise DeviceError, with the driver's message, for a call that failed."""
     if status != driver.CUresult.CUDA_SUCCESS:
         _, name = driver.cuGetErrorName(status)
         _, text = driver.cuGetErrorString(status)
-        told = " ".join(part.decode() for part in (name, text) if part) or f"status {int(status)}"
-        raise DeviceError(f"{call}: {told}")
+        message = " ".join(part.decode() for part in (name, text) if part) or f"status {int(status)}"
+        raise DeviceError(f"{call}: {message}")
 
 
 def require_success(result: tuple[driver.CUresult], call: str) -> None:
-    """Raise DeviceError for a call that failed and gives nothing else."""
+    """Raise DeviceError if a call without a result failed."""
     require(result[0], call)
 
 
 def value(result: tuple[driver.CUresult, T], call: str) -> T:
-    """What a call gives besides its status; raises DeviceError if it failed."""
+    """The result of a call besides its status. Raises DeviceError if it failed."""
     require(result[0], call)
     return result[1]
 
@@ -55,8 +55,8 @@ class CudaDevice:
         self.context = int(value(driver.cuDevicePrimaryCtxRetain(self._device), "cuDevicePrimaryCtxRetain"))
         self._open = True
 
-    def _attribute(self, which: driver.CUdevice_attribute) -> int:
-        return value(driver.cuDeviceGetAttribute(which, self._device), "cuDeviceGetAttribute")
+    def _attribute(self, attribute: driver.CUdevice_attribute) -> int:
+        return value(driver.cuDeviceGetAttribute(attribute, self._device), "cuDeviceGetAttribute")
 
     @contextmanager
     def current(self) -> Iterator[None]:

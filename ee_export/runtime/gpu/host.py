@@ -1,4 +1,4 @@
-"""A device's segment as the chain on the host runs one: arrays go in and come out. For compiling and verifying; slow, and simple."""
+"""Run a device's segment on host arrays, as a chain on the CPU does. Compiling and verifying use it, because it is simple but slow."""
 
 import contextlib
 import threading
@@ -17,8 +17,8 @@ from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
 class HostSegment:
     """See :class:`ee_export.runtime.segment.Segment`. bfloat16 is uint16 on the host.
 
-    The segments of a chain share ``lock``, for they share a stream and the memory that they compute in. ``device_ms``: how long
-    the last run took on the device, without the copies.
+    The segments of a chain share ``lock``, because they share a stream and a workspace. ``device_ms``: time of the last run on the
+    device, without the copies.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class HostSegment:
         return sizes
 
     def _bind(self, sizes: dict[str, int]) -> BoundSegment:
-        """Bound for these sizes; memory is kept until others come."""
+        """Bind the segment for these sizes. The memory stays until other sizes come."""
         if self._bound is None or sizes != self._sizes:
             self._release()
             for tensor in (*self.inputs, *self.outputs):

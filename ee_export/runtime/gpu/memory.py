@@ -1,4 +1,4 @@
-"""Memory of a device and of the host that lives and goes together."""
+"""Memory of a device and of the host that is freed together."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ _ALIGNED = 256
 
 
 class Allocation:
-    """Memory and events of a device that are freed together; where one cannot be, the others are all the same."""
+    """Memory and events of a device that are freed together. If one cannot be freed, the others still are."""
 
     def __init__(self, device: Device, stream: int) -> None:
         self.device = device
@@ -21,7 +21,7 @@ class Allocation:
         self._closing = contextlib.ExitStack()
 
     def allocate(self, size: int) -> int:
-        """Device memory, zeroed in the stream."""
+        """Allocate device memory, zeroed in the stream."""
         size = -(-max(size, 1) // _ALIGNED) * _ALIGNED
         address = self.device.allocate(size)
         self._closing.callback(self.device.free, address)
@@ -29,7 +29,7 @@ class Allocation:
         return address
 
     def allocate_pinned(self, size: int) -> int:
-        """Page-locked host memory, see :func:`host_array`."""
+        """Allocate page-locked host memory, see :func:`host_array`."""
         address = self.device.allocate_pinned(max(size, 1))
         self._closing.callback(self.device.free_pinned, address)
         return address
@@ -40,8 +40,8 @@ class Allocation:
         return event
 
     def close(self) -> None:
-        """Free everything, after what is under way in the stream; the context is current."""
-        with self._closing, contextlib.suppress(DeviceError):  # the device failed before: all is freed all the same
+        """Free everything, after all work in the stream. The context must be current."""
+        with self._closing, contextlib.suppress(DeviceError):  # a device that failed before must not stop the rest
             self.device.synchronize(self.stream)
 
 

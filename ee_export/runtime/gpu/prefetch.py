@@ -1,4 +1,4 @@
-"""Inputs of pages that wait for their turn: copied to the GPU while it answers others."""
+"""Prefetch inputs of waiting pages: copy them to the GPU while it answers others."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from ee_export.runtime.gpu.memory import Allocation
 
 
 class PrefetchSlot:
-    """Device memory for the inputs of a batch, beside the chain's own, with a stream of its own. For one thread at a time."""
+    """Device memory for the inputs of a batch, beside the chain's tensors, with a stream of its own. For one thread at a time."""
 
     def __init__(self, device: Device, inputs: Sequence[TensorSpec], sizes: Sizes) -> None:
         self._device = device
@@ -28,9 +28,9 @@ class PrefetchSlot:
             raise
 
     def put(self, arrays: Mapping[str, np.ndarray], rows: int, tokens: int) -> dict[str, DeviceArray]:
-        """Copies on the device, padded to ``tokens`` text tokens, until the next call; nothing waits for them yet.
+        """Copy arrays to the device, padded to ``tokens`` text tokens. The copies are valid until the next call.
 
-        What reads those of the call before has run by now.
+        No stream waits for them yet. All readers of the copies of the call before must have run.
         """
         self._staging.wait()
         self._staging.put(arrays, rows, tokens)
@@ -45,6 +45,6 @@ class PrefetchSlot:
         self._device.follow(other, self._stream)
 
     def close(self) -> None:
-        """Free everything; the context is current."""
+        """Free everything. The context must be current."""
         self._memory.close()
         self._device.destroy_stream(self._stream)
