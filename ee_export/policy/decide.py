@@ -45,27 +45,27 @@ def calibrate_logits(logits: Sequence[float], scale: Sequence[float], bias: Sequ
         raise BadLogits(f"logits of {len(logits)} classes; expected at least 2")
     values = []
     highest = -NEVER
-    at = 0
+    index = 0
     for logit in logits:
-        value = logit * scale[at] + bias[at]
+        value = logit * scale[index] + bias[index]
         values.append(value)
         if value > highest:
             highest = value
-        at += 1  # noqa: SIM113
+        index += 1  # noqa: SIM113
     checked = total = 0.0
-    at = 0
+    index = 0
     for value in values:
         checked += value
         power = exp(value - highest)
-        values[at] = power
+        values[index] = power
         total += power
-        at += 1  # noqa: SIM113
+        index += 1  # noqa: SIM113
     if checked - checked != 0.0:
         raise BadLogits(f"logits are not finite: {list(logits)}; the model or the page's inputs are damaged")
-    at = 0
+    index = 0
     for power in values:
-        values[at] = power / total
-        at += 1  # noqa: SIM113
+        values[index] = power / total
+        index += 1  # noqa: SIM113
     return values
 
 

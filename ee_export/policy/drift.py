@@ -22,7 +22,7 @@ class Comparison:
 
     @property
     def alarm(self) -> bool:
-        """Whether the pages differ by this test."""
+        """True if the pages differ by this test."""
         return self.p_value <= self.level
 
 

@@ -31,7 +31,7 @@ def nll(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def brier(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Mean squared distance of float ``[N, C]`` probabilities to the one-hot label, summed over classes; in [0, 2].
+    """Mean squared distance of float ``[N, C]`` probabilities to the one-hot label, summed over classes, in [0, 2].
 
     Reference: Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
@@ -75,7 +75,7 @@ def aurc(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def auroc(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Probability that a right answer is more confident than a wrong one, ties counted half; NaN without both kinds."""
+    """Probability that a right answer is more confident than a wrong one. Ties count half. NaN without both kinds."""
     positives, negatives = int(right.sum()), int((~right).sum())
     if not positives or not negatives:
         return float("nan")
@@ -89,9 +89,9 @@ def mean_depth(exits: np.ndarray, depths: Sequence[float]) -> float:
     return float(np.asarray(depths, np.float64)[exits].mean())
 
 
-def paired_difference(one: Sequence[float], base: Sequence[float], draws: int = 1000) -> list[float]:
+def paired_difference(values: Sequence[float], base: Sequence[float], draws: int = 1000) -> list[float]:
     """Mean difference of two values of the same pages, ``[N]`` each, and its 95 % bootstrap interval: mean, low, high."""
-    difference = np.asarray(one, float) - np.asarray(base, float)
+    difference = np.asarray(values, float) - np.asarray(base, float)
     low, high = bootstrap(lambda rows: float(difference[rows].mean()), len(difference), draws=draws)
     return [float(difference.mean()), low, high]
 

@@ -32,7 +32,7 @@ class PageScores:
 
     @property
     def right(self) -> np.ndarray:
-        """Whether each exit's answer is the label, bool ``[E, N]``."""
+        """True if an exit's answer is the label, bool ``[E, N]``."""
         right: np.ndarray = self.answers == self.targets
         return right
 

@@ -209,45 +209,45 @@ def _where(weight: _Tensor | ExternalWeight, name: str) -> str:
     return f"{name}: weight '{printable(shorten(weight.name))}'"
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int | None, int, int]]:
+def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int | None, int, int]]:
     """Fields of a protobuf message: the field number, its value if it is a whole number, and start and end of its bytes.
 
     Fields of fixed width are left out.
     """
-    while at < end:
-        tag = data[at]
-        at += 1
+    while position < end:
+        tag = data[position]
+        position += 1
         if tag > 127:
-            tag, at = _varint(data, at - 1, end)
+            tag, position = _varint(data, position - 1, end)
         kind = tag & 7
         if kind == _BYTES:
-            size = data[at] if at < end else 128
-            at += 1
+            size = data[position] if position < end else 128
+            position += 1
             if size > 127:
-                size, at = _varint(data, at - 1, end)
-            if size > end - at:
+                size, position = _varint(data, position - 1, end)
+            if size > end - position:
                 raise _Malformed("it ends in the middle of a field")
-            yield tag >> 3, None, at, at + size
-            at += size
+            yield tag >> 3, None, position, position + size
+            position += size
         elif kind == _VARINT:
-            value, at = _varint(data, at, end)
-            yield tag >> 3, value, at, at
+            value, position = _varint(data, position, end)
+            yield tag >> 3, value, position, position
         elif kind in (_FIXED32, _FIXED64):
-            at += 4 if kind == _FIXED32 else 8
-            if at > end:
+            position += 4 if kind == _FIXED32 else 8
+            if position > end:
                 raise _Malformed("it ends in the middle of a field")
         else:
-            raise _Malformed(f"wire type {kind} at byte {at}")
+            raise _Malformed(f"wire type {kind} at byte {position}")
 
 
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
-    while at < end:
-        byte = data[at]
-        at += 1
+    while position < end:
+        byte = data[position]
+        position += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value & (2**64 - 1), at
+            return value & (2**64 - 1), position
         shift += 7
         if shift > 63:
             raise _Malformed("a number of over ten bytes")

@@ -54,10 +54,10 @@ class OpenVinoSegment:
 
 def _ports(ports: Sequence[Any], stated: Sequence[TensorSpec]) -> list[Port]:
     """Inputs or outputs of a compiled model. A port can have several names, and the manifest's counts."""
-    known = {tensor.name for tensor in stated}
+    expected = {tensor.name for tensor in stated}
     described = []
     for port in ports:
-        names = sorted(port.get_names(), key=lambda name: (name not in known, name))
+        names = sorted(port.get_names(), key=lambda name: (name not in expected, name))
         shape = port.get_partial_shape()
         sizes = [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
         dtype = np.dtype(port.get_element_type().to_dtype()).name

@@ -103,14 +103,14 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
     """One of the target's operating points. ``full`` exists before any tuning.
 
     Raises:
-        BadRequest: there is no such operating point, or this version does not know its criterion.
+        BadRequest: there is no such operating point, or this version lacks its criterion.
     """
     point = target.operating_points.get(name)
     if point is None and name == FULL:
         return OperatingPoint("max_probability", {segment.exit: None for segment in target.segments[:-1]})
     if point is None:
-        known = ", ".join(target.operating_points) or "none: run `ee-export tune`"
-        raise BadRequest(f"unknown operating point '{name}': this target has {known}")
+        names = ", ".join(target.operating_points) or "none: run `ee-export tune`"
+        raise BadRequest(f"unknown operating point '{name}': this target has {names}")
     if point.criterion not in CRITERIA:
         raise BadRequest(
             f"operating point '{name}' uses the criterion '{point.criterion}', which this version does not know "

@@ -133,8 +133,8 @@ def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str,
             listed = shorten(", ".join(outputs), 200)
             raise BadRequest(f"{where}: logits: missing, and the graph has the outputs {listed}; name one of them")
         name = outputs[0]
-    elif name not in (known := computed_names(model)):
-        raise unknown_name(name, known, where, "logits: the tensor")
+    elif name not in (names := computed_names(model)):
+        raise unknown_name(name, names, where, "logits: the tensor")
     makers = {output: node for node in model.graph.node for output in node.output}
     tensor = name
     while (node := makers.get(tensor)) is not None and node.op_type == "Identity":

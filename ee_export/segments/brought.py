@@ -245,8 +245,8 @@ def rename_tensors(model: onnx.ModelProto, names: Mapping[str, str], reserved: I
     graph = model.graph
     for node in graph.node:
         for held in (node.input, node.output):
-            for at, name in enumerate(held):
-                held[at] = mapping.get(name, name)
+            for index, name in enumerate(held):
+                held[index] = mapping.get(name, name)
     for entry in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
         entry.name = mapping.get(entry.name, entry.name)
     return mapping

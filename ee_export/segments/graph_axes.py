@@ -200,11 +200,11 @@ def set_signature(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs:
         held.extend(helper.make_tensor_value_info(spec.name, numbers[spec.dtype], spec.shape) for spec in specs)
 
 
-def unknown_name(name: str, known: Sequence[str], where: str, what: str) -> BadRequest:
-    """The error for a name that is not among the known ones. It lists the nearest of them, because there may be many."""
+def unknown_name(name: str, names: Sequence[str], where: str, role: str) -> BadRequest:
+    """The error for a name that is not in ``names``. It lists the nearest of them, because there may be many."""
     import difflib
 
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3) or list(known)[:5]
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.3) or list(names)[:5]
     return BadRequest(
-        f"{where}: {what} '{shorten(name, 80)}' is not there; near it: {', '.join(shorten(n, 80) for n in near) or 'none'}"
+        f"{where}: {role} '{shorten(name, 80)}' is not there; near it: {', '.join(shorten(n, 80) for n in near) or 'none'}"
     )

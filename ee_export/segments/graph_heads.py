@@ -43,8 +43,8 @@ def pool_model(
     features = (1 if rank >= 4 else rank - 1) if axis is None else axis % rank
     if features == 0 or not isinstance(spec.shape[features], int):
         raise BadRequest(f"{place}: axis {features} has no fixed size and holds no features; set axis")
-    others = [at for at in range(1, rank) if at != features]
-    texts = [at for at in others if isinstance(spec.shape[at], str)]
+    others = [index for index in range(1, rank) if index != features]
+    texts = [index for index in others if isinstance(spec.shape[index], str)]
     graph = _Builder(opset)
     inputs = [TENSOR]
     if not others:
@@ -82,14 +82,14 @@ def with_ramp(pool: onnx.ModelProto, layers: Sequence[Weights]) -> onnx.ModelPro
     head.CopyFrom(pool)
     graph = _Builder(0)
     name = FEATURES
-    for at, (weight, bias) in enumerate(layers):
+    for index, (weight, bias) in enumerate(layers):
         inputs = [name, graph.constant(weight.astype(np.float32)), graph.constant(bias.astype(np.float32))]
-        last = at == len(layers) - 1
-        name = LOGITS if last else f"linear{at}"
+        last = index == len(layers) - 1
+        name = LOGITS if last else f"linear{index}"
         graph.add("Gemm", inputs, name, transB=1)
         if not last:
-            graph.add("Tanh", [name], f"hidden{at}")
-            name = f"hidden{at}"
+            graph.add("Tanh", [name], f"hidden{index}")
+            name = f"hidden{index}"
     for weight in graph.weights:
         weight.name = f"ramp/{weight.name}"
     for node in graph.nodes:
@@ -116,8 +116,8 @@ def append(model: onnx.ModelProto, head: onnx.ModelProto, names: Mapping[str, st
     mapping = {f"{prefix}{inner}": name for inner, name in names.items()}
     for node in added.graph.node:
         for held in (node.input, node.output):
-            for at, name in enumerate(held):
-                held[at] = mapping.get(name, name)
+            for index, name in enumerate(held):
+                held[index] = mapping.get(name, name)
     model.graph.node.extend(added.graph.node)
     model.graph.initializer.extend(added.graph.initializer)
 

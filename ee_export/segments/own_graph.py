@@ -104,12 +104,12 @@ def _tensor(model: onnx.ModelProto, name: str, where: str) -> str:
     constant = {weight.name for weight in model.graph.initializer}
     if name in constant:
         raise BadRequest(f"{where} tensor: '{name}' is a weight; name a tensor that a node makes")
-    known = computed_names(model)
-    if name in known:
+    names = computed_names(model)
+    if name in names:
         return name
     made = {node.name: node.output[0] for node in model.graph.node if node.name}
     if name not in made:
-        raise unknown_name(name, sorted({*known, *made}), where, "tensor")
+        raise unknown_name(name, sorted({*names, *made}), where, "tensor")
     return str(made[name])
 
 

@@ -74,8 +74,8 @@ def read_own_segments(
                     f"{listed}{remedy}"
                 )
         logits = raw_logits(entry.file, model, entry.logits, place, report)
-        if entry.gate is not None and entry.gate not in (known := computed_names(model)):
-            raise unknown_name(entry.gate, known, place, "gate: the tensor")
+        if entry.gate is not None and entry.gate not in (names := computed_names(model)):
+            raise unknown_name(entry.gate, names, place, "gate: the tensor")
         answers = {logits, entry.logits, entry.gate} if entry.logits else {value.name for value in model.graph.output}
         outputs = {
             name: new

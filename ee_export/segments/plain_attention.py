@@ -63,16 +63,16 @@ def _expand(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> 
     width = widths.get(node.input[0])
     unlike = [name for name, default in _DEFAULTS.items() if given.get(name, default) != default]
     if unlike or len(node.input) > 4 or not heads or given.get("kv_num_heads") != heads:
-        what = f"it sets {unlike[0]}" if unlike else "its heads are grouped or its keys are cached"
+        reason = f"it sets {unlike[0]}" if unlike else "its heads are grouped or its keys are cached"
         raise NotEqual(
-            f"Attention '{stem}': {what}, which plain nodes of this toolkit do not do; take attention = \"operator\""
+            f"Attention '{stem}': {reason}, which plain nodes of this toolkit do not do; take attention = \"operator\""
         )
     if width is None or width % heads:
         raise NotEqual(f"Attention '{stem}': the width of its query is not known, so neither is its scale")
     scale = given.get("scale") or 1 / math.sqrt(width // heads)
 
-    def constant(what: str, value: np.ndarray) -> str:
-        name = f"{stem}_{what}"
+    def constant(role: str, value: np.ndarray) -> str:
+        name = f"{stem}_{role}"
         graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
@@ -80,22 +80,24 @@ def _expand(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> 
     joined = constant("joined", np.array([0, 0, width], np.int64))
     made: list[NodeProto] = []
 
-    def add(kind: str, inputs: list[str], what: str, **attributes: Any) -> str:
-        out = node.output[0] if what == "out" else f"{stem}_{what}"
-        made.append(helper.make_node(kind, inputs, [out], f"{stem}/{what}", **attributes))
+    def add(kind: str, inputs: list[str], role: str, **attributes: Any) -> str:
+        out = node.output[0] if role == "out" else f"{stem}_{role}"
+        made.append(helper.make_node(kind, inputs, [out], f"{stem}/{role}", **attributes))
         return out
 
-    def head_rows(name: str, what: str, perm: list[int]) -> str:
-        return add("Transpose", [add("Reshape", [name, split], f"{what}_split")], what, perm=perm)
+    def split_heads(name: str, role: str, perm: list[int]) -> str:
+        return add("Transpose", [add("Reshape", [name, split], f"{role}_split")], role, perm=perm)
 
-    query = head_rows(node.input[0], "query", [0, 2, 1, 3])
+    query = split_heads(node.input[0], "query", [0, 2, 1, 3])
     query = add("Mul", [query, constant("scale", np.array(scale, np.float32))], "scaled")
-    key = head_rows(node.input[1], "key", [0, 2, 3, 1])
+    key = split_heads(node.input[1], "key", [0, 2, 3, 1])
     scores = add("MatMul", [query, key], "scores")
     if len(node.input) > 3 and node.input[3]:
         scores = add("Add", [scores, node.input[3]], "biased")
     context = add(
-        "MatMul", [add("Softmax", [scores], "shares", axis=-1), head_rows(node.input[2], "value", [0, 2, 1, 3])], "seen"
+        "MatMul",
+        [add("Softmax", [scores], "shares", axis=-1), split_heads(node.input[2], "value", [0, 2, 1, 3])],
+        "seen",
     )
     add("Reshape", [add("Transpose", [context], "rows", perm=[0, 2, 1, 3]), joined], "out")
     return made

@@ -169,7 +169,10 @@ def _by_modelopt(file: Path, out: Path, pages: _Pages, names: Sequence[str], met
     try:
         from modelopt.onnx.quantization import quantize
 
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars, one a tensor
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # it prints a progress bar for each tensor
             quantize(
                 str(file),
                 "int8",

@@ -80,7 +80,7 @@ def _is_integer(tensor: TensorSpec) -> bool:
 
 def _extract(model: ModelProto, segment: SegmentSpec, tensor: TensorSpec) -> Recomputation | None:
     graph = model.graph
-    given = {each.name: each for each in segment.inputs}
+    given = {spec.name: spec for spec in segment.inputs}
     needed, read = {tensor.name}, set[str]()
     nodes: list[NodeProto] = []
     sizes: list[NodeProto] = []
@@ -179,11 +179,11 @@ def _drop_output(model: ModelProto, segment: SegmentSpec, name: str) -> SegmentS
 
 
 def _merge_operator_sets(model: ModelProto, other: ModelProto, exit_name: str) -> None:
-    known = {entry.domain: entry.version for entry in model.opset_import}
+    versions = {entry.domain: entry.version for entry in model.opset_import}
     for entry in other.opset_import:
-        if known.setdefault(entry.domain, entry.version) != entry.version:
+        if versions.setdefault(entry.domain, entry.version) != entry.version:
             raise NotEqual(
-                f'{exit_name}: its graph is of opset {known[entry.domain]} and the bias of {entry.version}; set bias = "carried"'
+                f'{exit_name}: its graph is of opset {versions[entry.domain]} and the bias of {entry.version}; set bias = "carried"'
             )
     del model.opset_import[:]
-    model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in known.items())
+    model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())

@@ -172,12 +172,12 @@ def _require_answers(model: PartedModel, specs: Mapping[str, TensorSpec], tensor
             )
 
 
-def _difference(model: PartedModel, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[float, str]:
+def _difference(model: PartedModel, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> tuple[float, str]:
     """The largest difference between two runs, and the name of the answer that has it."""
     differences = []
     for name in model.answers():
         tensor = name if name.endswith(".gate") else logits_name(name)
-        differences.append((float((one[tensor] - other[tensor]).abs().max()), name))
+        differences.append((float((first[tensor] - second[tensor]).abs().max()), name))
     return max(differences)
 
 

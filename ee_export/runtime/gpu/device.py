@@ -87,7 +87,7 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExecutorSupport:
-    """Whether an executor can run on a device. ``why``: the reason against it with the remedy, or empty."""
+    """Support of an executor on a device. ``why``: the reason against it with the remedy, or empty."""
 
     executor: str
     why: str

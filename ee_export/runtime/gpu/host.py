@@ -65,7 +65,7 @@ class HostSegment:
             self._release()
 
     def __del__(self) -> None:
-        # Without the lock: this thread may hold it, and nobody else has this segment any more.
+        # Without the lock, because this thread may hold it, and no other thread has this segment any more.
         with contextlib.suppress(Exception), self._device.current():  # the device may have failed, or been closed
             self._release()
 

@@ -174,8 +174,8 @@ def policy_block(
 ) -> np.ndarray:
     """The bytes at ``Decide.policy``, uint8 ``[policy_bytes(E, C)]``.
 
-    Layout: int32 criterion, E, C, 0; then float64 scale [E][C], bias [E][C], limits [E][C] (+inf: never), gate [E][2],
-    weights [E][C + 7].
+    The layout is int32 criterion, E, C, 0, and then float64 scale [E][C], bias [E][C], limits [E][C] (+inf: no page exits),
+    gate [E][2], weights [E][C + 7].
 
     Args:
         rules: one for each exit, in order.
@@ -227,10 +227,10 @@ def compile_cubin(compute_capability: tuple[int, int]) -> bytes:
             f"no NVRTC to compile the GPU's kernels with ({cause}); pip install 'cuda-bindings[all]'"
         ) from error
     number = 10 * compute_capability[0] + compute_capability[1]
-    status, known = nvrtc.nvrtcGetSupportedArchs()
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or number not in known:
+    status, supported = nvrtc.nvrtcGetSupportedArchs()
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or number not in supported:
         raise DeviceError(
-            f"NVRTC {major}.{minor} does not compile for sm_{number} (it does for {', '.join(f'sm_{arch}' for arch in known)}); "
+            f"NVRTC {major}.{minor} does not compile for sm_{number} (it does for {', '.join(f'sm_{arch}' for arch in supported)}); "
             "pip install another version of 'cuda-bindings[all]', of the driver's CUDA"
         )
     options = [f"--gpu-architecture=sm_{number}".encode(), b"--fmad=false", b"--std=c++17"]

@@ -93,7 +93,7 @@ class TensorRtSegment:
 
 
 class BoundEngine:
-    """An engine's execution context with its shapes and addresses; see :class:`~ee_export.runtime.gpu.segment.BoundSegment`."""
+    """An engine's execution context with its shapes and addresses. See :class:`~ee_export.runtime.gpu.segment.BoundSegment`."""
 
     def __init__(
         self, segment: TensorRtSegment, addresses: Mapping[str, int], profile: int, sizes: Mapping[str, int]
@@ -136,9 +136,9 @@ class BoundEngine:
         if not self._context.execute_async_v3(stream):
             raise DeviceError(f"{self._segment.exit}: TensorRT enqueued nothing: {last_errors()}")
 
-    def _require(self, accepted: bool, what: str) -> None:
+    def _require(self, accepted: bool, setting: str) -> None:
         if not accepted:
-            raise DeviceError(f"{self._segment.exit}: TensorRT refused {what}: {last_errors()}")
+            raise DeviceError(f"{self._segment.exit}: TensorRT refused {setting}: {last_errors()}")
 
 
 def _deserialize(plan: bytes, file: str, host_code: bool) -> tuple[trt.ICudaEngine, trt.Runtime]:
