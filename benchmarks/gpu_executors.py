@@ -23,10 +23,11 @@ import numpy as np
 
 from ee_export.errors import EeError
 from ee_export.policy.decide import ExitRule
-from ee_export.runtime.gpu.buffers import Sizes, TensorArena
+from ee_export.runtime.gpu.buffers import TensorArena
 from ee_export.runtime.gpu.device import Device, open_device, preflight
 from ee_export.runtime.gpu.executors.choose import make_chain
 from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, run_chain
+from ee_export.runtime.gpu.sizes import Sizes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.gpu_segments import CLASSES, KernelSegment, kernel_chain
@@ -149,7 +150,7 @@ def one_graph(device: Device, segments: Sequence[KernelSegment]) -> float:
     from ee_export.runtime.gpu import graphs
 
     with contextlib.closing(TensorArena(device, segments, Sizes((1,)))) as buffers, device.current():
-        bound = [buffers.bound(step, 1, 0) for step in range(len(segments))]
+        bound = [buffers.bind(step, 1, 0) for step in range(len(segments))]
 
         def enqueue(stream: int) -> None:
             for one in bound:
@@ -205,7 +206,7 @@ def timed_once(call: Callable[[], object]) -> float:
 def segment_us(executor: DeviceChain, step: int, rows: int) -> float:
     """Microseconds of one segment at a batch size, of 20 enqueued in a row."""
     buffers = executor.buffers
-    bound = buffers.bound(step, rows, 0)
+    bound = buffers.bind(step, rows, 0)
 
     def twenty() -> None:
         for _ in range(20):

@@ -38,7 +38,8 @@ from ee_export.policy import metrics
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
-from ee_export.policy.tune import KINDS, PageScores, Point, cheapest, evaluate, search_pareto_front
+from ee_export.policy.pareto_search import search_pareto_front
+from ee_export.policy.tune import KINDS, PageScores, Point, cheapest, evaluate
 from ee_export.progress import Progress
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain

@@ -32,6 +32,7 @@ from ee_export.policy import certify
 from ee_export.policy.criteria import CRITERIA, NEEDS_EARLIER_EXITS
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.drift import histogram
+from ee_export.policy.pareto_search import search_pareto_front
 from ee_export.policy.tune import (
     KINDS,
     NOT_EVALUATED,
@@ -43,7 +44,6 @@ from ee_export.policy.tune import (
     lossless_thresholds,
     most_accurate,
     pareto_front,
-    search_pareto_front,
 )
 from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import make_rules

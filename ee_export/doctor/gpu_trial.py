@@ -16,10 +16,11 @@ from ee_export.errors import DeviceError
 from ee_export.package.manifest import FULL, OperatingPoint
 from ee_export.package.store import Package
 from ee_export.runtime import backends
-from ee_export.runtime.gpu.buffers import Sizes, TensorArena
+from ee_export.runtime.gpu.buffers import TensorArena
 from ee_export.runtime.gpu.executors.choose import make_chain
 from ee_export.runtime.gpu.executors.device_chain import ExitPolicy, run_chain
 from ee_export.runtime.gpu.open import open_package_segments
+from ee_export.runtime.gpu.sizes import Sizes
 from ee_export.runtime.plan import make_rules, operating_point
 from ee_export.verify import golden
 

@@ -1,4 +1,4 @@
-"""Searches of other authors, to compare :func:`ee_export.policy.tune.search_pareto_front` with."""
+"""Searches of other authors, to compare :func:`ee_export.policy.pareto_search.search_pareto_front` with."""
 
 from collections.abc import Sequence
 

@@ -61,9 +61,10 @@ def open_on_gpu(package: Package, target_name: str, executor: str) -> "GpuExecut
         BadRequest: an unknown executor, or one of the reasons of :func:`~ee_export.runtime.gpu.open.open_package_segments`.
     """
     from ee_export.package.recipe import read_recipe
-    from ee_export.runtime.gpu.executor import GpuExecutor, sizes_of
+    from ee_export.runtime.gpu.executor import GpuExecutor
     from ee_export.runtime.gpu.executors.choose import KINDS
     from ee_export.runtime.gpu.open import RECIPE, open_package_segments
+    from ee_export.runtime.gpu.sizes import sizes_of
 
     require_known(executor, ("auto", *KINDS), "executor")
     gpu = open_gpu()

@@ -37,7 +37,7 @@ def gather_segments(package: Package, segments: Sequence[SegmentSpec]) -> tuple[
     joined.graph.name = package.manifest.name
     inputs: dict[str, onnx.ValueInfoProto] = {}
     for segment in segments:
-        model = _prefixed(package, segment)
+        model = _add_prefix(package, segment)
         joined.ir_version = model.ir_version
         if not joined.opset_import:
             joined.opset_import.extend(model.opset_import)
@@ -65,7 +65,7 @@ def load(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
     return model
 
 
-def _prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
+def _add_prefix(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
     """A segment's graph, with its exit's name before all inner names, so that graphs can be joined."""
     model = load(package, segment)
     compose.add_prefix(model, f"{segment.exit}/", rename_inputs=False, rename_outputs=False, inplace=True)

@@ -193,7 +193,7 @@ def test_every_executor_runs_in_pycudas_memory_and_streams(simulator: Simulator,
     device = module("device").open_device(0, "pycuda")
     rules = (ExitRule((1.0,) * 4, (0.0,) * 4),) * 5
     how = module("executors.device_chain").ExitPolicy(rules, "max_probability", (0.6, 0.7, 0.6, 0.5))
-    sizes = module("buffers").Sizes((1, 4), (9,), VISUAL)
+    sizes = module("sizes").Sizes((1, 4), (9,), VISUAL)
     with module("executors.choose").open_device_chain(
         device, segments_on(simulator), how, sizes, kind=kind
     ) as executor:

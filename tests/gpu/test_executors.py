@@ -63,7 +63,7 @@ def opened(
     how: Any = None,
 ) -> Iterator[Any]:
     device = module("device").open_device()
-    sizes = module("buffers").Sizes(batches, lengths, VISUAL)
+    sizes = module("sizes").Sizes(batches, lengths, VISUAL)
     choose = module("executors.choose")
     try:
         with choose.open_executor(
@@ -581,7 +581,7 @@ def test_a_chain_runs_in_a_stream_of_the_users_own(simulator: Simulator) -> None
     device = module("device").open_device()
     with device.current():
         stream = device.create_stream()
-    sizes = module("buffers").Sizes((1, 4), LENGTHS, VISUAL)
+    sizes = module("sizes").Sizes((1, 4), LENGTHS, VISUAL)
     with module("executors.choose").open_device_chain(
         device, segments_on(simulator), policy(), sizes, kind="conditional", stream=stream
     ) as executor:

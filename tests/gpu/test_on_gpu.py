@@ -13,10 +13,10 @@ from benchmarks.gpu_segments import CLASSES, kernel_chain
 from ee_export.errors import DeviceError
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import ExitRule
-from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import open_device, preflight
 from ee_export.runtime.gpu.executors.choose import KINDS, open_device_chain
 from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, run_chain
+from ee_export.runtime.gpu.sizes import Sizes
 
 SEGMENTS, WIDTH = 5, 64
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ee_export.errors import BadRequest
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.decide import Threshold
+from ee_export.policy.pareto_search import search_pareto_front
 from ee_export.policy.tune import (
     KINDS,
     NOT_EVALUATED,
@@ -21,7 +22,6 @@ from ee_export.policy.tune import (
     evaluate,
     lossless_thresholds,
     most_accurate,
-    search_pareto_front,
 )
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,64 +12,7 @@ from ee_export.runtime.gpu.arrays import DeviceArray, is_device_array, item_size
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.memory import Allocation, host_array
 from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Batch sizes and text lengths of a chain.
-
-    ``batches``, ``lengths``: rising numbers of pages and of text tokens (``T``). A batch runs in the least size that holds it, and
-    leaves the last rows and tokens unused. ``lengths`` is empty if no segment has ``T``. ``visual``: visual tokens, ``L`` − ``T``.
-    ``padding``: value of a page's unused tokens, by input, 0 by default.
-    """
-
-    batches: tuple[int, ...]
-    lengths: tuple[int, ...] = ()
-    visual: int = 0
-    padding: Mapping[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        for name, numbers in (("batches", self.batches), ("lengths", self.lengths)):
-            if list(numbers) != sorted(set(numbers)) or any(number < 1 for number in numbers):
-                raise BadRequest(f"{name} are {numbers}; expected rising numbers, 1 or more")
-        if not self.batches:
-            raise BadRequest("no batch sizes; expected at least one")
-
-    def batch(self, rows: int) -> int:
-        """The least batch size that holds so many pages. Raises BadRequest, which names the limit, if none does."""
-        return _least(self.batches, rows, "pages")
-
-    def length(self, tokens: int) -> int:
-        """The least length that holds so many text tokens. Raises BadRequest, which names the limit, if none does."""
-        return _least(self.lengths, tokens, "text tokens")
-
-    def axes(self, rows: int, tokens: int) -> dict[str, int]:
-        """Sizes of the axes ``B``, ``T`` and ``L``."""
-        return {"B": rows, "T": tokens, "L": tokens + self.visual}
-
-    def most_bytes(self, spec: TensorSpec) -> int:
-        """Bytes of a tensor for the largest batch and length."""
-        most = self.axes(self.batches[-1], self.lengths[-1] if self.lengths else 0)
-        return size_of(shape_of(spec, most), spec.dtype)
-
-
-def _least(numbers: Sequence[int], count: int, unit: str) -> int:
-    for number in numbers:
-        if number >= count:
-            return number
-    raise BadRequest(
-        f"{count} {unit}: this chain was opened for {numbers[-1] if numbers else 0} at most; open it for more"
-    )
-
-
-def shape_of(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """A tensor's shape with numbers for its symbolic axes."""
-    return tuple(axis if isinstance(axis, int) else axes[axis] for axis in spec.shape)
-
-
-def has_length(spec: TensorSpec) -> bool:
-    """True for a tensor whose shape depends on the text's length."""
-    return "T" in spec.shape or "L" in spec.shape
+from ee_export.runtime.gpu.sizes import Sizes, has_length, shape_of
 
 
 class PinnedStaging:
@@ -126,7 +68,7 @@ class TensorArena:
         _require_pages_first(self.specs.values())
         made = {spec.name for segment in segments for spec in segment.outputs}
         self.inputs = tuple(name for name in self.specs if name not in made)
-        self._needed = _needed(segments)
+        self._needed = _read_later(segments)
         self._bound: dict[tuple[int, int, int], BoundSegment] = {}
         self._copied: list[DeviceArray] = []
         self._own_stream: int | None = None
@@ -160,7 +102,7 @@ class TensorArena:
         name = gate_name(self.segments[step].exit)
         return name if any(spec.name == name for spec in self.segments[step].outputs) else None
 
-    def live(self, step: int, end: int) -> list[str]:
+    def to_pack(self, step: int, end: int) -> list[str]:
         """Tensors to pack after ``step`` in a stretch up to ``end``: those that later segments read, inputs included."""
         there = {spec.name for segment in self.segments[: step + 1] for spec in segment.outputs}
         there |= {spec.name for segment in self.segments[:end] for spec in segment.inputs if spec.name in self.inputs}
@@ -176,8 +118,8 @@ class TensorArena:
         touched = (spec for segment in self.segments[first:end] for spec in (*segment.inputs, *segment.outputs))
         return any(has_length(spec) for spec in touched)
 
-    def bound(self, step: int, batch: int, tokens: int) -> BoundSegment:
-        """A segment bound to these tensors, for one of the batch sizes and lengths. Each is bound once.
+    def bind(self, step: int, batch: int, tokens: int) -> BoundSegment:
+        """Bind a segment to these tensors, for one of the batch sizes and lengths. Each is bound once.
 
         Raises:
             BadRequest: no profile of the segment holds such sizes.
@@ -307,7 +249,7 @@ def _require_pages_first(specs: Iterable[TensorSpec]) -> None:
         item_size(spec.dtype)
 
 
-def _needed(segments: Sequence[DeviceSegment]) -> list[set[str]]:
+def _read_later(segments: Sequence[DeviceSegment]) -> list[set[str]]:
     """Per segment, the names that later ones read."""
     needed: list[set[str]] = []
     later: set[str] = set()
@@ -321,7 +263,7 @@ def _places(
     segments: Sequence[DeviceSegment], inputs: Sequence[str], bytes_of: Mapping[str, int]
 ) -> tuple[dict[str, int], list[int]]:
     """Place of each tensor and size of each place. An input has a place of its own, others take one that is free by then."""
-    needed = _needed(segments)
+    needed = _read_later(segments)
     place_of: dict[str, int] = {}
     places: list[int] = []
     free: list[int] = []

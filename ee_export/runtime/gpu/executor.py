@@ -5,48 +5,26 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 
 from ee_export.data.encode import Arrays, tokens_read
 from ee_export.errors import BadLogits, DeviceError
-from ee_export.package.recipe import TargetRecipe
 from ee_export.policy.criteria import NEEDS_EARLIER_EXITS, ExitHistory, argmax
-from ee_export.policy.decide import NEVER, calibrate_logits
+from ee_export.policy.decide import calibrate_logits
 from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.executors.choose import open_device_chain
 from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, ExitResult
 from ee_export.runtime.gpu.prefetch import PrefetchSlot
 from ee_export.runtime.gpu.segment import DeviceSegment
+from ee_export.runtime.gpu.sizes import Sizes
 from ee_export.runtime.plan import Plan, Stretch
 from ee_export.runtime.segment import Segment
 
-_BATCHES = (1, 2, 4, 8, 16)
-_LENGTHS = (64, 128, 256, 384)
 _SLOTS = 2
 """Number of batches whose inputs may wait on the device for their turn."""
-
-
-def sizes_of(recipe: TargetRecipe, longest: int, visual: int, padding: dict[str, float]) -> Sizes:
-    """The batch sizes and text lengths of a chain: a few that rise by steps and fit the recipe's profiles.
-
-    ``longest``: text tokens of the model's longest page, 0 for a model that reads no text.
-    """
-    profiles = recipe.profiles(max(longest, 1))
-    batches = {profile.batch.max for profile in profiles} | set(_BATCHES)
-    lengths = {profile.text.max for profile in profiles} | set(_LENGTHS)
-    return Sizes(
-        tuple(sorted(size for size in batches if any(p.batch.min <= size <= p.batch.max for p in profiles))),
-        tuple(sorted(size for size in lengths if any(p.text.min <= size <= p.text.max for p in profiles)))
-        if longest
-        else (),
-        visual,
-        padding,
-    )
 
 
 class GpuExecutor:
@@ -168,7 +146,7 @@ class GpuExecutor:
                     return
                 reached = first if last is None else last
             if reached < end - 1:
-                policy = _force_exit(policy, reached)
+                policy = policy.force_exit(reached)
             self._histories = []  # if anything fails, the next pages begin anew
             if batch.rows is not None:  # the pages are in another order than their prefetched inputs
                 batch.pack()
@@ -239,7 +217,7 @@ class GpuExecutor:
         chain.start(len(pages))
         self._rows, self._given = list(range(len(pages))), set()
         if replayed:
-            chain.retune(replace(self._policy, thresholds=(None,) * len(self._policy.thresholds)))
+            chain.retune(self._policy.without_exits())
         for before in range(index):
             if before not in replayed:
                 chain.skip()
@@ -322,11 +300,6 @@ def _reachable(plan: Plan, batch: Batch, before: Sequence[int], steps: Sequence[
             break
         reached = step
     return reached if reached in steps else None
-
-
-def _force_exit(policy: ExitPolicy, exit: int) -> ExitPolicy:
-    """A copy of a policy with which all pages that come to an exit also exit there."""
-    return replace(policy, thresholds=(*policy.thresholds[:exit], -NEVER, *policy.thresholds[exit + 1 :]))
 
 
 def _record_visits(

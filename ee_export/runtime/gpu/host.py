@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ee_export.package.manifest import TensorSpec
-from ee_export.runtime.gpu.buffers import shape_of
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.memory import host_array
 from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
+from ee_export.runtime.gpu.sizes import shape_of
 
 
 class HostSegment:

@@ -6,9 +6,10 @@ import numpy as np
 
 from ee_export.package.manifest import TensorSpec
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import PinnedStaging, Sizes, shape_of
+from ee_export.runtime.gpu.buffers import PinnedStaging
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.memory import Allocation
+from ee_export.runtime.gpu.sizes import Sizes, shape_of
 
 
 class PrefetchSlot:

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from ee_export.package.manifest import TensorSpec
 from ee_export.package.recipe import Profile
-from ee_export.runtime.gpu.buffers import shape_of
+from ee_export.runtime.gpu.sizes import shape_of
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = dict[str, tuple[Shape, Shape, Shape]]

@@ -9,7 +9,7 @@ import tensorrt as trt
 
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.package.manifest import SegmentSpec, TensorSpec
-from ee_export.runtime.gpu.buffers import shape_of
+from ee_export.runtime.gpu.sizes import shape_of
 from ee_export.runtime.gpu.tensorrt_log import LOG, last_errors
 from ee_export.runtime.gpu.workspace import Workspace
 

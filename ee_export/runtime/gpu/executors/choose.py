@@ -10,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 
 from ee_export.errors import DeviceError, require_known
-from ee_export.runtime.gpu.buffers import Sizes, TensorArena, shape_of
+from ee_export.runtime.gpu.buffers import TensorArena
 from ee_export.runtime.gpu.device import Device, preflight
 from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, SegmentRange, run_chain
 from ee_export.runtime.gpu.executors.host import HostChain
 from ee_export.runtime.gpu.segment import DeviceSegment
+from ee_export.runtime.gpu.sizes import Sizes, shape_of
 
 KINDS = ("conditional", "graphs", "host")
 """Kinds of chains. Each falls back to the next."""

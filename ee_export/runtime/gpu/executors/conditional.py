@@ -110,7 +110,7 @@ class ConditionalChain:
         if (step, end, length) not in self._tables:
             rows = [
                 (self.buffers.addresses[name], self.buffers.addresses[name], self.buffers.row_bytes(name, length))
-                for name in self.buffers.live(step, end)
+                for name in self.buffers.to_pack(step, end)
             ]
             table = np.array(rows, ROW)
             largest = max((size for _, _, size in rows), default=0)
@@ -150,7 +150,7 @@ class ConditionalChain:
                     name = f"{buffers.segments[step].exit} at batch {batch}" + (
                         f" and {length} tokens" if length else ""
                     )
-                    bound = buffers.bound(step, batch, length)
+                    bound = buffers.bind(step, batch, length)
                     if not bound.capturable:
                         raise DeviceError(
                             f"{name}: its backend cannot be captured into a CUDA graph; use the executor 'host'"

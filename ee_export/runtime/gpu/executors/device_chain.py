@@ -1,7 +1,7 @@
 """The chain on a device: its protocol, its policy and its results, common to all kinds of chains."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import OperatingPoint
 from ee_export.policy.criteria import ExitHistory
-from ee_export.policy.decide import ExitRule, Threshold
+from ee_export.policy.decide import NEVER, ExitRule, Threshold
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import TensorArena
 
@@ -32,6 +32,14 @@ class ExitPolicy:
     def of(point: OperatingPoint, rules: Sequence[ExitRule], exits: Sequence[str]) -> "ExitPolicy":
         """The policy of an operating point for a chain's exits. ``rules``: see :func:`ee_export.runtime.plan.make_rules`."""
         return ExitPolicy(tuple(rules), point.criterion, tuple(point.thresholds.get(name) for name in exits[:-1]))
+
+    def force_exit(self, exit: int) -> "ExitPolicy":
+        """The same policy, except that all pages that come to an exit also exit there."""
+        return replace(self, thresholds=(*self.thresholds[:exit], -NEVER, *self.thresholds[exit + 1 :]))
+
+    def without_exits(self) -> "ExitPolicy":
+        """The same policy, except that no page exits early."""
+        return replace(self, thresholds=(None,) * len(self.thresholds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class HostChain:
         for step, segment in enumerate(buffers.segments):
             for length in buffers.sizes.lengths if buffers.reads_length(step, step + 1) else (0,):
                 for batch in buffers.sizes.batches:
-                    bound = buffers.bound(step, batch, length)
+                    bound = buffers.bind(step, batch, length)
                     if not graphs:
                         self._enqueue[step, batch, length] = bound.enqueue
                         continue
@@ -126,7 +126,7 @@ class HostChain:
         moves, order = pack_rows(stays)
         batch.pages = [batch.pages[row] for row in order]
         if batch.pages:
-            for name in buffers.live(step, end):
+            for name in buffers.to_pack(step, end):
                 size = buffers.row_bytes(name, batch.length)
                 for to, source in moves:
                     start = buffers.addresses[name]
