@@ -30,7 +30,7 @@ def require_runnable(backend: str) -> None:
     """Raise BadRequest if a target cannot run here: for an unknown backend, a missing installation or another kind of processor."""
     if backend not in BACKENDS:
         raise BadRequest(
-            f"this target is for the backend '{backend}', which this version does not know ({', '.join(BACKENDS)}); "
+            f"this target is for the backend '{backend}', which this version does not have ({', '.join(BACKENDS)}); "
             "`pip install --upgrade ee_export`"
         )
     if backend == "openvino":

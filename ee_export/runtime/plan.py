@@ -113,7 +113,7 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
         raise BadRequest(f"unknown operating point '{name}': this target has {names}")
     if point.criterion not in CRITERIA:
         raise BadRequest(
-            f"operating point '{name}' uses the criterion '{point.criterion}', which this version does not know "
+            f"operating point '{name}' uses the criterion '{point.criterion}', which this version does not have "
             f"({', '.join(CRITERIA)}); `pip install --upgrade ee_export`"
         )
     return point

@@ -56,7 +56,7 @@ def pool_model(
     elif texts:
         if rank != 3 or features != 2 or spec.shape[1] != "T" or not has_mask:
             raise BadRequest(
-                f"{place}: the mean over text tokens takes a tensor [B, T, F] and the input attention_mask, which leaves padding out; "
+                f"{place}: the mean over text tokens takes a tensor [B, T, F] and the input attention_mask, to exclude padding; "
                 'take pool = "first"'
             )
         inputs.append(MASK)

@@ -415,7 +415,7 @@ def test_what_cannot_be_made_is_told_and_leaks_nothing(simulator: Simulator, kin
 def test_too_little_memory_is_told_with_what_is_asked_and_what_is_free(simulator: Simulator) -> None:
     simulator.total = 8 << 20
     with (
-        pytest.raises(DeviceError, match=r"Simulated GPU: \d+ MiB of memory asked and \d MiB free; use smaller"),
+        pytest.raises(DeviceError, match=r"Simulated GPU: \d+ MiB of memory requested and \d MiB free; use smaller"),
         opened(simulator, "conditional", batches=(1, 1024), lengths=(2048,)),
     ):
         pass

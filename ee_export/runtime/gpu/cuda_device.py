@@ -77,7 +77,7 @@ class CudaDevice:
         status, address = driver.cuMemAlloc(size)
         if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise DeviceError(
-                f"{self.name}: {size >> 20} MiB of memory asked and {self.free_memory() >> 20} MiB free; "
+                f"{self.name}: {size >> 20} MiB of memory requested and {self.free_memory() >> 20} MiB free; "
                 "use smaller batches or lengths, or free memory that other programs hold"
             )
         require(status, "cuMemAlloc")

@@ -66,7 +66,7 @@ class PycudaDevice:
             held = cuda.mem_alloc(size)
         except cuda.MemoryError:
             raise DeviceError(
-                f"{self.name}: {size >> 20} MiB of memory asked and {self.free_memory() >> 20} MiB free; "
+                f"{self.name}: {size >> 20} MiB of memory requested and {self.free_memory() >> 20} MiB free; "
                 "use smaller batches or lengths, or free memory that other programs hold"
             ) from None
         except cuda.Error as error:
