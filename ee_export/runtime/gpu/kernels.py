@@ -52,7 +52,7 @@ class Decide(ctypes.Structure):
     gates        float32 [rows, 1], raw go/stop logits; 0: this exit has no gate
     policy       :func:`policy_block`, 8-byte aligned; read at every launch, so writing it retunes without recapture
     tokens       int32 [pages], text tokens of each page that this exit reads; 0: it reads none
-    trail        float64 [pages, 2 C + 3], :func:`trail_bytes`; state of criteria that depend on the exits before
+    trail        float64 [pages, 2 C + 3], :func:`trail_shape`; state of criteria that depend on the exits before
     scratch      float64 [rows, 2 C + 2]; 0: shared memory, see :func:`scratch_bytes`
     rows         int32, number of rows; read
     alive        int32, number of remaining rows; written, may be ``rows`` itself
@@ -151,9 +151,9 @@ def scratch_bytes(rows: int, classes: int) -> int:
     return needed if needed > _SHARED_BYTES else 0
 
 
-def trail_bytes(pages: int, classes: int) -> int:
-    """Size of ``Decide.trail``, which needs no initial value."""
-    return 8 * pages * (2 * classes + 3)
+def trail_shape(pages: int, classes: int) -> tuple[int, int]:
+    """Shape of ``Decide.trail``, float64, which needs no initial value."""
+    return pages, 2 * classes + 3
 
 
 def trail_of(history: ExitHistory, classes: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -34,6 +35,18 @@ class Allocation:
         self._closing.callback(self.device.free_pinned, address)
         return address
 
+    def allocate_constant(self, values: np.ndarray) -> int:
+        """Allocate device memory with these values."""
+        pinned = self.device.allocate_pinned(values.nbytes)
+        try:
+            host_array(pinned, (values.nbytes,), "uint8")[:] = values.view(np.uint8).reshape(-1)
+            address = self.allocate(values.nbytes)
+            self.device.copy(address, pinned, values.nbytes, self.stream)
+            self.device.synchronize(self.stream)
+        finally:
+            self.device.free_pinned(pinned)
+        return address
+
     def event(self) -> int:
         event = self.device.create_event()
         self._closing.callback(self.device.destroy_event, event)
@@ -43,6 +56,31 @@ class Allocation:
         """Free everything, after all work in the stream. The context must be current."""
         with self._closing, contextlib.suppress(DeviceError):  # a device that failed before must not stop the rest
             self.device.synchronize(self.stream)
+
+
+class MirroredArray:
+    """An array in device memory that the host writes through a mirror in pinned memory."""
+
+    def __init__(self, memory: Allocation, shape: tuple[int, ...], dtype: str) -> None:
+        self._memory = memory
+        self._size = size_of(shape, dtype)
+        self.address = memory.allocate(self._size)
+        self._pinned = memory.allocate_pinned(self._size)
+        self._mirror = host_array(self._pinned, shape, dtype)
+        self._sent = memory.event()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[np.ndarray]:
+        """Change the mirror inside the ``with``. Its end appends a copy to the stream."""
+        device, stream = self._memory.device, self._memory.stream
+        device.wait(self._sent)
+        yield self._mirror
+        device.copy(self.address, self._pinned, self._size, stream)
+        device.record(self._sent, stream)
+
+    def clear(self) -> None:
+        """Append zeroing the array on the device to the stream. The mirror stays."""
+        self._memory.device.clear(self.address, self._size, self._memory.stream)
 
 
 def host_array(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -32,10 +32,10 @@ from ee_export.runtime.gpu.kernels import (
     policy_block,
     policy_bytes,
     scratch_bytes,
-    trail_bytes,
     trail_of,
+    trail_shape,
 )
-from ee_export.runtime.gpu.memory import Allocation, host_array
+from ee_export.runtime.gpu.memory import Allocation, MirroredArray
 
 
 class ConditionalChain:
@@ -76,34 +76,14 @@ class ConditionalChain:
         self._closers.append(self._kernels.close)
         self._result_buffer = ResultBuffer(buffers, memory, self._exits, self._classes)
         self._source = memory.allocate(4 * most)
-        self._trail = memory.allocate(trail_bytes(most, self._classes))
-        self._trail_pinned = memory.allocate_pinned(trail_bytes(most, self._classes))
-        self._recalled = memory.event()
+        self._trail = MirroredArray(memory, trail_shape(most, self._classes), "float64")
         scratch = scratch_bytes(most, self._classes)
         self._scratch = memory.allocate(scratch) if scratch else 0
-        self._tokens = memory.allocate(4 * self._exits * most)
-        self._tokens_pinned = memory.allocate_pinned(4 * self._exits * most)
-        size = policy_bytes(self._exits, self._classes)
-        self._policy = memory.allocate(size)
-        self._policy_pinned = memory.allocate_pinned(size)
-        self._retuned = memory.event()
-        self._counts = False
-        self._counted = memory.event()
-        self._buckets = self._constant(np.array(buffers.sizes.batches, np.int32))
+        self._tokens = MirroredArray(memory, (self._exits, most), "int32")
+        self._has_tokens = False
+        self._policy = MirroredArray(memory, (policy_bytes(self._exits, self._classes),), "uint8")
+        self._buckets = memory.allocate_constant(np.array(buffers.sizes.batches, np.int32))
         self._tables: dict[tuple[int, int, int], tuple[int, int, int]] = {}
-
-    def _constant(self, values: np.ndarray) -> int:
-        """Device memory with these values."""
-        memory, device = self._memory, self.buffers.device
-        pinned = device.allocate_pinned(values.nbytes)
-        try:
-            host_array(pinned, (values.nbytes,), "uint8")[:] = values.view(np.uint8).reshape(-1)
-            address = memory.allocate(values.nbytes)
-            device.copy(address, pinned, values.nbytes, memory.stream)
-            device.synchronize(memory.stream)
-        finally:
-            device.free_pinned(pinned)
-        return address
 
     def _table(self, step: int, end: int, length: int) -> tuple[int, int, int]:
         """Tensors to pack after a segment: the address of their table, their number, and bytes of the largest row."""
@@ -114,7 +94,8 @@ class ConditionalChain:
             ]
             table = np.array(rows, ROW)
             largest = max((size for _, _, size in rows), default=0)
-            self._tables[step, end, length] = (self._constant(table) if rows else 0, len(rows), largest)
+            address = self._memory.allocate_constant(table) if rows else 0
+            self._tables[step, end, length] = (address, len(rows), largest)
         return self._tables[step, end, length]
 
     # The graphs.
@@ -202,9 +183,9 @@ class ConditionalChain:
         argument = Decide(
             logits=buffers.addresses[buffers.logits(step)],
             gates=0 if gate is None else buffers.addresses[gate],
-            policy=self._policy,
-            tokens=self._tokens + 4 * step * results.pages,
-            trail=self._trail,
+            policy=self._policy.address,
+            tokens=self._tokens.address + 4 * step * results.pages,
+            trail=self._trail.address,
             scratch=self._scratch,
             rows=results.at("rows"),
             alive=results.at("rows"),
@@ -262,10 +243,12 @@ class ConditionalChain:
         with device.current():
             buffers.give(inputs, rows, batch.length)
             if tokens is not None:
-                self._count(stretch[0], tokens)
-            elif self._counts:
-                device.clear(self._tokens, 4 * self._exits * self._result_buffer.pages, buffers.stream)
-                self._counts = False
+                with self._tokens.write() as counts:
+                    counts[stretch[0] : stretch[0] + len(tokens), batch.pages] = tokens
+                self._has_tokens = True
+            elif self._has_tokens:
+                self._tokens.clear()
+                self._has_tokens = False
             if not self._began:
                 device.wait(self._result_buffer.event)  # a copy for the pages before may still read the mirror
                 self._result_buffer.host["rows"] = rows
@@ -276,33 +259,16 @@ class ConditionalChain:
             self._ready[stretch, buffers.sizes.batch(rows), length].launch(buffers.stream)
         return True
 
-    def _count(self, first: int, tokens: np.ndarray) -> None:
-        """Copy the number of text tokens that each exit of a stretch reads of each page to the device."""
-        device, most = self.buffers.device, self._result_buffer.pages
-        self._counts = True
-        device.wait(self._counted)
-        held = host_array(self._tokens_pinned, (self._exits, most), "int32")
-        for row, page in enumerate(self._batch.pages):
-            held[first : first + len(tokens), page] = tokens[:, row]
-        device.copy(self._tokens, self._tokens_pinned, held.nbytes, self.buffers.stream)
-        device.record(self._counted, self.buffers.stream)
-
     def skip(self) -> None:
         self._batch.skip()
         if not self._began:  # the chain's first decision, which would begin the trail, is skipped
             with self.buffers.device.current():
-                size = trail_bytes(self._result_buffer.pages, self._classes)
-                self.buffers.device.clear(self._trail, size, self.buffers.stream)
+                self._trail.clear()
 
     def recall(self, histories: Sequence[ExitHistory]) -> None:
-        device, pages = self.buffers.device, self._batch.pages
-        with device.current():
-            device.wait(self._recalled)
-            held = host_array(self._trail_pinned, (self._result_buffer.pages, 2 * self._classes + 3), "float64")
-            for page, history in zip(pages, histories, strict=True):
-                held[page] = trail_of(history, self._classes)
-            device.copy(self._trail, self._trail_pinned, held.nbytes, self.buffers.stream)
-            device.record(self._recalled, self.buffers.stream)
+        with self.buffers.device.current(), self._trail.write() as trails:
+            for page, history in zip(self._batch.pages, histories, strict=True):
+                trails[page] = trail_of(history, self._classes)
 
     def _collect(self, end: int) -> None:
         """Read the results of a stretch up to ``end`` from the mirror."""
@@ -325,12 +291,8 @@ class ConditionalChain:
     def retune(self, policy: ExitPolicy) -> None:
         require_policy(policy, self._exits, self._classes)
         block = policy_block(policy.rules, policy.criterion, policy.thresholds, self._classes)
-        device = self.buffers.device
-        with device.current():
-            device.wait(self._retuned)
-            host_array(self._policy_pinned, block.shape, "uint8")[:] = block
-            device.copy(self._policy, self._policy_pinned, block.nbytes, self.buffers.stream)
-            device.record(self._retuned, self.buffers.stream)
+        with self.buffers.device.current(), self._policy.write() as mirror:
+            mirror[:] = block
         self.policy = policy
 
     def close(self) -> None:
