@@ -66,7 +66,7 @@ class Plan:
         return tuple(step.exit for step in self.steps)
 
     @property
-    def make_rules(self) -> tuple[ExitRule, ...]:
+    def rules(self) -> tuple[ExitRule, ...]:
         """The rules of the exits, in order."""
         return tuple(step.rule for step in self.steps)
 
