@@ -60,7 +60,7 @@ class OnGpu:
         self._executor = make_chain(kind, buffers, self._policy(self._point), ((0, len(segments)),))
         self._closing.callback(self._executor.close)
 
-    def run_chain(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`ee_export.doctor.replay.Executor.run`."""
         if point is not self._point:
             self._executor.retune(self._policy(point))

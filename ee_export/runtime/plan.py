@@ -119,7 +119,7 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
     return point
 
 
-def force_exit(exits: Sequence[str], name: str) -> OperatingPoint:
+def make_exit_point(exits: Sequence[str], name: str) -> OperatingPoint:
     """Operating point with which every page exits at one exit whatever its score.
 
     The exits before it are evaluated too. No score reaches their threshold, 1.1.

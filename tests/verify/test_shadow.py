@@ -14,7 +14,7 @@ from ee_export.cli.main import cli
 from ee_export.data.page import Page, read_page
 from ee_export.errors import BadPage, BadRequest
 from ee_export.runtime.load import load
-from ee_export.runtime.plan import force_exit
+from ee_export.runtime.plan import make_exit_point
 from ee_export.verify.shadow import unlike
 
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_refused_before_any_page_is_answered(
 
 def test_in_python_one_function_compares_a_page(sample: Path, pages: Path) -> None:
     full = load(sample, operating_point="full")
-    early = full.with_point(force_exit(full.exits, "vision"))
+    early = full.with_point(make_exit_point(full.exits, "vision"))
     page = read_page(next(path for path in sorted(pages.iterdir()) if path.stem == "receipt"))
     assert unlike(page, full.predict(page), full) is None
     row = unlike(page, early.predict(page), full)
