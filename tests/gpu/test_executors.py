@@ -66,7 +66,7 @@ def opened(
     sizes = module("sizes").Sizes(batches, lengths, VISUAL)
     choose = module("executors.choose")
     try:
-        with choose.open_executor(
+        with choose.open_device_chain(
             device, segments or segments_on(simulator), how or policy(), sizes, stretches=stretches, kind=kind
         ) as executor:
             yield executor
@@ -392,7 +392,7 @@ def test_auto_measures_and_takes_the_fastest(
         assert all(f"{kind} " in caplog.messages[-1] for kind in KINDS)
         check(executor, pages(1, 5), policy())
     for fastest in KINDS:
-        monkeypatch.setattr(choose, "measure", lambda executor, rows, fast=fastest: float(executor.kind != fast))
+        monkeypatch.setattr(choose, "measure_ms", lambda executor, rows, fast=fastest: float(executor.kind != fast))
         with opened(simulator, "auto", batches=(1,)) as executor:
             assert executor.kind == fastest
             assert executor.policy == policy()
