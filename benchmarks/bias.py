@@ -18,7 +18,7 @@ from ee_export.data.encode import Arrays, blank_page
 from ee_export.package.store import open_package
 from ee_export.runtime.ort import available_threads, open_session
 from ee_export.segments.join import load
-from ee_export.segments.recompute import alone, recompute
+from ee_export.segments.recompute import extract_recomputations, recompute
 
 
 @click.command()
@@ -33,7 +33,7 @@ def main(path: Path, tokens: int | None, batches: tuple[int, ...], runs: int, re
     segments = package.target("cpu-fp32").segments
     maker = next(at for at, each in enumerate(segments) if any(tensor.name == "bias" for tensor in each.outputs))
     reader = next(each for each in segments[maker + 1 :] if any(tensor.name == "bias" for tensor in each.inputs))
-    own = alone(load(package, segments[maker]), segments[maker])[0].graph
+    own = extract_recomputations(load(package, segments[maker]), segments[maker])[0].graph
     graphs = [load(package, segments[maker]), load(package, reader)]
     recompute(graphs, (segments[maker], reader))
     threads = available_threads()

@@ -22,11 +22,12 @@ import click
 import numpy as np
 
 from ee_export.errors import EeError
-from ee_export.policy.decide import Rule
-from ee_export.runtime.gpu.buffers import Buffers, Sizes
+from ee_export.policy.decide import ExitRule
+from ee_export.runtime.gpu.buffers import TensorArena
 from ee_export.runtime.gpu.device import Device, open_device, preflight
-from ee_export.runtime.gpu.executors.batch import Executor, Policy, run
-from ee_export.runtime.gpu.executors.choose import make
+from ee_export.runtime.gpu.executors.choose import make_chain
+from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, run_chain
+from ee_export.runtime.gpu.sizes import Sizes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.gpu_segments import CLASSES, KernelSegment, kernel_chain
@@ -79,16 +80,16 @@ def main(pages: int, segments: int, spin_us: float, row_us: float, index: int, r
     device.close()
 
 
-def policy(count: int, thresholds: Sequence[float | None]) -> Policy:
-    return Policy((Rule((0.05,) * CLASSES, (0.0,) * CLASSES),) * count, "max_probability", tuple(thresholds))
+def policy(count: int, thresholds: Sequence[float | None]) -> ExitPolicy:
+    return ExitPolicy((ExitRule((0.05,) * CLASSES, (0.0,) * CLASSES),) * count, "max_probability", tuple(thresholds))
 
 
 @contextlib.contextmanager
 def opened(device: Device, segments: Sequence[KernelSegment], kind: str, batches: tuple[int, ...]) -> Any:
     never = policy(len(segments), [None] * (len(segments) - 1))
     with (
-        contextlib.closing(Buffers(device, segments, Sizes(batches))) as buffers,
-        contextlib.closing(make(kind, buffers, never, [(0, len(segments))])) as executor,
+        contextlib.closing(TensorArena(device, segments, Sizes(batches))) as buffers,
+        contextlib.closing(make_chain(kind, buffers, never, [(0, len(segments))])) as executor,
     ):
         yield executor
 
@@ -103,7 +104,7 @@ def timed(call: Callable[[], object], runs: int) -> np.ndarray:
     return np.array(found[10:])
 
 
-def blank(executor: Executor, rows: int) -> dict[str, object]:
+def blank(executor: DeviceChain, rows: int) -> dict[str, object]:
     """Inputs that lie where the chain reads them, so that no copy is measured."""
     return {name: executor.buffers.view(name, rows) for name in executor.buffers.inputs}
 
@@ -122,12 +123,12 @@ def batch_1(
             by_exit = []
             for point in points:
                 executor.retune(point)
-                by_exit.append(float(np.median(timed(partial(run, executor, inputs, 1), RUNS))))
+                by_exit.append(float(np.median(timed(partial(run_chain, executor, inputs, 1), RUNS))))
             latencies = []
             for at in exits:
                 executor.retune(points[at])
                 started = time.perf_counter_ns()
-                run(executor, inputs, 1)
+                run_chain(executor, inputs, 1)
                 latencies.append((time.perf_counter_ns() - started) / 1e3)
         slope = float(np.polyfit(np.arange(count), by_exit, 1)[0]) - spin_us
         p50, p99 = np.percentile(latencies, [50, 99])
@@ -148,8 +149,8 @@ def one_graph(device: Device, segments: Sequence[KernelSegment]) -> float:
     """Microseconds of all segments captured as one graph at batch 1, no decision in between, with a wait at the end."""
     from ee_export.runtime.gpu import graphs
 
-    with contextlib.closing(Buffers(device, segments, Sizes((1,)))) as buffers, device.current():
-        bound = [buffers.bound(step, 1, 0) for step in range(len(segments))]
+    with contextlib.closing(TensorArena(device, segments, Sizes((1,)))) as buffers, device.current():
+        bound = [buffers.bind(step, 1, 0) for step in range(len(segments))]
 
         def enqueue(stream: int) -> None:
             for one in bound:
@@ -180,7 +181,7 @@ def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[
         with opened(device, segments, kind, BATCHES) as executor:
             alone = {(step, rows): segment_us(executor, step, rows) for step in range(count) for rows in BATCHES}
             executor.retune(point)
-            left = [len(one.scores) - 1 for one in run(executor, {"state.0": states}, 32)]
+            left = [len(one.scores) - 1 for one in run_chain(executor, {"state.0": states}, 32)]
             reached = [sum(exit >= at for exit in left) for at in range(count)]
             sizes = executor.buffers.sizes
             ideal = sum(alone[step, sizes.batch(rows)] for step, rows in enumerate(reached) if rows)
@@ -189,7 +190,7 @@ def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[
                 with device.current():  # compaction moved rows: give them again, outside of the time
                     executor.buffers.give({"state.0": states}, 32, 0)
                     device.synchronize(executor.buffers.stream)
-                times.append(float(timed_once(lambda: run(executor, blank(executor, 32), 32))))
+                times.append(float(timed_once(lambda: run_chain(executor, blank(executor, 32), 32))))
         took = statistics.median(times[10:])
         found[kind] = {"reached": reached, "ideal_us": ideal, "us": took, "efficiency": ideal / took}
         print(f"  {kind:12s} batch 32, pages at each exit {reached}: {took:.0f} us, efficiency {ideal / took:.3f}")
@@ -202,10 +203,10 @@ def timed_once(call: Callable[[], object]) -> float:
     return (time.perf_counter_ns() - started) / 1e3
 
 
-def segment_us(executor: Executor, step: int, rows: int) -> float:
+def segment_us(executor: DeviceChain, step: int, rows: int) -> float:
     """Microseconds of one segment at a batch size, of 20 enqueued in a row."""
     buffers = executor.buffers
-    bound = buffers.bound(step, rows, 0)
+    bound = buffers.bind(step, rows, 0)
 
     def twenty() -> None:
         for _ in range(20):

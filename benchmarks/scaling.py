@@ -24,7 +24,7 @@ from ee_export.bench.statistics import Spread, interleave, spread
 from ee_export.data.encode import Arrays
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load
-from ee_export.runtime.plan import leaving_at
+from ee_export.runtime.plan import make_exit_point
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 USERS = (1, 2, 4)
@@ -107,7 +107,7 @@ def _until(chain: Chain, inputs: dict[int, Arrays], runs: int) -> dict[str, dict
 def _by_asking(chain: Chain, tokens: int, runs: int) -> Spread:
     """Time of asking every exit and leaving at `final`, over that of asking none."""
     arrays = drawn_inputs(chain.encoder.encoding, tokens)
-    every = chain.with_point(leaving_at(chain.exits, "final"))
+    every = chain.with_point(make_exit_point(chain.exits, "final"))
     times = interleave(
         {
             name: lambda one=one: one.predict_encoded(arrays).latency_ms  # type: ignore[misc]

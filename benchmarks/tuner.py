@@ -18,7 +18,8 @@ from rich.table import Table
 
 from ee_export.builder.costs import machine_name
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
-from ee_export.policy.tune import Point, Scored, frontier
+from ee_export.policy.pareto_search import search_pareto_front
+from ee_export.policy.tune import PageScores, Point
 
 out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
 
@@ -85,7 +86,7 @@ SMALL = 40
 """Pages of the cases that are solved exhaustively: 41³ combinations, more than the tuner itself would all try."""
 
 
-def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> Scored:
+def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> PageScores:
     """Pages that are hard or easy at every exit alike, deeper exits being right more often and costing more."""
     rng = np.random.default_rng(seed)
     hard, targets = rng.normal(size=pages), rng.integers(0, classes, pages)
@@ -96,10 +97,10 @@ def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> Scored:
         answers.append(np.where(right, targets, (targets + 1) % classes))
         scores.append(1 / (1 + np.exp(-sure)))
     cost = np.cumsum(rng.uniform(0.5, 3, (exits, 1)) * rng.uniform(0.8, 1.2, (1, pages)), axis=0)
-    return Scored(np.stack(scores), np.stack(answers), targets, cost)
+    return PageScores(np.stack(scores), np.stack(answers), targets, cost)
 
 
-def real(package: Path, data: Path) -> Scored:
+def real(package: Path, data: Path) -> PageScores:
     """All pages of a folder as a package's exits see them."""
     from ee_export.builder import tune
     from ee_export.builder.predictions import observe
@@ -114,12 +115,14 @@ def real(package: Path, data: Path) -> Scored:
     return tune.score_predictions(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
 
 
-def compare(pages: Scored, draws: int, repeats: int) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:
+def compare(
+    pages: PageScores, draws: int, repeats: int
+) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:
     """Times of both, and where either has a point that the other does not reach at its cost; and what all three found."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
-        ours = frontier(pages)
+        ours = search_pareto_front(pages)
         times.append(time.perf_counter() - started)
     started = time.perf_counter()
     theirs = random_mixtures(pages, draws)
@@ -167,7 +170,7 @@ def cheapest(points: list[Point], accuracy: float) -> float:
     return min((point.mean_cost_ms for point in points if point.accuracy >= accuracy - 1e-12), default=float("inf"))
 
 
-def exhaustive_gap(pages: Scored) -> float:
+def exhaustive_gap(pages: PageScores) -> float:
     """How much dearer the tuner's frontier is than the true one, the mean over its accuracies, as a share."""
     ranks = [np.unique(-scores, return_inverse=True)[1].reshape(-1) for scores in pages.scores[:-1]]
     best: dict[int, float] = {}
@@ -185,7 +188,7 @@ def exhaustive_gap(pages: Scored) -> float:
             best[number] = min(float(cost[right == number].min()), best.get(number, np.inf))
     count = len(pages.targets)
     true = {number / count: min(c for other, c in best.items() if other >= number) / count for number in best}
-    ours = frontier(pages)
+    ours = search_pareto_front(pages)
     return float(np.mean([cheapest(ours, accuracy) / cost - 1 for accuracy, cost in true.items()]))
 
 

@@ -24,7 +24,7 @@ from ee_export.progress import Progress
 from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import leaving_at
+from ee_export.runtime.plan import make_exit_point
 from ee_export.segments.join import join
 
 
@@ -124,7 +124,7 @@ def _latency(
     chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], hidden: int, arrays: Arrays, runs: int
 ) -> Latency:
     names = chain.exits
-    variants = {name: chain.with_point(leaving_at(chain.exits, name)) for name in names}
+    variants = {name: chain.with_point(make_exit_point(chain.exits, name)) for name in names}
 
     def run_session(session: onnxruntime.InferenceSession) -> Callable[[], float]:
         outputs = [output.name for output in session.get_outputs()]

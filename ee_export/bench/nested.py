@@ -9,7 +9,7 @@ from ee_export.errors import BadRequest
 from ee_export.package.manifest import OperatingPoint, logits_name
 from ee_export.package.store import Package
 from ee_export.runtime.plan import operating_point
-from ee_export.segments.join import gathered
+from ee_export.segments.join import gather_segments
 
 _ANSWER = "answer"
 
@@ -33,7 +33,7 @@ def nested_if(package: Package, target_name: str, point_name: str) -> onnx.Model
         for segment in target.segments
         if point.thresholds.get(segment.exit, 0.0) is not None or len(segment.outputs) > 1  # else nothing depends on it
     ]
-    joined, graphs = gathered(package, segments)
+    joined, graphs = gather_segments(package, segments)
     bodies = [(segment.exit, list(graph.node)) for segment, graph in zip(segments, graphs, strict=True)]
     classes = len(package.manifest.labels)
     for exit_name, _ in bodies[:-1]:

@@ -38,12 +38,13 @@ from ee_export.policy import metrics
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
-from ee_export.policy.tune import KINDS, Point, Scored, cheapest, evaluate, frontier
+from ee_export.policy.pareto_search import search_pareto_front
+from ee_export.policy.tune import KINDS, PageScores, Point, cheapest, evaluate
 from ee_export.progress import Progress
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import operating_point, rules
+from ee_export.runtime.plan import make_rules, operating_point
 
 HEADS: dict[str, dict[str, Any]] = {
     "ramp": {},
@@ -55,7 +56,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 """What a grid may put at every exit that does not read pixels."""
 
-BASELINES: dict[str, Callable[[Scored], Point]] = {
+BASELINES: dict[str, Callable[[PageScores], Point]] = {
     "random_mixtures": lambda pages: cheapest(random_mixtures(pages, 100_000), float(pages.right[-1].mean())),
     "accuracy_and_calibration": accuracy_and_calibration,
 }
@@ -301,7 +302,7 @@ class _Judge:
         """An operating point under a calibration and criterion, and the frontier carried over to the test pages."""
         weights, tuning, testing = self._scored(target, criterion)
         points = []
-        for point in frontier(tuning):
+        for point in search_pareto_front(tuning):
             found = evaluate(testing, point.thresholds)
             points.append({"mean_cost_ms": found.mean_cost_ms, "accuracy": found.accuracy})
         chosen: Sequence[Threshold]
@@ -353,7 +354,7 @@ class _Judge:
             },
         }
 
-    def _scored(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], Scored, Scored]:
+    def _scored(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], PageScores, PageScores]:
         """A criterion's weights, and what it says of the pages that tune and of those that test."""
         weights = fit_weights(self.manifest, target, criterion, self.seen["calibrate"])
         bands = self.manifest.text_bands()
@@ -375,7 +376,7 @@ def gains(result: dict[str, Any]) -> list[dict[str, Any]]:
     def compare(kind: str, name: str, one: dict[str, Any], base: dict[str, Any]) -> None:
         entry: dict[str, Any] = {"choice": kind, "of": name}
         for key, values in one["pages"].items():
-            entry[key] = metrics.paired(values, base["pages"][key], draws=2000)
+            entry[key] = metrics.paired_difference(values, base["pages"][key], draws=2000)
         found.append(entry)
 
     keys = ("calibration", "criterion", "thresholds")
@@ -429,7 +430,7 @@ def _with_intervals(
 
 def _by_exit(manifest: Manifest, target: Target, pages: ExitPredictions) -> dict[str, Any]:
     """Accuracy, calibration and reliability of every exit on all pages, under the target's calibration."""
-    exits, per_exit = manifest.exits, rules(manifest, target, {})
+    exits, per_exit = manifest.exits, make_rules(manifest, target, {})
     probabilities, scores = score_pages(
         [pages.logits[name] for name in exits], per_exit, "max_probability", [pages.tokens[name] for name in exits]
     )

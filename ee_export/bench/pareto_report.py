@@ -130,7 +130,7 @@ def _ms(run: Entry) -> float:
 
 def _paired(one: Entry, base: Entry) -> list[float]:
     """How much more often one run is right than another on the same pages: mean, and 95 % interval."""
-    return paired(one["pages"]["right"], base["pages"]["right"])
+    return paired_difference(one["pages"]["right"], base["pages"]["right"])
 
 
 def _left_out(models: list[Entry]) -> dict[str, list[int]]:

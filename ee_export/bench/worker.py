@@ -84,14 +84,14 @@ def _timed(stages: Stages, stage: str, function: Callable[..., Any]) -> Callable
 def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
     from ee_export.runtime.chain import Chain
     from ee_export.runtime.load import load_package
-    from ee_export.runtime.plan import leaving_at
+    from ee_export.runtime.plan import make_exit_point
 
     package = subject.opened()
     chain = load_package(package, subject.target, subject.operating_point, subject.threads, one_pool=True)
 
     @cache  # at the first page that asks: loading is timed, and most contenders are never told where to leave
     def at(exit_name: str | None) -> Chain:
-        return chain if exit_name is None else chain.with_point(leaving_at(chain.exits, exit_name))
+        return chain if exit_name is None else chain.with_point(make_exit_point(chain.exits, exit_name))
 
     def answer(page: Page, exit_name: str | None) -> dict[str, Any]:
         found = at(exit_name).predict(page)

@@ -104,7 +104,7 @@ def prove_target(
                 largest = max(largest, float(np.abs(expected).max()))
     tolerance = _tolerance(largest)
     differences = {name: float(f"{difference:.3g}") for name, difference in worst.items()}
-    equality.require(differences, tolerance)
+    equality.require_equal(differences, tolerance)
     return replace(chain.target, tolerance=tolerance, equality=differences)
 
 

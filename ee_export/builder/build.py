@@ -281,8 +281,8 @@ def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: st
 
     progress("prove", 0, 1)
     chain = load_package(seal(staging, manifest), one_pool=True)
-    differences = equality.largest_differences(model, chain.logits, equality.cases(model))
-    equality.require(differences, equality.TOLERANCE_FP32)
+    differences = equality.largest_differences(model, chain.logits, equality.make_cases(model))
+    equality.require_equal(differences, equality.TOLERANCE_FP32)
     proven = replace(manifest.targets[TARGET], equality={name: float(f"{d:.3g}") for name, d in differences.items()})
     package = seal(staging, replace(manifest, targets={TARGET: proven}))
     progress("prove", 1, 1)

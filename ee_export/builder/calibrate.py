@@ -9,7 +9,7 @@ from ee_export.builder.predictions import ExitPredictions
 from ee_export.errors import require_known
 from ee_export.package.manifest import Calibration, Manifest, Target, gate_name
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import make_rules
 
 
 def calibrate_target(target: Target, pages: ExitPredictions, method: str = "temperature") -> Target:

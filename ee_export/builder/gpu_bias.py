@@ -17,11 +17,11 @@ from ee_export.package.recipe import TargetRecipe
 from ee_export.package.store import Package
 from ee_export.progress import Progress
 from ee_export.runtime.gpu.arrays import size_of
-from ee_export.runtime.gpu.buffers import shape_of
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.open import RECIPE, open_segments
 from ee_export.runtime.gpu.segment import DeviceSegment
-from ee_export.segments.prepare import recomputable
+from ee_export.runtime.gpu.sizes import shape_of
+from ee_export.segments.prepare import find_recomputations
 from ee_export.segments.recompute import Recomputation
 
 Choice = Literal["carried", "recomputed"]

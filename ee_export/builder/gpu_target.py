@@ -20,7 +20,7 @@ from ee_export.progress import Progress
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.host import HostSegment
-from ee_export.runtime.gpu.open import PLAIN, RECIPE, built_here, cache_folder, source_hash
+from ee_export.runtime.gpu.open import PLAIN, RECIPE, cache_folder, provenance_here, source_hash
 from ee_export.runtime.gpu.shapes import profile_shapes
 from ee_export.segments.prepare import prepare_segments
 
@@ -100,7 +100,7 @@ def _make_builder(package: Package, recipe: TargetRecipe, gpu: Device, visual: i
     cache = None
     if recipe.timing_cache:
         own = Path(recipe.timing_cache) if isinstance(recipe.timing_cache, str) else None
-        cache = own or cache_folder() / cache_name(built_here(gpu, recipe))
+        cache = own or cache_folder() / cache_name(provenance_here(gpu, recipe))
 
     def build(graph: Path, spec: SegmentSpec, recipe: TargetRecipe) -> bytes:
         shapes = profile_shapes(spec.inputs, profiles, visual)

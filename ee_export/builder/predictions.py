@@ -19,7 +19,7 @@ from ee_export.package.input_specs import texts_of
 from ee_export.package.manifest import Split
 from ee_export.progress import PageProgress
 from ee_export.runtime.chain import Chain
-from ee_export.runtime.failures import failure
+from ee_export.runtime.failures import page_error
 
 _log = logging.getLogger("ee_export")
 

@@ -13,7 +13,7 @@ from ee_export.errors import DeviceError
 from ee_export.package.atomic import write_file
 from ee_export.package.manifest import TensorSpec
 from ee_export.package.recipe import TargetRecipe
-from ee_export.runtime.gpu.built import BuiltOn
+from ee_export.runtime.gpu.provenance import EngineProvenance
 from ee_export.runtime.gpu.shapes import Shapes
 from ee_export.runtime.gpu.tensorrt_log import LOG, last_errors
 

@@ -24,9 +24,10 @@ from ee_export.package.manifest import (
 from ee_export.package.origin import stamp
 from ee_export.package.store import Package
 from ee_export.policy import certify
-from ee_export.policy.criteria import ASKS_EXITS_BEFORE, CRITERIA
+from ee_export.policy.criteria import CRITERIA, NEEDS_EARLIER_EXITS
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.drift import histogram
+from ee_export.policy.pareto_search import search_pareto_front
 from ee_export.policy.tune import (
     KINDS,
     NOT_ASKED,
@@ -34,7 +35,7 @@ from ee_export.policy.tune import (
     careful,
     cheapest,
     evaluate,
-    frontier,
+    lossless_thresholds,
     most_accurate,
     worth_asking,
 )
@@ -43,7 +44,7 @@ from ee_export.runtime.plan import rules
 CRITERION = "margin"
 MARGIN = 0.5
 
-RISKS: dict[str, Callable[[Scored, np.ndarray], np.ndarray]] = {
+RISKS: dict[str, Callable[[PageScores, np.ndarray], np.ndarray]] = {
     "accuracy_lost": lambda pages, exits: pages.right[-1] & ~pages.right[exits, np.arange(len(exits))],
     "disagreement": lambda pages, exits: pages.answers[-1] != pages.answers[exits, np.arange(len(exits))],
 }
@@ -97,7 +98,7 @@ def score_predictions(
         if evaluated:
             spent = spent + _segment_ms(costs, name, pages.tokens[name])
         cost.append(spent)
-    return Scored(scores, probabilities.argmax(2), pages.targets, np.stack(cost))
+    return PageScores(scores, probabilities.argmax(2), pages.targets, np.stack(cost))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +132,10 @@ class TuningGoal:
     def choose(self, pages: Scored) -> list[Threshold]:
         """Choose thresholds on these pages, without a certificate."""
         if self.min_accuracy is not None:
-            return list(cheapest(frontier(pages), self.min_accuracy).thresholds)
+            return list(cheapest(search_pareto_front(pages), self.min_accuracy).thresholds)
         if self.max_cost_ms is not None:
-            return list(most_accurate(frontier(pages), self.max_cost_ms).thresholds)
-        return careful(pages, MARGIN, self.thresholds)
+            return list(most_accurate(search_pareto_front(pages), self.max_cost_ms).thresholds)
+        return lossless_thresholds(pages, MARGIN, self.thresholds)
 
 
 def decide_exits(
@@ -280,7 +281,7 @@ def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
     A criterion that uses earlier exits evaluates all bands.
     """
     bands = manifest.text_bands()
-    if criterion in ASKS_EXITS_BEFORE:
+    if criterion in NEEDS_EARLIER_EXITS:
         return [bands]
     sizes = range(len(bands) + 1) if len(bands) <= 5 else (0, 1, len(bands))
     return [subset for size in sizes for subset in itertools.combinations(bands, size)]

@@ -530,7 +530,7 @@ def predict(
     reads words alone takes .json files too, and a package of arrays .npz files with an array per input. Exit status 1: some pages have no answer; 2: none has one. --shadow changes neither answers
     nor the status.
     """
-    from ee_export.runtime.failures import failure
+    from ee_export.runtime.failures import page_error
     from ee_export.runtime.load import load
     from ee_export.verify.drift import summarize_answer
 
@@ -571,7 +571,7 @@ def predict(
                     answer = chain.predict_encoded(arrays, deadline_ms=deadline_ms)
             except Exception as error:
                 failed += 1
-                answer = failure(str(path), error)
+                answer = page_error(str(path), error)
                 message = one_line(answer)
                 row: dict[str, Any] = {"path": str(path), "error": message}
                 cells: tuple[str, ...] = ("error", "", "", "", "", str(path))

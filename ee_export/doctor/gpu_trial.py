@@ -16,11 +16,12 @@ from ee_export.errors import DeviceError
 from ee_export.package.manifest import FULL, OperatingPoint
 from ee_export.package.store import Package
 from ee_export.runtime import backends
-from ee_export.runtime.gpu.buffers import Buffers, Sizes
-from ee_export.runtime.gpu.executors.batch import Policy, run
-from ee_export.runtime.gpu.executors.choose import make
+from ee_export.runtime.gpu.buffers import TensorArena
+from ee_export.runtime.gpu.executors.choose import make_chain
+from ee_export.runtime.gpu.executors.device_chain import ExitPolicy, run_chain
 from ee_export.runtime.gpu.open import open_package_segments
-from ee_export.runtime.plan import operating_point, rules
+from ee_export.runtime.gpu.sizes import Sizes
+from ee_export.runtime.plan import make_rules, operating_point
 from ee_export.verify import golden
 
 
@@ -53,10 +54,10 @@ class OnGpu:
         pages = [page.inputs for page in golden.read(self._package)[0]]
         lengths = {page["input_ids"].shape[1] for page in pages if "input_ids" in page}
         visual = int(self._target.compiled["visual_tokens"])
-        buffers = Buffers(device, segments, Sizes(BATCHES, tuple(sorted(lengths)), visual), stream)
+        buffers = TensorArena(device, segments, Sizes(BATCHES, tuple(sorted(lengths)), visual), stream)
         self._closing.callback(buffers.close)
         self._point = operating_point(self._target, FULL)
-        self._executor = make(kind, buffers, self._policy(self._point), ((0, len(segments)),))
+        self._executor = make_chain(kind, buffers, self._policy(self._point), ((0, len(segments)),))
         self._closing.callback(self._executor.close)
 
     def run(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +67,7 @@ class OnGpu:
             self._point = point
         rows = len(next(iter(inputs.values())))
         tokens = np.array(text_known(inputs, self._executor.policy.rules)) if point.weights else None
-        left = run(self._executor, inputs, rows, tokens)
+        left = run_chain(self._executor, inputs, rows, tokens)
         exits = [one.exit for one in left if one.exit is not None]
         assert len(exits) == rows  # the last exit always answers
         for page, exit in enumerate(exits):
@@ -78,9 +79,9 @@ class OnGpu:
     def close(self) -> None:
         self._closing.close()
 
-    def _policy(self, point: OperatingPoint) -> Policy:
+    def _policy(self, point: OperatingPoint) -> ExitPolicy:
         manifest = self._package.manifest
-        return Policy.of(point, rules(manifest, self._target, point.weights), manifest.exits)
+        return ExitPolicy.of(point, make_rules(manifest, self._target, point.weights), manifest.exits)
 
 
 class _InFolder:

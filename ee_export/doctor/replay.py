@@ -10,9 +10,9 @@ from ee_export.doctor.check import Look
 from ee_export.errors import NotEqual
 from ee_export.package.manifest import OperatingPoint
 from ee_export.package.store import Package
-from ee_export.policy.decide import Rule, leave_at, score_pages
+from ee_export.policy.decide import ExitRule, assign_exits, score_pages
 from ee_export.progress import Progress
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import make_rules
 from ee_export.verify import golden
 
 DRAWS = 200
@@ -103,13 +103,13 @@ def agreed(executors: Mapping[str, Executor], package: Package, target_name: str
         progress("agreement", done, len(BATCHES))
         inputs = _batch(pages, batch)
         ran = [executors[first].run(inputs, leaving_at(exits, name))[1] for name in exits]
-        found = rules(package.manifest, package.target(target_name), {})
+        found = make_rules(package.manifest, package.target(target_name), {})
         probabilities, scores = score_pages(ran, found, _CRITERION, text_known(inputs, found))
         for _ in range(DRAWS):
             thresholds = _drawn(rng, scores[:-1])
             point = OperatingPoint(_CRITERION, dict(zip(exits, thresholds, strict=False)))
             want, logits = executors[first].run(inputs, point)
-            policy = leave_at(scores, thresholds, probabilities.argmax(2))
+            policy = assign_exits(scores, thresholds, probabilities.argmax(2))
             _require_equal(want, policy, f"{first}, batch {batch}: exits and the policy's", exits)
             for name in others:
                 left, other = executors[name].run(inputs, point)
@@ -125,7 +125,7 @@ def agreed(executors: Mapping[str, Executor], package: Package, target_name: str
     return Look("ok", f"{said}, logits bit for bit the same on {', '.join(executors)}")
 
 
-def text_known(inputs: Arrays, found: Sequence[Rule]) -> list[list[int]]:
+def text_known(inputs: Arrays, found: Sequence[ExitRule]) -> list[list[int]]:
     """Text tokens that each exit knows of each page of a batch, ``[E][B]``."""
     pages = [{name: values[at : at + 1] for name, values in inputs.items()} for at in range(_rows(inputs))]
     return [[count_tokens_read(page, rule.reads) for page in pages] for rule in found]

@@ -59,7 +59,7 @@ def whole(package: Package, folder: Path) -> Package:
         tuple(tensor for tensor in source.segments[-1].outputs if tensor.name == logits_name(final)),
     )
     (folder / SOURCE).mkdir(parents=True)
-    weights.share([graph], folder / SOURCE, constant=True)
+    weights.externalize_weights([graph], folder / SOURCE, constant=True)
     (folder / spec.file).write_bytes(graph.SerializeToString(deterministic=True))
     shutil.copyfile(package.path / TOKENIZER, folder / TOKENIZER)
     target = Target(source.backend, source.tolerance, {}, (spec,))

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 _SPREAD = 40
-"""Standard deviations around the mode that are summed, and twice as many counts; what lies beyond is below 1e-50."""
+"""The sum covers so many standard deviations around the mode, and twice as many counts. The rest is below 1e-50."""
 _HALVINGS = 100
-"""Of the interval (0, 1): more than a float can tell apart."""
+"""Halvings of the interval (0, 1), more than the precision of a float allows."""
 
 
 def at_most(count: int, trials: int, chance: float) -> float:
@@ -37,12 +37,12 @@ def at_most(count: int, trials: int, chance: float) -> float:
 
 
 def upper_limit(count: int, trials: int, miss: float) -> float:
-    """The largest chance of an event that ``count`` in ``trials`` do not refute: Clopper and Pearson's one-sided limit, 1934.
+    """Largest probability of an event that ``count`` in ``trials`` do not refute: Clopper and Pearson's one-sided limit, 1934.
 
     Args:
         count: events, from 0 to ``trials``.
         trials: at least 1.
-        miss: probability that the limit is below the true chance, in (0, 1).
+        miss: probability that the limit is below the true probability, in (0, 1).
     """
     if count >= trials:
         return 1.0
@@ -59,7 +59,7 @@ def upper_limit(count: int, trials: int, miss: float) -> float:
 
 
 def interval(count: int, trials: int, miss: float = 0.05) -> tuple[float, float, float]:
-    """The share of ``count`` in ``trials``, and the ends of its exact interval after Clopper and Pearson, 1934.
+    """Share of ``count`` in ``trials``, and the ends of its exact interval after Clopper and Pearson, 1934.
 
     ``miss`` is the probability that the true share lies outside. Without a trial the interval is all of [0, 1].
     """
@@ -69,7 +69,7 @@ def interval(count: int, trials: int, miss: float = 0.05) -> tuple[float, float,
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of "both are right equally often", from the pages that one of two alone has right.
+    """Two-sided exact p-value of "both are right equally often", from the pages on which only one of two is right.
 
     Reference: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947, with the binomial
     distribution in place of its normal approximation.

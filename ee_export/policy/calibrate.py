@@ -1,29 +1,29 @@
-"""Fit what the manifest keeps of the policy: calibration per exit, and the weights of failure prediction."""
+"""Fit calibration per exit and the weights of failure prediction, which the manifest stores."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ee_export.policy.criteria import features, top
-from ee_export.policy.decide import Rule, visits
+from ee_export.policy.criteria import argmax, features
+from ee_export.policy.decide import ExitRule, evaluate_exits
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature T > 0 that minimises the NLL of ``logits / T``.
+    """Fit the temperature T > 0 that minimises the NLL of ``logits / T``.
 
     Args:
         logits: raw logits, float ``[N, C]``.
         targets: int ``[N]``.
 
-    Each page's label counts as N + 1 of N + 2 and the other classes share the rest: with few pages, all of them right, the
-    plain likelihood has no maximum, and a temperature near zero would call every page certain.
+    Each page's label counts as N + 1 of N + 2, and the other classes share the rest. With few pages, all of them right, the
+    plain likelihood has no maximum, and a temperature near zero would make every page certain.
 
     References: Guo et al., "On calibration of modern neural networks", 2017; for the smoothed targets, Platt,
     "Probabilistic outputs for support vector machines", 1999.
     """
-    from scipy.optimize import minimize_scalar  # an extra: a runtime-only installation does not fit anything
+    from scipy.optimize import minimize_scalar  # an extra, because a runtime-only installation fits nothing
 
-    smoothed = _smoothed(targets, logits.shape[1])
+    smoothed = _smooth(targets, logits.shape[1])
 
     def loss(log_t: float) -> float:
         scaled = logits.astype(np.float64) / np.exp(log_t)
@@ -36,15 +36,15 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def fit_vector(logits: np.ndarray, targets: np.ndarray, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Vector scaling: scale and bias per class, float64 ``[C]`` each, that minimise the NLL of ``logits * scale + bias``.
+    """Fit vector scaling: scale and bias per class, float64 ``[C]`` each, that minimise the NLL of ``logits * scale + bias``.
 
-    It begins at the fitted temperature and is held there by a quadratic penalty of weight ``strength`` pages, because a class
+    The fit begins at the fitted temperature. A quadratic penalty of weight ``strength`` pages holds it there, because a class
     has few pages of its own.
 
     Args:
         logits: raw logits, float ``[N, C]``.
         targets: int ``[N]``.
-        strength: how many pages the temperature alone is worth.
+        strength: weight of the penalty, in pages.
 
     Reference: Guo et al., "On calibration of modern neural networks", 2017.
     """
@@ -53,7 +53,7 @@ def fit_vector(logits: np.ndarray, targets: np.ndarray, strength: float = 1.0) -
     classes = logits.shape[1]
     raw = logits.astype(np.float64)
     start = 1.0 / fit_temperature(logits, targets)
-    wanted = _smoothed(targets, classes)
+    smoothed = _smooth(targets, classes)
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         scale, bias = np.exp(flat[:classes]), flat[classes:]
@@ -61,48 +61,48 @@ def fit_vector(logits: np.ndarray, targets: np.ndarray, strength: float = 1.0) -
         shifted -= shifted.max(axis=1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         away = np.concatenate([flat[:classes] - np.log(start), bias])
-        slope = np.exp(log_p) * wanted.sum(axis=1, keepdims=True) - wanted
+        slope = np.exp(log_p) * smoothed.sum(axis=1, keepdims=True) - smoothed
         gradient = np.concatenate([(slope * raw).sum(axis=0) * scale, slope.sum(axis=0)])
-        return float(-(wanted * log_p).sum() + strength * away @ away / 2), gradient + strength * away
+        return float(-(smoothed * log_p).sum() + strength * away @ away / 2), gradient + strength * away
 
-    found = minimize(loss, np.concatenate([np.full(classes, np.log(start)), np.zeros(classes)]), jac=True).x
-    return np.exp(found[:classes]), found[classes:]
+    fitted = minimize(loss, np.concatenate([np.full(classes, np.log(start)), np.zeros(classes)]), jac=True).x
+    return np.exp(fitted[:classes]), fitted[classes:]
 
 
 def fit_platt(logits: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Platt scaling of a gate: scale and bias that make ``sigmoid(logit * scale + bias)`` the chance of a right answer.
+    """Fit Platt scaling of a gate: scale and bias that make ``sigmoid(logit * scale + bias)`` the probability of a right answer.
 
     Args:
         logits: raw go/stop logits, float ``[N]``.
         right: bool ``[N]``, whether the exit's answer is right.
 
-    With Platt's own smoothing of the targets, so that pages that are all right do not make every page certain.
+    The targets have Platt's own smoothing, so that pages that are all right do not make every page certain.
 
     Reference: Platt, "Probabilistic outputs for support vector machines", 1999.
     """
     hits = int(right.sum())
-    wanted = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
-    # A hundredth of a page keeps the fit where the pages say nothing.
-    scale, bias = _logistic(logits.astype(np.float64)[:, None], wanted, np.array([1.0, 0.0]), 0.01)
+    smoothed = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
+    # A penalty of a hundredth of a page decides the weights that the pages do not determine.
+    scale, bias = _fit_logistic(logits.astype(np.float64)[:, None], smoothed, np.array([1.0, 0.0]), 0.01)
     return float(scale), float(bias)
 
 
 def fit_failure_prediction(
     logits: Sequence[np.ndarray],
-    rules: Sequence[Rule],
+    rules: Sequence[ExitRule],
     tokens: Sequence[Sequence[int] | np.ndarray],
     targets: np.ndarray,
     strength: float = 2.0,
 ) -> list[tuple[float, ...]]:
-    """Weights of :func:`~ee_export.policy.criteria.failure_prediction` per exit, the constant last.
+    """Fit the weights of :func:`~ee_export.policy.criteria.failure_prediction` per exit, the constant last.
 
-    A logistic regression of "this answer is right" by penalised likelihood. The penalty pulls towards the calibrated top
-    probability itself, so that with few wrong pages the criterion is ``max_probability`` and departs from it as they show.
+    The fit is a logistic regression of "this answer is right" by penalised likelihood. The penalty pulls towards the calibrated
+    top probability itself. With few wrong pages the criterion is therefore ``max_probability``, and more of them move it away.
 
     Args:
         logits: raw, float ``[N, C]`` per exit, in order.
         rules: calibration of each exit.
-        tokens: text tokens that each exit knows of each page, ``[E][N]``.
+        tokens: number of text tokens that each exit reads of each page, ``[E][N]``.
         targets: int ``[N]``.
         strength: weight of the penalty.
 
@@ -110,29 +110,29 @@ def fit_failure_prediction(
     """
     rows: list[list[list[float]]] = [[] for _ in logits]
     right = np.zeros((len(logits), len(targets)))
-    for at, page, known, _ in visits(logits, rules, tokens):
-        rows[at].append(features(known))
-        right[at, page] = top(known.probabilities[-1]) == targets[page]
-    fitted = []
-    for found, wanted in zip(rows, right, strict=True):
-        prior = np.zeros(len(found[0]) + 1)
+    for index, page, history, _ in evaluate_exits(logits, rules, tokens):
+        rows[index].append(features(history))
+        right[index, page] = argmax(history.probabilities[-1]) == targets[page]
+    weights = []
+    for inputs, labels in zip(rows, right, strict=True):
+        prior = np.zeros(len(inputs[0]) + 1)
         prior[0] = 4.0  # the first feature is the log-odds of the top probability, over 4
-        fitted.append(tuple(np.round(_logistic(np.array(found), wanted, prior, strength), 6).tolist()))
-    return fitted
+        weights.append(tuple(np.round(_fit_logistic(np.array(inputs), labels, prior, strength), 6).tolist()))
+    return weights
 
 
-def _smoothed(targets: np.ndarray, classes: int) -> np.ndarray:
-    """Each page's label as N + 1 of N + 2, the rest shared by the other classes; float64 ``[N, C]``."""
+def _smooth(targets: np.ndarray, classes: int) -> np.ndarray:
+    """Each page's label as N + 1 of N + 2, the rest shared by the other classes, float64 ``[N, C]``."""
     pages = len(targets)
-    wanted = np.full((pages, classes), 1.0 / (pages + 2) / (classes - 1))
-    wanted[np.arange(pages), targets] = (pages + 1.0) / (pages + 2)
-    return wanted
+    smoothed = np.full((pages, classes), 1.0 / (pages + 2) / (classes - 1))
+    smoothed[np.arange(pages), targets] = (pages + 1.0) / (pages + 2)
+    return smoothed
 
 
-def _logistic(inputs: np.ndarray, wanted: np.ndarray, prior: np.ndarray, strength: float) -> np.ndarray:
-    """Weights of the columns of ``inputs [N, F]`` and of a constant, float64 ``[F + 1]``, of a penalised logistic regression.
+def _fit_logistic(inputs: np.ndarray, targets: np.ndarray, prior: np.ndarray, strength: float) -> np.ndarray:
+    """Fit a penalised logistic regression: weights of the columns of ``inputs [N, F]`` and of a constant, float64 ``[F + 1]``.
 
-    ``wanted`` float ``[N]``: the chance that each row should get. The penalty pulls towards ``prior`` with weight ``strength``.
+    ``targets``: float ``[N]``, the probability of each row. The penalty pulls towards ``prior`` with weight ``strength``.
     """
     from scipy.optimize import minimize
 
@@ -141,9 +141,9 @@ def _logistic(inputs: np.ndarray, wanted: np.ndarray, prior: np.ndarray, strengt
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         total = columns @ weights
         away = weights - prior
-        value = np.logaddexp(0.0, -total) @ wanted + np.logaddexp(0.0, total) @ (1 - wanted)
-        slope = columns.T @ (1 / (1 + np.exp(-np.clip(total, -500, 500))) - wanted)
+        value = np.logaddexp(0.0, -total) @ targets + np.logaddexp(0.0, total) @ (1 - targets)
+        slope = columns.T @ (1 / (1 + np.exp(-np.clip(total, -500, 500))) - targets)
         return float(value + strength * away @ away / 2), slope + strength * away
 
-    found: np.ndarray = minimize(loss, prior, jac=True).x
-    return found
+    fitted: np.ndarray = minimize(loss, prior, jac=True).x
+    return fitted

@@ -1,4 +1,4 @@
-"""The decision at an exit: raw logits to calibrated probabilities, a score, and whether the page leaves."""
+"""The decision at an exit: from raw logits to calibrated probabilities, a score, and whether the page exits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from math import exp, isfinite
 import numpy as np
 
 from ee_export.errors import BadLogits
-from ee_export.policy.criteria import CRITERIA, Criterion, Known, max_probability, top
+from ee_export.policy.criteria import CRITERIA, Criterion, ExitHistory, argmax, max_probability
 
 Threshold = float | tuple[float | None, ...] | None
-"""One score for all answers, one per class answered, or ``None``: no page leaves here (or with that class)."""
+"""One score for all answers, or one per class answered. With ``None`` no page exits here, or none with that class."""
 
 NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """How one exit's raw logits become a score.
+class ExitRule:
+    """Calibration and weights that turn one exit's raw logits into a score.
 
-    ``scale``, ``bias``: calibration, ``[C]`` each; calibrated logits are ``logits * scale + bias``. ``weights``: of the criterion,
-    empty where it has none. ``reads``: percentage of the page's height whose text the exit reads, 0: none. ``gate``: scale and
-    bias of the gate's logit.
+    ``scale``, ``bias``: calibration, ``[C]`` each. Calibrated logits are ``logits * scale + bias``. ``weights``: of the criterion,
+    empty if it has none. ``reads``: percentage of the page's height whose text the exit reads, 0 if it reads none. ``gate``:
+    scale and bias of the gate's logit.
     """
 
     scale: Sequence[float]
@@ -31,12 +31,12 @@ class Rule:
     gate: tuple[float, float] = (1.0, 0.0)
 
 
-def calibrated(logits: Sequence[float], scale: Sequence[float], bias: Sequence[float]) -> list[float]:
+def calibrate_logits(logits: Sequence[float], scale: Sequence[float], bias: Sequence[float]) -> list[float]:
     """Class probabilities of one page's raw logits, float ``[C]``: the softmax of ``logits * scale + bias``.
 
-    Plain loops on purpose: it runs between two segments, with cold caches, where every built-in that is called is one more
-    piece of code to fetch. With `zip` and `enumerate` it takes twice as long, 31 µs for 15 at LayoutLMv3-base size; in numpy
-    116.
+    The loops are plain on purpose. This code runs between two segments, with cold caches, and every built-in that it calls is
+    one more piece of code to fetch. With `zip` and `enumerate` it takes twice as long (31 µs instead of 15 at LayoutLMv3-base
+    size), and in numpy 116 µs.
 
     Raises:
         BadLogits: a value is NaN or infinite, or C < 2.
@@ -45,32 +45,32 @@ def calibrated(logits: Sequence[float], scale: Sequence[float], bias: Sequence[f
         raise BadLogits(f"logits of {len(logits)} classes; expected at least 2")
     values = []
     highest = -NEVER
-    at = 0
+    index = 0
     for logit in logits:
-        value = logit * scale[at] + bias[at]
+        value = logit * scale[index] + bias[index]
         values.append(value)
         if value > highest:
             highest = value
-        at += 1  # noqa: SIM113
+        index += 1  # noqa: SIM113
     checked = total = 0.0
-    at = 0
+    index = 0
     for value in values:
         checked += value
         power = exp(value - highest)
-        values[at] = power
+        values[index] = power
         total += power
-        at += 1  # noqa: SIM113
+        index += 1  # noqa: SIM113
     if checked - checked != 0.0:
         raise BadLogits(f"logits are not finite: {list(logits)}; the model or the page's inputs are damaged")
-    at = 0
+    index = 0
     for power in values:
-        values[at] = power / total
-        at += 1  # noqa: SIM113
+        values[index] = power / total
+        index += 1  # noqa: SIM113
     return values
 
 
-def go(logit: float, gate: tuple[float, float]) -> float:
-    """Calibrated probability that an exit's answer is right, of its gate's raw logit.
+def gate_probability(logit: float, gate: tuple[float, float]) -> float:
+    """Calibrated probability that an exit's answer is right, from its gate's raw logit.
 
     Raises:
         BadLogits: the logit is NaN or infinite.
@@ -82,8 +82,8 @@ def go(logit: float, gate: tuple[float, float]) -> float:
 
 
 def decide(
-    known: Known,
-    rule: Rule,
+    history: ExitHistory,
+    rule: ExitRule,
     lowest: Sequence[float],
     criterion: Criterion,
     logits: Sequence[float],
@@ -93,12 +93,12 @@ def decide(
     """Evaluate one exit for one page.
 
     Args:
-        known: of the page. This exit's probabilities are appended, its gate and the tokens replace those of the exit before.
+        history: of the page. This exit's probabilities are appended. Its gate and the tokens replace those of the exit before.
         rule: of the exit.
-        lowest: score per class with which a page exits here, ``[C]``; see :func:`limits`.
+        lowest: lowest score per class with which a page exits here, ``[C]``, see :func:`limits`.
         criterion: of the operating point.
         logits: raw, ``[C]``.
-        tokens: text tokens that the exit has of the page.
+        tokens: number of the page's text tokens that the exit reads.
         gate: raw logit of the exit's gate, if it has one.
 
     Returns:
@@ -107,17 +107,17 @@ def decide(
     Raises:
         BadLogits: a logit is NaN or infinite.
     """
-    known.probabilities.append(calibrated(logits, rule.scale, rule.bias))
-    known.tokens = tokens
-    known.gate = None if gate is None else go(gate, rule.gate)
-    score = criterion(known, rule.weights)
-    answer = top(known.probabilities[-1])
+    history.probabilities.append(calibrate_logits(logits, rule.scale, rule.bias))
+    history.tokens = tokens
+    history.gate = None if gate is None else gate_probability(gate, rule.gate)
+    score = criterion(history, rule.weights)
+    answer = argmax(history.probabilities[-1])
     return answer, score, score >= lowest[answer]
 
 
 def score_pages(
     logits: Sequence[np.ndarray],
-    rules: Sequence[Rule],
+    rules: Sequence[ExitRule],
     criterion: str,
     tokens: Sequence[Sequence[int] | np.ndarray],
     gates: Sequence[np.ndarray | None] | None = None,
@@ -128,51 +128,51 @@ def score_pages(
         logits: raw, float ``[N, C]`` per exit, in order.
         rules: one an exit.
         criterion: a name in :data:`~ee_export.policy.criteria.CRITERIA`.
-        tokens: text tokens that each exit knows of each page, ``[E][N]``.
-        gates: raw go/stop logits, float ``[N, 1]`` per exit, or ``None`` where it has no gate.
+        tokens: number of text tokens that each exit reads of each page, ``[E][N]``.
+        gates: raw go/stop logits, float ``[N, 1]`` per exit, or ``None`` if it has no gate.
 
     Raises:
         BadLogits: a logit is NaN or infinite.
     """
     scores = np.zeros((len(logits), len(logits[0])))
     probabilities = np.zeros((*scores.shape, logits[0].shape[1]))
-    for at, page, known, score in visits(logits, rules, tokens, gates, CRITERIA[criterion]):
-        probabilities[at, page] = known.probabilities[-1]
-        scores[at, page] = score
+    for index, page, history, score in evaluate_exits(logits, rules, tokens, gates, CRITERIA[criterion]):
+        probabilities[index, page] = history.probabilities[-1]
+        scores[index, page] = score
     return probabilities, scores
 
 
-def visits(
+def evaluate_exits(
     logits: Sequence[np.ndarray],
-    rules: Sequence[Rule],
+    rules: Sequence[ExitRule],
     tokens: Sequence[Sequence[int] | np.ndarray],
     gates: Sequence[np.ndarray | None] | None = None,
     criterion: Criterion = max_probability,
-) -> Iterator[tuple[int, int, Known, float]]:
+) -> Iterator[tuple[int, int, ExitHistory, float]]:
     """Evaluate every exit of every page, page by page, with no page exiting early.
 
     Yields:
-        The exit's index, the page's, the page's :class:`Known`, which the next exit changes, and the score.
+        The exit's index, the page's, the page's :class:`ExitHistory`, which the next exit changes, and the score.
     """
     rows = [values.tolist() for values in logits]
     never = (NEVER,) * logits[0].shape[1]
     for page in range(len(logits[0])):
-        known = Known()
-        for at, rule in enumerate(rules):
-            gate = None if gates is None else gates[at]
+        history = ExitHistory()
+        for index, rule in enumerate(rules):
+            gate = None if gates is None else gates[index]
             raw_gate = None if gate is None else float(gate[page, 0])
-            _, score, _ = decide(known, rule, never, criterion, rows[at][page], int(tokens[at][page]), raw_gate)
-            yield at, page, known, score
+            _, score, _ = decide(history, rule, never, criterion, rows[index][page], int(tokens[index][page]), raw_gate)
+            yield index, page, history, score
 
 
 def limits(threshold: Threshold, classes: int) -> tuple[float, ...]:
-    """A threshold as the lowest score with which a page may leave, per class answered."""
+    """Lowest score with which a page exits, per class answered, float ``[C]``, for a threshold of any form."""
     per_class = threshold if isinstance(threshold, tuple) else (threshold,) * classes
     return tuple(NEVER if value is None else value for value in per_class)
 
 
-def leave_at(scores: np.ndarray, thresholds: Sequence[Threshold], answers: np.ndarray) -> np.ndarray:
-    """Index of the first exit whose score reaches its threshold, int ``[N]``; the last exit always answers.
+def assign_exits(scores: np.ndarray, thresholds: Sequence[Threshold], answers: np.ndarray) -> np.ndarray:
+    """Index of the first exit whose score reaches its threshold, int ``[N]``. The last exit always answers.
 
     Args:
         scores: float64 ``[E, N]``.
@@ -180,8 +180,8 @@ def leave_at(scores: np.ndarray, thresholds: Sequence[Threshold], answers: np.nd
         answers: int ``[E, N]``, the class that each exit answers.
     """
     classes = int(answers.max(initial=0)) + 1
-    leaves = np.ones(scores.shape, bool)
-    for at, threshold in enumerate(thresholds):
-        bar = np.array(limits(threshold, classes))
-        leaves[at] = scores[at] >= bar[answers[at]]
-    return leaves.argmax(axis=0)
+    exits = np.ones(scores.shape, bool)
+    for index, threshold in enumerate(thresholds):
+        lowest = np.array(limits(threshold, classes))
+        exits[index] = scores[index] >= lowest[answers[index]]
+    return exits.argmax(axis=0)

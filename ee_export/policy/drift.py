@@ -1,7 +1,7 @@
-"""Do new pages still look like those a certificate was proven on? Two-sample tests with a false-alarm rate.
+"""Two-sample tests, with a false-alarm rate, of whether new pages are drawn like those that certified the thresholds.
 
-Nothing here needs labels. A certificate holds for pages drawn like those that certified it; when these tests alarm, they are
-drawn otherwise, and it says nothing of them.
+The tests need no labels. A certificate holds for pages drawn like those that certified it. If a test alarms, the new pages
+are drawn otherwise, and the certificate does not cover them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ BINS = 20
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One comparison: its p-value under "the same kind of pages", and the share of the false-alarm rate it may spend."""
+    """One test: its p-value under "the same kind of pages", and its share of the false-alarm rate."""
 
     name: str
     p_value: float
@@ -22,7 +22,7 @@ class Comparison:
 
     @property
     def alarm(self) -> bool:
-        """Whether the pages differ by this test."""
+        """True if the pages differ by this test."""
         return self.p_value <= self.level
 
 
@@ -42,23 +42,24 @@ def compare(
     draws: int = 20_000,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Compare where pages left and how they scored, then and now.
+    """Compare the exits and the scores of pages, then and now.
 
-    Half of the false-alarm rate goes to the exits (chi-squared), half to the score histograms of all exits together
-    (Kolmogorov-Smirnov on the bins, divided by their number): the chance of any alarm on pages of the same kind is at most
-    ``false_alarm``. Both p-values come from redistributing the pooled pages at random, which is exact at any number of pages.
+    Half of the false-alarm rate goes to the exits (chi-squared). The other half goes to the score histograms of all exits
+    together (Kolmogorov-Smirnov on the bins), divided by their number. The probability of any alarm on pages of the same kind
+    is therefore at most ``false_alarm``. Both p-values come from redistributing the pooled pages at random, which is exact at
+    any number of pages.
 
     Args:
-        exits: pages that left at each exit, then and now.
-        scores: per exit, :func:`histogram` of the pages that reached it, then and now; exits that nobody reached are left out.
+        exits: number of pages that exited at each exit, then and now.
+        scores: per exit, :func:`histogram` of the pages that reached it, then and now. An exit that no page reached is skipped.
         false_alarm: in (0, 1).
         draws: random redistributions.
-        seed: of them.
+        seed: of the draws.
 
     Reference: Fisher, "The design of experiments", 1935, for the permutation test.
     """
     rng = np.random.default_rng(seed)
-    draws = max(draws, int(20 * (2 + len(scores)) / false_alarm))  # or no p-value could be as small as its level
+    draws = max(draws, int(20 * (2 + len(scores)) / false_alarm))  # otherwise no p-value could be as small as its level
     tests = [Comparison("exits", _p_value(*exits, _chi_squared, rng, draws), false_alarm / 2)]
     usable = {name: pair for name, pair in scores.items() if sum(pair[0]) and sum(pair[1])}
     for name, pair in usable.items():
@@ -74,19 +75,19 @@ def _p_value(
     size = int(np.sum(now))
     drawn = rng.multivariate_hypergeometric(pooled, size, draws, method="marginals")
     observed = statistic(np.asarray(now)[None], pooled, size)[0]  # type: ignore[operator]
-    found = statistic(drawn, pooled, size)  # type: ignore[operator]
-    return float((1 + (found >= observed - 1e-12).sum()) / (1 + draws))
+    redrawn = statistic(drawn, pooled, size)  # type: ignore[operator]
+    return float((1 + (redrawn >= observed - 1e-12).sum()) / (1 + draws))
 
 
 def _chi_squared(now: np.ndarray, pooled: np.ndarray, size: int) -> np.ndarray:
     expected = pooled * (size / pooled.sum())
     used = pooled > 0
-    found: np.ndarray = ((now[:, used] - expected[used]) ** 2 / expected[used]).sum(axis=1)
-    return found
+    statistic: np.ndarray = ((now[:, used] - expected[used]) ** 2 / expected[used]).sum(axis=1)
+    return statistic
 
 
 def _largest_gap(now: np.ndarray, pooled: np.ndarray, size: int) -> np.ndarray:
     then = pooled - now
     before, after = np.cumsum(then, axis=1) / max(1, pooled.sum() - size), np.cumsum(now, axis=1) / size
-    found: np.ndarray = np.abs(before - after).max(axis=1)
-    return found
+    statistic: np.ndarray = np.abs(before - after).max(axis=1)
+    return statistic

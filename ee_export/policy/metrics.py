@@ -19,7 +19,7 @@ def macro_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
 
 
 def micro_f1(predicted: np.ndarray, targets: np.ndarray) -> float:
-    """F1 over all decisions together; with one label a page it is the accuracy."""
+    """F1 over all decisions together. With one label a page it equals the accuracy."""
     return accuracy(predicted, targets)
 
 
@@ -31,12 +31,12 @@ def nll(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def brier(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Mean squared distance of float ``[N, C]`` probabilities to the one-hot label, summed over classes; in [0, 2].
+    """Mean squared distance of float ``[N, C]`` probabilities to the one-hot label, summed over classes, in [0, 2].
 
     Reference: Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
-    wanted = np.eye(probabilities.shape[1])[targets]
-    return float(((probabilities - wanted) ** 2).sum(axis=1).mean())
+    labels = np.eye(probabilities.shape[1])[targets]
+    return float(((probabilities - labels) ** 2).sum(axis=1).mean())
 
 
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
@@ -45,15 +45,16 @@ def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     Args:
         confidence: float ``[N]`` in [0, 1].
         right: bool ``[N]``.
-        bins: number of bins, at most N of which are used.
+        bins: number of bins. At most N of them are used.
 
     Reference: Nixon et al., "Measuring calibration in deep learning", 2019.
     """
-    return float(sum(count * abs(hit - said) for count, said, hit in reliability(confidence, right, bins)) / len(right))
+    parts = reliability(confidence, right, bins)
+    return float(sum(count * abs(accuracy - confident) for count, confident, accuracy in parts) / len(right))
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> list[tuple[int, float, float]]:
-    """Pages, mean confidence and accuracy of each of the bins of equal mass: what a reliability diagram draws."""
+    """Number of pages, mean confidence and accuracy of each bin of equal mass, for a reliability diagram."""
     order = np.argsort(confidence, kind="stable")
     parts = np.array_split(order, min(bins, len(order)))
     return [(len(part), float(confidence[part].mean()), float(right[part].mean())) for part in parts]
@@ -62,7 +63,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> li
 def aurc(confidence: np.ndarray, right: np.ndarray) -> float:
     """Area under the risk-coverage curve: the error rate among the k most confident pages, averaged over k = 1 … N.
 
-    Pages of equal confidence count as a block with their mean error, so the order in which they come does not matter.
+    Pages of equal confidence count as a block with their mean error, so their order does not matter.
 
     Reference: Geifman et al., "Bias-reduced uncertainty estimation for deep neural classifiers", 2019.
     """
@@ -74,7 +75,7 @@ def aurc(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def auroc(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Probability that a right answer is more confident than a wrong one, ties counted half; NaN without both kinds."""
+    """Probability that a right answer is more confident than a wrong one. Ties count half. NaN without both kinds."""
     positives, negatives = int(right.sum()), int((~right).sum())
     if not positives or not negatives:
         return float("nan")
@@ -84,13 +85,13 @@ def auroc(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def mean_depth(exits: np.ndarray, depths: Sequence[float]) -> float:
-    """Mean over pages of the depth of the exit where each left, int ``[N]`` indices into ``depths``."""
+    """Mean depth of the pages' exits. ``exits``: int ``[N]``, indices into ``depths``."""
     return float(np.asarray(depths, np.float64)[exits].mean())
 
 
-def paired(one: Sequence[float], base: Sequence[float], draws: int = 1000) -> list[float]:
+def paired_difference(values: Sequence[float], base: Sequence[float], draws: int = 1000) -> list[float]:
     """Mean difference of two values of the same pages, ``[N]`` each, and its 95 % bootstrap interval: mean, low, high."""
-    difference = np.asarray(one, float) - np.asarray(base, float)
+    difference = np.asarray(values, float) - np.asarray(base, float)
     low, high = bootstrap(lambda rows: float(difference[rows].mean()), len(difference), draws=draws)
     return [float(difference.mean()), low, high]
 
@@ -104,12 +105,12 @@ def bootstrap(
         statistic: of page indices, int ``[N]``.
         pages: N.
         level: coverage of the interval.
-        draws: how often pages are drawn.
-        seed: of the draws; the same seed pairs the draws of two statistics.
+        draws: number of draws.
+        seed: of the draws. The same seed pairs the draws of two statistics.
 
     Reference: Efron, "Bootstrap methods: another look at the jackknife", 1979.
     """
     rng = np.random.default_rng(seed)
-    found = [statistic(rng.integers(0, pages, pages)) for _ in range(draws)]
-    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
+    values = [statistic(rng.integers(0, pages, pages)) for _ in range(draws)]
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

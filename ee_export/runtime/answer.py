@@ -1,14 +1,14 @@
-"""What a chain answers for a page."""
+"""Answers of a chain for pages."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 
 class Step(NamedTuple):
-    """One thing the chain did for a page: a segment by its exit's name, or ``ocr``.
+    """One step of a page's trace: a segment by its exit's name, or ``ocr``.
 
-    ``batch``: how many pages shared it. ``label`` and ``score``: what the exit said (``None`` for ``ocr``). ``left``: whether
-    the page left here.
+    ``batch``: number of pages that ran together. ``label`` and ``score``: of the exit, ``None`` for ``ocr``. ``left``: whether
+    the page exits here.
     """
 
     name: str
@@ -21,11 +21,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The class of a page, and how it was found.
+    """The class of a page, with its exit and its trace.
 
-    ``probabilities``: calibrated, per label. ``exit``: where the page left; ``score``: the criterion there, in [0, 1].
-    ``ocr_used``: whether an OCR engine was run. ``latency_ms``: from the call to this page's answer. ``trace``: every segment
-    that ran for it, in order. ``deadline_hit``: the deadline, not the threshold, decided where it left.
+    ``probabilities``: calibrated, per label. ``exit``: the exit that answers. ``score``: the criterion's score there, in [0, 1].
+    ``ocr_used``: whether an OCR engine ran. ``latency_ms``: from the call to this page's answer. ``trace``: every segment
+    that ran for it, in order. ``deadline_hit``: whether the deadline, not the threshold, determined the exit.
     """
 
     label: str

@@ -27,10 +27,10 @@ BACKENDS = ("onnxruntime", "openvino", *GPU_BACKENDS)
 
 
 def require_runnable(backend: str) -> None:
-    """Raise BadRequest where a target cannot run here: an unknown backend, one not installed, or a processor that it is not for."""
+    """Raise BadRequest if a target cannot run here: for an unknown backend, a missing installation or another kind of processor."""
     if backend not in BACKENDS:
         raise BadRequest(
-            f"this target is for the backend '{backend}', which this version does not know ({', '.join(BACKENDS)}); "
+            f"this target is for the backend '{backend}', which this version does not have ({', '.join(BACKENDS)}); "
             "`pip install --upgrade ee_export`"
         )
     if backend == "openvino":
@@ -47,7 +47,7 @@ def open_gpu() -> "Device":
     """The GPU of this process.
 
     Raises:
-        DeviceError: no driver, no GPU, or the bindings are not installed; says what to do.
+        DeviceError: there is no driver or no GPU, or the bindings are not installed. The message has the remedy.
     """
     from ee_export.runtime.gpu.device import open_device
 
@@ -55,15 +55,16 @@ def open_gpu() -> "Device":
 
 
 def open_on_gpu(package: Package, target_name: str, executor: str) -> "GpuExecutor":
-    """The executor of a package's target on this process's GPU.
+    """Open the executor of a package's target on this process's GPU.
 
     Raises:
-        BadRequest: an unknown executor; and as :func:`open_package_segments`.
+        BadRequest: an unknown executor, or one of the reasons of :func:`~ee_export.runtime.gpu.open.open_package_segments`.
     """
     from ee_export.package.recipe import read_recipe
-    from ee_export.runtime.gpu.executor import GpuExecutor, sizes_of
+    from ee_export.runtime.gpu.executor import GpuExecutor
     from ee_export.runtime.gpu.executors.choose import KINDS
     from ee_export.runtime.gpu.open import RECIPE, open_package_segments
+    from ee_export.runtime.gpu.sizes import sizes_of
 
     require_known(executor, ("auto", *KINDS), "executor")
     gpu = open_gpu()
@@ -81,8 +82,8 @@ def open_on_gpu(package: Package, target_name: str, executor: str) -> "GpuExecut
     return GpuExecutor(gpu, opened, segments, sizes, stretches, texts, executor, stream, lock)
 
 
-def open_drafted_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:
-    """The same of a target in a folder that is not a package yet: what lies there was written by this process."""
+def open_draft_on_gpu(target: Target, name: str, folder: Path) -> list[Segment]:
+    """Open the segments of a target in a folder that is not a package yet. This process wrote the files there."""
     from ee_export.runtime.gpu.open import open_segments
 
     gpu = open_gpu()
@@ -98,7 +99,7 @@ def _from_host(
     from ee_export.runtime.gpu.host import HostSegment
 
     visual_tokens, lock = int(target.compiled["visual_tokens"]), threading.Lock()
-    # All that uses the stream holds the lock, so it goes with the last of them; a process that ends gives all back anyway.
+    # All users of the stream hold the lock, so the stream is destroyed with the last of them. The end of a process frees all.
     weakref.finalize(lock, _destroy, gpu, stream).atexit = False
     return [HostSegment(segment, gpu, stream, visual_tokens, lock) for segment in segments], lock
 

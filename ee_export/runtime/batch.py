@@ -1,4 +1,4 @@
-"""State of a call: of the call itself, of each of its pages, and of pages that run together."""
+"""State of a call, of each of its pages, and of pages that run together."""
 
 import time
 from collections.abc import Sequence
@@ -9,17 +9,18 @@ from PIL import Image
 from ee_export.data.encode import Arrays
 from ee_export.data.text_reader import TextReader
 from ee_export.errors import EeError
-from ee_export.policy.criteria import Known
-from ee_export.runtime.failures import as_answer, failure
+from ee_export.policy.criteria import ExitHistory
+from ee_export.runtime.failures import as_answer, page_error
 from ee_export.runtime.ort import gather
 from ee_export.runtime.segment import Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call's deadline in seconds of ``time.perf_counter``, and whether the first page that fails ends it.
+    """Deadline and error handling of a call.
 
-    Otherwise the page's state keeps the error.
+    ``deadline``: in seconds of ``time.perf_counter``. ``raises``: whether the first page that fails ends the call. Otherwise the
+    page's state keeps the error.
     """
 
     deadline: float | None
@@ -27,16 +28,16 @@ class Call:
 
 
 Visit = tuple[str, int, float, str | None, float | None, bool]
-"""What becomes a :class:`~ee_export.runtime.answer.Step` once the page is answered. Between two segments the caches are cold, and
-every line costs."""
+"""The fields of a :class:`~ee_export.runtime.answer.Step`, as a plain tuple until the page is answered. Between two segments the
+caches are cold, and every line costs."""
 
 
 @dataclass(slots=True)
 class PageState:
-    """What is known of one page so far.
+    """Progress of one page.
 
-    ``row``: its place in the call. ``begun``: when the call took it, in seconds of ``time.perf_counter``. ``reader``: ``None`` for a page
-    that could not be opened, or whose inputs were given as arrays. ``image``: until its pixels are made.
+    ``row``: its index in the call. ``begun``: when the call took it, in seconds of ``time.perf_counter``. ``reader``: ``None``
+    for a page that cannot be opened, or whose inputs are arrays. ``image``: kept until its pixels are made.
     """
 
     row: int
@@ -44,7 +45,7 @@ class PageState:
     reader: TextReader | None = None
     image: Image.Image | None = None
     visits: list[Visit] = field(default_factory=list)
-    known: Known = field(default_factory=Known)
+    history: ExitHistory = field(default_factory=ExitHistory)
     text: Arrays | None = None
     ocr_used: bool = False
     finished: float = 0.0
@@ -57,18 +58,18 @@ class PageState:
         return 0 if self.text is None else self.text["input_ids"].shape[1]
 
     def fail(self, error: Exception, call: Call, name: str = "") -> None:
-        """Keep the error as the page's answer, or raise it; ``name`` of a page without a reader."""
+        """Keep the error as the page's answer, or raise it. ``name``: of a page without a reader."""
         name = name or ("page" if self.reader is None else self.reader.page.name)
         if not call.raises:
             self.error = as_answer(name, error)
             return
-        result = failure(name, error)
+        result = page_error(name, error)
         if result is error:
             raise error
         raise result from error
 
     def finish(self, *, deadline_hit: bool) -> None:
-        """Let the last exit that was evaluated answer."""
+        """Answer the page by the last exit that was evaluated."""
         self.finished = time.perf_counter()
         self.deadline_hit = deadline_hit
 
@@ -80,8 +81,8 @@ class PageState:
         return True
 
     def restart(self) -> None:
-        """Forget what the segments gave. What was read of the page stays read."""
-        self.visits, self.known, self.text, self.error = [], Known(), None, None
+        """Drop the results of segments. The words that were read stay."""
+        self.visits, self.history, self.text, self.error = [], ExitHistory(), None, None
         self.finished, self.deadline_hit = 0.0, False
 
 
@@ -89,64 +90,65 @@ class PageState:
 class Batch:
     """Pages that run together: their named tensors and their padded text length.
 
-    ``places``: the row of each page in the tensors of ``state``, once others have left; ``None``: there are no others.
+    ``rows``: the row of each page in the tensors of ``state``, or ``None`` if these hold no other pages.
     """
 
     pages: list[PageState]
     state: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
-    places: list[int] | None = None
+    rows: list[int] | None = None
 
-    def answered(self) -> bool:
-        """Whether every page has been evaluated at an exit."""
+    def has_answers(self) -> bool:
+        """True if every page has an exit that was evaluated."""
         return all(page.visits for page in self.pages)
 
     def keep(self, positions: list[int]) -> None:
-        """Forget the pages that are not at ``positions``. The others are packed when they run, or at once if they are few."""
+        """Drop the pages that are not at ``positions``. The others are packed when they run, or at once if they are few."""
         self.pages = [self.pages[position] for position in positions]
         if not positions:
-            self.state, self.places = {}, None
+            self.state, self.rows = {}, None
             return
-        self.places = [self.place(position) for position in positions]
+        self.rows = [self.row_of(position) for position in positions]
         if 2 * len(positions) < max(map(len, self.state.values()), default=0):
-            self.pack()  # else pages that wait would hold more memory for those that have left than for themselves
+            self.pack()  # otherwise pages that wait would hold more memory of other pages than of their own
 
     def out_of_time(self) -> None:
-        """Let the deadline decide: every page is answered by the last exit that it reached."""
+        """Answer every page by the last exit that it reached, because of the deadline."""
         for page in self.pages:
             page.finish(deadline_hit=True)
         self.keep([])
 
-    def place(self, position: int) -> int:
+    def row_of(self, position: int) -> int:
         """Row of the page at ``position`` in the tensors of ``state``."""
-        return position if self.places is None else self.places[position]
+        return position if self.rows is None else self.rows[position]
 
     def pack(self) -> None:
-        """Leave no other pages in ``state``."""
-        if self.places is not None:
-            self.state = {name: gather([(tensor, self.places)]) for name, tensor in self.state.items()}
-            self.places = None
+        """Copy the pages' rows, so that ``state`` holds no other pages."""
+        if self.rows is not None:
+            self.state = {name: gather([(tensor, self.rows)]) for name, tensor in self.state.items()}
+            self.rows = None
 
-    def alone(self, position: int) -> "Batch":
+    def slice_page(self, position: int) -> "Batch":
         """The page at ``position``, in the memory of this batch."""
-        row = self.place(position)
+        row = self.row_of(position)
         state = {name: tensor[row : row + 1] for name, tensor in self.state.items()}
         return Batch([self.pages[position]], state, self.tokens)
 
     def cut(self, first: int, end: int) -> "Batch":
         """The pages from position ``first`` to ``end``, in the memory of this batch."""
-        if self.places is not None:
-            return Batch(self.pages[first:end], dict(self.state), self.tokens, self.places[first:end])
-        return Batch(self.pages[first:end], {name: held[first:end] for name, held in self.state.items()}, self.tokens)
+        if self.rows is not None:
+            return Batch(self.pages[first:end], dict(self.state), self.tokens, self.rows[first:end])
+        state = {name: tensor[first:end] for name, tensor in self.state.items()}
+        return Batch(self.pages[first:end], state, self.tokens)
 
     @staticmethod
-    def joined(batches: Sequence["Batch"]) -> "Batch":
-        """Several batches of one padded text length as one; of a single one, itself."""
+    def join(batches: Sequence["Batch"]) -> "Batch":
+        """Join batches of one padded text length. A single batch is returned as it is."""
         if len(batches) == 1:
             return batches[0]
-        rows = [[batch.place(position) for position in range(len(batch.pages))] for batch in batches]
+        rows_of = [[batch.row_of(position) for position in range(len(batch.pages))] for batch in batches]
         state = {
-            name: gather([(batch.state[name], places) for batch, places in zip(batches, rows, strict=True)])
+            name: gather([(batch.state[name], rows) for batch, rows in zip(batches, rows_of, strict=True)])
             for name in batches[0].state
         }
         return Batch([page for batch in batches for page in batch.pages], state, batches[0].tokens)

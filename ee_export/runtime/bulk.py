@@ -1,4 +1,4 @@
-"""Bulk: many pages at the lowest cost a page. Before every segment, undecided pages are batched anew, across batches."""
+"""Bulk runs: many pages at the lowest cost per page. Before every segment, undecided pages are re-batched across batches."""
 
 import time
 from collections import deque
@@ -11,44 +11,44 @@ from ee_export.data.page import Page
 from ee_export.errors import EeError
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.batch import Batch, Call, PageState
-from ee_export.runtime.failures import named
+from ee_export.runtime.failures import name_page
 from ee_export.runtime.runner import Runner
 
 _UNDECIDED = 4
-"""Pages under way, at most, in batches: what their state takes is the memory that a bulk run needs."""
+"""Most undecided pages, in batches. Their state takes most of the memory of a bulk run."""
 _AHEAD = 64
-"""Pages taken from the input before the first of them is answered, at most, in batches: answers that wait take little."""
+"""Most pages taken from the input before the first of them is answered, in batches. Answers that wait take little memory."""
 
 MakesPage = Page | Callable[[], Page]
 Result = Answer | EeError
 Arrivals = list[tuple[int, Batch]]
-"""Batches, and the step that each waits for."""
+"""Batches, each with the step that it waits for."""
 Job = Callable[[], Arrivals]
 
 
 class Queues:
-    """Pages that wait for a segment, packed, per segment and padded text length."""
+    """Pages that wait for a segment, in batches, per segment and padded text length."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         """``sizes``: pages of a full batch, per step."""
         self._sizes = sizes
         self._waiting: dict[tuple[int, int], deque[Batch]] = {}
 
-    def put(self, at: int, batch: Batch) -> None:
-        """Let a batch wait for step ``at``."""
-        self._waiting.setdefault((at, batch.tokens), deque()).append(batch)
+    def put(self, step: int, batch: Batch) -> None:
+        """Queue a batch for a step."""
+        self._waiting.setdefault((step, batch.tokens), deque()).append(batch)
 
-    def full(self) -> tuple[int, Batch] | None:
-        """A full batch and its step, the latest there is: what is nearly done is finished before more is begun."""
+    def take_full(self) -> tuple[int, Batch] | None:
+        """Take a full batch and its step, the latest one, so that pages are finished before new ones begin."""
         ready = [key for key, batches in self._waiting.items() if _pages(batches) >= self._sizes[key[0]]]
         return self._take(max(ready)) if ready else None
 
-    def earliest(self) -> tuple[int, Batch] | None:
-        """A batch of the earliest step at which pages wait: those that stay still fill up later ones."""
+    def take_earliest(self) -> tuple[int, Batch] | None:
+        """Take a batch of the earliest step at which pages wait. Its remaining pages can still fill later batches."""
         return self._take(min(self._waiting)) if self._waiting else None
 
-    def oldest(self) -> tuple[int, Batch] | None:
-        """The batch that contains the oldest undecided page."""
+    def take_oldest(self) -> tuple[int, Batch] | None:
+        """Take the batch that contains the oldest undecided page."""
         rows = {
             key: min(page.row for batch in batches for page in batch.pages) for key, batches in self._waiting.items()
         }
@@ -65,7 +65,7 @@ class Queues:
             room -= len(batch.pages)
         if not batches:
             del self._waiting[key]
-        return key[0], Batch.joined(parts)
+        return key[0], Batch.join(parts)
 
 
 def _pages(batches: Iterable[Batch]) -> int:
@@ -73,7 +73,7 @@ def _pages(batches: Iterable[Batch]) -> int:
 
 
 class Bulk:
-    """One run over many pages. The thread that asks for answers schedules; with several streams, others do the work."""
+    """One run over many pages. The thread that iterates over the answers schedules. With several streams, others do the work."""
 
     def __init__(self, runner: Runner, sizes: Mapping[str, int], streams: int) -> None:
         plan = runner.plan
@@ -87,13 +87,13 @@ class Bulk:
         self._call = Call(None, raises=False)
         self._queues = Queues(self._sizes)
         self._undecided: set[int] = set()  # rows
-        self._results: dict[int, Result] = {}  # of those whose turn has not come
+        self._results: dict[int, Result] = {}  # of rows that the iterator has not reached
         self._pulled = self._given = 0
         self._source: Iterator[MakesPage] | None = None
         self._failure: Exception | None = None
 
     def run(self, pages: Iterable[MakesPage]) -> Iterator[Result]:
-        """Answers in the order of ``pages``; see :meth:`ee_export.runtime.chain.Chain.predict_many`."""
+        """Yield answers in the order of ``pages``. See :meth:`ee_export.runtime.chain.Chain.predict_many`."""
         self._source = iter(pages)
         running: set[Future[Arrivals]] = set()
         with ExitStack() as stack:
@@ -117,22 +117,22 @@ class Bulk:
                     return
 
     def _put(self, arrivals: Arrivals) -> None:
-        for at, batch in arrivals:
-            self._queues.put(at, batch)
+        for step, batch in arrivals:
+            self._queues.put(step, batch)
 
     def _next_job(self) -> Job | None:
-        """A full batch; else new pages, if there is room for them; else a batch that is not full."""
-        ready = self._queues.full()
+        """Choose a full batch, or else new pages if there is room for them, or else a batch that is not full."""
+        ready = self._queues.take_full()
         if ready is None and (pages := self._pull()):
             return partial(self._open, pages)
         if ready is None:
-            ready = self._queues.earliest() if self._source is None else self._queues.oldest()
+            ready = self._queues.take_earliest() if self._source is None else self._queues.take_oldest()
         return None if ready is None else partial(self._advance, *ready)
 
     def _pull(self) -> list[tuple[int, float, MakesPage]]:
-        """Pages to read together, where code and tables stay in the caches, each with its row and the time.
+        """Take pages from the input, each with its row and the time. They are read together, so that code stays in the caches.
 
-        None if too many are under way, or at the end.
+        No pages if too many are under way, or at the end.
         """
         count, streams = self._batch, self._streams
         pages: list[tuple[int, float, MakesPage]] = []
@@ -155,41 +155,41 @@ class Bulk:
 
     def _open(self, pages: list[tuple[int, float, MakesPage]]) -> Arrivals:
         """Read and encode the images of new pages."""
-        opened = [self._opened(*page) for page in pages]
+        opened = [self._open_page(*page) for page in pages]
         batch = self._runner.first_batch([page for page in opened if page.error is None], self._call)
         self._settle(opened, batch)
         return self._arrive(0, batch) if batch.pages else []
 
-    def _opened(self, row: int, begun: float, source: MakesPage) -> PageState:
+    def _open_page(self, row: int, begun: float, source: MakesPage) -> PageState:
         try:
             page = source() if callable(source) else source
         except Exception as error:
             state = PageState(row, begun)
-            state.fail(error, self._call, named(source, row))
+            state.fail(error, self._call, name_page(source, row))
             return state
         return self._reading.open(page, row, begun, self._call)
 
-    def _advance(self, at: int, batch: Batch) -> Arrivals:
-        """Run a segment, and make those that stay ready for the next."""
-        pages, part = batch.pages, self._parts[at]
+    def _advance(self, step: int, batch: Batch) -> Arrivals:
+        """Run a segment, and make the remaining pages ready for the next."""
+        pages, part = batch.pages, self._parts[step]
         self._runner.advance(batch, part, self._call)
         self._settle(pages, batch)
         return self._arrive(part.end, batch) if batch.pages else []
 
     def _arrive(self, after: int, batch: Batch) -> Arrivals:
-        """Where a batch goes on from step ``after``. If more text is needed, it is read, and every page goes on alone, by its length."""
-        at = next(first for first in self._parts if first >= after)
-        stretch = self._stretches.get(at)
+        """The next step of a batch from step ``after`` on. If it needs more text, read it and let every page go on alone."""
+        step = next(first for first in self._parts if first >= after)
+        stretch = self._stretches.get(step)
         if stretch is None or not any(self._reading.needs(page, stretch) for page in batch.pages):
-            return [(at, batch)]
+            return [(step, batch)]
         arrivals = []
-        longest, batched = self._reading.longest(stretch), max(self._sizes[at:]) > 1
+        longest, batched = self._reading.longest(stretch), max(self._sizes[step:]) > 1
         for position, page in enumerate(batch.pages):
             try:
                 arrays = self._reading.inputs(page, stretch, self._call)
                 assert arrays is not None  # without a deadline
                 length = self._runner.executor.padded_length(page.tokens, longest, batched=batched)
-                arrivals.append((at, self._reading.alone(batch, position, stretch, arrays, length)))
+                arrivals.append((step, self._reading.slice_page(batch, position, stretch, arrays, length)))
             except Exception as error:
                 page.fail(error, self._call)
                 self._settle([page], Batch([]))

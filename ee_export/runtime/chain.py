@@ -1,4 +1,4 @@
-"""The chain: the public face of a loaded package. It answers pages, and runs no more segments than a page needs."""
+"""The chain: the public interface of a loaded package. It answers pages, and runs no more segments than a page needs."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from ee_export.data.page import Page
 from ee_export.errors import BadRequest, EeError
 from ee_export.package.manifest import OperatingPoint, Target, gate_name
 from ee_export.package.store import Package
-from ee_export.policy.decide import Rule
+from ee_export.policy.decide import ExitRule
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.batch import Call, PageState
 from ee_export.runtime.bulk import Bulk, MakesPage
@@ -32,7 +32,7 @@ class Chain:
     def __init__(
         self, package: Package, target: Target, point: OperatingPoint, executor: Executor, encoder: Encoder | None
     ) -> None:
-        """Join the parts of a chain; :func:`ee_export.load` opens them.
+        """Join the parts of a chain. :func:`ee_export.load` opens them.
 
         Args:
             package: the package.
@@ -55,7 +55,7 @@ class Chain:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder of pages; raises BadRequest for a package of arrays, which has none."""
+        """The encoder of pages. Raises BadRequest for a package of arrays, which has none."""
         return self._reading.encoder
 
     @property
@@ -64,16 +64,16 @@ class Chain:
         return self.executor.segments
 
     @property
-    def rules(self) -> Sequence[Rule]:
-        """How every exit's logits become a score, in exit order."""
+    def rules(self) -> Sequence[ExitRule]:
+        """The rules of the exits, in order."""
         return self._runner.plan.rules
 
     def at(self, operating_point: str) -> "Chain":
-        """The same segments, in the same sessions, with another operating point."""
+        """A chain of the same segments, in the same sessions, with another operating point."""
         return self.with_point(find_point(self.target, operating_point))
 
     def with_point(self, point: OperatingPoint) -> "Chain":
-        """The same chain with thresholds that no manifest has."""
+        """A chain of the same segments with thresholds that no manifest has."""
         return Chain(self.package, self.target, point, self.executor, self._encoder)
 
     def beside(self, package: Package, target: Target, point: OperatingPoint, segments: Sequence[Segment]) -> "Chain":
@@ -81,7 +81,7 @@ class Chain:
         return Chain(package, target, point, CpuExecutor(segments), self._encoder)
 
     def predict(self, page: Page, *, deadline_ms: float | None = None) -> Answer:
-        """Classify one page; see :meth:`predict_batch`."""
+        """Classify one page. See :meth:`predict_batch`."""
         return self.predict_batch([page], deadline_ms=deadline_ms)[0]
 
     @overload
@@ -95,22 +95,22 @@ class Chain:
     def predict_batch(
         self, pages: Sequence[Page], *, deadline_ms: float | None = None, return_errors: bool = False
     ) -> list[Answer] | list[Answer | EeError]:
-        """Classify pages together; answers in their order.
+        """Classify pages together, and return the answers in their order.
 
-        Pages that leave are removed and the others packed; text is asked of a page (its OCR run) only if it is still
-        undecided when a segment needs text, and no further down the page than that segment reads; pages of like length then
-        go on together.
+        Pages that exit are removed, and the remaining ones are re-batched. The chain reads a page's text (runs its OCR) only if
+        the page is still undecided when a segment needs text, and no further down the page than that segment reads. Pages of
+        like length then go on together.
 
         Args:
             pages: the pages.
-            deadline_ms: time from now by which to answer, or ``None``. A segment, or the OCR before it, is not started if
-                by its measured cost it would end later; the page is then answered by the last exit it reached. The first
-                exit is always reached.
-            return_errors: whether a page that fails has its error as its answer. The other pages are answered as they are
-                without it. If a segment fails for several pages together, they are run one by one.
+            deadline_ms: time from now by which to answer, or ``None``. A segment, or the OCR before it, does not start if by its
+                measured cost it would end later. The last exit that the page reached then answers it. Every page reaches the
+                first exit.
+            return_errors: whether a page that fails has its error as its answer. The errors do not change the answers of the
+                other pages. If a segment fails for several pages together, they run one by one.
 
         Raises:
-            BadPage, NoText: a page cannot be read or its text is needed and not to be had; names the page.
+            BadPage, NoText: a page cannot be read, or its text is needed and missing. The message names the page.
             BadLogits: a page's logits are not finite.
             UnexpectedError: any other exception, which is its cause. Only the first error is raised, and none with
                 ``return_errors``.
@@ -126,26 +126,26 @@ class Chain:
     def predict_many(
         self, pages: Iterable[MakesPage], *, batch: int | Mapping[str, int] = 16, streams: int = 1
     ) -> Iterator[Answer | EeError]:
-        """Classify any number of pages at the lowest cost a page; answers in their order, as they are found.
+        """Classify any number of pages at the lowest cost per page, and yield the answers in their order as soon as they exist.
 
-        A page that stays waits at its next segment for pages of its length, from whatever batch; a segment runs when as many
-        wait there as cost it least a page, and at the end of the input with those there are.
+        Remaining pages wait at their next segment for pages of the same length from any batch. A segment runs when its batch of
+        least cost per page is full, and at the end of the input with the pages that wait.
 
         Args:
-            pages: pages, or callables that make one, such as ``functools.partial(read_page, path)``. What the iterable itself
-                raises ends the run once the pages before are answered.
-            batch: the largest batch; what each segment's is, up to that, is measured before the first run, see
-                :meth:`batch_sizes`. Or the sizes, per exit.
-            streams: how many threads read pages and run segments at a time; with more than one, load the chain with
+            pages: pages, or callables that make one, such as ``functools.partial(read_page, path)``. An exception of the iterable
+                itself ends the run once the pages before are answered.
+            batch: the largest batch, or the sizes per exit. With the largest batch, the chain measures each segment's size up to
+                it before the first run, see :meth:`batch_sizes`.
+            streams: number of threads that read pages and run segments at a time. With more than one, load the chain with
                 ``threads=1``.
 
         Yields:
-            For each page its answer, or the ``EeError`` that names the page and says why it has none. Any exception of a page
-            becomes such an error, those of its callable and of its OCR engine too, and the others are answered as they are without
-            it. If a segment fails for several pages together, they are run one by one. ``latency_ms`` counts from
-            when the page was taken from ``pages``. The thread that asks for answers takes them, at most 64 batches a stream
-            ahead, of which 4 are undecided: in the encoder such a page holds 6 MB at LayoutLMv3-base size with 128 text
-            tokens (reckon with twice that, for pages that left its batch), and one that is to be OCRed its whole image.
+            For each page its answer, or an ``EeError`` that names the page and the reason. Any exception of a page, of its
+            callable or of its OCR engine becomes such an error, and does not change the answers of the other pages. If a segment
+            fails for several pages together, they run one by one. ``latency_ms`` counts from the moment the page was taken from
+            ``pages``. The thread that iterates over the answers takes the pages, at most 64 batches a stream ahead, of which 4
+            are undecided. An undecided page in the encoder holds 6 MB at LayoutLMv3-base size with 128 text tokens (twice that
+            with the pages that have exited from its batch). A page that waits for OCR holds its whole image.
 
         Raises:
             BadRequest: a batch is below 1, ``streams`` is out of range (see ``threads`` of :func:`load`), or the sizes lack an exit.
@@ -162,10 +162,10 @@ class Chain:
         return Bulk(self._runner, sizes, streams).run(pages)
 
     def batch_sizes(self, most: int = 16) -> dict[str, int]:
-        """How many pages at a time cost each segment least a page, up to ``most``, per exit.
+        """Batch size of least cost per page for each segment, up to ``most``, per exit.
 
-        Measured with pages of full length, on this machine, once for all chains with these segments; it takes as long as a
-        few hundred pages. On a GPU not measured: ``most``, or what the target was compiled for if that is less.
+        The first call measures pages of full length on this machine, once for all chains with these segments. That takes as long
+        as a few hundred pages. A GPU's sizes are not measured. They are ``most``, or the target's largest batch if that is less.
 
         Raises:
             BadRequest: ``most`` is below 1.
@@ -179,7 +179,7 @@ class Chain:
         return self._reading.blank(tokens)
 
     def predict_encoded(self, arrays: Arrays, *, deadline_ms: float | None = None) -> Answer:
-        """Classify one page whose inputs are encoded already, its text included; see :meth:`predict_batch`.
+        """Classify one page whose inputs are encoded already, its text included. See :meth:`predict_batch`.
 
         Args:
             arrays: the package's inputs by name, one row each. Others beside them are ignored.
@@ -195,14 +195,14 @@ class Chain:
         return self._runner.answer(page)
 
     def logits(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Raw logits of every exit, float32 ``[B, C]``, for encoded inputs; no page leaves.
+        """Raw logits of every exit, float32 ``[B, C]``, for encoded inputs. No page exits early.
 
-        Where an exit has a gate, its go/stop logits ``[B, 1]`` are there too, as ``<exit>.gate``.
+        If an exit has a gate, the result holds its go/stop logits ``[B, 1]`` too, as ``<exit>.gate``.
         """
         return self._run_all(arrays)[0]
 
     def time_segments(self, arrays: Arrays) -> dict[str, float]:
-        """Milliseconds of every segment for encoded inputs; no page leaves."""
+        """Milliseconds of every segment for encoded inputs. No page exits early."""
         return self._run_all(arrays)[1]
 
     def _run_all(self, arrays: Arrays) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -214,9 +214,9 @@ class Chain:
             times[step.exit] = (time.perf_counter() - started) * 1e3
             if step.gates:
                 logits[gate_name(step.exit)] = outputs[0]
-            state |= {name: outputs[at] for at, name in step.state}
+            state |= {name: outputs[output] for output, name in step.state}
         return logits, times
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
-        """All inputs of some pages as one batch, their text read, if the model reads any, whether it is needed or not."""
+        """All inputs of some pages as one batch. If the model reads text, the text of every page is read."""
         return self._reading.encode(pages)

@@ -13,10 +13,10 @@ from ee_export.runtime.plan import Plan, Stretch
 from ee_export.runtime.segment import Segment
 
 _GRAIN = 16
-"""Texts are padded to a multiple of it, so that pages of many batches find others of their length at a late segment."""
+"""Texts are padded to a multiple of it, so that pages of many batches have the same length at a late segment."""
 _ROUNDS = 3
 _NEAR = 1.02
-"""A batch size is taken if no larger one costs this much less a page: smaller batches fill sooner, and hold less."""
+"""A batch size is taken if its cost per page is within this factor of the least. Smaller batches fill sooner and hold less."""
 
 
 class CpuExecutor:
@@ -33,38 +33,38 @@ class CpuExecutor:
         return plan.stretches(every_step=every_step)
 
     def parts(self, plan: Plan) -> list[Stretch]:
-        return [Stretch(at, at + 1) for at, step in enumerate(plan.steps) if not step.skippable]
+        return [Stretch(index, index + 1) for index, step in enumerate(plan.steps) if not step.skippable]
 
     def run(self, plan: Plan, stretch: Stretch, batch: Batch, call: Call) -> None:
-        # Between two segments the caches are cold, and every line that runs is fetched anew: nothing here that need not be.
+        # Between two segments the caches are cold, and every line is fetched anew, so this loop holds only what it needs.
         criterion, counts, labels, segments = plan.criterion, plan.counts_tokens, plan.labels, self.segments
-        for at in range(stretch.first, stretch.end):
-            step = plan.steps[at]
+        for index in range(stretch.first, stretch.end):
+            step = plan.steps[index]
             if call.deadline is None:
                 if step.skippable:
                     continue
             elif (
                 time.perf_counter() + plan.cost_s(step.exit, batch.tokens, len(batch.pages)) > call.deadline
-                and batch.answered()
+                and batch.has_answers()
             ):
                 batch.out_of_time()
             if not batch.pages:
                 return
-            if batch.places is not None:
+            if batch.rows is not None:
                 batch.pack()
             started = time.perf_counter()
-            logits, outputs = segments[at].run(batch.state, step.last)
+            logits, outputs = segments[index].run(batch.state, step.last)
             taken = (time.perf_counter() - started) * 1e3
-            for place, name in step.state:
-                batch.state[name] = outputs[place]
+            for output, name in step.state:
+                batch.state[name] = outputs[output]
             gates = outputs[0][:, 0].tolist() if step.gates else None
-            del outputs  # else what a later segment takes out of the state would live on here
-            stay = []
+            del outputs  # otherwise a tensor that a later segment takes out of the state would live on here
+            remaining = []
             for position, row in enumerate(logits.tolist()):
                 page = batch.pages[position]
                 try:
                     answer, score, exits = decide(
-                        page.known,
+                        page.history,
                         step.rule,
                         step.limits,
                         criterion,
@@ -79,9 +79,9 @@ class CpuExecutor:
                 if exits:
                     page.finish(deadline_hit=False)
                 else:
-                    stay.append(position)
-            if len(stay) < len(logits):
-                batch.keep(stay)
+                    remaining.append(position)
+            if len(remaining) < len(logits):
+                batch.keep(remaining)
 
     def batch_sizes(self, plan: Plan, blank: Callable[[], Arrays], most: int) -> dict[str, int]:
         if most not in self._batch_sizes:
@@ -96,17 +96,17 @@ class CpuExecutor:
         """Sessions close with the last chain that uses them."""
 
     def _cheapest_sizes(self, plan: Plan, page: Arrays, most: int) -> dict[str, int]:
-        """The batch size, 1, 2, 4 … ``most``, at which each segment costs least a page, per exit.
+        """The batch size, 1, 2, 4 … ``most``, of least cost per page for each segment, per exit.
 
-        All are run in turn, several times, so that caches are as cold as they are in a chain; no larger size is tried if one
-        costs a quarter more a page than the best. Counted is the clock's time or the processor's, whichever is less: on one
-        thread the latter leaves out what other programs took.
+        All segments run in turn, several times, so that caches are as cold as in a chain. If a size costs a quarter more per
+        page than the best, the segment tries no larger ones. The time is the wall clock's or the process's CPU time, whichever
+        is less. On one thread the CPU time excludes other programs.
         """
         sizes = sorted({most, *(1 << power for power in range(most.bit_length()))})
         state = dict(page)
         for step, segment in zip(plan.steps, self.segments, strict=True):
             outputs = segment.run(state)[1]
-            state |= {name: outputs[place] for place, name in step.state}
+            state |= {name: outputs[output] for output, name in step.state}
         seconds: dict[str, dict[int, float]] = {segment.exit: {} for segment in self.segments}
         for _ in range(_ROUNDS):
             tried = list(self.segments)

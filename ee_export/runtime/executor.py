@@ -12,8 +12,8 @@ from ee_export.runtime.segment import Segment
 class Executor(Protocol):
     """Runs stretches of a plan on batches of pages. Thread-safe, and shared by all chains of a target.
 
-    ``segments``: one for each exit, to be run one by one from the host. ``usual_batch``: pages that run together unless a
-    caller gives other sizes. ``max_batch``: pages that can run together.
+    ``segments``: one for each exit, for runs one by one from the host. ``usual_batch``: number of pages that run together,
+    unless a caller gives other sizes. ``max_batch``: most pages that can run together.
     """
 
     segments: Sequence[Segment]
@@ -25,14 +25,14 @@ class Executor(Protocol):
         ...
 
     def parts(self, plan: Plan) -> list[Stretch]:
-        """The stretches without skippable steps, cut wherever pages of other batches can join."""
+        """The stretches without skippable steps, cut at every step where pages of other batches can join."""
         ...
 
     def run(self, plan: Plan, stretch: Stretch, batch: Batch, call: Call) -> None:
-        """Advance a batch by a stretch, or by a part. Pages that exit, or fail, have their answer; the others stay in the batch.
+        """Advance a batch by a stretch, or by a part. Pages that exit or fail get their answer. The others stay in the batch.
 
         Raises:
-            EeError: of a page, if ``call.raises``; or of the whole batch.
+            EeError: of a page, if ``call.raises``, or of the whole batch.
         """
         ...
 
@@ -43,9 +43,9 @@ class Executor(Protocol):
         ...
 
     def padded_length(self, tokens: int, longest: int, *, batched: bool) -> int:
-        """Length to which a text of so many tokens is padded, so that pages of several batches can join if ``batched``."""
+        """Length to which a text of so many tokens is padded. With ``batched``, pages of several batches can join."""
         ...
 
     def close(self) -> None:
-        """Free what the executor holds on a device. It opens again with the next page."""
+        """Free all memory on a device. The executor opens again with the next page."""
         ...

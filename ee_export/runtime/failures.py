@@ -1,4 +1,4 @@
-"""Any exception of a page becomes that page's answer: an error that names the page."""
+"""Turn any exception of a page into that page's answer, an error that names the page."""
 
 import logging
 import traceback
@@ -9,22 +9,22 @@ from ee_export.errors import BadLogits, BadPage, BadText, EeError, unexpected
 _log = logging.getLogger("ee_export")
 
 
-def named(page: object, place: int) -> str:
-    """A page's name, or its place in the input where it has none."""
-    return page.name if isinstance(page, Page) else f"page {place} of the input, counted from 0"
+def name_page(page: object, index: int) -> str:
+    """A page's name, or its index in the input if it has none."""
+    return page.name if isinstance(page, Page) else f"page {index} of the input, counted from 0"
 
 
-def as_page(page: object, place: int) -> Page:
-    """The page itself; raises BadPage for an object that is none."""
+def require_page(page: object, index: int) -> Page:
+    """The page itself. Raises BadPage for an object that is no page."""
     if isinstance(page, Page):
         return page
     raise BadPage(
-        f"{named(page, place)}: a {type(page).__name__}, not a Page; make one with ee_export.Page(…) or read_page(…)"
+        f"{name_page(page, index)}: a {type(page).__name__}, not a Page; make one with ee_export.Page(…) or read_page(…)"
     )
 
 
-def failure(name: str, error: Exception) -> EeError:
-    """The error that a page gets for an exception: itself where it is understood, else one that names the page."""
+def page_error(name: str, error: Exception) -> EeError:
+    """The error of a page for an exception: the exception itself if it is an EeError, else one that names the page."""
     if isinstance(error, BadLogits | BadText):
         return type(error)(f"{name}: {error}")
     if isinstance(error, EeError):
@@ -41,13 +41,13 @@ def failure(name: str, error: Exception) -> EeError:
 
 
 def as_answer(name: str, error: Exception) -> EeError:
-    """As :func:`failure`, for an error that is kept. Its traceback becomes a note: frames keep images and other pages alive."""
-    result = failure(name, error)
+    """The error of :func:`page_error` as an answer. Its traceback becomes a note, because frames keep images and pages alive."""
+    result = page_error(name, error)
     if result is not error:
         error.add_note("".join(traceback.format_tb(error.__traceback__)))
     kept: BaseException | None = error
     cleared: list[BaseException] = []
-    while kept is not None and not any(kept is each for each in cleared):  # a chain of causes can be a circle
+    while kept is not None and not any(kept is other for other in cleared):  # a chain of causes can be a circle
         kept.__traceback__ = None
         cleared.append(kept)
         kept = kept.__cause__ or kept.__context__

@@ -1,7 +1,7 @@
-"""Keep chains right in processes that are forked after they were loaded, as by ``gunicorn --preload``.
+"""Keep chains usable in processes that are forked after the load, as by ``gunicorn --preload``.
 
-A fork copies the memory of a process and one of its threads. The threads of an inference session are not there in the new
-process, so its destructor and some of its runs wait for them without end. In the new process, therefore:
+A fork copies the memory of a process and one of its threads. The new process lacks the threads of an inference session, so
+the session's destructor and some of its runs wait for them without end. In the new process, therefore:
 
 - inherited sessions are never destroyed,
 - segments with threads of their own are opened again at the first run, from files that are hashed again,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _kept: weakref.WeakSet[object] = weakref.WeakSet()
 _loads: "weakref.WeakSet[_Load]" = weakref.WeakSet()
 _substitutes: weakref.WeakKeyDictionary[object, tuple[str, Callable[..., Any]]] = weakref.WeakKeyDictionary()
-"""Of each object, the method that is replaced in new processes, and what replaces it."""
+"""For each object, the method to replace in new processes, and its substitute."""
 
 
 def keep(session: object) -> None:
@@ -37,7 +37,7 @@ def reopen(segments: "Sequence[Segment]", open_again: "Callable[[], Sequence[Seg
 
     Args:
         segments: of one target. Those that an earlier load registered stay with that load.
-        open_again: returns new segments in the same order; may raise an EeError.
+        open_again: returns new segments in the same order. It may raise an EeError.
     """
     load = _Load(open_again)
     _loads.add(load)
@@ -46,9 +46,9 @@ def reopen(segments: "Sequence[Segment]", open_again: "Callable[[], Sequence[Seg
 
 
 def refuse(objects: Sequence[object], method: str, remedy: str) -> None:
-    """Let a method of some objects raise ForkedError in processes that are forked later."""
-    for each in objects:
-        _substitutes.setdefault(each, (method, partial(_raise, remedy)))
+    """Make a method of some objects raise ForkedError in processes that are forked later."""
+    for item in objects:
+        _substitutes.setdefault(item, (method, partial(_raise, remedy)))
 
 
 class _Load:
@@ -59,12 +59,12 @@ class _Load:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: the lock may be held by a thread of the process before, and the segments are that process's."""
+        """Begin anew, because a thread of the process before may hold the lock, and the segments are that process's."""
         self._lock = threading.Lock()
         self._segments: Sequence[Segment] = ()
 
     def run(self, position: int, *arguments: Any) -> Any:
-        """Run a segment that is opened again; see :meth:`ee_export.runtime.segment.Segment.run`."""
+        """Run a segment that is opened again. See :meth:`ee_export.runtime.segment.Segment.run`."""
         if not self._segments:
             with self._lock:
                 self._segments = self._segments or self._open_again()
@@ -83,8 +83,8 @@ def _in_new_process() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
     for load in list(_loads):
         load.forget()
-    for each, (method, substitute) in list(_substitutes.items()):
-        setattr(each, method, substitute)
+    for item, (method, substitute) in list(_substitutes.items()):
+        setattr(item, method, substitute)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -1,7 +1,7 @@
-"""ONNX graphs as bytes: the weights that they take from other files, found without the onnx package.
+"""Find the weights that ONNX graphs take from other files, without the onnx package.
 
-onnxruntime opens such files by path, each time anew, and nothing proves then that they are the files that were hashed.
-So the weights are found here, and are handed over as memory.
+onnxruntime opens such files by path, each time anew, and they might not be the files that were hashed. This module therefore
+finds the weights, so that a session gets them as memory.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from ee_export.errors import BadPackage, printable, shorten
 from ee_export.package.reading import REPAIR
 
-# Fields of onnx.proto in which tensors can lie: per message, field number -> message in that field.
+# Fields of onnx.proto that can hold tensors: per message, field number -> message in that field.
 _MESSAGES: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -51,7 +51,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 class ExternalWeight:
     """A weight of a graph whose values lie in another file, from byte ``offset`` on.
 
-    ``data_type`` is a number of ONNX's ``TensorProto.DataType``. ``length`` in bytes is ``None`` if the graph does not state it.
+    ``data_type``: a number of ONNX's ``TensorProto.DataType``. ``length``: in bytes, ``None`` if the graph does not state it.
     """
 
     name: str
@@ -63,7 +63,7 @@ class ExternalWeight:
 
 
 def external_weights(graph: bytes, name: str) -> list[ExternalWeight]:
-    """The weights that a serialized ONNX model takes from other files.
+    """Find the weights that a serialized ONNX model takes from other files.
 
     Args:
         graph: contents of an ``.onnx`` file.
@@ -102,10 +102,10 @@ def external_weights(graph: bytes, name: str) -> list[ExternalWeight]:
 
 
 def as_array(weight: ExternalWeight, contents: np.ndarray, name: str) -> np.ndarray:
-    """A weight's values, as a view of the contents of the file that they lie in, uint8 ``[size]``.
+    """A weight's values, as a view of the ``contents`` of their file, uint8 ``[size]``.
 
     Raises:
-        BadPackage: they reach beyond the file, or numpy lacks their element type; names the graph ``name`` and the weight.
+        BadPackage: they reach beyond the file, or numpy lacks their element type. The message names the graph and the weight.
     """
     if weight.data_type not in _DTYPES:
         raise BadPackage(
@@ -149,7 +149,7 @@ def _tensors_in(data: bytes, start: int, end: int, message: str, depth: int) -> 
 
 
 def _mentions_file(data: bytes, start: int, end: int) -> bool:
-    """Whether a message can hold a tensor in another file, which has the key ``location``; saves a walk through most nodes."""
+    """True if a message can hold a tensor in another file, which has the key ``location``. The test skips most nodes."""
     return data.find(b"location", start, end) >= 0
 
 
@@ -209,42 +209,45 @@ def _where(weight: _Tensor | ExternalWeight, name: str) -> str:
     return f"{name}: weight '{printable(shorten(weight.name))}'"
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int | None, int, int]]:
-    """Fields of a protobuf message: number, and either a whole number or the place of bytes; fixed-width ones are left out."""
-    while at < end:
-        tag = data[at]
-        at += 1
+def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int | None, int, int]]:
+    """Fields of a protobuf message: the field number, its value if it is a whole number, and start and end of its bytes.
+
+    Fields of fixed width are left out.
+    """
+    while position < end:
+        tag = data[position]
+        position += 1
         if tag > 127:
-            tag, at = _varint(data, at - 1, end)
+            tag, position = _varint(data, position - 1, end)
         kind = tag & 7
         if kind == _BYTES:
-            size = data[at] if at < end else 128
-            at += 1
+            size = data[position] if position < end else 128
+            position += 1
             if size > 127:
-                size, at = _varint(data, at - 1, end)
-            if size > end - at:
+                size, position = _varint(data, position - 1, end)
+            if size > end - position:
                 raise _Malformed("it ends in the middle of a field")
-            yield tag >> 3, None, at, at + size
-            at += size
+            yield tag >> 3, None, position, position + size
+            position += size
         elif kind == _VARINT:
-            value, at = _varint(data, at, end)
-            yield tag >> 3, value, at, at
+            value, position = _varint(data, position, end)
+            yield tag >> 3, value, position, position
         elif kind in (_FIXED32, _FIXED64):
-            at += 4 if kind == _FIXED32 else 8
-            if at > end:
+            position += 4 if kind == _FIXED32 else 8
+            if position > end:
                 raise _Malformed("it ends in the middle of a field")
         else:
-            raise _Malformed(f"wire type {kind} at byte {at}")
+            raise _Malformed(f"wire type {kind} at byte {position}")
 
 
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
-    while at < end:
-        byte = data[at]
-        at += 1
+    while position < end:
+        byte = data[position]
+        position += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value & (2**64 - 1), at
+            return value & (2**64 - 1), position
         shift += 7
         if shift > 63:
             raise _Malformed("a number of over ten bytes")

@@ -1,4 +1,4 @@
-"""Opens a package's target: the one place where the device that runs its segments is chosen."""
+"""Open a package's target. This module alone chooses the device that runs its segments."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -40,23 +40,23 @@ def load(
     Args:
         path: the package folder.
         target: one of the package's targets.
-        operating_point: one of the target's operating points; ``full`` never leaves early.
+        operating_point: one of the target's operating points. With ``full`` no page exits early.
         threads: threads that compute a segment, from 1 to the larger of 64 and four for each processor. By default one for
-            each processor that this process can use: control groups (containers) and affinity count.
+            each processor that this process can use. Control groups (containers) and affinity count.
         one_pool: whether the segments share one thread pool of the process. By default each has threads of its own, which
-            sleep between runs and leave the rest of the process as it was. The first chain that is loaded with
-            ``one_pool=True`` makes the pool and decides its size, and is for a program that does nothing else: onnxruntime
+            sleep between runs and do not affect the rest of the process. The first chain that is loaded with
+            ``one_pool=True`` makes the pool and decides its size. It is for a program that does nothing else: onnxruntime
             then refuses every session with default options, such as those of another library, and the chain refuses to
             run in a forked process. If the process has such a pool already, all chains join it. See docs/serving.md.
-        executor: of a GPU's target: ``conditional``, ``graphs`` or ``host``, or ``auto``, the fastest of them as measured when the first
-            page comes; see docs/gpu.md.
+        executor: of a GPU's target: ``conditional``, ``graphs`` or ``host``, or ``auto`` for the fastest of them, measured
+            when the first page comes. See docs/gpu.md.
         in_memory: whether to read the weights into memory. By default they are mapped from the package's files, so a file that
-            is overwritten in place later changes the answers, and one that is truncated ends the process by SIGBUS. The
-            backend onnxruntime on the CPU only; see docs/security.md for its cost.
+            is overwritten in place later changes the answers, and one that is truncated ends the process by SIGBUS. Only the
+            backend onnxruntime on the CPU takes it. See docs/security.md for its cost.
 
     Raises:
-        BadPackage: a file is missing, changed or extra, the manifest is not understood, a graph is not the one that it describes,
-            or the package was replaced meanwhile: load it again.
+        BadPackage: a file is missing, changed or extra, the manifest is invalid, a graph is not the one that it describes,
+            or the package was replaced meanwhile. Load it again in the last case.
         BadRequest: there is no such target or operating point, the target cannot run here, or ``threads`` is out of range.
         ForkedError: the process was forked after it, or its parent, had made a pool with ``one_pool=True``.
     """
@@ -88,7 +88,7 @@ def load_package(
     executor: str = "auto",
     in_memory: bool = False,
 ) -> Chain:
-    """The chain of an opened package; ``full`` works before anything was calibrated or tuned."""
+    """Make the chain of an opened package. ``full`` works before any calibration or tuning."""
     opened = package.target(target)
     point = find_point(opened, operating_point)
     pool = available_threads() if threads is None else require_threads(threads)
@@ -105,7 +105,7 @@ def load_package(
             f"executor '{executor}': {target} runs on the processor, which has none to choose; leave it out"
         )
     open_all = partial(open_segments, package, target, pool, one_pool=one_pool, in_memory=in_memory)
-    with ThreadPoolExecutor(1) as beside:  # most of the time onnxruntime opens graphs, without Python's lock
+    with ThreadPoolExecutor(1) as beside:  # onnxruntime opens graphs most of the time, without Python's lock
         encoding = beside.submit(open_encoder, package)
         segments = open_all()
         encoder = encoding.result()

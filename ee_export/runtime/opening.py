@@ -1,4 +1,4 @@
-"""Open a target's segments on the CPU; the chains of one process share those that were verified."""
+"""Open a target's segments on the CPU. The chains of one process share verified segments."""
 
 import os
 import threading
@@ -24,7 +24,7 @@ _publishing = threading.Lock()
 
 
 def _forget() -> None:
-    """Begin anew in a forked process: inherited sessions do not run there, and another thread may have held the lock."""
+    """Begin anew in a forked process, where inherited sessions do not run and another thread may have held the lock."""
     global _publishing
     _publishing = threading.Lock()
     _verified.clear()
@@ -35,10 +35,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 
 def open_segment(backend: str, spec: SegmentSpec, graph: Path, threads: int, *, one_pool: bool) -> Segment:
-    """A segment of its own, made of a file that this process wrote; for the files of a package see :func:`open_segments`.
+    """Open one segment from a file that this process wrote. :func:`open_segments` opens the files of a package.
 
     Args:
-        backend: one that runs on the CPU; a GPU's targets are opened whole, by :func:`ee_export.runtime.backends.open_on_gpu`.
+        backend: one that runs on the CPU. :func:`ee_export.runtime.backends.open_on_gpu` opens a GPU's targets whole.
         spec: its manifest entry.
         graph: its file.
         threads: of the backend.
@@ -52,10 +52,10 @@ def open_segment(backend: str, spec: SegmentSpec, graph: Path, threads: int, *, 
 def open_segments(
     package: Package, target_name: str, threads: int, *, one_pool: bool, in_memory: bool
 ) -> list[Segment]:
-    """The segments of a package's target on the CPU, ready to run. Those that this process has open already are shared.
+    """Open the segments of a package's target on the CPU. Segments that this process has open already are shared.
 
-    All files that the target needs are hashed while the segments are opened. A segment is shared with other loads only after
-    all files had the right hashes and were found unchanged, and under the hashes that this load computed.
+    The function hashes all files of the target while it opens the segments. It shares a segment with other loads only after
+    all files had the right hashes and were unchanged, and under the hashes that this load computed.
 
     Args:
         package: the package.
@@ -77,26 +77,28 @@ def open_segments(
         load = _Load(package, files, target.backend, threads, one_pool=one_pool, in_memory=in_memory)
         largest_first = sorted(target.segments, key=lambda spec: package.manifest.files[spec.file].size, reverse=True)
         opening = {spec: workers.submit(load.open, load.read(spec)) for spec in largest_first}
-        files.hash(package.needed_by(target_name))  # first: a file that differs explains more than a session that fails
-        opened = [opening[spec].result() for spec in target.segments]
-        hashes = files.hash({name for each in opened for name in each.files})
+        files.hash(
+            package.needed_by(target_name)
+        )  # first, as a file that differs explains more than a session that fails
+        loaded = [opening[spec].result() for spec in target.segments]
+        hashes = files.hash({name for opened in loaded for name in opened.files})
         if not in_memory:
             files.require_unchanged()
     with _publishing:
-        return [_verified.setdefault(load.key(each.spec, each.files, hashes), each.segment) for each in opened]
+        return [_verified.setdefault(load.key(opened.spec, opened.files, hashes), opened.segment) for opened in loaded]
 
 
 class _Graph(NamedTuple):
-    """A graph that was read: its bytes, its weights that lie in other files, and those files by the location it states."""
+    """Contents of a graph, its weights that lie in other files, and those files by the location that it states."""
 
     spec: SegmentSpec
     contents: bytes
     weights: list[ExternalWeight]
-    places: dict[str, str]
+    files: dict[str, str]
 
 
 class _Opened(NamedTuple):
-    """A segment of a load that is not checked yet, and the files that it is made of: the graph, then its weights."""
+    """A segment of a load before the check of its files, which are the graph and then its weights."""
 
     segment: Segment
     spec: SegmentSpec
@@ -127,18 +129,20 @@ class _Load:
         return _Graph(spec, contents, weights, {location: self._find(spec, first[location]) for location in first})
 
     def open(self, read: _Graph) -> _Opened:
-        """A segment that another load has verified, if these files are what the manifest states, or else a new one."""
-        spec, contents, weights, places = read
+        """A verified segment of another load, if these files have the manifest's hashes, or else a new one."""
+        spec, contents, weights, file_of = read
         graph = self._package.path / spec.file
-        files = (spec.file, *places.values())
+        files = (spec.file, *file_of.values())
         segment = _verified.get(self.key(spec, files, self._stated))
         if segment is not None:
             return _Opened(segment, spec, files)
         if self._backend == "openvino":
             segment = OpenVinoSegment(spec, graph, self._threads, source=self._files.path(spec.file))
         elif self._in_memory:
-            held = {each.name: as_array(each, self._array(places[each.location]), str(graph)) for each in weights}
-            segment = OrtSegment(spec, graph, self._threads, one_pool=self._one_pool, source=contents, weights=held)
+            arrays = {
+                weight.name: as_array(weight, self._array(file_of[weight.location]), str(graph)) for weight in weights
+            }
+            segment = OrtSegment(spec, graph, self._threads, one_pool=self._one_pool, source=contents, weights=arrays)
         else:
             # By path, so that weights are mapped from the file beside the graph instead of copied.
             source = self._files.path(spec.file)
@@ -146,12 +150,12 @@ class _Load:
         return _Opened(segment, spec, files)
 
     def key(self, spec: SegmentSpec, files: Sequence[str], hashes: Mapping[str, str]) -> tuple[object, ...]:
-        """All that decides how a segment computes: its entry, the contents of its files, and how it is run."""
+        """Everything that determines a segment's results: its entry, the contents of its files, and the options of its session."""
         contents = tuple(hashes[name] for name in files)
         return self._backend, spec, contents, self._threads, self._one_pool, self._in_memory
 
     def _find(self, spec: SegmentSpec, weight: ExternalWeight) -> str:
-        """The file of the package that a weight lies in; onnxruntime looks from the graph's folder on."""
+        """The file of the package that holds a weight. Its location is relative to the graph's folder."""
         name = (PurePosixPath(spec.file).parent / weight.location).as_posix()
         if name not in self._stated:
             raise BadPackage(
@@ -161,7 +165,7 @@ class _Load:
         return name
 
     def _array(self, name: str) -> np.ndarray:
-        """Contents of a file of weights, read once for all segments of the load."""
+        """Contents of a file of weights, which is read once for all segments of the load."""
         with self._reading:
             if name not in self._arrays:
                 self._arrays[name] = self._files.read_array(name)

@@ -1,4 +1,4 @@
-"""Segments on OpenVINO's CPU plugin, in bfloat16: for processors that multiply it faster than 32-bit floats."""
+"""Segments on OpenVINO's CPU plugin in bfloat16, for processors that multiply it faster than 32-bit floats."""
 
 import threading
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ import numpy as np
 
 from ee_export.errors import BadPackage, BadRequest, one_line
 from ee_export.package.manifest import SegmentSpec, TensorSpec
-from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows
+from ee_export.runtime.signature import LONGEST, Port, require_signature, rows_error, run_error
 
 
 class OpenVinoSegment:
-    """One graph, compiled. Thread-safe: every thread has a request of its own, and outputs are copied out of it."""
+    """One compiled graph. Thread-safe: every thread has a request of its own, and outputs are copied out of it."""
 
     def __init__(self, spec: SegmentSpec, graph: Path, threads: int, *, source: str | None = None) -> None:
-        """Compile a graph; ``source`` is a path to open in place of ``graph``, which messages then name all the same.
+        """Compile a graph. ``source``: a path to open in place of ``graph``, which messages name all the same.
 
         Raises:
             BadPackage: OpenVINO cannot compile the graph, or it is not the one that the manifest describes.
@@ -39,25 +39,25 @@ class OpenVinoSegment:
             feeds = {tensor.name: state[tensor.name] for tensor in self.inputs}
             for name in last:
                 del state[name]
-            request = getattr(self._requests, "one", None)
+            request = getattr(self._requests, "request", None)
             if request is None:
-                request = self._requests.one = self._compiled.create_infer_request()
+                request = self._requests.request = self._compiled.create_infer_request()
             results = request.infer(feeds, share_inputs=True)
             logits, *others = (results[tensor.name] for tensor in self.outputs)
         except Exception as error:  # OpenVINO raises several kinds for inputs of another shape or type
-            raise run_failed(self._spec, self._graph, state, "OpenVINO", error) from None
+            raise run_error(self._spec, self._graph, state, "OpenVINO", error) from None
         rows = len(feeds[self.inputs[0].name])
         if logits.shape != (rows, self._classes) or any(tensor.shape[:1] != (rows,) for tensor in others):
-            raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
+            raise rows_error(self._spec, self._graph, rows, [logits, *others])
         return logits, others
 
 
 def _ports(ports: Sequence[Any], stated: Sequence[TensorSpec]) -> list[Port]:
-    """Inputs or outputs of a compiled model. A port can have several names; that of the manifest counts."""
-    known = {tensor.name for tensor in stated}
+    """Inputs or outputs of a compiled model. A port can have several names, and the manifest's counts."""
+    expected = {tensor.name for tensor in stated}
     described = []
     for port in ports:
-        names = sorted(port.get_names(), key=lambda name: (name not in known, name))
+        names = sorted(port.get_names(), key=lambda name: (name not in expected, name))
         shape = port.get_partial_shape()
         sizes = [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
         dtype = np.dtype(port.get_element_type().to_dtype()).name
@@ -66,13 +66,13 @@ def _ports(ports: Sequence[Any], stated: Sequence[TensorSpec]) -> list[Port]:
 
 
 def require_openvino() -> None:
-    """Raise BadRequest, with the command that installs it, where OpenVINO is not there."""
+    """Raise BadRequest, with the command that installs it, if OpenVINO is not there."""
     if find_spec("openvino") is None:
         raise BadRequest("OpenVINO is not installed: `pip install 'ee_export[openvino]'`")
 
 
 def require_bf16() -> None:
-    """Raise BadRequest where OpenVINO is not there or this processor has no bfloat16."""
+    """Raise BadRequest if OpenVINO is not there or this processor has no bfloat16."""
     require_openvino()
     import openvino
 

@@ -15,28 +15,28 @@ from ee_export.errors import BadPackage, EeError, ForkedError, one_line
 from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime import forked
 from ee_export.runtime.segment import Tensor
-from ee_export.runtime.signature import LONGEST, Port, require_signature, run_failed, wrong_rows
+from ee_export.runtime.signature import LONGEST, Port, require_signature, rows_error, run_error
 from ee_export.runtime.threads import available_threads as available_threads
 
 _log = logging.getLogger("ee_export")
-# Threads of a session's own look for work for so long before they sleep. Waking them costs a fifth of a page's time on a quiet
-# machine; 100 us take as much from other processes on a busy one (benchmarks/pools.py).
+# A session's own threads spin for so long before they sleep. Waking them costs a fifth of a page's time on a quiet machine.
+# Spinning for 100 us takes as much from other processes on a busy one (benchmarks/pools.py).
 _SPIN_US = "30"
-# onnxruntime before 1.26 passes over the entry and would spin for as long as a run takes.
+# onnxruntime before 1.26 ignores the entry and would spin for as long as a run takes.
 _CAN_SPIN_BRIEFLY = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 26)
 _pool_lock = threading.Lock()
 _pool: dict[str, bool] = {}
 
 
 class OrtSegment:
-    """One graph in one session. Thread-safe: a run keeps nothing; its outputs belong to the caller.
+    """One graph in one session. Thread-safe: a run keeps nothing, and its outputs belong to the caller.
 
     Args:
         spec: its manifest entry.
         graph: its file, for messages too.
         threads: see :func:`session_options`, as ``one_pool``.
-        source: a path to open in place of ``graph``, or the contents of it. Weights in other files are mapped from beside a
-            path. For contents they are given as ``weights``.
+        source: a path to open in place of ``graph``, or the graph's contents. For a path, onnxruntime maps weights from the files
+            beside it. For contents, ``weights`` holds them.
         weights: arrays by name, as :func:`ee_export.runtime.graph.external_weights` names them.
 
     Raises:
@@ -71,7 +71,7 @@ class OrtSegment:
                 f"{graph}: onnxruntime {ort.__version__} cannot load it ({one_line(text, LONGEST)})"
             ) from None
         self._weights = weights  # onnxruntime may read them for as long as the session lives
-        # False if the process has a global thread pool, whoever made it.
+        # False if the process has a global thread pool, of this package or of the host program.
         self.own_threads: bool = self._session.get_session_options().use_per_session_threads
         require_signature(spec, graph, _ports(self._session.get_inputs()), _ports(self._session.get_outputs()))
         self._classes = spec.outputs[0].shape[1]
@@ -85,13 +85,13 @@ class OrtSegment:
             # Arrays pass in and out without a copy, and at a sixth of what run_with_ort_values costs a call.
             logits, *others = self._session.run(self._output_names, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise run_failed(self._spec, self._graph, state, f"onnxruntime {ort.__version__}", error) from None
+            raise run_error(self._spec, self._graph, state, f"onnxruntime {ort.__version__}", error) from None
         rows = len(feeds[self._input_names[0]])
         if logits.shape != (rows, self._classes):
-            raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
+            raise rows_error(self._spec, self._graph, rows, [logits, *others])
         for tensor in others:
             if tensor.shape[:1] != (rows,):
-                raise wrong_rows(self._spec, self._graph, rows, [logits, *others])
+                raise rows_error(self._spec, self._graph, rows, [logits, *others])
         return logits, others
 
 
@@ -101,7 +101,7 @@ def _ports(arguments: Sequence[ort.NodeArg]) -> list[Port]:
 
 
 def _numpy_name(kind: str) -> str:
-    """``float32`` for onnxruntime's ``tensor(float)``; what is no tensor keeps onnxruntime's name."""
+    """numpy's name of a type, such as ``float32`` for ``tensor(float)``. A type other than a tensor keeps onnxruntime's name."""
     if not (kind.startswith("tensor(") and kind.endswith(")")):
         return kind
     element = kind[len("tensor(") : -1]
@@ -109,29 +109,29 @@ def _numpy_name(kind: str) -> str:
 
 
 def gather(rows: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
-    """The chosen rows of one or several tensors, packed into a new one; each is copied once."""
+    """Copy the chosen rows of one or several tensors into a new one."""
     first = rows[0][0]
     packed = np.empty((sum(len(chosen) for _, chosen in rows), *first.shape[1:]), first.dtype)
-    at = 0
+    position = 0
     for tensor, chosen in rows:
-        for place in chosen:
-            packed[at] = tensor[place]
-            at += 1
+        for row in chosen:
+            packed[position] = tensor[row]
+            position += 1
     return packed
 
 
 def open_session(
     graph: str | bytes, threads: int, *, one_pool: bool = True, weights: Mapping[str, np.ndarray] | None = None
 ) -> ort.InferenceSession:
-    """A session for a graph's path or bytes, as all of this package on the CPU are made; see :func:`session_options`.
+    """Open a session for a graph's path or bytes on the CPU. See :func:`session_options`.
 
     ``weights``: arrays for the weights that a graph given as bytes takes from other files. They must outlive the session.
     """
     options = session_options(threads, one_pool=one_pool)
-    options.log_severity_level = 4  # its errors arrive as exceptions too
-    # A file in onnxruntime's own format, whatever it is called, is read by another parser, which checks less.
+    options.log_severity_level = 4  # onnxruntime's errors are exceptions too
+    # Without this entry another parser, which checks less, reads files in onnxruntime's own format, whatever their names.
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    # Each session plans its memory anew for every length of text and keeps the largest plan: at LayoutLMv3-base size six
+    # Each session plans its memory anew for every length of text and keeps the largest plan. At LayoutLMv3-base size six
     # sessions then hold a third more memory than one arena for all. Without plans they hold less than it, and are as fast.
     options.enable_mem_pattern = not options.use_per_session_threads
     if weights:
@@ -143,9 +143,9 @@ def open_session(
 def create_session(
     graph: str | bytes, options: ort.SessionOptions, providers: Sequence[str | tuple[str, dict[str, str]]]
 ) -> ort.InferenceSession:
-    """A session with these options, or on the process's global thread pool if it has one.
+    """Open a session with these options, or on the process's global thread pool if it has one.
 
-    The pool may be the host program's or of ``one_pool=True``. With it, onnxruntime refuses sessions with own threads.
+    The pool is the host program's or that of ``one_pool=True``. Beside it, onnxruntime refuses sessions with threads of their own.
     """
     # Without enable_fallback=0, onnxruntime prints to stdout, and goes on without a provider that fails.
     create = partial(ort.InferenceSession, graph, options, providers=providers, enable_fallback=0)
@@ -156,7 +156,7 @@ def create_session(
             raise
         _join_pool()
         options.use_per_session_threads = False
-        options.intra_op_num_threads = 0  # else onnxruntime warns that the pool's size counts
+        options.intra_op_num_threads = 0  # otherwise onnxruntime warns that the pool's size counts
         session = create()
     forked.keep(session)
     return session
@@ -166,15 +166,15 @@ def session_options(threads: int, *, one_pool: bool = True) -> ort.SessionOption
     """Options of all sessions of this package.
 
     Args:
-        threads: size of the pool that is made.
-        one_pool: whether sessions share the process's global thread pool and arena, which are made if there are none yet.
-            Otherwise each session gets threads of its own, which sleep between runs.
+        threads: size of the pool.
+        one_pool: whether sessions share the process's global thread pool and arena. The first call makes them. Otherwise each
+            session gets threads of its own, which sleep between runs.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if one_pool and _one_pool(threads):
+    if one_pool and _make_pool(threads):
         options.use_per_session_threads = False
-        # One arena too: a segment then works in memory that the one before it left in the caches.
+        # With one arena, a segment works in memory that the one before it left in the caches.
         options.add_session_config_entry("session.use_env_allocators", "1")
     else:
         options.intra_op_num_threads = threads
@@ -186,8 +186,8 @@ def session_options(threads: int, *, one_pool: bool = True) -> ort.SessionOption
     return options
 
 
-def _one_pool(threads: int) -> bool:
-    """Make the process's global pool and arena once; False where the host program's use of onnxruntime rules it out."""
+def _make_pool(threads: int) -> bool:
+    """Make the process's global pool and arena once. False if the host program's use of onnxruntime rules it out."""
     with _pool_lock:
         if "global" in _pool:
             _require_own_pool()
@@ -196,11 +196,11 @@ def _one_pool(threads: int) -> bool:
             try:
                 ort.set_global_thread_pool_sizes(threads, 1)
             except Exception as error:
-                # The host program made the pool: ours joins it. Anything else means that there is none to join.
+                # If the host program made the pool, sessions join it. Any other error means that there is no pool.
                 if "already been created" not in str(error):
                     _pool["global"] = False
                     _log.warning("no global onnxruntime thread pool (%s); sessions get threads of their own", error)
-            with contextlib.suppress(Exception):  # the host program registered one: ours joins it
+            with contextlib.suppress(Exception):  # if the host program registered an allocator, sessions use it
                 cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
                 ort.create_and_register_allocator(cpu, None)
         return _pool["global"]

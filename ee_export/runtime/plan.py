@@ -1,4 +1,4 @@
-"""The plan of a chain: what it does at each segment, as plain data made of manifest, target and operating point."""
+"""The plan of a chain: its steps as plain data, made from manifest, target and operating point."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from typing import NamedTuple
 from ee_export.errors import BadRequest
 from ee_export.package.input_specs import SegmentReads, reads_of
 from ee_export.package.manifest import FULL, Costs, Manifest, OperatingPoint, Target, gate_name
-from ee_export.policy.criteria import ASKS_EXITS_BEFORE, COUNTS_TOKENS, CRITERIA, Criterion
-from ee_export.policy.decide import NEVER, Rule, limits
+from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, NEEDS_EARLIER_EXITS, Criterion
+from ee_export.policy.decide import NEVER, ExitRule, limits
 
 
 @dataclass(frozen=True, slots=True)
 class PlanStep:
-    """A segment's exit with its rule and thresholds; ``rule.reads`` is how much of the page's text must be there.
+    """A segment's exit with its rule and thresholds. ``rule.reads`` is the share of the page's text that must be there.
 
     ``limits``: lowest score with which a page exits, per class answered. ``gates``: 1 if the output after the logits is a
-    gate's, else 0. ``state``: the others that later segments read, by their place among the outputs after the logits.
-    ``last``: its inputs that no later segment reads. ``skippable``: nothing depends on it and no page exits there, so it need
-    not run. ``reads``: the inputs of the package that it reads. ``passed``: names of all its inputs but texts.
+    gate's, else 0. ``state``: the outputs that later segments read, by their index among the outputs after the logits.
+    ``last``: the inputs that no later segment reads. ``skippable``: whether nothing depends on the step and no page exits there,
+    so that it need not run. ``reads``: the package's inputs that the step reads. ``passed``: names of all its inputs but texts.
     """
 
     exit: str
-    rule: Rule
+    rule: ExitRule
     limits: tuple[float, ...]
     gates: int
     state: tuple[tuple[int, str], ...]
@@ -35,9 +35,9 @@ class PlanStep:
 class Stretch(NamedTuple):
     """Steps of a plan that run on the same inputs of a page: from ``first`` to before ``end``.
 
-    Before it the top ``percent`` of the page must be read. ``text``: the encoding whose text the steps read,
-    ``None`` before any text. ``new_text``: whether no step before reads that one. ``pixels``: further encodings whose image no step
-    before reads. ``carried``: names of all tensors but texts that its steps and later ones read.
+    ``percent``: share of the page, from the top, whose text must be read before. ``text``: the encoding whose text the steps
+    read, ``None`` before any text. ``new_text``: whether no step before reads that text. ``pixels``: further encodings whose
+    image no step before reads. ``carried``: names of all tensors but texts that its steps and later ones read.
     """
 
     first: int
@@ -51,7 +51,7 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps of a target at an operating point. Plans that do the same are equal."""
+    """The steps of a target at an operating point. Plans with the same steps are equal."""
 
     steps: tuple[PlanStep, ...]
     labels: tuple[str, ...]
@@ -66,25 +66,25 @@ class Plan:
         return tuple(step.exit for step in self.steps)
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
-        """How every exit's logits become a score, in order."""
+    def rules(self) -> tuple[ExitRule, ...]:
+        """The rules of the exits, in order."""
         return tuple(step.rule for step in self.steps)
 
     def cost_s(self, exit_name: str, tokens: int, pages: int) -> float:
-        """Seconds of a segment for so many pages of ``tokens`` text tokens, by its measured cost; 0 if none was measured."""
+        """Seconds of a segment for so many pages of ``tokens`` text tokens, by its measured cost, or 0 without measured costs."""
         return self.costs.segment_ms(exit_name, tokens, pages) / 1e3 if self.costs else 0.0
 
     def stretches(self, *, every_step: bool) -> list[Stretch]:
         """Divide the plan into stretches that run on the same inputs of a page.
 
-        The first needs no text and no further encoding, and may be empty.
+        The first stretch needs no text and no further encoding, and may be empty.
 
         Args:
             every_step: whether skippable steps run too, and get the inputs that they read.
         """
         stretches = [Stretch(0, len(self.steps))]
         pixels = set[str]()
-        for at, step in enumerate(self.steps):
+        for index, step in enumerate(self.steps):
             if step.skippable and not every_step:
                 continue
             before = stretches[-1]
@@ -93,63 +93,66 @@ class Plan:
             if step.rule.reads > before.percent or new_text or new_pixels:
                 pixels.update(new_pixels)
                 text = before.text if step.reads.text is None else step.reads.text
-                carried = frozenset(name for later in self.steps[at:] for name in later.passed)
-                stretches[-1] = before._replace(end=at)
-                stretches.append(Stretch(at, len(self.steps), step.rule.reads, text, new_text, new_pixels, carried))
+                carried = frozenset(name for later in self.steps[index:] for name in later.passed)
+                stretches[-1] = before._replace(end=index)
+                stretches.append(Stretch(index, len(self.steps), step.rule.reads, text, new_text, new_pixels, carried))
         return stretches
 
 
 def operating_point(target: Target, name: str) -> OperatingPoint:
-    """One of the target's operating points; ``full`` is there before anything was tuned.
+    """One of the target's operating points. ``full`` exists before any tuning.
 
     Raises:
-        BadRequest: there is no such operating point, or this version does not know its criterion.
+        BadRequest: there is no such operating point, or this version lacks its criterion.
     """
     point = target.operating_points.get(name)
     if point is None and name == FULL:
         return OperatingPoint("max_probability", {segment.exit: None for segment in target.segments[:-1]})
     if point is None:
-        known = ", ".join(target.operating_points) or "none: run `ee-export tune`"
-        raise BadRequest(f"unknown operating point '{name}': this target has {known}")
+        names = ", ".join(target.operating_points) or "none: run `ee-export tune`"
+        raise BadRequest(f"unknown operating point '{name}': this target has {names}")
     if point.criterion not in CRITERIA:
         raise BadRequest(
-            f"operating point '{name}' uses the criterion '{point.criterion}', which this version does not know "
+            f"operating point '{name}' uses the criterion '{point.criterion}', which this version does not have "
             f"({', '.join(CRITERIA)}); `pip install --upgrade ee_export`"
         )
     return point
 
 
-def leaving_at(exits: Sequence[str], name: str) -> OperatingPoint:
-    """Every page exits at one exit whatever its score. The exits before it are evaluated too, and no score reaches their 1.1."""
-    at = exits.index(name)
+def make_exit_point(exits: Sequence[str], name: str) -> OperatingPoint:
+    """Operating point with which every page exits at one exit whatever its score.
+
+    The exits before it are evaluated too. No score reaches their threshold, 1.1.
+    """
+    position = exits.index(name)
     return OperatingPoint(
-        "max_probability", {exit_name: 0.0 if place == at else 1.1 for place, exit_name in enumerate(exits[:-1])}
+        "max_probability", {exit_name: 0.0 if index == position else 1.1 for index, exit_name in enumerate(exits[:-1])}
     )
 
 
-def rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[float]]) -> list[Rule]:
-    """How every exit's logits become a score: the target's calibration and an operating point's weights, in exit order."""
-    made = []
+def make_rules(manifest: Manifest, target: Target, weights: Mapping[str, Sequence[float]]) -> list[ExitRule]:
+    """The rules of the exits, in order, from the target's calibration and an operating point's weights."""
+    rules = []
     reads = 0
     for segment in target.segments:
         reads = max(reads, reads_of(manifest, segment.exit, segment.inputs).percent)
         calibration = target.calibration_of(segment.exit, len(manifest.labels))
         gate = target.calibration_of(gate_name(segment.exit), 1)
         own_weights = tuple(weights.get(segment.exit, ()))
-        made.append(Rule(calibration.scale, calibration.bias, own_weights, reads, (gate.scale[0], gate.bias[0])))
-    return made
+        rules.append(ExitRule(calibration.scale, calibration.bias, own_weights, reads, (gate.scale[0], gate.bias[0])))
+    return rules
 
 
 def make_plan(manifest: Manifest, target: Target, point: OperatingPoint) -> Plan:
     """The plan of a target at an operating point."""
     steps: list[PlanStep] = []
     needed: set[str] = set()
-    point_never_leaves = all(threshold is None for threshold in point.thresholds.values())
+    never_exits_early = all(threshold is None for threshold in point.thresholds.values())
     final = target.segments[-1]
-    for segment, rule in reversed(list(zip(target.segments, rules(manifest, target, point.weights), strict=True))):
+    for segment, rule in reversed(list(zip(target.segments, make_rules(manifest, target, point.weights), strict=True))):
         inputs = [tensor.name for tensor in segment.inputs]
         gates = int(gate_name(segment.exit) in (tensor.name for tensor in segment.outputs))
-        state = tuple((at, tensor.name) for at, tensor in enumerate(segment.outputs[1 + gates :], gates))
+        state = tuple((index, tensor.name) for index, tensor in enumerate(segment.outputs[1 + gates :], gates))
         threshold = point.thresholds.get(segment.exit)
         steps.append(
             PlanStep(
@@ -162,7 +165,7 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint) -> Plan
                 skippable=segment is not final
                 and threshold is None
                 and not state
-                and (point_never_leaves or point.criterion not in ASKS_EXITS_BEFORE),
+                and (never_exits_early or point.criterion not in NEEDS_EARLIER_EXITS),
                 reads=reads_of(manifest, segment.exit, segment.inputs),
                 passed=tuple(name for name in inputs if manifest.inputs.get(name) != "text"),
             )

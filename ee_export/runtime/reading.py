@@ -1,4 +1,4 @@
-"""Makes a package's inputs of pages: opens images, reads text as far as it is needed, encodes, and groups pages by length."""
+"""Make a package's inputs of pages: open images, read text as far as it is needed, encode, and group pages by length."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -15,12 +15,12 @@ from ee_export.package.input_specs import array_specs, format_spec
 from ee_export.package.manifest import Costs
 from ee_export.package.store import Package
 from ee_export.runtime.batch import Batch, Call, PageState
-from ee_export.runtime.failures import as_page, named
+from ee_export.runtime.failures import name_page, require_page
 from ee_export.runtime.ort import gather
 from ee_export.runtime.plan import Stretch
 
 _Ready = tuple[PageState, Arrays, Batch, int]
-"""A page that is ready for a stretch, the inputs that were made for it, its batch before, and its position there."""
+"""A page that is ready for a stretch, its inputs for the stretch, its batch before, and its position there."""
 
 
 class Reading:
@@ -31,7 +31,7 @@ class Reading:
         self._package = package
         self._manifest = manifest
         self._encoder = encoder
-        # Inputs of all encodings under the names that an encoder gives them; and of `encoding`, whose image every page starts with.
+        # Inputs of all encodings, under the encoder's names. Every page starts with the image of `encoding`.
         self._reads = {base for name in manifest.all_encodings() for base in manifest.inputs_of(name)}
         self._reads_image = "pixel_values" in manifest.inputs
         self._encode_s = {name: ms / 1e3 for name, ms in costs.encode_ms.items()} if costs else {}
@@ -62,23 +62,23 @@ class Reading:
         return arrays
 
     def encode(self, pages: Sequence[Page]) -> Arrays:
-        """All inputs of some pages as one batch, their text read, if the model reads any, whether it is needed or not."""
+        """All inputs of some pages as one batch. If the model reads text, the text of every page is read."""
         return encode_pages(pages, self.encoder, self._manifest.inputs)
 
     def open(self, page: object, row: int, begun: float, call: Call) -> PageState:
-        """The state of a page, with its image, or with its error."""
+        """Open a page: its state has the image, or the error."""
         state = PageState(row, begun)
         try:
-            checked = as_page(page, row)
+            checked = require_page(page, row)
             state.image, whole = self._open_image(checked)
-            # An OCR engine gets the whole image; given words need none.
+            # An OCR engine gets the whole image. A page with words needs none.
             state.reader = TextReader(checked, state.image if whole and checked.words is None else None)
         except Exception as error:
-            state.fail(error, call, named(page, row))
+            state.fail(error, call, name_page(page, row))
         return state
 
     def reopen(self, state: PageState, call: Call) -> None:
-        """Open the image of a page again that begins anew."""
+        """Open the image of a page again, for a new run from the first segment."""
         assert state.reader is not None
         try:
             state.image, _ = self._open_image(state.reader.page)
@@ -86,12 +86,12 @@ class Reading:
             state.fail(error, call)
 
     def pixels(self, pages: Sequence[PageState]) -> Arrays:
-        """Pixels of opened pages, one row each; none if the model does not read the image."""
+        """Pixels of opened pages, one row each, or no arrays if the model reads no image."""
         images = [page.image for page in pages if page.image is not None]
         return self.encoder.images(images) if self._reads_image else {}
 
     def regroup(self, batches: Iterable[Batch], stretch: Stretch, most: int, call: Call) -> list[Batch]:
-        """Make the inputs that a stretch needs of the undecided pages, and batch them by length, up to ``most`` together."""
+        """Make a stretch's inputs of the undecided pages, and re-batch the pages by length, up to ``most`` together."""
         ready: list[_Ready] = []
         for batch in batches:
             for position, page in enumerate(batch.pages):
@@ -108,13 +108,13 @@ class Reading:
             if not groups or len(groups[-1]) == most or entry[0].tokens > 8 + 1.1 * groups[-1][0][0].tokens:
                 groups.append([])
             groups[-1].append(entry)
-        return [self._joined(group, stretch) for group in groups]
+        return [self._join(group, stretch) for group in groups]
 
     def inputs(self, page: PageState, stretch: Stretch, call: Call) -> Arrays | None:
         """Read a page's text as far as a stretch needs it, and make its pixels for the stretch's further encodings.
 
         Returns:
-            The pixels, none for most stretches; ``None`` if the deadline forbids either, and the page is answered.
+            The pixels, none for most stretches, or ``None`` if the deadline forbids either and the page is answered.
         """
         if stretch.text is not None and not self._read(page, stretch, call):
             return None
@@ -131,13 +131,13 @@ class Reading:
         return arrays
 
     def needs(self, page: PageState, stretch: Stretch) -> bool:
-        """Whether :meth:`inputs` would make or read anything."""
+        """True if :meth:`inputs` would make or read anything."""
         unread = page.text is None or (page.reader is not None and page.reader.runs_ocr)
         return bool(stretch.pixels) or stretch.new_text or unread
 
-    def alone(self, batch: Batch, position: int, stretch: Stretch, arrays: Arrays, length: int) -> Batch:
+    def slice_page(self, batch: Batch, position: int, stretch: Stretch, arrays: Arrays, length: int) -> Batch:
         """The page at ``position`` with the inputs of a stretch, its text padded to ``length``."""
-        single = batch.alone(position)
+        single = batch.slice_page(position)
         single.state = {name: tensor for name, tensor in single.state.items() if name in stretch.carried} | arrays
         text = single.pages[0].text
         if stretch.text is not None and text is not None:
@@ -145,8 +145,8 @@ class Reading:
             single.state |= with_prefix(stretch.text, self.encoder.by_name(stretch.text).collate([text], length))
         return single
 
-    def given_text(self, stretch: Stretch, arrays: Arrays) -> Arrays | None:
-        """The text that a stretch is the first to read, of inputs that were given as arrays; ``None`` if it is that of before."""
+    def text_of_arrays(self, stretch: Stretch, arrays: Arrays) -> Arrays | None:
+        """The text of encoded inputs that a stretch is the first to read, or ``None`` if the stretch reads no new text."""
         if stretch.new_text and stretch.text is not None and self._encoder is not None and self._encoder.further:
             return without_prefix(stretch.text, arrays)
         return None
@@ -156,12 +156,12 @@ class Reading:
         return 0 if stretch.text is None else self.encoder.by_name(stretch.text).encoding.max_text_tokens
 
     def _open_image(self, page: Page) -> tuple[Image.Image | None, bool]:
-        """The page's image, if the model reads it, and whether that is the whole of it, as an OCR engine wants it."""
+        """The page's image, if the model reads it, and whether it is the whole image, which an OCR engine needs."""
         require_known_boxes(page, self._reads)
         return self.encoder.open(page) if self._reads_image else (None, False)
 
     def _read(self, page: PageState, stretch: Stretch, call: Call) -> bool:
-        """Read a page's text that far; False if the deadline forbids it, and the page is answered."""
+        """Read a page's text as far as a stretch needs it. False if the deadline forbids it and the page is answered."""
         reader = page.reader
         assert reader is not None and stretch.text is not None
         encoder = self.encoder.by_name(stretch.text)
@@ -184,13 +184,13 @@ class Reading:
         page.text = encoder.text(words, boxes)
         return True
 
-    def _joined(self, group: Sequence[_Ready], stretch: Stretch) -> Batch:
-        """One batch of pages of like length."""
+    def _join(self, group: Sequence[_Ready], stretch: Stretch) -> Batch:
+        """Join pages of like length in one batch."""
         pages = [page for page, _, _, _ in group]
-        made = [arrays for _, arrays, _, _ in group]
+        inputs = [arrays for _, arrays, _, _ in group]
         state = {
-            name: made[0][name] if len(made) == 1 else np.concatenate([arrays[name] for arrays in made])
-            for name in made[0]
+            name: inputs[0][name] if len(inputs) == 1 else np.concatenate([arrays[name] for arrays in inputs])
+            for name in inputs[0]
         }
         tokens = 0
         if stretch.text is not None:
@@ -204,5 +204,6 @@ class Reading:
             if len(group) == 1 and len(first.state[name]) == 1:
                 state[name] = first.state[name]
             else:
-                state[name] = gather([(batch.state[name], [batch.place(at)]) for _, _, batch, at in group])
+                rows = [(batch.state[name], [batch.row_of(position)]) for _, _, batch, position in group]
+                state[name] = gather(rows)
         return Batch(pages, state, tokens)

@@ -1,4 +1,4 @@
-"""Takes pages through a plan: reading makes their inputs, an executor runs the segments. The chain and bulk runs share it."""
+"""Run pages through a plan: reading makes their inputs, and an executor runs the segments. The chain and bulk runs share it."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from ee_export.runtime.reading import Reading
 class Runner:
     """Answers pages by one plan. Thread-safe.
 
-    If several pages fail together, each is run again alone, so that only those fail that fail alone.
+    If several pages fail together, each runs again alone, so that a page without a fault gets its answer.
     """
 
     def __init__(self, plan: Plan, reading: Reading, executor: Executor) -> None:
@@ -24,12 +24,12 @@ class Runner:
         self._anytime_stretches = executor.stretches(plan, every_step=True)
 
     def run(self, pages: Sequence[PageState], call: Call) -> None:
-        """Answer opened pages together, from the first segment on. Each has then an answer, or an error."""
+        """Answer opened pages together, from the first segment on. Each gets an answer or an error."""
         first, *others = self._stretches(call)
         most = self.executor.usual_batch
         batches = []
-        for at in range(0, len(pages), most):
-            batches.append(self.first_batch(pages[at : at + most], call))
+        for start in range(0, len(pages), most):
+            batches.append(self.first_batch(pages[start : start + most], call))
             self.advance(batches[-1], first, call)
         for stretch in others:
             batches = self.reading.regroup(batches, stretch, most, call)
@@ -37,24 +37,24 @@ class Runner:
                 self.advance(batch, stretch, call)
 
     def run_encoded(self, page: PageState, arrays: Arrays, call: Call) -> None:
-        """Answer a page whose inputs are all there, one row each."""
+        """Answer a page from all its encoded inputs, one row each."""
         batch = Batch([page], dict(arrays), page.tokens)
         for stretch in self._stretches(call):
-            text = self.reading.given_text(stretch, arrays)
+            text = self.reading.text_of_arrays(stretch, arrays)
             if text is not None:
                 page.text = text
                 batch.tokens = page.tokens
             self.executor.run(self.plan, stretch, batch, call)
 
     def first_batch(self, pages: Sequence[PageState], call: Call) -> Batch:
-        """Opened pages with their pixels instead of their images, without those whose pixels cannot be made."""
+        """Batch opened pages with their pixels instead of their images, without pages whose pixels cannot be made."""
         batch = self._with_pixels(pages, call)
         for page in pages:
             page.image = None
         return batch
 
     def advance(self, batch: Batch, stretch: Stretch, call: Call) -> None:
-        """Run a stretch. If that fails, each page fails, or is answered, alone, and none stays in the batch."""
+        """Run a stretch. If it fails, each page fails or is answered alone, and none stays in the batch."""
         try:
             self.executor.run(self.plan, stretch, batch, call)
         except Exception as error:
@@ -62,13 +62,13 @@ class Runner:
             batch.keep([])
 
     def answer(self, page: PageState) -> Answer:
-        """What a finished page is answered."""
+        """The answer of a finished page."""
         trace = tuple(map(Step._make, page.visits))
         last = trace[-2] if trace[-1].label is None else trace[-1]  # OCR is followed by a segment, or by the deadline
         assert last.label is not None and last.score is not None
         return Answer(
             label=last.label,
-            probabilities=dict(zip(self.plan.labels, page.known.probabilities[-1], strict=True)),
+            probabilities=dict(zip(self.plan.labels, page.history.probabilities[-1], strict=True)),
             exit=last.name,
             score=last.score,
             ocr_used=page.ocr_used,

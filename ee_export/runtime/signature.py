@@ -1,4 +1,4 @@
-"""Compare graphs with their manifest entries: names, element types, ranks and sizes of all that goes in and comes out."""
+"""Compare graphs with their manifest entries: names, element types, ranks and sizes of all inputs and outputs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from ee_export.package.reading import REPAIR
 
 _AXES = ("B", "T", "L")
 LONGEST = 200
-"""Characters of a message of onnxruntime or OpenVINO that an error quotes."""
+"""Most characters of a message of onnxruntime or OpenVINO that an error quotes."""
 
 
 class Port(NamedTuple):
-    """An input or output as a compiled graph states it. ``dtype`` as numpy names it; ``None`` in ``shape``: not stated."""
+    """An input or output of a compiled graph. ``dtype``: numpy's name. ``shape``: ``None`` stands for an axis of unstated size."""
 
     name: str
     dtype: str
@@ -24,9 +24,9 @@ class Port(NamedTuple):
 
 
 def require_signature(spec: SegmentSpec, graph: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
-    """Raise BadPackage if a graph does not take and give what its manifest entry states; names the file and the tensor.
+    """Raise BadPackage if a graph's inputs or outputs differ from its manifest entry. The message names the file and the tensor.
 
-    A graph may leave a size open that the manifest states; each run then checks the logits'.
+    A graph may leave a size open that the manifest states. Each run then checks the size of the logits.
     """
     logits = spec.outputs[0] if spec.outputs else None
     if logits is None or logits.name != logits_name(spec.exit) or len(logits.shape) != 2 or logits.shape[0] != "B":
@@ -36,11 +36,11 @@ def require_signature(spec: SegmentSpec, graph: Path, inputs: Sequence[Port], ou
         )
     if not spec.inputs:
         raise BadPackage(f"{graph}: exit '{_text(spec.exit)}' has no inputs, expected one or more; {REPAIR}")
-    for what, stated, ports in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
+    for kind, stated, ports in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
         names = [tensor.name for tensor in stated]
         if len(set(names)) != len(names) or set(names) != {port.name for port in ports}:
             raise BadPackage(
-                f"{graph}: the graph's {what}s are {_names(port.name for port in ports)}, "
+                f"{graph}: the graph's {kind}s are {_names(port.name for port in ports)}, "
                 f"the manifest states {_names(names)}; {REPAIR}"
             )
         by_name = {port.name: port for port in ports}
@@ -48,15 +48,15 @@ def require_signature(spec: SegmentSpec, graph: Path, inputs: Sequence[Port], ou
             port = by_name[tensor.name]
             if port.dtype != tensor.dtype or not _fits(port.shape, tensor.shape):
                 raise BadPackage(
-                    f"{graph}: {what} '{_text(tensor.name)}' is {_describe(port)}, "
+                    f"{graph}: {kind} '{_text(tensor.name)}' is {_describe(port)}, "
                     f"the manifest states {_describe(tensor)}; {REPAIR}"
                 )
 
 
-def run_failed(
+def run_error(
     segment: SegmentSpec, graph: Path, state: Mapping[str, np.ndarray], runner: str, error: Exception
 ) -> EeError:
-    """The error for an exception that a segment's run raised: BadRequest for an input that is missing, else BadPackage."""
+    """The error for an exception in a segment's run: BadRequest for a missing input, else BadPackage."""
     where = f"{graph}: exit '{_text(segment.exit)}'"
     missing = [tensor.name for tensor in segment.inputs if tensor.name not in state]
     if isinstance(error, KeyError) and missing:
@@ -64,12 +64,12 @@ def run_failed(
     return BadPackage(f"{where}: {runner} cannot run it ({one_line(error, LONGEST)}); check the inputs, or {REPAIR}")
 
 
-def wrong_rows(segment: SegmentSpec, graph: Path, rows: int, outputs: Sequence[np.ndarray]) -> BadPackage:
-    """The error for outputs whose shapes do not fit ``rows`` pages; names the first of them."""
+def rows_error(segment: SegmentSpec, graph: Path, rows: int, outputs: Sequence[np.ndarray]) -> BadPackage:
+    """The error for outputs whose shapes do not fit ``rows`` pages. It names the first of them."""
     shape = [rows, segment.outputs[0].shape[1]]
     name, array, expected = segment.outputs[0].name, outputs[0], str(shape)
     if list(array.shape) == shape:
-        wrong = next(at for at, output in enumerate(outputs) if output.shape[:1] != (rows,))
+        wrong = next(index for index, output in enumerate(outputs) if output.shape[:1] != (rows,))
         name, array, expected = segment.outputs[wrong].name, outputs[wrong], f"[{rows}, …]"
     return BadPackage(
         f"{graph}: exit '{_text(segment.exit)}' gives '{_text(name)}' of shape {list(array.shape)} for {rows} pages, "
@@ -82,7 +82,7 @@ def _inputs(segment: SegmentSpec) -> list[str]:
 
 
 def _fits(shape: Sequence[Axis | None], stated: Sequence[Axis]) -> bool:
-    """Whether a graph's shape contradicts no axis that the manifest states. Symbols of a graph's own say nothing."""
+    """True if a graph's shape contradicts no axis of the manifest. A graph's own symbols fit any axis."""
     return len(shape) == len(stated) and all(
         size == axis if isinstance(size, int) or (size in _AXES and isinstance(axis, str)) else True
         for size, axis in zip(shape, stated, strict=True)

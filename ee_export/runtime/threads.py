@@ -1,4 +1,4 @@
-"""How many threads a process may use, and the bounds of what a caller can ask for."""
+"""Number of threads that a process may use, and bounds of the number that a caller can choose."""
 
 import math
 import os
@@ -11,17 +11,17 @@ MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 
 
 def available_threads(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processors that this process can use: those it may run on, or fewer if its control groups limit their time.
+    """Number of processors that this process can use: those it may run on, or fewer if its control groups limit their time.
 
-    A container that is limited to 1.5 processors of a machine with 64 sees all 64. With 64 threads in 1.5 processors' time,
+    A container with a limit of 1.5 processors on a machine with 64 still lists all 64. With 64 threads in 1.5 processors' time,
     the kernel stops all of them for most of every tenth of a second.
 
     Args:
         proc: the process file system.
-        cgroups: where the control groups are mounted.
+        cgroups: the folder where the control groups are mounted.
 
     Returns:
-        At least 1. A limit that is no whole number is rounded up.
+        At least 1. A fractional limit is rounded up.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _control_groups(proc, cgroups) if (quota := _quota(folder)) is not None]
@@ -29,7 +29,7 @@ def available_threads(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/
 
 
 def require_threads(threads: object, name: str = "threads") -> int:
-    """The number of threads or streams that a caller gave.
+    """Check the number of threads or streams of a caller, and return it.
 
     Raises:
         BadRequest: it is no whole number from 1 to :data:`MOST_THREADS`.
@@ -41,7 +41,7 @@ def require_threads(threads: object, name: str = "threads") -> int:
 
 
 def _control_groups(proc: Path, cgroups: Path) -> list[Path]:
-    """Folders of the control groups that limit this process's time: its own, and all above it, of both versions."""
+    """Folders of the control groups, of both versions, that limit this process's time: its own and all above it."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except (OSError, UnicodeDecodeError):
@@ -55,14 +55,14 @@ def _control_groups(proc: Path, cgroups: Path) -> list[Path]:
             mounts = [cgroups / controllers, cgroups / "cpu"]
         else:
             continue
-        # In a container the path can be the host's, which is not there. Its own group is then the mount itself.
+        # In a container the path can be the host's, which does not exist there. The container's own group is then the mount.
         group = PurePosixPath(path.lstrip("/"))
         folders += [mount / level for mount in mounts for level in (group, *group.parents) if ".." not in level.parts]
     return folders
 
 
 def _quota(folder: Path) -> float | None:
-    """Processors' worth of time that a control group may take; ``None`` if it has no limit."""
+    """Number of processors whose time a control group may take, or ``None`` if it has no limit."""
     try:
         if (folder / "cpu.max").exists():  # version 2
             quota, period = (folder / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""Cut a model at its exits and write ONNX segments; torch in, files out."""
+"""Cut a torch model at its exits and write ONNX segments."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from ee_export.model.parts import PartedModel
 from ee_export.package.manifest import SegmentSpec
 from ee_export.segments import weights
-from ee_export.segments.cut import cut
+from ee_export.segments.cut import cut_parts
 from ee_export.segments.export import export_segment
 from ee_export.segments.trace import Tensors
 
@@ -14,14 +14,14 @@ from ee_export.segments.trace import Tensors
 def export_segments(
     model: PartedModel, tensors: Tensors, folder: Path, target: str, progress: Callable[[str], None]
 ) -> tuple[SegmentSpec, ...]:
-    """Write every segment to ``folder/target/<exit>.onnx`` and their weights beside them; returns their manifest entries."""
-    segments = cut(model.parts, model.exits)
+    """Write every segment to ``folder/target/<exit>.onnx`` and their weights beside them, and return their manifest entries."""
+    segments = cut_parts(model.parts, model.exits)
     graphs = []
     for segment in segments:
         progress(segment.exit)
         graphs.append(export_segment(segment, model.module, tensors))
     (folder / target).mkdir(parents=True, exist_ok=True)
-    weights.share(graphs, folder / target)
+    weights.externalize_weights(graphs, folder / target)
 
     specs = []
     for segment, graph in zip(segments, graphs, strict=True):

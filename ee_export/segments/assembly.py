@@ -1,4 +1,4 @@
-"""Segments made of brought graphs, and what both ways to bring them have in common: names, class logits, the reference."""
+"""Segments made of the user's graphs, and the code for names, class logits and the reference that both forms of graphs share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ee_export.package.manifest import SegmentSpec, TensorSpec, logits_name
 from ee_export.segments import weights
 from ee_export.segments.brought import computed_names
 from ee_export.segments.export import check_graph, strip_notes
-from ee_export.segments.graph_axes import nearest
+from ee_export.segments.graph_axes import unknown_name
 
 _PROBABLE = 1e-3
 """Largest difference from 1 of the sum of a row of probabilities."""
@@ -22,7 +22,7 @@ _PROBABLE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class OwnSegment:
-    """A graph with the names of the package, that ends at an exit."""
+    """A graph that ends at an exit, with the tensor names of the package."""
 
     exit: str
     model: onnx.ModelProto
@@ -32,14 +32,16 @@ class OwnSegment:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """Segments in order, and ``reference``: logits and gates ``[1, …]`` of one page by the graphs as they were brought, from the
-    page's arrays without padding."""
+    """Segments in order, with the reference that they must equal.
+
+    ``reference``: runs the user's own graphs on one page's arrays without padding, and returns logits and gates ``[1, …]``.
+    """
 
     segments: tuple[OwnSegment, ...]
     reference: Callable[[Arrays], Arrays]
 
 
-def entries(assembly: Assembly, target: str) -> tuple[SegmentSpec, ...]:
+def make_entries(assembly: Assembly, target: str) -> tuple[SegmentSpec, ...]:
     """The segments' entries in a manifest."""
     return tuple(
         SegmentSpec(segment.exit, f"{target}/{segment.exit}.onnx", segment.inputs, segment.outputs)
@@ -48,19 +50,19 @@ def entries(assembly: Assembly, target: str) -> tuple[SegmentSpec, ...]:
 
 
 def write(assembly: Assembly, folder: Path, target: str) -> tuple[SegmentSpec, ...]:
-    """Write all graphs to ``folder/target/<exit>.onnx`` and their weights beside them; returns their manifest entries.
+    """Write all graphs to ``folder/target/<exit>.onnx`` and their weights beside them, and return their manifest entries.
 
     Raises:
         NotEqual: a graph is not valid ONNX.
     """
-    specs = entries(assembly, target)
+    specs = make_entries(assembly, target)
     graphs = []
     for segment in assembly.segments:
         strip_notes(segment.model)
         check_graph(segment.model, segment.exit)
         graphs.append(segment.model)
     (folder / target).mkdir(parents=True, exist_ok=True)
-    weights.share(graphs, folder / target)
+    weights.externalize_weights(graphs, folder / target)
     for spec, graph in zip(specs, graphs, strict=True):
         (folder / spec.file).write_bytes(graph.SerializeToString(deterministic=True))
     return specs
@@ -75,18 +77,18 @@ def input_names(model: onnx.ModelProto, names: Mapping[str, str], zeros: Sequenc
     own = [value.name for value in model.graph.input]
     for name in (*names, *zeros):
         if name not in own:
-            raise nearest(name, own, where, "the graph's input")
+            raise unknown_name(name, own, where, "the graph's input")
     mapping = {name: names.get(name, name) for name in own if name not in zeros}
     _require_each_once(mapping, where)
     return mapping
 
 
 def output_names(model: onnx.ModelProto, names: Mapping[str, str], where: str) -> dict[str, str]:
-    """The package's name of every output of a graph; raises BadRequest as :func:`input_names`."""
+    """The package's name of every output of a graph. Raises BadRequest as :func:`input_names` does."""
     own = [value.name for value in model.graph.output]
     for name in names:
         if name not in own:
-            raise nearest(name, own, where, "the graph's output")
+            raise unknown_name(name, own, where, "the graph's output")
     mapping = {name: names.get(name, name) for name in own}
     _require_each_once(mapping, where)
     return mapping
@@ -102,7 +104,7 @@ def _require_each_once(mapping: Mapping[str, str], where: str) -> None:
 
 
 def like_input(names: Mapping[str, str]) -> str:
-    """The input of a graph that reads token ids, whose shape inputs of zeros have; empty if there is none."""
+    """Name of the input that reads token ids, whose shape inputs of zeros get, or an empty name if there is none."""
     return next((name for name, new in names.items() if new.rpartition(".")[2] == "input_ids"), "")
 
 
@@ -119,7 +121,7 @@ def fill_zeros(path: Path, model: onnx.ModelProto, zeros: Sequence[str], like: s
 
 
 def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str, report: Callable[[str], None]) -> str:
-    """The tensor of a graph with raw class logits: ``name``, or its only output; what a softmax at the end reads instead of it.
+    """Name of a graph's tensor of raw class logits: ``name`` or the only output, or the input of a softmax that makes it.
 
     Raises:
         BadRequest: the graph has no such tensor, or several outputs and no name is given.
@@ -131,8 +133,8 @@ def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str,
             listed = shorten(", ".join(outputs), 200)
             raise BadRequest(f"{where}: logits: missing, and the graph has the outputs {listed}; name one of them")
         name = outputs[0]
-    elif name not in (known := computed_names(model)):
-        raise nearest(name, known, where, "logits: the tensor")
+    elif name not in (names := computed_names(model)):
+        raise unknown_name(name, names, where, "logits: the tensor")
     makers = {output: node for node in model.graph.node for output in node.output}
     tensor = name
     while (node := makers.get(tensor)) is not None and node.op_type == "Identity":
@@ -150,7 +152,7 @@ def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str,
 def require_logits(
     where: str, exit_name: str, tensor: TensorSpec, values: Sequence[np.ndarray], classes: int
 ) -> TensorSpec:
-    """The entry of an exit's logits; raises BadGraph unless a tensor has one per label, and no probabilities."""
+    """The entry of an exit's logits. Raises BadGraph unless the tensor has a logit for each label, and no probabilities."""
     if tensor.dtype != "float32" or len(tensor.shape) != 2:
         shape = ", ".join(map(str, tensor.shape))
         raise BadGraph(

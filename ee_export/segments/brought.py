@@ -1,4 +1,4 @@
-"""ONNX graphs that were brought: read with suspicion, and refused by name unless a package can hold them."""
+"""Read and check the ONNX graphs that a user brings. A graph that no package can hold is refused by name."""
 
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,14 +12,14 @@ from onnx.shape_inference import InferenceError
 from ee_export.errors import BadGraph, one_line, shorten
 
 OLDEST_OPSET = 13
-"""Graphs of older opsets are converted to it."""
+"""Opset to which graphs of older opsets are converted."""
 NEWEST_OPSET = 23
 """The last opset that onnxruntime 1.23 runs, the oldest version that the toolkit allows."""
 DTYPES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64"}
-"""Element types of what a graph takes and gives, by ONNX's numbers, as numpy names them."""
+"""Element types of a graph's inputs and outputs, from ONNX's numbers to numpy's names."""
 
 _LARGEST = (1 << 31) - (1 << 20)
-"""Bytes of a graph with its weights, which protobuf bounds."""
+"""Most bytes of a graph with its weights, a limit of protobuf."""
 _DOMAINS = ("", "ai.onnx")
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
@@ -32,11 +32,11 @@ _NOT_READ = "export the model to ONNX again"
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """An ONNX file with all its weights, its local functions inlined, of opset 13 or newer.
+    """Load an ONNX file with all its weights, its local functions inlined, in opset 13 or newer.
 
     Raises:
         BadGraph: the file is missing, damaged or too large, weights lie outside its folder, or it holds something that no package
-            can: control flow, operators of other domains, random values, or numbers of 16 bits and fewer. Names the file first.
+            can: control flow, operators of other domains, random values, or types of 16 bits and fewer.
     """
     model = _read(path)
     _check(path, model)
@@ -56,18 +56,18 @@ def load_graph(path: Path) -> onnx.ModelProto:
     _require_types(path, model)
     weights = {weight.name for weight in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in weights]:
-        model.graph.input.remove(value)  # how graphs before version 4 of the IR listed their weights
+        model.graph.input.remove(value)  # graphs before version 4 of the IR list their weights as inputs too
     model.ir_version = max(model.ir_version, 8)
     return model
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that a graph of :func:`load_graph` is written in."""
+    """Version of ONNX's own operators in a graph of :func:`load_graph`."""
     return int(model.opset_import[0].version)
 
 
 def at_opset(path: Path, model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """The graph in another opset, since all segments of a package have one.
+    """Convert a graph to another opset, because all segments of a package have the same one.
 
     Raises:
         BadGraph: onnx cannot convert it.
@@ -80,26 +80,26 @@ def at_opset(path: Path, model: onnx.ModelProto, version: int) -> onnx.ModelProt
         ) from None
 
 
-def inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """All tensors of a graph but its weights, by name, with their types."""
-    shaped = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    return {value.name: value for value in (*shaped.value_info, *shaped.input, *shaped.output)}
+def infer_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Types of all tensors of a graph but its weights, by name."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {value.name: value for value in (*inferred.value_info, *inferred.input, *inferred.output)}
 
 
 def dtype_of(value: onnx.ValueInfoProto) -> str | None:
-    """Element type of an input or output by its numpy name; None for one that no package passes on."""
+    """Element type of an input or output by its numpy name, ``None`` for a type that no package passes on."""
     return DTYPES.get(value.type.tensor_type.elem_type)
 
 
 def tensor_names(model: onnx.ModelProto) -> set[str]:
-    """Names of everything in a graph that has a value: inputs, weights, and outputs of nodes."""
+    """Names of all values in a graph: inputs, weights, and outputs of nodes."""
     graph = model.graph
     made = {name for node in graph.node for name in node.output if name}
     return made | {value.name for value in graph.input} | {weight.name for weight in graph.initializer}
 
 
 def computed_names(model: onnx.ModelProto) -> list[str]:
-    """Names of the inputs and of all outputs of nodes, sorted: what an exit can read."""
+    """Sorted names of the tensors that an exit can read: the inputs and all outputs of nodes."""
     return sorted(tensor_names(model) - {weight.name for weight in model.graph.initializer})
 
 
@@ -132,7 +132,7 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def external_files(path: Path) -> list[Path]:
-    """Files beside an ONNX file that hold its weights."""
+    """Files beside an ONNX file with its weights."""
     return [path.parent / location for location in sorted(_locations(onnx.load(path, load_external_data=False)))]
 
 
@@ -147,7 +147,7 @@ def _locations(model: onnx.ModelProto) -> set[str]:
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Weights, and constants of nodes. Those in graphs of control flow are refused later, unread."""
+    """Weights, and constants of nodes. Graphs of control flow are skipped here and refused later."""
     yield from model.graph.initializer
     for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
         for attribute in node.attribute:
@@ -202,7 +202,7 @@ def _require_known_nodes(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _require_types(path: Path, model: onnx.ModelProto) -> None:
-    """Refuse 16-bit numbers, and a graph whose tensors have no type after shape inference."""
+    """Refuse 16-bit types, and a graph whose tensors have no type after shape inference."""
     try:
         values = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
     except (InferenceError, ValueError) as error:
@@ -228,11 +228,11 @@ def _require_types(path: Path, model: onnx.ModelProto) -> None:
                 )
 
 
-def renamed(model: onnx.ModelProto, names: Mapping[str, str], reserved: Iterable[str] = ()) -> dict[str, str]:
-    """Give tensors of a graph other names, in place. Another tensor that has one of the new names, or a reserved one, gets a free name.
+def rename_tensors(model: onnx.ModelProto, names: Mapping[str, str], reserved: Iterable[str] = ()) -> dict[str, str]:
+    """Rename tensors of a graph, in place. Another tensor that has one of the new names, or a reserved one, gets a free name.
 
     Returns:
-        The new name of every tensor that has one.
+        New name of every renamed tensor.
     """
     taken = tensor_names(model)
     mapping = {name: new for name, new in names.items() if name != new}
@@ -245,8 +245,8 @@ def renamed(model: onnx.ModelProto, names: Mapping[str, str], reserved: Iterable
     graph = model.graph
     for node in graph.node:
         for held in (node.input, node.output):
-            for at, name in enumerate(held):
-                held[at] = mapping.get(name, name)
+            for index, name in enumerate(held):
+                held[index] = mapping.get(name, name)
     for entry in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
         entry.name = mapping.get(entry.name, entry.name)
     return mapping

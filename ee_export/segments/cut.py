@@ -1,4 +1,4 @@
-"""Cut a model at its exits: which part of it runs in which segment, and what state passes between them."""
+"""Cut a model at its exits: assign its parts to segments, and determine the state that passes between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ee_export.package.manifest import gate_name, logits_name
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What runs between two exits: its parts in order, the tensors it asks for, and those it leaves."""
+    """Parts of a model that run up to an exit, in order, with the tensors they read and those they pass on."""
 
     exit: str
     parts: tuple[Part, ...]
@@ -17,12 +17,12 @@ class Segment:
     outputs: tuple[str, ...]
 
 
-def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
-    """One segment an exit, in order.
+def cut_parts(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
+    """Assign parts to one segment for each exit, in order.
 
-    A part goes into the first segment whose logits or gate need it, directly or not, and into none if no exit does. So what
-    an answer does not read (the rest of a layer behind its ``[CLS]`` row, the patches behind a head that reads pixels)
-    waits for the next segment and is never run for a page that leaves: answer first.
+    A part goes into the first segment whose logits or gate need it, directly or not, and into none if no exit does. Segments
+    are answer-first: parts that an answer does not read (the rest of a layer behind its ``[CLS]`` row, the patches behind a
+    head that reads pixels) go into the next segment and never run for a page that exits before it.
     """
     placed: list[Part] = []
     plans: list[list[Part]] = []
@@ -33,11 +33,11 @@ def cut(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
         plans.append(mine)
 
     segments = []
-    for number, (name, mine) in enumerate(zip(exits, plans, strict=True)):
-        made = [output for part in mine for output in part.outputs]
-        asked = dict.fromkeys(used for part in mine for used in part.inputs if used not in made)
-        later = {used for plan in plans[number + 1 :] for part in plan for used in part.inputs}
+    for number, (name, plan) in enumerate(zip(exits, plans, strict=True)):
+        made = [output for part in plan for output in part.outputs]
+        inputs = dict.fromkeys(used for part in plan for used in part.inputs if used not in made)
+        later = {used for other in plans[number + 1 :] for part in other for used in part.inputs}
         answer = [output for output in (logits_name(name), gate_name(name)) if output in made]
         outputs = (*answer, *(output for output in made if output in later and output not in answer))
-        segments.append(Segment(name, tuple(mine), tuple(asked), outputs))
+        segments.append(Segment(name, tuple(plan), tuple(inputs), outputs))
     return segments

@@ -1,4 +1,4 @@
-"""Proof of equality: exported segments against the unmodified torch model in eager mode, at every exit."""
+"""Prove that exported segments equal the unmodified torch model in eager mode, at every exit."""
 
 from collections.abc import Callable
 
@@ -15,23 +15,22 @@ Run = Callable[[Arrays], dict[str, np.ndarray]]
 TOLERANCE_FP32 = 2e-4
 
 
-def cases(model: PartedModel, seed: int = 0) -> list[Arrays]:
-    """Inputs that span what a chain meets: batch 1–5, 1 to the longest text, padding, pages without text."""
+def make_cases(model: PartedModel, seed: int = 0) -> list[Arrays]:
+    """Make inputs of the sizes that a chain gets: batch 1–5, 1 to the longest text, padding, pages without text."""
     assert model.encoding is not None
     longest = model.longest_proof or model.encoding.max_text_tokens
     rng = np.random.default_rng(seed)
     sizes = [(1, 1), (1, 2), (2, 17), (3, 64), (4, min(128, longest)), (5, 33), (1, longest), (2, longest)]
-    most = (
-        longest if model.reads("text") else max(tokens for _, tokens in sizes)
-    )  # a text that is not read has any length
-    return [case(model.encoding, rng, batch, min(tokens, most)) for batch, tokens in sizes]
+    # A text that the model does not read has any length.
+    most = longest if model.reads("text") else max(tokens for _, tokens in sizes)
+    return [make_case(model.encoding, rng, batch, min(tokens, most)) for batch, tokens in sizes]
 
 
 def make_inputs(model: PartedModel, seed: int = 0) -> MakeInputs:
-    """Makes inputs of any number of pages and any length of text, as :func:`cases` has them."""
+    """A function that makes inputs of any number of pages and any length of text, like those of :func:`make_cases`."""
     encoding, rng = model.encoding, np.random.default_rng(seed)
     assert encoding is not None
-    return lambda pages, tokens: case(encoding, rng, pages, tokens)
+    return lambda pages, tokens: make_case(encoding, rng, pages, tokens)
 
 
 def largest_differences(model: PartedModel, run: Run, inputs: list[Arrays]) -> dict[str, float]:
@@ -45,8 +44,8 @@ def largest_differences(model: PartedModel, run: Run, inputs: list[Arrays]) -> d
     return worst
 
 
-def require(differences: dict[str, float], tolerance: float) -> None:
-    """Raise NotEqual where an exit differs by more than ``tolerance``."""
+def require_equal(differences: dict[str, float], tolerance: float) -> None:
+    """Raise NotEqual if an exit differs by more than ``tolerance``."""
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise NotEqual(
@@ -55,17 +54,17 @@ def require(differences: dict[str, float], tolerance: float) -> None:
             )
 
 
-def case(encoding: Encoding, rng: np.random.Generator, batch: int, tokens: int) -> Arrays:
-    """Inputs of ``batch`` pages with at most ``tokens`` tokens: the first page has as many, the last one has no words."""
+def make_case(encoding: Encoding, rng: np.random.Generator, batch: int, tokens: int) -> Arrays:
+    """Make inputs of ``batch`` pages with at most ``tokens`` tokens. The first page has so many, the last one has no words."""
     rows = encoding.vocab_size or 2
     lengths = np.full(batch, tokens)
     if batch > 1:
         lengths[1:] = rng.integers(min(2, tokens), tokens + 1, batch - 1)
-        lengths[-1] = min(2, tokens)  # a page without words: its two special tokens only
+        lengths[-1] = min(2, tokens)  # a page without words has two special tokens only
     corners = np.sort(rng.integers(0, 1001, (batch, tokens, 2, 2)), axis=2)
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
     ids = rng.integers(0, rows - 1, (batch, tokens))
-    ids += ids >= encoding.pad_id  # any but the padding, which stands anywhere in a vocabulary
+    ids += ids >= encoding.pad_id  # any id but that of the padding, which can stand anywhere in a vocabulary
     side = encoding.image_size
     return {
         "pixel_values": rng.uniform(-1, 1, (batch, 3, side, side)).astype(np.float32),

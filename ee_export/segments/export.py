@@ -1,4 +1,4 @@
-"""Write each segment of a model as one ONNX graph: dynamic batch and length, strongly typed, checked."""
+"""Export each segment of a model as one ONNX graph with dynamic batch and length, strongly typed and checked."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ OPSET = 23
 
 
 class SegmentModule(nn.Module):
-    """A segment as a torch module: its inputs in order in, its outputs in order out."""
+    """A segment as a torch module that maps its inputs to its outputs, both in order."""
 
     def __init__(self, segment: Segment, model: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SegmentModule(nn.Module):
 
 
 def export_segment(segment: Segment, model: nn.Module, tensors: Tensors) -> onnx.ModelProto:
-    """One segment as an ONNX graph that passed onnx.checker and full shape inference.
+    """Export one segment as an ONNX graph that passes onnx.checker and full shape inference.
 
     Raises:
         BadModel: torch cannot export the segment's parts.
@@ -75,7 +75,7 @@ def export_segment(segment: Segment, model: nn.Module, tensors: Tensors) -> onnx
 
 
 def _cause(error: BaseException) -> str:
-    """The exception that the exporter wraps, on one line."""
+    """One line of the exception that the exporter wraps."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -83,10 +83,10 @@ def _cause(error: BaseException) -> str:
 
 
 def check_graph(graph: onnx.ModelProto, name: str) -> None:
-    """onnx.checker and strict shape inference; every value must come out with a type.
+    """Check a graph with onnx.checker and strict shape inference. Every value must get a type.
 
     Raises:
-        NotEqual: the graph fails; names the file and the first fault.
+        NotEqual: the graph fails. The message names the file and the first fault.
     """
     try:
         onnx.checker.check_model(graph, full_check=True)
@@ -102,7 +102,7 @@ def check_graph(graph: onnx.ModelProto, name: str) -> None:
 
 
 def _name_axes(graph: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> None:
-    """Give dynamic axes of inputs and outputs the manifest's names, and drop inner shapes that use the tracer's."""
+    """Give dynamic axes of inputs and outputs the manifest's names, and drop inner shapes, which have the tracer's names."""
     del graph.graph.value_info[:]
     for value in (*graph.graph.input, *graph.graph.output):
         for axis, size in zip(value.type.tensor_type.shape.dim, specs[value.name].shape, strict=True):
@@ -113,7 +113,7 @@ def _name_axes(graph: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> None:
 
 
 def strip_notes(graph: onnx.ModelProto) -> None:
-    """Remove the tracer's stack traces: they name paths of this machine and make graphs differ from run to run."""
+    """Remove the tracer's stack traces, which name paths of this machine and make graphs differ from run to run."""
     del graph.metadata_props[:]
     graph.doc_string = ""
     del graph.graph.metadata_props[:]

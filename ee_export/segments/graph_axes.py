@@ -1,4 +1,4 @@
-"""Axes of brought graphs, found by running them: which are pages, which are text tokens, and which have one size."""
+"""Determine the axes of the user's graphs by running them: which are pages, which are text tokens, and which have one size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from ee_export.errors import BadGraph, BadRequest, one_line, printable, shorten
 from ee_export.package.manifest import Axis, TensorSpec
 from ee_export.runtime.ort import open_session
 from ee_export.runtime.threads import available_threads
-from ee_export.segments.brought import DTYPES, dtype_of, inferred
+from ee_export.segments.brought import DTYPES, dtype_of, infer_types
 from ee_export.segments.join import remove_unused
 
 _BATCHES = (2, 3)
-"""Pages of the two runs by which axes are named."""
+"""Numbers of pages of the two runs that name the axes."""
 
 
 class GraphRunner:
-    """A graph in a session, for outputs that it need not have.
+    """Runs a graph in a session, with any of its tensors as outputs.
 
     Args:
         path: its file, for messages.
         model: the graph.
         outputs: names of its tensors.
-        drop_unused: whether to leave out what no output needs, inputs too.
+        drop_unused: whether to drop nodes, weights and inputs that no output needs.
 
     Raises:
         BadGraph: onnxruntime cannot load it.
@@ -68,8 +68,8 @@ class GraphRunner:
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The graph with these tensors as its outputs; its weights are shared with the original where protobuf lets them."""
-    types = inferred(model)
+    """A copy of the graph with these tensors as its outputs."""
+    types = infer_types(model)
     wider = onnx.ModelProto()
     wider.CopyFrom(model)
     del wider.graph.output[:], wider.graph.value_info[:]
@@ -79,22 +79,22 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def open_axes(model: onnx.ModelProto, texts: Sequence[str]) -> None:
-    """Make the first axis of every input ``B``, and the second of every input of a text ``T``, in place; other shapes are forgotten.
+    """Name the first axis of every input ``B``, and the second of every input of a text ``T``, in place. Drop other shapes.
 
-    Only a run tells whether the graph computes right for other sizes than those that it stated.
+    Only a run shows whether the graph computes right for other sizes than those that it stated.
     """
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     for value in model.graph.input:
         axes = value.type.tensor_type.shape.dim
-        for at, name in enumerate(("B", "T") if value.name in texts else ("B",)):
-            if at < len(axes):
-                axes[at].dim_param = name
+        for index, name in enumerate(("B", "T") if value.name in texts else ("B",)):
+            if index < len(axes):
+                axes[index].dim_param = name
 
 
 def require_input(path: Path, value: onnx.ValueInfoProto, spec: TensorSpec) -> None:
-    """Raise BadGraph unless an input of a graph can take a tensor of the package."""
+    """Raise BadGraph unless an input of a graph fits a tensor of the package."""
     kind = dtype_of(value)
     name = f"{path}: its input '{shorten(value.name, 80)}'"
     if kind != spec.dtype:
@@ -114,9 +114,10 @@ def require_input(path: Path, value: onnx.ValueInfoProto, spec: TensorSpec) -> N
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Inputs that no page made, to run graphs on: of ``specs``, with at most ``longest`` tokens.
+    """Random inputs to run graphs on.
 
-    ``rows``: of the embedding that each input of token ids is looked up in. Other integers are 0 or 1.
+    ``specs``: of the inputs. ``rows``: rows of the embedding, for each input of token ids. Other integers are 0 or 1.
+    ``longest``: most tokens of a text.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -153,22 +154,25 @@ class Probe:
 
 
 def spec_of(name: str, values: tuple[np.ndarray, np.ndarray], tokens: tuple[int, int]) -> TensorSpec | None:
-    """A tensor by its values in the two runs of :meth:`Probe.states`; None if its first axis is not the pages, or no package can hold it."""
+    """Spec of a tensor, from its values in the two runs of :meth:`Probe.states`.
+
+    ``None`` if its first axis is not the pages, or no package can hold it.
+    """
     first, second = values
     dtype = str(first.dtype)
     if dtype not in DTYPES.values() or first.ndim != second.ndim or not 1 <= first.ndim <= 8:
         return None
     shape: list[Axis] = []
-    for at, (one, two) in enumerate(zip(first.shape, second.shape, strict=True)):
-        if at == 0:
-            if (one, two) != _BATCHES:
+    for index, sizes in enumerate(zip(first.shape, second.shape, strict=True)):
+        if index == 0:
+            if sizes != _BATCHES:
                 return None
             shape.append("B")
-        elif one == two:
-            shape.append(one)
-        elif (one, two) == tokens:
+        elif sizes[0] == sizes[1]:
+            shape.append(sizes[0])
+        elif sizes == tokens:
             shape.append("T")
-        elif two - one == tokens[1] - tokens[0] and one > tokens[0]:
+        elif sizes[1] - sizes[0] == tokens[1] - tokens[0] and sizes[0] > tokens[0]:
             shape.append("L")
         else:
             return None
@@ -176,7 +180,7 @@ def spec_of(name: str, values: tuple[np.ndarray, np.ndarray], tokens: tuple[int,
 
 
 def require_spec(where: str, name: str, values: tuple[np.ndarray, np.ndarray], tokens: tuple[int, int]) -> TensorSpec:
-    """As :func:`spec_of`; raises BadGraph if there is none."""
+    """The spec of :func:`spec_of`. Raises BadGraph if there is none."""
     spec = spec_of(name, values, tokens)
     if spec is None:
         shapes = " and ".join(f"{array.dtype} {list(array.shape)}" for array in values)
@@ -196,11 +200,11 @@ def set_signature(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs:
         held.extend(helper.make_tensor_value_info(spec.name, numbers[spec.dtype], spec.shape) for spec in specs)
 
 
-def nearest(name: str, known: Sequence[str], where: str, what: str) -> BadRequest:
-    """The error for a name that is not among the known ones, with the nearest of them, which may be many."""
+def unknown_name(name: str, names: Sequence[str], where: str, role: str) -> BadRequest:
+    """The error for a name that is not in ``names``. It lists the nearest of them, because there may be many."""
     import difflib
 
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3) or list(known)[:5]
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.3) or list(names)[:5]
     return BadRequest(
-        f"{where}: {what} '{shorten(name, 80)}' is not there; near it: {', '.join(shorten(n, 80) for n in near) or 'none'}"
+        f"{where}: {role} '{shorten(name, 80)}' is not there; near it: {', '.join(shorten(n, 80) for n in near) or 'none'}"
     )

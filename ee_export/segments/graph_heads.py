@@ -1,4 +1,4 @@
-"""Exit heads as ONNX graphs: a pool over a tensor's axes with a ramp behind it, or a graph that was brought."""
+"""Exit heads as ONNX graphs: a pool over a tensor's axes with a ramp behind it, or a graph that the user brings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,27 +12,27 @@ from ee_export.package.input_specs import format_spec
 from ee_export.package.manifest import TensorSpec
 
 TENSOR, MASK, FEATURES, LOGITS = "tensor", "attention_mask", "features", "logits"
-"""Names in the graph of a head: the tensor that it reads, the mask of its tokens, what it pools, and what it answers."""
+"""Names in the graph of a head: the tensor that it reads, the mask of its tokens, the pooled features, and the logits."""
 
 Weights = tuple[np.ndarray, np.ndarray]
-"""Of a linear layer: float32 ``[outputs, inputs]`` and ``[outputs]``."""
+"""Weight and bias of a linear layer: float32 ``[outputs, inputs]`` and ``[outputs]``."""
 
 
 def pool_model(
     spec: TensorSpec, pool: str, axis: int | None, has_mask: bool, opset: int, ir_version: int, where: str
 ) -> onnx.ModelProto:
-    """A graph that pools a tensor to :data:`FEATURES`, float32 ``[B, F]``.
+    """Make a graph that pools a tensor to :data:`FEATURES`, float32 ``[B, F]``.
 
     Args:
         spec: of the tensor.
         pool: ``mean`` of all axes but the pages' and the features', or ``first``, the first row of ``[B, rows, F]``.
-        axis: the axis of the features; None: 1 with four axes or more, else the last.
-        has_mask: whether the package reads a mask of the text's tokens. The mean over tokens then leaves out the padding.
+        axis: the axis of the features. ``None`` stands for 1 with four axes or more, otherwise for the last.
+        has_mask: whether the package reads a mask of the text's tokens. The mean over tokens then skips the padding.
         opset: of the graph, as ``ir_version``.
         where: begins messages.
 
     Raises:
-        BadRequest: the tensor cannot be pooled so.
+        BadRequest: the tensor does not allow this pool.
     """
     rank = len(spec.shape)
     place = f"{where} '{spec.name}' {format_spec(spec)}"
@@ -43,8 +43,8 @@ def pool_model(
     features = (1 if rank >= 4 else rank - 1) if axis is None else axis % rank
     if features == 0 or not isinstance(spec.shape[features], int):
         raise BadRequest(f"{place}: axis {features} has no fixed size and holds no features; set axis")
-    others = [at for at in range(1, rank) if at != features]
-    texts = [at for at in others if isinstance(spec.shape[at], str)]
+    others = [index for index in range(1, rank) if index != features]
+    texts = [index for index in others if isinstance(spec.shape[index], str)]
     graph = _Builder(opset)
     inputs = [TENSOR]
     if not others:
@@ -56,7 +56,7 @@ def pool_model(
     elif texts:
         if rank != 3 or features != 2 or spec.shape[1] != "T" or not has_mask:
             raise BadRequest(
-                f"{place}: the mean over text tokens takes a tensor [B, T, F] and the input attention_mask, which leaves padding out; "
+                f"{place}: the mean over text tokens takes a tensor [B, T, F] and the input attention_mask, to exclude padding; "
                 'take pool = "first"'
             )
         inputs.append(MASK)
@@ -77,19 +77,19 @@ def pool_model(
 
 
 def with_ramp(pool: onnx.ModelProto, layers: Sequence[Weights]) -> onnx.ModelProto:
-    """A pool with linear layers behind it, tanh between them, that answers :data:`LOGITS`."""
+    """Append linear layers to a pool, with tanh between them, up to :data:`LOGITS`."""
     head = onnx.ModelProto()
     head.CopyFrom(pool)
     graph = _Builder(0)
     name = FEATURES
-    for at, (weight, bias) in enumerate(layers):
+    for index, (weight, bias) in enumerate(layers):
         inputs = [name, graph.constant(weight.astype(np.float32)), graph.constant(bias.astype(np.float32))]
-        last = at == len(layers) - 1
-        name = LOGITS if last else f"linear{at}"
+        last = index == len(layers) - 1
+        name = LOGITS if last else f"linear{index}"
         graph.add("Gemm", inputs, name, transB=1)
         if not last:
-            graph.add("Tanh", [name], f"hidden{at}")
-            name = f"hidden{at}"
+            graph.add("Tanh", [name], f"hidden{index}")
+            name = f"hidden{index}"
     for weight in graph.weights:
         weight.name = f"ramp/{weight.name}"
     for node in graph.nodes:
@@ -102,12 +102,12 @@ def with_ramp(pool: onnx.ModelProto, layers: Sequence[Weights]) -> onnx.ModelPro
 
 
 def append(model: onnx.ModelProto, head: onnx.ModelProto, names: Mapping[str, str], prefix: str) -> None:
-    """Add the nodes of a head to a graph, in place; both are of one opset. Outputs and inputs of the graph stay.
+    """Add the nodes of a head to a graph of the same opset, in place. Outputs and inputs of the graph stay.
 
     Args:
         model: the graph.
         head: the head.
-        names: names in the graph for the head's inputs and for those of its outputs that are named there.
+        names: names in the graph for inputs and outputs of the head.
         prefix: begins all other names of the head.
     """
     added = onnx.ModelProto()
@@ -116,14 +116,14 @@ def append(model: onnx.ModelProto, head: onnx.ModelProto, names: Mapping[str, st
     mapping = {f"{prefix}{inner}": name for inner, name in names.items()}
     for node in added.graph.node:
         for held in (node.input, node.output):
-            for at, name in enumerate(held):
-                held[at] = mapping.get(name, name)
+            for index, name in enumerate(held):
+                held[index] = mapping.get(name, name)
     model.graph.node.extend(added.graph.node)
     model.graph.initializer.extend(added.graph.initializer)
 
 
 class _Builder:
-    """Collects nodes and weights."""
+    """Collects the nodes and weights of a graph."""
 
     def __init__(self, opset: int) -> None:
         self._opset = opset
@@ -139,7 +139,7 @@ class _Builder:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
 
     def reduce(self, kind: str, name: str, axes: Sequence[int], output: str, *, since: int, keep: int = 1) -> None:
-        """A reduction, whose axes are an input from opset ``since`` on."""
+        """Add a reduction. Its axes are an input from opset ``since`` on, and an attribute before."""
         if self._opset >= since:
             self.add(kind, [name, self.constant(np.array(axes, np.int64))], output, keepdims=keep)
         else:

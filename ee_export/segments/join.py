@@ -1,4 +1,4 @@
-"""Join a target's segments into one uncut graph: what the chain is measured against."""
+"""Join a target's segments into one uncut graph, the baseline of benchmarks."""
 
 from collections.abc import Sequence
 
@@ -13,22 +13,22 @@ from ee_export.package.store import Package
 def join(package: Package, target_name: str, outputs: Sequence[str] | None = None) -> onnx.ModelProto:
     """One graph of all the segments' nodes, from the chain's inputs to the tensors named in ``outputs``.
 
-    With every exit's logits (the default) it computes what the chain does. With ``final.logits`` alone nothing is left of
-    the earlier exits' heads and of the rows computed for them: it is the whole model, as one would export it without
-    this toolkit. Tensors that pass between segments can be asked for too.
+    With every exit's logits (the default) it computes the same as the chain. With ``final.logits`` alone it holds neither the
+    earlier exits' heads nor the rows computed for them, and is the full model as an export without this toolkit writes it.
+    ``outputs`` can also name tensors that pass between segments.
     """
     segments = package.target(target_name).segments
-    joined, graphs = gathered(package, segments)
+    joined, graphs = gather_segments(package, segments)
     for segment, graph in zip(segments, graphs, strict=True):
         joined.graph.node.extend(graph.node)
-        asked = (logits_name(segment.exit),) if outputs is None else outputs
-        joined.graph.output.extend(value for value in graph.output if value.name in asked)
+        names = (logits_name(segment.exit),) if outputs is None else outputs
+        joined.graph.output.extend(value for value in graph.output if value.name in names)
     remove_unused(joined.graph)
     return joined
 
 
-def gathered(package: Package, segments: Sequence[SegmentSpec]) -> tuple[onnx.ModelProto, list[onnx.GraphProto]]:
-    """A graph with the weights and inputs of some segments and no nodes, and their graphs without weights, whose nodes fit into it.
+def gather_segments(package: Package, segments: Sequence[SegmentSpec]) -> tuple[onnx.ModelProto, list[onnx.GraphProto]]:
+    """A graph with the weights and inputs of some segments and no nodes, and the segments' graphs, whose nodes fit into it.
 
     Raises:
         BadPackage: onnx cannot load one.
@@ -37,36 +37,36 @@ def gathered(package: Package, segments: Sequence[SegmentSpec]) -> tuple[onnx.Mo
     joined.graph.name = package.manifest.name
     inputs: dict[str, onnx.ValueInfoProto] = {}
     for segment in segments:
-        model = _prefixed(package, segment)
+        model = _add_prefix(package, segment)
         joined.ir_version = model.ir_version
         if not joined.opset_import:
             joined.opset_import.extend(model.opset_import)
         inputs |= {value.name: value for value in model.graph.input if value.name in package.manifest.inputs}
         joined.graph.initializer.extend(model.graph.initializer)
-        del model.graph.initializer[:]  # else all weights would be in memory twice
+        del model.graph.initializer[:]  # otherwise all weights would be in memory twice
         graphs.append(model.graph)
     joined.graph.input.extend(inputs.values())
     return joined, graphs
 
 
 def load(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
-    """A segment's graph with all its weights in it, as constants.
+    """Load a segment's graph with all its weights in it, as constants.
 
     Raises:
         BadPackage: onnx cannot load it.
     """
     try:
         model = onnx.load(package.path / segment.file)
-    except (onnx.checker.ValidationError, OSError) as error:  # among others: it refuses weights with hard links
+    except (onnx.checker.ValidationError, OSError) as error:  # onnx refuses weights with hard links, among others
         raise BadPackage(f"{package.path / segment.file}: onnx cannot load it ({error}); copy the package") from None
     own = {tensor.name for tensor in segment.inputs}
     for value in [value for value in model.graph.input if value.name not in own]:
-        model.graph.input.remove(value)  # a weight that another segment holds too: a constant again
+        model.graph.input.remove(value)  # a weight that another segment holds too becomes a constant again
     return model
 
 
-def _prefixed(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
-    """A segment's graph, all inner names begun with its exit's, so that graphs can be joined."""
+def _add_prefix(package: Package, segment: SegmentSpec) -> onnx.ModelProto:
+    """A segment's graph, with its exit's name before all inner names, so that graphs can be joined."""
     model = load(package, segment)
     compose.add_prefix(model, f"{segment.exit}/", rename_inputs=False, rename_outputs=False, inplace=True)
     return model

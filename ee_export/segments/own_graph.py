@@ -1,4 +1,4 @@
-"""One whole graph that was brought: cut at tensors of the user's choice, with a head at each cut."""
+"""Segments made of one whole graph that the user brings, cut at tensors of the user's choice, with a head at each cut."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,17 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, renamed
-from ee_export.segments.graph_axes import GraphRunner, Probe, nearest, open_axes, require_input, require_spec, spec_of
-from ee_export.segments.graph_cut import crossing, cut_graph, part_model, plan_nodes
+from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, rename_tensors
+from ee_export.segments.graph_axes import (
+    GraphRunner,
+    Probe,
+    open_axes,
+    require_input,
+    require_spec,
+    spec_of,
+    unknown_name,
+)
+from ee_export.segments.graph_cut import cut_graph, find_crossing, part_model, plan_nodes
 from ee_export.segments.graph_heads import FEATURES, LOGITS, MASK, TENSOR, append, pool_model, with_ramp
 
 Report = Callable[[str], None]
@@ -31,10 +39,10 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class OwnGraph:
-    """A whole graph as it was brought.
+    """A whole graph of the user.
 
-    ``names``: the package's name of each of its inputs but ``zeros``. ``logits``: its tensor of raw class logits. ``heads``: the
-    file, the graph and the tensor of logits of each head that was brought, by exit.
+    ``names``: the package's name of each of its inputs but ``zeros``. ``logits``: its tensor of raw class logits. ``heads``: by
+    exit, the file, the graph and the tensor of logits of each head that the user brings.
     """
 
     path: Path
@@ -55,7 +63,7 @@ class OwnGraph:
 def read_own_graph(
     entry: GraphEntry, cuts: Sequence[CutEntry], sources: Mapping[str, str], where: str, report: Report
 ) -> OwnGraph:
-    """Read a whole graph and the heads that were brought. ``sources``: inputs that the package can have.
+    """Read a whole graph and the user's heads. ``sources``: inputs that the package can have.
 
     Raises:
         BadGraph, BadRequest: a file cannot be used, or a name is not in it.
@@ -82,7 +90,7 @@ def read_own_graph(
             heads[cut.exit] = (path, head, raw_logits(path, head, None, place, report))
         if resolved[-1].tensor == logits:
             raise BadRequest(f"{place} tensor: '{logits}' holds the logits of '{entry.exit}'; name a tensor before it")
-    opset = max(opset_of(each) for each in (model, *(head for _, head, _ in heads.values())))
+    opset = max(opset_of(graph) for graph in (model, *(head for _, head, _ in heads.values())))
     if opset_of(model) != opset:
         model = at_opset(entry.file, model, opset)
     for name, (path, head, output) in heads.items():
@@ -92,21 +100,21 @@ def read_own_graph(
 
 
 def _tensor(model: onnx.ModelProto, name: str, where: str) -> str:
-    """A tensor of a graph by its name, or by that of the node that makes it."""
+    """Name of a graph's tensor, from its own name or from that of the node that makes it."""
     constant = {weight.name for weight in model.graph.initializer}
     if name in constant:
         raise BadRequest(f"{where} tensor: '{name}' is a weight; name a tensor that a node makes")
-    known = computed_names(model)
-    if name in known:
+    names = computed_names(model)
+    if name in names:
         return name
     made = {node.name: node.output[0] for node in model.graph.node if node.name}
     if name not in made:
-        raise nearest(name, sorted({*known, *made}), where, "tensor")
+        raise unknown_name(name, sorted({*names, *made}), where, "tensor")
     return str(made[name])
 
 
 class CutGraph:
-    """A whole graph that was run at two sizes and cut; the heads that are trained can be given later.
+    """Cuts a whole graph after runs at two sizes. The heads to train can follow later.
 
     Args:
         own: the graph.
@@ -114,7 +122,7 @@ class CutGraph:
         classes: number of labels.
 
     Raises:
-        BadGraph, BadRequest: it cannot be cut so; says which tensor is in the way.
+        BadGraph, BadRequest: the graph does not allow these cuts. The message names the tensor.
     """
 
     def __init__(self, own: OwnGraph, probe: Probe, classes: int) -> None:
@@ -130,7 +138,7 @@ class CutGraph:
         open_axes(model, [name for name in (*own.names, *own.zeros) if own.names.get(name, "input_ids") in texts])
         fill_zeros(own.path, model, own.zeros, like_input(own.names))
         answers = {name: logits_name(name) for name, _ in own.ends}
-        self._names = renamed(model, own.names, reserved=answers.values())
+        self._names = rename_tensors(model, own.names, reserved=answers.values())
         self._model = model
         self._ends = [(name, self._names.get(tensor, tensor)) for name, tensor in own.ends]
         self._require_order()
@@ -140,12 +148,12 @@ class CutGraph:
 
     def _require_order(self) -> None:
         """Refuse an exit whose tensor is computed before the tensor of an exit in front of it."""
-        for at, nodes in enumerate(plan_nodes(self._model, [tensor for _, tensor in self._ends])):
-            name, tensor = self._own.ends[at]
-            before = dict(self._own.ends[:at])
+        for index, nodes in enumerate(plan_nodes(self._model, [tensor for _, tensor in self._ends])):
+            name, tensor = self._own.ends[index]
+            before = dict(self._own.ends[:index])
             if nodes or not before or tensor in before.values():
                 continue
-            if at == len(self._ends) - 1:
+            if index == len(self._ends) - 1:
                 raise BadRequest(
                     f"{self._own.path}: a [[cut]] is behind the logits '{tensor}'; name a tensor before them"
                 )
@@ -155,10 +163,10 @@ class CutGraph:
             )
 
     def _measure(self, probe: Probe) -> None:
-        """Run the graph at two sizes, and keep types and shapes of all that can pass between segments."""
+        """Run the graph at two sizes, and store types and shapes of all tensors that can pass between segments."""
         own, tokens = self._own, probe.tokens()
         ends = [tensor for _, tensor in self._ends]
-        runner = GraphRunner(own.path, self._model, [*crossing(self._model, self._ends), *ends])
+        runner = GraphRunner(own.path, self._model, [*find_crossing(self._model, self._ends), *ends])
         first, second = (runner.run(arrays) for arrays in probe.states())
         self._rows: dict[str, TensorSpec | None] = {
             name: spec_of(name, (first[name], second[name]), tokens) for name in first
@@ -193,11 +201,11 @@ class CutGraph:
         return pool_model(spec, cut.pool, cut.axis, has_mask, opset_of(self._model), self._model.ir_version, where)
 
     def feature_sizes(self) -> dict[str, int]:
-        """Number of features that each head reads that is to be trained."""
+        """Number of features of each head to train, by exit."""
         return {name: _size(pool.graph.output[0]) for name, pool in self._pools.items()}
 
     def features(self) -> GraphRunner:
-        """Runs the graph up to the features, float32 ``[B, F]``, of every head that is to be trained, named as its exit."""
+        """A runner of the graph up to the features, float32 ``[B, F]``, of every head to train, in the order of their exits."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         for name, pool in self._pools.items():
@@ -207,7 +215,7 @@ class CutGraph:
         return GraphRunner(self._own.path, model, [_features(name) for name in self._pools], drop_unused=True)
 
     def assembly(self, ramps: Mapping[str, Layers]) -> Assembly:
-        """The segments, with these layers as the heads that are trained."""
+        """The segments, with these layers as the trained heads."""
         parts = cut_graph(self._model, self._ends, self._rows)
         later: set[str] = set()
         segments: list[OwnSegment] = []
@@ -221,7 +229,7 @@ class CutGraph:
             outputs = (logits, *(self._spec(used) for used in sorted(state)))
             model = part_model(self._model, part, inputs, outputs)
             if head is None:
-                renamed(model, {tensor: logits.name})
+                rename_tensors(model, {tensor: logits.name})
             else:
                 graph, reads, answers = head
                 append(model, graph, {reads: tensor, MASK: MASK, answers: logits.name}, f"{name}/head/")
@@ -230,7 +238,7 @@ class CutGraph:
         return Assembly(tuple(reversed(segments)), self._reference(ramps))
 
     def _head(self, name: str, ramps: Mapping[str, Layers]) -> tuple[onnx.ModelProto, str, str]:
-        """The graph of an exit's head, and the names in it of the tensor that it reads and of its logits."""
+        """Graph of an exit's head, with its names of the tensor that it reads and of its logits."""
         if name in ramps:
             return with_ramp(self._pools[name], ramps[name]), TENSOR, LOGITS
         _, head, output = self._own.heads[name]
@@ -264,14 +272,14 @@ class CutGraph:
         return run
 
 
-def pooled(tensor: np.ndarray, cut: CutEntry) -> np.ndarray:
-    """The features of a trained head: a tensor of one page without padding, pooled, float32 ``[1, F]``."""
+def pool_features(tensor: np.ndarray, cut: CutEntry) -> np.ndarray:
+    """Pool a tensor of one page without padding to the features of a trained head, float32 ``[1, F]``."""
     if tensor.ndim == 2:
         return tensor
     if cut.pool == "first":
         return np.ascontiguousarray(tensor[:, 0])
     axis = (1 if tensor.ndim >= 4 else tensor.ndim - 1) if cut.axis is None else cut.axis % tensor.ndim
-    return tensor.mean(tuple(at for at in range(1, tensor.ndim) if at != axis))
+    return tensor.mean(tuple(index for index in range(1, tensor.ndim) if index != axis))
 
 
 def _features(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Several graphs that were brought, each a segment that ends at an exit."""
+"""Segments made of several graphs that the user brings. Each ends at an exit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,22 +23,22 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, renamed
+from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, rename_tensors
 from ee_export.segments.graph_axes import (
     GraphRunner,
     Probe,
-    nearest,
     open_axes,
     require_input,
     require_spec,
     set_signature,
+    unknown_name,
 )
 from ee_export.segments.join import remove_unused
 
 
 @dataclass(frozen=True, slots=True)
 class OwnPart:
-    """A graph as it was brought, the package's names of its inputs and outputs, and its tensors of logits and gate."""
+    """A graph of the user, the package's names of its inputs and outputs, and its tensors of logits and gate."""
 
     exit: str
     path: Path
@@ -53,15 +53,15 @@ class OwnPart:
 def read_own_segments(
     entries: Sequence[SegmentEntry], sources: Mapping[str, str], where: str, report: Callable[[str], None]
 ) -> list[OwnPart]:
-    """Read the graphs, and check that each reads what is there when it runs. ``sources``: inputs that the package can have.
+    """Read the graphs, and check that all inputs of each are there when it runs. ``sources``: inputs that the package can have.
 
     Raises:
         BadGraph, BadRequest: a file cannot be used, a name is not in it, or no segment before makes an input.
     """
     parts = []
     made: dict[str, str] = {}
-    for at, entry in enumerate(entries, 1):
-        place = f"{where}: [[segments]] {at} '{shorten(entry.exit, 80)}'"
+    for number, entry in enumerate(entries, 1):
+        place = f"{where}: [[segments]] {number} '{shorten(entry.exit, 80)}'"
         model = load_graph(entry.file)
         inputs = input_names(model, entry.inputs, entry.zeros, f"{place} inputs")
         for name, new in inputs.items():
@@ -74,8 +74,8 @@ def read_own_segments(
                     f"{listed}{remedy}"
                 )
         logits = raw_logits(entry.file, model, entry.logits, place, report)
-        if entry.gate is not None and entry.gate not in (known := computed_names(model)):
-            raise nearest(entry.gate, known, place, "gate: the tensor")
+        if entry.gate is not None and entry.gate not in (names := computed_names(model)):
+            raise unknown_name(entry.gate, names, place, "gate: the tensor")
         answers = {logits, entry.logits, entry.gate} if entry.logits else {value.name for value in model.graph.output}
         outputs = {
             name: new
@@ -98,16 +98,16 @@ def read_own_segments(
 
 
 def assemble_segments(parts: Sequence[OwnPart], probe: Probe, classes: int) -> Assembly:
-    """The segments of a package, found by running the graphs in order at two sizes.
+    """Make the segments of a package. Runs of the graphs in order, at two sizes, determine the shapes.
 
     Raises:
-        BadGraph: a graph cannot run so, gives something without a row a page, or its classes are not those of the labels.
+        BadGraph: a graph cannot run, makes a tensor without a row for each page, or its classes are not those of the labels.
     """
     specs = {spec.name: spec for spec in probe.specs}
     first, second = probe.states()
     segments = []
-    for at, part in enumerate(parts):
-        later = {new for other in parts[at + 1 :] for new in other.inputs.values()}
+    for index, part in enumerate(parts):
+        later = {new for other in parts[index + 1 :] for new in other.inputs.values()}
         model = onnx.ModelProto()
         model.CopyFrom(part.model)
         for value in model.graph.input:
@@ -149,14 +149,17 @@ def assemble_segments(parts: Sequence[OwnPart], probe: Probe, classes: int) -> A
 
 
 def _rename(model: onnx.ModelProto, part: OwnPart, outputs: Sequence[TensorSpec], state: Mapping[str, str]) -> None:
-    """Give inputs and outputs of a graph their names in the package, in place; what has two names is copied. Drop what no output needs."""
+    """Give inputs and outputs of a graph their names in the package, in place, and drop what no output needs.
+
+    A tensor with two names is copied.
+    """
     names = {**part.inputs, **state}
     for tensor, spec in zip((part.logits, part.gate), outputs, strict=False):
         if tensor in names:
             model.graph.node.append(helper.make_node("Identity", [tensor], [spec.name], name=f"{spec.name}/copy"))
         elif tensor is not None:
             names[tensor] = spec.name
-    renamed(model, names)
+    rename_tensors(model, names)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=spec.name) for spec in outputs)
     remove_unused(model.graph)

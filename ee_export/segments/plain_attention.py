@@ -1,4 +1,4 @@
-"""The Attention operator (opset 23) as it is, or as the products and the softmax that it stands for."""
+"""Attention operators (opset 23) for TensorRT: with one output, or expanded into the products and the softmax they stand for."""
 
 import math
 from typing import Any
@@ -12,8 +12,8 @@ from ee_export.errors import NotEqual
 _DEFAULTS = {"is_causal": 0, "softcap": 0.0, "qk_matmul_output_mode": 0}
 
 
-def one_output(model: ModelProto) -> ModelProto:
-    """The graph with no outputs of Attention but the first: TensorRT's parser refuses a node that names more (TensorRT issue 4738).
+def drop_extra_outputs(model: ModelProto) -> ModelProto:
+    """Drop all outputs of Attention nodes but the first, because TensorRT's parser refuses a node with more (TensorRT issue 4738).
 
     Raises:
         NotEqual: another output is read.
@@ -32,22 +32,22 @@ def one_output(model: ModelProto) -> ModelProto:
     return changed
 
 
-def plain(model: ModelProto) -> ModelProto:
-    """The graph with ``softmax(q/√d · kᵀ + bias) · v`` in place of every Attention node, each head by itself.
+def expand_attention(model: ModelProto) -> ModelProto:
+    """Replace every Attention node by ``softmax(q/√d · kᵀ + bias) · v``, each head by itself.
 
-    The query is scaled before the product, not the scores after it: TensorRT's fused kernels want it so, and it keeps products in
-    the range of 16-bit floats.
+    The nodes scale the query before the product, not the scores after it. TensorRT's fused kernels require this order, and it
+    keeps products in the range of 16-bit floats.
 
     Raises:
-        NotEqual: a node does more than that (causal, grouped heads, a cache, a cap), or the size of its heads is not known.
+        NotEqual: a node does more than that (causal, grouped heads, a cache, a cap), or the size of its heads is unknown.
     """
-    changed = one_output(model)
+    changed = drop_extra_outputs(model)
     graph = changed.graph
     widths = _widths(changed)
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.op_type == "Attention" and not node.domain:
-            nodes += _replaced(node, graph, widths)
+            nodes += _expand(node, graph, widths)
         else:
             nodes.append(node)
     del graph.node[:]
@@ -55,24 +55,24 @@ def plain(model: ModelProto) -> ModelProto:
     return changed
 
 
-def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> list[NodeProto]:
-    """The nodes that do what one Attention does: ``[B, L, h·d]`` in and out, the bias ``[B, h, L, L]`` added."""
+def _expand(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> list[NodeProto]:
+    """Nodes equal to one Attention node, from ``[B, L, h·d]`` to ``[B, L, h·d]`` with the bias ``[B, h, L, L]`` added."""
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     stem = node.name or node.output[0]
     heads = given.get("q_num_heads", 0)
     width = widths.get(node.input[0])
     unlike = [name for name, default in _DEFAULTS.items() if given.get(name, default) != default]
     if unlike or len(node.input) > 4 or not heads or given.get("kv_num_heads") != heads:
-        what = f"it sets {unlike[0]}" if unlike else "its heads are grouped or its keys are cached"
+        reason = f"it sets {unlike[0]}" if unlike else "its heads are grouped or its keys are cached"
         raise NotEqual(
-            f"Attention '{stem}': {what}, which plain nodes of this toolkit do not do; take attention = \"operator\""
+            f"Attention '{stem}': {reason}, which plain nodes of this toolkit do not do; take attention = \"operator\""
         )
     if width is None or width % heads:
         raise NotEqual(f"Attention '{stem}': the width of its query is not known, so neither is its scale")
     scale = given.get("scale") or 1 / math.sqrt(width // heads)
 
-    def constant(what: str, value: np.ndarray) -> str:
-        name = f"{stem}_{what}"
+    def constant(role: str, value: np.ndarray) -> str:
+        name = f"{stem}_{role}"
         graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
@@ -80,31 +80,33 @@ def _replaced(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -
     joined = constant("joined", np.array([0, 0, width], np.int64))
     made: list[NodeProto] = []
 
-    def add(kind: str, inputs: list[str], what: str, **attributes: Any) -> str:
-        out = node.output[0] if what == "out" else f"{stem}_{what}"
-        made.append(helper.make_node(kind, inputs, [out], f"{stem}/{what}", **attributes))
+    def add(kind: str, inputs: list[str], role: str, **attributes: Any) -> str:
+        out = node.output[0] if role == "out" else f"{stem}_{role}"
+        made.append(helper.make_node(kind, inputs, [out], f"{stem}/{role}", **attributes))
         return out
 
-    def head_rows(name: str, what: str, perm: list[int]) -> str:
-        return add("Transpose", [add("Reshape", [name, split], f"{what}_split")], what, perm=perm)
+    def split_heads(name: str, role: str, perm: list[int]) -> str:
+        return add("Transpose", [add("Reshape", [name, split], f"{role}_split")], role, perm=perm)
 
-    query = head_rows(node.input[0], "query", [0, 2, 1, 3])
+    query = split_heads(node.input[0], "query", [0, 2, 1, 3])
     query = add("Mul", [query, constant("scale", np.array(scale, np.float32))], "scaled")
-    key = head_rows(node.input[1], "key", [0, 2, 3, 1])
+    key = split_heads(node.input[1], "key", [0, 2, 3, 1])
     scores = add("MatMul", [query, key], "scores")
     if len(node.input) > 3 and node.input[3]:
         scores = add("Add", [scores, node.input[3]], "biased")
     context = add(
-        "MatMul", [add("Softmax", [scores], "shares", axis=-1), head_rows(node.input[2], "value", [0, 2, 1, 3])], "seen"
+        "MatMul",
+        [add("Softmax", [scores], "shares", axis=-1), split_heads(node.input[2], "value", [0, 2, 1, 3])],
+        "seen",
     )
     add("Reshape", [add("Transpose", [context], "rows", perm=[0, 2, 1, 3]), joined], "out")
     return made
 
 
 def _widths(model: ModelProto) -> dict[str, int]:
-    """The last axis of every value of floats where it is known."""
+    """Last axis of every float value of rank 3 whose last axis is known."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    found = {}
+    widths = {}
     for value in (*inferred.value_info, *inferred.input):
         shape = value.type.tensor_type.shape.dim
         if (
@@ -112,5 +114,5 @@ def _widths(model: ModelProto) -> dict[str, int]:
             and len(shape) == 3
             and shape[-1].HasField("dim_value")
         ):
-            found[value.name] = shape[-1].dim_value
-    return found
+            widths[value.name] = shape[-1].dim_value
+    return widths

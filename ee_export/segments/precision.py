@@ -1,6 +1,6 @@
-"""Write a graph's precision into it: 16-bit weights and arithmetic, with islands of float32, and Casts where the two meet.
+"""Write a precision into a graph: 16-bit weights and arithmetic, with islands of float32, and Casts where the two meet.
 
-TensorRT 11 has no builder flags for precision, and no runtime chooses otherwise than a strongly typed graph says.
+TensorRT 11 has no builder flags for precision. Every runtime follows the types of a strongly typed graph.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -13,17 +13,17 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from ee_export.errors import NotEqual
 
 BOUNDARY = "pixel_values"
-"""The input of floats that stays float32 outside: what a page's encoder makes."""
+"""The float input that stays float32, because the page's encoder makes it."""
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Names of the types that state between segments has."""
+"""Types of the state between segments."""
 
 _NUMPY: dict[int, np.dtype] = {
     TensorProto.FLOAT16: np.dtype(np.float16),
     TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
 _LOWEST = {"fp16": -(2.0**14), "bf16": -1e30}
-"""What stands for minus infinity in masks: its exponential is 0, and neither it plus a score nor three of it are infinite."""
+"""Finite stand-ins for minus infinity in masks. Their exponential is 0, and neither one plus a score nor three of them overflow."""
 
 _MOVES = frozenset(
     {
@@ -41,31 +41,31 @@ _MOVES = frozenset(
         "Cast",
     }
 )
-"""Operators that compute nothing: they follow the type of what reads them."""
+"""Operators that compute nothing. They follow the type of the nodes that read them."""
 _READ_AS_IS = frozenset({"Cast", "Shape", "Size"})
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization"})
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Pow", "Sqrt", "Reciprocal"})
 _ACTIVATIONS = frozenset({"Tanh", "Relu", "Gelu", "Sigmoid", "Erf"})
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
 _HEAD_PRODUCTS = 2
-"""Matrix products of a head, the last ones before its logits."""
+"""Number of matrix products of a head, the last ones before its logits."""
 
 
 def cast_graph(model: ModelProto, precision: str, islands: Collection[str]) -> ModelProto:
-    """A graph of float32 in another precision; the one given stays as it is.
+    """Convert a copy of a float32 graph to another precision.
 
-    Inputs of floats but :data:`BOUNDARY` and outputs of floats but logits and gates, which are state between segments, get the
-    precision; logits, gates and ``pixel_values`` stay float32, integers as they are. A value is cast at most once to a type, from
-    where it was computed, and a weight is converted in its place. Constants that stand for minus infinity become finite.
+    State between segments gets the precision. Logits, gates and :data:`BOUNDARY` stay float32, and integers stay as they are.
+    A value is cast at most once to a type, at the node that computes it, and a weight is converted in place. Constants that
+    stand for minus infinity become finite.
 
     Args:
-        model: weights inside; no subgraphs.
+        model: a graph with its weights inside and without subgraphs.
         precision: ``fp32`` (nothing changes), ``fp16`` or ``bf16``.
-        islands: what stays in float32: ``softmax`` with the scores before it, ``layer_norm``, ``pooling`` (sums over positions
-            and what is multiplied and divided around them), ``logits`` (a head's last two products).
+        islands: parts that stay in float32: ``softmax`` with the scores before it, ``layer_norm``, ``pooling`` (sums over
+            positions with the products and quotients around them), ``logits`` (a head's last two products).
 
     Raises:
-        NotEqual: a weight is too large for the precision, or a node has a subgraph; names it.
+        NotEqual: a weight is too large for the precision, or a node has a subgraph. The message names it.
     """
     changed = ModelProto()
     changed.CopyFrom(model)
@@ -75,7 +75,7 @@ def cast_graph(model: ModelProto, precision: str, islands: Collection[str]) -> M
 
 
 class _Casting:
-    """One graph while it is rewritten."""
+    """Rewrites one graph in another precision."""
 
     def __init__(self, model: ModelProto, precision: str, islands: Collection[str]) -> None:
         self.model = model
@@ -101,7 +101,7 @@ class _Casting:
         self.answers = {value.name for value in self.graph.output if is_answer(value.name)}
         self.state = {value.name for value in self.graph.output} - self.answers
         self.kept = self._islands(islands)
-        self.types: dict[str, int] = {}  # of every value of floats, as computed
+        self.types: dict[str, int] = {}  # of every float value, as computed
         self.casts: dict[tuple[str, int], str] = {}
         self.uses: dict[str, set[int]] = {}
         self.nodes: list[NodeProto] = []
@@ -123,23 +123,23 @@ class _Casting:
     def _rewrite(self, node: NodeProto) -> None:
         kind = TensorProto.FLOAT if id(node) in self.kept else self.low
         can = _can_be(node, self.opset, kind)
-        for at, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if name in self.floats and node.op_type not in _READ_AS_IS:
-                node.input[at] = self._as(name, kind if can(at) else TensorProto.FLOAT)
+                node.input[index] = self._as(name, kind if can(index) else TensorProto.FLOAT)
             elif name in self.floats and name in self.weights:
-                node.input[at] = self._as(name, TensorProto.FLOAT)
+                node.input[index] = self._as(name, TensorProto.FLOAT)
         for attribute in node.attribute:
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT:
                 attribute.i = kind
             elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
-                attribute.t.CopyFrom(self._converted(attribute.t, kind, attribute.t.name))
+                attribute.t.CopyFrom(self._convert(attribute.t, kind, attribute.t.name))
         for name in node.output:
             if name in self.floats:
                 self.types[name] = kind
         self.nodes.append(node)
 
     def _as(self, name: str, kind: int) -> str:
-        """The name of a value in a type; a Cast is put in where there is none yet."""
+        """Name of a value in a type. Adds a Cast if there is none yet."""
         if name in self.weights:
             self.uses.setdefault(name, set()).add(kind)
             return f"{name}_float32" if kind == TensorProto.FLOAT else name
@@ -153,7 +153,7 @@ class _Casting:
         return self.casts[name, kind]
 
     def _finish(self, value: onnx.ValueInfoProto) -> None:
-        """Give an output the type that it must have, under its own name."""
+        """Give an output its final type, under its own name."""
         kind = TensorProto.FLOAT if value.name in self.answers else self.low
         value.type.tensor_type.elem_type = kind
         if self.types[value.name] == kind:
@@ -162,26 +162,26 @@ class _Casting:
         out = self.casts.get((value.name, kind))
         for node in self.nodes:
             for names in (node.input, node.output):
-                for at, name in enumerate(names):
+                for index, name in enumerate(names):
                     if name == value.name:
-                        names[at] = inner
+                        names[index] = inner
                     elif name == out:
-                        names[at] = value.name
+                        names[index] = value.name
         if out is None:
             self.nodes.append(helper.make_node("Cast", [inner], [value.name], f"{value.name}_out", to=kind))
 
     def _convert_weights(self) -> None:
-        """Give every weight the types it is read in: the precision under its own name, float32 under another."""
-        made = []
+        """Store every weight in the types that nodes read: the precision under its own name, float32 under another."""
+        weights = []
         for name, tensor in self.weights.items():
             if name not in self.floats:
-                made.append(tensor)
+                weights.append(tensor)
             for kind in sorted(self.uses.get(name, ())):
-                made.append(self._converted(tensor, kind, f"{name}_float32" if kind == TensorProto.FLOAT else name))
+                weights.append(self._convert(tensor, kind, f"{name}_float32" if kind == TensorProto.FLOAT else name))
         del self.graph.initializer[:]
-        self.graph.initializer.extend(made)
+        self.graph.initializer.extend(weights)
 
-    def _converted(self, tensor: TensorProto, kind: int, name: str) -> TensorProto:
+    def _convert(self, tensor: TensorProto, kind: int, name: str) -> TensorProto:
         values = np.maximum(numpy_helper.to_array(tensor), np.float32(self.lowest))
         if kind != TensorProto.FLOAT:
             with np.errstate(over="ignore"):
@@ -194,13 +194,13 @@ class _Casting:
         return numpy_helper.from_array(values, name)
 
     def _islands(self, islands: Collection[str]) -> set[int]:
-        """The nodes that compute in float32, by id."""
+        """Ids of the nodes that compute in float32."""
         kept: set[int] = set()
         find: dict[str, Callable[[], Iterable[NodeProto]]] = {
             "softmax": self._scores,
             "layer_norm": lambda: (node for node in self.graph.node if node.op_type in _NORMS),
             "pooling": self._pooling,
-            "logits": lambda: heads(self.model),
+            "logits": lambda: find_heads(self.model),
         }
         for name in islands:
             kept |= {id(node) for node in find[name]()}
@@ -220,7 +220,7 @@ class _Casting:
         )
 
     def _scores(self) -> Iterable[NodeProto]:
-        """Every softmax, and what is done to its scores after their product."""
+        """Every softmax, and the arithmetic on its scores after their product."""
         for node in self.graph.node:
             if node.op_type in ("Softmax", "LogSoftmax"):
                 yield node
@@ -230,7 +230,7 @@ class _Casting:
                     above = next((self.made[name] for name in above.input if self._is_score(name)), None)
 
     def _is_score(self, name: str) -> bool:
-        """Whether a value comes from a product, moved or scaled, and not from a mask."""
+        """True for a value that comes from a product, moved or scaled, and not from a mask."""
         node = self.made.get(name)
         while node is not None and node.op_type in _MOVES | _ELEMENTWISE and node.op_type not in ("Gather", "Cast"):
             node = self.made.get(node.input[0])
@@ -242,11 +242,11 @@ class _Casting:
             if node.op_type.startswith("Reduce") and node.output[0] in self.floats:
                 yield node
                 near = [self.made.get(node.input[0]), *self.readers.get(node.output[0], [])]
-                yield from (each for each in near if each is not None and each.op_type in _ELEMENTWISE)
+                yield from (other for other in near if other is not None and other.op_type in _ELEMENTWISE)
 
 
-def heads(model: ModelProto) -> Iterator[NodeProto]:
-    """The nodes of heads: from logits and gates back through at most two products, and the activations between them."""
+def find_heads(model: ModelProto) -> Iterator[NodeProto]:
+    """Find the nodes of heads: from logits and gates back through at most two products, and the activations between them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     made = {output: node for node in model.graph.node for output in node.output}
     for value in model.graph.output:
@@ -257,38 +257,38 @@ def heads(model: ModelProto) -> Iterator[NodeProto]:
                 break
             yield node
             products += node.op_type in _PRODUCTS
-            node = next((made[each] for each in node.input if each in made), None)
+            node = next((made[name] for name in node.input if name in made), None)
 
 
 def is_answer(name: str) -> bool:
-    """Whether a tensor holds an exit's logits or its gate's."""
+    """True for the name of an exit's logits or of its gate."""
     return name.endswith((".logits", ".gate"))
 
 
 def _can_be(node: NodeProto, opset: int, kind: int) -> Callable[[int | None], bool]:
-    """Whether an operator takes a type at an input, by its schema; ``None``: at the first of its inputs that is generic."""
+    """A function that returns whether an operator's schema allows a type at an input, or at its first one for ``None``."""
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
-    allowed = {each.type_param_str: set(each.allowed_type_strs) for each in schema.type_constraints}
+    allowed = {entry.type_param_str: set(entry.allowed_type_strs) for entry in schema.type_constraints}
     name = TensorProto.DataType.Name(kind).lower()
 
-    def can(at: int | None) -> bool:
-        formal = schema.inputs[min(at or 0, len(schema.inputs) - 1)] if schema.inputs else schema.outputs[0]
+    def can(index: int | None) -> bool:
+        formal = schema.inputs[min(index or 0, len(schema.inputs) - 1)] if schema.inputs else schema.outputs[0]
         types = allowed.get(formal.type_str, {formal.type_str})
-        return f"tensor({name})" in types or (at is None and "tensor(float)" not in types)
+        return f"tensor({name})" in types or (index is None and "tensor(float)" not in types)
 
     return can
 
 
 def _floats(model: ModelProto) -> set[str]:
-    """Every value of type float32."""
+    """Names of all values of type float32."""
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
-    found = {tensor.name for tensor in inferred.initializer if tensor.data_type == TensorProto.FLOAT}
+    weights = {tensor.name for tensor in inferred.initializer if tensor.data_type == TensorProto.FLOAT}
     values = (*inferred.value_info, *inferred.input, *inferred.output)
-    return found | {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return weights | {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
 
 
 def _lift_constants(graph: GraphProto) -> None:
-    """Make weights of Constant nodes, so that they are converted as such."""
+    """Turn Constant nodes into weights, so that they are converted as weights are."""
     for node in [node for node in graph.node if node.op_type == "Constant"]:
         if node.attribute[0].name == "value":
             node.attribute[0].t.name = node.output[0]

@@ -1,4 +1,4 @@
-"""Segments with QuantizeLinear and DequantizeLinear around their matrix products, as TensorRT reads int8."""
+"""Quantize segments for TensorRT: QuantizeLinear and DequantizeLinear stand around their matrix products."""
 
 import contextlib
 import io
@@ -29,23 +29,23 @@ from ee_export.package.recipe import Int8
 from ee_export.package.store import Package, open_package
 from ee_export.runtime import ort as backend
 from ee_export.segments.join import load
-from ee_export.segments.precision import heads
+from ee_export.segments.precision import find_heads
 
 _INSTALL = "`pip install --no-deps nvidia-modelopt` (its pins exclude this onnx), then what it misses"
 _SMALLEST_SCALE = 2.0**-14
-"""The smallest normal number of fp16: scales are stored in the precision of the rest."""
+"""The smallest normal number of fp16, because scales are stored in the precision of the rest."""
 
 
 def qdq_segments(
     package: Package, segments: Sequence[SegmentSpec], choice: Int8, samples: Sequence[Arrays]
 ) -> list[ModelProto]:
-    """Segments in float32 whose products with weights are of integers, their scales found on pages.
+    """Quantize the products with weights of float32 segments to integers, with scales from pages.
 
-    Activations and weights are symmetric int8 (zero points 0), weights per output channel and stored in integers; biases stay
-    floats. Heads, products of two activations (attention's) and a head's stacked weights stay float. What a segment leaves for
-    later ones is computed in float32, so that a scale does not depend on the errors of those before it.
+    Activations and weights are symmetric int8 (zero points 0). Weights have a scale per output channel and are stored in
+    integers. Biases, heads, products of two activations (attention's) and a head's stacked weights stay float. During
+    calibration, float32 segments compute the state for later ones, so that a scale does not depend on earlier rounding.
 
-    A process of its own does it: where there is a global thread pool, onnxruntime's calibration cannot open its sessions.
+    A process of its own does the work, because onnxruntime's calibration cannot open sessions beside a global thread pool.
 
     Args:
         package: holds the segments.
@@ -54,7 +54,7 @@ def qdq_segments(
         samples: encoded inputs of single pages.
 
     Raises:
-        BadRequest: NVIDIA ModelOpt is asked for and not installed, or an exit to be kept does not exist.
+        BadRequest: the choice needs NVIDIA ModelOpt, which is not installed, or an exit to keep does not exist.
     """
     if unknown := set(choice.kept) - {segment.exit for segment in segments}:
         raise BadRequest(
@@ -65,17 +65,17 @@ def qdq_segments(
         tempfile.TemporaryDirectory(prefix="ee-qdq-") as scratch,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker,
     ):
-        asked = (package.path, tuple(segments), choice, tool, list(samples), Path(scratch))
-        return [onnx.load(path) for path in worker.submit(_write, *asked).result()]
+        arguments = (package.path, tuple(segments), choice, tool, list(samples), Path(scratch))
+        return [onnx.load(path) for path in worker.submit(_write, *arguments).result()]
 
 
 def _tool(choice: Int8) -> str:
-    """What finds the scales: ModelOpt or onnxruntime."""
+    """Name of the tool that computes the scales: ``modelopt`` or ``onnxruntime``."""
     if choice.tool == "onnxruntime" or (choice.tool == "auto" and choice.method == "max" and not find_spec("modelopt")):
         return "onnxruntime"
     if not find_spec("modelopt"):
-        asked = f"int8.tool: {choice.tool}, int8.method: {choice.method}"
-        raise BadRequest(f"{asked}: NVIDIA ModelOpt is not installed: {_INSTALL}, or take onnxruntime and max")
+        fields = f"int8.tool: {choice.tool}, int8.method: {choice.method}"
+        raise BadRequest(f"{fields}: NVIDIA ModelOpt is not installed: {_INSTALL}, or take onnxruntime and max")
     return "modelopt"
 
 
@@ -87,8 +87,8 @@ def _write(
     samples: Sequence[Arrays],
     scratch: Path,
 ) -> list[Path]:
-    """Write every segment to ``scratch``, quantized unless it is kept; returns the files."""
-    logging.getLogger().setLevel(logging.ERROR)  # advice to preprocess is for graphs that torch wrote as such
+    """Write every segment to ``scratch``, quantized unless it is kept, and return the files."""
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime's advice to preprocess is for graphs that torch wrote
     package = open_package(path)
     states: list[Arrays] = [dict(sample) for sample in samples]
     files = []
@@ -113,9 +113,9 @@ def _write(
 
 
 def _products(model: ModelProto, choice: Int8) -> list[str]:
-    """Names of the nodes to quantize: products with a matrix of weights, heads excepted, and convolutions where wanted."""
+    """Names of the nodes to quantize: products with a matrix of weights, without heads, and convolutions if chosen."""
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
-    excepted = {node.name for node in heads(model)}
+    excepted = {node.name for node in find_heads(model)}
     return [
         node.name
         for node in model.graph.node
@@ -125,20 +125,20 @@ def _products(model: ModelProto, choice: Int8) -> list[str]:
 
 
 class _Pages(CalibrationDataReader):
-    """Inputs of a segment, one page at a time, as both tools ask for them."""
+    """Inputs of a segment, one page at a time, for both tools."""
 
     def __init__(self, inputs: Sequence[Arrays]) -> None:
         self._inputs = inputs
         self.rewind()
 
     def get_next(self) -> Arrays | None:
-        return next(self._left, None)
+        return next(self._remaining, None)
 
     def get_first(self) -> Arrays:
         return self._inputs[0]
 
     def rewind(self) -> None:
-        self._left = iter(self._inputs)
+        self._remaining = iter(self._inputs)
 
 
 def _by_onnxruntime(file: Path, out: Path, pages: _Pages, names: Sequence[str]) -> None:
@@ -158,18 +158,21 @@ def _by_onnxruntime(file: Path, out: Path, pages: _Pages, names: Sequence[str]) 
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "MatMulConstBOnly": True,
-            # What follows a product is computed in floats: its result need not be rounded again.
+            # The nodes after a product compute in floats, so its result need not be rounded again.
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul", "Conv"],
         },
     )
 
 
 def _by_modelopt(file: Path, out: Path, pages: _Pages, names: Sequence[str], method: str) -> None:
-    """``modelopt.onnx.quantization.quantize``, run with 0.47; what is not quantized stays float32, for this toolkit to cast."""
+    """Quantize with ``modelopt.onnx.quantization.quantize``, run with 0.47. The rest stays float32, and this toolkit casts it."""
     try:
         from modelopt.onnx.quantization import quantize
 
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars, one a tensor
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # it prints a progress bar for each tensor
             quantize(
                 str(file),
                 "int8",
@@ -183,15 +186,15 @@ def _by_modelopt(file: Path, out: Path, pages: _Pages, names: Sequence[str], met
                 output_path=str(out),
                 log_level="ERROR",
             )
-    except Exception as error:  # whatever it or its own packages raise
-        what = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # ModelOpt and its packages raise many classes
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BadRequest(
-            f'int8.tool: NVIDIA ModelOpt cannot quantize {file.stem} ({what[0]}); take tool = "onnxruntime" and method = "max"'
+            f'int8.tool: NVIDIA ModelOpt cannot quantize {file.stem} ({lines[0]}); take tool = "onnxruntime" and method = "max"'
         ) from None
 
 
 def _tidy(model: ModelProto) -> None:
-    """Store in integers every weight that a QuantizeLinear makes at run time, and keep scales in the range of fp16."""
+    """Store every weight that a QuantizeLinear would make at run time in integers, and keep scales in the range of fp16."""
     graph = model.graph
     held = {tensor.name: tensor for tensor in graph.initializer}
     scales = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
@@ -207,16 +210,16 @@ def _tidy(model: ModelProto) -> None:
 
 
 def _integers(node: NodeProto, held: dict[str, TensorProto]) -> TensorProto:
-    """What a QuantizeLinear of a weight gives, under the name of its output."""
+    """Result of a QuantizeLinear of a weight, under the name of its output."""
     values, scale = (numpy_helper.to_array(held[name]) for name in node.input[:2])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     if scale.ndim == 1 and scale.size > 1:
-        scale = scale.reshape([-1 if at == axis % values.ndim else 1 for at in range(values.ndim)])
+        scale = scale.reshape([-1 if index == axis % values.ndim else 1 for index in range(values.ndim)])
     return numpy_helper.from_array(np.clip(np.rint(values / scale), -128, 127).astype(np.int8), node.output[0])
 
 
 def _run(segment: SegmentSpec, path: Path, states: Sequence[Arrays]) -> None:
-    """Add what a segment leaves to the state of every page."""
+    """Add a segment's outputs to the state of every page."""
     session = backend.OrtSegment(segment, path, backend.available_threads(), one_pool=False)
     for state in states:
         logits, others = session.run(dict(state))

@@ -1,4 +1,4 @@
-"""Segments in 8-bit integers, by onnxruntime's own quantization tools."""
+"""Quantize segments to 8-bit integers, with onnxruntime's own tools."""
 
 import logging
 import tempfile
@@ -19,11 +19,11 @@ from ee_export.segments import weights
 from ee_export.segments.join import load
 
 KINDS = ("dynamic", "static")
-"""``dynamic``: activations get their range at run time; ``static``: the range that they had on pages that calibrate."""
+"""Activations get their range at run time (``dynamic``), or once from calibration pages (``static``)."""
 
 _PRODUCTS = ("MatMul", "Gemm")
 _SMALLEST = 4096
-"""Bytes: smaller weights (norms, biases) stay float."""
+"""Bytes. Smaller weights (norms, biases) stay float."""
 
 
 def quantize_segments(
@@ -35,24 +35,25 @@ def quantize_segments(
     kept: Collection[str],
     reduce_range: bool,
 ) -> tuple[SegmentSpec, ...]:
-    """Write the segments of the package at ``path`` into ``folder`` with 8-bit weights; returns their manifest entries.
+    """Write the segments of the package at ``path`` into ``folder`` with 8-bit weights, and return their manifest entries.
 
-    Matrix products compute in integers, weights per channel; embeddings are stored in integers, and what is looked up of them is
-    made float. Convolutions compute in floats (onnxruntime's integer ones took 1.2 times as long on the sample), and so does
-    what an answer part multiplies in another order than the rest of its layer, but both are stored in integers.
+    Matrix products compute in integers, with one scale per channel of the weights. Embeddings are stored in integers, and their
+    rows become floats after the lookup. Two kinds of weights are stored in integers but compute in floats: those of
+    convolutions, because onnxruntime's integer convolutions are slower, and those that an answer part multiplies in another
+    order than the rest of its layer.
 
-    It opens sessions with pools of their own, as onnxruntime's calibration does: call it in a process that made no global pool.
+    The sessions have pools of their own, as onnxruntime's calibration does. The process must therefore have no global pool.
 
     Args:
         path: the package.
         source: its target of 32-bit floats.
-        folder: an empty folder; its name is that of the new target.
+        folder: an empty folder with the name of the new target.
         kind: one of :data:`KINDS`.
-        pages: encoded inputs of single pages, for ``static``; none for ``dynamic``.
+        pages: encoded inputs of single pages for ``static``, none for ``dynamic``.
         kept: exits whose segments stay as they are.
         reduce_range: 7 bits for weights, for processors whose 8-bit products saturate (x86 without VNNI).
     """
-    logging.getLogger().setLevel(logging.ERROR)  # its advice to preprocess is for graphs that torch wrote as such
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime's advice to preprocess is for graphs that torch wrote
     package = open_package(path)
     states: list[Arrays] = [dict(page) for page in pages]
     graphs, specs = [], []
@@ -60,25 +61,25 @@ def quantize_segments(
         graph = load(package, segment)
         if segment.exit not in kept:
             inputs = [{tensor.name: state[tensor.name] for tensor in segment.inputs} for state in states]
-            graph = _quantized(graph, kind, inputs, reduce_range=reduce_range)
+            graph = _quantize(graph, kind, inputs, reduce_range=reduce_range)
         if states:
             _run(segment, package.path / segment.file, states)
         graphs.append(graph)
         specs.append(replace(segment, file=f"{folder.name}/{segment.exit}.onnx"))
-    _store([graph for graph, spec in zip(graphs, specs, strict=True) if spec.exit not in kept])
-    weights.share(graphs, folder)
+    _store_as_integers([graph for graph, spec in zip(graphs, specs, strict=True) if spec.exit not in kept])
+    weights.externalize_weights(graphs, folder)
     for spec, graph in zip(specs, graphs, strict=True):
         (folder.parent / spec.file).write_bytes(graph.SerializeToString(deterministic=True))
     return tuple(specs)
 
 
-def _quantized(graph: ModelProto, kind: str, inputs: Sequence[Arrays], *, reduce_range: bool) -> ModelProto:
+def _quantize(graph: ModelProto, kind: str, inputs: Sequence[Arrays], *, reduce_range: bool) -> ModelProto:
     stacked = {tensor.name for tensor in graph.graph.initializer if len(tensor.dims) > 2}
     options = {
         "per_channel": True,
         "reduce_range": reduce_range,
         "weight_type": QuantType.QInt8,
-        # The heads' weights one behind the other, as an answer part may have them: no scale per channel fits those.
+        # No scale per channel fits the stacked weights of several heads, which an answer part may have.
         "nodes_to_exclude": [n.name for n in graph.graph.node if n.op_type in _PRODUCTS and stacked & {*n.input}],
     }
     with tempfile.TemporaryDirectory(prefix="ee-quantize-") as scratch:
@@ -92,7 +93,7 @@ def _quantized(graph: ModelProto, kind: str, inputs: Sequence[Arrays], *, reduce
                 _Pages(inputs),
                 QuantFormat.QDQ,
                 [*_PRODUCTS, "Gather"],
-                # What follows a product is computed in floats: its result need not be rounded again, and logits must not.
+                # The nodes after a product compute in floats, so its result need not be rounded again, and logits must not.
                 extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
                 activation_type=QuantType.QUInt8,
                 **options,
@@ -101,73 +102,75 @@ def _quantized(graph: ModelProto, kind: str, inputs: Sequence[Arrays], *, reduce
 
 
 class _Pages(CalibrationDataReader):
-    """Inputs of a segment, one page at a time, as onnxruntime's calibration asks for them."""
+    """Inputs of a segment, one page at a time, for onnxruntime's calibration."""
 
     def __init__(self, inputs: Sequence[Arrays]) -> None:
-        self._left: Iterator[Arrays] = iter(inputs)
+        self._remaining: Iterator[Arrays] = iter(inputs)
 
     def get_next(self) -> Arrays | None:
-        return next(self._left, None)
+        return next(self._remaining, None)
 
 
 def _run(segment: SegmentSpec, path: Path, states: Sequence[Arrays]) -> None:
-    """Add what a segment leaves to the state of every page."""
+    """Add a segment's outputs to the state of every page."""
     session = backend.OrtSegment(segment, path, backend.available_threads(), one_pool=False)
     for state in states:
         logits, others = session.run(dict(state))
         state |= dict(zip((tensor.name for tensor in segment.outputs), (logits, *others), strict=True))
 
 
-def _store(graphs: Sequence[ModelProto]) -> None:
-    """Keep in integers what still is float: convolutions, and what answer parts share with the rest of their layer."""
+def _store_as_integers(graphs: Sequence[ModelProto]) -> None:
+    """Store the remaining float weights in integers: of convolutions, and those that answer parts share with their layer's rest."""
     held = {tensor.name: tensor for graph in graphs for tensor in graph.graph.initializer}
     for model in graphs:
         graph = model.graph
         convolved = {node.input[1] for node in graph.node if node.op_type == "Conv"}
-        for tensor in [each for each in graph.initializer if each.data_type == TensorProto.FLOAT]:
+        for tensor in [weight for weight in graph.initializer if weight.data_type == TensorProto.FLOAT]:
             name = tensor.name
-            turned = f"{name}_Transposed_quantized" in held
+            transposed = f"{name}_Transposed_quantized" in held
             if name in convolved and 4 * np.prod(tensor.dims) >= _SMALLEST:
-                _fold(graph, tensor)
-            elif len(tensor.dims) == 2 and (turned or f"{name}_quantized" in held):
-                _share(graph, tensor, held, turned=turned)
+                _quantize_weight(graph, tensor)
+            elif len(tensor.dims) == 2 and (transposed or f"{name}_quantized" in held):
+                _share_integers(graph, tensor, held, transposed=transposed)
 
 
-def _fold(graph: GraphProto, tensor: TensorProto) -> None:
+def _quantize_weight(graph: GraphProto, tensor: TensorProto) -> None:
     """Store a weight as integers with a scale per output channel."""
     values, name = numpy_helper.to_array(tensor), tensor.name
     largest = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True)
     scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     integers = numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}_quantized")
-    _made_float(graph, tensor, integers, scale, turned=False)
+    _dequantize(graph, tensor, integers, scale, transposed=False)
 
 
-def _share(graph: GraphProto, tensor: TensorProto, held: Mapping[str, TensorProto], *, turned: bool) -> None:
-    """Store a weight as the integers that another segment multiplies with, which may hold it transposed."""
-    stem = f"{tensor.name}_Transposed" if turned else tensor.name
-    scale = numpy_helper.to_array(held[f"{stem}_scale"])
-    _made_float(graph, tensor, held[f"{stem}_quantized"], scale[None] if turned else scale[:, None], turned=turned)
-
-
-def _made_float(
-    graph: GraphProto, tensor: TensorProto, integers: TensorProto, scale: np.ndarray, *, turned: bool
+def _share_integers(
+    graph: GraphProto, tensor: TensorProto, held: Mapping[str, TensorProto], *, transposed: bool
 ) -> None:
-    """Replace a float weight by nodes that make it of integers, which onnxruntime runs once, when it loads the graph.
+    """Store a weight as the integers that another segment multiplies with, which may hold it transposed."""
+    stem = f"{tensor.name}_Transposed" if transposed else tensor.name
+    scale = numpy_helper.to_array(held[f"{stem}_scale"])
+    scale = scale[None] if transposed else scale[:, None]
+    _dequantize(graph, tensor, held[f"{stem}_quantized"], scale, transposed=transposed)
 
-    DequantizeLinear would not do: onnxruntime leaves it in the graph, where it costs at every run, and a convolution of
-    what it gives is not a fast one.
+
+def _dequantize(
+    graph: GraphProto, tensor: TensorProto, integers: TensorProto, scale: np.ndarray, *, transposed: bool
+) -> None:
+    """Replace a float weight by nodes that compute it from integers, which onnxruntime runs once, when it loads the graph.
+
+    onnxruntime does not fold DequantizeLinear at load time. It would run every time, and slow down a convolution of its result.
     """
     name = tensor.name
-    out = f"{name}_turned" if turned else name
+    out = f"{name}_turned" if transposed else name
     graph.initializer.remove(tensor)
-    if integers.name not in {each.name for each in graph.initializer}:
+    if integers.name not in {weight.name for weight in graph.initializer}:
         graph.initializer.append(integers)
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(scale), f"{name}_scales"))
     nodes = [
         helper.make_node("Cast", [integers.name], [f"{name}_float"], to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{name}_float", f"{name}_scales"], [out]),
     ]
-    if turned:
+    if transposed:
         nodes.append(helper.make_node("Transpose", [out], [name], perm=[1, 0]))
-    for at, node in enumerate(nodes):
-        graph.node.insert(at, node)
+    for index, node in enumerate(nodes):
+        graph.node.insert(index, node)

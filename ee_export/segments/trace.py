@@ -1,4 +1,4 @@
-"""Run the parts of a model at several sizes, to find the type and the symbolic shape of every tensor, and what cannot be cut."""
+"""Run the parts of a model at several sizes: determine type and symbolic shape of every tensor, and refuse uncuttable parts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from ee_export.model.parts import PartedModel, run_parts
 from ee_export.package.manifest import Axis, TensorSpec, logits_name
 
 MakeInputs = Callable[[int, int], Arrays]
-"""Makes inputs of so many pages with at most so many tokens of text. The first page has as many, others may be padded."""
+"""Makes inputs of so many pages with at most so many tokens of text. The first page has so many, others may be padded."""
 
 _TOLERANCE = 1e-3
-"""Of logits that are computed twice. Sums in another order differ by less, chance and padding by more."""
+"""Tolerance of logits that are computed twice. Sums in another order differ by less, chance and padding by more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """The tensors of a model by name: their types and symbolic shapes, and examples of two pages to export with."""
+    """Types and symbolic shapes of a model's tensors by name, and examples of two pages for the export."""
 
     specs: dict[str, TensorSpec]
     examples: dict[str, Tensor]
@@ -31,7 +31,7 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """All tensors for two pages, for three, and for another length of text; ``texts``: the two lengths, in tokens."""
+    """All tensors for two pages, for three, and for another length of text. ``texts``: the two lengths, in tokens."""
 
     two: dict[str, Tensor]
     three: dict[str, Tensor]
@@ -40,13 +40,13 @@ class _Runs:
 
 
 def trace(model: PartedModel, make_inputs: MakeInputs) -> Tensors:
-    """Find the type and shape of every tensor of a model.
+    """Determine the type and shape of every tensor of a model.
 
-    The parts run for two pages, for three pages, and for another length of text. An axis that follows the pages is ``B``, one as long
-    as the text is ``T``, one longer than it by a constant is ``L``. All others are fixed.
+    The parts run for two pages, for three pages, and for another length of text. An axis that follows the pages is ``B``, an axis
+    as long as the text is ``T``, and an axis longer by a constant is ``L``. All others are fixed.
 
     Args:
-        model: its parts fit together, see :func:`~ee_export.model.check_parts.require_fitting`.
+        model: a model whose parts fit together, see :func:`~ee_export.model.check_parts.require_fitting`.
         make_inputs: makes the inputs.
 
     Raises:
@@ -75,7 +75,7 @@ def trace(model: PartedModel, make_inputs: MakeInputs) -> Tensors:
 
 
 def _lengths(model: PartedModel) -> tuple[int, int]:
-    """Two lengths of text, in tokens; one length twice if none is read."""
+    """Two lengths of text, in tokens, or the same one twice if the model reads no text."""
     if not model.reads("text"):
         return 2, 2
     assert model.encoding is not None
@@ -88,7 +88,7 @@ def _tensors(model: PartedModel, arrays: Arrays) -> dict[str, Tensor]:
 
 
 class _WeightsUsed(TorchFunctionMode):
-    """Records the parameters that torch's functions are called with."""
+    """Records the parameters that torch's functions get."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,13 +96,13 @@ class _WeightsUsed(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in (*args, *(kwargs or {}).values()):
-            for each in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(each, nn.Parameter):
-                    self._used[id(each)] = each
+            for item in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(item, nn.Parameter):
+                    self._used[id(item)] = item
         return func(*args, **(kwargs or {}))
 
     def require_in(self, module: nn.Module) -> None:
-        """Raise BadModel for a parameter that the module does not hold: it would be missed by every check and by the origin."""
+        """Raise BadModel for a parameter that the module does not hold, because all checks and the origin would miss it."""
         held = {id(weight) for weight in module.parameters()}
         for key, weight in self._used.items():
             if key not in held:
@@ -117,36 +117,36 @@ def _spec(name: str, runs: _Runs) -> TensorSpec:
     if not two.ndim == three.ndim == longer.ndim:
         raise BadModel(f"tensor '{name}': has {two.ndim} axes or {longer.ndim}; expected as many for every page")
     dtype = str(two.dtype).removeprefix("torch.")
-    return TensorSpec(name, dtype, ("B", *(_axis(name, at, runs) for at in range(1, two.ndim))))
+    return TensorSpec(name, dtype, ("B", *(_axis(name, index, runs) for index in range(1, two.ndim))))
 
 
-def _axis(name: str, at: int, runs: _Runs) -> Axis:
-    two, three, longer = (run[name].shape[at] for run in (runs.two, runs.three, runs.longer))
+def _axis(name: str, index: int, runs: _Runs) -> Axis:
+    two, three, longer = (run[name].shape[index] for run in (runs.two, runs.three, runs.longer))
     first, second = runs.texts
     if two != three:
         raise BadModel(
-            f"tensor '{name}': axis {at} is {two} for 2 pages and {three} for 3; expected a size that does not depend on the other pages; "
+            f"tensor '{name}': axis {index} is {two} for 2 pages and {three} for 3; expected a size that does not depend on the other pages; "
             "keep each page in its own row of axis 0"
         )
     if not two:
-        raise BadModel(f"tensor '{name}': axis {at} is empty; leave the tensor out")
+        raise BadModel(f"tensor '{name}': axis {index} is empty; leave the tensor out")
     if longer == two:
         return int(two)
     if longer - two != second - first or two < first:
         raise BadModel(
-            f"tensor '{name}': axis {at} is {two} for {first} tokens of text and {longer} for {second}; expected the number of tokens, or a "
+            f"tensor '{name}': axis {index} is {two} for {first} tokens of text and {longer} for {second}; expected the number of tokens, or a "
             "constant more; give the text an axis of its own"
         )
     return "T" if two == first else "L"
 
 
 def _require_one_length(specs: Mapping[str, TensorSpec], tensors: Mapping[str, Tensor], text: int) -> None:
-    """Raise BadModel if text is longer by one number of tokens here and by another there: L is one length."""
+    """Raise BadModel if two tensors are longer than the text by different numbers of tokens, because ``L`` is one length."""
     lengths: dict[int, str] = {}
     for name, spec in specs.items():
-        for at, axis in enumerate(spec.shape):
+        for index, axis in enumerate(spec.shape):
             if axis == "L":
-                lengths.setdefault(tensors[name].shape[at] - text, name)
+                lengths.setdefault(tensors[name].shape[index] - text, name)
     if len(lengths) > 1:
         (more, name), (other, second) = list(lengths.items())[:2]
         raise BadModel(
@@ -172,13 +172,13 @@ def _require_answers(model: PartedModel, specs: Mapping[str, TensorSpec], tensor
             )
 
 
-def _difference(model: PartedModel, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The largest difference between two runs, and the answer where it is."""
-    found = []
+def _difference(model: PartedModel, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The largest difference between two runs, and the name of the answer that has it."""
+    differences = []
     for name in model.answers():
         tensor = name if name.endswith(".gate") else logits_name(name)
-        found.append((float((one[tensor] - other[tensor]).abs().max()), name))
-    return max(found)
+        differences.append((float((first[tensor] - second[tensor]).abs().max()), name))
+    return max(differences)
 
 
 def _require_same_again(model: PartedModel, two: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> None:
@@ -191,7 +191,7 @@ def _require_same_again(model: PartedModel, two: Mapping[str, Tensor], again: Ma
 
 
 def _require_alone(model: PartedModel, arrays: Arrays, two: Mapping[str, Tensor]) -> None:
-    """Raise BadModel if a page's logits are others by itself than in a batch, where texts are padded to one length."""
+    """Raise BadModel if a page's logits differ between the page alone and a batch, whose texts are padded to one length."""
     for row in range(2):
         length = int(arrays["attention_mask"][row].sum()) if model.reads("text") else 0
         alone = {

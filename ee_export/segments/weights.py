@@ -1,4 +1,4 @@
-"""One file of weights for all segments of a target: each tensor once, however many graphs hold it."""
+"""Write one file of weights for all segments of a target. Each tensor stands in it once, however many graphs hold it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,26 +9,31 @@ from onnx import external_data_helper, numpy_helper
 
 FILE = "weights.bin"
 _SMALLEST = 1024
-"""Bytes: smaller tensors (shapes, most biases) stay in their graph."""
+"""Bytes. Smaller tensors (shapes, most biases) stay in their graph."""
 _ALIGNMENT = 64
 _WORTH_SHARING = 2**20
-"""Bytes: a smaller weight that two segments hold is packed in both; that is faster, and takes little memory."""
+"""Bytes. A runtime packs a smaller weight in both segments that hold it, which is faster and takes little memory."""
 
 
-def share(graphs: Sequence[onnx.ModelProto], folder: Path, *, constant: bool = False) -> None:
-    """Move the weights of graphs that stand in order into ``folder/weights.bin``; the graphs refer to it by offset.
+def externalize_weights(graphs: Sequence[onnx.ModelProto], folder: Path, *, constant: bool = False) -> None:
+    """Move the weights of graphs into ``folder/weights.bin``, which the graphs refer to by offset.
 
-    The answer part of a layer and its rest hold the same weights, in two segments. A runtime packs the constant
-    weights of every graph into a layout of its own, so they would take memory twice; but a weight that a later graph
-    holds too serves here for the ``[CLS]`` row alone, and packing a large one does not pay for one row. It is declared an
-    input with a default value, which a runtime reads where it lies. Integers are not: a product of them needs them packed, and
-    what is no constant onnxruntime packs at every run. ``constant``: none is; compilers for GPUs want weights that they can fold.
+    The answer part of a layer and its rest hold the same weights, in two segments. A runtime packs the constant weights of
+    every graph into a layout of its own, so such weights would take memory twice. A weight that a later graph holds too serves
+    the earlier one for the ``[CLS]`` row alone, and packing a large weight does not pay for one row. The earlier graph
+    therefore declares it as an input with a default value, which a runtime reads in place. Integers stay constants, because a
+    product of integers needs packed ones, and onnxruntime packs inputs at every run.
+
+    Args:
+        graphs: of the segments, in order.
+        folder: of the target.
+        constant: whether all weights stay constants, because compilers for GPUs fold constants only.
     """
     places: dict[bytes, tuple[int, int]] = {}
     held = [{digest for _, digest in _large(graph)} for graph in graphs]
     with (folder / FILE).open("wb") as file:
-        for at, graph in enumerate(graphs):
-            later: set[bytes] = set().union(*held[at + 1 :])
+        for index, graph in enumerate(graphs):
+            later: set[bytes] = set().union(*held[index + 1 :])
             for tensor, digest in _large(graph):
                 raw = tensor.raw_data
                 if digest not in places:
@@ -50,12 +55,12 @@ def share(graphs: Sequence[onnx.ModelProto], folder: Path, *, constant: bool = F
 
 
 def _large(graph: onnx.ModelProto) -> list[tuple[onnx.TensorProto, bytes]]:
-    found = []
+    large = []
     for tensor in graph.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             continue
         if not tensor.HasField("raw_data"):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
         if len(tensor.raw_data) >= _SMALLEST:
-            found.append((tensor, hashlib.sha256(tensor.raw_data).digest()))
-    return found
+            large.append((tensor, hashlib.sha256(tensor.raw_data).digest()))
+    return large

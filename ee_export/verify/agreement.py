@@ -12,7 +12,7 @@ from ee_export.package.ranges import to_nfc
 from ee_export.policy.binomial import interval, mcnemar
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
-from ee_export.runtime.failures import failure
+from ee_export.runtime.failures import page_error
 
 MOST_LISTED = 10
 """Pages that are listed by name."""
@@ -128,7 +128,7 @@ def answer_of(
     try:
         return chain.predict(read_page(page, ocr) if isinstance(page, Path) else page, deadline_ms=deadline_ms)
     except Exception as error:
-        return failure(page.name if isinstance(page, Page) else str(page), error)
+        return page_error(page.name if isinstance(page, Page) else str(page), error)
 
 
 def find_labelled(

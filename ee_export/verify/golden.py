@@ -13,8 +13,8 @@ from ee_export.package.input_specs import encoded_specs, input_specs, longest_te
 from ee_export.package.manifest import ARRAY, SOURCES, Manifest, Target, TensorSpec, gate_name, split_input
 from ee_export.package.store import GOLDEN, Package
 from ee_export.package.stored_arrays import ArrayFile, StoredArray
-from ee_export.policy.decide import leave_at, score_pages
-from ee_export.runtime.plan import operating_point, rules
+from ee_export.policy.decide import assign_exits, score_pages
+from ee_export.runtime.plan import make_rules, operating_point
 
 INPUTS = tuple(SOURCES)
 MOST_PAGES = 1000

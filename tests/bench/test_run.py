@@ -318,7 +318,7 @@ def test_a_target_of_another_device_is_named(sample: Path, pages_folder: Path, t
     found = json.loads(manifest.read_text())
     found["targets"]["npu-fp16"] = {**found["targets"]["cpu-fp32"], "backend": "npu"}
     manifest.write_text(json.dumps(found))
-    with pytest.raises(BadRequest, match="for the backend 'npu', which this version does not know"):
+    with pytest.raises(BadRequest, match="for the backend 'npu', which this version does not have"):
         invoke("run", package, pages_folder, "--target", "npu-fp16")
 
 

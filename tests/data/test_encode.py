@@ -17,7 +17,7 @@ from ee_export.data.encode import Encoder
 from ee_export.errors import BadPage, BadText
 from ee_export.package.encoding import Encoding
 from ee_export.package.store import TOKENIZER, Package, open_package
-from ee_export.runtime.failures import failure
+from ee_export.runtime.failures import page_error
 
 WORDS = ["Invoice", "no.", "2024-117", "Invoice", "naïve", "\u200b", "日本", "no.", "supercalifragilistic", "a"]
 
@@ -201,7 +201,7 @@ def test_characters_without_end_that_make_few_pieces_are_refused(package: Packag
 
 
 def test_a_page_with_such_words_is_refused_by_its_name(package: Package) -> None:
-    refused = failure("page.png", BadText("over 262,144 characters"))
+    refused = page_error("page.png", BadText("over 262,144 characters"))
     assert isinstance(refused, BadPage) and str(refused) == "page.png: over 262,144 characters"
 
 

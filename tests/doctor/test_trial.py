@@ -18,10 +18,10 @@ from ee_export.doctor.examine import EXECUTORS, sample
 from ee_export.errors import DeviceError
 from ee_export.package.manifest import OperatingPoint
 from ee_export.package.store import Package, open_package
-from ee_export.policy.decide import leave_at, score_pages
+from ee_export.policy.decide import assign_exits, score_pages
 from ee_export.progress import Progress
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import make_rules
 from ee_export.verify import golden
 from tests.doctor.test_diagnoses import WELL
 
@@ -52,10 +52,10 @@ class OnCpu:
             SEEN[key] = self.chain.logits(inputs)
         logits = [SEEN[key][name] for name in self.chain.exits]
         package, target = self.chain.package, self.chain.target
-        found = rules(package.manifest, target, point.weights)
+        found = make_rules(package.manifest, target, point.weights)
         probabilities, scores = score_pages(logits, found, point.criterion, replay.text_known(inputs, found))
         bars = [point.thresholds[name] for name in self.chain.exits[:-1]]
-        left = leave_at(scores, bars, probabilities.argmax(2))
+        left = assign_exits(scores, bars, probabilities.argmax(2))
         return self.damage(left, np.stack([logits[at][row] for row, at in enumerate(left)]))
 
     def close(self) -> None:

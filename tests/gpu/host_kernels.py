@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ee_export.runtime.gpu.kernels import FIRST, STABLE, Decide, Gather, source, trail_bytes
+from ee_export.runtime.gpu.kernels import FIRST, STABLE, Decide, Gather, source, trail_shape
 
 ORDERS = [(1, 0), (7, 0), (32, 1)]
 """How many threads play, and whether the last begins."""
@@ -69,7 +69,7 @@ class Batch:
             source=unset.copy(),
             rows=np.array([pages], np.int32),
             value=unset[:1].copy(),
-            trail=np.full(trail_bytes(pages, classes) // 8, np.nan),
+            trail=np.full(trail_shape(pages, classes), np.nan),
             scratch=np.full((pages, 2 * classes + 2), np.nan),
         )
 

@@ -9,6 +9,7 @@ memory on a GPU, where nobody looks, is kept in `faults`; what was never given b
 from __future__ import annotations
 
 import ctypes
+import math
 import random
 import sys
 import tempfile
@@ -495,7 +496,7 @@ class Simulator:
             (a.ids, 4 * rows),
             (a.source, 4 * rows),
             (a.value, 4),
-            (a.trail, kernels.trail_bytes(rows, a.classes)),
+            (a.trail, 8 * math.prod(kernels.trail_shape(rows, a.classes))),
             (a.buckets, 4 * a.bucket_count),
         ):
             if address:

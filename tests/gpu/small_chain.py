@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ee_export.package.manifest import TensorSpec
-from ee_export.policy.criteria import CRITERIA, top
-from ee_export.policy.decide import NEVER, Rule, limits, visits
+from ee_export.policy.criteria import CRITERIA, argmax
+from ee_export.policy.decide import NEVER, ExitRule, evaluate_exits, limits
 from tests.gpu.simulator import Simulator
 
 CLASSES, WIDTH, VISUAL = 4, 6, 3
@@ -183,7 +183,7 @@ def every_exit(inputs: Arrays) -> tuple[list[np.ndarray], list[np.ndarray | None
 
 
 def expected(
-    inputs: Arrays, rules: Sequence[Rule], criterion: str, thresholds: Sequence[Any], tokens: np.ndarray
+    inputs: Arrays, rules: Sequence[ExitRule], criterion: str, thresholds: Sequence[Any], tokens: np.ndarray
 ) -> list[Expected]:
     """Where pages leave, by the policy of the CPU's chain."""
     found, gates = every_exit(inputs)
@@ -191,10 +191,10 @@ def expected(
     count = len(inputs["pixel_values"])
     scores: list[list[float]] = [[] for _ in range(count)]
     exits = [-1] * count
-    for at, page, known, score in visits(found, rules, list(tokens), gates, CRITERIA[criterion]):
+    for at, page, known, score in evaluate_exits(found, rules, list(tokens), gates, CRITERIA[criterion]):
         if exits[page] < 0:
             scores[page].append(score)
-            if scores[page][-1] >= bars[at][top(known.probabilities[-1])]:
+            if scores[page][-1] >= bars[at][argmax(known.probabilities[-1])]:
                 exits[page] = at
     return [
         Expected(exits[page], scores[page], np.stack([found[at][page] for at in range(exits[page] + 1)]))

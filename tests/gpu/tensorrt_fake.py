@@ -16,7 +16,7 @@ import pytest
 
 from ee_export.errors import DeviceError
 from ee_export.package.manifest import SegmentSpec, TensorSpec
-from ee_export.runtime.gpu.scratch import Scratch
+from ee_export.runtime.gpu.workspace import Workspace
 from tests.gpu import bindings
 from tests.gpu.fake import Fake
 
@@ -188,7 +188,7 @@ class FakeTensorRt:
         fake.on("IExecutionContext.set_input_shape", set_shape)
         fake.on("IExecutionContext.get_tensor_shape", shape_of)
 
-    def open(self, scratch: Scratch, spec: SegmentSpec = SPEC, **options: Any) -> Any:
+    def open(self, scratch: Workspace, spec: SegmentSpec = SPEC, **options: Any) -> Any:
         """A segment of this engine."""
         return self.runtime.TensorRtSegment(spec, b"plan", "tensorrt-fp16", scratch, **options)
 

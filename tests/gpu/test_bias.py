@@ -26,7 +26,7 @@ from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import leaving_at
+from ee_export.runtime.plan import make_exit_point
 from ee_export.verify.replay import verify_package
 from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu
 
@@ -192,7 +192,7 @@ def test_pages_leave_where_they_do_with_a_bias_that_is_carried(
     carried, recomputed = (load_package(package, TARGET, executor=kind) for package in both)
     data = read_dataset(pages_folder)
     pages = [data.page(at) for at in range(0, len(data), 5)]
-    points = [point_between(carried, pages[:6]), *(leaving_at(carried.exits, name) for name in carried.exits[3:])]
+    points = [point_between(carried, pages[:6]), *(make_exit_point(carried.exits, name) for name in carried.exits[3:])]
     for point in points:
         left = set()
         one, other = (chain.with_point(point).predict_batch(pages) for chain in (carried, recomputed))
@@ -209,7 +209,7 @@ def point_between(chain: Chain, probe: list[Page]) -> OperatingPoint:
     """Pages leave at several exits, so that a batch is packed more than once: a threshold is where scores lie widest apart."""
     thresholds = {}
     for name in chain.exits[:-1]:
-        there = chain.with_point(leaving_at(chain.exits, name))
+        there = chain.with_point(make_exit_point(chain.exits, name))
         scores = sorted(there.predict(page).score for page in probe)
         gap, above = max((after - before, after) for before, after in pairwise(scores))
         thresholds[name] = above - gap / 2

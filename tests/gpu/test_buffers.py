@@ -11,7 +11,8 @@ import pytest
 
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import TensorSpec
-from ee_export.runtime.gpu.buffers import Sizes, _places
+from ee_export.runtime.gpu.buffers import _places
+from ee_export.runtime.gpu.sizes import Sizes
 
 
 def random_chain(seed: int) -> tuple[list[Any], list[str], dict[str, TensorSpec]]:

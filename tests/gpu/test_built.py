@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from ee_export.errors import BadPackage, BadRequest
-from ee_export.runtime.gpu.built import BuiltOn, require_built_for
+from ee_export.runtime.gpu.provenance import EngineProvenance, require_compatible
 
-H100 = BuiltOn("10.16.1.11", "NVIDIA H100 80GB HBM3", "9.0", "580.65")
-A10 = BuiltOn("11.4.0.106", "NVIDIA A10", "8.6", "575.51")
+H100 = EngineProvenance("10.16.1.11", "NVIDIA H100 80GB HBM3", "9.0", "580.65")
+A10 = EngineProvenance("11.4.0.106", "NVIDIA A10", "8.6", "575.51")
 
 
 def test_another_tensorrt_and_another_gpu_are_named_with_the_command_that_rebuilds() -> None:
     with pytest.raises(BadRequest) as refused:
-        require_built_for(H100, A10, "documents.ee", "tensorrt-fp16")
+        require_compatible(H100, A10, "documents.ee", "tensorrt-fp16")
     assert str(refused.value) == (
         "documents.ee: engines of tensorrt-fp16 were built by TensorRT 10.16.1.11 on NVIDIA H100 80GB HBM3 (compute capability "
         "9.0, driver 580.65); here is TensorRT 11.4.0.106 on NVIDIA A10 (compute capability 8.6, driver 575.51): another TensorRT, "
@@ -22,7 +22,7 @@ def test_another_tensorrt_and_another_gpu_are_named_with_the_command_that_rebuil
 
 
 def test_another_driver_is_no_reason_to_rebuild() -> None:
-    assert H100.differs(replace(H100, driver="999.99")) == []
+    assert H100.incompatibilities(replace(H100, driver="999.99")) == []
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_hardware_compatible_engines_run_on_as_many_gpus_as_they_were_built_for(
     hardware: str, here: dict[str, str], runs: bool
 ) -> None:
     built = replace(H100, hardware=hardware)
-    assert (built.differs(replace(H100, **here)) == []) is runs
+    assert (built.incompatibilities(replace(H100, **here)) == []) is runs
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_version_compatible_engines_run_on_newer_versions_of_the_same_major(
     versions: str, here: str, runs: bool
 ) -> None:
     built = replace(H100, versions=versions)
-    assert (built.differs(replace(H100, tensorrt=here)) == []) is runs
+    assert (built.incompatibilities(replace(H100, tensorrt=here)) == []) is runs
 
 
 def test_a_manifest_gives_back_what_was_written_and_says_what_it_lacks() -> None:
     texts = {"from": "cpu-fp32", **H100.texts()}
-    assert BuiltOn.read(texts, "manifest.json: targets.tensorrt-fp16") == H100
+    assert EngineProvenance.read(texts, "manifest.json: targets.tensorrt-fp16") == H100
     del texts["gpu"]
     with pytest.raises(BadPackage, match=r"targets\.tensorrt-fp16: compiled\.gpu: missing"):
-        BuiltOn.read(texts, "manifest.json: targets.tensorrt-fp16")
+        EngineProvenance.read(texts, "manifest.json: targets.tensorrt-fp16")

@@ -28,7 +28,7 @@ from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.executor import GpuExecutor
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import leaving_at
+from ee_export.runtime.plan import make_exit_point
 
 if TYPE_CHECKING:
     from tests.gpu.conftest import Machine
@@ -69,7 +69,9 @@ def points(chain: Chain, probe: list[Page]) -> list[OperatingPoint]:
     """One that lets pages leave at several exits, every criterion once, and every exit forced."""
     scores = {}
     for name in chain.exits[:-1]:
-        found = sorted(answer.score for answer in chain.with_point(leaving_at(chain.exits, name)).predict_batch(probe))
+        found = sorted(
+            answer.score for answer in chain.with_point(make_exit_point(chain.exits, name)).predict_batch(probe)
+        )
         low, high = max(
             itertools.islice(itertools.pairwise(found), len(found) // 4, 3 * len(found) // 4),
             key=lambda pair: pair[1] - pair[0],
@@ -77,7 +79,7 @@ def points(chain: Chain, probe: list[Page]) -> list[OperatingPoint]:
         scores[name] = (low + high) / 2  # no page's own: sums differ in their last digits from batch to batch
     never = OperatingPoint("patience", dict.fromkeys(scores))
     mixed = [OperatingPoint(name, dict(scores)) for name in ("max_probability", "margin", "entropy", "patience")]
-    return [*mixed, *(leaving_at(chain.exits, name) for name in chain.exits), never]
+    return [*mixed, *(make_exit_point(chain.exits, name) for name in chain.exits), never]
 
 
 @pytest.mark.parametrize("kind", ["host", "graphs", "conditional", "auto"])
@@ -112,12 +114,12 @@ def test_a_page_that_leaves_at_vision_is_never_ocred_and_others_are_once(on_gpu:
 
         return Page(pages[at].image, ocr=ocr)
 
-    stay = chain.with_point(leaving_at(chain.exits, "text")).predict_batch([reading(at) for at in range(3)])
+    stay = chain.with_point(make_exit_point(chain.exits, "text")).predict_batch([reading(at) for at in range(3)])
     assert {answer.exit for answer in stay} == {"text"} and all(answer.ocr_used for answer in stay)
     assert sorted(asked) == [0, 1, 2]
     assert [step.name for step in stay[0].trace] == ["vision", "ocr", "text"]
     asked.clear()
-    gone = chain.with_point(leaving_at(chain.exits, "vision")).predict(reading(0))
+    gone = chain.with_point(make_exit_point(chain.exits, "vision")).predict(reading(0))
     assert (gone.exit, gone.ocr_used, asked) == ("vision", False, [])
 
 
@@ -171,17 +173,17 @@ def test_pages_that_wait_for_their_turn_are_copied_to_the_gpu_meanwhile(
     device = executor_of(chain)
     wanted = [chain.predict(page) for page in pages]
     landed: list[str] = []
-    from ee_export.runtime.gpu.landing import Landing  # this machine's, over its fake driver
+    from ee_export.runtime.gpu.prefetch import PrefetchSlot  # this machine's, over its fake driver
 
-    put = Landing.put
+    put = PrefetchSlot.put
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
 
-        def noted(self: Landing, arrays: Any, rows: int, tokens: int) -> Any:
+        def noted(self: PrefetchSlot, arrays: Any, rows: int, tokens: int) -> Any:
             found = put(self, arrays, rows, tokens)
             landed.extend(arrays)
             return found
 
-        patch.setattr(Landing, "put", noted)
+        patch.setattr(PrefetchSlot, "put", noted)
         device._lock.acquire()
         found = [threads.submit(chain.predict, page) for page in pages]
         until = time.monotonic() + 20
@@ -201,15 +203,15 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
     chain = load_package(on_gpu, TARGET, executor="conditional")
     device = executor_of(chain)
     chain.predict(pages[0])
-    from ee_export.runtime.gpu.landing import Landing  # this machine's, over its fake driver
+    from ee_export.runtime.gpu.prefetch import PrefetchSlot  # this machine's, over its fake driver
 
-    def fails(self: Landing, arrays: Any, rows: int, tokens: int) -> Any:
+    def fails(self: PrefetchSlot, arrays: Any, rows: int, tokens: int) -> Any:
         raise DeviceError("cuMemcpyAsync: no")
 
     with monkeypatch.context() as patch, device._lock, pytest.raises(DeviceError, match="cuMemcpyAsync"):
-        patch.setattr(Landing, "put", fails)
+        patch.setattr(PrefetchSlot, "put", fails)
         chain.predict(pages[1])
-    assert len(device._landings) == 1
+    assert len(device._free_slots) == 1
     assert chain.predict(pages[1]).label in chain.labels
 
 
@@ -285,7 +287,7 @@ def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_more_text_goes_to_the
     read = []
     for name in ("text.40", "text.50", "text", "final"):
         strips.clear()
-        forced = chain.with_point(leaving_at(chain.exits, name))
+        forced = chain.with_point(make_exit_point(chain.exits, name))
         found = forced.predict(Page(pages[0].image, ocr=ocr))
         read.append((name, len(strips)))
         wanted = one_by_one(forced).predict(Page(pages[0].image, ocr=ocr))
@@ -298,7 +300,7 @@ def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_more_text_goes_to_the
 
 def test_a_page_without_text_is_an_error_and_the_next_batch_is_answered(on_gpu: Package, pages: list[Page]) -> None:
     chain = load_package(on_gpu, TARGET, executor="graphs")
-    chain = chain.with_point(leaving_at(chain.exits, "text"))
+    chain = chain.with_point(make_exit_point(chain.exits, "text"))
     with pytest.raises(NoText):
         chain.predict(Page(pages[0].image))
     assert chain.predict(pages[0]).exit == "text"
@@ -306,7 +308,7 @@ def test_a_page_without_text_is_an_error_and_the_next_batch_is_answered(on_gpu: 
 
 def test_more_pages_than_a_batch_are_answered_in_their_order(on_gpu: Package, pages: list[Page]) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
-    chain = chain.with_point(leaving_at(chain.exits, "final"))
+    chain = chain.with_point(make_exit_point(chain.exits, "final"))
     many = pages * 4
     alone = [chain.predict(page).label for page in pages]
     assert len(many) > 16

@@ -188,17 +188,19 @@ def pycuda(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 @pytest.mark.parametrize("kind", ["host", "graphs", "conditional"])
 def test_every_executor_runs_in_pycudas_memory_and_streams(simulator: Simulator, pycuda: Fake, kind: str) -> None:
-    from ee_export.policy.decide import Rule
+    from ee_export.policy.decide import ExitRule
 
     device = module("device").open_device(0, "pycuda")
-    rules = (Rule((1.0,) * 4, (0.0,) * 4),) * 5
-    how = module("executors.batch").Policy(rules, "max_probability", (0.6, 0.7, 0.6, 0.5))
-    sizes = module("buffers").Sizes((1, 4), (9,), VISUAL)
-    with module("executors.choose").open_executor(device, segments_on(simulator), how, sizes, kind=kind) as executor:
+    rules = (ExitRule((1.0,) * 4, (0.0,) * 4),) * 5
+    how = module("executors.device_chain").ExitPolicy(rules, "max_probability", (0.6, 0.7, 0.6, 0.5))
+    sizes = module("sizes").Sizes((1, 4), (9,), VISUAL)
+    with module("executors.choose").open_device_chain(
+        device, segments_on(simulator), how, sizes, kind=kind
+    ) as executor:
         assert executor.kind == kind
         for rows in (1, 3, 4):
             inputs = pages(rows, 9, rows)
-            left = module("executors.batch").run(executor, inputs, rows)
+            left = module("executors.device_chain").run_chain(executor, inputs, rows)
             wanted = expected(inputs, rules, how.criterion, how.thresholds, np.zeros((5, rows), np.int32))
             for found, one in zip(left, wanted, strict=True):
                 assert found.exit == one.exit

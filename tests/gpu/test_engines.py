@@ -12,7 +12,7 @@ import pytest
 from ee_export.errors import DeviceError
 from ee_export.package.manifest import TensorSpec
 from ee_export.package.recipe import Profile, Range, TargetRecipe
-from ee_export.runtime.gpu.built import BuiltOn
+from ee_export.runtime.gpu.provenance import EngineProvenance
 from ee_export.runtime.gpu.shapes import profile_shapes
 from tests.gpu.tensorrt_fake import SPEC, VISUAL, FakeTensorRt, fakes
 
@@ -220,7 +220,7 @@ def test_a_timing_cache_that_is_of_no_use_is_begun_anew(tensorrt: FakeTensorRt, 
 
 
 def test_caches_of_two_gpus_or_versions_are_two_files(tensorrt: FakeTensorRt) -> None:
-    one = BuiltOn(tensorrt.trt.__version__, "NVIDIA H100 80GB HBM3", "9.0", "580.65")
+    one = EngineProvenance(tensorrt.trt.__version__, "NVIDIA H100 80GB HBM3", "9.0", "580.65")
     names = {
         tensorrt.engines.cache_name(each)
         for each in (one, replace(one, gpu="NVIDIA A10/x"), replace(one, tensorrt="10.0.0.1"))

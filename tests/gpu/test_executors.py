@@ -15,7 +15,7 @@ import pytest
 
 from ee_export.errors import BadRequest, DeviceError
 from ee_export.policy.criteria import CRITERIA
-from ee_export.policy.decide import Rule
+from ee_export.policy.decide import ExitRule
 from tests.gpu.simulator import Simulator, driver_of
 from tests.gpu.small_chain import CLASSES, EXITS, STRETCHES, VISUAL, expected, pages, segments_on
 
@@ -40,7 +40,7 @@ def module(name: str) -> Any:
 def policy(thresholds: Any = (0.5, 0.5, 0.5, 0.5), criterion: str = "max_probability", seed: int = 1) -> Any:
     random = np.random.default_rng(seed)
     rules = tuple(
-        Rule(
+        ExitRule(
             tuple(random.uniform(0.5, 1.5, CLASSES).tolist()),
             tuple(random.normal(size=CLASSES).tolist()),
             tuple(random.normal(size=CLASSES + 7).tolist()),
@@ -48,7 +48,7 @@ def policy(thresholds: Any = (0.5, 0.5, 0.5, 0.5), criterion: str = "max_probabi
         )
         for _ in EXITS
     )
-    return module("executors.batch").Policy(rules, criterion, tuple(thresholds))
+    return module("executors.device_chain").ExitPolicy(rules, criterion, tuple(thresholds))
 
 
 @contextlib.contextmanager
@@ -63,10 +63,10 @@ def opened(
     how: Any = None,
 ) -> Iterator[Any]:
     device = module("device").open_device()
-    sizes = module("buffers").Sizes(batches, lengths, VISUAL)
+    sizes = module("sizes").Sizes(batches, lengths, VISUAL)
     choose = module("executors.choose")
     try:
-        with choose.open_executor(
+        with choose.open_device_chain(
             device, segments or segments_on(simulator), how or policy(), sizes, stretches=stretches, kind=kind
         ) as executor:
             yield executor
@@ -75,7 +75,7 @@ def opened(
 
 
 def run(executor: Any, *arguments: Any) -> Any:
-    return module("executors.batch").run(executor, *arguments)
+    return module("executors.device_chain").run_chain(executor, *arguments)
 
 
 def check(executor: Any, inputs: dict[str, np.ndarray], how: Any, tokens: np.ndarray | None = None) -> list[int]:
@@ -253,10 +253,12 @@ def test_a_policy_of_other_exits_or_classes_is_refused(simulator: Simulator) -> 
     for kind in KINDS:
         with opened(simulator, kind, batches=(1,)) as executor:
             with pytest.raises(BadRequest, match="4 exits"):
-                executor.retune(module("executors.batch").Policy(policy().rules[1:], "margin", (0.5, 0.5, 0.5)))
+                executor.retune(
+                    module("executors.device_chain").ExitPolicy(policy().rules[1:], "margin", (0.5, 0.5, 0.5))
+                )
             with pytest.raises(BadRequest, match="3 classes"):
-                rules = (Rule((1.0,) * 3, (0.0,) * 3), *policy().rules[1:])
-                executor.retune(module("executors.batch").Policy(rules, "margin", (0.5,) * 4))
+                rules = (ExitRule((1.0,) * 3, (0.0,) * 3), *policy().rules[1:])
+                executor.retune(module("executors.device_chain").ExitPolicy(rules, "margin", (0.5,) * 4))
 
 
 # Falling back.
@@ -390,7 +392,7 @@ def test_auto_measures_and_takes_the_fastest(
         assert all(f"{kind} " in caplog.messages[-1] for kind in KINDS)
         check(executor, pages(1, 5), policy())
     for fastest in KINDS:
-        monkeypatch.setattr(choose, "measure", lambda executor, rows, fast=fastest: float(executor.kind != fast))
+        monkeypatch.setattr(choose, "measure_ms", lambda executor, rows, fast=fastest: float(executor.kind != fast))
         with opened(simulator, "auto", batches=(1,)) as executor:
             assert executor.kind == fastest
             assert executor.policy == policy()
@@ -413,7 +415,7 @@ def test_what_cannot_be_made_is_told_and_leaks_nothing(simulator: Simulator, kin
 def test_too_little_memory_is_told_with_what_is_asked_and_what_is_free(simulator: Simulator) -> None:
     simulator.total = 8 << 20
     with (
-        pytest.raises(DeviceError, match=r"Simulated GPU: \d+ MiB of memory asked and \d MiB free; use smaller"),
+        pytest.raises(DeviceError, match=r"Simulated GPU: \d+ MiB of memory requested and \d MiB free; use smaller"),
         opened(simulator, "conditional", batches=(1, 1024), lengths=(2048,)),
     ):
         pass
@@ -579,8 +581,8 @@ def test_a_chain_runs_in_a_stream_of_the_users_own(simulator: Simulator) -> None
     device = module("device").open_device()
     with device.current():
         stream = device.create_stream()
-    sizes = module("buffers").Sizes((1, 4), LENGTHS, VISUAL)
-    with module("executors.choose").open_executor(
+    sizes = module("sizes").Sizes((1, 4), LENGTHS, VISUAL)
+    with module("executors.choose").open_device_chain(
         device, segments_on(simulator), policy(), sizes, kind="conditional", stream=stream
     ) as executor:
         assert executor.buffers.stream == stream

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ee_export.errors import BadRequest, DeviceError
-from ee_export.policy.decide import Rule
+from ee_export.policy.decide import ExitRule
 from ee_export.runtime.gpu import kernels
 from ee_export.runtime.gpu.kernels import Decide, Gather, policy_block
 from tests.gpu import bindings
@@ -50,7 +50,7 @@ def test_what_no_launch_can_hold_is_refused() -> None:
 
 
 def test_a_policy_that_does_not_fit_is_refused() -> None:
-    rules = [Rule((1.0, 1.0), (0.0, 0.0))] * 2
+    rules = [ExitRule((1.0, 1.0), (0.0, 0.0))] * 2
     with pytest.raises(BadRequest, match=r"unknown criterion 'margins'.*did you mean margin"):
         policy_block(rules, "margins", [None], 2)
     with pytest.raises(BadRequest, match="2 thresholds for 2 exits"):

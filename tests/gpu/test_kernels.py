@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ee_export.errors import BadLogits
-from ee_export.policy.criteria import CRITERIA, Known
-from ee_export.policy.decide import NEVER, Rule, Threshold, calibrated, go, limits
+from ee_export.policy.criteria import CRITERIA, ExitHistory
+from ee_export.policy.decide import NEVER, ExitRule, Threshold, calibrate_logits, gate_probability, limits
 from ee_export.runtime.gpu.kernels import FIRST, ROW, STABLE, Gather, policy_block
 from tests.gpu.host_kernels import ORDERS, Batch, host_library, play
 
@@ -31,7 +31,7 @@ def threads(request: pytest.FixtureRequest, library: ctypes.CDLL) -> tuple[int, 
 
 
 def plain_policy(thresholds: Sequence[Threshold], classes: int = 2) -> np.ndarray:
-    rules = [Rule((1.0,) * classes, (0.0,) * classes)] * (len(thresholds) + 1)
+    rules = [ExitRule((1.0,) * classes, (0.0,) * classes)] * (len(thresholds) + 1)
     return policy_block(rules, "max_probability", thresholds, classes)
 
 
@@ -47,7 +47,7 @@ SECOND_LEAVES: list[Threshold] = [(None, 0.5)]
 def test_the_vectors_that_every_implementation_of_the_policy_passes(library: ctypes.CDLL, case: dict) -> None:
     steps = case["exits"]
     classes = len(steps[0]["logits"])
-    rules = [Rule(step["scale"], step["bias"], step["weights"]) for step in steps]
+    rules = [ExitRule(step["scale"], step["bias"], step["weights"]) for step in steps]
     thresholds = [tuple(t) if isinstance(t := step["threshold"], list) else t for step in steps[:-1]]
 
     def run(bars: Sequence[Threshold]) -> Batch:
@@ -71,7 +71,7 @@ def test_the_vectors_that_every_implementation_of_the_policy_passes(library: cty
 
 def in_python(
     logits: np.ndarray,
-    rules: Sequence[Rule],
+    rules: Sequence[ExitRule],
     criterion: str,
     thresholds: Sequence[Threshold],
     tokens: np.ndarray,
@@ -81,13 +81,13 @@ def in_python(
     """Exits and scores of every page, one at a time, by the policy's own functions."""
     exits, scores = [], []
     for page in range(logits.shape[1]):
-        known = Known()
+        known = ExitHistory()
         for at in asked:
             rule, bars = rules[at], limits((*thresholds, -NEVER)[at], logits.shape[2])
             try:
-                known.probabilities.append(calibrated(logits[at, page].tolist(), rule.scale, rule.bias))
+                known.probabilities.append(calibrate_logits(logits[at, page].tolist(), rule.scale, rule.bias))
                 gate = gates[at]
-                known.gate = None if gate is None else go(float(gate[page, 0]), rule.gate)
+                known.gate = None if gate is None else gate_probability(float(gate[page, 0]), rule.gate)
             except BadLogits:
                 exits.append(-1 - at)
                 scores.append(np.nan)
@@ -128,7 +128,7 @@ def test_random_batches_leave_as_in_python(library: ctypes.CDLL, criterion: str,
                 gate[rng.integers(pages)] = np.nan
         tokens = rng.integers(0, 700, (exits, pages)) * (np.arange(exits) > exits // 3)[:, None]
         rules = [
-            Rule(
+            ExitRule(
                 rng.uniform(0.3, 2, classes).tolist(),
                 rng.normal(size=classes).tolist() if rng.random() < 0.5 else [0.0] * classes,
                 rng.normal(size=classes + 7).tolist() if criterion == "failure_prediction" else (),
@@ -187,7 +187,7 @@ def test_of_equal_classes_the_first_is_answered(library: ctypes.CDLL) -> None:
 
 
 def test_the_last_exit_answers_even_without_a_score(library: ctypes.CDLL) -> None:
-    rules = [Rule((1.0, 1.0), (0.0, 0.0), (float("nan"),) * 9)]
+    rules = [ExitRule((1.0, 1.0), (0.0, 0.0), (float("nan"),) * 9)]
     batch = Batch.of(1, 2)
     batch.decide(library, policy_block(rules, "failure_prediction", [], 2), 0, np.zeros((1, 2)), flags=FIRST)
     assert batch.exits[0] == 0 and batch.rows[0] == 0
@@ -198,7 +198,7 @@ def test_a_policy_is_retuned_by_writing_its_buffer(library: ctypes.CDLL) -> None
     batch = Batch.of(2, 2)
     batch.decide(library, policy, 0, np.array([LEAVES, STAYS]), flags=FIRST)
     assert batch.alive == [0, 1]
-    rules = [Rule((1.0, 1.0), (0.0, 0.0), (0.0,) * 9)] * 2
+    rules = [ExitRule((1.0, 1.0), (0.0, 0.0), (0.0,) * 9)] * 2
     retuned = policy_block(rules, "failure_prediction", SECOND_LEAVES, 2)
     assert retuned.shape == policy.shape
     policy[:] = retuned

@@ -12,11 +12,11 @@ import pytest
 from benchmarks.gpu_segments import CLASSES, kernel_chain
 from ee_export.errors import DeviceError
 from ee_export.policy.criteria import CRITERIA
-from ee_export.policy.decide import Rule
-from ee_export.runtime.gpu.buffers import Sizes
+from ee_export.policy.decide import ExitRule
 from ee_export.runtime.gpu.device import open_device, preflight
-from ee_export.runtime.gpu.executors.batch import Executor, Policy, run
-from ee_export.runtime.gpu.executors.choose import KINDS, open_executor
+from ee_export.runtime.gpu.executors.choose import KINDS, open_device_chain
+from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, run_chain
+from ee_export.runtime.gpu.sizes import Sizes
 
 SEGMENTS, WIDTH = 5, 64
 
@@ -37,40 +37,40 @@ def device() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def executors(device: Any) -> Iterator[list[Executor]]:
+def executors(device: Any) -> Iterator[list[DeviceChain]]:
     """Every kind, over the same segments; a fallback fails."""
     with device.current():
         segments = kernel_chain(device, SEGMENTS, WIDTH)
     sizes = Sizes((1, 2, 4, 8, 16, 32, 64))
-    first, second, third = (open_executor(device, segments, some_policy(0), sizes, kind=kind) for kind in KINDS)
+    first, second, third = (open_device_chain(device, segments, some_policy(0), sizes, kind=kind) for kind in KINDS)
     with first as one, second as two, third as three:
         assert [one.kind, two.kind, three.kind] == list(KINDS)
         yield [one, two, three]
 
 
-def some_policy(seed: int, criterion: str = "max_probability") -> Policy:
+def some_policy(seed: int, criterion: str = "max_probability") -> ExitPolicy:
     random = np.random.default_rng(seed)
     rules = tuple(
-        Rule(
+        ExitRule(
             tuple(random.uniform(0.2, 0.6, CLASSES).tolist()),
             tuple(random.normal(size=CLASSES).tolist()),
             tuple(random.normal(size=CLASSES + 7).tolist()),
         )
         for _ in range(SEGMENTS)
     )
-    return Policy(rules, criterion, tuple(random.uniform(0.2, 1.0, SEGMENTS - 1).tolist()))
+    return ExitPolicy(rules, criterion, tuple(random.uniform(0.2, 1.0, SEGMENTS - 1).tolist()))
 
 
 def pages(rows: int, seed: int) -> dict[str, np.ndarray]:
     return {"state.0": np.random.default_rng(seed).normal(size=(rows, WIDTH)).astype(np.float32)}
 
 
-def require_equal(executors: list[Executor], inputs: dict[str, np.ndarray], policy: Policy) -> list[int]:
+def require_equal(executors: list[DeviceChain], inputs: dict[str, np.ndarray], policy: ExitPolicy) -> list[int]:
     rows = len(inputs["state.0"])
     found = []
     for executor in executors:
         executor.retune(policy)
-        found.append(run(executor, inputs, rows))
+        found.append(run_chain(executor, inputs, rows))
     for others in found[:-1]:
         for page, (one, host) in enumerate(zip(others, found[-1], strict=True)):
             assert one.exit == host.exit, f"page {page} of {rows}"
@@ -80,7 +80,7 @@ def require_equal(executors: list[Executor], inputs: dict[str, np.ndarray], poli
     return [one.exit for one in found[-1] if one.exit is not None]
 
 
-def test_executors_agree_at_thousands_of_random_thresholds(executors: list[Executor]) -> None:
+def test_executors_agree_at_thousands_of_random_thresholds(executors: list[DeviceChain]) -> None:
     random = np.random.default_rng(1)
     seen: set[int] = set()
     for trial in range(2000):
@@ -91,37 +91,37 @@ def test_executors_agree_at_thousands_of_random_thresholds(executors: list[Execu
     assert seen == set(range(SEGMENTS))
 
 
-def test_executors_agree_in_every_batch_size(executors: list[Executor]) -> None:
+def test_executors_agree_in_every_batch_size(executors: list[DeviceChain]) -> None:
     for rows in range(1, 65):
         require_equal(executors, pages(rows, rows), some_policy(rows))
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_pages_can_be_made_to_leave_at_any_exit(executors: list[Executor], rows: int) -> None:
+def test_pages_can_be_made_to_leave_at_any_exit(executors: list[DeviceChain], rows: int) -> None:
     for at in range(SEGMENTS):
         thresholds = tuple(0.0 if exit == at else None for exit in range(SEGMENTS - 1))
         assert require_equal(executors, pages(rows, at), replace(some_policy(at), thresholds=thresholds)) == [at] * rows
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_logits_that_are_not_finite_end_their_own_page_only(executors: list[Executor], rows: int) -> None:
+def test_logits_that_are_not_finite_end_their_own_page_only(executors: list[DeviceChain], rows: int) -> None:
     inputs = pages(rows, 3)
     inputs["state.0"][rows // 2, 5] = np.nan
     policy = replace(some_policy(3), thresholds=(None,) * (SEGMENTS - 1))
     for executor in executors:
         executor.retune(policy)
-        exits = [left.exit for left in run(executor, inputs, rows)]
+        exits = [left.exit for left in run_chain(executor, inputs, rows)]
         assert exits == [-1 if page == rows // 2 else SEGMENTS - 1 for page in range(rows)]
 
 
-def test_torch_gives_inputs_and_takes_results_without_a_copy_to_the_host(executors: list[Executor]) -> None:
+def test_torch_gives_inputs_and_takes_results_without_a_copy_to_the_host(executors: list[DeviceChain]) -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("torch has no CUDA here")
     inputs = pages(8, 4)
     for executor in executors:
         executor.retune(some_policy(4))
-        left = run(executor, {"state.0": torch.tensor(inputs["state.0"], device="cuda")}, 8)
+        left = run_chain(executor, {"state.0": torch.tensor(inputs["state.0"], device="cuda")}, 8)
         exits = torch.from_dlpack(executor.results_on_device()["exits"])
         assert exits.is_cuda and exits.tolist() == [one.exit for one in left]
         view = torch.as_tensor(executor.buffers.view("state.0", 8), device="cuda")

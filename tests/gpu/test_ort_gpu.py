@@ -14,9 +14,9 @@ from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.package.recipe import Profile, Range, TargetRecipe
 from ee_export.package.store import Package
-from ee_export.runtime.gpu.buffers import shape_of
 from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment, Provider, require_provider, tensorrt_provider
 from ee_export.runtime.gpu.shapes import profile_shapes
+from ee_export.runtime.gpu.sizes import shape_of
 from ee_export.runtime.ort import OrtSegment
 
 CPU: list[Provider] = [("CPUExecutionProvider", {})]

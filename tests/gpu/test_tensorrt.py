@@ -9,7 +9,7 @@ import pytest
 
 from ee_export.errors import BadPackage, BadRequest, DeviceError
 from ee_export.package.manifest import TensorSpec
-from ee_export.runtime.gpu.scratch import Scratch
+from ee_export.runtime.gpu.workspace import Workspace
 from tests.gpu.tensorrt_fake import ADDRESSES, SIZES, SPEC, FakeTensorRt, Gpu, fakes
 
 
@@ -24,12 +24,12 @@ def gpu() -> Gpu:
 
 
 @pytest.fixture
-def scratch(gpu: Gpu) -> Scratch:
-    return Scratch(gpu)
+def scratch(gpu: Gpu) -> Workspace:
+    return Workspace(gpu)
 
 
 def test_a_context_gets_its_profile_its_shapes_its_memory_and_its_addresses_before_it_runs(
-    tensorrt: FakeTensorRt, gpu: Gpu, scratch: Scratch
+    tensorrt: FakeTensorRt, gpu: Gpu, scratch: Workspace
 ) -> None:
     bound = tensorrt.open(scratch).bind(ADDRESSES, SIZES)
     bound.enqueue(11)
@@ -55,7 +55,7 @@ def test_a_context_gets_its_profile_its_shapes_its_memory_and_its_addresses_befo
     assert gpu.synchronized == [scratch.stream], "the profile is there before pages come on another stream"
 
 
-def test_the_profile_is_the_one_optimized_nearest_to_the_pages(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+def test_the_profile_is_the_one_optimized_nearest_to_the_pages(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     segment = tensorrt.open(scratch)
     chosen = "IExecutionContext.set_optimization_profile_async"
     for sizes, profile in ((SIZES, 0), ({"B": 1, "T": 400, "L": 405}, 1), ({"B": 8, "T": 20, "L": 25}, 1)):
@@ -63,7 +63,7 @@ def test_the_profile_is_the_one_optimized_nearest_to_the_pages(tensorrt: FakeTen
         assert tensorrt.arguments(chosen)[-1]["profile_index"] == profile
 
 
-def test_pages_beyond_every_profile_are_refused_with_the_limit(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+def test_pages_beyond_every_profile_are_refused_with_the_limit(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     segment = tensorrt.open(scratch)
     with pytest.raises(
         BadRequest, match=r"no profile of tensorrt-fp16 holds 1 pages and 600 text tokens .*1 to 512.*recipe"
@@ -75,7 +75,7 @@ def test_pages_beyond_every_profile_are_refused_with_the_limit(tensorrt: FakeTen
 
 
 def test_segments_in_a_row_share_one_scratch_as_large_as_the_largest_needs(tensorrt: FakeTensorRt, gpu: Gpu) -> None:
-    scratch = Scratch(gpu)
+    scratch = Workspace(gpu)
     sizes = iter((1000, 9000, 5000))
     tensorrt.fake.on("ICudaEngine.device_memory_size_v2", lambda engine: next(sizes))
     segments = [tensorrt.open(scratch) for _ in range(3)]
@@ -89,7 +89,7 @@ def test_segments_in_a_row_share_one_scratch_as_large_as_the_largest_needs(tenso
     assert gpu.held == {} and gpu.streams == [], "what nobody uses is given back"
 
 
-def test_addresses_given_before_stay_good_when_a_larger_engine_comes_later(gpu: Gpu, scratch: Scratch) -> None:
+def test_addresses_given_before_stay_good_when_a_larger_engine_comes_later(gpu: Gpu, scratch: Workspace) -> None:
     scratch.reserve(100)
     first = scratch.take()
     scratch.reserve(300)
@@ -100,10 +100,12 @@ def test_addresses_given_before_stay_good_when_a_larger_engine_comes_later(gpu: 
 
 def test_a_gpu_with_too_little_memory_is_told_with_both_numbers(tensorrt: FakeTensorRt) -> None:
     with pytest.raises(DeviceError, match="4096 bytes of memory asked and 1000 free"):
-        tensorrt.open(Scratch(Gpu(1000))).bind(ADDRESSES, SIZES)
+        tensorrt.open(Workspace(Gpu(1000))).bind(ADDRESSES, SIZES)
 
 
-def test_contexts_die_before_their_engine_and_that_before_its_runtime(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+def test_contexts_die_before_their_engine_and_that_before_its_runtime(
+    tensorrt: FakeTensorRt, scratch: Workspace
+) -> None:
     segment = tensorrt.open(scratch)
     bound = [segment.bind(ADDRESSES, SIZES) for _ in range(2)]
     del segment
@@ -116,7 +118,7 @@ def test_contexts_die_before_their_engine_and_that_before_its_runtime(tensorrt: 
     assert found == ["~IExecutionContext", "~IExecutionContext", "~ICudaEngine", "~Runtime"], "the logger lives on"
 
 
-def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     segment = tensorrt.open(scratch)
     tensorrt.fake.on("IExecutionContext.set_input_shape", lambda context, name, shape: False)
     with pytest.raises(DeviceError, match="refused text of shape"):
@@ -135,7 +137,7 @@ def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeT
     ],
 )
 def test_what_tensorrt_refuses_is_said_with_its_last_words(
-    tensorrt: FakeTensorRt, scratch: Scratch, call: str, answer: Any, message: str
+    tensorrt: FakeTensorRt, scratch: Workspace, call: str, answer: Any, message: str
 ) -> None:
     segment = tensorrt.open(scratch)
 
@@ -149,7 +151,7 @@ def test_what_tensorrt_refuses_is_said_with_its_last_words(
 
 
 def test_shapes_that_do_not_go_together_are_said_with_tensorrt_s_last_words(
-    tensorrt: FakeTensorRt, scratch: Scratch
+    tensorrt: FakeTensorRt, scratch: Workspace
 ) -> None:
     segment = tensorrt.open(scratch)
 
@@ -163,7 +165,7 @@ def test_shapes_that_do_not_go_together_are_said_with_tensorrt_s_last_words(
 
 
 def test_a_size_that_the_engine_knows_at_run_time_only_is_no_difference(
-    tensorrt: FakeTensorRt, scratch: Scratch
+    tensorrt: FakeTensorRt, scratch: Workspace
 ) -> None:
     ranks = {tensor.name: len(tensor.shape) for tensor in (*SPEC.inputs, *SPEC.outputs)}
     tensorrt.fake.on("ICudaEngine.get_tensor_shape", lambda engine, name: (-1,) * ranks[name])
@@ -171,7 +173,7 @@ def test_a_size_that_the_engine_knows_at_run_time_only_is_no_difference(
 
 
 def test_an_engine_that_enqueues_nothing_is_an_error_and_not_an_old_answer(
-    tensorrt: FakeTensorRt, scratch: Scratch
+    tensorrt: FakeTensorRt, scratch: Workspace
 ) -> None:
     bound = tensorrt.open(scratch).bind(ADDRESSES, SIZES)
 
@@ -184,7 +186,7 @@ def test_an_engine_that_enqueues_nothing_is_an_error_and_not_an_old_answer(
         bound.enqueue(11)
 
 
-def test_a_plan_that_cannot_be_loaded_is_said_with_its_last_words(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+def test_a_plan_that_cannot_be_loaded_is_said_with_its_last_words(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     def refuse(runtime: Any, plan: bytes) -> None:
         tensorrt.complain("CUDA out of memory")
 
@@ -196,7 +198,7 @@ def test_a_plan_that_cannot_be_loaded_is_said_with_its_last_words(tensorrt: Fake
     assert tensorrt.deaths().count("~Runtime") == 1
 
 
-def test_a_runtime_that_cannot_be_made_is_said_with_its_last_words(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+def test_a_runtime_that_cannot_be_made_is_said_with_its_last_words(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     def refuse(runtime: Any, logger: Any) -> None:
         tensorrt.complain("CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
@@ -215,7 +217,7 @@ def test_a_runtime_that_cannot_be_made_is_said_with_its_last_words(tensorrt: Fak
     ],
 )
 def test_an_engine_of_other_tensors_than_the_manifest_s_is_refused(
-    tensorrt: FakeTensorRt, scratch: Scratch, tensor: TensorSpec, message: str
+    tensorrt: FakeTensorRt, scratch: Workspace, tensor: TensorSpec, message: str
 ) -> None:
     with pytest.raises(BadPackage, match=message):
         tensorrt.open(scratch, replace(SPEC, inputs=(tensor, SPEC.inputs[1])))
@@ -223,7 +225,7 @@ def test_an_engine_of_other_tensors_than_the_manifest_s_is_refused(
 
 @pytest.mark.parametrize(("budget", "capturable"), [(100, False), (1000, True)])
 def test_an_engine_that_streams_its_weights_is_not_captured(
-    tensorrt: FakeTensorRt, scratch: Scratch, budget: int, capturable: bool
+    tensorrt: FakeTensorRt, scratch: Workspace, budget: int, capturable: bool
 ) -> None:
     tensorrt.fake.on("ICudaEngine.streamable_weights_size", lambda engine: 1000)
     tensorrt.fake.on("ICudaEngine.get_weight_streaming_automatic_budget", lambda engine: budget)
@@ -232,7 +234,7 @@ def test_an_engine_that_streams_its_weights_is_not_captured(
     assert streaming < tensorrt.names.index("ICudaEngine.create_execution_context")
 
 
-def test_only_a_version_compatible_engine_may_bring_code_of_its_own(tensorrt: FakeTensorRt, scratch: Scratch) -> None:
+def test_only_a_version_compatible_engine_may_bring_code_of_its_own(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     tensorrt.open(scratch)
     assert "Runtime.engine_host_code_allowed=" not in tensorrt.names
     tensorrt.open(scratch, host_code=True)
@@ -244,7 +246,7 @@ def test_only_a_version_compatible_engine_may_bring_code_of_its_own(tensorrt: Fa
 
 
 def test_a_stripped_engine_takes_its_weights_from_its_graph(
-    tensorrt: FakeTensorRt, scratch: Scratch, tmp_path: Any
+    tensorrt: FakeTensorRt, scratch: Workspace, tmp_path: Any
 ) -> None:
     tensorrt.open(scratch, weights=tmp_path / "encoder.1.onnx")
     assert tensorrt.arguments("OnnxParserRefitter.refit_from_file") == [{"model": str(tmp_path / "encoder.1.onnx")}]

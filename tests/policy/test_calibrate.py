@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
 from ee_export.policy.criteria import CRITERIA
-from ee_export.policy.decide import Rule, score_pages
+from ee_export.policy.decide import ExitRule, score_pages
 from ee_export.policy.metrics import auroc, nll
 
 
@@ -68,10 +68,10 @@ def torn_pages(pages: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def test_failure_prediction_tells_pages_apart_that_are_equally_sure() -> None:
-    plain = [Rule((1.0,) * 3, (0.0,) * 3), Rule((1.0,) * 3, (0.0,) * 3)]
+    plain = [ExitRule((1.0,) * 3, (0.0,) * 3), ExitRule((1.0,) * 3, (0.0,) * 3)]
     logits, targets = torn_pages(400, 0)
     weights = fit_failure_prediction(logits, plain, [[0] * 400] * 2, targets)
-    rules = [Rule(rule.scale, rule.bias, found) for rule, found in zip(plain, weights, strict=True)]
+    rules = [ExitRule(rule.scale, rule.bias, found) for rule, found in zip(plain, weights, strict=True)]
     new, new_targets = torn_pages(400, 1)
     right = new[1].argmax(1) == new_targets
     judged = score_pages(new, rules, "failure_prediction", [[0] * 400] * 2)[1][1]
@@ -82,9 +82,9 @@ def test_failure_prediction_tells_pages_apart_that_are_equally_sure() -> None:
 def test_without_a_single_wrong_page_failure_prediction_keeps_the_order_of_max_probability() -> None:
     rng = np.random.default_rng(6)
     logits = [np.eye(3)[np.arange(30) % 3] * rng.uniform(1, 5, (30, 1))]
-    (weights,) = fit_failure_prediction(logits, [Rule((1.0,) * 3, (0.0,) * 3)], [[5] * 30], np.arange(30) % 3)
+    (weights,) = fit_failure_prediction(logits, [ExitRule((1.0,) * 3, (0.0,) * 3)], [[5] * 30], np.arange(30) % 3)
     scores = [
-        score_pages(logits, [Rule((1.0,) * 3, (0.0,) * 3, weights)], name, [[5] * 30])[1][0]
+        score_pages(logits, [ExitRule((1.0,) * 3, (0.0,) * 3, weights)], name, [[5] * 30])[1][0]
         for name in ("failure_prediction", "max_probability")
     ]
     same_class = np.arange(0, 30, 3)

@@ -73,7 +73,7 @@ def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
     needed = certify.pages_needed(0.03, 0.1)
     assert needed == 76
     assert certify.upper_bound(0, needed, 0.1) <= 0.03 < certify.upper_bound(0, needed - 1, 0.1)
-    with pytest.raises(BadData, match=r"63 pages are too few .* at least 76 are needed, or ask for --epsilon 0\.036"):
+    with pytest.raises(BadData, match=r"63 pages are too few .* at least 76 are needed, or take --epsilon 0\.036"):
         certify.require_pages(63, 0.03, 0.1, "val")
     assert certify.pages_needed(0.03, None) == 33
     assert certify.conformal(np.zeros((1, 33), bool), 0.03) is not None
@@ -83,7 +83,7 @@ def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
 
 
 def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_beyond_its_limits() -> None:
-    candidates = certify.one_threshold([(0.0, 1.0), certify.NEVER, (0.5, 0.9)])
+    candidates = certify.one_threshold([(0.0, 1.0), certify.NO_EXITS, (0.5, 0.9)])
     assert candidates[0] == (None, None, None)
     bars = [bar[0] for bar in candidates[1:] if bar[0] is not None]
     assert len(bars) == len(candidates) - 1

@@ -10,8 +10,8 @@ from scipy.special import log_softmax
 from scipy.stats import entropy as scipy_entropy
 
 from ee_export.errors import BadLogits
-from ee_export.policy.criteria import CRITERIA, Known, failure_prediction, features
-from ee_export.policy.decide import Rule, calibrated, leave_at, limits, score_pages
+from ee_export.policy.criteria import CRITERIA, ExitHistory, failure_prediction, features
+from ee_export.policy.decide import ExitRule, assign_exits, calibrate_logits, limits, score_pages
 
 ONES, ZEROS = [1.0] * 5, [0.0] * 5
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "policy.json").read_text())
@@ -19,27 +19,27 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "policy.json").rea
 
 def test_softmax_equals_scipys() -> None:
     for logits in np.random.default_rng(0).normal(size=(20, 5)) * 30:
-        assert np.allclose(calibrated(logits.tolist(), ONES, ZEROS), np.exp(log_softmax(logits)), atol=1e-12)
+        assert np.allclose(calibrate_logits(logits.tolist(), ONES, ZEROS), np.exp(log_softmax(logits)), atol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(BadLogits, match="not finite"):
-        calibrated([0.0, 1.0, bad], ONES, ZEROS)
+        calibrate_logits([0.0, 1.0, bad], ONES, ZEROS)
 
 
 def test_one_class_is_no_classifier() -> None:
     with pytest.raises(BadLogits, match="at least 2"):
-        calibrated([0.0], ONES, ZEROS)
+        calibrate_logits([0.0], ONES, ZEROS)
 
 
 def test_calibration_is_scale_then_bias() -> None:
-    assert calibrated([2.0, 0.0], [0.5, 0.5], [0.0, 1.0]) == pytest.approx([0.5, 0.5])
+    assert calibrate_logits([2.0, 0.0], [0.5, 0.5], [0.0, 1.0]) == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("name", sorted(set(CRITERIA) - {"gate", "failure_prediction"}))
 def test_every_criterion_is_larger_the_surer_the_page_and_stays_in_0_to_1(name: str) -> None:
-    unsure, sure = Known([[0.25] * 4, [0.25] * 4]), Known([[0.0, 1.0, 0.0, 0.0]] * 2)
+    unsure, sure = ExitHistory([[0.25] * 4, [0.25] * 4]), ExitHistory([[0.0, 1.0, 0.0, 0.0]] * 2)
     low, high = CRITERIA[name](unsure, ()), CRITERIA[name](sure, ())
     assert 0 <= low <= high <= 1
     assert name == "patience" or low < high
@@ -47,23 +47,23 @@ def test_every_criterion_is_larger_the_surer_the_page_and_stays_in_0_to_1(name: 
 
 def test_entropy_is_one_minus_the_normalised_entropy() -> None:
     found = [0.7, 0.2, 0.1]
-    assert CRITERIA["entropy"](Known([found]), ()) == pytest.approx(1 - scipy_entropy(found) / math.log(3))
+    assert CRITERIA["entropy"](ExitHistory([found]), ()) == pytest.approx(1 - scipy_entropy(found) / math.log(3))
 
 
 def test_margin_is_the_gap_between_the_two_largest() -> None:
-    assert CRITERIA["margin"](Known([[0.2, 0.7, 0.1]]), ()) == pytest.approx(0.5)
+    assert CRITERIA["margin"](ExitHistory([[0.2, 0.7, 0.1]]), ()) == pytest.approx(0.5)
 
 
 def test_patience_counts_exits_in_a_row_that_agree() -> None:
     a, b = [0.9, 0.1], [0.1, 0.9]
-    scores = [CRITERIA["patience"](Known(seen), ()) for seen in ([a], [a, a], [b, a, a, a], [a, a, b])]
+    scores = [CRITERIA["patience"](ExitHistory(seen), ()) for seen in ([a], [a, a], [b, a, a, a], [a, a, b])]
     assert scores == pytest.approx([0, 1 / 2, 2 / 3, 0])
 
 
 def test_a_gate_is_what_the_gate_says_calibrated() -> None:
-    assert CRITERIA["gate"](Known([[0.5, 0.5]], gate=0.8), ()) == 0.8
+    assert CRITERIA["gate"](ExitHistory([[0.5, 0.5]], gate=0.8), ()) == 0.8
     logits, gates = [np.zeros((2, 2)), np.zeros((2, 2))], [np.array([[0.0], [2.0]]), None]
-    rules = [Rule((1.0, 1.0), (0.0, 0.0), gate=(0.5, 1.0)), Rule((1.0, 1.0), (0.0, 0.0))]
+    rules = [ExitRule((1.0, 1.0), (0.0, 0.0), gate=(0.5, 1.0)), ExitRule((1.0, 1.0), (0.0, 0.0))]
     scores = score_pages(logits, rules, "gate", [[1, 1]] * 2, gates)[1]
     assert scores[0] == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))])
     assert scores[1] == pytest.approx([0.5, 0.5])
@@ -74,14 +74,14 @@ def test_a_gate_is_what_the_gate_says_calibrated() -> None:
 def test_failure_prediction_sees_what_max_probability_does_not() -> None:
     """Two pages of equal top probability: the exits before agree about one and not about the other."""
     weights = [4.0, 0, 0, 3.0, 0, 0, 0, 0, 0.0]
-    agreeing = Known([[0.9, 0.1], [0.8, 0.2]], tokens=10)
-    torn = Known([[0.1, 0.9], [0.8, 0.2]], tokens=10)
+    agreeing = ExitHistory([[0.9, 0.1], [0.8, 0.2]], tokens=10)
+    torn = ExitHistory([[0.1, 0.9], [0.8, 0.2]], tokens=10)
     assert len(features(agreeing)) == 6 + 2
     assert failure_prediction(agreeing, weights) > failure_prediction(torn, weights)
 
 
 def test_failure_prediction_by_the_log_odds_alone_is_max_probability() -> None:
-    known = Known([[0.85, 0.15]], tokens=3)
+    known = ExitHistory([[0.85, 0.15]], tokens=3)
     assert failure_prediction(known, [4.0] + [0.0] * 8) == pytest.approx(0.85)
 
 
@@ -90,13 +90,13 @@ def test_many_pages_are_scored_as_one_by_one(name: str) -> None:
     rng = np.random.default_rng(3)
     logits = [rng.normal(size=(9, 4)).astype(np.float32) for _ in range(3)]
     weights = tuple(rng.normal(size=11).tolist()) if name == "failure_prediction" else ()
-    rules = [Rule((0.7, 1.0, 1.3, 2.0), (0.0, 0.1, -0.2, 0.0), weights) for _ in range(3)]
+    rules = [ExitRule((0.7, 1.0, 1.3, 2.0), (0.0, 0.1, -0.2, 0.0), weights) for _ in range(3)]
     tokens = [[0] * 9, list(range(9)), list(range(9))]
     probabilities, scores = score_pages(logits, rules, name, tokens)
     for page in range(9):
-        known = Known()
+        known = ExitHistory()
         for at, rule in enumerate(rules):
-            known.probabilities.append(calibrated(logits[at][page].tolist(), rule.scale, rule.bias))
+            known.probabilities.append(calibrate_logits(logits[at][page].tolist(), rule.scale, rule.bias))
             known.tokens = page if at else 0
             assert probabilities[at, page].tolist() == known.probabilities[-1]
             assert scores[at, page] == CRITERIA[name](known, weights)
@@ -105,26 +105,26 @@ def test_many_pages_are_scored_as_one_by_one(name: str) -> None:
 def test_a_page_leaves_at_the_first_exit_whose_score_reaches_its_threshold() -> None:
     scores = np.array([[0.5, 0.9, 0.1], [0.8, 0.0, 0.2], [0.0, 0.0, 0.0]])
     answers = np.zeros((3, 3), int)
-    assert leave_at(scores, [0.9, 0.8], answers).tolist() == [1, 0, 2]
-    assert leave_at(scores, [None, 0.8], answers).tolist() == [1, 2, 2]
-    assert leave_at(scores, [0.0, 0.0], answers).tolist() == [0, 0, 0]
+    assert assign_exits(scores, [0.9, 0.8], answers).tolist() == [1, 0, 2]
+    assert assign_exits(scores, [None, 0.8], answers).tolist() == [1, 2, 2]
+    assert assign_exits(scores, [0.0, 0.0], answers).tolist() == [0, 0, 0]
 
 
 def test_a_threshold_per_class_is_that_of_the_class_answered() -> None:
     scores = np.array([[0.7, 0.7, 0.7], [0.0, 0.0, 0.0]])
     answers = np.array([[0, 1, 2], [0, 0, 0]])
-    assert leave_at(scores, [(0.9, 0.5, None)], answers).tolist() == [1, 0, 1]
+    assert assign_exits(scores, [(0.9, 0.5, None)], answers).tolist() == [1, 0, 1]
     assert limits((0.9, 0.5, None), 3) == (0.9, 0.5, math.inf)
     assert limits(0.4, 2) == (0.4, 0.4)
 
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
 def test_the_vectors_that_every_implementation_of_the_policy_passes(case: dict) -> None:
-    rules = [Rule(exit["scale"], exit["bias"], exit["weights"]) for exit in case["exits"]]
-    known = Known()
+    rules = [ExitRule(exit["scale"], exit["bias"], exit["weights"]) for exit in case["exits"]]
+    known = ExitHistory()
     left = None
     for at, (rule, exit) in enumerate(zip(rules, case["exits"], strict=True)):
-        known.probabilities.append(calibrated(exit["logits"], rule.scale, rule.bias))
+        known.probabilities.append(calibrate_logits(exit["logits"], rule.scale, rule.bias))
         known.tokens = case["tokens"] if exit["after_text"] else 0
         assert known.probabilities[-1] == pytest.approx(exit["probabilities"], abs=1e-9)
         score = CRITERIA[case["criterion"]](known, rule.weights)

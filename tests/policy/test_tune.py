@@ -11,47 +11,47 @@ from hypothesis import strategies as st
 from ee_export.errors import BadRequest
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.decide import Threshold
+from ee_export.policy.pareto_search import search_pareto_front
 from ee_export.policy.tune import (
     KINDS,
-    NOT_ASKED,
+    NOT_EVALUATED,
+    PageScores,
     Point,
-    Scored,
-    careful,
+    certificate_candidates,
     cheapest,
     evaluate,
-    frontier,
+    lossless_thresholds,
     most_accurate,
-    worth_asking,
 )
 
 
 @st.composite
-def seen(draw) -> Scored:
+def seen(draw) -> PageScores:
     exits, pages = draw(st.integers(2, 4)), draw(st.integers(2, 9))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     cost = np.cumsum(rng.uniform(0.1, 3, (exits, 1)) * np.ones((1, pages)), axis=0)
     answers = (rng.random((exits, pages)) < 0.3).astype(int)
-    return Scored(rng.random((exits, pages)).round(2), answers, np.zeros(pages, int), cost)
+    return PageScores(rng.random((exits, pages)).round(2), answers, np.zeros(pages, int), cost)
 
 
-def lost(pages: Scored, exits: np.ndarray) -> np.ndarray:
+def lost(pages: PageScores, exits: np.ndarray) -> np.ndarray:
     """Pages that leave with a wrong answer where ``final`` is right."""
     found: np.ndarray = pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]
     return found
 
 
-def harmed(pages: Scored, thresholds: Sequence[Threshold]) -> int:
+def harmed(pages: PageScores, thresholds: Sequence[Threshold]) -> int:
     """How many are lost."""
     return int(lost(pages, evaluate(pages, thresholds).exits).sum())
 
 
-def everything(pages: Scored) -> list[tuple[float | None, ...]]:
+def everything(pages: PageScores) -> list[tuple[float | None, ...]]:
     return list(itertools.product(*[[None, *np.unique(scores)] for scores in pages.scores[:-1]]))
 
 
 @given(seen(), st.sampled_from(KINDS))
-def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: Scored, kind: str) -> None:
-    thresholds = careful(pages, kind=kind)
+def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: PageScores, kind: str) -> None:
+    thresholds = lossless_thresholds(pages, kind=kind)
     full, found = evaluate(pages, [None] * (len(pages.scores) - 1)), evaluate(pages, thresholds)
     assert harmed(pages, thresholds) == 0
     assert found.accuracy >= full.accuracy
@@ -59,24 +59,24 @@ def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: Sc
 
 
 @given(seen())
-def test_one_exit_is_tuned_as_well_as_by_trying_everything(pages: Scored) -> None:
-    two = Scored(pages.scores[[0, -1]], pages.answers[[0, -1]], pages.targets, pages.cost_ms[[0, -1]])
+def test_one_exit_is_tuned_as_well_as_by_trying_everything(pages: PageScores) -> None:
+    two = PageScores(pages.scores[[0, -1]], pages.answers[[0, -1]], pages.targets, pages.cost_ms[[0, -1]])
     bars = [None, *np.nextafter(two.scores[0], 2.0).tolist()]
     lowest = min(evaluate(two, [bar]).mean_cost_ms for bar in bars if not harmed(two, [bar]))
-    assert evaluate(two, careful(two)).mean_cost_ms == pytest.approx(lowest)
+    assert evaluate(two, lossless_thresholds(two)).mean_cost_ms == pytest.approx(lowest)
 
 
 def test_an_exit_that_was_never_wrong_is_not_trusted_with_its_least_certain_page() -> None:
     scores = np.array([[0.4, 0.7, 0.9], [1, 1, 1]])
-    pages = Scored(scores, np.zeros((2, 3), int), np.zeros(3, int), np.array([[1.0] * 3, [9.0] * 3]))
-    assert evaluate(pages, careful(pages)).exits.tolist() == [1, 0, 0]
+    pages = PageScores(scores, np.zeros((2, 3), int), np.zeros(3, int), np.array([[1.0] * 3, [9.0] * 3]))
+    assert evaluate(pages, lossless_thresholds(pages)).exits.tolist() == [1, 0, 0]
 
 
 def test_a_margin_asks_for_more_certainty_than_any_wrong_page_had() -> None:
     scores = np.array([[0.6, 0.7, 0.9], [1, 1, 1]])
     answers = np.array([[1, 0, 0], [0, 0, 0]])
-    pages = Scored(scores, answers, np.zeros(3, int), np.array([[1.0] * 3, [9.0] * 3]))
-    (bare,), (wide,) = careful(pages), careful(pages, margin=0.5)
+    pages = PageScores(scores, answers, np.zeros(3, int), np.array([[1.0] * 3, [9.0] * 3]))
+    (bare,), (wide,) = lossless_thresholds(pages), lossless_thresholds(pages, margin=0.5)
     assert bare == pytest.approx(0.6, abs=1e-6)
     assert wide == pytest.approx(0.8, abs=1e-6)
 
@@ -84,16 +84,18 @@ def test_a_margin_asks_for_more_certainty_than_any_wrong_page_had() -> None:
 def test_a_class_that_is_never_mistaken_may_leave_earlier_than_one_that_is() -> None:
     scores = np.array([[0.5, 0.9, 0.9, 0.95], [1, 1, 1, 1]])
     answers = np.array([[0, 0, 1, 1], [0, 0, 0, 1]])
-    pages = Scored(scores, answers, np.array([0, 0, 0, 1]), np.array([[1.0] * 4, [9.0] * 4]))
-    assert evaluate(pages, careful(pages)).exits.tolist() == [1, 1, 1, 0]
-    assert evaluate(pages, careful(pages, kind="per_class")).exits.tolist() == [1, 0, 1, 0]
+    pages = PageScores(scores, answers, np.array([0, 0, 0, 1]), np.array([[1.0] * 4, [9.0] * 4]))
+    assert evaluate(pages, lossless_thresholds(pages)).exits.tolist() == [1, 1, 1, 0]
+    assert evaluate(pages, lossless_thresholds(pages, kind="per_class")).exits.tolist() == [1, 0, 1, 0]
     with pytest.raises(BadRequest, match=r"unknown kind of thresholds 'per_clas': .*did you mean per_class"):
-        careful(pages, kind="per_clas")
+        lossless_thresholds(pages, kind="per_clas")
 
 
 @given(seen(), st.sampled_from([0.0, 0.2]))
-def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_lost(pages: Scored, most: float) -> None:
-    candidates, cost = worth_asking(pages, lost, most, 0.5)
+def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_lost(
+    pages: PageScores, most: float
+) -> None:
+    candidates, cost = certificate_candidates(pages, lost, most, 0.5)
     assert set(candidates[0]) == {None}
     for candidate in candidates:
         assert harmed(pages, candidate) <= most * len(pages.targets)
@@ -106,8 +108,8 @@ def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_l
 
 
 @given(seen())
-def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_another(pages: Scored) -> None:
-    points = frontier(pages)
+def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_another(pages: PageScores) -> None:
+    points = search_pareto_front(pages)
     for point in points:
         found = evaluate(pages, point.thresholds)
         assert (found.accuracy, found.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
@@ -117,8 +119,8 @@ def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_
 
 
 @given(seen())
-def test_the_frontier_is_within_a_percent_of_trying_everything(pages: Scored) -> None:
-    points = frontier(pages)
+def test_the_frontier_is_within_a_percent_of_trying_everything(pages: PageScores) -> None:
+    points = search_pareto_front(pages)
     for thresholds in everything(pages):
         found = evaluate(pages, thresholds)
         assert cheapest(points, found.accuracy).mean_cost_ms <= found.mean_cost_ms * 1.01
@@ -130,8 +132,8 @@ def test_the_frontier_is_nowhere_beaten_by_random_mixtures(seed: int) -> None:
     sure = rng.normal(size=(5, 80)) + np.linspace(0, 2, 5)[:, None]
     answers = (sure + rng.normal(size=sure.shape) < 0).astype(int)
     cost = np.cumsum(rng.uniform(1, 3, (5, 80)), axis=0)
-    pages = Scored(1 / (1 + np.exp(-sure)), answers, np.zeros(80, int), cost)
-    points = frontier(pages)
+    pages = PageScores(1 / (1 + np.exp(-sure)), answers, np.zeros(80, int), cost)
+    points = search_pareto_front(pages)
     for point in random_mixtures(pages, 20_000, seed):
         assert cheapest(points, point.accuracy).mean_cost_ms <= point.mean_cost_ms + 1e-9
     heuristic = accuracy_and_calibration(pages)
@@ -139,8 +141,8 @@ def test_the_frontier_is_nowhere_beaten_by_random_mixtures(seed: int) -> None:
 
 
 def test_a_model_without_exits_has_one_point() -> None:
-    pages = Scored(np.ones((1, 4)), np.zeros((1, 4), int), np.array([0, 0, 0, 1]), np.full((1, 4), 5.0))
-    assert frontier(pages) == [Point((), 0.75, 5.0)]
+    pages = PageScores(np.ones((1, 4)), np.zeros((1, 4), int), np.array([0, 0, 0, 1]), np.full((1, 4), 5.0))
+    assert search_pareto_front(pages) == [Point((), 0.75, 5.0)]
 
 
 POINTS = [Point((0.5,), 0.90, 2.0), Point((0.7,), 0.95, 4.0), Point((None,), 0.97, 9.0)]
@@ -159,33 +161,35 @@ def test_a_wish_that_no_thresholds_fulfil_is_refused_with_what_there_is() -> Non
         most_accurate(POINTS, 1.0)
 
 
-def not_asked(pages: Scored, exit: int) -> Scored:
+def not_asked(pages: PageScores, exit: int) -> PageScores:
     """The same pages with an exit at which none can leave."""
     scores = pages.scores.copy()
-    scores[exit] = NOT_ASKED
-    return Scored(scores, pages.answers, pages.targets, pages.cost_ms)
+    scores[exit] = NOT_EVALUATED
+    return PageScores(scores, pages.answers, pages.targets, pages.cost_ms)
 
 
 @given(seen())
-def test_an_exit_that_is_not_asked_gets_no_threshold_and_changes_no_other_point(pages: Scored) -> None:
-    without = Scored(pages.scores[1:], pages.answers[1:], pages.targets, pages.cost_ms[1:])
-    found = frontier(not_asked(pages, 0))
+def test_an_exit_that_is_not_asked_gets_no_threshold_and_changes_no_other_point(pages: PageScores) -> None:
+    without = PageScores(pages.scores[1:], pages.answers[1:], pages.targets, pages.cost_ms[1:])
+    found = search_pareto_front(not_asked(pages, 0))
     assert {point.thresholds[0] for point in found} == {None}
-    figures = [[(point.accuracy, point.mean_cost_ms) for point in points] for points in (found, frontier(without))]
+    figures = [
+        [(point.accuracy, point.mean_cost_ms) for point in points] for points in (found, search_pareto_front(without))
+    ]
     assert np.array(figures[0]) == pytest.approx(np.array(figures[1]))
-    assert careful(not_asked(pages, 0))[0] is None
+    assert lossless_thresholds(not_asked(pages, 0))[0] is None
 
 
 def test_the_local_search_leaves_an_exit_that_is_not_asked_alone() -> None:
     rng = np.random.default_rng(0)
     sure = rng.normal(size=(6, 60))
-    pages = Scored(
+    pages = PageScores(
         1 / (1 + np.exp(-sure)),
         (sure + rng.normal(size=sure.shape) < 0).astype(int),
         np.zeros(60, int),
         np.cumsum(rng.uniform(1, 3, (6, 60)), axis=0),
     )
-    for point in frontier(not_asked(pages, 2)):
+    for point in search_pareto_front(not_asked(pages, 2)):
         assert point.thresholds[2] is None
         found = evaluate(not_asked(pages, 2), point.thresholds)
         assert (found.accuracy, found.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))

@@ -149,7 +149,9 @@ def leaving_at(chain: Chain, name: str, asked: tuple[str, ...] = ()) -> Chain:
 def test_exits_on_a_part_of_the_text_equal_the_unmodified_model(banded: tuple[Path, Package]) -> None:
     model = checkpoint.make_parted_model(checkpoint.load(banded[0])[0])
     assert banded[1].manifest.page_encoding().bands == (25, 60)
-    differences = equality.largest_differences(model, load_package(banded[1]).logits, equality.cases(model, seed=5))
+    differences = equality.largest_differences(
+        model, load_package(banded[1]).logits, equality.make_cases(model, seed=5)
+    )
     assert set(differences) == {*EXITS, "final"}
     assert max(differences.values()) <= 2e-4, differences
 

@@ -34,7 +34,7 @@ def test_a_changed_weight_is_found_by_the_proof(tiny_package: Package, tiny_chec
     differences = equality.largest_differences(changed, load_package(tiny_package).logits, equality.cases(changed)[:3])
     assert differences["encoder.1"] <= 2e-4
     with pytest.raises(NotEqual, match=r"exit 'encoder\.2'.*nothing was written"):
-        equality.require(differences, 2e-4)
+        equality.require_equal(differences, 2e-4)
 
 
 def test_graphs_are_valid_typed_and_anonymous(tiny_package: Package) -> None:

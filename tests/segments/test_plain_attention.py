@@ -13,7 +13,7 @@ from ee_export.package.store import open_package
 from ee_export.runtime.ort import available_threads, open_session
 from ee_export.segments.export import check_graph
 from ee_export.segments.join import load
-from ee_export.segments.plain_attention import one_output, plain
+from ee_export.segments.plain_attention import drop_extra_outputs, expand_attention
 
 HEADS, SIZE = 4, 8
 
@@ -51,7 +51,7 @@ def test_it_gives_what_the_operator_gives(batch: int, length: int, options: dict
     }
     if "bias" in inputs:
         inputs["bias"][:, :, :, length // 2 + 1 :] = np.finfo(np.float32).min
-    changed = plain(model)
+    changed = expand_attention(model)
     check_graph(changed, "plain")
     assert "Attention" not in {node.op_type for node in changed.graph.node}
     assert np.abs(run(changed, inputs) - run(model, inputs)).max() <= 1e-5
@@ -68,24 +68,24 @@ def test_the_sample_s_segments_are_equal_either_way(sample: Path) -> None:
     }
     before, after = (
         open_session(graph.SerializeToString(), available_threads()).run(None, inputs)[0]
-        for graph in (model, plain(model))
+        for graph in (model, expand_attention(model))
     )
     assert np.abs(before - after).max() <= 1e-5
 
 
 def test_queries_are_scaled_before_the_product() -> None:
-    nodes = {node.name.split("/")[1]: node for node in plain(attention()).graph.node}
+    nodes = {node.name.split("/")[1]: node for node in expand_attention(attention()).graph.node}
     assert nodes["scores"].input[0] == nodes["scaled"].output[0]
     assert nodes["shares"].input[0] == nodes["biased"].output[0]
 
 
 def test_the_operator_names_no_output_but_the_first() -> None:
-    (node,) = one_output(attention(outputs=3)).graph.node
+    (node,) = drop_extra_outputs(attention(outputs=3)).graph.node
     assert list(node.output) == ["context"]
     model = attention(outputs=4)
     model.graph.output.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", HEADS, "L", "L"]))
     with pytest.raises(NotEqual, match="Attention 'attend': its output 'scores' is read"):
-        one_output(model)
+        drop_extra_outputs(model)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ def test_the_operator_names_no_output_but_the_first() -> None:
 )
 def test_what_plain_nodes_do_not_do_is_refused(options: dict, message: str) -> None:
     with pytest.raises(NotEqual, match=f"Attention 'attend': {message}.*take attention = \"operator\""):
-        plain(attention(**options))
+        expand_attention(attention(**options))
 
 
 def test_heads_of_unknown_size_are_refused() -> None:
     model = attention()
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
     with pytest.raises(NotEqual, match="the width of its query is not known"):
-        plain(model)
+        expand_attention(model)

@@ -19,7 +19,7 @@ from ee_export.runtime.load import load_package
 from ee_export.runtime.ort import OrtSegment, available_threads, open_session
 from ee_export.segments import equality, qdq
 from ee_export.segments.export import check_graph
-from ee_export.segments.plain_attention import one_output, plain
+from ee_export.segments.plain_attention import drop_extra_outputs, expand_attention
 from ee_export.segments.precision import cast_graph
 from ee_export.segments.prepare import prepare_segments
 from ee_export.verify import golden
@@ -178,7 +178,7 @@ def test_every_trunk_is_cast(kind: str, tmp_path_factory: pytest.TempPathFactory
     package = exported(kind, tmp_path_factory)
     segments = package.target("cpu-fp32").segments
     graphs = [onnx.load(package.path / segment.file) for segment in segments]
-    for form in (plain, one_output):
+    for form in (expand_attention, drop_extra_outputs):
         state = {name: value.numpy() for name, value in inputs.items()}
         for segment, graph in zip(segments, graphs, strict=True):
             cast = cast_graph(form(graph), "fp16", FLOAT32_PARTS)

@@ -18,11 +18,11 @@ from ee_export.package.manifest import OperatingPoint, SegmentSpec, Target, Tens
 from ee_export.package.recipe import Int8, TargetRecipe
 from ee_export.package.store import Package, open_package
 from ee_export.runtime.ort import OrtSegment, available_threads
-from ee_export.runtime.plan import make_plan, rules
+from ee_export.runtime.plan import make_plan, make_rules
 from ee_export.segments import equality, weights
 from ee_export.segments.export import check_graph
-from ee_export.segments.prepare import prepare_segments, recomputable
-from ee_export.segments.recompute import alone, recompute
+from ee_export.segments.prepare import find_recomputations, prepare_segments
+from ee_export.segments.recompute import extract_recomputations, recompute
 from ee_export.verify import golden
 from tests.conftest import random_model, tiny_config
 from tests.model.test_families import exported
@@ -130,7 +130,7 @@ def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> No
         plan = make_plan(package.manifest, target, point)
         # What a stretch carries differs: that is what recomputing changes.
         stretches = [each._replace(carried=frozenset()) for each in plan.stretches(every_step=False)]
-        found.append(([rule.reads for rule in rules(package.manifest, target, {})], stretches))
+        found.append(([rule.reads for rule in make_rules(package.manifest, target, {})], stretches))
     assert found[0] == found[1]
 
 
@@ -142,7 +142,7 @@ def test_a_model_without_such_a_bias_says_so_where_it_is_asked_and_is_as_it_was_
     with pytest.raises(BadRequest, match=r't: bias: this model passes none on .*; set bias = "carried"'):
         prepare_segments(package, replace(FP16, bias="recomputed"), tmp_path / "recomputed")
     assert not (tmp_path / "recomputed").exists()
-    assert recomputable(package, FP16) == []
+    assert find_recomputations(package, FP16) == []
     auto, carried = (prepare_segments(package, replace(FP16, bias=way), tmp_path / way) for way in ("auto", "carried"))
     assert auto == carried
 
@@ -232,7 +232,7 @@ def test_any_square_state_of_integers_is_found_and_sizes_are_read_of_the_integer
     made = ReferenceEvaluator(graphs[0]).run(None, given)
     assert isinstance(made, list)
     wanted = ReferenceEvaluator(graphs[1]).run(None, {"seen": given["seen"], "apart": made[1]})
-    (own,) = alone(graphs[0], specs[0])
+    (own,) = extract_recomputations(graphs[0], specs[0])
     assert own.inputs == (PLACES,) and own.tensor == APART
     assert (np.asarray(ReferenceEvaluator(own.graph).run(None, {"places": given["places"]})) == made[1]).all()
 

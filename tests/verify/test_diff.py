@@ -16,7 +16,7 @@ from ee_export.package.manifest import Manifest
 from ee_export.package.store import open_package
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
-from ee_export.runtime.plan import leaving_at
+from ee_export.runtime.plan import make_exit_point
 from ee_export.verify.agreement import compare_pages, find_labelled
 from ee_export.verify.difference import GROUPS, find_differences
 from tests.conftest import run_command
@@ -146,7 +146,7 @@ def test_a_page_that_one_package_alone_cannot_answer_has_a_row_of_its_own(
     image = next(path for path in sorted((pages_folder / "receipt").iterdir()) if path.suffix != ".json")
     bare = Path(shutil.copy(image, tmp_path / f"bare{image.suffix}"))  # without its words
     whole = load_package(open_package(sample))
-    by_sight = whole.with_point(leaving_at(whole.exits, "vision"))
+    by_sight = whole.with_point(make_exit_point(whole.exits, "vision"))
     paths = find_labelled(tmp_path, whole.labels, Skipped(), words_alone=False)
     assert paths == [(bare, None)]
     found = compare_pages(by_sight, whole, paths, None, lambda done, total: None)

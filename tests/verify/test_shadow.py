@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_refused_before_any_page_is_answered(
 
 def test_in_python_one_function_compares_a_page(sample: Path, pages: Path) -> None:
     full = load(sample, operating_point="full")
-    early = full.with_point(leaving_at(full.exits, "vision"))
+    early = full.with_point(make_exit_point(full.exits, "vision"))
     page = read_page(next(path for path in sorted(pages.iterdir()) if path.stem == "receipt"))
     assert compare_with_shadow(page, full.predict(page), full) is None
     row = compare_with_shadow(page, early.predict(page), full)

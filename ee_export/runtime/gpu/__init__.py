@@ -1,1 +1,1 @@
-"""Segments, decisions and chains on an NVIDIA GPU; nothing here imports CUDA until it is asked to run there."""
+"""Segments, decisions and chains on an NVIDIA GPU. Nothing here imports CUDA before it runs on a GPU."""

@@ -1,4 +1,4 @@
-"""Arrays in device memory, to and from other libraries without a copy: DLPack and ``__cuda_array_interface__`` (version 3)."""
+"""Exchange arrays in device memory with other libraries without a copy: DLPack and ``__cuda_array_interface__`` (version 3)."""
 
 import ctypes
 from collections.abc import Callable
@@ -48,7 +48,7 @@ _DELETER = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Managed))
 _Managed._fields_ = [("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _DELETER)]
 
 _DESTRUCTOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-# A destructor gets a capsule whose count is zero: it must be handled by its address, and never become a Python object.
+# A destructor gets a capsule whose count is zero. It must be handled by its address, and never become a Python object.
 _name_of = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(("PyCapsule_GetName", ctypes.pythonapi))
 _pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
@@ -63,9 +63,10 @@ _new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, cty
 
 @dataclass(frozen=True, slots=True)
 class DeviceArray:
-    """A contiguous array in device memory, which whoever gave it owns; torch, CuPy and others take it as it is.
+    """A contiguous array in device memory, which torch, CuPy and other libraries take without a copy.
 
-    ``owner`` is kept alive by it. ``ready``: called with a consumer's stream, so that work there waits for what fills the array.
+    ``owner``: owns the memory, and lives as long as the array. ``ready``: called with a consumer's stream, so that work there
+    waits for the work that fills the array.
     """
 
     address: int
@@ -100,7 +101,7 @@ class DeviceArray:
         return self.device_type, self.device
 
     def __dlpack__(self, *, stream: int | None = None, **_: object) -> Any:
-        """A capsule for ``from_dlpack``; work on ``stream`` (1, and ``None``: the legacy default) waits for the array, −1: nothing does."""
+        """A capsule for ``from_dlpack``. Work on ``stream`` (1 and ``None``: the legacy default) waits for the array, except for −1."""
         if self.ready is not None and stream != -1:
             self.ready(1 if stream is None else stream)
         held = _Managed()
@@ -116,7 +117,7 @@ class DeviceArray:
 
 
 _lent: dict[int, tuple[_Managed, object, DeviceArray]] = {}
-"""What other libraries hold, by the address of its DLManagedTensor."""
+"""Arrays that other libraries hold, by the address of their DLManagedTensor."""
 
 
 @_DELETER
@@ -126,7 +127,7 @@ def _delete(managed: Any) -> None:
 
 @_DESTRUCTOR
 def _destroy(capsule: int) -> None:
-    if _name_of(capsule) == _NAME:  # nobody took it
+    if _name_of(capsule) == _NAME:  # no library took it
         _lent.pop(_pointer_of(capsule, _NAME), None)
 
 
@@ -142,7 +143,7 @@ def item_size(dtype: str) -> int:
     """Bytes of one value.
 
     Raises:
-        BadRequest: a dtype that no tensor has.
+        BadRequest: no tensor has this dtype.
     """
     if dtype not in DLPACK:
         raise BadRequest(f"dtype {dtype}: expected one of {', '.join(DLPACK)}")
@@ -150,17 +151,17 @@ def item_size(dtype: str) -> int:
 
 
 def is_device_array(value: object) -> bool:
-    """Whether a value says that it lies in a GPU's memory."""
+    """True for an array in a GPU's memory."""
     if hasattr(value, "__dlpack_device__"):
         return bool(value.__dlpack_device__()[0] == CUDA)
     return hasattr(value, "__cuda_array_interface__")
 
 
 def view_of(value: Any, stream: int, name: str) -> DeviceArray:
-    """A device array of another library, with no copy.
+    """View a device array of another library without a copy.
 
-    By DLPack, whose producer is told to make ``stream`` wait for the values; else by ``__cuda_array_interface__``, where the result's
-    ``stream`` is what must be waited for.
+    With DLPack, the producer makes ``stream`` wait for the values. With ``__cuda_array_interface__``, the caller must wait for the
+    result's ``stream``.
 
     Args:
         value: any contiguous array that :func:`is_device_array` accepts.
@@ -168,7 +169,7 @@ def view_of(value: Any, stream: int, name: str) -> DeviceArray:
         name: of the input, for messages.
 
     Raises:
-        BadRequest: it is not contiguous, or of a dtype that no tensor has, or wants a gradient.
+        BadRequest: it is not contiguous, has a dtype that no tensor has, or requires a gradient.
     """
     if hasattr(value, "__dlpack__"):
         try:
@@ -178,21 +179,21 @@ def view_of(value: Any, stream: int, name: str) -> DeviceArray:
         tensor = _Managed.from_address(_read(capsule, _NAME)).tensor
         shape = tuple(tensor.shape[: tensor.ndim])
         strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
-        dtype = next((known for known, kind in DLPACK.items() if kind == (tensor.code, tensor.bits)), "unknown")
-        found = DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, dtype, tensor.device_id, (value, capsule))
+        dtype = next((name for name, kind in DLPACK.items() if kind == (tensor.code, tensor.bits)), "unknown")
+        view = DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, dtype, tensor.device_id, (value, capsule))
     else:
-        told = value.__cuda_array_interface__
-        shape, strides = tuple(told["shape"]), told.get("strides")
-        kind = (_CODES.get(told["typestr"][1]), 8 * int(told["typestr"][2:]))
-        dtype = next((known for known, kinds in DLPACK.items() if kinds == kind), "unknown")
+        interface = value.__cuda_array_interface__
+        shape, strides = tuple(interface["shape"]), interface.get("strides")
+        kind = (_CODES.get(interface["typestr"][1]), 8 * int(interface["typestr"][2:]))
+        dtype = next((name for name, kinds in DLPACK.items() if kinds == kind), "unknown")
         if strides is not None:
             strides = tuple(step // max(1, kind[1] // 8) for step in strides)
-        found = DeviceArray(told["data"][0], shape, dtype, owner=value, stream=told.get("stream"))
+        view = DeviceArray(interface["data"][0], shape, dtype, owner=value, stream=interface.get("stream"))
     if dtype == "unknown":
         raise BadRequest(f"{name}: a dtype that no input has; expected one of {', '.join(DLPACK)}")
     if strides is not None and not _contiguous(shape, strides):
         raise BadRequest(f"{name}: strides {strides} are not those of a contiguous {shape}; make it contiguous")
-    return found
+    return view
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

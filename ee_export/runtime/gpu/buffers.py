@@ -1,8 +1,7 @@
-"""A chain's tensors in device memory: made once, at fixed addresses, for the largest batch and length."""
+"""A chain's tensors in device memory, allocated once, at fixed addresses, for the largest batch and length."""
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,76 +10,19 @@ from ee_export.errors import BadRequest
 from ee_export.package.manifest import TensorSpec, gate_name
 from ee_export.runtime.gpu.arrays import DeviceArray, is_device_array, item_size, size_of, view_of
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.memory import Memory, host_array
+from ee_export.runtime.gpu.memory import Allocation, host_array
 from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
+from ee_export.runtime.gpu.sizes import Sizes, has_length, shape_of
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What a chain is made for.
+class PinnedStaging:
+    """Pinned memory through which host arrays are copied to tensors in device memory, with padding.
 
-    ``batches``, ``lengths``: rising numbers of pages and of text tokens (``T``); a batch runs in the least that holds it, its last
-    rows and tokens unused. ``lengths`` is empty where no segment has ``T``. ``visual``: visual tokens, ``L`` − ``T``. ``padding``: of
-    the inputs that have ``T``, what fills a page's unused tokens; 0 where not said.
-    """
-
-    batches: tuple[int, ...]
-    lengths: tuple[int, ...] = ()
-    visual: int = 0
-    padding: Mapping[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        for what, numbers in (("batches", self.batches), ("lengths", self.lengths)):
-            if list(numbers) != sorted(set(numbers)) or any(number < 1 for number in numbers):
-                raise BadRequest(f"{what} are {numbers}; expected rising numbers, 1 or more")
-        if not self.batches:
-            raise BadRequest("no batch sizes; expected at least one")
-
-    def batch(self, rows: int) -> int:
-        """The least batch size that holds so many pages; raises BadRequest, naming the limit, where none does."""
-        return _least(self.batches, rows, "pages")
-
-    def length(self, tokens: int) -> int:
-        """The least length that holds so many text tokens; raises BadRequest, naming the limit, where none does."""
-        return _least(self.lengths, tokens, "text tokens")
-
-    def axes(self, rows: int, tokens: int) -> dict[str, int]:
-        """What ``B``, ``T`` and ``L`` stand for."""
-        return {"B": rows, "T": tokens, "L": tokens + self.visual}
-
-    def most_bytes(self, spec: TensorSpec) -> int:
-        """Bytes of a tensor for the largest batch and length."""
-        most = self.axes(self.batches[-1], self.lengths[-1] if self.lengths else 0)
-        return size_of(shape_of(spec, most), spec.dtype)
-
-
-def _least(numbers: Sequence[int], wanted: int, what: str) -> int:
-    for number in numbers:
-        if number >= wanted:
-            return number
-    raise BadRequest(
-        f"{wanted} {what}: this chain was opened for {numbers[-1] if numbers else 0} at most; open it for more"
-    )
-
-
-def shape_of(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """A tensor's shape with numbers for its symbolic axes."""
-    return tuple(axis if isinstance(axis, int) else axes[axis] for axis in spec.shape)
-
-
-def has_length(spec: TensorSpec) -> bool:
-    """Whether a tensor's shape depends on the text's length."""
-    return "T" in spec.shape or "L" in spec.shape
-
-
-class Staging:
-    """Pinned memory through which host arrays come to tensors in device memory, padded on the way.
-
-    ``inputs``: the tensors that come so; ``addresses``: where they lie, each as large as ``sizes`` allow.
+    ``inputs``: the tensors to fill. ``addresses``: their addresses, each with the memory of the largest of ``sizes``.
     """
 
     def __init__(
-        self, memory: Memory, inputs: Sequence[TensorSpec], sizes: Sizes, addresses: Mapping[str, int]
+        self, memory: Allocation, inputs: Sequence[TensorSpec], sizes: Sizes, addresses: Mapping[str, int]
     ) -> None:
         self._memory = memory
         self._specs = {spec.name: spec for spec in inputs}
@@ -90,11 +32,11 @@ class Staging:
         self._read = memory.event()
 
     def wait(self) -> None:
-        """Block until pinned memory, and whatever else was being copied, is read."""
+        """Block until the copies before have read the pinned memory."""
         self._memory.device.wait(self._read)
 
     def put(self, arrays: Mapping[str, np.ndarray], rows: int, tokens: int) -> None:
-        """Append copies to the stream, after :meth:`wait`; the arrays may be changed at once."""
+        """Append copies to the stream, after :meth:`wait`. The caller may change the arrays at once."""
         device, stream = self._memory.device, self._memory.stream
         for name, given in arrays.items():
             spec = self._specs[name]
@@ -107,12 +49,13 @@ class Staging:
         device.record(self._read, stream)
 
 
-class Buffers:
-    """The tensors of a chain's segments, and the pinned memory through which inputs come.
+class TensorArena:
+    """The tensors of a chain's segments, and the pinned memory through which inputs are copied.
 
-    A tensor for fewer pages or tokens begins at the same address, so that graphs and bound segments never change. Tensors between
-    segments share memory where their lives do not overlap (integers excepted: an unused row would hold nonsense as an index): the
-    hidden states of a row of layers alternate between two places. Rows are packed in place. All memory is zero at first.
+    A tensor for fewer pages or tokens begins at the same address, so that graphs and bound segments never change. Float tensors
+    between segments share memory if their lives do not overlap, so that the hidden states of a row of layers alternate between
+    two places. Integers do not share, because an unused row would hold random indices. Rows are packed in place. All memory is
+    zero at first.
     """
 
     def __init__(
@@ -125,7 +68,7 @@ class Buffers:
         _require_pages_first(self.specs.values())
         made = {spec.name for segment in segments for spec in segment.outputs}
         self.inputs = tuple(name for name in self.specs if name not in made)
-        self._needed = _needed(segments)
+        self._needed = _read_later(segments)
         self._bound: dict[tuple[int, int, int], BoundSegment] = {}
         self._copied: list[DeviceArray] = []
         self._own_stream: int | None = None
@@ -133,7 +76,7 @@ class Buffers:
             if stream is None:
                 stream = self._own_stream = device.create_stream()
             self.stream = stream
-            self.memory = Memory(device, stream)
+            self.memory = Allocation(device, stream)
         try:
             with device.current():
                 self._allocate()
@@ -147,7 +90,7 @@ class Buffers:
         place_of, places = _places(self.segments, self.inputs, bytes_of)
         addresses = [memory.allocate(size) for size in places]
         self.addresses = {name: addresses[place] for name, place in place_of.items()}
-        self._staging = Staging(memory, [self.specs[name] for name in self.inputs], self.sizes, self.addresses)
+        self._staging = PinnedStaging(memory, [self.specs[name] for name in self.inputs], self.sizes, self.addresses)
         self.device.synchronize(self.stream)
 
     def logits(self, step: int) -> str:
@@ -155,12 +98,12 @@ class Buffers:
         return self.segments[step].outputs[0].name
 
     def gate(self, step: int) -> str | None:
-        """Name of a segment's go/stop logit, where its exit has a gate."""
+        """Name of a segment's go/stop logit, ``None`` if its exit has no gate."""
         name = gate_name(self.segments[step].exit)
         return name if any(spec.name == name for spec in self.segments[step].outputs) else None
 
-    def live(self, step: int, end: int) -> list[str]:
-        """What is packed after ``step`` in a stretch up to ``end``: what later segments read and is there by now, inputs included."""
+    def to_pack(self, step: int, end: int) -> list[str]:
+        """Tensors to pack after ``step`` in a stretch up to ``end``: those that later segments read, inputs included."""
         there = {spec.name for segment in self.segments[: step + 1] for spec in segment.outputs}
         there |= {spec.name for segment in self.segments[:end] for spec in segment.inputs if spec.name in self.inputs}
         return [name for name in self.specs if name in there and name in self._needed[step]]
@@ -171,12 +114,12 @@ class Buffers:
         return size_of(shape_of(spec, self.sizes.axes(1, tokens)), spec.dtype)
 
     def reads_length(self, first: int, end: int) -> bool:
-        """Whether the shape of anything that these segments touch depends on the text's length."""
+        """True if the shape of any input or output of these segments depends on the text's length."""
         touched = (spec for segment in self.segments[first:end] for spec in (*segment.inputs, *segment.outputs))
         return any(has_length(spec) for spec in touched)
 
-    def bound(self, step: int, batch: int, tokens: int) -> BoundSegment:
-        """A segment over these tensors, for one of the batch sizes and lengths; bound once.
+    def bind(self, step: int, batch: int, tokens: int) -> BoundSegment:
+        """Bind a segment to these tensors, for one of the batch sizes and lengths. Each is bound once.
 
         Raises:
             BadRequest: no profile of the segment holds such sizes.
@@ -191,20 +134,20 @@ class Buffers:
         return self._bound[key]
 
     def tokens_of(self, inputs: Mapping[str, object]) -> int | None:
-        """Text tokens of the longest of some inputs; ``None`` where none of them has any."""
-        found = [
+        """Text tokens of the longest of some inputs, ``None`` if none of them has any."""
+        lengths = [
             _shape(value)[self.specs[name].shape.index("T")]
             for name, value in inputs.items()
             if name in self.specs and "T" in self.specs[name].shape
         ]
-        return max(found, default=None)
+        return max(lengths, default=None)
 
     def give(self, inputs: Mapping[str, object], rows: int, tokens: int) -> None:
         """Append copies of inputs, host or device arrays ``[rows, …]``, to the stream, padded to ``tokens`` text tokens.
 
-        Host arrays go through pinned memory, so that the caller may change them at once. Device arrays are copied on the device, after
-        what fills them, and kept until they are, for their owner would give their memory to others; the caller changes them after
-        the results only. One that is a view of the input itself, see :meth:`view`, is left where it is.
+        Host arrays go through pinned memory, so that the caller may change them at once. Device arrays are copied on the device,
+        after the work that fills them. This object keeps them until then, because their owner would reuse their memory, and the
+        caller must not change them before the results. A view of the input itself, see :meth:`view`, is not copied.
 
         Raises:
             BadRequest: an unknown input, another shape or dtype, or a device array whose text is not as long as ``tokens``.
@@ -219,7 +162,7 @@ class Buffers:
         copied = {name: held for name, held in views.items() if held.address != self.addresses[name]}
         if not hosts and not copied:
             return
-        self._staging.wait()  # what comes from the host or others may still be read for the pages before
+        self._staging.wait()  # copies for the pages before may still read the pinned memory or arrays of others
         self._copied = list(copied.values())
         for name, held in copied.items():
             if held.stream is not None and held.stream != self.stream:
@@ -234,20 +177,20 @@ class Buffers:
 
     def _require(self, name: str, shape: tuple[int, ...], dtype: str, rows: int, tokens: int, *, exact: bool) -> None:
         spec = self.specs[name]
-        wanted = shape_of(spec, self.sizes.axes(rows, tokens))
-        fits = len(shape) == len(wanted) and all(
-            have == want or (axis == "T" and have < want and not exact)
-            for have, want, axis in zip(shape, wanted, spec.shape, strict=False)
+        expected = shape_of(spec, self.sizes.axes(rows, tokens))
+        fits = len(shape) == len(expected) and all(
+            size == full or (axis == "T" and size < full and not exact)
+            for size, full, axis in zip(shape, expected, spec.shape, strict=False)
         )
         if not fits:
             raise BadRequest(
-                f"{name}: shape {tuple(shape)}; expected {wanted}{' (a device array is not padded)' * exact}"
+                f"{name}: shape {tuple(shape)}; expected {expected}{' (a device array is not padded)' * exact}"
             )
         if dtype != spec.dtype:
             raise BadRequest(f"{name}: dtype {dtype}; expected {spec.dtype}")
 
     def view(self, name: str, rows: int, tokens: int = 0) -> DeviceArray:
-        """A tensor where it lies: an input to be filled by another library without a copy, or what a segment left there."""
+        """A tensor in its place: an input for another library to fill without a copy, or an output of a segment."""
         spec = self.specs[name]
         shape = shape_of(spec, self.sizes.axes(rows, tokens))
         return DeviceArray(
@@ -261,7 +204,7 @@ class Buffers:
         )
 
     def read(self, name: str, rows: int, tokens: int = 0) -> np.ndarray:
-        """A copy of a tensor's first rows on the host, after all that is under way."""
+        """Copy a tensor's first rows to the host, after all work in the stream."""
         spec = self.specs[name]
         shape = shape_of(spec, self.sizes.axes(rows, tokens))
         size = size_of(shape, spec.dtype)
@@ -275,20 +218,20 @@ class Buffers:
                 self.device.free_pinned(pinned)
 
     def lend(self, other: int) -> None:
-        """Work on another library's stream waits for what this one holds."""
+        """Make another library's stream wait for the work in this one."""
         if other != self.stream:
             with self.device.current():
                 self.device.follow(other, self.stream)
 
     def close(self) -> None:
-        """Free everything, after what is under way; the addresses are then worth nothing."""
+        """Free everything, after all work in the stream. The addresses are then invalid."""
         self._bound.clear()
         with self.device.current(), contextlib.ExitStack() as closing:
             if self._own_stream is not None:
                 closing.callback(self.device.destroy_stream, self._own_stream)
                 self._own_stream = None
             closing.callback(self._copied.clear)
-            closing.callback(self.memory.close)  # first: it waits for what is under way
+            closing.callback(self.memory.close)  # first, because it waits for the stream
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -306,7 +249,7 @@ def _require_pages_first(specs: Iterable[TensorSpec]) -> None:
         item_size(spec.dtype)
 
 
-def _needed(segments: Sequence[DeviceSegment]) -> list[set[str]]:
+def _read_later(segments: Sequence[DeviceSegment]) -> list[set[str]]:
     """Per segment, the names that later ones read."""
     needed: list[set[str]] = []
     later: set[str] = set()
@@ -319,19 +262,19 @@ def _needed(segments: Sequence[DeviceSegment]) -> list[set[str]]:
 def _places(
     segments: Sequence[DeviceSegment], inputs: Sequence[str], bytes_of: Mapping[str, int]
 ) -> tuple[dict[str, int], list[int]]:
-    """Where each tensor lies, and how large each place is: an input has its own, others take one that is free by then."""
-    needed = _needed(segments)
+    """Place of each tensor and size of each place. An input has a place of its own, others take one that is free by then."""
+    needed = _read_later(segments)
     place_of: dict[str, int] = {}
     places: list[int] = []
     free: list[int] = []
     for name in inputs:
         place_of[name] = len(places)
         places.append(bytes_of[name])
-    for at, segment in enumerate(segments):
+    for index, segment in enumerate(segments):
         for spec in segment.outputs:
-            shares = spec.dtype in ("float32", "float16", "bfloat16") and spec.name in needed[at]
+            shares = spec.dtype in ("float32", "float16", "bfloat16") and spec.name in needed[index]
             if shares and free:
-                place = min(free, key=lambda one: abs(places[one] - bytes_of[spec.name]))
+                place = min(free, key=lambda candidate: abs(places[candidate] - bytes_of[spec.name]))
                 free.remove(place)
                 places[place] = max(places[place], bytes_of[spec.name])
             else:
@@ -340,6 +283,6 @@ def _places(
             place_of[spec.name] = place
         for spec in segment.inputs:
             floating = spec.dtype in ("float32", "float16", "bfloat16")
-            if spec.name not in inputs and spec.name not in needed[at] and floating:
+            if spec.name not in inputs and spec.name not in needed[index] and floating:
                 free.append(place_of[spec.name])
     return place_of, places

@@ -1,4 +1,4 @@
-"""A device by cuda-bindings; the primary context, so that torch, CuPy, onnxruntime and TensorRT in the process agree."""
+"""A device by cuda-bindings, in the primary context, which torch, CuPy, onnxruntime and TensorRT in the process use too."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ T = TypeVar("T")
 
 
 def require(status: driver.CUresult, call: str) -> None:
-    """Raise DeviceError, with the driver's own words, for a call that failed."""
+    """Raise DeviceError, with the driver's message, for a call that failed."""
     if status != driver.CUresult.CUDA_SUCCESS:
         _, name = driver.cuGetErrorName(status)
         _, text = driver.cuGetErrorString(status)
-        told = " ".join(part.decode() for part in (name, text) if part) or f"status {int(status)}"
-        raise DeviceError(f"{call}: {told}")
+        message = " ".join(part.decode() for part in (name, text) if part) or f"status {int(status)}"
+        raise DeviceError(f"{call}: {message}")
 
 
-def done(result: tuple[driver.CUresult], call: str) -> None:
-    """Raise DeviceError for a call that failed and gives nothing else."""
+def require_success(result: tuple[driver.CUresult], call: str) -> None:
+    """Raise DeviceError if a call without a result failed."""
     require(result[0], call)
 
 
 def value(result: tuple[driver.CUresult, T], call: str) -> T:
-    """What a call gives besides its status; raises DeviceError if it failed."""
+    """The result of a call besides its status. Raises DeviceError if it failed."""
     require(result[0], call)
     return result[1]
 
@@ -36,7 +36,7 @@ class CudaDevice:
 
     def __init__(self, index: int) -> None:
         try:
-            done(driver.cuInit(0), "cuInit")
+            require_success(driver.cuInit(0), "cuInit")
         except RuntimeError as error:  # cuda-bindings' DynamicLibNotFoundError
             raise DeviceError(f"no NVIDIA driver: {error}") from None
         count = value(driver.cuDeviceGetCount(), "cuDeviceGetCount")
@@ -55,14 +55,14 @@ class CudaDevice:
         self.context = int(value(driver.cuDevicePrimaryCtxRetain(self._device), "cuDevicePrimaryCtxRetain"))
         self._open = True
 
-    def _attribute(self, which: driver.CUdevice_attribute) -> int:
-        return value(driver.cuDeviceGetAttribute(which, self._device), "cuDeviceGetAttribute")
+    def _attribute(self, attribute: driver.CUdevice_attribute) -> int:
+        return value(driver.cuDeviceGetAttribute(attribute, self._device), "cuDeviceGetAttribute")
 
     @contextmanager
     def current(self) -> Iterator[None]:
         if not self._open:
             raise DeviceError(f"GPU {self.index} was closed; open it again")
-        done(driver.cuCtxPushCurrent(self.context), "cuCtxPushCurrent")
+        require_success(driver.cuCtxPushCurrent(self.context), "cuCtxPushCurrent")
         try:
             yield
         finally:
@@ -77,59 +77,59 @@ class CudaDevice:
         status, address = driver.cuMemAlloc(size)
         if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise DeviceError(
-                f"{self.name}: {size >> 20} MiB of memory asked and {self.free_memory() >> 20} MiB free; "
+                f"{self.name}: {size >> 20} MiB of memory requested and {self.free_memory() >> 20} MiB free; "
                 "use smaller batches or lengths, or free memory that other programs hold"
             )
         require(status, "cuMemAlloc")
         return int(address)
 
     def free(self, address: int) -> None:
-        done(driver.cuMemFree(address), "cuMemFree")
+        require_success(driver.cuMemFree(address), "cuMemFree")
 
     def allocate_pinned(self, size: int) -> int:
         return int(value(driver.cuMemHostAlloc(size, driver.CU_MEMHOSTALLOC_PORTABLE), "cuMemHostAlloc"))
 
     def free_pinned(self, address: int) -> None:
-        done(driver.cuMemFreeHost(address), "cuMemFreeHost")
+        require_success(driver.cuMemFreeHost(address), "cuMemFreeHost")
 
     def create_stream(self) -> int:
         flags = int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         return int(value(driver.cuStreamCreate(flags), "cuStreamCreate"))
 
     def destroy_stream(self, stream: int) -> None:
-        done(driver.cuStreamDestroy(stream), "cuStreamDestroy")
+        require_success(driver.cuStreamDestroy(stream), "cuStreamDestroy")
 
     def create_event(self) -> int:
         flags = int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         return int(value(driver.cuEventCreate(flags), "cuEventCreate"))
 
     def destroy_event(self, event: int) -> None:
-        done(driver.cuEventDestroy(event), "cuEventDestroy")
+        require_success(driver.cuEventDestroy(event), "cuEventDestroy")
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        done(driver.cuMemcpyAsync(to, source, size, stream), "cuMemcpyAsync")
+        require_success(driver.cuMemcpyAsync(to, source, size, stream), "cuMemcpyAsync")
 
     def clear(self, address: int, size: int, stream: int) -> None:
-        done(driver.cuMemsetD8Async(address, 0, size, stream), "cuMemsetD8Async")
+        require_success(driver.cuMemsetD8Async(address, 0, size, stream), "cuMemsetD8Async")
 
     def record(self, event: int, stream: int) -> None:
-        done(driver.cuEventRecord(event, stream), "cuEventRecord")
+        require_success(driver.cuEventRecord(event, stream), "cuEventRecord")
 
     def wait(self, event: int) -> None:
-        done(driver.cuEventSynchronize(event), "cuEventSynchronize")
+        require_success(driver.cuEventSynchronize(event), "cuEventSynchronize")
 
     def follow(self, stream: int, other: int) -> None:
         event = self.create_event()
         try:
             self.record(event, other)
-            done(driver.cuStreamWaitEvent(stream, event, 0), "cuStreamWaitEvent")
+            require_success(driver.cuStreamWaitEvent(stream, event, 0), "cuStreamWaitEvent")
         finally:
             self.destroy_event(event)  # the driver keeps it until it is reached
 
     def synchronize(self, stream: int) -> None:
-        done(driver.cuStreamSynchronize(stream), "cuStreamSynchronize")
+        require_success(driver.cuStreamSynchronize(stream), "cuStreamSynchronize")
 
     def close(self) -> None:
         if self._open:
             self._open = False
-            done(driver.cuDevicePrimaryCtxRelease(self._device), "cuDevicePrimaryCtxRelease")
+            require_success(driver.cuDevicePrimaryCtxRelease(self._device), "cuDevicePrimaryCtxRelease")

@@ -1,4 +1,4 @@
-"""A GPU as the executors use it: memory, streams, events and copies in its primary context, by cuda-bindings or pycuda."""
+"""The protocol of a GPU: memory, streams, events and copies in its primary context, by cuda-bindings or pycuda."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Protocol
 from ee_export.errors import BadRequest, DeviceError
 
 CONDITIONAL_DRIVER = 12080
-"""The first driver with SWITCH nodes, and without the faults in conditional bodies that earlier ones had (12.8, r570)."""
+"""The first driver with SWITCH nodes and without faults in conditional bodies (12.8, r570)."""
 
 PIP_CUDA = "pip install 'cuda-bindings[all]>=12.8'"
 
@@ -17,7 +17,7 @@ class Device(Protocol):
     """One GPU. Streams, events and addresses are the ints of the driver's handles.
 
     ``context``: the CUcontext, the device's primary one. ``driver_version``: of CUDA, as 1000 major + 10 minor. Every method raises
-    DeviceError where the driver refuses; all but :meth:`current` are called inside ``with device.current()``.
+    DeviceError if the driver refuses. All methods but :meth:`current` are called inside ``with device.current()``.
     """
 
     index: int
@@ -27,39 +27,39 @@ class Device(Protocol):
     context: int
 
     def current(self) -> AbstractContextManager[None]:
-        """The primary context is this thread's current one inside."""
+        """Make the primary context this thread's current one inside the ``with``."""
         ...
 
     def free_memory(self) -> int:
-        """Bytes of device memory that are free."""
+        """Free device memory in bytes."""
         ...
 
     def allocate(self, size: int) -> int:
-        """Device memory, ``size`` bytes; to be freed by :meth:`free`."""
+        """Allocate ``size`` bytes of device memory, which :meth:`free` frees."""
         ...
 
     def free(self, address: int) -> None: ...
 
     def allocate_pinned(self, size: int) -> int:
-        """Page-locked host memory, ``size`` bytes; to be freed by :meth:`free_pinned`."""
+        """Allocate ``size`` bytes of page-locked host memory, which :meth:`free_pinned` frees."""
         ...
 
     def free_pinned(self, address: int) -> None: ...
 
     def create_stream(self) -> int:
-        """A stream that does not wait for the legacy default stream."""
+        """Make a stream that does not wait for the legacy default stream."""
         ...
 
     def destroy_stream(self, stream: int) -> None: ...
 
     def create_event(self) -> int:
-        """An event without a time stamp."""
+        """Make an event without a time stamp."""
         ...
 
     def destroy_event(self, event: int) -> None: ...
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        """Append a copy of ``size`` bytes to a stream; each address is of device memory or of pinned memory."""
+        """Append a copy of ``size`` bytes to a stream. Each address is of device memory or of pinned memory."""
         ...
 
     def clear(self, address: int, size: int, stream: int) -> None:
@@ -73,7 +73,7 @@ class Device(Protocol):
         ...
 
     def follow(self, stream: int, other: int) -> None:
-        """What is appended to ``stream`` from now on runs after what ``other``, a stream of any library, holds now."""
+        """Make all later work of ``stream`` wait for the present work of ``other``, a stream of any library."""
         ...
 
     def synchronize(self, stream: int) -> None:
@@ -81,13 +81,13 @@ class Device(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the primary context; it lives on for others who hold it."""
+        """Release the primary context. It lives on for its other holders."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """Whether an executor can run on a device; ``why`` it cannot, with the remedy, else empty."""
+class ExecutorSupport:
+    """Support of an executor on a device. ``why``: the reason against it with the remedy, or empty."""
 
     executor: str
     why: str
@@ -98,14 +98,14 @@ class Check:
 
 
 def open_device(index: int = 0, library: str = "cuda-bindings") -> Device:
-    """A GPU by its number.
+    """Open a GPU by its number.
 
     Args:
-        index: as the driver counts (CUDA_VISIBLE_DEVICES applies).
+        index: the driver's number (CUDA_VISIBLE_DEVICES applies).
         library: ``cuda-bindings``, or ``pycuda`` for context, memory and streams.
 
     Raises:
-        DeviceError: the library is not installed, there is no driver, or no such GPU; says which.
+        DeviceError: the library is not installed, there is no driver, or there is no such GPU.
         BadRequest: an unknown library.
     """
     if library == "cuda-bindings":
@@ -118,20 +118,20 @@ def open_device(index: int = 0, library: str = "cuda-bindings") -> Device:
         try:
             from ee_export.runtime.gpu.pycuda_device import PycudaDevice
         except ImportError as error:
-            known = find_spec("pycuda") is not None
-            remedy = "install NVIDIA's driver, with libcuda.so.1" if known else "pip install pycuda"
+            installed = find_spec("pycuda") is not None
+            remedy = "install NVIDIA's driver, with libcuda.so.1" if installed else "pip install pycuda"
             raise DeviceError(f"pycuda cannot be used ({error}); {remedy}") from None
         return PycudaDevice(index)
     raise BadRequest(f"unknown library '{library}': expected cuda-bindings or pycuda")
 
 
-def preflight(device: Device) -> tuple[Check, ...]:
-    """Which executors can run on a device, and why others cannot: ``host``, ``graphs``, ``conditional``."""
+def preflight(device: Device) -> tuple[ExecutorSupport, ...]:
+    """Support of the executors ``host``, ``graphs`` and ``conditional`` on a device."""
     graphs = _graphs_missing()
     return (
-        Check("host", ""),
-        Check("graphs", graphs),
-        Check("conditional", graphs or _conditional_missing(device) or _nvrtc_missing(device)),
+        ExecutorSupport("host", ""),
+        ExecutorSupport("graphs", graphs),
+        ExecutorSupport("conditional", graphs or _conditional_missing(device) or _nvrtc_missing(device)),
     )
 
 

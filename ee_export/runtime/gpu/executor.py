@@ -1,60 +1,38 @@
-"""Runs stretches of a plan on a GPU, by the executor that the target was opened with, while text is read in between."""
+"""Run stretches of a plan on a GPU, on a device chain that stays open while text is read in between."""
 
 import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 
 from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.errors import BadLogits, DeviceError
-from ee_export.package.recipe import TargetRecipe
-from ee_export.policy.criteria import ASKS_EXITS_BEFORE, Known, top
-from ee_export.policy.decide import NEVER, calibrated
+from ee_export.policy.criteria import NEEDS_EARLIER_EXITS, ExitHistory, argmax
+from ee_export.policy.decide import calibrate_logits
 from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Sizes
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.executors.batch import Executor, Left, Policy
-from ee_export.runtime.gpu.executors.choose import open_executor
-from ee_export.runtime.gpu.landing import Landing
+from ee_export.runtime.gpu.executors.choose import open_device_chain
+from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, ExitResult
+from ee_export.runtime.gpu.prefetch import PrefetchSlot
 from ee_export.runtime.gpu.segment import DeviceSegment
+from ee_export.runtime.gpu.sizes import Sizes
 from ee_export.runtime.plan import Plan, Stretch
 from ee_export.runtime.segment import Segment
 
-_BATCHES = (1, 2, 4, 8, 16)
-_LENGTHS = (64, 128, 256, 384)
-_LANDINGS = 2
-"""How many batches may wait on the device for their turn."""
-
-
-def sizes_of(recipe: TargetRecipe, longest: int, visual: int, padding: dict[str, float]) -> Sizes:
-    """The batches and text lengths to be ready for: those that the recipe's profiles hold, of a few that rise by steps.
-
-    ``longest``: text tokens of the model's longest page, 0 for a model that reads none.
-    """
-    profiles = recipe.profiles(max(longest, 1))
-    batches = {profile.batch.max for profile in profiles} | set(_BATCHES)
-    lengths = {profile.text.max for profile in profiles} | set(_LENGTHS)
-    return Sizes(
-        tuple(sorted(size for size in batches if any(p.batch.min <= size <= p.batch.max for p in profiles))),
-        tuple(sorted(size for size in lengths if any(p.text.min <= size <= p.text.max for p in profiles)))
-        if longest
-        else (),
-        visual,
-        padding,
-    )
+_SLOTS = 2
+"""Number of batches whose inputs may wait on the device for their turn."""
 
 
 class GpuExecutor:
-    """See :class:`ee_export.runtime.executor.Executor`. It is opened when the first pages come.
+    """See :class:`ee_export.runtime.executor.Executor`. The device chain opens when the first pages come.
 
-    A batch stays on the device between two stretches, while text is read, until other pages come: it is then begun anew, up to
-    where it was, with nothing decided on the way. What stands before text is read is a small part of a model, so that waiting for OCR
-    holds nobody up, and pages of several batches can go on together.
+    A batch stays on the device between two stretches, while text is read, until other pages come. The device then recomputes it
+    up to its next stretch, without decisions. The segments before text are a small part of a model, so a batch that waits for
+    OCR blocks no other, and pages of several batches can go on together.
     """
 
     def __init__(
@@ -69,18 +47,18 @@ class GpuExecutor:
         stream: int,
         lock: threading.Lock,
     ) -> None:
-        """Prepare to open an executor.
+        """Prepare to open a device chain.
 
         Args:
             device: the GPU.
             segments: of the target, on the device.
-            from_host: the same, to be run one by one from the host.
-            sizes: batch sizes and lengths to be ready for.
+            from_host: the same segments, for runs one by one from the host.
+            sizes: batch sizes and text lengths of the chain.
             stretches: of the target's plan with every step.
-            texts: the inputs that are made of a page's text.
-            kind: of the executor, or ``auto``.
+            texts: names of the inputs that are made of a page's text.
+            kind: of the chain, or ``auto``.
             stream: in which the segments were opened.
-            lock: held by all that use the stream.
+            lock: held by all users of the stream.
         """
         self.segments = from_host
         self.usual_batch = self.max_batch = sizes.batches[-1]
@@ -88,34 +66,36 @@ class GpuExecutor:
         self._device = device
         self._segments = segments
         self._sizes = sizes
-        # Inputs alone are a page's state here, and all stay in it: a batch may have to begin anew.
+        # A page's state holds the inputs alone, and all of them, because the device may have to recompute a batch.
         carried = frozenset(spec.name for segment in segments for spec in segment.inputs)
-        self._stretches = [each._replace(carried=carried) for each in stretches if each.first < each.end]
+        self._stretches = [stretch._replace(carried=carried) for stretch in stretches if stretch.first < stretch.end]
         parts = [segments[stretch.first : stretch.end] for stretch in self._stretches]
         self._reads = [{spec.name for segment in part for spec in segment.inputs} for part in parts]
         made = [{spec.name for segment in part for spec in segment.outputs} for part in parts]
-        # Of each stretch, whether a later one reads what it makes.
-        self._makes_state = [not made[at].isdisjoint(set().union(*self._reads[at + 1 :])) for at in range(len(parts))]
+        # For each stretch, whether a later one reads its outputs.
+        self._makes_state = [
+            not made[index].isdisjoint(set().union(*self._reads[index + 1 :])) for index in range(len(parts))
+        ]
         self._kind = kind
         self._stream = stream
         self._lock = lock
         self._closing = ExitStack()
-        self._executor: Executor | None = None
+        self._chain: DeviceChain | None = None
         self._plan: Plan | None = None
-        # Of the undecided pages on the device: what is known of each, by which it is known again; which page of the batch it is; and
-        # the stretch before which they stand.
-        self._held: list[Known] = []
+        # The undecided pages on the device: the history of each, whose id identifies the page, the page's number in the device's
+        # batch, and the index of their next stretch.
+        self._histories: list[ExitHistory] = []
         self._rows: list[int] = []
         self._next = 0
         self._given: set[str] = set()
-        self._landings: list[Landing] = []  # those that nobody uses
-        self._landing_count = 0
-        self._landing_lock = threading.Lock()
+        self._free_slots: list[PrefetchSlot] = []
+        self._slot_count = 0
+        self._slot_lock = threading.Lock()
 
     @property
     def kind(self) -> str | None:
-        """Which executor runs; ``None`` before the first page."""
-        return None if self._executor is None else self._executor.kind
+        """Kind of the chain that runs, ``None`` before the first page."""
+        return None if self._chain is None else self._chain.kind
 
     def padded_length(self, tokens: int, longest: int, *, batched: bool) -> int:
         return self._sizes.length(tokens)
@@ -125,7 +105,7 @@ class GpuExecutor:
         return dict.fromkeys(plan.exits, min(most, self.max_batch))
 
     def stretches(self, plan: Plan, *, every_step: bool) -> list[Stretch]:
-        """See :class:`ee_export.runtime.executor.Executor`: here of whole stretches, for those are what was captured."""
+        """See :class:`ee_export.runtime.executor.Executor`. A stretch is skipped as a whole, because graphs hold whole stretches."""
         chosen = [
             stretch
             for stretch in self._stretches
@@ -137,9 +117,9 @@ class GpuExecutor:
         return [stretch for stretch in self.stretches(plan, every_step=False) if stretch.first < stretch.end]
 
     def run(self, plan: Plan, stretch: Stretch, batch: Batch, call: Call) -> None:
-        """Run a stretch on a batch of up to :attr:`max_batch` pages. The batch's state are the inputs alone.
+        """Run a stretch on a batch of up to :attr:`max_batch` pages. The batch's state holds the inputs alone.
 
-        With a deadline, pages answer at the last exit of the stretch that can be reached in time, by its measured cost.
+        With a deadline, the last exit of the stretch that the pages can reach in time, by its measured cost, answers them.
 
         Raises:
             BadLogits: a page's logits are not finite.
@@ -149,56 +129,57 @@ class GpuExecutor:
         first, end = stretch.first, stretch.end
         if first == end or not batch.pages:
             return
-        if batch.places is not None:
+        if batch.rows is not None:
             batch.pack()
-        at = next(at for at, known in enumerate(self._stretches) if (known.first, known.end) == (first, end))
-        with self._device.current(), self._turn(batch, at) as landed:
-            executor, policy = self._opened(plan), self._policy
-            passed = self._makes_state[self._next : at]
-            continues = self._arranged(batch) and self._next <= at and not any(passed)
-            replayed = [] if continues else [before for before in range(at) if self._makes_state[before]]
+        index = next(i for i, other in enumerate(self._stretches) if (other.first, other.end) == (first, end))
+        with self._device.current(), self._turn(batch, index) as prefetched:
+            chain, policy = self._open(plan), self._policy
+            passed = self._makes_state[self._next : index]
+            continues = self._arrange(batch) and self._next <= index and not any(passed)
+            replayed = [] if continues else [before for before in range(index) if self._makes_state[before]]
             reached = end - 1
             if call.deadline is not None:
                 steps_before = [step for before in replayed for step in range(*self._stretches[before][:2])]
                 last = _reachable(plan, batch, steps_before, range(first, end), call.deadline)
-                if last is None and batch.answered():
+                if last is None and batch.has_answers():
                     batch.out_of_time()
                     return
                 reached = first if last is None else last
             if reached < end - 1:
-                policy = _answering_at(policy, reached)
-            self._held = []  # whatever fails, the next pages begin anew
-            if batch.places is not None:  # brought into another order than that in which they landed
+                policy = policy.force_exit(reached)
+            self._histories = []  # if anything fails, the next pages begin anew
+            if batch.rows is not None:  # the pages are in another order than their prefetched inputs
                 batch.pack()
-                landed = {}
+                prefetched = {}
             pages = list(batch.pages)
             started = time.perf_counter()
             if not continues:
-                self._begin(executor, plan, batch, at, replayed, landed)
+                self._begin(chain, plan, batch, index, replayed, prefetched)
             else:
                 for _ in passed:
-                    executor.skip()
-            if executor.policy is not policy:
-                executor.retune(policy)
-            remaining = executor.advance(self._inputs(batch, at, landed), self._tokens(plan, pages, first, end))
-            took = (time.perf_counter() - started) * 1e3
-            results = executor.results()
+                    chain.skip()
+            if chain.policy is not policy:
+                chain.retune(policy)
+            inputs = self._inputs(batch, index, prefetched)
+            remaining = chain.advance(inputs, self._tokens(plan, pages, first, end))
+            took_ms = (time.perf_counter() - started) * 1e3
+            results = chain.results()
             for number, page in zip(self._rows, pages, strict=True):
                 try:
-                    _visit(plan, page, results[number], range(first, end), len(pages), took)
+                    _record_visits(plan, page, results[number], range(first, end), len(pages), took_ms)
                 except BadLogits as error:
                     page.fail(error, call)
-            places = {number: place for place, number in enumerate(self._rows)}
-            batch.keep([places[number] for number in remaining])
-            self._held, self._rows, self._next = [page.known for page in batch.pages], remaining, at + 1
+            positions = {number: position for position, number in enumerate(self._rows)}
+            batch.keep([positions[number] for number in remaining])
+            self._histories, self._rows, self._next = [page.history for page in batch.pages], remaining, index + 1
 
-    def _opened(self, plan: Plan) -> Executor:
+    def _open(self, plan: Plan) -> DeviceChain:
         if plan != self._plan:
             self._plan = plan
-            self._policy = Policy.of(plan.point, plan.rules, plan.exits)
-        if self._executor is None:
-            self._executor = self._closing.enter_context(
-                open_executor(
+            self._policy = ExitPolicy.of(plan.point, plan.rules, plan.exits)
+        if self._chain is None:
+            self._chain = self._closing.enter_context(
+                open_device_chain(
                     self._device,
                     self._segments,
                     self._policy,
@@ -208,14 +189,14 @@ class GpuExecutor:
                     stream=self._stream,
                 )
             )
-        return self._executor
+        return self._chain
 
-    def _arranged(self, batch: Batch) -> bool:
-        """Whether the device holds just these pages; they are then brought into the order of its rows."""
-        if len(self._held) != len(batch.pages):
+    def _arrange(self, batch: Batch) -> bool:
+        """Put the pages in the order of the device's rows. False if the device does not hold exactly these pages."""
+        if len(self._histories) != len(batch.pages):
             return False
-        positions = {id(page.known): position for position, page in enumerate(batch.pages)}
-        order = [positions.get(id(known)) for known in self._held]
+        positions = {id(page.history): position for position, page in enumerate(batch.pages)}
+        order = [positions.get(id(history)) for history in self._histories]
         if None in order:
             return False
         if order != list(range(len(order))):
@@ -224,71 +205,71 @@ class GpuExecutor:
 
     def _begin(
         self,
-        executor: Executor,
+        chain: DeviceChain,
         plan: Plan,
         batch: Batch,
-        at: int,
+        index: int,
         replayed: Sequence[int],
-        landed: Mapping[str, DeviceArray],
+        prefetched: Mapping[str, DeviceArray],
     ) -> None:
-        """A new batch of these pages, before a stretch: what it reads of earlier ones is made again, and nothing decided there."""
+        """Begin a new batch of these pages before a stretch. Recompute the state that it reads, without decisions."""
         pages = batch.pages
-        executor.start(len(pages))
+        chain.start(len(pages))
         self._rows, self._given = list(range(len(pages))), set()
         if replayed:
-            executor.retune(replace(self._policy, thresholds=(None,) * len(self._policy.thresholds)))
-        for before in range(at):
+            chain.retune(self._policy.without_exits())
+        for before in range(index):
             if before not in replayed:
-                executor.skip()
-            elif len(executor.advance(self._inputs(batch, before, landed))) < len(pages):
+                chain.skip()
+            elif len(chain.advance(self._inputs(batch, before, prefetched))) < len(pages):
                 raise BadLogits(
                     f"{plan.exits[self._stretches[before].end - 1]}: logits are not finite any more; the device failed"
                 )
-        if at and plan.point.criterion in ASKS_EXITS_BEFORE and pages[0].known.probabilities:
-            executor.recall([page.known for page in pages])
+        if index and plan.point.criterion in NEEDS_EARLIER_EXITS and pages[0].history.probabilities:
+            chain.recall([page.history for page in pages])
 
-    def _inputs(self, batch: Batch, at: int, landed: Mapping[str, DeviceArray]) -> dict[str, object]:
-        """What a stretch reads and the executor has not, or not all: more of a page's text may be there than before."""
+    def _inputs(self, batch: Batch, index: int, prefetched: Mapping[str, DeviceArray]) -> dict[str, object]:
+        """Inputs that a stretch reads and the chain lacks, and texts, which may be longer than before."""
         names = {
             name
-            for name in self._reads[at] & batch.state.keys()
-            if name not in self._given or (self._stretches[at].percent and name in self._texts)
+            for name in self._reads[index] & batch.state.keys()
+            if name not in self._given or (self._stretches[index].percent and name in self._texts)
         }
         self._given |= names
-        return {name: landed[name] if name in landed else batch.state[name] for name in names}
+        return {name: prefetched[name] if name in prefetched else batch.state[name] for name in names}
 
     @contextlib.contextmanager
-    def _turn(self, batch: Batch, at: int) -> Iterator[Mapping[str, DeviceArray]]:
-        """The executor to oneself; a thread that must wait for it has its inputs copied to the device meanwhile, and gets them."""
+    def _turn(self, batch: Batch, index: int) -> Iterator[Mapping[str, DeviceArray]]:
+        """Hold the lock of the chain. A thread that must wait prefetches its inputs to the device, and the context yields them."""
         with ExitStack() as turn:
-            landed: dict[str, DeviceArray] = {}
+            prefetched: dict[str, DeviceArray] = {}
             if not self._lock.acquire(blocking=False):
-                if landing := self._landing():
-                    turn.callback(self._landings.append, landing)
-                    arrays = {name: np.asarray(batch.state[name]) for name in self._reads[at] & batch.state.keys()}
+                if slot := self._take_slot():
+                    turn.callback(self._free_slots.append, slot)
+                    arrays = {name: np.asarray(batch.state[name]) for name in self._reads[index] & batch.state.keys()}
                     tokens = self._sizes.length(batch.tokens) if batch.tokens else 0
-                    landed = landing.put(arrays, len(batch.pages), tokens)
+                    prefetched = slot.put(arrays, len(batch.pages), tokens)
                 self._lock.acquire()
             turn.callback(self._lock.release)
             try:
-                yield landed
+                yield prefetched
             except BaseException:
                 with contextlib.suppress(DeviceError):
-                    self._device.synchronize(self._stream)  # what was landed may still be read
+                    self._device.synchronize(self._stream)  # the stream may still read the prefetched inputs
                 raise
 
-    def _landing(self) -> Landing | None:
-        """One that nobody uses; none where there are enough, or no memory for more."""
-        with self._landing_lock:
-            if self._landings:
-                return self._landings.pop()
-            if self._executor is None or self._landing_count == _LANDINGS:
+    def _take_slot(self) -> PrefetchSlot | None:
+        """A free slot, or ``None`` if all are in use or there is no memory for another."""
+        with self._slot_lock:
+            if self._free_slots:
+                return self._free_slots.pop()
+            if self._chain is None or self._slot_count == _SLOTS:
                 return None
             specs = {spec.name: spec for segment in self._segments for spec in segment.inputs}
-            inputs = [specs[name] for name in self._executor.buffers.inputs]
-            self._landing_count += 1
+            inputs = [specs[name] for name in self._chain.buffers.inputs]
+            self._slot_count += 1
             try:
-                return Landing(self._device, inputs, self._sizes)
+                return PrefetchSlot(self._device, inputs, self._sizes)
             except DeviceError:
                 return None
 
@@ -300,20 +281,20 @@ class GpuExecutor:
         )
 
     def close(self) -> None:
-        """Free what the executor holds on the device."""
+        """Free all memory of the chain on the device."""
         with self._lock, self._device.current():
-            self._executor, self._held = None, []
-            while self._landings:
-                self._landings.pop().close()
+            self._chain, self._histories = None, []
+            while self._free_slots:
+                self._free_slots.pop().close()
             self._closing.close()
 
     def __del__(self) -> None:
-        if self._executor is not None:
+        if self._chain is not None:
             self.close()
 
 
 def _reachable(plan: Plan, batch: Batch, before: Sequence[int], steps: Sequence[int], deadline: float) -> int | None:
-    """The last of some exits that the batch reaches in time, by measured costs; ``None``: not even the first of them."""
+    """The last of some exits that the batch reaches in time, by measured costs, or ``None`` if it reaches not even the first."""
     reached, now = None, time.perf_counter()
     for step in (*before, *steps):
         now += plan.cost_s(plan.steps[step].exit, batch.tokens, len(batch.pages))
@@ -323,23 +304,20 @@ def _reachable(plan: Plan, batch: Batch, before: Sequence[int], steps: Sequence[
     return reached if reached in steps else None
 
 
-def _answering_at(policy: Policy, exit: int) -> Policy:
-    """The same policy, but all pages that come to an exit leave there."""
-    return replace(policy, thresholds=(*policy.thresholds[:exit], -NEVER, *policy.thresholds[exit + 1 :]))
-
-
-def _visit(plan: Plan, page: PageState, left: Left, steps: Sequence[int], pages: int, took: float) -> None:
-    """Write down where the device evaluated a page in a stretch, whose time stands at the last exit: nobody watched the others."""
-    if left.exit is not None and left.exit < 0:
-        name = plan.steps[-1 - left.exit].exit
+def _record_visits(
+    plan: Plan, page: PageState, result: ExitResult, steps: Sequence[int], pages: int, took_ms: float
+) -> None:
+    """Record the exits that the device evaluated for a page in a stretch. Only the whole stretch has a time, at the last exit."""
+    if result.exit is not None and result.exit < 0:
+        name = plan.steps[-1 - result.exit].exit
         raise BadLogits(f"{name}: logits are not finite; the model or the page's inputs are damaged")
-    last = steps[-1] if left.exit is None else left.exit
-    for at in range(steps[0], last + 1):
-        step = plan.steps[at]
-        probabilities = calibrated(left.logits[at].tolist(), step.rule.scale, step.rule.bias)
-        page.known.probabilities.append(probabilities)
-        answer, score = top(probabilities), float(left.scores[at])
-        exits = at == left.exit and score >= step.limits[answer]
-        page.visits.append((step.exit, pages, took if at == last else 0.0, plan.labels[answer], score, exits))
-    if left.exit is not None:
+    last = steps[-1] if result.exit is None else result.exit
+    for index in range(steps[0], last + 1):
+        step = plan.steps[index]
+        probabilities = calibrate_logits(result.logits[index].tolist(), step.rule.scale, step.rule.bias)
+        page.history.probabilities.append(probabilities)
+        answer, score = argmax(probabilities), float(result.scores[index])
+        exits = index == result.exit and score >= step.limits[answer]
+        page.visits.append((step.exit, pages, took_ms if index == last else 0.0, plan.labels[answer], score, exits))
+    if result.exit is not None:
         page.finish(deadline_hit=not exits)

@@ -1,4 +1,4 @@
-"""CUDA graphs by cuda-bindings: capture, child graphs, kernels and conditional nodes, and what may stand in their bodies."""
+"""CUDA graphs by cuda-bindings: capture, child graphs, kernels and conditional nodes with their bodies."""
 
 import contextlib
 import gc
@@ -9,7 +9,7 @@ from typing import TypeAlias
 from cuda.bindings import driver
 
 from ee_export.errors import DeviceError
-from ee_export.runtime.gpu.cuda_device import done, require, value
+from ee_export.runtime.gpu.cuda_device import require, require_success, value
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.kernels import DECIDE, GATHER_ROWS, Launch, compile_cubin
 
@@ -27,39 +27,39 @@ _WORK = (
     driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_MEMSET,
 )
 _ALLOWED = (*_WORK, _CHILD, driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_EMPTY)
-"""What the body of a conditional node may hold (CUDA programming guide, "Conditional Graph Nodes: Body Graph Requirements");
-other conditional nodes too, but not in a segment's graph, for a child graph takes none."""
+"""Nodes that the body of a conditional node may hold (CUDA programming guide, "Conditional Graph Nodes: Body Graph
+Requirements"). Other conditional nodes are allowed too, but not in a segment's graph, because a child graph takes none."""
 
 
-def capture(device: Device, stream: int, enqueue: Callable[[int], None], what: str) -> Graph:
-    """The work that ``enqueue`` appends to a stream, as a graph; nothing of it runs. The caller destroys it.
+def capture(device: Device, stream: int, enqueue: Callable[[int], None], name: str) -> Graph:
+    """Capture the work that ``enqueue`` appends to a stream as a graph, without running it. The caller destroys the graph.
 
-    The stream is captured alone, never within another capture: segments may use streams of their own, which must not be in two open
-    captures (the recipe of TensorRT's guide: enqueue once, wait, capture, and embed the graph as a child).
+    The stream is captured alone, never within another capture, because segments may use streams of their own, which must not be
+    in two open captures. TensorRT's guide has the same recipe: enqueue once, wait, capture, and embed the graph as a child.
 
     Args:
-        device: whose context is current.
+        device: its context is current.
         stream: not the legacy default stream.
-        enqueue: given the stream; it ran on it once before, so that nothing is allocated or compiled now.
-        what: is captured, for messages.
+        enqueue: gets the stream. It must have run on it once before, so that it allocates and compiles nothing now.
+        name: of the work, for messages.
 
     Raises:
         DeviceError: the work cannot be captured, or nothing was recorded.
     """
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    done(driver.cuStreamBeginCapture(stream, mode), f"{what}: cuStreamBeginCapture")
+    require_success(driver.cuStreamBeginCapture(stream, mode), f"{name}: cuStreamBeginCapture")
     try:
         with _no_collection():
             enqueue(stream)
     except BaseException:
-        status, graph = driver.cuStreamEndCapture(stream)  # or else the stream could not be used any more
+        status, graph = driver.cuStreamEndCapture(stream)  # otherwise the stream would be unusable
         if status == driver.CUresult.CUDA_SUCCESS:
             driver.cuGraphDestroy(graph)
         raise
-    graph = value(driver.cuStreamEndCapture(stream), f"{what}: cuStreamEndCapture")
+    graph = value(driver.cuStreamEndCapture(stream), f"{name}: cuStreamEndCapture")
     try:
         if not any(kind in _WORK for _, kind in walk(graph)):
-            raise DeviceError(f"{what}: its capture recorded no work; its backend refused to run without saying so")
+            raise DeviceError(f"{name}: its capture recorded no work; its backend refused to run without an error")
     except BaseException:
         driver.cuGraphDestroy(graph)
         raise
@@ -68,7 +68,7 @@ def capture(device: Device, stream: int, enqueue: Callable[[int], None], what: s
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Garbage may own memory of the device, and to free it would spoil a capture."""
+    """Pause the garbage collector, because garbage may own memory of the device, and freeing it would spoil a capture."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -93,13 +93,13 @@ def walk(graph: Graph) -> Iterator[tuple[Node, driver.CUgraphNodeType]]:
             yield from walk(value(driver.cuGraphChildGraphNodeGetGraph(node), "cuGraphChildGraphNodeGetGraph"))
 
 
-def require_embeddable(graph: Graph, what: str) -> None:
-    """Raise DeviceError for a segment's graph that cannot stand in the body of a conditional node; names the first such node."""
+def require_embeddable(graph: Graph, name: str) -> None:
+    """Raise DeviceError for a segment's graph that the body of a conditional node may not hold. The message names the node."""
     for _, kind in walk(graph):
         if kind not in _ALLOWED:
-            name = kind.name.removeprefix("CU_GRAPH_NODE_TYPE_").lower().replace("_", " ")
+            node = kind.name.removeprefix("CU_GRAPH_NODE_TYPE_").lower().replace("_", " ")
             raise DeviceError(
-                f"{what}: its graph has a node of type '{name}', which the body of a conditional node may not hold; "
+                f"{name}: its graph has a node of type '{node}', which the body of a conditional node may not hold; "
                 "use the executor 'graphs'"
             )
 
@@ -109,16 +109,16 @@ def new_graph() -> Graph:
 
 
 def destroy(graph: Graph) -> None:
-    done(driver.cuGraphDestroy(graph), "cuGraphDestroy")
+    require_success(driver.cuGraphDestroy(graph), "cuGraphDestroy")
 
 
 def add_child(graph: Graph, after: Sequence[Node], child: Graph) -> Node:
-    """A node that runs a copy of ``child``."""
+    """Add a node that runs a copy of ``child``."""
     return value(driver.cuGraphAddChildGraphNode(graph, list(after), len(after), child), "cuGraphAddChildGraphNode")
 
 
 def add_kernel(graph: Graph, after: Sequence[Node], function: driver.CUfunction, launch: Launch, context: int) -> Node:
-    """A node that launches a kernel; the argument is copied into it."""
+    """Add a node that launches a kernel, and copy the argument into it."""
     params = driver.CUgraphNodeParams()
     params.type = _KERNEL
     kernel = params.kernel
@@ -132,13 +132,13 @@ def add_kernel(graph: Graph, after: Sequence[Node], function: driver.CUfunction,
 
 
 def new_handle(graph: Graph, context: int, default: int) -> Handle:
-    """A handle for one conditional node of this very graph; ``default`` is its value at each launch until a kernel sets it."""
-    made = driver.cuGraphConditionalHandleCreate(graph, context, default, driver.CU_GRAPH_COND_ASSIGN_DEFAULT)
-    return value(made, "cuGraphConditionalHandleCreate")
+    """Make a handle for one conditional node of this graph. ``default``: its value at each launch until a kernel sets it."""
+    result = driver.cuGraphConditionalHandleCreate(graph, context, default, driver.CU_GRAPH_COND_ASSIGN_DEFAULT)
+    return value(result, "cuGraphConditionalHandleCreate")
 
 
 def add_if(graph: Graph, after: Sequence[Node], handle: Handle, context: int) -> tuple[Node, Graph]:
-    """A node that runs its body if the handle's value is not 0, and the body, to be filled; the node owns it."""
+    """Add a node that runs its body if the handle's value is not 0. Returns node and empty body, which the node owns."""
     node, bodies = _add_conditional(
         graph, after, handle, driver.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_IF, 1, context
     )
@@ -148,7 +148,7 @@ def add_if(graph: Graph, after: Sequence[Node], handle: Handle, context: int) ->
 def add_switch(
     graph: Graph, after: Sequence[Node], handle: Handle, size: int, context: int
 ) -> tuple[Node, list[Graph]]:
-    """A node that runs the body whose number the handle's value is, none if that is ``size`` or more, and its bodies, to be filled."""
+    """Add a node that runs the body whose number is the handle's value, or none for ``size`` or more. Returns node and bodies."""
     return _add_conditional(
         graph, after, handle, driver.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_SWITCH, size, context
     )
@@ -176,37 +176,37 @@ def _add_conditional(
     return node, bodies
 
 
-def _add(graph: Graph, after: Sequence[Node], params: driver.CUgraphNodeParams, what: str) -> Node:
+def _add(graph: Graph, after: Sequence[Node], params: driver.CUgraphNodeParams, name: str) -> Node:
     if CUDA_12:
-        return value(driver.cuGraphAddNode(graph, list(after), len(after), params), f"cuGraphAddNode of {what}")
-    return value(driver.cuGraphAddNode(graph, list(after), None, len(after), params), f"cuGraphAddNode of {what}")
+        return value(driver.cuGraphAddNode(graph, list(after), len(after), params), f"cuGraphAddNode of {name}")
+    return value(driver.cuGraphAddNode(graph, list(after), None, len(after), params), f"cuGraphAddNode of {name}")
 
 
 @dataclass(frozen=True, slots=True)
 class Launchable:
-    """An instantiated graph. One runs at a time; a launch waits on the GPU for the one before."""
+    """An instantiated graph. One launch runs at a time, and the next waits for it on the GPU."""
 
     graph: driver.CUgraphExec
 
     def launch(self, stream: int) -> None:
-        """Append the graph's work to a stream; raises DeviceError if the driver refuses."""
-        done(driver.cuGraphLaunch(self.graph, stream), "cuGraphLaunch")
+        """Append the graph's work to a stream. Raises DeviceError if the driver refuses."""
+        require_success(driver.cuGraphLaunch(self.graph, stream), "cuGraphLaunch")
 
     def close(self) -> None:
-        done(driver.cuGraphExecDestroy(self.graph), "cuGraphExecDestroy")
+        require_success(driver.cuGraphExecDestroy(self.graph), "cuGraphExecDestroy")
 
 
-def instantiate(graph: Graph, stream: int, what: str) -> Launchable:
-    """A graph ready to be launched, its parameters in device memory if they can be; the graph itself may then be destroyed.
+def instantiate(graph: Graph, stream: int, name: str) -> Launchable:
+    """Instantiate a graph, and upload its parameters to device memory if possible. The graph itself may then be destroyed.
 
     Raises:
-        DeviceError: the driver does not take it.
+        DeviceError: the driver refuses it.
     """
-    made = Launchable(value(driver.cuGraphInstantiate(graph, 0), f"{what}: cuGraphInstantiate"))
-    # The first launch uploads what is not there; no document says that every graph can be before.
+    launchable = Launchable(value(driver.cuGraphInstantiate(graph, 0), f"{name}: cuGraphInstantiate"))
+    # If the upload fails, the first launch does it. No document states that every graph can be uploaded before.
     with contextlib.suppress(DeviceError):
-        done(driver.cuGraphUpload(made.graph, stream), f"{what}: cuGraphUpload")
-    return made
+        require_success(driver.cuGraphUpload(launchable.graph, stream), f"{name}: cuGraphUpload")
+    return launchable
 
 
 class Kernels:
@@ -225,5 +225,5 @@ class Kernels:
             raise
 
     def close(self) -> None:
-        with contextlib.suppress(DeviceError):  # a context that failed has no modules any more
-            done(driver.cuModuleUnload(self._module), "cuModuleUnload")
+        with contextlib.suppress(DeviceError):  # a context that failed has lost its modules
+            require_success(driver.cuModuleUnload(self._module), "cuModuleUnload")

@@ -1,4 +1,4 @@
-"""A device's segment as the chain on the host runs one: arrays go in and come out. For compiling and verifying; slow, and simple."""
+"""Run a device's segment on host arrays, as a chain on the CPU does. Compiling and verifying use it, because it is simple but slow."""
 
 import contextlib
 import threading
@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ee_export.package.manifest import TensorSpec
-from ee_export.runtime.gpu.buffers import shape_of
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.memory import host_array
 from ee_export.runtime.gpu.segment import BoundSegment, DeviceSegment
+from ee_export.runtime.gpu.sizes import shape_of
 
 
 class HostSegment:
     """See :class:`ee_export.runtime.segment.Segment`. bfloat16 is uint16 on the host.
 
-    The segments of a chain share ``lock``, for they share a stream and the memory that they compute in. ``device_ms``: how long
-    the last run took on the device, without the copies.
+    The segments of a chain share ``lock``, because they share a stream and a workspace. ``device_ms``: time of the last run on the
+    device, without the copies.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class HostSegment:
             self._release()
 
     def __del__(self) -> None:
-        # Without the lock: this thread may hold it, and nobody else has this segment any more.
+        # Without the lock, because this thread may hold it, and no other thread has this segment any more.
         with contextlib.suppress(Exception), self._device.current():  # the device may have failed, or been closed
             self._release()
 
@@ -86,7 +86,7 @@ class HostSegment:
         return sizes
 
     def _bind(self, sizes: dict[str, int]) -> BoundSegment:
-        """Bound for these sizes; memory is kept until others come."""
+        """Bind the segment for these sizes. The memory stays until other sizes come."""
         if self._bound is None or sizes != self._sizes:
             self._release()
             for tensor in (*self.inputs, *self.outputs):

@@ -1,13 +1,13 @@
-// The policy on the device: what a chain decides at an exit, which rows go on, and how they are packed.
+// The policy on the device: the decision at an exit, and the packing of the remaining rows.
 //
-// The arguments are described in kernels.py. Plain enough for a C++ compiler, which the tests use: there a kernel is an
-// ordinary function on host memory, with the same argument. Each step of the kernel is a function of one thread; threads
-// meet between two steps, so that what a step writes for others is read by the next step only.
+// kernels.py describes the arguments. The tests compile this file with a C++ compiler: a kernel is then an ordinary function
+// on host memory, with the same argument. Each step of the kernel is a function of one thread. Threads synchronize between
+// two steps, so that only the next step reads the values that a step writes for other threads.
 //
 // Criteria are those of ee_export/policy/criteria.py, in double and in its order of operations. Compile without contraction
 // to fused multiply-add (nvcc and NVRTC: -fmad=false, g++: -ffp-contract=off), or scores differ in their last digits.
 
-#ifdef __CUDACC_RTC__  // NVRTC knows this system call, but does not declare it without the headers of a toolkit
+#ifdef __CUDACC_RTC__  // NVRTC has this system call, but does not declare it without the headers of a toolkit
 extern "C" __device__ void cudaGraphSetConditional(unsigned long long handle, unsigned value);
 #endif
 
@@ -17,15 +17,15 @@ extern "C" __device__ void cudaGraphSetConditional(unsigned long long handle, un
 #define SET_BITS(word, bits) atomicOr(&(word), bits)
 #define COUNT_BITS(word) __popc(word)
 #define ALL_THREADS(step) step(a, block, threadIdx.x, blockDim.x); __syncthreads();
-// Threads' shares of a loop have one turn or none, mostly. Unrolled as the compiler would, all this would be twice the code,
-// and at batch 1 fetching it, cold, is what a decision costs.
+// A thread's share of a loop mostly has one turn or none. The compiler's own unrolling would double the code, and at batch 1
+// the time of a decision is that of fetching cold code.
 #define UNROLL(times) _Pragma(#times)
 #define EACH(at, count) UNROLL(unroll 1) for (int at = thread; at < (count); at += threads)
 #else
 #include <cmath>
 #include <vector>
 using std::exp; using std::fabs; using std::log; using std::log1p;
-extern "C" { int ee_threads = 32; int ee_backwards = 0; }  // which threads there are on the host, and in which order they run
+extern "C" { int ee_threads = 32; int ee_backwards = 0; }  // number and order of the threads on the host
 #define KERNEL(threads) extern "C" void
 #define FUNCTION static inline
 #define SET_BITS(word, bits) ((word) |= (bits))
@@ -57,13 +57,13 @@ struct Decide {
     int exit, exit_count, classes, bucket_count, flags, unused;
 };
 
-// What the threads of a launch share.
+// Memory that the threads of a launch share.
 struct Block {
     double *scratch;           // [rows, 2 C + 2]: see Row
     int rows;
-    unsigned stays[MAX_ROWS / WORD];  // a bit a row
+    unsigned stays[MAX_ROWS / WORD];  // a bit for each row
     int page[MAX_ROWS];        // of each row
-    int hole[MAX_ROWS];        // rows below the number of survivors that left, in order
+    int hole[MAX_ROWS];        // rows that exit, below the number of remaining rows, in order
 };
 
 // A row's part of the scratch.
@@ -71,7 +71,7 @@ struct Row {
     double *values;  // [C] calibrated logits, then their powers, then probabilities
     double *terms;   // [C] p log p
     double *highest; // the largest calibrated logit, then the sum of the powers
-    double *checked; // sum of the calibrated logits: finite if they are
+    double *checked; // sum of the calibrated logits, which is finite if they are
 };
 
 // An exit's part of the policy block.
@@ -80,11 +80,11 @@ struct Rule {
     const double *scale, *bias, *limits, *gate, *weights;
 };
 
-// What is remembered of a page between exits.
+// State of a page between exits.
 struct Trail {
     double *before;  // [C] probabilities of the exit before
-    double *counts;  // [C] how many exits before gave each answer
-    double *visited, *answer, *run;  // how many exits before; the last one's answer; how many in a row gave that
+    double *counts;  // [C] number of exits before that gave each answer
+    double *visited, *answer, *run;  // number of exits before, the last one's answer, number of exits in a row that gave it
 };
 
 FUNCTION Row row_of(const Decide &a, const Block &block, int row) {
@@ -107,7 +107,7 @@ FUNCTION Trail trail_of(const Decide &a, int page) {
 
 FUNCTION bool stays(const Block &block, int row) { return block.stays[row / WORD] >> row % WORD & 1; }
 
-// How many of the rows below this one stay.
+// Number of remaining rows below this one.
 FUNCTION int stay_below(const Block &block, int row) {
     int count = 0;
     UNROLL(unroll 1) for (int word = 0; word < row / WORD; ++word) count += COUNT_BITS(block.stays[word]);
@@ -158,7 +158,7 @@ FUNCTION double failure_prediction(const Row &row, const Trail &trail, const dou
 
 // ---- the steps of a decision ------------------------------------------------------------------------------------------
 
-// Which page each row is, and calibrated logits.
+// The page of each row, and its calibrated logits.
 FUNCTION void begin(const Decide &a, Block &block, int thread, int threads) {
     const int found = *a.rows, rows = found < 0 ? 0 : found < MAX_ROWS ? found : MAX_ROWS;
     const Rule rule = rule_of(a);
@@ -215,7 +215,7 @@ FUNCTION void divide(const Decide &a, Block &block, int thread, int threads) {
     }
 }
 
-// Scores; where the pages leave that do; what the others are remembered by.
+// Scores, exits of the pages that exit, and trails of the others.
 FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
     const Rule rule = rule_of(a);
     const int classes = a.classes;
@@ -223,7 +223,7 @@ FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
         const Row row = row_of(a, block, at);
         const int page = block.page[at];
         const double go = a.gates ? a.gates[at] * rule.gate[0] + rule.gate[1] : 0.0;
-        const double bad = *row.checked - *row.checked + (go - go);  // NaN where a number is not finite
+        const double bad = *row.checked - *row.checked + (go - go);  // NaN if a number is not finite
         if (bad != 0.0) {
             a.exits[page] = -1 - a.exit;
             a.scores[page] = bad;
@@ -257,7 +257,7 @@ FUNCTION void judge(const Decide &a, Block &block, int thread, int threads) {
     }
 }
 
-// Logits of the pages, and where those that leave make holes among the first rows.
+// Logits of the pages, and the holes that pages which exit make among the first rows.
 FUNCTION void leave(const Decide &a, Block &block, int thread, int threads) {
     EACH(item, block.rows * a.classes) {
         const int row = item / a.classes, c = item % a.classes;
@@ -269,7 +269,7 @@ FUNCTION void leave(const Decide &a, Block &block, int thread, int threads) {
     }
 }
 
-// Where each row that stays goes, and what the graph does next.
+// The new place of each remaining row, and the value of the graph's next condition.
 FUNCTION void pack(const Decide &a, Block &block, int thread, int threads) {
     const int alive = stay_below(block, block.rows);
     EACH(row, block.rows) {
@@ -330,7 +330,7 @@ struct alignas(16) Sixteen {
     unsigned long long low, high;
 };
 
-// Four loads are under way before the first store waits for one.
+// Four loads run before the first store waits for one.
 template <typename Unit>
 FUNCTION void move_units(const Tensor &tensor, int from, int to, long long thread, long long threads) {
     const Unit *src = reinterpret_cast<const Unit *>(tensor.src + from * tensor.row_bytes);

@@ -1,4 +1,4 @@
-"""The device side of the policy: what `kernels.cu` is told, how it is launched, and how it is compiled."""
+"""The device side of the policy: arguments, launches and compilation of `kernels.cu`."""
 
 import ctypes
 from collections.abc import Sequence
@@ -8,28 +8,30 @@ from pathlib import Path
 import numpy as np
 
 from ee_export.errors import BadRequest, DeviceError, require_known
-from ee_export.policy.criteria import CRITERIA, Known, top
-from ee_export.policy.decide import NEVER, Rule, Threshold, limits
+from ee_export.policy.criteria import CRITERIA, ExitHistory, argmax
+from ee_export.policy.decide import NEVER, ExitRule, Threshold, limits
 
 MAX_ROWS = 1024
-"""Rows that one launch of :data:`DECIDE` holds: a thread each, in one block."""
+"""Most rows of one launch of :data:`DECIDE`, which has a thread for each in one block."""
 
 DECIDE, GATHER_ROWS = "ee_decide", "ee_gather_rows"
-"""Names of the kernels. Each takes one argument, by value: :class:`Decide`, :class:`Gather`."""
+"""Names of the kernels. Each takes one argument by value, :class:`Decide` or :class:`Gather`."""
 
 FIRST = 1
-"""Flag of :class:`Decide`: the chain's first decision. Row i is page i and has no trail; ``ids`` and ``trail`` are only written."""
+"""Flag of :class:`Decide`: the chain's first decision. Row i is page i without a trail, and ``ids`` and ``trail`` are only written."""
 CONDITIONAL = 2
-"""Flag of :class:`Decide`: set ``handle`` to the value too, by cudaGraphSetConditional. No use on the host."""
+"""Flag of :class:`Decide`: set ``handle`` to the value too, by cudaGraphSetConditional. It has no effect on the host."""
 STABLE = 4
-"""Flag of :class:`Decide`: rows keep their order. Without it survivors at the end move into the holes that the others leave, at
-most min(left, stay) rows, none of which is both source and destination: tensors can be gathered in place."""
+"""Flag of :class:`Decide`: rows keep their order. Without it, remaining rows at the end move into the holes of those that exit. No
+row is then both source and destination, so tensors can be gathered in place."""
 
 ROW = np.dtype([("src", "<u8"), ("dst", "<u8"), ("row_bytes", "<u8")])
-"""A tensor that :data:`GATHER_ROWS` moves: where from, where to, and bytes a row; src == dst moves in place (not with STABLE)."""
+"""A tensor that :data:`GATHER_ROWS` moves: source, destination, and bytes of a row. src == dst moves in place (not with STABLE)."""
 
-_CRITERIA = tuple(CRITERIA)  # the number of a criterion is its place here; kernels.cu has the same order
-_SHARED_BYTES = 48 * 1024 - 8448  # what every GPU gives a block without being asked, less what kernels.cu declares
+_CRITERIA = tuple(CRITERIA)  # the number of a criterion is its index here, and kernels.cu has the same order
+_SHARED_BYTES = (
+    48 * 1024 - 8448
+)  # shared memory of a block on every GPU by default, less the memory that kernels.cu declares
 _MOVERS = 256  # threads of a block that moves rows
 _BLOCKS = 2048  # blocks that fill any GPU several times over
 
@@ -40,34 +42,34 @@ _NUMBERS = ["exit", "exit_count", "classes", "bucket_count", "flags", "_unused"]
 
 
 class Decide(ctypes.Structure):
-    """The argument of :data:`DECIDE`; addresses in device memory (of the host for the source built by a C++ compiler).
+    """The argument of :data:`DECIDE`. Addresses are of device memory, or of the host for a build by a C++ compiler.
 
-    A launch judges ``*rows`` rows (at most those it was made for), writes the answers of those that leave by page, packs the
-    rest and writes how many they are. Rows are positions in the packed batch, pages positions in the batch as it came.
+    A launch evaluates ``*rows`` rows (at most those of the launch), writes the answers by page, packs the remaining rows and
+    writes their number. Rows are positions in the packed batch, and pages are positions in the original batch.
 
     ============ ================================================================================================
     logits       float32 [rows, C], raw
     gates        float32 [rows, 1], raw go/stop logits; 0: this exit has no gate
     policy       :func:`policy_block`, 8-byte aligned; read at every launch, so writing it retunes without recapture
-    tokens       int32 [pages], text tokens that this exit knows of each page; 0: it knows none
-    trail        float64 [pages, 2 C + 3], :func:`trail_bytes`; what criteria that look back remember
+    tokens       int32 [pages], text tokens of each page that this exit reads; 0: it reads none
+    trail        float64 [pages, 2 C + 3], :func:`trail_shape`; state of criteria that depend on the exits before
     scratch      float64 [rows, 2 C + 2]; 0: shared memory, see :func:`scratch_bytes`
-    rows         int32, how many rows there are; read
-    alive        int32, how many stay; written, may be ``rows`` itself
-    ids          int32 [rows], page of each row; read (not with FIRST) and written for those that stay
-    source       int32 [rows], written: the old row of each new one; what :data:`GATHER_ROWS` reads
-    exits        int32 [pages], written for those that leave: the exit's index, or -1 - index for logits that are not finite
-    scores       float64 [pages], written for all rows, so that at last it is that of the exit where a page left (with an array of
-                 its own for each exit: a trace); NaN where the logits are not finite
-    answers      float32 [pages, C], written for all rows: the raw logits as they came
-    value        int32, written: what the conditional handle is set to; 0: not written
-    buckets      int32 [bucket_count], batch sizes in increasing order; 0: the value is 1 where rows stay, else 0 (an IF node)
+    rows         int32, number of rows; read
+    alive        int32, number of remaining rows; written, may be ``rows`` itself
+    ids          int32 [rows], page of each row; read (not with FIRST) and written for the remaining rows
+    source       int32 [rows], written: the old row of each new one, for :data:`GATHER_ROWS`
+    exits        int32 [pages], written for pages that exit: the exit's index, or -1 - index for logits that are not finite
+    scores       float64 [pages], written for all rows, so that the last value is that of the page's exit (with an array for each
+                 exit: a trace); NaN if the logits are not finite
+    answers      float32 [pages, C], written for all rows: the raw logits
+    value        int32, written: value of the conditional handle; 0: not written
+    buckets      int32 [bucket_count], batch sizes in increasing order; 0: the value is 1 if rows remain, else 0 (an IF node)
     handle       cudaGraphConditionalHandle, with CONDITIONAL
     exit         index of this exit in the policy block
     exit_count   E; the last exit always answers
     classes      C
-    bucket_count the value (of a SWITCH node) is the index of the first bucket that holds the rows, ``bucket_count`` where no row
-                 stays (no body runs)
+    bucket_count the value (of a SWITCH node) is the index of the first bucket that holds the rows, ``bucket_count`` if no row
+                 remains (no body runs)
     flags        FIRST, CONDITIONAL, STABLE
     ============ ================================================================================================
     """
@@ -81,7 +83,7 @@ class Gather(ctypes.Structure):
     ========== =============================================
     tensors    [tensor_count] of :data:`ROW`
     source     int32 [rows], as :data:`DECIDE` wrote it
-    alive      int32, how many rows
+    alive      int32, number of rows
     ========== =============================================
     """
 
@@ -98,7 +100,7 @@ class Gather(ctypes.Structure):
 class Launch:
     """A kernel with its shape and argument, for cuLaunchKernel or CUDA_KERNEL_NODE_PARAMS.
 
-    Both copy the argument before they return, so that a launch must live until then and no longer.
+    Both copy the argument before they return, so the launch must live until then and no longer.
     """
 
     kernel: str
@@ -110,12 +112,12 @@ class Launch:
 
     @property
     def kernel_params(self) -> int:
-        """Address of the ``void **kernelParams`` of the driver's API; valid while this object lives."""
+        """Address of the ``void **kernelParams`` of the driver's API, valid while this object lives."""
         return ctypes.addressof(self._pointers)
 
 
 def decide_launch(argument: Decide, rows: int) -> Launch:
-    """A launch for up to ``rows`` rows.
+    """Make a launch for up to ``rows`` rows.
 
     Raises:
         BadRequest: more than :data:`MAX_ROWS` rows, or fewer than 2 classes.
@@ -132,7 +134,7 @@ def decide_launch(argument: Decide, rows: int) -> Launch:
 
 
 def gather_launch(argument: Gather, rows: int, largest_row_bytes: int) -> Launch:
-    """A launch for up to ``rows`` rows of tensors, the largest of which has rows of so many bytes.
+    """Make a launch for up to ``rows`` rows of tensors, the largest of which has rows of ``largest_row_bytes``.
 
     Raises:
         BadRequest: more rows than a grid has, 65535.
@@ -144,22 +146,22 @@ def gather_launch(argument: Gather, rows: int, largest_row_bytes: int) -> Launch
 
 
 def scratch_bytes(rows: int, classes: int) -> int:
-    """Size of ``Decide.scratch`` for up to that many rows; 0: they fit into shared memory, leave the address 0."""
+    """Size of ``Decide.scratch`` for up to so many rows, or 0 if they fit into shared memory. The address is then 0."""
     needed = _scratch(rows, classes)
     return needed if needed > _SHARED_BYTES else 0
 
 
-def trail_bytes(pages: int, classes: int) -> int:
-    """Size of ``Decide.trail``; it needs no initial value."""
-    return 8 * pages * (2 * classes + 3)
+def trail_shape(pages: int, classes: int) -> tuple[int, int]:
+    """Shape of ``Decide.trail``, float64, which needs no initial value."""
+    return pages, 2 * classes + 3
 
 
-def trail_of(known: Known, classes: int) -> np.ndarray:
-    """A page's part of ``Decide.trail``, float64 ``[2 C + 3]``, as the exits that it was asked at would have left it."""
-    answers = [top(found) for found in known.probabilities]
-    run = next((at for at, answer in enumerate(reversed(answers)) if answer != answers[-1]), len(answers))
+def trail_of(history: ExitHistory, classes: int) -> np.ndarray:
+    """A page's part of ``Decide.trail``, float64 ``[2 C + 3]``, as launches for the exits of its history would write it."""
+    answers = [argmax(probabilities) for probabilities in history.probabilities]
+    run = next((index for index, answer in enumerate(reversed(answers)) if answer != answers[-1]), len(answers))
     counts = np.bincount(answers, minlength=classes)
-    return np.concatenate([known.probabilities[-1], counts, [len(answers), answers[-1], run]])
+    return np.concatenate([history.probabilities[-1], counts, [len(answers), answers[-1], run]])
 
 
 def policy_bytes(exits: int, classes: int) -> int:
@@ -167,20 +169,22 @@ def policy_bytes(exits: int, classes: int) -> int:
     return 16 + 8 * exits * (3 * classes + 2 + classes + 7)
 
 
-def policy_block(rules: Sequence[Rule], criterion: str, thresholds: Sequence[Threshold], classes: int) -> np.ndarray:
+def policy_block(
+    rules: Sequence[ExitRule], criterion: str, thresholds: Sequence[Threshold], classes: int
+) -> np.ndarray:
     """The bytes at ``Decide.policy``, uint8 ``[policy_bytes(E, C)]``.
 
-    Layout: int32 criterion, E, C, 0; then float64 scale [E][C], bias [E][C], limits [E][C] (+inf: never), gate [E][2],
-    weights [E][C + 7].
+    The layout is int32 criterion, E, C, 0, and then float64 scale [E][C], bias [E][C], limits [E][C] (+inf: no page exits),
+    gate [E][2], weights [E][C + 7].
 
     Args:
-        rules: one an exit, in order.
+        rules: one for each exit, in order.
         criterion: a name in :data:`~ee_export.policy.criteria.CRITERIA`.
         thresholds: one for each exit but the last, which always answers.
         classes: C.
 
     Raises:
-        BadRequest: an unknown criterion; thresholds, calibration or weights of another number than that of exits and classes.
+        BadRequest: an unknown criterion, or thresholds, calibration or weights that do not fit the numbers of exits and classes.
     """
     require_known(criterion, _CRITERIA, "criterion")
     if len(thresholds) != len(rules) - 1:
@@ -191,14 +195,14 @@ def policy_block(rules: Sequence[Rule], criterion: str, thresholds: Sequence[Thr
     block = np.zeros(policy_bytes(len(rules), classes), np.uint8)
     block[:16].view(np.int32)[:] = _CRITERIA.index(criterion), len(rules), classes, 0
     tables = np.split(block[16:].view(np.float64), np.cumsum([len(rules) * n for n in (classes, classes, classes, 2)]))
-    scale, bias, bars, gates, weights = (table.reshape(len(rules), -1) for table in tables)
-    for at, (rule, threshold) in enumerate(zip(rules, [*thresholds, -NEVER], strict=True)):
-        scale[at] = _numbers(rule.scale, classes, f"scales of exit {at}")
-        bias[at] = _numbers(rule.bias, classes, f"biases of exit {at}")
-        bars[at] = _numbers(limits(threshold, classes), classes, f"thresholds of exit {at}")
-        gates[at] = rule.gate
+    scale, bias, lowest, gates, weights = (table.reshape(len(rules), -1) for table in tables)
+    for index, (rule, threshold) in enumerate(zip(rules, [*thresholds, -NEVER], strict=True)):
+        scale[index] = _numbers(rule.scale, classes, f"scales of exit {index}")
+        bias[index] = _numbers(rule.bias, classes, f"biases of exit {index}")
+        lowest[index] = _numbers(limits(threshold, classes), classes, f"thresholds of exit {index}")
+        gates[index] = rule.gate
         if criterion == "failure_prediction":
-            weights[at] = _numbers(rule.weights, width, f"weights of exit {at}")
+            weights[index] = _numbers(rule.weights, width, f"weights of exit {index}")
     return block
 
 
@@ -208,10 +212,10 @@ def source() -> str:
 
 
 def compile_cubin(compute_capability: tuple[int, int]) -> bytes:
-    """The kernels for a GPU, by NVRTC; takes about a second.
+    """Compile the kernels for a GPU by NVRTC, which takes about a second.
 
     Raises:
-        DeviceError: NVRTC is missing (says the pip command), does not know such a GPU, or refuses the source (with its log).
+        DeviceError: NVRTC is missing, does not support such a GPU, or refuses the source. The message has the remedy or NVRTC's log.
     """
     try:
         from cuda.bindings import nvrtc
@@ -223,10 +227,10 @@ def compile_cubin(compute_capability: tuple[int, int]) -> bytes:
             f"no NVRTC to compile the GPU's kernels with ({cause}); pip install 'cuda-bindings[all]'"
         ) from error
     number = 10 * compute_capability[0] + compute_capability[1]
-    status, known = nvrtc.nvrtcGetSupportedArchs()
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or number not in known:
+    status, supported = nvrtc.nvrtcGetSupportedArchs()
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or number not in supported:
         raise DeviceError(
-            f"NVRTC {major}.{minor} does not compile for sm_{number} (it does for {', '.join(f'sm_{at}' for at in known)}); "
+            f"NVRTC {major}.{minor} does not compile for sm_{number} (it does for {', '.join(f'sm_{arch}' for arch in supported)}); "
             "pip install another version of 'cuda-bindings[all]', of the driver's CUDA"
         )
     options = [f"--gpu-architecture=sm_{number}".encode(), b"--fmad=false", b"--std=c++17"]
@@ -263,7 +267,7 @@ def _scratch(rows: int, classes: int) -> int:
     return 8 * rows * (2 * classes + 2)
 
 
-def _numbers(values: Sequence[float], count: int, what: str) -> Sequence[float]:
+def _numbers(values: Sequence[float], count: int, name: str) -> Sequence[float]:
     if len(values) != count:
-        raise BadRequest(f"{len(values)} {what}; expected {count}")
+        raise BadRequest(f"{len(values)} {name}; expected {count}")
     return values

@@ -1,4 +1,4 @@
-"""A target's segments on a GPU, ready to be bound: found to fit this machine first, and opened then."""
+"""Open a target's segments on a GPU, after a check that they fit this machine."""
 
 import contextlib
 import hashlib
@@ -12,21 +12,21 @@ from ee_export.errors import BadRequest
 from ee_export.package.manifest import SegmentSpec, Target
 from ee_export.package.recipe import TargetRecipe, read_recipe
 from ee_export.package.store import Package
-from ee_export.runtime.gpu.built import BuiltOn, rebuild, require_built_for
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.scratch import Scratch
+from ee_export.runtime.gpu.provenance import EngineProvenance, rebuild_command, require_compatible
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.gpu.shapes import profile_shapes
+from ee_export.runtime.gpu.workspace import Workspace
 
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 RECIPE = "recipe.toml"
-"""In a target's folder: what it was compiled by."""
+"""The recipe of a target, in its folder."""
 PLAIN = "plain"
-"""In the folder of a target of stripped engines: the graphs of those that were built with plain attention though another was asked."""
+"""Folder, in that of a target of stripped engines, of the graphs whose engines fell back to plain attention."""
 
 
 def require_gpu_backend(backend: str) -> None:
-    """Raise BadRequest, with the command that installs it, where what runs a target's segments is not there."""
+    """Raise BadRequest, with the command that installs it, if the backend of a target is not there."""
     if backend == "tensorrt":
         try:
             import tensorrt  # noqa: F401
@@ -40,34 +40,34 @@ def require_gpu_backend(backend: str) -> None:
         require_provider(backend)
 
 
-def built_here(gpu: Device, recipe: TargetRecipe) -> BuiltOn:
-    """What engines that are built now, on this GPU by this recipe, are for."""
+def provenance_here(gpu: Device, recipe: TargetRecipe) -> EngineProvenance:
+    """Provenance of engines that this machine builds now by this recipe."""
     import tensorrt
 
     versions = "newer" if recipe.version_compatible else "same"
     return replace(_here(gpu, tensorrt.__version__), hardware=recipe.hardware_compatibility, versions=versions)
 
 
-def _here(gpu: Device, tensorrt: str) -> BuiltOn:
-    return BuiltOn(tensorrt, gpu.name, ".".join(map(str, gpu.compute_capability)), driver_of(gpu))
+def _here(gpu: Device, tensorrt: str) -> EngineProvenance:
+    return EngineProvenance(tensorrt, gpu.name, ".".join(map(str, gpu.compute_capability)), driver_of(gpu))
 
 
 def driver_of(gpu: Device) -> str:
-    """The driver's own version where the system says it, else that of the CUDA that it is for."""
+    """The driver's own version if the system states it, else the version of CUDA that it supports."""
     with contextlib.suppress(OSError):
-        if found := re.search(r"NVRM version:.*?\s(\d+\.\d[\d.]*)\s", DRIVER_FILE.read_text()):
-            return found[1]
+        if match := re.search(r"NVRM version:.*?\s(\d+\.\d[\d.]*)\s", DRIVER_FILE.read_text()):
+            return match[1]
     return f"of CUDA {gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
 
 
 def open_package_segments(package: Package, target_name: str, gpu: Device, stream: int) -> list[DeviceSegment]:
-    """The segments of a package's target; every file that they are read from has the hash that its manifest says.
+    """Open the segments of a package's target, after a check of the hashes of all their files.
 
     Raises:
-        BadRequest: its engines were built for another GPU or TensorRT, or of other segments than the package has; says which,
-            and the command that builds them here.
-        BadPackage: a file is missing, changed or not what the manifest says.
-        DeviceError: the backend refused one, or the GPU has not enough memory.
+        BadRequest: its engines were built for another GPU or TensorRT, or from other segments than the package has. The message
+            has the difference, and the command that builds them here.
+        BadPackage: a file is missing, changed or different from the manifest.
+        DeviceError: the backend refused a segment, or the GPU has not enough memory.
     """
     target = package.target(target_name)
     require_fits(package, target_name, gpu)
@@ -79,44 +79,44 @@ def open_package_segments(package: Package, target_name: str, gpu: Device, strea
 
 
 def require_fits(package: Package, target_name: str, gpu: Device) -> None:
-    """Raise BadRequest where a target's engines are not for this machine, or not of the segments that the package has now."""
+    """Raise BadRequest if a target's engines are for another machine, or were built from other segments than the package has."""
     target = package.target(target_name)
     source = target.compiled.get("from", "")
     if source in package.manifest.targets and target.compiled.get("source") != source_hash(package, source):
         raise BadRequest(
             f"{package.path}: {target_name} was compiled of other segments than the package's {source}: "
-            f"{rebuild(str(package.path), target_name)}"
+            f"{rebuild_command(str(package.path), target_name)}"
         )
     if target.backend == "tensorrt":
         import tensorrt
 
-        built = BuiltOn.read(target.compiled, f"{package.path}/manifest.json: targets.{target_name}")
-        require_built_for(built, _here(gpu, tensorrt.__version__), str(package.path), target_name)
+        built = EngineProvenance.read(target.compiled, f"{package.path}/manifest.json: targets.{target_name}")
+        require_compatible(built, _here(gpu, tensorrt.__version__), str(package.path), target_name)
 
 
 def open_segments(
     target: Target, target_name: str, folder: Path, read: Callable[[str], bytes], gpu: Device, stream: int
 ) -> list[DeviceSegment]:
-    """The segments of a target that is known to fit this machine.
+    """Open the segments of a target that fits this machine.
 
     Args:
-        target: one of :data:`GPU_BACKENDS` runs it.
+        target: a target of one of :data:`GPU_BACKENDS`.
         target_name: for messages.
-        folder: of its package, or that a package is being made in.
-        read: gives a file's contents; those of an engine are run, so it vouches for them.
-        gpu: where they run, current in the calling thread.
-        stream: that onnxruntime's sessions are made for.
+        folder: of its package, or of a package in the making.
+        read: returns a file's contents. An engine's contents run as code, so ``read`` must verify them.
+        gpu: the device, current in the calling thread.
+        stream: of onnxruntime's sessions.
     """
     if target.backend == "tensorrt":
         from ee_export.runtime.gpu.tensorrt import TensorRtSegment
 
-        scratch = Scratch(gpu)
+        workspace = Workspace(gpu)
         return [
             TensorRtSegment(
                 spec,
                 read(spec.file),
                 target_name,
-                scratch,
+                workspace,
                 host_code=target.compiled.get("versions") == "newer",
                 weights=_weights(target, spec, folder),
             )
@@ -126,7 +126,7 @@ def open_segments(
 
 
 def _weights(target: Target, spec: SegmentSpec, folder: Path) -> Path | None:
-    """The graph that a stripped engine takes its weights from; none for one that has them."""
+    """The graph with the weights of a stripped engine, ``None`` for an engine that has its weights."""
     if target.compiled.get("stripped") != "yes":
         return None
     engine = folder / spec.file
@@ -146,20 +146,20 @@ def _sessions(target: Target, folder: Path, gpu: Device, stream: int) -> list[De
             recipe = read_recipe(graph.parent / RECIPE)
             longest = int(target.compiled["longest_text"])
             shapes = profile_shapes(spec.inputs, recipe.profiles(longest), int(target.compiled["visual_tokens"]))
-            told = (target.compiled["source"], recipe.hash, target.compiled.get("bias", ""), spec.file)
-            content = hashlib.sha256(" ".join(told).encode()).hexdigest()
+            source = (target.compiled["source"], recipe.hash, target.compiled.get("bias", ""), spec.file)
+            content = hashlib.sha256(" ".join(source).encode()).hexdigest()
             providers.insert(0, tensorrt_provider(gpu.index, stream, recipe, shapes, cache_folder() / content[:16]))
         opened.append(OrtGpuSegment(spec, graph, providers, stream, ("cuda", gpu.index)))
     return opened
 
 
 def source_hash(package: Package, target_name: str) -> str:
-    """sha256 of all graphs and weights of a target, by the hashes that the manifest gives them."""
+    """sha256 of all graphs and weights of a target, from their hashes in the manifest."""
     names = sorted(package.files_of(target_name))
     lines = "".join(f"{PurePosixPath(name).name} {package.manifest.files[name].sha256}\n" for name in names)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where timing caches lie, and the engines that onnxruntime builds for itself: the user's own, in no package."""
+    """The user's folder for timing caches, and for the engines that onnxruntime builds."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ee_export"

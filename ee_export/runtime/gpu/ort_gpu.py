@@ -1,7 +1,7 @@
 """Segments on ONNX Runtime's CUDA and TensorRT execution providers.
 
-onnxruntime-gpu 1.31 is built for CUDA 13 and cuDNN 9, and its TensorRT provider for TensorRT 10 (it loads libnvinfer.so.10):
-next to TensorRT 11 alone only the CUDA provider works. Its sessions cannot be captured into a CUDA graph of ours.
+onnxruntime-gpu 1.31 is built for CUDA 13 and cuDNN 9, and its TensorRT provider for TensorRT 10 (it loads libnvinfer.so.10).
+Beside TensorRT 11 alone, only the CUDA provider works. A CUDA graph of this package cannot capture its sessions.
 """
 
 import contextlib
@@ -20,31 +20,31 @@ from ee_export.runtime.gpu.shapes import Shapes
 from ee_export.runtime.ort import available_threads, create_session, session_options
 
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
-"""Of the backends of this module."""
+"""Providers of the backends of this module."""
 INSTALL = {
     "onnxruntime-cuda": "`pip install onnxruntime-gpu` in place of onnxruntime, with CUDA 13 and cuDNN 9",
     "onnxruntime-tensorrt": "`pip install onnxruntime-gpu` in place of onnxruntime, with CUDA 13, cuDNN 9 and TensorRT 10 "
     "(`pip install 'tensorrt-cu13<11'`)",
 }
 Provider: TypeAlias = tuple[str, dict[str, str]]
-"""Its name and its options."""
+"""Name and options of a provider."""
 _BFLOAT16 = 16
-"""onnx.TensorProto.BFLOAT16: numpy has no such type."""
+"""onnx.TensorProto.BFLOAT16, because numpy has no such type."""
 
 
 class OrtGpuSegment:
-    """One graph in one session, on one stream: that is an option of a session, and not of a run.
+    """One graph in one session, on one stream, because onnxruntime sets the stream per session and not per run.
 
     Args:
         spec: the manifest's entry.
         graph: its ONNX file, with the weights beside it.
-        providers: with their options, as :func:`cuda_provider` gives them; the first is required, and what it does not know runs on
+        providers: with their options, see :func:`cuda_provider`. The first is required, and nodes that it does not support run on
             the others.
-        stream: the CUstream that all is enqueued on.
-        device: where addresses are, ``cuda`` or ``cpu``, and its number.
+        stream: the CUstream of all work.
+        device: the device of the addresses, ``cuda`` or ``cpu``, and its number.
 
     Raises:
-        DeviceError: the first provider could not be loaded; says what it needs.
+        DeviceError: the first provider cannot be loaded. The message has its requirements.
         BadPackage: onnxruntime cannot load the graph.
     """
 
@@ -61,25 +61,25 @@ class OrtGpuSegment:
         self.outputs: tuple[TensorSpec, ...] = spec.outputs
         self._stream = stream
         self._device = device
-        wanted = providers[0][0]
-        if wanted not in ort.get_available_providers():
-            raise DeviceError(f"onnxruntime {ort.__version__} has no {wanted}: {_needs(wanted)}")
-        _load_libraries(wanted)
+        required = providers[0][0]
+        if required not in ort.get_available_providers():
+            raise DeviceError(f"onnxruntime {ort.__version__} has no {required}: {_needs(required)}")
+        _load_libraries(required)
         options = session_options(available_threads(), one_pool=False)
         try:
             self._session = create_session(str(graph), options, list(providers))
         except Exception as error:  # onnxruntime's exceptions share no base class
-            if "Please install" in str(error):  # so it says of TensorRT's libraries, before it looks at the graph
+            if "Please install" in str(error):  # the error for missing TensorRT libraries
                 raise DeviceError(
-                    f"onnxruntime {ort.__version__} could not load its {wanted}: {_needs(wanted)}"
+                    f"onnxruntime {ort.__version__} could not load its {required}: {_needs(required)}"
                 ) from None
             raise BadPackage(f"{graph}: onnxruntime {ort.__version__} cannot load it ({error})") from None
-        # One whose library cannot be loaded is left out all the same, with a line in the log.
-        if wanted not in self._session.get_providers():
-            raise DeviceError(f"onnxruntime {ort.__version__} could not load its {wanted}: {_needs(wanted)}")
+        # onnxruntime skips a provider whose library cannot be loaded, with a line in the log.
+        if required not in self._session.get_providers():
+            raise DeviceError(f"onnxruntime {ort.__version__} could not load its {required}: {_needs(required)}")
 
     def bind(self, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> "BoundSession":
-        """See :meth:`ee_export.runtime.gpu.segment.DeviceSegment.bind`; every size fits."""
+        """See :meth:`ee_export.runtime.gpu.segment.DeviceSegment.bind`. Every size fits."""
         binding = self._session.io_binding()
         for tensors, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for tensor in tensors:
@@ -90,7 +90,7 @@ class OrtGpuSegment:
 
 
 class BoundSession:
-    """A session with its tensors; see :class:`~ee_export.runtime.gpu.segment.BoundSegment`."""
+    """A session with its tensors. See :class:`~ee_export.runtime.gpu.segment.BoundSegment`."""
 
     capturable = False
 
@@ -98,7 +98,7 @@ class BoundSession:
         self._binding = binding
         self._segment = segment
         self._options = ort.RunOptions()
-        # Else a run ends by waiting for the stream.
+        # Without this entry a run waits for the stream at its end.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def enqueue(self, stream: int) -> None:
@@ -114,7 +114,7 @@ class BoundSession:
 
 
 def cuda_provider(device: int, stream: int) -> Provider:
-    """The CUDA provider on a stream of ours, with every node of a session on that stream."""
+    """The CUDA provider on a given stream, with every node of a session on that stream."""
     return "CUDAExecutionProvider", {
         "device_id": str(device),
         "user_compute_stream": str(stream),
@@ -126,11 +126,11 @@ def cuda_provider(device: int, stream: int) -> Provider:
 def tensorrt_provider(
     device: int, stream: int, recipe: TargetRecipe, profiles: Sequence[Shapes], cache: Path
 ) -> Provider:
-    """The TensorRT provider on a stream of ours. Without its own fp16, bf16 and int8 options it takes the graph's types.
+    """The TensorRT provider on a given stream. Without its own fp16, bf16 and int8 options it takes the graph's types.
 
-    ``cache``: a folder for the engine that it builds when the session is first made, which takes minutes.
+    ``cache``: a folder for the engine, which the first session builds in some minutes.
     """
-    # Flags are "True" or "False": onnxruntime's Python binding takes no 1 here, though it does of the CUDA provider.
+    # Flags are "True" or "False", because onnxruntime's Python binding takes no 1 here, unlike for the CUDA provider.
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = {
         "device_id": str(device),
@@ -148,23 +148,23 @@ def tensorrt_provider(
         options["trt_engine_hw_compatible"] = "True"
     if recipe.strip:
         options["trt_weight_stripped_engine_enable"] = "True"
-    for at, which in enumerate(("min", "opt", "max")):
-        # An input that is named once a profile: that is how it is told of several.
-        options[f"trt_profile_{which}_shapes"] = ",".join(
-            f"{name}:{'x'.join(map(str, shapes[at]))}" for profile in profiles for name, shapes in profile.items()
+    for index, bound in enumerate(("min", "opt", "max")):
+        # The option states several profiles by naming an input once for each.
+        options[f"trt_profile_{bound}_shapes"] = ",".join(
+            f"{name}:{'x'.join(map(str, shapes[index]))}" for profile in profiles for name, shapes in profile.items()
         )
     return "TensorrtExecutionProvider", options
 
 
 def require_provider(backend: str) -> None:
-    """Raise BadRequest where this onnxruntime was built without a backend's provider; whether it loads is seen later."""
+    """Raise BadRequest if this onnxruntime was built without a backend's provider. Sessions check later that it loads."""
     if PROVIDERS[backend] not in ort.get_available_providers():
         raise BadRequest(f"onnxruntime {ort.__version__} here has no {PROVIDERS[backend]}: {INSTALL[backend]}")
 
 
 def _load_libraries(provider: str) -> None:
-    """Load what pip installed of CUDA, cuDNN and TensorRT: the providers are linked to them, and no loader looks where they lie."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; a session says that as well
+    """Load pip's libraries of CUDA, cuDNN and TensorRT. The providers are linked to them, and no loader searches their folders."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries, which a session's error states too
         ort.preload_dlls()
     if provider == "TensorrtExecutionProvider":
         with contextlib.suppress(ImportError, OSError):

@@ -1,4 +1,4 @@
-"""A device by pycuda: what TensorRT's users have at hand. It has no graphs; those come from cuda-bindings, in the same context."""
+"""A device by pycuda, which users of TensorRT often have. CUDA graphs come from cuda-bindings, in the same context."""
 
 import sys
 from bisect import bisect_right
@@ -12,7 +12,7 @@ from ee_export.errors import DeviceError
 
 
 class PycudaDevice:
-    """See :class:`ee_export.runtime.gpu.device.Device`. Its copies take streams of its own only, as pycuda has no others."""
+    """See :class:`ee_export.runtime.gpu.device.Device`. Its copies take streams of its own only, because pycuda has no others."""
 
     def __init__(self, index: int) -> None:
         try:
@@ -28,7 +28,7 @@ class PycudaDevice:
         major, minor = device.compute_capability()
         self.compute_capability: tuple[int, int] = (int(major), int(minor))
         self.driver_version = cuda.get_driver_version()
-        with _told("cuDevicePrimaryCtxRetain"):
+        with _translate_errors("cuDevicePrimaryCtxRetain"):
             self._context: cuda.Context = device.retain_primary_context()
         self.context = int(self._context.handle)
         current = cuda.Context.get_current()
@@ -49,7 +49,7 @@ class PycudaDevice:
     def current(self) -> Iterator[None]:
         if not self._open:
             raise DeviceError(f"GPU {self.index} was closed; open it again")
-        with _told("cuCtxPushCurrent"):
+        with _translate_errors("cuCtxPushCurrent"):
             self._context.push()
         try:
             yield
@@ -57,7 +57,7 @@ class PycudaDevice:
             cuda.Context.pop()
 
     def free_memory(self) -> int:
-        with _told("cuMemGetInfo"):
+        with _translate_errors("cuMemGetInfo"):
             free, _ = cuda.mem_get_info()
         return int(free)
 
@@ -66,7 +66,7 @@ class PycudaDevice:
             held = cuda.mem_alloc(size)
         except cuda.MemoryError:
             raise DeviceError(
-                f"{self.name}: {size >> 20} MiB of memory asked and {self.free_memory() >> 20} MiB free; "
+                f"{self.name}: {size >> 20} MiB of memory requested and {self.free_memory() >> 20} MiB free; "
                 "use smaller batches or lengths, or free memory that other programs hold"
             ) from None
         except cuda.Error as error:
@@ -75,11 +75,11 @@ class PycudaDevice:
         return int(held)
 
     def free(self, address: int) -> None:
-        with _told("cuMemFree"):
+        with _translate_errors("cuMemFree"):
             self._memory.pop(address).free()
 
     def allocate_pinned(self, size: int) -> int:
-        with _told("cuMemHostAlloc"):
+        with _translate_errors("cuMemHostAlloc"):
             held: np.ndarray = cuda.pagelocked_empty(size, np.uint8)
         address = int(held.ctypes.data)
         self._pinned[address] = held
@@ -90,11 +90,11 @@ class PycudaDevice:
         held = self._pinned.pop(address)
         self._starts = sorted(self._pinned)
         allocation: cuda.PagelockedHostAllocation = held.base
-        with _told("cuMemFreeHost"):
+        with _translate_errors("cuMemFreeHost"):
             allocation.free()
 
     def create_stream(self) -> int:
-        with _told("cuStreamCreate"):
+        with _translate_errors("cuStreamCreate"):
             stream = cuda.Stream(flags=1)
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
@@ -103,7 +103,7 @@ class PycudaDevice:
         del self._streams[stream]
 
     def create_event(self) -> int:
-        with _told("cuEventCreate"):
+        with _translate_errors("cuEventCreate"):
             event = cuda.Event(flags=cuda.event_flags.DISABLE_TIMING)
         self._events[id(event)] = event
         return id(event)
@@ -113,7 +113,7 @@ class PycudaDevice:
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
         held, origin, target = self._stream(stream), self._host(source, size), self._host(to, size)
-        with _told("cuMemcpyAsync"):
+        with _translate_errors("cuMemcpyAsync"):
             if origin is not None:
                 cuda.memcpy_htod_async(to, origin, held)
             elif target is not None:
@@ -122,23 +122,23 @@ class PycudaDevice:
                 cuda.memcpy_dtod_async(to, source, size, held)
 
     def clear(self, address: int, size: int, stream: int) -> None:
-        with _told("cuMemsetD8Async"):
+        with _translate_errors("cuMemsetD8Async"):
             cuda.memset_d8_async(address, 0, size, self._stream(stream))
 
     def record(self, event: int, stream: int) -> None:
-        with _told("cuEventRecord"):
+        with _translate_errors("cuEventRecord"):
             self._events[event].record(self._stream(stream))
 
     def wait(self, event: int) -> None:
-        with _told("cuEventSynchronize"):
+        with _translate_errors("cuEventSynchronize"):
             self._events[event].synchronize()
 
     def follow(self, stream: int, other: int) -> None:
-        with _told("cuCtxSynchronize"):  # pycuda cannot name another library's stream
+        with _translate_errors("cuCtxSynchronize"):  # pycuda cannot name another library's stream
             cuda.Context.synchronize()
 
     def synchronize(self, stream: int) -> None:
-        with _told("cuStreamSynchronize"):
+        with _translate_errors("cuStreamSynchronize"):
             self._stream(stream).synchronize()
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class PycudaDevice:
         return self._streams[stream]
 
     def _host(self, address: int, size: int) -> np.ndarray | None:
-        """The pinned memory at an address; ``None``: it is of the device."""
+        """The pinned memory at an address, ``None`` for an address of the device."""
         place = bisect_right(self._starts, address) - 1
         if place < 0:
             return None
@@ -164,7 +164,7 @@ class PycudaDevice:
 
 
 @contextmanager
-def _told(call: str) -> Iterator[None]:
+def _translate_errors(call: str) -> Iterator[None]:
     try:
         yield
     except cuda.Error as error:

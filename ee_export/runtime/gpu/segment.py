@@ -1,4 +1,4 @@
-"""The one form that a segment has on a GPU: it is told where its tensors lie, once, and then only enqueued."""
+"""The protocol of a segment on a GPU: it is bound to the addresses of its tensors once, and then only enqueued."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -15,7 +15,7 @@ class BoundSegment(Protocol):
     capturable: bool
 
     def enqueue(self, stream: int) -> None:
-        """Append the segment's work to a stream, by its CUstream handle; returns at once.
+        """Append the segment's work to a stream, by its CUstream handle, and return at once.
 
         Raises:
             DeviceError: the backend refused it, or the device failed before.
@@ -24,22 +24,22 @@ class BoundSegment(Protocol):
 
 
 class DeviceSegment(Protocol):
-    """A compiled part of the model on a GPU; the first of its outputs is its exit's raw logits, float32 ``[B, C]``."""
+    """A compiled part of the model on a GPU. The first of its outputs holds its exit's raw logits, float32 ``[B, C]``."""
 
     exit: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def bind(self, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> BoundSegment:
-        """The segment over these tensors.
+        """Bind the segment to these tensors.
 
         Args:
-            addresses: of every input and output by name, in device memory; the caller owns them and keeps them while the result
-                is in use.
-            sizes: of the symbolic axes: ``B``, and where the segment has them ``T`` and ``L``.
+            addresses: of every input and output by name, in device memory. The caller owns the memory and keeps it while the
+                result is in use.
+            sizes: of the symbolic axes ``B``, ``T`` and ``L``, as far as the segment has them.
 
         Raises:
-            BadRequest: no profile of this segment holds such sizes; says the limit.
+            BadRequest: no profile of this segment holds such sizes. The message states the limit.
             DeviceError: the backend refused it.
         """
         ...

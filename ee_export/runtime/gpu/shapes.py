@@ -1,11 +1,11 @@
-"""Optimization profiles of a segment: what its inputs' shapes are between, for a recipe's ranges of pages and text."""
+"""Optimization profiles of a segment: ranges of its inputs' shapes, from a recipe's ranges of pages and text."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from ee_export.package.manifest import TensorSpec
 from ee_export.package.recipe import Profile
-from ee_export.runtime.gpu.buffers import shape_of
+from ee_export.runtime.gpu.sizes import shape_of
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = dict[str, tuple[Shape, Shape, Shape]]
@@ -13,8 +13,8 @@ Shapes: TypeAlias = dict[str, tuple[Shape, Shape, Shape]]
 
 
 def profile_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile], visual_tokens: int) -> list[Shapes]:
-    """The profiles of one segment; those that say the same of it, as they do where it reads no text, are one."""
-    found: list[Shapes] = []
+    """The profiles of one segment. Profiles with equal shapes, as for a segment that reads no text, become one."""
+    distinct: list[Shapes] = []
     for profile in profiles:
         sizes = [
             {"B": pages, "T": tokens, "L": tokens + visual_tokens}
@@ -24,8 +24,8 @@ def profile_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile], vi
                 (profile.batch.max, profile.text.max),
             )
         ]
-        least, best, most = ({tensor.name: shape_of(tensor, one) for tensor in inputs} for one in sizes)
+        least, best, most = ({tensor.name: shape_of(tensor, axes) for tensor in inputs} for axes in sizes)
         shapes = {tensor.name: (least[tensor.name], best[tensor.name], most[tensor.name]) for tensor in inputs}
-        if shapes not in found:
-            found.append(shapes)
-    return found
+        if shapes not in distinct:
+            distinct.append(shapes)
+    return distinct

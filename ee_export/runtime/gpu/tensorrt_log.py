@@ -1,4 +1,4 @@
-"""TensorRT's messages. It keeps one logger a process, the first it is given, so there is one here for builders and runtimes."""
+"""TensorRT's messages. TensorRT keeps the first logger of a process, so builders and runtimes share the one of this module."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import tensorrt as trt
 
 _log = logging.getLogger("ee_export.tensorrt")
 _KEPT = 8
-"""Lines of an error message, at most."""
+"""Most lines of an error message."""
 
 
 class Log(trt.ILogger):
-    """Keeps the last errors, and passes the rest on to Python's ``ee_export.tensorrt`` logger. Thread-safe."""
+    """Stores the last errors, and passes other messages on to Python's ``ee_export.tensorrt`` logger. Thread-safe."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -22,7 +22,7 @@ class Log(trt.ILogger):
         self._lock = threading.Lock()
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Called by TensorRT, from whatever thread."""
+        """Take a message of TensorRT, from any thread."""
         if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
             with self._lock:
                 self._lines.append(" ".join(msg.split()))
@@ -36,8 +36,8 @@ LOG = Log()
 
 
 def last_errors() -> str:
-    """The last errors since this was last asked, oldest first, in one line."""
+    """The errors since the last call, at most :data:`_KEPT`, oldest first, in one line."""
     with LOG._lock:
         lines = list(dict.fromkeys(LOG._lines))[-_KEPT:]
         LOG._lines.clear()
-    return "; ".join(lines) or "TensorRT did not say why"
+    return "; ".join(lines) or "TensorRT gave no reason"

@@ -1,4 +1,4 @@
-"""One CUDA graph for a whole stretch of the chain: exits are decided on the device, and what a page does not need is never run."""
+"""The conditional chain: one CUDA graph for a whole stretch. The device decides at the exits and skips the rest of the graph."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,11 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ee_export.errors import DeviceError
-from ee_export.policy.criteria import Known
+from ee_export.policy.criteria import ExitHistory
 from ee_export.runtime.gpu import graphs
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers
-from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
+from ee_export.runtime.gpu.buffers import TensorArena
+from ee_export.runtime.gpu.executors.device_batch import DeviceBatch, ResultBuffer
+from ee_export.runtime.gpu.executors.device_chain import (
+    ExitPolicy,
+    ExitResult,
+    SegmentRange,
+    count_classes,
+    require_policy,
+)
 from ee_export.runtime.gpu.graphs import Graph, Handle, Launchable, Node
 from ee_export.runtime.gpu.kernels import (
     CONDITIONAL,
@@ -25,31 +32,31 @@ from ee_export.runtime.gpu.kernels import (
     policy_block,
     policy_bytes,
     scratch_bytes,
-    trail_bytes,
     trail_of,
+    trail_shape,
 )
-from ee_export.runtime.gpu.memory import Memory, host_array
+from ee_export.runtime.gpu.memory import Allocation, MirroredArray
 
 
 class ConditionalChain:
-    """See :class:`ee_export.runtime.gpu.executors.batch.Executor`.
+    """See :class:`ee_export.runtime.gpu.executors.device_chain.DeviceChain`.
 
     A page alone runs through nested IF nodes, (segment, decision, IF (segment, decision, IF …)), so that one false condition skips
-    all the rest. A batch runs through a row of SWITCH nodes, one a segment, with a body for each batch size: (segment, decision,
-    packing); nesting those would take as many bodies as there are ways to shrink. Each decision sets the next node's condition; where
-    none ran, the condition's default lets no body run.
+    all the rest. A batch runs through a row of SWITCH nodes, one for each segment, with a body for each batch size: (segment,
+    decision, packing). Nested SWITCH nodes would take as many bodies as there are ways to shrink. Each decision sets the next
+    node's condition. Without a decision, the condition's default runs no body.
     """
 
     kind = "conditional"
 
-    def __init__(self, buffers: Buffers, policy: Policy, stretches: Sequence[Stretch]) -> None:
+    def __init__(self, buffers: TensorArena, policy: ExitPolicy, stretches: Sequence[SegmentRange]) -> None:
         self.buffers = buffers
         self.stretches = tuple(stretches)
-        self._classes = classes_of(buffers)
+        self._classes = count_classes(buffers)
         self._exits = len(buffers.segments)
-        self._memory = Memory(buffers.device, buffers.stream)
+        self._memory = Allocation(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
-        self._ready: dict[tuple[Stretch, int, int], Launchable] = {}
+        self._ready: dict[tuple[SegmentRange, int, int], Launchable] = {}
         try:
             with buffers.device.current():
                 self._allocate()
@@ -60,54 +67,35 @@ class ConditionalChain:
             self.close()
             raise
 
-    # What the graphs read and write, besides the tensors.
+    # Memory of the graphs besides the tensors.
 
     def _allocate(self) -> None:
         buffers, memory = self.buffers, self._memory
         most = buffers.sizes.batches[-1]
         self._kernels = graphs.Kernels(buffers.device)
         self._closers.append(self._kernels.close)
-        self._board = Board(buffers, memory, self._exits, self._classes)
+        self._result_buffer = ResultBuffer(buffers, memory, self._exits, self._classes)
         self._source = memory.allocate(4 * most)
-        self._trail = memory.allocate(trail_bytes(most, self._classes))
-        self._trail_pinned = memory.allocate_pinned(trail_bytes(most, self._classes))
-        self._recalled = memory.event()
+        self._trail = MirroredArray(memory, trail_shape(most, self._classes), "float64")
         scratch = scratch_bytes(most, self._classes)
         self._scratch = memory.allocate(scratch) if scratch else 0
-        self._tokens = memory.allocate(4 * self._exits * most)
-        self._tokens_pinned = memory.allocate_pinned(4 * self._exits * most)
-        size = policy_bytes(self._exits, self._classes)
-        self._policy = memory.allocate(size)
-        self._policy_pinned = memory.allocate_pinned(size)
-        self._retuned = memory.event()
-        self._counts = False
-        self._counted = memory.event()
-        self._buckets = self._constant(np.array(buffers.sizes.batches, np.int32))
+        self._tokens = MirroredArray(memory, (self._exits, most), "int32")
+        self._has_tokens = False
+        self._policy = MirroredArray(memory, (policy_bytes(self._exits, self._classes),), "uint8")
+        self._buckets = memory.allocate_constant(np.array(buffers.sizes.batches, np.int32))
         self._tables: dict[tuple[int, int, int], tuple[int, int, int]] = {}
 
-    def _constant(self, values: np.ndarray) -> int:
-        """Device memory with these values."""
-        memory, device = self._memory, self.buffers.device
-        pinned = device.allocate_pinned(values.nbytes)
-        try:
-            host_array(pinned, (values.nbytes,), "uint8")[:] = values.view(np.uint8).reshape(-1)
-            address = memory.allocate(values.nbytes)
-            device.copy(address, pinned, values.nbytes, memory.stream)
-            device.synchronize(memory.stream)
-        finally:
-            device.free_pinned(pinned)
-        return address
-
     def _table(self, step: int, end: int, length: int) -> tuple[int, int, int]:
-        """What is packed after a segment: the address of its table, how many tensors, and bytes of the largest row."""
+        """Tensors to pack after a segment: the address of their table, their number, and bytes of the largest row."""
         if (step, end, length) not in self._tables:
             rows = [
                 (self.buffers.addresses[name], self.buffers.addresses[name], self.buffers.row_bytes(name, length))
-                for name in self.buffers.live(step, end)
+                for name in self.buffers.to_pack(step, end)
             ]
             table = np.array(rows, ROW)
             largest = max((size for _, _, size in rows), default=0)
-            self._tables[step, end, length] = (self._constant(table) if rows else 0, len(rows), largest)
+            address = self._memory.allocate_constant(table) if rows else 0
+            self._tables[step, end, length] = (address, len(rows), largest)
         return self._tables[step, end, length]
 
     # The graphs.
@@ -117,46 +105,46 @@ class ConditionalChain:
         for first, end in self.stretches:
             lengths = buffers.sizes.lengths if buffers.reads_length(0, end) else (0,)
             for length in lengths:
-                with self._captured(first, end, length) as segments:
+                with self._capture_segments(first, end, length) as segments:
                     for batch in buffers.sizes.batches:
-                        what = f"the chain from {buffers.segments[first].exit} at batch {batch}"
+                        name = f"the chain from {buffers.segments[first].exit} at batch {batch}"
                         graph = graphs.new_graph()
                         try:
                             if batch == 1:
                                 self._nest(graph, first, end, segments)
                             else:
                                 self._line_up(graph, first, end, batch, length, segments)
-                            ready = graphs.instantiate(graph, buffers.stream, what)
+                            ready = graphs.instantiate(graph, buffers.stream, name)
                         finally:
                             graphs.destroy(graph)
                         self._closers.append(ready.close)
                         self._ready[(first, end), batch, length] = ready
 
     @contextlib.contextmanager
-    def _captured(self, first: int, end: int, length: int) -> Iterator[dict[tuple[int, int], Graph]]:
-        """Each segment of a stretch at each batch size, captured alone; destroyed at the end, for child graph nodes hold copies."""
+    def _capture_segments(self, first: int, end: int, length: int) -> Iterator[dict[tuple[int, int], Graph]]:
+        """Capture each segment of a stretch at each batch size alone. Child graph nodes hold copies, so all are destroyed at the end."""
         buffers, device = self.buffers, self.buffers.device
-        with contextlib.ExitStack() as held:
-            found = {}
+        with contextlib.ExitStack() as closing:
+            captured = {}
             for step in range(first, end):
                 for batch in buffers.sizes.batches:
-                    what = f"{buffers.segments[step].exit} at batch {batch}" + (
+                    name = f"{buffers.segments[step].exit} at batch {batch}" + (
                         f" and {length} tokens" if length else ""
                     )
-                    bound = buffers.bound(step, batch, length)
+                    bound = buffers.bind(step, batch, length)
                     if not bound.capturable:
                         raise DeviceError(
-                            f"{what}: its backend cannot be captured into a CUDA graph; use the executor 'host'"
+                            f"{name}: its backend cannot be captured into a CUDA graph; use the executor 'host'"
                         )
-                    bound.enqueue(buffers.stream)  # what a backend allocates and compiles at its first run
+                    bound.enqueue(buffers.stream)  # the first run allocates and compiles
                     device.synchronize(buffers.stream)
-                    found[step, batch] = graphs.capture(device, buffers.stream, bound.enqueue, what)
-                    held.callback(graphs.destroy, found[step, batch])
-                    graphs.require_embeddable(found[step, batch], what)
-            yield found
+                    captured[step, batch] = graphs.capture(device, buffers.stream, bound.enqueue, name)
+                    closing.callback(graphs.destroy, captured[step, batch])
+                    graphs.require_embeddable(captured[step, batch], name)
+            yield captured
 
     def _nest(self, graph: Graph, step: int, end: int, segments: Mapping[tuple[int, int], Graph]) -> None:
-        """(segment, decision, IF (…)), for a page alone."""
+        """Add (segment, decision, IF (…)) to a graph, for a page alone."""
         context = self.buffers.device.context
         child = graphs.add_child(graph, [], segments[step, 1])
         handle = graphs.new_handle(graph, context, 0) if step + 1 < end else None
@@ -168,45 +156,45 @@ class ConditionalChain:
     def _line_up(
         self, graph: Graph, first: int, end: int, batch: int, length: int, segments: Mapping[tuple[int, int], Graph]
     ) -> None:
-        """(segment, decision, packing), then a SWITCH for each segment after the first."""
+        """Add (segment, decision, packing) to a graph, then a SWITCH for each segment after the first."""
         context = self.buffers.device.context
         batches = [size for size in self.buffers.sizes.batches if size <= batch]
-        # The default is the value for which no body runs: it stands where the node before ran none either.
+        # With the default no body runs. It applies if the node before ran none either.
         handles = {step: graphs.new_handle(graph, context, len(batches)) for step in range(first + 1, end)}
 
-        def part(where: Graph, step: int, rows: int) -> Node:
-            child = graphs.add_child(where, [], segments[step, rows])
-            decided = self._decide(where, [child], step, rows, handles.get(step + 1), switch=len(batches))
-            return self._pack(where, [decided], step, end, rows, length)
+        def add_part(parent: Graph, step: int, rows: int) -> Node:
+            child = graphs.add_child(parent, [], segments[step, rows])
+            decided = self._decide(parent, [child], step, rows, handles.get(step + 1), switch=len(batches))
+            return self._pack(parent, [decided], step, end, rows, length)
 
-        last = part(graph, first, batch)
+        last = add_part(graph, first, batch)
         for step in range(first + 1, end):
             last, bodies = graphs.add_switch(graph, [last], handles[step], len(batches), context)
             for body, rows in zip(bodies, batches, strict=True):
-                part(body, step, rows)
+                add_part(body, step, rows)
 
     def _decide(
         self, graph: Graph, after: Sequence[Node], step: int, rows: int, handle: Handle | None, *, switch: int
     ) -> Node:
-        """The exit's decision, which sets a handle: to the body of a SWITCH with that many, or of an IF."""
-        buffers, board = self.buffers, self._board
+        """Add the exit's decision. It sets a handle to the body of a SWITCH with ``switch`` bodies, or of an IF."""
+        buffers, results = self.buffers, self._result_buffer
         gate = buffers.gate(step)
         flags = (FIRST if step == 0 else 0) | (CONDITIONAL if handle is not None else 0)
         argument = Decide(
             logits=buffers.addresses[buffers.logits(step)],
             gates=0 if gate is None else buffers.addresses[gate],
-            policy=self._policy,
-            tokens=self._tokens + 4 * step * board.pages,
-            trail=self._trail,
+            policy=self._policy.address,
+            tokens=self._tokens.address + 4 * step * results.pages,
+            trail=self._trail.address,
             scratch=self._scratch,
-            rows=board.at("rows"),
-            alive=board.at("rows"),
-            ids=board.at("ids"),
+            rows=results.at("rows"),
+            alive=results.at("rows"),
+            ids=results.at("ids"),
             source=self._source,
-            exits=board.at("exits"),
-            scores=board.at("scores", step),
-            answers=board.at("answers", step),
-            value=board.at("value"),
+            exits=results.at("exits"),
+            scores=results.at("scores", step),
+            answers=results.at("answers", step),
+            value=results.at("value"),
             buckets=self._buckets if switch else 0,
             handle=0 if handle is None else int(handle),
             exit=step,
@@ -219,11 +207,11 @@ class ConditionalChain:
         return graphs.add_kernel(graph, after, self._kernels.functions[DECIDE], launch, buffers.device.context)
 
     def _pack(self, graph: Graph, after: list[Node], step: int, end: int, rows: int, length: int) -> Node:
-        """What later segments read, of the pages that stay, packed in place; nothing where there is nothing."""
+        """Add the packing, in place, of the remaining pages in all tensors that later segments read, if there are any."""
         table, count, largest = self._table(step, end, length)
         if not count:
             return after[0]
-        launch = gather_launch(Gather(table, self._source, self._board.at("rows"), count), rows, largest)
+        launch = gather_launch(Gather(table, self._source, self._result_buffer.at("rows"), count), rows, largest)
         return graphs.add_kernel(
             graph, after, self._kernels.functions[GATHER_ROWS], launch, self.buffers.device.context
         )
@@ -231,22 +219,22 @@ class ConditionalChain:
     # A batch.
 
     def start(self, rows: int) -> None:
-        self._batch = Batch(self.buffers, self.stretches, rows)
-        none = Left(None, np.zeros(0), np.zeros((0, self._classes), np.float32))
-        self._left = [none] * rows
+        self._batch = DeviceBatch(self.buffers, self.stretches, rows)
+        none = ExitResult(None, np.zeros(0), np.zeros((0, self._classes), np.float32))
+        self._results = [none] * rows
         self._began = False
 
     def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
         if self.enqueue(inputs, tokens):
             with self.buffers.device.current():
-                self._board.fetch()
-            self._take(self._batch.stretch[1])
+                self._result_buffer.fetch()
+            self._collect(self._batch.stretch[1])
         return list(self._batch.pages)
 
     def enqueue(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> bool:
-        """Append the next stretch to the stream and return at once; False where no page is undecided, and nothing was appended.
+        """Append the next stretch to the stream and return at once. False if no page is undecided and nothing was appended.
 
-        What runs is not known then: use :meth:`results_on_device`, or :meth:`advance`. See there for arguments and errors.
+        The results follow later, by :meth:`results_on_device`. See :meth:`advance` for arguments and errors.
         """
         batch, buffers, device = self._batch, self.buffers, self.buffers.device
         if not batch.advance(inputs):
@@ -255,75 +243,56 @@ class ConditionalChain:
         with device.current():
             buffers.give(inputs, rows, batch.length)
             if tokens is not None:
-                self._count(stretch[0], tokens)
-            elif self._counts:
-                device.clear(self._tokens, 4 * self._exits * self._board.pages, buffers.stream)
-                self._counts = False
+                with self._tokens.write() as counts:
+                    counts[stretch[0] : stretch[0] + len(tokens), batch.pages] = tokens
+                self._has_tokens = True
+            elif self._has_tokens:
+                self._tokens.clear()
+                self._has_tokens = False
             if not self._began:
-                device.wait(self._board.event)  # the mirror may still be read for the pages before
-                self._board.host["rows"] = rows
-                self._board.host["ids"][:rows] = range(rows)
-                self._board.send(self._board.at("exits") - self._board.address)
+                device.wait(self._result_buffer.event)  # a copy for the pages before may still read the mirror
+                self._result_buffer.host["rows"] = rows
+                self._result_buffer.host["ids"][:rows] = range(rows)
+                self._result_buffer.send(self._result_buffer.at("exits") - self._result_buffer.address)
                 self._began = True
             length = batch.length if buffers.reads_length(0, stretch[1]) else 0
             self._ready[stretch, buffers.sizes.batch(rows), length].launch(buffers.stream)
         return True
 
-    def _count(self, first: int, tokens: np.ndarray) -> None:
-        """Text tokens that each exit of a stretch knows of each page, by page."""
-        device, most = self.buffers.device, self._board.pages
-        self._counts = True
-        device.wait(self._counted)
-        held = host_array(self._tokens_pinned, (self._exits, most), "int32")
-        for row, page in enumerate(self._batch.pages):
-            held[first : first + len(tokens), page] = tokens[:, row]
-        device.copy(self._tokens, self._tokens_pinned, held.nbytes, self.buffers.stream)
-        device.record(self._counted, self.buffers.stream)
-
     def skip(self) -> None:
         self._batch.skip()
-        if not self._began:  # the chain's first decision is not made, which begins the trail
+        if not self._began:  # the chain's first decision, which would begin the trail, is skipped
             with self.buffers.device.current():
-                size = trail_bytes(self._board.pages, self._classes)
-                self.buffers.device.clear(self._trail, size, self.buffers.stream)
+                self._trail.clear()
 
-    def recall(self, known: Sequence[Known]) -> None:
-        device, pages = self.buffers.device, self._batch.pages
-        with device.current():
-            device.wait(self._recalled)
-            held = host_array(self._trail_pinned, (self._board.pages, 2 * self._classes + 3), "float64")
-            for page, one in zip(pages, known, strict=True):
-                held[page] = trail_of(one, self._classes)
-            device.copy(self._trail, self._trail_pinned, held.nbytes, self.buffers.stream)
-            device.record(self._recalled, self.buffers.stream)
+    def recall(self, histories: Sequence[ExitHistory]) -> None:
+        with self.buffers.device.current(), self._trail.write() as trails:
+            for page, history in zip(self._batch.pages, histories, strict=True):
+                trails[page] = trail_of(history, self._classes)
 
-    def _take(self, end: int) -> None:
-        """Who left in a stretch up to ``end``, and with what, from the board."""
-        board = self._board.host
-        staying = board["ids"][: board["rows"]].tolist()
-        undecided = set(staying)
+    def _collect(self, end: int) -> None:
+        """Read the results of a stretch up to ``end`` from the mirror."""
+        mirror = self._result_buffer.host
+        remaining = mirror["ids"][: mirror["rows"]].tolist()
+        undecided = set(remaining)
         for page in self._batch.pages:
-            exit = None if page in undecided else int(board["exits"][page])
+            exit = None if page in undecided else int(mirror["exits"][page])
             visited = end if exit is None else (exit if exit >= 0 else -1 - exit) + 1
-            scores, logits = board["scores"][:visited, page], board["answers"][:visited, page]
-            self._left[page] = Left(exit, scores.copy(), logits.copy())
-        self._batch.pages = staying
+            scores, logits = mirror["scores"][:visited, page], mirror["answers"][:visited, page]
+            self._results[page] = ExitResult(exit, scores.copy(), logits.copy())
+        self._batch.pages = remaining
 
-    def results(self) -> list[Left]:
-        return list(self._left)
+    def results(self) -> list[ExitResult]:
+        return list(self._results)
 
     def results_on_device(self) -> dict[str, DeviceArray]:
-        return self._board.arrays(self._batch.rows)
+        return self._result_buffer.arrays(self._batch.rows)
 
-    def retune(self, policy: Policy) -> None:
+    def retune(self, policy: ExitPolicy) -> None:
         require_policy(policy, self._exits, self._classes)
         block = policy_block(policy.rules, policy.criterion, policy.thresholds, self._classes)
-        device = self.buffers.device
-        with device.current():
-            device.wait(self._retuned)
-            host_array(self._policy_pinned, block.shape, "uint8")[:] = block
-            device.copy(self._policy, self._policy_pinned, block.nbytes, self.buffers.stream)
-            device.record(self._retuned, self.buffers.stream)
+        with self.buffers.device.current(), self._policy.write() as mirror:
+            mirror[:] = block
         self.policy = policy
 
     def close(self) -> None:
@@ -332,4 +301,4 @@ class ConditionalChain:
             for close in self._closers:
                 closing.callback(close)
             self._closers = []
-            closing.callback(self._memory.close)  # first: it waits for what is under way
+            closing.callback(self._memory.close)  # first, because it waits for the stream

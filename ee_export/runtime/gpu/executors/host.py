@@ -1,4 +1,4 @@
-"""The host chain: a segment at a time, its logits read back, the exit decided here; portable, and what the others are checked by."""
+"""The host chain: it runs a segment at a time, reads its logits back and decides on the host. Tests compare the others with it."""
 
 import contextlib
 import math
@@ -7,29 +7,38 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ee_export.errors import BadLogits, DeviceError
-from ee_export.policy.criteria import CRITERIA, Known
+from ee_export.policy.criteria import CRITERIA, ExitHistory
 from ee_export.policy.decide import NEVER, decide, limits
 from ee_export.runtime.gpu.arrays import DeviceArray
-from ee_export.runtime.gpu.buffers import Buffers
-from ee_export.runtime.gpu.executors.batch import Batch, Board, Left, Policy, Stretch, classes_of, require_policy
-from ee_export.runtime.gpu.memory import Memory, host_array
+from ee_export.runtime.gpu.buffers import TensorArena
+from ee_export.runtime.gpu.executors.device_batch import DeviceBatch, ResultBuffer
+from ee_export.runtime.gpu.executors.device_chain import (
+    ExitPolicy,
+    ExitResult,
+    SegmentRange,
+    count_classes,
+    require_policy,
+)
+from ee_export.runtime.gpu.memory import Allocation, host_array
 
 Enqueue = Callable[[int], None]
 """Appends a segment's work to a stream."""
 
 
 class HostChain:
-    """See :class:`ee_export.runtime.gpu.executors.batch.Executor`.
+    """See :class:`ee_export.runtime.gpu.executors.device_chain.DeviceChain`.
 
-    With ``graphs`` each segment is captured once per batch size and length, when the chain is made, and then launched as a graph.
+    With ``graphs`` the chain captures each segment once per batch size and length, and then launches it as a graph.
     """
 
-    def __init__(self, buffers: Buffers, policy: Policy, stretches: Sequence[Stretch], *, graphs: bool) -> None:
+    def __init__(
+        self, buffers: TensorArena, policy: ExitPolicy, stretches: Sequence[SegmentRange], *, graphs: bool
+    ) -> None:
         self.kind = "graphs" if graphs else "host"
         self.buffers = buffers
         self.stretches = tuple(stretches)
-        self._classes = classes_of(buffers)
-        self._memory = Memory(buffers.device, buffers.stream)
+        self._classes = count_classes(buffers)
+        self._memory = Allocation(buffers.device, buffers.stream)
         self._closers: list[Callable[[], None]] = []
         self._enqueue: dict[tuple[int, int, int], Enqueue] = {}
         self.retune(policy)
@@ -38,7 +47,7 @@ class HostChain:
                 size = 4 * (self._classes + 1) * buffers.sizes.batches[-1]
                 self._pinned = self._memory.allocate_pinned(size)
                 self._event = self._memory.event()
-                self._board = Board(buffers, self._memory, len(buffers.segments), self._classes)
+                self._result_buffer = ResultBuffer(buffers, self._memory, len(buffers.segments), self._classes)
                 self._prepare(graphs)
         except BaseException:
             self.close()
@@ -49,32 +58,32 @@ class HostChain:
         for step, segment in enumerate(buffers.segments):
             for length in buffers.sizes.lengths if buffers.reads_length(step, step + 1) else (0,):
                 for batch in buffers.sizes.batches:
-                    bound = buffers.bound(step, batch, length)
+                    bound = buffers.bind(step, batch, length)
                     if not graphs:
                         self._enqueue[step, batch, length] = bound.enqueue
                         continue
-                    what = f"{segment.exit} at batch {batch}" + (f" and {length} tokens" if length else "")
-                    self._enqueue[step, batch, length] = self._captured(bound.enqueue, bound.capturable, what, stream)
+                    name = f"{segment.exit} at batch {batch}" + (f" and {length} tokens" if length else "")
+                    self._enqueue[step, batch, length] = self._capture(bound.enqueue, bound.capturable, name, stream)
 
-    def _captured(self, enqueue: Enqueue, capturable: bool, what: str, stream: int) -> Enqueue:
+    def _capture(self, enqueue: Enqueue, capturable: bool, name: str, stream: int) -> Enqueue:
         from ee_export.runtime.gpu import graphs  # cuda-bindings, which executor `host` does not need
 
         if not capturable:
-            raise DeviceError(f"{what}: its backend cannot be captured into a CUDA graph; use the executor 'host'")
+            raise DeviceError(f"{name}: its backend cannot be captured into a CUDA graph; use the executor 'host'")
         device = self.buffers.device
-        enqueue(stream)  # what a backend allocates and compiles at its first run
+        enqueue(stream)  # the first run allocates and compiles
         device.synchronize(stream)
-        captured = graphs.capture(device, stream, enqueue, what)
+        captured = graphs.capture(device, stream, enqueue, name)
         try:
-            ready = graphs.instantiate(captured, stream, what)
+            ready = graphs.instantiate(captured, stream, name)
         finally:
             graphs.destroy(captured)
         self._closers.append(ready.close)
         return ready.launch
 
     def start(self, rows: int) -> None:
-        self._batch = Batch(self.buffers, self.stretches, rows)
-        self._known = [Known() for _ in range(rows)]
+        self._batch = DeviceBatch(self.buffers, self.stretches, rows)
+        self._histories = [ExitHistory() for _ in range(rows)]
         self._scores: list[list[float]] = [[] for _ in range(rows)]
         self._logits: list[list[np.ndarray]] = [[] for _ in range(rows)]
         self._exits: list[int | None] = [None] * rows
@@ -86,9 +95,9 @@ class HostChain:
         first, end = batch.stretch
         with buffers.device.current():
             buffers.give(inputs, len(batch.pages), batch.length)
-            seen = {page: row for row, page in enumerate(batch.pages)}
+            row_of = {page: row for row, page in enumerate(batch.pages)}
             for step in range(first, end):
-                counts = None if tokens is None else [int(tokens[step - first, seen[page]]) for page in batch.pages]
+                counts = None if tokens is None else [int(tokens[step - first, row_of[page]]) for page in batch.pages]
                 self._step(step, end, counts)
                 if not batch.pages:
                     break
@@ -101,9 +110,9 @@ class HostChain:
             self._scores[page] += [math.nan] * (end - first)
             self._logits[page] += [np.zeros(self._classes, np.float32)] * (end - first)
 
-    def recall(self, known: Sequence[Known]) -> None:
-        for page, one in zip(self._batch.pages, known, strict=True):
-            self._known[page] = Known(list(one.probabilities))
+    def recall(self, histories: Sequence[ExitHistory]) -> None:
+        for page, history in zip(self._batch.pages, histories, strict=True):
+            self._histories[page] = ExitHistory(list(history.probabilities))
 
     def _step(self, step: int, end: int, tokens: Sequence[int] | None) -> None:
         buffers, batch = self.buffers, self._batch
@@ -114,17 +123,17 @@ class HostChain:
         stays = [self._stays(step, row, logits[row], gates, tokens) for row in range(rows)]
         if all(stays):
             return
-        moves, order = packed(stays)
+        moves, order = pack_rows(stays)
         batch.pages = [batch.pages[row] for row in order]
         if batch.pages:
-            for name in buffers.live(step, end):
+            for name in buffers.to_pack(step, end):
                 size = buffers.row_bytes(name, batch.length)
                 for to, source in moves:
-                    at = buffers.addresses[name]
-                    buffers.device.copy(at + to * size, at + source * size, size, buffers.stream)
+                    start = buffers.addresses[name]
+                    buffers.device.copy(start + to * size, start + source * size, size, buffers.stream)
 
     def _read(self, step: int, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """A segment's raw logits ``[rows, C]`` and gates ``[rows]``, when they are there."""
+        """Wait for a segment's raw logits ``[rows, C]`` and gates ``[rows]``, and copy them to the host."""
         buffers, device = self.buffers, self.buffers.device
         size = 4 * rows * self._classes
         device.copy(self._pinned, buffers.addresses[buffers.logits(step)], size, buffers.stream)
@@ -139,12 +148,12 @@ class HostChain:
     def _stays(
         self, step: int, row: int, logits: np.ndarray, gates: np.ndarray | None, tokens: Sequence[int] | None
     ) -> bool:
-        """Decide about a row."""
+        """Evaluate the exit for a row. False if its page exits or fails."""
         page = self._batch.pages[row]
         self._logits[page].append(logits)
         try:
             _, score, exits = decide(
-                self._known[page],
+                self._histories[page],
                 self.policy.rules[step],
                 self._limits[step],
                 CRITERIA[self.policy.criterion],
@@ -153,38 +162,38 @@ class HostChain:
                 None if gates is None else float(gates[row]),
             )
         except BadLogits:
-            self._leave(page, -1 - step, math.nan)
+            self._finish(page, -1 - step, math.nan)
             return False
         if exits:
-            self._leave(page, step, score)
+            self._finish(page, step, score)
             return False
         self._scores[page].append(score)
         return True
 
-    def _leave(self, page: int, exit: int, score: float) -> None:
+    def _finish(self, page: int, exit: int, score: float) -> None:
         self._scores[page].append(score)
         self._exits[page] = exit
 
-    def results(self) -> list[Left]:
+    def results(self) -> list[ExitResult]:
         none = np.zeros((0, self._classes), np.float32)
         return [
-            Left(exit, np.array(scores), np.stack(logits) if logits else none)
+            ExitResult(exit, np.array(scores), np.stack(logits) if logits else none)
             for exit, scores, logits in zip(self._exits, self._scores, self._logits, strict=True)
         ]
 
     def results_on_device(self) -> dict[str, DeviceArray]:
-        board = self._board
+        buffer = self._result_buffer
         with self.buffers.device.current():
-            self.buffers.device.wait(board.event)  # it may still be read for the pages before
-            for page, left in enumerate(self.results()):
-                if left.exit is not None:
-                    board.host["exits"][page] = left.exit
-                    board.host["scores"][: len(left.scores), page] = left.scores
-                    board.host["answers"][: len(left.scores), page] = left.logits
-            board.send(board.dtype.itemsize)
-        return board.arrays(self._batch.rows)
+            self.buffers.device.wait(buffer.event)  # a copy for the pages before may still read the mirror
+            for page, result in enumerate(self.results()):
+                if result.exit is not None:
+                    buffer.host["exits"][page] = result.exit
+                    buffer.host["scores"][: len(result.scores), page] = result.scores
+                    buffer.host["answers"][: len(result.scores), page] = result.logits
+            buffer.send(buffer.dtype.itemsize)
+        return buffer.arrays(self._batch.rows)
 
-    def retune(self, policy: Policy) -> None:
+    def retune(self, policy: ExitPolicy) -> None:
         require_policy(policy, len(self.buffers.segments), self._classes)
         self.policy = policy
         self._limits = [limits(threshold, self._classes) for threshold in (*policy.thresholds, -NEVER)]
@@ -195,11 +204,11 @@ class HostChain:
             for close in self._closers:
                 closing.callback(close)
             self._closers = []
-            closing.callback(self._memory.close)  # first: it waits for what is under way
+            closing.callback(self._memory.close)  # first, because it waits for the stream
 
 
-def packed(stays: Sequence[bool]) -> tuple[list[tuple[int, int]], list[int]]:
-    """How rows that stay are packed in place, as the device's kernel does it: those at the end move into the holes.
+def pack_rows(stays: Sequence[bool]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Moves that pack the remaining rows in place, as the device's kernel does it: rows at the end move into the holes.
 
     Returns:
         The moves, as (to, from), and the old row of each new one.

@@ -1,4 +1,4 @@
-"""What an engine was built on, and whether it may run here: decided before a byte of it is given to TensorRT."""
+"""Provenance of engines, and the check that they may run here before TensorRT gets a byte of them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,11 +10,11 @@ _AMPERE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltOn:
-    """The library and the GPU that engines are for. In a manifest: texts in a target's ``compiled``.
+class EngineProvenance:
+    """The library and the GPU that built engines. A manifest stores it as texts in a target's ``compiled``.
 
-    ``hardware``: which other GPUs they run on, ``none``, ``ampere_plus`` or ``same_compute_capability``. ``versions``: which
-    other TensorRT they run on, ``same`` or ``newer`` (of the same major).
+    ``hardware``: other GPUs that the engines run on, ``none``, ``ampere_plus`` or ``same_compute_capability``. ``versions``: other
+    versions of TensorRT that they run on, ``same`` or ``newer`` (of the same major).
     """
 
     tensorrt: str
@@ -26,23 +26,23 @@ class BuiltOn:
 
     @classmethod
     def read(cls, compiled: Mapping[str, str], where: str) -> Self:
-        """From a manifest; raises BadPackage where it does not say."""
+        """Read it from a manifest. Raises BadPackage if a field is missing."""
         try:
             return cls(**{name: compiled[name] for name in cls.__dataclass_fields__})
         except KeyError as missing:
             raise BadPackage(
-                f"{where}: compiled.{missing.args[0]}: missing, so nobody knows where its engines run"
+                f"{where}: compiled.{missing.args[0]}: missing, so the machines of its engines are unknown"
             ) from None
 
     def texts(self) -> dict[str, str]:
-        """For a manifest."""
+        """The texts for a manifest."""
         return asdict(self)
 
     def __str__(self) -> str:
         return f"TensorRT {self.tensorrt} on {self.gpu} (compute capability {self.compute_capability}, driver {self.driver})"
 
-    def differs(self, here: "BuiltOn") -> list[str]:
-        """Why engines for this would not run ``here``, each a few words; empty where they do. The driver is no reason."""
+    def incompatibilities(self, here: "EngineProvenance") -> list[str]:
+        """Reasons, of a few words each, why such engines do not run ``here``. Another driver is no reason."""
         reasons = []
         if self.versions == "newer":
             was, now = _numbers(self.tensorrt), _numbers(here.tensorrt)
@@ -60,16 +60,16 @@ class BuiltOn:
         return reasons
 
 
-def require_built_for(built: BuiltOn, here: BuiltOn, package: str, target: str) -> None:
-    """Raise BadRequest, with the command that rebuilds them, where engines cannot run here; names all that differs."""
-    if reasons := built.differs(here):
+def require_compatible(built: EngineProvenance, here: EngineProvenance, package: str, target: str) -> None:
+    """Raise BadRequest, with all reasons and the command that rebuilds them, if engines cannot run here."""
+    if reasons := built.incompatibilities(here):
         raise BadRequest(
             f"{package}: engines of {target} were built by {built}; here is {here}: {', '.join(reasons)}; "
-            f"build them here: {rebuild(package, target)}"
+            f"build them here: {rebuild_command(package, target)}"
         )
 
 
-def rebuild(package: str, target: str) -> str:
+def rebuild_command(package: str, target: str) -> str:
     """The command that replaces a target's engines."""
     return f"`ee-export compile {package} DATA --target {target} --force`"
 

@@ -1,16 +1,16 @@
-"""Device memory that segments compute in, one after the other."""
+"""Workspace: the device memory that engines compute in, one after the other."""
 
 import contextlib
 
 from ee_export.runtime.gpu.device import Device
 
 
-class Scratch:
-    """Memory that engines compute in, shared by all that run one after the other on one stream.
+class Workspace:
+    """Memory that engines compute in, shared by all engines that run one after the other on one stream.
 
-    It is as large as the largest of them needs for the largest pages of any profile; so nothing is allocated between pages,
-    and a captured graph's addresses last. The engines are opened first, and bound then. All calls are made inside
-    ``with device.current()``.
+    It has the size that the largest engine needs for the largest pages of any profile. Nothing is therefore allocated between
+    pages, and the addresses of a captured graph stay valid. Open all engines first, and bind them then. All calls are made
+    inside ``with device.current()``.
     """
 
     def __init__(self, device: Device) -> None:
@@ -21,20 +21,20 @@ class Scratch:
 
     @property
     def stream(self) -> int:
-        """One to prepare engines on, where no page comes."""
+        """A stream to prepare engines on, without pages."""
         if self._stream is None:
             self._stream = self.device.create_stream()
         return self._stream
 
     def reserve(self, size: int) -> None:
-        """Let :meth:`take` give at least ``size`` bytes."""
+        """Make :meth:`take` return at least ``size`` bytes."""
         self._size = max(self._size, size)
 
     def take(self) -> tuple[int, int]:
-        """Address and size; ``(0, 0)`` where no engine needs any. Addresses given before stay good.
+        """Address and size, or ``(0, 0)`` if no engine needs memory. Earlier addresses stay valid.
 
         Raises:
-            DeviceError: the GPU has not that much left; says how much.
+            DeviceError: the GPU has too little free memory. The message states how much.
         """
         if self._size and (not self._blocks or self._blocks[-1][1] < self._size):
             self._blocks.append((self.device.allocate(self._size), self._size))
@@ -45,7 +45,7 @@ class Scratch:
             self.close()
 
     def close(self) -> None:
-        """Give the memory back; nothing bound may be enqueued any more."""
+        """Free the memory. No bound engine may be enqueued afterwards."""
         while self._blocks:
             self.device.free(self._blocks.pop()[0])
         if self._stream is not None:
