@@ -359,7 +359,7 @@ class _Judge:
         weights = fit_weights(self.manifest, target, criterion, self.seen["calibrate"])
         bands = self.manifest.text_bands()
 
-        def judged(pages: ExitPredictions) -> Scored:
+        def judged(pages: ExitPredictions) -> PageScores:
             return tune.score_predictions(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
 
         return weights, judged(self.seen["tune"] + self.seen["certify"]), judged(self.seen["test"])

@@ -22,7 +22,7 @@ from ee_export.bench.report_plots import (
     svg,
 )
 from ee_export.model.exits import order_exits
-from ee_export.policy.metrics import paired
+from ee_export.policy.metrics import paired_difference
 
 COST, ACCURACY = "mean ms a page", "accuracy on test pages"
 

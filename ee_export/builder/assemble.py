@@ -108,7 +108,7 @@ def assemble(
         assembled = assemble_segments(brought, probe, classes)
 
     origin = Origin(__version__, now(), _digest(recipe), hashlib.sha256(recipe.path.read_bytes()).hexdigest())
-    manifest = _make_manifest(recipe, out, inputs, assembly.entries(assembled, TARGET))
+    manifest = _make_manifest(recipe, out, inputs, assembly.make_entries(assembled, TARGET))
     # Before heads are trained, and with the longest text that the encoding allows.
     _require_possible(manifest, origin, where)
     make_golden_pages(assembled, probe, inputs)

@@ -49,7 +49,7 @@ def fit_weights(
     """Fit the weights of a criterion per exit on ``pages``. Empty if the criterion has none."""
     if criterion != "failure_prediction":
         return {}
-    exit_rules = rules(manifest, target, {})
+    exit_rules = make_rules(manifest, target, {})
     logits = [pages.logits[name] for name in manifest.exits]
     tokens = [pages.tokens[name] for name in manifest.exits]
     return dict(zip(manifest.exits, fit_failure_prediction(logits, exit_rules, tokens, pages.targets), strict=True))

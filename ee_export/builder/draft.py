@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ee_export.package.manifest import FULL, GPU_BACKENDS, Target
-from ee_export.runtime.backends import open_drafted_on_gpu
+from ee_export.runtime.backends import open_draft_on_gpu
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.opening import open_segment
 from ee_export.runtime.ort import available_threads
@@ -18,7 +18,7 @@ def make_draft_chain(before: Chain, name: str, target: Target, folder: Path) -> 
     package = replace(before.package, manifest=replace(manifest, targets={**manifest.targets, name: target}))
     point = operating_point(target, FULL)
     if target.backend in GPU_BACKENDS:
-        return before.beside(package, target, point, open_drafted_on_gpu(target, name, folder))
+        return before.beside(package, target, point, open_draft_on_gpu(target, name, folder))
     threads = available_threads()
     opened = partial(open_segment, threads=threads, one_pool=True)
     segments = [opened(target.backend, spec, folder / spec.file) for spec in target.segments]

@@ -86,7 +86,7 @@ def choose_bias(package: Package, context: CompileContext, progress: Progress) -
         context: of the target.
         progress: called with the choice and both times.
     """
-    recomputations = recomputable(package, context.recipe)
+    recomputations = find_recomputations(package, context.recipe)
     if not recomputations or context.sizes["B"] == 1:
         return "carried", {"bias": "carried"} if recomputations else {}
     progress("bias", 0, 1)

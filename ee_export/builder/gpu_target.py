@@ -70,7 +70,7 @@ def build_recipe_target(
     }
     build = None
     if recipe.backend == "tensorrt":
-        compiled |= built_here(gpu, recipe).texts()
+        compiled |= provenance_here(gpu, recipe).texts()
         build = _make_builder(package, recipe, gpu, visual)
     if recipe.bias == "auto":
         choice, entries = choose_bias(package, CompileContext(recipe, recipe_file, compiled, build, gpu), progress)

@@ -115,7 +115,7 @@ def observe(chain: Chain, data: Data, ocr: Ocr | None, progress: PageProgress) -
         except EeError:
             raise
         except Exception as error:
-            raise failure(_name_page(data, done), error) from error
+            raise page_error(_name_page(data, done), error) from error
         for name, values in by_exit.items():
             if not np.isfinite(values).all():
                 raise BadLogits(

@@ -16,7 +16,8 @@ from ee_export.package.origin import stamp
 from ee_export.package.store import GOLDEN, Package, open_package
 from ee_export.package.write import lock_package, require_name_of, rewrite_package
 from ee_export.policy import certify
-from ee_export.policy.tune import Point, frontier, not_beaten
+from ee_export.policy.pareto_search import search_pareto_front
+from ee_export.policy.tune import Point, pareto_front
 from ee_export.runtime.load import load_package
 from ee_export.verify import golden
 
@@ -79,8 +80,10 @@ def measure_frontier(
     pages = parts["tune"] + parts["certify"]
     points = []
     for bands in band_choices(package.manifest, goal.criterion):
-        points += frontier(score_predictions(package.manifest, target, pages, ocr_ms, goal.criterion, weights, bands))
-    return not_beaten(points)
+        points += search_pareto_front(
+            score_predictions(package.manifest, target, pages, ocr_ms, goal.criterion, weights, bands)
+        )
+    return pareto_front(points)
 
 
 def observe_parts(

@@ -131,7 +131,7 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, request: Engi
         raise DeviceError(f"{request.name}: TensorRT refused the profile {shapes}: {last_errors()}")
 
 
-def cache_name(here: BuiltOn) -> str:
+def cache_name(here: EngineProvenance) -> str:
     """Name the file of a timing cache, which is valid for one version of TensorRT on one kind of GPU."""
     return re.sub(r"[^\w.]+", "-", f"tensorrt-{here.tensorrt} {here.gpu} {here.compute_capability}") + ".timing"
 

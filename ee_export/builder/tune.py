@@ -30,16 +30,15 @@ from ee_export.policy.drift import histogram
 from ee_export.policy.pareto_search import search_pareto_front
 from ee_export.policy.tune import (
     KINDS,
-    NOT_ASKED,
-    Scored,
-    careful,
+    NOT_EVALUATED,
+    PageScores,
+    certificate_candidates,
     cheapest,
     evaluate,
     lossless_thresholds,
     most_accurate,
-    worth_asking,
 )
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import make_rules
 
 CRITERION = "margin"
 MARGIN = 0.5
@@ -63,14 +62,14 @@ def score_predictions(
     criterion: str = CRITERION,
     weights: Mapping[str, Sequence[float]] | None = None,
     bands: Collection[int] = (),
-) -> Scored:
+) -> PageScores:
     """Compute scores, answers and measured cost at every exit, for the tuner.
 
     ``ocr_ms``: cost of OCR of a whole page, default as measured. ``bands``: the exits ``text.<p>`` to evaluate. No page
     can exit at the others, and no strip of text is read for them.
     """
     logits = [pages.logits[name] for name in manifest.exits]
-    exit_rules = rules(manifest, target, weights or {})
+    exit_rules = make_rules(manifest, target, weights or {})
     gates = [pages.logits.get(gate_name(name)) for name in manifest.exits]
     if criterion == "gate" and (bare := [n for n, g in zip(manifest.exits[:-1], gates, strict=False) if g is None]):
         raise BadRequest(
@@ -87,7 +86,7 @@ def score_predictions(
         reads = reads_of(manifest, name, segment.inputs)
         further = {encoding for encoding in (reads.text, *reads.pixels) if encoding} - encoded
         if not evaluated:
-            scores[index] = NOT_ASKED
+            scores[index] = NOT_EVALUATED
         elif costs is not None:
             if rule.reads > read:
                 spent = spent + costs.strip_ms((rule.reads - read) / 100, ocr_ms)
@@ -129,7 +128,7 @@ class TuningGoal:
                 "--min-accuracy, --max-cost-ms and --epsilon exclude each other; the whole frontier: --frontier"
             )
 
-    def choose(self, pages: Scored) -> list[Threshold]:
+    def choose(self, pages: PageScores) -> list[Threshold]:
         """Choose thresholds on these pages, without a certificate."""
         if self.min_accuracy is not None:
             return list(cheapest(search_pareto_front(pages), self.min_accuracy).thresholds)
@@ -212,7 +211,7 @@ def tune_target(
     weights = fit_weights(manifest, target, goal.criterion, parts["calibrate"])
     both = parts["tune"] + parts["certify"]
 
-    def score(pages: ExitPredictions, bands: Collection[int]) -> Scored:
+    def score(pages: ExitPredictions, bands: Collection[int]) -> PageScores:
         return score_predictions(manifest, target, pages, ocr_ms, goal.criterion, weights, bands)
 
     choices = band_choices(manifest, goal.criterion)
@@ -239,7 +238,7 @@ def tune_target(
 Bands = tuple[int, ...]
 
 
-def _choose_thresholds(tuning: Mapping[Bands, Scored], goal: TuningGoal) -> tuple[list[Threshold], Bands]:
+def _choose_thresholds(tuning: Mapping[Bands, PageScores], goal: TuningGoal) -> tuple[list[Threshold], Bands]:
     """Choose the best thresholds among those of all sets of bands, and return them with their bands."""
     options = []
     for bands, scored in tuning.items():
@@ -252,7 +251,7 @@ def _choose_thresholds(tuning: Mapping[Bands, Scored], goal: TuningGoal) -> tupl
 
 
 def _certify_thresholds(
-    tuning: Mapping[Bands, Scored], certifying: Callable[[Bands], Scored], digest: str, goal: TuningGoal
+    tuning: Mapping[Bands, PageScores], certifying: Callable[[Bands], PageScores], digest: str, goal: TuningGoal
 ) -> tuple[list[Threshold], Bands, Certificate]:
     """Find the cheapest thresholds whose risk is proven. Returns them with their bands and certificate.
 
@@ -260,7 +259,7 @@ def _certify_thresholds(
     """
     epsilon = goal.epsilon or 0.0
     lost = RISKS[goal.risk]
-    options = [(bands, *worth_asking(scored, lost, epsilon / 2, MARGIN)) for bands, scored in tuning.items()]
+    options = [(bands, *certificate_candidates(scored, lost, epsilon / 2, MARGIN)) for bands, scored in tuning.items()]
     bands, candidates, _ = min(options, key=lambda option: option[2])
     pages = certifying(bands)
     certify.require_pages(len(pages.targets), epsilon, goal.delta, "the part of the data that certifies")
@@ -287,7 +286,7 @@ def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
     return [subset for size in sizes for subset in itertools.combinations(bands, size)]
 
 
-def _measure_point(manifest: Manifest, point: OperatingPoint, pages: Scored, digest: str) -> OperatingPoint:
+def _measure_point(manifest: Manifest, point: OperatingPoint, pages: PageScores, digest: str) -> OperatingPoint:
     """Return the point with its results and reference statistics on the tuning pages."""
     outcome = evaluate(pages, [point.thresholds[name] for name in manifest.exits[:-1]])
     counts = np.bincount(outcome.exits, minlength=len(manifest.exits))
@@ -298,7 +297,7 @@ def _measure_point(manifest: Manifest, point: OperatingPoint, pages: Scored, dig
     }
     rates = counts / counts.sum()
     measured |= {f"exit_rate.{name}": float(rate) for name, rate in zip(manifest.exits, rates, strict=True)}
-    evaluated = pages.scores > NOT_ASKED
+    evaluated = pages.scores > NOT_EVALUATED
     reached = {
         name: histogram(pages.scores[index][evaluated[index] & (outcome.exits >= index)].tolist())
         for index, name in enumerate(manifest.exits)

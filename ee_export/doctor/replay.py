@@ -54,7 +54,7 @@ def replayed(executor: Executor, package: Package, target_name: str) -> Look:
     differences, drift = dict.fromkeys(exits, 0.0), 0.0
     for number, page in enumerate(pages):
         for at, name in enumerate(exits):
-            left, logits = executor.run(page.inputs, leaving_at(exits, name))
+            left, logits = executor.run(page.inputs, make_exit_point(exits, name))
             if int(left[0]) != at:
                 raise NotEqual(f"a page that must leave at {name} left at {exits[int(left[0])]}")
             off = float(np.abs(logits - page.of(target_name)[name]).max())
@@ -83,7 +83,7 @@ def replayed(executor: Executor, package: Package, target_name: str) -> Look:
     return Look("ok", said, facts={"differences": differences, "tolerance": target.tolerance, "from_trained": drift})
 
 
-def leaving_at(exits: Sequence[str], name: str) -> OperatingPoint:
+def make_exit_point(exits: Sequence[str], name: str) -> OperatingPoint:
     """An operating point at which every page leaves at one exit."""
     return OperatingPoint(_CRITERION, {each: 0.0 if each == name else None for each in exits[:-1]})
 
@@ -102,7 +102,7 @@ def agreed(executors: Mapping[str, Executor], package: Package, target_name: str
     for done, batch in enumerate(BATCHES):
         progress("agreement", done, len(BATCHES))
         inputs = _batch(pages, batch)
-        ran = [executors[first].run(inputs, leaving_at(exits, name))[1] for name in exits]
+        ran = [executors[first].run(inputs, make_exit_point(exits, name))[1] for name in exits]
         found = make_rules(package.manifest, package.target(target_name), {})
         probabilities, scores = score_pages(ran, found, _CRITERION, text_known(inputs, found))
         for _ in range(DRAWS):

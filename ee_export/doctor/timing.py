@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ee_export.doctor.check import Look
-from ee_export.doctor.replay import Executor, leaving_at
+from ee_export.doctor.replay import Executor, make_exit_point
 from ee_export.package.manifest import FULL
 from ee_export.package.store import Package
 from ee_export.progress import Progress
@@ -39,7 +39,7 @@ def timed(
     page = max(golden.read(package)[0], key=lambda one: sum(values.size for values in one.inputs.values()))
     whole = open_whole()
     try:
-        alone = partial(whole.run, page.inputs, leaving_at(exits[-1:], exits[-1]))
+        alone = partial(whole.run, page.inputs, make_exit_point(exits[-1:], exits[-1]))
         off = float(np.abs(alone()[1] - page.of(target_name)[exits[-1]]).max())
         golden.require_same({exits[-1]: off}, target.tolerance, f"{target_name} as one engine")
         full = operating_point(target, FULL)
@@ -49,7 +49,7 @@ def timed(
     finally:
         whole.close()
     exiting = {
-        f"{name}: {exit_name}": partial(one.run, page.inputs, leaving_at(exits, exit_name))
+        f"{name}: {exit_name}": partial(one.run, page.inputs, make_exit_point(exits, exit_name))
         for name, one in executors.items()
         for exit_name in exits[:-1]
     }

@@ -264,7 +264,7 @@ class CutGraph:
             for cut in own.cuts:
                 tensor = values[cut.tensor]
                 if cut.exit in ramps:
-                    logits[cut.exit] = compute_logits(ramps[cut.exit], pooled(tensor, cut))
+                    logits[cut.exit] = compute_logits(ramps[cut.exit], pool_features(tensor, cut))
                 else:
                     logits[cut.exit] = next(iter(heads[cut.exit].run({heads[cut.exit].inputs[0]: tensor}).values()))
             return {**logits, own.exit: values[own.logits]}

@@ -259,7 +259,7 @@ def expected_exits(
     """Index of each page's exit, int64 ``[N]``, decided by its ``logits``."""
     point = operating_point(target, point_name)
     by_exit = [np.concatenate([page_logits[name] for page_logits in logits]) for name in manifest.exits]
-    exit_rules = rules(manifest, target, point.weights)
+    exit_rules = make_rules(manifest, target, point.weights)
     tokens = [
         [count_tokens_read(without_prefix(text, page.inputs), rule.reads) for page in pages]
         for rule, text in zip(exit_rules, texts_of(manifest), strict=True)
@@ -271,7 +271,7 @@ def expected_exits(
         for name in manifest.exits
     ]
     probabilities, scores = score_pages(by_exit, exit_rules, point.criterion, tokens, gates)
-    return leave_at(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
+    return assign_exits(scores, [point.thresholds[name] for name in manifest.exits[:-1]], probabilities.argmax(2))
 
 
 def require_same(differences: dict[str, float], tolerance: float, where: str) -> None:

@@ -45,7 +45,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> tuple
 
 def test_gates_and_answers_by_the_final_classifier_equal_the_unmodified_model(gated: tuple[Path, Package]) -> None:
     model = checkpoint.make_parted_model(checkpoint.load(gated[0])[0])
-    cases = equality.cases(model, seed=3)
+    cases = equality.make_cases(model, seed=3)
     differences = equality.largest_differences(model, load_package(gated[1]).logits, cases)
     assert set(differences) == {"final", *HEADS, *(f"{name}.gate" for name in HEADS)}
     assert max(differences.values()) <= 2e-4, differences

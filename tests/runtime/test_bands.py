@@ -137,7 +137,7 @@ def banded(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> tupl
     )
 
 
-def leaving_at(chain: Chain, name: str, asked: tuple[str, ...] = ()) -> Chain:
+def make_exit_point(chain: Chain, name: str, asked: tuple[str, ...] = ()) -> Chain:
     """The chain with thresholds that let every page leave at one exit; those in ``asked`` are asked and let none go."""
     bars: dict[str, float | tuple[float | None, ...] | None] = dict.fromkeys(chain.exits[:-1])
     bars |= dict.fromkeys(asked, 1.1)
@@ -159,7 +159,7 @@ def test_exits_on_a_part_of_the_text_equal_the_unmodified_model(banded: tuple[Pa
 def test_a_page_that_leaves_at_a_band_is_read_no_further(banded: tuple[Path, Package]) -> None:
     image, _, _ = lines_page()
     engine = LineReader()
-    answer = leaving_at(load_package(banded[1]), "text.25").predict(Page(image, ocr=engine))
+    answer = make_exit_point(load_package(banded[1]), "text.25").predict(Page(image, ocr=engine))
     assert answer.exit == "text.25"
     assert [step.name for step in answer.trace] == ["ocr", "text.25"]
     ((_, height),) = engine.calls
@@ -170,7 +170,7 @@ def test_a_band_that_is_not_asked_is_not_read_in_a_strip_of_its_own(banded: tupl
     image, _, _ = lines_page()
     for asked, strips in (((), 1), (("text.25",), 2), (("text.25", "text.60"), 3)):
         engine = LineReader()
-        answer = leaving_at(load_package(banded[1]), "final", asked).predict(Page(image, ocr=engine))
+        answer = make_exit_point(load_package(banded[1]), "final", asked).predict(Page(image, ocr=engine))
         assert answer.exit == "final"
         assert len(engine.calls) == strips == [step.name for step in answer.trace].count("ocr")
 
@@ -180,7 +180,7 @@ def test_strips_give_the_answer_that_the_given_words_give(banded: tuple[Path, Pa
     image, _, _ = lines_page()
     words, boxes = LineReader()(image)
     asked = tuple(exit for exit in EXITS if exit.startswith("text."))
-    chain = leaving_at(load_package(banded[1]), name, tuple(exit for exit in asked if exit != name))
+    chain = make_exit_point(load_package(banded[1]), name, tuple(exit for exit in asked if exit != name))
     given = chain.predict(Page(image, words=words, boxes=boxes))
     by_strips = chain.predict(Page(image, ocr=LineReader()))
     assert given.exit == by_strips.exit == name

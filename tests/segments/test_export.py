@@ -18,7 +18,7 @@ from tests.conftest import random_model, tiny_config
 
 def test_every_exit_equals_the_unmodified_model(tiny_package: Package, tiny_checkpoint) -> None:
     model = checkpoint.make_parted_model(checkpoint.load(tiny_checkpoint)[0])
-    cases = equality.cases(model, seed=11)
+    cases = equality.make_cases(model, seed=11)
     assert {len(case["input_ids"]) for case in cases} == {1, 2, 3, 4, 5}
     assert {case["input_ids"].shape[1] for case in cases} >= {1, 2, 512}
     differences = equality.largest_differences(model, load_package(tiny_package).logits, cases)
@@ -31,7 +31,9 @@ def test_a_changed_weight_is_found_by_the_proof(tiny_package: Package, tiny_chec
     with torch.no_grad():
         model.layoutlmv3.encoder.layer[1].output.dense.bias[0] += 1  # all of them alike would leave with the LayerNorm
     changed = checkpoint.make_parted_model(model)
-    differences = equality.largest_differences(changed, load_package(tiny_package).logits, equality.cases(changed)[:3])
+    differences = equality.largest_differences(
+        changed, load_package(tiny_package).logits, equality.make_cases(changed)[:3]
+    )
     assert differences["encoder.1"] <= 2e-4
     with pytest.raises(NotEqual, match=r"exit 'encoder\.2'.*nothing was written"):
         equality.require_equal(differences, 2e-4)
@@ -65,7 +67,7 @@ def test_each_weight_is_stored_once(tiny_package: Package, tiny_checkpoint) -> N
 
 def test_the_joined_graph_gives_the_chains_logits(tiny_package: Package) -> None:
     chain = load_package(tiny_package)
-    arrays = equality.cases(checkpoint.make_parted_model(random_model(tiny_config())))[3]
+    arrays = equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config())))[3]
     session = open_session(join(tiny_package, "cpu-fp32").SerializeToString(), available_threads())
     whole = open_session(join(tiny_package, "cpu-fp32", ["final.logits"]).SerializeToString(), available_threads())
     expected = chain.logits(arrays)

@@ -46,7 +46,7 @@ def test_pooling_and_single_layer_heads_agree_with_the_chain_at_every_batch(
     precision, limit: float, attention, tiny_package: Package, tmp_path: Path
 ) -> None:
     specs = prepare_segments(tiny_package, TargetRecipe("t", "tensorrt", precision, attention=attention), tmp_path)
-    pages = equality.cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]
+    pages = equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]
     chain = load_package(tiny_package)
     for page, found in zip(pages, replayed(tmp_path, specs, pages), strict=True):
         for name, wanted in chain.logits(page).items():

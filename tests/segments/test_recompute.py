@@ -66,7 +66,7 @@ def test_logits_are_those_of_a_bias_that_is_passed_on(
 ) -> None:
     # In fp16 onnxruntime's processor computes in float32 and rounds where it must: at the end of a segment, not inside one.
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention=attention), tmp_path)
-    for page in equality.cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]:
+    for page in equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]:
         wanted = answers(*carried, page)
         for name, found in answers(*recomputed, page).items():
             assert np.abs(found - wanted[name]).max() <= limit, name
@@ -77,7 +77,7 @@ def test_as_the_graphs_say_it_they_are_equal_to_the_last_bit(
     precision: Any, tiny_package: Package, tmp_path: Path
 ) -> None:
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention="plain"), tmp_path)
-    pages = equality.cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=16))))
+    pages = equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=16))))
     page = min(pages, key=lambda page: page["input_ids"].size)
     wanted = referred(*carried, page)
     assert {

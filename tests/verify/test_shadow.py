@@ -14,7 +14,7 @@ from ee_export.cli.main import cli
 from ee_export.data.page import Page, read_page
 from ee_export.errors import BadPage, BadRequest
 from ee_export.runtime.load import load
-from ee_export.runtime.plan import leaving_at
+from ee_export.runtime.plan import make_exit_point
 from ee_export.verify.shadow import compare_with_shadow
 
 
