@@ -15,7 +15,7 @@ import numpy as np
 
 from ee_export.data.encode import TEXT_INPUTS, Arrays
 from ee_export.data.find import Skipped, find_pages, words_beside
-from ee_export.data.ocr import installed, tesseract
+from ee_export.data.ocr import find_engine, tesseract
 from ee_export.data.page import Page, read_page
 from ee_export.data.tokenizer import package_tokenizer
 from ee_export.draw import LABELS, draw_page
@@ -153,7 +153,7 @@ def _folder(folder: Path, package: Package) -> Work:
     paths = list(find_pages(folder, skipped, words_alone=not manifest.reads("image")))
     if not paths:
         raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …")
-    engine = tesseract() if installed() else None
+    engine = find_engine()
     digest = hashlib.sha256()
     for path in paths:
         skipped.add_frames(path)
