@@ -33,27 +33,29 @@ def doctor(package: Path | None, gpu: bool, targets: tuple[str, ...], report: Pa
     does not work. Only --gpu requires a GPU.
     """
     from ee_export.doctor import report as reports
-    from ee_export.doctor.examine import examine, sample
-    from ee_export.doctor.trial import prove
+    from ee_export.doctor.checks import run_checks, sample_package
+    from ee_export.doctor.trial import run_gpu_trial
     from ee_export.package.atomic import write_file
 
     if targets and not gpu:
-        raise BadRequest("--target says what --gpu compiles; pass --gpu too")
-    asked = targets or ("tensorrt-fp16",) if gpu else ()
-    folder = package or sample()
-    checks = examine(folder, asked)
-    if asked:
+        raise BadRequest("--target names the target that --gpu compiles; pass --gpu too")
+    gpu_targets = targets or ("tensorrt-fp16",) if gpu else ()
+    folder = package or sample_package()
+    checks = run_checks(folder, gpu_targets)
+    if gpu_targets:
         with progress_bars() as show:
-            checks += prove(folder, asked, checks, _rig, show)
-    print_result(as_json, reports.to_json(checks, asked), reports.table(checks), reports.sentences(checks, gpu=gpu))
+            checks += run_gpu_trial(folder, gpu_targets, checks, _make_setup, show)
+    print_result(
+        as_json, reports.to_json(checks, gpu_targets), reports.make_table(checks), reports.summarize(checks, gpu=gpu)
+    )
     if report is not None:
-        write_file(report, reports.markdown(checks, asked).encode())
+        write_file(report, reports.to_markdown(checks, gpu_targets).encode())
     if any(check.wrong for check in checks):
         sys.exit(1)
 
 
-def _rig() -> Any:
-    """The setup of the trial. Compiling needs the extra `export`."""
+def _make_setup() -> Any:
+    """The setup of the trial. It needs the extra `export`, because engines are compiled."""
     with export_extra():
-        from ee_export.doctor.gpu_trial import rig
-    return rig()
+        from ee_export.doctor.gpu_trial import make_setup
+    return make_setup()

@@ -1,1 +1,1 @@
-"""`ee-export doctor`: what this machine can run, what is missing for more and how to get it, and, with --gpu, the proof."""
+"""`ee-export doctor`: the targets that this machine can run, the remedies for those it cannot, and a trial of its GPU."""
