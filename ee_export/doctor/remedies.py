@@ -41,7 +41,7 @@ def install_pycuda() -> str:
 
 
 def can_compile_pycuda() -> bool:
-    """Whether a C++ compiler and CUDA's headers, which come with nvcc, are installed."""
+    """True if a C++ compiler and CUDA's headers, which come with nvcc, are installed."""
     return shutil.which("nvcc") is not None and shutil.which("g++") is not None
 
 
