@@ -14,7 +14,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ee_export.bench.machine import environment
-from ee_export.bench.statistics import interleave, spread, timed
+from ee_export.bench.statistics import interleave, make_timer, spread
 from ee_export.runtime.ort import available_threads, open_session
 
 SHAPES = {"sample": (4, 32, 306), "base, 128 tokens": (12, 64, 325), "base, 512 tokens": (12, 64, 709)}
@@ -41,7 +41,8 @@ def main(runs: int, record: Path | None) -> None:
         places = {"places": rng.integers(0, DISTANCES, (1, tokens, tokens))}
         forms["one of the bias's three tables"] = _session(_lookup(heads), places)
         found = {
-            form: spread(times) for form, times in interleave({k: timed(v) for k, v in forms.items()}, runs).items()
+            form: spread(times)
+            for form, times in interleave({k: make_timer(v) for k, v in forms.items()}, runs).items()
         }
         result["ms"][name] = {form: asdict(each) for form, each in found.items()}
         print(f"{name}: {heads} heads of {size}, {tokens} tokens")

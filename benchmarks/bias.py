@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from ee_export.bench.machine import environment
-from ee_export.bench.statistics import interleave, spread, timed
+from ee_export.bench.statistics import interleave, make_timer, spread
 from ee_export.data.encode import Arrays, blank_page
 from ee_export.package.store import open_package
 from ee_export.runtime.ort import available_threads, open_session
@@ -77,8 +77,8 @@ def _measured(sessions: dict[str, Any], given: Arrays, runs: int) -> dict[str, d
     def move() -> None:  # survivors from the end fill the places of as many that left
         given["bias"][: batch // 2] = given["bias"][batch // 2 : batch // 2 * 2]
 
-    variants = {name: timed(session(name)) for name in sessions}
-    variants["half of the rows moved"] = timed(move)
+    variants = {name: make_timer(session(name)) for name in sessions}
+    variants["half of the rows moved"] = make_timer(move)
     return {name: asdict(spread(times / batch)) for name, times in interleave(variants, runs).items()}
 
 

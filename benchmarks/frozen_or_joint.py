@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.brought import config_of, silent
 from benchmarks.stock_checkpoints import BATCH, fine_tune, write_stock
-from ee_export.bench.machine import disturbed, watch
+from ee_export.bench.machine import describe_disturbance, watch
 from ee_export.bench.statistics import interval
 from ee_export.builder.add_exits import add_exits
 from ee_export.builder.build import build
@@ -61,9 +61,9 @@ def main(data: Path, work: Path, family: str, seeds: tuple[int, ...], threads: i
         packages, training_s = make(family, data, folder, seed)
         rows.append({"seed": seed, "training_s": training_s, **answer(packages, read_dataset(data / "test"), seed)})
         console.print(table_of(rows))
-    about = {**machine.ended(), "torch": torch.__version__, "transformers": transformers.__version__}
+    about = {**machine.finish(), "torch": torch.__version__, "transformers": transformers.__version__}
     console.print(f"{family}, {len(seeds)} seeds; " + ", ".join(f"{key} {about[key]}" for key in ("machine", "torch")))
-    if warning := disturbed(about):
+    if warning := describe_disturbance(about):
         console.print(warning)
     if record:
         result = {"environment": about, "family": family, "data": data.name, "budget": BUDGETS[family], "seeds": rows}

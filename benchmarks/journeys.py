@@ -89,7 +89,7 @@ def main(pages: Path, work: Path, journeys: tuple[str, ...], each: int, record: 
     machine, rows = watch(), []
     for name in journeys or COMMANDS:
         rows += travel(name, pages, work / name, each)
-    result = {"each": each, "rows": rows, **machine.ended()}
+    result = {"each": each, "rows": rows, **machine.finish()}
     show(result)
     if record is not None:
         record.write_text(json.dumps(result, indent=1) + "\n")

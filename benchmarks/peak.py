@@ -16,8 +16,8 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
-from ee_export.bench.exits import drawn_inputs
-from ee_export.bench.statistics import interleave, spread, timed
+from ee_export.bench.exits import draw_inputs
+from ee_export.bench.statistics import interleave, make_timer, spread
 from ee_export.package.manifest import logits_name
 from ee_export.package.store import open_package
 from ee_export.runtime.ort import available_threads
@@ -38,7 +38,7 @@ def main(package: Path, target: str, tokens: int, runs: int, threads: int, recor
     """Profile the whole model of PACKAGE as one graph, at batch 1."""
     opened = open_package(package)
     graph = join(opened, target, [logits_name("final")]).SerializeToString()
-    feeds = drawn_inputs(opened.manifest.encoding, tokens)
+    feeds = draw_inputs(opened.manifest.encoding, tokens)
     operators, flops = _profile(graph, feeds, threads)
     torch.set_num_threads(threads)
     session = _session(graph, threads)
@@ -46,7 +46,7 @@ def main(package: Path, target: str, tokens: int, runs: int, threads: int, recor
     work = {"whole model": (flops, lambda: session.run(None, feeds))}
     for rows, depth, columns in SHAPES:
         work |= _products(rows, depth, columns, threads)
-    times = interleave({name: timed(run) for name, (_, run) in work.items()}, runs)
+    times = interleave({name: make_timer(run) for name, (_, run) in work.items()}, runs)
     reached = {name: spread(work[name][0] / times[name] / 1e6) for name in work}
     best = max((name for name in work if name != "whole model"), key=lambda name: reached[name].median)
     share = spread(work["whole model"][0] / times["whole model"] / (work[best][0] / times[best]))

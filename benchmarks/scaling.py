@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ee_export.bench.exits import drawn_inputs
+from ee_export.bench.exits import draw_inputs
 from ee_export.bench.load import memory_mb
 from ee_export.bench.machine import environment
 from ee_export.bench.statistics import Spread, interleave, spread
@@ -79,12 +79,12 @@ def main(package: Path, target: str, runs: int, record: Path | None, users: str 
 
 
 def _by_length(chain: Chain, lengths: list[int], runs: int) -> dict[str, dict[int, float]]:
-    inputs = {length: drawn_inputs(chain.encoder.encoding, length) for length in lengths}
+    inputs = {length: draw_inputs(chain.encoder.encoding, length) for length in lengths}
     return _until(chain, inputs, runs)
 
 
 def _by_batch(chain: Chain, tokens: int, runs: int) -> dict[str, dict[int, float]]:
-    inputs = {batch: drawn_inputs(chain.encoder.encoding, tokens, batch) for batch in BATCHES}
+    inputs = {batch: draw_inputs(chain.encoder.encoding, tokens, batch) for batch in BATCHES}
     found = _until(chain, inputs, runs)
     return {name: {batch: ms / batch for batch, ms in row.items()} for name, row in found.items()}
 
@@ -106,7 +106,7 @@ def _until(chain: Chain, inputs: dict[int, Arrays], runs: int) -> dict[str, dict
 
 def _by_asking(chain: Chain, tokens: int, runs: int) -> Spread:
     """Time of asking every exit and leaving at `final`, over that of asking none."""
-    arrays = drawn_inputs(chain.encoder.encoding, tokens)
+    arrays = draw_inputs(chain.encoder.encoding, tokens)
     every = chain.with_point(leaving_at(chain.exits, "final"))
     times = interleave(
         {
@@ -148,7 +148,7 @@ def _memory(package: Path, target: str, kind: str, count: int) -> dict[str, floa
         users = [chain.at("full") for _ in range(count)]
     else:
         users = [chain, *(load(package, target, "full", one_pool=True) for _ in range(count - 1))]
-    arrays = drawn_inputs(chain.encoder.encoding, chain.encoder.encoding.max_text_tokens)
+    arrays = draw_inputs(chain.encoder.encoding, chain.encoder.encoding.max_text_tokens)
     with ThreadPoolExecutor(count) as pool:
         for _ in range(3):
             list(pool.map(lambda one: one.predict_encoded(dict(arrays)), users))

@@ -113,7 +113,7 @@ def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: s
                 if pair >= 2:
                     times[name].append(measured)
     result = {
-        **seen.ended(),
+        **seen.finish(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": str(machine) if machine.type == "cpu" else torch.cuda.get_device_name(),

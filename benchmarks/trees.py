@@ -93,7 +93,7 @@ def main(
         "commits": {name: _commit(tree) for name, tree in trees.items()},
         "answers_unlike": unlike,
         "figures": {},
-        **machine.ended(),
+        **machine.finish(),
     }
     table = Table("figure", "before", "now", "now / before [p10 – p90]")
     figures = {

@@ -24,7 +24,6 @@ FOLDERS = ("ee_export", "tests", "benchmarks", "attacks", "examples")
 NOT_CLEAN_YET = (
     "attacks",
     "benchmarks",
-    "ee_export/bench",
     "ee_export/builder",
     "ee_export/data",
     "ee_export/draw",

@@ -140,7 +140,7 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
     """
     with export_extra():
         from ee_export.bench import compare as comparing
-    ratios = comparing.difference(comparing.read(before), comparing.read(after))
+    ratios = comparing.compute_ratios(comparing.read(before), comparing.read(after))
     if as_json:
         echo_json(ratios)
     else:

@@ -225,7 +225,7 @@ def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_jso
         "package": str(package),
         "target": target,
         "runs": runs,
-        **began.ended(),
+        **began.finish(),
         "latency": [asdict(latency) for latency in latencies],
         "loading": loading,
     }

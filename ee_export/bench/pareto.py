@@ -1,7 +1,7 @@
-"""A grid of models and policies on one data set: accuracy against measured cost, resumable, logits cached.
+"""A grid of models and policies on one data set: accuracy against measured cost.
 
-Models (placement × head × strategy) are trained and built once each; policies (calibration × criterion) are compared on
-their cached logits without running a model again, and the operating point that each chooses is then run for real.
+Each model (placement × head × strategy) is trained and built once. The policies (calibration × criterion × thresholds) are compared on
+cached logits. The operating point of each policy is then run and timed. A study can be resumed.
 """
 
 import io
@@ -53,29 +53,29 @@ HEADS: dict[str, dict[str, Any]] = {
     "gate_final": {"kind": "gate", "answer": "final"},
     "gate_shared": {"kind": "gate", "shared": True},
 }
-"""What a grid may put at every exit that does not read pixels."""
+"""Heads that a grid can have at every exit that does not read pixels."""
 
 BASELINES: dict[str, Callable[[Scored], Point]] = {
     "random_mixtures": lambda pages: cheapest(random_mixtures(pages, 100_000), float(pages.right[-1].mean())),
     "accuracy_and_calibration": accuracy_and_calibration,
 }
-"""Thresholds as the reference finds them: the cheapest of many random ones that are as accurate as ``final``, and a heuristic."""
+"""Threshold searches of the reference: the cheapest of many random thresholds with the accuracy of ``final``, and a heuristic."""
 
 PARTS = ("calibrate", "tune", "certify", "test")
 PLACES = ("train", "val", "test")
-"""Folders that a folder of data has for a grid."""
+"""Subfolders of a data folder of a grid."""
 SHIPPED = ("alike", "heads", "placements", "real", "strategies", "tobacco")
-"""The grids that come with this package."""
+"""Names of the shipped grids."""
 SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What is compared, as a TOML file's ``[data]``, ``[grid]`` and ``[training]`` tables say it.
+    """The models and policies of a study, from the tables ``[data]``, ``[grid]`` and ``[training]`` of a TOML file.
 
-    ``train``, ``val``, ``test``: folders of class folders, relative to the file. ``recipe``: what all models have in common.
-    ``init``: a checkpoint that all begin from. ``training``: changes to the recipe's ``[training]``. ``ocr_ms``: cost of
-    reading a page's text, 0 where words are given.
+    ``train``, ``val``, ``test``: folders of class folders, relative to the file. ``recipe``: the recipe of all models. ``init``: a
+    checkpoint from which all models start. ``training``: changes to the recipe's ``[training]``. ``ocr_ms``: time of OCR per page, 0 if
+    words are given.
     """
 
     train: tuple[Path, ...]
@@ -96,7 +96,7 @@ class Grid:
         for name in self.placements:
             if "," not in name and "." not in name:
                 require_known(name, PLACEMENTS, "placement of exits")
-        for names, valid, what in (
+        for names, valid, noun in (
             (self.heads, HEADS, "head"),
             (self.strategies, STRATEGIES, "training strategy"),
             (self.calibration, METHODS, "calibration method"),
@@ -104,70 +104,70 @@ class Grid:
             (self.thresholds, (*KINDS, *BASELINES), "kind of thresholds"),
         ):
             if not names:
-                raise BadRequest(f"no {what} is named; a grid needs one at least")
+                raise BadRequest(f"no {noun} is named; a grid needs at least one")
             for name in names:
-                require_known(name, valid, what)
+                require_known(name, valid, noun)
         if not 0 <= self.ocr_ms <= 1e9:
             raise BadRequest(f"ocr_ms: found {self.ocr_ms:g}, expected milliseconds, 0 or more")
 
     def models(self) -> list[tuple[str, str, str]]:
-        """Placement, head and strategy of every model."""
+        """List placement, head and strategy of every model."""
         return list(itertools.product(self.placements, self.heads, self.strategies))
 
 
 def read_grid(path: Path, data: Path | None = None, init: Path | None = None) -> Grid:
-    """A grid from TOML: tables ``[data]``, ``[grid]`` and ``[training]``.
+    """Read a grid from a TOML file with the tables ``[data]``, ``[grid]`` and ``[training]``.
 
     Args:
         path: the file, or the name of one of :data:`SHIPPED`.
-        data: a folder with ``train``, ``val`` and ``test`` in place of those that the file names.
-        init: a checkpoint in place of the file's.
+        data: a folder with ``train``, ``val`` and ``test`` that replaces the file's.
+        init: a checkpoint that replaces the file's.
 
     Raises:
-        BadRequest: not there, not TOML, a key that does not exist (the nearest is named), a value of the wrong type, or an unknown
-            name; names file, table, key and value.
+        BadRequest: the file is missing or no TOML, a key is unknown, a value has the wrong type, or a name is unknown. The message
+            names file, table, key, value and the nearest known key.
     """
-    path = shipped(str(path)) or path
+    path = find_shipped(str(path)) or path
     where = str(path)
-    found = read_toml(path, "grid", f"shipped are {', '.join(SHIPPED)}")
-    require_keys(found, ("data", "grid", "training"), where, what="table")
-    given = subtable(found, "data", where)
+    tables = read_toml(path, "grid", f"shipped are {', '.join(SHIPPED)}")
+    require_keys(tables, ("data", "grid", "training"), where, what="table")
+    folders = subtable(tables, "data", where)
     if data is not None:
-        given |= {name: str((data / name).absolute()) for name in PLACES}
+        folders |= {name: str((data / name).absolute()) for name in PLACES}
     if init is not None:
-        given["init"] = str(init.absolute())
-    special = {tuple[Path, ...]: _paths}
-    places = table(Grid, given, where, "[data] ", without=_ELSEWHERE, special=special)
-    choices = table(_Choices, subtable(found, "grid", where), where, "[grid] ")
+        folders["init"] = str(init.absolute())
+    special = {tuple[Path, ...]: _parse_paths}
+    places = table(Grid, folders, where, "[data] ", without=_ELSEWHERE, special=special)
+    choices = table(_Choices, subtable(tables, "grid", where), where, "[grid] ")
     training = table(
-        Recipe, subtable(found, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
+        Recipe, subtable(tables, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
     )
     with located(f"{where}: [training] "):
         Recipe(**training)
     for name, value in places.items():
-        places[name] = tuple(path.parent / each for each in value) if name == "train" else path.parent / value
+        places[name] = tuple(path.parent / folder for folder in value) if name == "train" else path.parent / value
     with located(f"{where}: [grid] "):
         return Grid(**places, **choices, training=training)
 
 
-def shipped(name: str) -> Path | None:
-    """The file of a shipped grid; ``None`` if there is none of this name."""
+def find_shipped(name: str) -> Path | None:
+    """Find the file of a shipped grid, or return ``None`` if no grid has this name."""
     if name not in SHIPPED:
         return None
     return next((place for folder in GRIDS if (place := folder / f"{name}.toml").is_file()), None)
 
 
-def _paths(found: Any, where: str, key: str) -> tuple[Path, ...]:
-    """A folder, or a list of some."""
-    folders = [found] if isinstance(found, str) else found
+def _parse_paths(value: Any, where: str, key: str) -> tuple[Path, ...]:
+    """Parse a folder or a list of folders."""
+    folders = [value] if isinstance(value, str) else value
     if not isinstance(folders, list) or not folders or not all(isinstance(folder, str) for folder in folders):
-        raise BadRequest(f"{where}: {key}: found {shown(found)}, expected a path or a list of paths")
+        raise BadRequest(f"{where}: {key}: found {shown(value)}, expected a path or a list of paths")
     return tuple(map(Path, folders))
 
 
 @dataclass(frozen=True, slots=True)
 class _Choices:
-    """The fields of :class:`Grid` that stand in the table ``[grid]``."""
+    """The fields of :class:`Grid` in the table ``[grid]``."""
 
     placements: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
@@ -182,35 +182,35 @@ _ELSEWHERE = (*(entry.name for entry in fields(_Choices)), "training")
 
 
 def run(grid: Grid, out: Path, progress: Progress) -> dict[str, Any]:
-    """Train, build and observe every model that ``out`` does not hold yet, compare all policies, and return the figures.
+    """Train, build and evaluate every model that ``out`` lacks, compare all policies, and return the figures.
 
-    What is done stays in ``out``, so that a killed run goes on where it stood.
+    Finished models stay in ``out``, so that a run that was killed can be resumed.
     """
     data = join([read_dataset(folder) for folder in grid.train])
     val, test = (read_dataset(folder, data.labels) for folder in (grid.val, grid.test))
     models = grid.models()
-    made = []
-    for at, model in enumerate(models):
-        progress("models", at, len(models))
+    evaluated = []
+    for index, model in enumerate(models):
+        progress("models", index, len(models))
         folder = out / "-".join((model[0].replace(",", "+"), *model[1:]))
-        made.append(_model(grid, model, data, val, test, folder, progress))
+        evaluated.append(_make_model(grid, model, data, val, test, folder, progress))
     progress("models", len(models), len(models))
-    found = []
-    for at, (model, (package, seen)) in enumerate(zip(models, made, strict=True)):
-        progress("compared", at, len(models))
+    results = []
+    for index, (model, (package, predictions)) in enumerate(zip(models, evaluated, strict=True)):
+        progress("compared", index, len(models))
         names = dict(zip(("placement", "head", "strategy"), model, strict=True))
-        found.append({**names, **_compare(grid, package, seen, val, test, progress)})
+        results.append({**names, **_compare(grid, package, predictions, val, test, progress)})
     progress("compared", len(models), len(models))
     result = {
         "schema": SCHEMA,
         **environment(),
         "pages": {"test": len(test), "val": len(val), "train": len(data)},
-        "models": found,
+        "models": results,
     }
-    return {**result, "gains": gains(result)}
+    return {**result, "gains": compute_gains(result)}
 
 
-def _model(
+def _make_model(
     grid: Grid,
     model: tuple[str, str, str],
     data: Dataset,
@@ -219,12 +219,15 @@ def _model(
     folder: Path,
     progress: Progress,
 ) -> tuple[Package, dict[str, Observed]]:
-    """The package of one model and what it says of all pages: from ``folder``, or made and put there."""
+    """Return the package of one model and its predictions of all pages, from ``folder`` if they are there."""
     placement, head, strategy = model
     recipe = read_recipe(grid.recipe)
     exits = list(parse(placement, layers_of(recipe.trunk, recipe.model))[:-1])
-    given = recipe.model.get("heads", {})
-    heads = {name: given[name] if given.get(name, {}).get("reads") == "pixels" else HEADS[head] for name in exits}
+    recipe_heads = recipe.model.get("heads", {})
+    heads = {
+        name: recipe_heads[name] if recipe_heads.get(name, {}).get("reads") == "pixels" else HEADS[head]
+        for name in exits
+    }
     recipe = replace(
         recipe, model={**recipe.model, "exits": exits, "heads": heads}, strategy=strategy, **(grid.training or {})
     )
@@ -246,64 +249,67 @@ def _model(
         chain = load_package(package, one_pool=True)
         parts, _ = held_out(val, 0)
         with staged_folder(cache) as staging:
-            for name, seen in observe_each(chain, {**parts, "test": test}, None, progress).items():
-                (staging / f"{name}.npz").write_bytes(_pack(seen))
+            for name, predictions in observe_each(chain, {**parts, "test": test}, None, progress).items():
+                (staging / f"{name}.npz").write_bytes(_pack(predictions))
     return package, {name: _unpack((cache / f"{name}.npz").read_bytes()) for name in PARTS}
 
 
 def _compare(
-    grid: Grid, package: Package, seen: dict[str, Observed], val: Dataset, test: Dataset, progress: Progress
+    grid: Grid, package: Package, predictions: dict[str, Observed], val: Dataset, test: Dataset, progress: Progress
 ) -> dict[str, Any]:
-    """What one model does under every policy; costs are measured anew, for its package may have been made beside others."""
+    """Evaluate one model under every policy. Costs are measured again, because other work may have disturbed the build."""
     manifest, chain = package.manifest, load_package(package, one_pool=True)
     costs = measure(chain, [val.page(index) for index in range(min(12, len(val)))], grid.ocr_ms)
     target = replace(package.target("cpu-fp32"), costs=costs)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
-    fitted = {method: calibrated(target, seen["calibrate"], method) for method in grid.calibration}
-    judge = _Judge(grid, manifest, chain, seen, arrays)
-    named: list[dict[str, Any]] = []
+    fitted = {method: calibrated(target, predictions["calibrate"], method) for method in grid.calibration}
+    evaluator = _Evaluator(grid, manifest, chain, predictions, arrays)
+    policies: list[dict[str, Any]] = []
     points = [(target, operating_point(target, FULL))]
     choices = list(itertools.product(grid.calibration, grid.criteria, grid.thresholds))
-    for at, (method, criterion, kind) in enumerate(choices):
-        progress("policies", at, len(choices))
+    for index, (method, criterion, kind) in enumerate(choices):
+        progress("policies", index, len(choices))
         policy = {"calibration": method, "criterion": criterion, "thresholds": kind}
         try:
-            point, found = judge.policy(fitted[method], criterion, kind)
+            point, front = evaluator.choose(fitted[method], criterion, kind)
             points.append((fitted[method], point))
-            named.append({**policy, "bars": point.thresholds, "frontier": found})
+            policies.append({**policy, "bars": point.thresholds, "frontier": front})
         except BadRequest as error:
-            named.append({**policy, "left_out": str(error)})
-    whole, *ran = judge.run(points)
-    left = iter(ran)
-    policies = [policy if "left_out" in policy else {**policy, **next(left)} for policy in named]
+            policies.append({**policy, "left_out": str(error)})
+    full, *runs = evaluator.run(points)
+    remaining = iter(runs)
+    policies = [policy if "left_out" in policy else {**policy, **next(remaining)} for policy in policies]
     progress("policies", len(choices), len(choices))
     return {
         "exits": manifest.exits,
-        "by_exit": {method: _by_exit(manifest, found, seen["test"]) for method, found in fitted.items()},
-        "auroc": {method: judge.auroc(found, grid.criteria) for method, found in fitted.items()},
-        "whole": whole,
+        "by_exit": {
+            method: _evaluate_exits(manifest, calibration, predictions["test"])
+            for method, calibration in fitted.items()
+        },
+        "auroc": {method: evaluator.auroc(calibration, grid.criteria) for method, calibration in fitted.items()},
+        "whole": full,
         "policies": policies,
-        "anytime": _anytime(chain, seen["test"], arrays),
+        "anytime": _measure_deadlines(chain, predictions["test"], arrays),
     }
 
 
 @dataclass(frozen=True, slots=True)
-class _Judge:
-    """A model and its pages, under one policy after another."""
+class _Evaluator:
+    """A model and its pages, which are evaluated under several policies."""
 
     grid: Grid
     manifest: Manifest
     chain: Chain
-    seen: dict[str, Observed]
+    predictions: dict[str, Observed]
     arrays: Sequence[Arrays]
 
-    def policy(self, target: Target, criterion: str, kind: str) -> tuple[OperatingPoint, list[dict[str, float]]]:
-        """An operating point under a calibration and criterion, and the frontier carried over to the test pages."""
-        weights, tuning, testing = self._scored(target, criterion)
+    def choose(self, target: Target, criterion: str, kind: str) -> tuple[OperatingPoint, list[dict[str, float]]]:
+        """Choose an operating point, and evaluate the Pareto front of the tuning pages on the test pages."""
+        weights, tuning, testing = self._score(target, criterion)
         points = []
         for point in frontier(tuning):
-            found = evaluate(testing, point.thresholds)
-            points.append({"mean_cost_ms": found.mean_cost_ms, "accuracy": found.accuracy})
+            result = evaluate(testing, point.thresholds)
+            points.append({"mean_cost_ms": result.mean_cost_ms, "accuracy": result.accuracy})
         chosen: Sequence[Threshold]
         if kind in BASELINES:
             chosen = BASELINES[kind](tuning).thresholds
@@ -312,71 +318,71 @@ class _Judge:
         return OperatingPoint(criterion, dict(zip(self.manifest.exits, chosen, strict=False)), weights), points
 
     def auroc(self, target: Target, criteria: Sequence[str]) -> dict[str, dict[str, float]]:
-        """How well each criterion's score tells right answers from wrong ones at each exit, on the test pages."""
-        found = {}
+        """Compute how well each criterion's score separates right from wrong answers, per exit, on the test pages."""
+        values = {}
         for criterion in criteria:
             try:
-                _, _, testing = self._scored(target, criterion)
-            except BadRequest:  # a criterion that this model cannot serve
+                _, _, testing = self._score(target, criterion)
+            except BadRequest:  # this model lacks an input of the criterion
                 continue
-            found[criterion] = {
-                name: metrics.auroc(testing.scores[at], testing.right[at])
-                for at, name in enumerate(self.manifest.exits)
+            values[criterion] = {
+                name: metrics.auroc(testing.scores[index], testing.right[index])
+                for index, name in enumerate(self.manifest.exits)
             }
-        return found
+        return values
 
     def run(self, points: Sequence[tuple[Target, OperatingPoint]]) -> list[dict[str, Any]]:
-        """What the chain does with every test page at each operating point, timed; page by page, in an order drawn anew."""
+        """Classify and time every test page at each operating point. The order of the points is random for every page."""
         chain, rng = self.chain, np.random.default_rng(0)
         chains = [Chain(chain.package, target, point, chain.executor, chain.encoder) for target, point in points]
         answers: list[list[Answer]] = [[] for _ in chains]
         times: list[list[float]] = [[] for _ in chains]
         for page in self.arrays:
-            for at in rng.permutation(len(chains)):
+            for index in rng.permutation(len(chains)):
                 started = time.perf_counter()
-                answers[at].append(chains[at].predict_encoded(page))
-                times[at].append((time.perf_counter() - started) * 1e3)
-        return [self._figures(found, np.array(taken)) for found, taken in zip(answers, times, strict=True)]
+                answers[index].append(chains[index].predict_encoded(page))
+                times[index].append((time.perf_counter() - started) * 1e3)
+        return [self._make_figures(given, np.array(taken)) for given, taken in zip(answers, times, strict=True)]
 
-    def _figures(self, answers: Sequence[Answer], times: np.ndarray) -> dict[str, Any]:
-        exits, targets = self.manifest.exits, self.seen["test"].targets
+    def _make_figures(self, answers: Sequence[Answer], times: np.ndarray) -> dict[str, Any]:
+        exits, targets = self.manifest.exits, self.predictions["test"].targets
         probabilities = np.array([list(answer.probabilities.values()) for answer in answers])
-        left = np.array([exits.index(answer.exit) for answer in answers])
+        reached = np.array([exits.index(answer.exit) for answer in answers])
         depths = [float(match[1]) if (match := re.fullmatch(r"encoder\.(\d+)", name)) else 0.0 for name in exits]
         depths[-1] = float(self.manifest.model["layers"])
         return {
-            "exit_rate": {name: float((left == at).mean()) for at, name in enumerate(exits)},
-            "metrics": _with_intervals(probabilities, targets, left, np.array(depths), times),
+            "exit_rate": {name: float((reached == index).mean()) for index, name in enumerate(exits)},
+            "metrics": _compute_metrics(probabilities, targets, reached, np.array(depths), times),
             "pages": {
                 "right": (probabilities.argmax(1) == targets).astype(int).tolist(),
                 "ms": np.round(times, 4).tolist(),
             },
         }
 
-    def _scored(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], Scored, Scored]:
-        """A criterion's weights, and what it says of the pages that tune and of those that test."""
-        weights = weighted(self.manifest, target, criterion, self.seen["calibrate"])
+    def _score(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], Scored, Scored]:
+        """Fit a criterion's weights, and score the tuning pages and the test pages."""
+        weights = weighted(self.manifest, target, criterion, self.predictions["calibrate"])
         bands = self.manifest.text_bands()
 
-        def judged(pages: Observed) -> Scored:
+        def score(pages: Observed) -> Scored:
             return tune.scored(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
 
-        return weights, judged(self.seen["tune"] + self.seen["certify"]), judged(self.seen["test"])
+        return weights, score(self.predictions["tune"] + self.predictions["certify"]), score(self.predictions["test"])
 
 
-def gains(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each choice brings at the operating point: paired differences on the same test pages, mean and 95 % interval.
+def compute_gains(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Compute the gain of each choice at the operating point: paired differences on the same test pages with 95 % intervals.
 
-    Calibration, criterion and thresholds are compared with the first of each in the grid, all else the same; models with the
-    first model, under the first policy.
+    Calibration, criterion and thresholds are compared with the first of each in the grid while all else is equal. Models are
+    compared with the first model under the first policy.
     """
-    found = []
+    entries = []
 
-    def compare(kind: str, name: str, one: dict[str, Any], base: dict[str, Any]) -> None:
+    def compare(kind: str, name: str, run: dict[str, Any], base: dict[str, Any]) -> None:
         entry: dict[str, Any] = {"choice": kind, "of": name}
-        for key, values in one["pages"].items():
+        for key, values in run["pages"].items():
             entry[key] = metrics.paired(values, base["pages"][key], draws=2000)
-        found.append(entry)
+        entries.append(entry)
 
     keys = ("calibration", "criterion", "thresholds")
     firsts = {key: result["models"][0]["policies"][0][key] for key in keys}
@@ -385,24 +391,24 @@ def gains(result: dict[str, Any]) -> list[dict[str, Any]]:
         name = model_name(model)
         for key in keys:
             others = [policy for policy in policies if policy[key] != firsts[key]]
-            for one in (policy for policy in others if all(policy[k] == firsts[k] for k in keys if k != key)):
-                compare(key, f"{one[key]} against {firsts[key]}: {name}", one, policies[0])
+            for other in (policy for policy in others if all(policy[k] == firsts[k] for k in keys if k != key)):
+                compare(key, f"{other[key]} against {firsts[key]}: {name}", other, policies[0])
     for model, policies in zip(result["models"][1:], ran[1:], strict=True):
         if policies and ran[0]:
             against = f"{model_name(model)} against {model_name(result['models'][0])}"
             compare("model", against, policies[0], ran[0][0])
-    return found
+    return entries
 
 
 def model_name(model: dict[str, Any]) -> str:
-    """Placement, head and strategy."""
+    """Name a model by placement, head and strategy."""
     return f"{model['placement']}, {model['head']}, {model['strategy']}"
 
 
-def _with_intervals(
+def _compute_metrics(
     probabilities: np.ndarray, targets: np.ndarray, exits: np.ndarray, depths: np.ndarray, times: np.ndarray
 ) -> dict[str, list[float]]:
-    """Each metric with its 95 % bootstrap interval: value, low, high."""
+    """Compute each metric with its 95 % bootstrap interval: value, low, high."""
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     right = predicted == targets
     logs = np.log(np.maximum(probabilities, 1e-12))
@@ -427,72 +433,76 @@ def _with_intervals(
     }
 
 
-def _by_exit(manifest: Manifest, target: Target, pages: Observed) -> dict[str, Any]:
-    """Accuracy, calibration and reliability of every exit on all pages, under the target's calibration."""
+def _evaluate_exits(manifest: Manifest, target: Target, pages: Observed) -> dict[str, Any]:
+    """Compute accuracy, calibration and reliability of every exit on all pages, under the target's calibration."""
     exits, per_exit = manifest.exits, rules(manifest, target, {})
     probabilities, scores = score_pages(
         [pages.logits[name] for name in exits], per_exit, "max_probability", [pages.tokens[name] for name in exits]
     )
-    found = {}
-    for at, (name, rule) in enumerate(zip(exits, per_exit, strict=True)):
-        right, confidence = probabilities[at].argmax(axis=1) == pages.targets, scores[at]
-        found[name] = {
+    figures = {}
+    for index, (name, rule) in enumerate(zip(exits, per_exit, strict=True)):
+        right, confidence = probabilities[index].argmax(axis=1) == pages.targets, scores[index]
+        figures[name] = {
             "accuracy": float(right.mean()),
             "nll": metrics.nll(pages.logits[name] * np.array(rule.scale) + np.array(rule.bias), pages.targets),
-            "brier": metrics.brier(probabilities[at], pages.targets),
+            "brier": metrics.brier(probabilities[index], pages.targets),
             "ece": metrics.ece(confidence, right),
             "aurc": metrics.aurc(confidence, right),
             "reliability": metrics.reliability(confidence, right),
         }
-    return found
+    return figures
 
 
-def _anytime(chain: Chain, pages: Observed, arrays: Sequence[Arrays], count: int = 8) -> list[dict[str, float]]:
-    """Accuracy as a function of the deadline, from what the first exit takes to what all of the model takes; measured."""
+def _measure_deadlines(
+    chain: Chain, pages: Observed, arrays: Sequence[Arrays], count: int = 8
+) -> list[dict[str, float]]:
+    """Measure accuracy at deadlines between the time of the first exit and that of the full model."""
     totals = np.array([sum(chain.time_segments(page).values()) for page in arrays[:12]])
     longest = 1.3 * float(np.median(totals))
-    found = []
+    points = []
     for deadline in np.geomspace(longest / 40, longest, count).tolist():
         answers = [chain.predict_encoded(page, deadline_ms=deadline) for page in arrays]
         right = [
             chain.labels.index(answer.label) == target for answer, target in zip(answers, pages.targets, strict=True)
         ]
         late = [answer.latency_ms > deadline for answer in answers]
-        found.append({"deadline_ms": deadline, "accuracy": float(np.mean(right)), "late": float(np.mean(late))})
-    return found
+        points.append({"deadline_ms": deadline, "accuracy": float(np.mean(right)), "late": float(np.mean(late))})
+    return points
 
 
-def _pack(seen: Observed) -> bytes:
+def _pack(predictions: Observed) -> bytes:
     buffer = io.BytesIO()
-    arrays = {f"logits/{name}": values for name, values in seen.logits.items()}
-    arrays |= {f"tokens/{name}": values for name, values in seen.tokens.items()}
-    np.savez_compressed(buffer, allow_pickle=False, targets=seen.targets, digest=np.array(seen.digest), **arrays)
+    arrays = {f"logits/{name}": values for name, values in predictions.logits.items()}
+    arrays |= {f"tokens/{name}": values for name, values in predictions.tokens.items()}
+    np.savez_compressed(
+        buffer, allow_pickle=False, targets=predictions.targets, digest=np.array(predictions.digest), **arrays
+    )
     return buffer.getvalue()
 
 
 def _unpack(data: bytes) -> Observed:
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        kept = {
-            kind: {name.removeprefix(kind): found[name] for name in found.files if name.startswith(kind)}
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        parts = {
+            kind: {name.removeprefix(kind): arrays[name] for name in arrays.files if name.startswith(kind)}
             for kind in ("logits/", "tokens/")
         }
-        return Observed(kept["logits/"], kept["tokens/"], found["targets"], str(found["digest"]))
+        return Observed(parts["logits/"], parts["tokens/"], arrays["targets"], str(arrays["digest"]))
 
 
 def to_json(result: dict[str, Any], grid: Grid) -> str:
-    """The figures and the grid they belong to, as JSON."""
+    """Return the figures and their grid as JSON."""
     return json.dumps({**result, "grid": {**asdict(grid)}}, default=str, indent=1, allow_nan=True) + "\n"
 
 
 def without_pages(value: Any) -> Any:
-    """The figures without what stands there once a page or a bin: what a repository keeps of a study."""
+    """Remove the figures of single pages and bins, for results that are kept in a repository."""
     if isinstance(value, dict):
         long = ("right", "ms", "reliability", "frontier")
         return {
-            key: without_pages(one)
-            for key, one in value.items()
-            if not (key in long and isinstance(one, list) and len(one) > 3)
+            key: without_pages(entry)
+            for key, entry in value.items()
+            if not (key in long and isinstance(entry, list) and len(entry) > 3)
         }
     if isinstance(value, list):
-        return [without_pages(one) for one in value]
+        return [without_pages(entry) for entry in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
