@@ -28,7 +28,7 @@ COST, ACCURACY = "mean ms a page", "accuracy on test pages"
 
 Entry = dict[str, Any]
 
-NEVER: Entry = {"calibration": "–", "criterion": "–", "thresholds": "never leaving early", "frontier": [], "bars": {}}
+NEVER: Entry = {"calibration": "–", "criterion": "–", "thresholds": "no early exit", "frontier": [], "bars": {}}
 """A policy's fields for a run of the full model."""
 
 
@@ -218,7 +218,7 @@ def _plot_frontiers(models: list[Entry]) -> Figure:
             axes.plot(*_frontier(other), color=OTHERS, linewidth=0.8)
         axes.plot(*_frontier(model), color=BLUE, linewidth=1.5, label="frontier")
         _plot_run(axes, model["first"], "o", BLUE, "operating point")
-        _plot_run(axes, model["whole"], "D", VERMILLION, "never leaving early")
+        _plot_run(axes, model["whole"], "D", VERMILLION, "no early exit")
         axes.set_xlim(left=0)
     legend(figure, axes_list[0], 3)
     return figure
@@ -250,7 +250,7 @@ def _plot_policies(model: Entry) -> Figure:
                 continue
             face = "white" if policy["calibration"] == calibrations[0] and len(calibrations) > 1 else colour
             axes.plot(x, y, mark, color=colour, markerfacecolor=face, markersize=5)
-        _plot_run(axes, model["whole"], "D", VERMILLION, "never leaving early")
+        _plot_run(axes, model["whole"], "D", VERMILLION, "no early exit")
         axes.set_xlim(left=0)
     for index, criterion in enumerate(criteria):
         colour, mark = SERIES[index % len(SERIES)]

@@ -40,23 +40,23 @@ def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str
     packages = [open_package(path) for path in (a, b)]
     for package in packages:
         package.check()
-    unlike = differences(*(package.manifest for package in packages))
+    manifest_differences = differences(*(package.manifest for package in packages))
     agreement = None if pages is None else _compare_pages(packages, pages, target, operating_point)
     if as_json:
         echo_json(
             {
                 "a": str(a),
                 "b": str(b),
-                "equal": not unlike,
-                "differences": [asdict(difference) for difference in unlike],
+                "equal": not manifest_differences,
+                "differences": [asdict(difference) for difference in manifest_differences],
                 "pages": None if agreement is None else _to_json(agreement),
             }
         )
     else:
-        _print_differences(a, b, unlike)
+        _print_differences(a, b, manifest_differences)
         if agreement is not None:
             _print_agreement(agreement)
-    if unlike or (agreement is not None and agreement.differ):
+    if manifest_differences or (agreement is not None and agreement.differ):
         sys.exit(1)
 
 
@@ -101,11 +101,11 @@ def _to_json(agreement: Any) -> dict[str, Any]:
     }
 
 
-def _print_differences(a: Path, b: Path, unlike: Sequence[Difference]) -> None:
-    if not unlike:
+def _print_differences(a: Path, b: Path, manifest_differences: Sequence[Difference]) -> None:
+    if not manifest_differences:
         out.print(f"{a} and {b} are equal: the same manifest, and so the same files")
     for group in GROUPS:
-        lines = [str(difference) for difference in unlike if difference.group == group]
+        lines = [str(difference) for difference in manifest_differences if difference.group == group]
         if lines:
             out.print(f"{group}:")
         for line in lines[:_MOST_LINES]:

@@ -110,7 +110,7 @@ def test_the_report_says_what_the_figures_say(study: tuple[Path, dict]) -> None:
         assert f"<h2>{heading}</h2>" in page
     (model,) = study[1]["models"]
     whole = model["whole"]["metrics"]
-    assert f"Most accurate when no page leaves early: <b>{model['placement']}</b>" in page
+    assert f"Most accurate full model: <b>{model['placement']}</b>" in page
     assert f"{whole['accuracy'][0]:.3f} <small>" in page
     assert "Cheapest that is right at least as often on these pages" in page
     assert "<b>temperature against none</b>: " in page

@@ -59,7 +59,7 @@ def test_the_report_begins_with_what_was_found(recorded: tuple[dict[str, Any], s
     contenders = result["contenders"]
     peers = [name for name in contenders if parse_contender(name).is_full_model]
     fastest = min(peers, key=lambda name: contenders[name]["mean_ms"][0])
-    assert "uncut, which leaves early" not in said
+    assert "uncut, which has early exits" not in said
     assert f"The chain takes {contenders['chain']['mean_ms'][0]:.3g}" in said
     assert f"The fastest way to run the full model, {fastest}, takes {contenders[fastest]['of_chain'][0]:.3g}" in said
     assert str(contenders["chain"]["right"]) in said
