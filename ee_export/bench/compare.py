@@ -1,10 +1,6 @@
 """Compare a chain with other runtimes. Every contender runs in a process of its own, in turns and in random order."""
 
 import json
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ee_export.bench import machine
+from ee_export.bench.contender import Worker
 from ee_export.bench.peers import CHAIN, Subject, parse_contender
 from ee_export.bench.stages import list_stages, sort_stages
 from ee_export.bench.statistics import Interval, interval, samples_needed
@@ -26,8 +23,6 @@ from ee_export.progress import Progress
 SCHEMA = 1
 WARM_UP = 5
 """Pages that every contender answers before the first measured page."""
-_SETTLE_S = 0.5
-"""Longest wait for the threads of a contender to stop running."""
 
 FIELDS = frozenset(
     [
@@ -65,71 +60,6 @@ class Plan:
     tight: float = 0.02
     seed: int = 0
     ocr: bool = False
-
-
-class Worker:
-    """A process that classifies pages. :meth:`classify` sends it a page and waits for the answer."""
-
-    def __init__(self, name: str, subject: Subject) -> None:
-        self.name = name
-        command = [
-            sys.executable,
-            "-m",
-            "ee_export.bench.worker",
-            parse_contender(name).kind,
-            json.dumps(asdict(subject)),
-        ]
-        # A file, because many warnings would fill a pipe and block the process.
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True
-        )
-        self.ready = self._read()
-        if "error" in self.ready:
-            self.close()
-            raise BadRequest(f"{name}: {self.ready['error']}; or leave it out with --peers")
-
-    def classify(self, path: str, exit_name: str | None, *, ocr: bool) -> dict[str, Any]:
-        """Classify a page. It exits at ``exit_name``, or where the operating point decides if that is ``None``."""
-        self._write(json.dumps({"path": path, "exit": exit_name, "ocr": ocr}))
-        return self._read()
-
-    def settle(self) -> None:
-        """Wait until no thread of the process runs, because the threads of a pool spin for a while after the last work."""
-        tasks = Path(f"/proc/{self._process.pid}/task")
-        until = time.monotonic() + _SETTLE_S
-        while time.monotonic() < until and any(map(_is_running, tasks.glob("*/stat"))):
-            time.sleep(0.001)
-
-    def end(self) -> dict[str, Any]:
-        """End the process and return its memory figures."""
-        self._write("")
-        memory = self._read()
-        self.close()
-        return memory
-
-    def close(self) -> None:
-        """Kill the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._stderr.close()
-
-    def _write(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._stderr.seek(0)
-            last = self._stderr.read().strip().splitlines()[-1:] or ["no message"]
-            self.close()
-            raise BadRequest(f"{self.name}: its process ended ({last[0]})")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, progress: Progress) -> dict[str, Any]:
@@ -273,14 +203,6 @@ def _measure(
             break
     progress("measure", 1, 1)
     return times, answers
-
-
-def _is_running(task: Path) -> bool:
-    """True if a thread runs or waits for a processor. ``task``: its file ``stat`` under /proc."""
-    try:
-        return task.read_text().rpartition(")")[2].split()[0] == "R"
-    except OSError:  # the thread has ended
-        return False
 
 
 def _median_by_page(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

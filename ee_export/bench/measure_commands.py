@@ -271,7 +271,8 @@ def pareto(
     with export_extra("export,report"):
         from ee_export.bench import pareto as study
         from ee_export.bench import pareto_report
-    settings = study.read_grid(grid, data, init)
+        from ee_export.bench.grid import read_grid
+    settings = read_grid(grid, data, init)
     with progress_bars() as show:
         result = study.run(settings, out_folder, show)
     text = study.to_json(result, settings)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from ee_export.bench.cli import cli
-from ee_export.bench.pareto import SHIPPED, read_grid
+from ee_export.bench.grid import SHIPPED, read_grid
 from ee_export.bench.pareto_report import render
 from ee_export.errors import BadRequest
 from ee_export.model.recipe import read_recipe
