@@ -23,7 +23,6 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("ee_export", "tests", "benchmarks", "attacks", "examples")
 NOT_CLEAN_YET = (
     "attacks",
-    "benchmarks",
     "ee_export/builder",
     "ee_export/data",
     "ee_export/draw",
