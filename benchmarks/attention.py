@@ -1,4 +1,4 @@
-"""Time several forms of attention in onnxruntime, and a lookup of the bias, which segments pass on instead of recomputing it.
+"""Time several forms of attention in onnxruntime, and a lookup of the bias, which segments pass on.
 
 python benchmarks/attention.py --record benchmarks/results/attention.json
 """

@@ -1,12 +1,13 @@
-"""Verify for every family of trunk that the package of a stock checkpoint gives the checkpoint's answers, from the page on.
+"""Verify for every family of trunk that a package gives the answers of its stock checkpoint, from the page on.
 
     python -m benchmarks.brought ../shared/data/pages build/brought
     python -m benchmarks.brought ../shared/data/pages build/brought --family swin --family bert
 
-For each family, transformers writes a checkpoint with random weights. Those of layoutlmv3, bert, vit and beit are fine-tuned on
-`train` by a plain loop. `add-exits` makes a package of it with a few pages of `train` and `test`, and `verify --against` compares the
-two on the pages of `val`: pixels, token ids, boxes, logits and labels. Every weight of the checkpoint, and the logits of `final` by
-torch, must stay equal bit for bit when heads are added. Results stay in WORK. A family is measured again only if it is named.
+For each family, transformers writes a checkpoint with random weights. Those of layoutlmv3, bert, vit and beit are
+fine-tuned on `train` by a plain loop. `add-exits` makes a package of it with a few pages of `train` and `test`, and
+`verify --against` compares the two on the pages of `val`: pixels, token ids, boxes, logits and labels. Every weight of
+the checkpoint, and the logits of `final` by torch, must stay equal bit for bit when heads are added. Results stay in
+WORK. A family is measured again only if it is named.
 """
 
 import json

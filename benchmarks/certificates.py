@@ -2,9 +2,9 @@
 
     python benchmarks/certificates.py ../shared/data/pages --record benchmarks/results/certificates.json
 
-The population is the pages of `val` and `test` with the answers of the package's exits. For each draw, the three parts are drawn from
-it with replacement. Thresholds are calibrated, chosen and certified on them as in `ee-export build`. The share of the population
-that they lose is compared with ε. With probability 1 − δ it is at most ε.
+The population is the pages of `val` and `test` with the answers of the package's exits. For each draw, the three parts
+are drawn from it with replacement. Thresholds are calibrated, chosen and certified on them as in `ee-export build`. The
+share of the population that they lose is compared with ε. With probability 1 − δ it is at most ε.
 """
 
 import json

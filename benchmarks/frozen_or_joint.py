@@ -3,10 +3,11 @@
     python -m benchmarks.frozen_or_joint ../shared/data/tobacco3482_text build/frozen --family bert --seed 0 --seed 1 --seed 2
     python -m benchmarks.frozen_or_joint ../shared/data/pages build/frozen --family layoutlmv3
 
-For each seed, both start from the same random weights and the same encoding. *Frozen*: a plain loop fine-tunes the stock model on
-`train`, then `add-exits` trains heads on the same pages. *Joint*: `ee-export train` trains trunk and heads together, with as many epochs
-and the same learning rate. Both packages are calibrated and tuned on `val`. Then they classify every page of `test` in turn, words
-given, at the operating points `full` and `default`, in an order shuffled with the seed.
+For each seed, both start from the same random weights and the same encoding. *Frozen*: a plain loop fine-tunes the
+stock model on `train`, then `add-exits` trains heads on the same pages. *Joint*: `ee-export train` trains trunk and
+heads together, with as many epochs and the same learning rate. Both packages are calibrated and tuned on `val`. Then
+they classify every page of `test` in turn, words given, at the operating points `full` and `default`, in an order
+shuffled with the seed.
 """
 
 import json
@@ -38,7 +39,8 @@ from ee_export.runtime.load import load_package
 
 console = Console(highlight=False, markup=False, soft_wrap=True, width=170)
 BUDGETS = {"bert": (30, 5e-4), "layoutlmv3": (30, 5e-4)}
-"""Epochs over ``train``, and learning rate. With 12 epochs, the plain loop without heads has an accuracy lower by 0.15."""
+"""Epochs over ``train``, and learning rate. With 12 epochs, the plain loop without heads has an accuracy lower by
+0.15."""
 VISION_EPOCHS = 10
 POINTS = ("full", "default")
 

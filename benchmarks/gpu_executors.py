@@ -2,8 +2,8 @@
 
 python benchmarks/gpu_executors.py --record benchmarks/results/gpu_executors.json
 
-Segments are NVRTC kernels that occupy the GPU for a given time (`gpu_segments.py`). The figures are costs of the executors on this
-GPU, not times of a model or of TensorRT.
+Segments are NVRTC kernels that occupy the GPU for a given time (`gpu_segments.py`). The figures are costs of the
+executors on this GPU, not times of a model or of TensorRT.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def blank(executor: Executor, rows: int) -> dict[str, object]:
 def batch_1(
     device: Device, segments: Sequence[KernelSegment], kinds: Sequence[str], pages: int, spin_us: float
 ) -> dict[str, Any]:
-    """Measure per executor the median latency of each exit, its slope minus the segment's time, and p50 and p99 over mixed exits."""
+    """Measure per executor the latency of each exit, its slope minus the segment's time, and percentiles."""
     count = len(segments)
     figures: dict[str, Any] = {}
     exits = np.random.default_rng(0).integers(0, count, pages)
@@ -149,7 +149,10 @@ def batch_1(
 
 
 def one_graph(device: Device, segments: Sequence[KernelSegment]) -> float:
-    """Time all segments as one captured graph at batch size 1, in microseconds. It has no decisions, and a wait at the end."""
+    """Time all segments as one captured graph at batch size 1, in microseconds.
+
+    It has no decisions, and a wait at the end.
+    """
     from ee_export.runtime.gpu import graphs
 
     with contextlib.closing(Buffers(device, segments, Sizes((1,)))) as buffers, device.current():
@@ -175,7 +178,7 @@ def one_graph(device: Device, segments: Sequence[KernelSegment]) -> float:
 
 
 def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[str]) -> dict[str, Any]:
-    """Measure compaction efficiency: the time of single segments at the batch sizes of their pages, over the chain's time."""
+    """Measure compaction efficiency: the time of single segments at their batch sizes, over the chain's time."""
     count = len(segments)
     point = policy(count, [0.165] * (count - 1))
     states = np.random.default_rng(1).normal(size=(32, WIDTH)).astype(np.float32)

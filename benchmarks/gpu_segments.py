@@ -1,7 +1,7 @@
-"""Segments of one CUDA kernel each, compiled by NVRTC, to compare executors and their costs on any GPU without a library.
+"""Segments of one CUDA kernel each, compiled by NVRTC, to compare executors on any GPU without a library.
 
-The next state of a row is its state rotated by one, and its logits are a weighted sum of the state. Then the kernel occupies its
-blocks for a given time. A row does not depend on the other rows.
+The next state of a row is its state rotated by one, and its logits are a weighted sum of the state. Then the kernel
+occupies its blocks for a given time. A row does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class KernelSegment:
 def kernel_chain(
     device: Device, count: int, width: int = 64, base_ns: int = 0, each_ns: int = 0
 ) -> list[KernelSegment]:
-    """Make a chain of these segments. The module stays loaded until the process ends. The device's context must be current.
+    """Make a chain of these segments.
+
+    The module stays loaded until the process ends. The device's context must be current.
 
     Raises:
         DeviceError: NVRTC is missing, or does not compile the source.

@@ -2,8 +2,8 @@
 
     python benchmarks/harder.py ../shared/data/pages build/harder
 
-On clean pages a cheap exit is about as accurate as `final`, so placements, heads and strategies do not differ. The generator of each
-page is seeded with its name, so the copy is the same on every machine.
+On clean pages a cheap exit is about as accurate as `final`, so placements, heads and strategies do not differ. The
+generator of each page is seeded with its name, so the copy is the same on every machine.
 """
 
 import hashlib

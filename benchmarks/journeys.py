@@ -3,15 +3,16 @@
     python -m benchmarks.journeys ../shared/data/pages build/journeys
     python -m benchmarks.journeys ../shared/data/pages build/journeys --journey bert-base --record benchmarks/results/journeys.json
 
-- `layoutlmv3-base`, `bert-base`, `dit-base`: transformers writes a checkpoint of the size named, with random weights, and matrices of the
-  size of that model's vocabulary. The tokenizer's own vocabulary is trained on the pages, so lengths of texts differ from those of that
-  model. `add-exits` trains heads on pages of `train` and makes the package of `val`. `verify --against` compares it on `test`. `predict`
-  answers `test` with every page to the last exit: where pages exit depends on weights, all other times and the memory do not.
+- `layoutlmv3-base`, `bert-base`, `dit-base`: transformers writes a checkpoint of the size named, with random weights,
+  and matrices of the size of that model's vocabulary. The tokenizer's own vocabulary is trained on the pages, so
+  lengths of texts differ from those of that model. `add-exits` trains heads on pages of `train` and makes the package
+  of `val`. `verify --against` compares it on `test`. `predict` answers `test` with every page to the last exit: where
+  pages exit depends on weights, all other times and the memory do not.
 - `own-vit`: examples/vit_ramps.py is trained, built and run.
 - `twenty-classes`: `train` on its defaults and `build`, on drawn pages of twenty classes.
 
-Each command runs in a process of its own. Memory is the largest resident size of that process. Use processor time if the machine is
-busy.
+Each command runs in a process of its own. Memory is the largest resident size of that process. Use processor time if
+the machine is busy.
 """
 
 import json
@@ -51,7 +52,8 @@ STOCK = {
         ),
     ),
 }
-"""Family and checkpoint of each stock model. Other fields of a configuration are transformers' defaults, of the base size."""
+"""Family and checkpoint of each stock model. Other fields of a configuration are transformers' defaults, of the base
+size."""
 CLASSES = [f"kind_{number:02}" for number in range(20)]
 VIT = Path(__file__).resolve().parents[1] / "examples" / "vit_ramps.py"
 EE_EXPORT = (sys.executable, "-c", "from ee_export.cli.main import main; main()")
@@ -121,7 +123,10 @@ def travel(name: str, pages: Path, work: Path, each: int) -> list[dict[str, Any]
 
 
 def run(arguments: list[str], work: Path) -> dict[str, float]:
-    """Run a command in a folder. Return its seconds, its processor seconds, and its largest resident size in megabytes."""
+    """Run a command in a folder.
+
+    Return its seconds, its processor seconds, and its largest resident size in megabytes.
+    """
     begin = time.monotonic()
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, cwd=work)
     _, status, usage = os.wait4(process.pid, 0)

@@ -2,9 +2,10 @@
 
     python benchmarks/page_memory.py
 
-The output is a Markdown table with the machine and the versions. Each figure is the growth of a process's peak resident size while
-it reads the page. The first figure is for the image exits: the page is decoded and encoded. The second figure adds the input of an
-OCR engine: the whole image, and the search for a gap between two lines. Tesseract runs in another process and is not counted.
+The output is a Markdown table with the machine and the versions. Each figure is the growth of a process's peak resident
+size while it reads the page. The first figure is for the image exits: the page is decoded and encoded. The second
+figure adds the input of an OCR engine: the whole image, and the search for a gap between two lines. Tesseract runs in
+another process and is not counted.
 """
 
 import platform

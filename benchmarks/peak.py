@@ -1,4 +1,4 @@
-"""The full model's time per operator in onnxruntime, and the speed of its matrix products compared with this machine's peak.
+"""The full model's time per operator in onnxruntime, and its matrix products compared with this machine's peak.
 
 python benchmarks/peak.py build/base.ee --tokens 512 --record benchmarks/results/peak.json
 """

@@ -3,8 +3,8 @@
     python benchmarks/pools.py samples/documents.ee --operating-point full
     python benchmarks/base_size.py /tmp/base.ee --exits vision,text,encoder.4,encoder.8 && python benchmarks/pools.py /tmp/base.ee --pages 3
 
-Each kind is a process of its own, and they take turns in random order. A turn begins when the threads of the previous one have
-stopped.
+Each kind is a process of its own, and they take turns in random order. A turn begins when the threads of the previous
+one have stopped.
 """
 
 import json

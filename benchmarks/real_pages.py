@@ -2,9 +2,10 @@
 
     python benchmarks/real_pages.py ../shared/data [--package samples/documents.ee] [--repeats 3]
 
-DATA has `pages/test/<class>/…` with words, and `fullres/<class>-<id>.jpg` without. The second and third part use the pages of `fullres`
-and the test images without their words. The chain and the full model classify every page in turn, from the image file to the label,
-in an order shuffled with a seed. The full model reads the text of every page with Tesseract.
+DATA has `pages/test/<class>/…` with words, and `fullres/<class>-<id>.jpg` without. The second and third part use the
+pages of `fullres` and the test images without their words. The chain and the full model classify every page in turn,
+from the image file to the label, in an order shuffled with a seed. The full model reads the text of every page with
+Tesseract.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Stock checkpoints of every family that can have exits, with random weights, written by transformers alone.
 
-Each has labels that are not sorted, a short text, and an image processor with statistics, filter and crop of its own. Vocabularies
-are trained on the words of the pages.
+Each has labels that are not sorted, a short text, and an image processor with statistics, filter and crop of its own.
+Vocabularies are trained on the words of the pages.
 """
 
 import json
@@ -49,7 +49,7 @@ ODD = {"image_mean": [0.61, 0.57, 0.52], "image_std": [0.31, 0.27, 0.22]}
 
 @dataclass(frozen=True)
 class Stock:
-    """The parts of a family's checkpoint: fields of its configuration, kind of its tokenizer, image processor and heads."""
+    """The parts of a family's checkpoint: configuration, kind of tokenizer, image processor and heads."""
 
     config: dict[str, Any]
     tokenizer: str | None = None
@@ -140,8 +140,8 @@ def write_stock(
         folder: the checkpoint folder, which is replaced if it exists.
         pages: their words make the vocabulary, and some of them decide scale and bias of the classifier.
         labels: labels in the order of the logits.
-        wide: draw weights so large that wrong arithmetic shows, and that pages get different labels. Otherwise transformers draws
-            weights that can be trained.
+        wide: draw weights so large that wrong arithmetic shows, and that pages get different labels. Otherwise
+            transformers draws weights that can be trained.
         seed: seed of the weights.
         stock: parts of the checkpoint, default those of the family in :data:`STOCK`.
     """
@@ -183,7 +183,7 @@ def widen(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def spread_answers(pipeline: SourcePipeline, pages: Sequence[Any]) -> None:
-    """Scale and shift the last layer, so that logits have mean 0 and standard deviation 2 over the pages, and labels differ."""
+    """Scale and shift the last layer, so that logits have mean 0 and standard deviation 2 and labels differ."""
     logits = torch.stack([torch.from_numpy(pipeline.logits(pipeline.encode(page, LONGEST))[0]) for page in pages])
     layers = [layer for layer in pipeline.model.modules() if isinstance(layer, nn.Linear)]
     last = [layer for layer in layers if layer.out_features == logits.shape[1]][-1]

@@ -1,8 +1,9 @@
-"""Write the trunk of an early-exit checkpoint as a stock checkpoint without exits and classifier, to start a study's models.
+"""Write the trunk of an early-exit checkpoint as a stock checkpoint without exits and classifier.
 
     python benchmarks/stock_trunk.py samples/documents.checkpoint build/trunk
 
-An encoder that is trained from scratch on a few pages per class learns nothing. Users start from a pretrained one.
+The models of a study start from it. An encoder that is trained from scratch on a few pages per class learns nothing.
+Users start from a pretrained one.
 """
 
 from pathlib import Path

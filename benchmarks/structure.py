@@ -2,8 +2,8 @@
 
     python -m benchmarks.structure [--edges] [TREE]
 
-TREE is a checkout, by default this one. A room is a folder of the package, or a module at its top. Imports inside functions and under
-``TYPE_CHECKING`` count too. Private accesses are those that ruff's rule SLF001 reports.
+TREE is a checkout, by default this one. A room is a folder of the package, or a module at its top. Imports inside
+functions and under ``TYPE_CHECKING`` count too. Private accesses are those that ruff's rule SLF001 reports.
 """
 
 import argparse
@@ -72,7 +72,10 @@ def room_of(module: str) -> str:
 
 
 def circles(edges: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Find strongly connected components of more than one node (Tarjan, "Depth-first search and linear graph algorithms", 1972)."""
+    """Find strongly connected components of more than one node.
+
+    Reference: Tarjan, "Depth-first search and linear graph algorithms", 1972.
+    """
     after: dict[str, set[str]] = defaultdict(set)
     for source, target in edges:
         after[source].add(target)

@@ -2,16 +2,17 @@
 
     python benchmarks/throughput.py PACKAGE PAGES [--rounds 5] [--record benchmarks/results/throughput.json]
 
-PAGES are labelled pages with words in class folders. They are kept in memory as files. The operating points are the package's
-``default``, and ``thirds``, at which a third of these pages exits at the first exit, a third at an exit in the encoder, and a third at
-``final``. In each round everything runs once, in an order drawn with a seed:
+PAGES are labelled pages with words in class folders. They are kept in memory as files. The operating points are the
+package's ``default``, and ``thirds``, at which a third of these pages exits at the first exit, a third at an exit in
+the encoder, and a third at ``final``. In each round everything runs once, in an order drawn with a seed:
 
 - every segment by itself at every batch size, on full batches of pages that reach ``final``;
 - the chain on all pages: one by one, and in bulk at every batch size.
 
-The *ideal* of a page at a batch size is the sum of the costs of its segments, each at the best batch size up to that one. It is
-compared with the time of the chain without decoding and encoding. All this runs on one thread, and times are of the processor, so
-that other work matters less. Streams × threads are wall-clock times of separate processes that take turns.
+The *ideal* of a page at a batch size is the sum of the costs of its segments, each at the best batch size up to that
+one. It is compared with the time of the chain without decoding and encoding. All this runs on one thread, and times are
+of the processor, so that other work matters less. Streams × threads are wall-clock times of separate processes that
+take turns.
 """
 
 import json
@@ -110,7 +111,7 @@ def read_pages(data: Path) -> list[Page]:
 
 
 def find_thirds(chain: Chain, pages: Sequence[Page]) -> OperatingPoint:
-    """Find thresholds at which a third of the pages exits at the first exit, a third in the encoder, and a third at ``final``."""
+    """Find thresholds at which a third of the pages exits at each of the first exit, the encoder and ``final``."""
     inner = next((name for name in chain.exits if name.startswith("encoder.")), chain.exits[len(chain.exits) // 2])
     thresholds: dict[str, Any] = dict.fromkeys(chain.exits[:-1])
     for name, share in ((chain.exits[0], 2 / 3), (inner, 1 / 2)):
@@ -121,7 +122,7 @@ def find_thirds(chain: Chain, pages: Sequence[Page]) -> OperatingPoint:
 
 
 def costs(points: dict[str, Chain], pages: list[Page], rounds: int) -> dict[str, Any]:
-    """Measure the cost per page of every segment at every batch size, and of the chain, in milliseconds of one processor."""
+    """Measure the cost per page of the chain and of every segment at every batch size, in processor milliseconds."""
     thirds = points[THIRDS]
     reach = [page for page, answer in zip(pages, thirds.predict_batch(pages), strict=True) if answer.exit == "final"]
     arrays = by_length(thirds, reach[: max(SIZES)])

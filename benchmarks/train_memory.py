@@ -1,11 +1,12 @@
-"""Peak memory and speed of `ee-export train` over many pages: the tokenizer, the encoding and one epoch of a tiny trunk.
+"""Peak memory and speed of `ee-export train` on many pages: tokenizer, encoding and one epoch of a tiny trunk.
 
     python -m benchmarks.train_memory --pages 50000 [--layout tar] [--scratch FOLDER]
 
-Every page is drawn from its number: an A5 page of about 60 words at 70 dpi, some of them of its class. Pages lie in class folders, in
-tar archives, or in one Parquet file with a single row group. Peak memory is the largest sum of the proportional set sizes of the
-process and its workers, sampled four times a second. The parts of mapped files that are in memory count, and shared memory counts
-once. With `--scratch`, class folders stay there, and a second run draws only the missing pages.
+Every page is drawn from its number: an A5 page of about 60 words at 70 dpi, some of them of its class. Pages lie in
+class folders, in tar archives, or in one Parquet file with a single row group. Peak memory is the largest sum of the
+proportional set sizes of the process and its workers, sampled four times a second. The parts of mapped files that are
+in memory count, and shared memory counts once. With `--scratch`, class folders stay there, and a second run draws only
+the missing pages.
 """
 
 import io

@@ -1,12 +1,12 @@
-"""A training step of `ee-export train` against a plain Hugging Face loop with the same heads, interleaved in one process.
+"""A training step of `ee-export train` against a plain Hugging Face loop with the same heads, interleaved.
 
     python -m benchmarks.train_step [--trunk bert] [--hidden 384 --layers 6]
 
-Both sides have the same trunk with random weights, a linear head at every layer, the same drawn pages, AdamW and gradient clipping. The
-plain loop is a hand-written one: `AutoModel(output_hidden_states=True)` with the attention that transformers chooses, a head on each
-hidden state, and a batch that is gathered from arrays and padded. *step* is a whole step. On our side it contains the augmentation of
-pixels, which the plain loop lacks. Both sides use the deterministic kernels of `ee-export train`. *update* is a step without the
-making of the batch.
+Both sides have the same trunk with random weights, a linear head at every layer, the same drawn pages, AdamW and
+gradient clipping. The plain loop is a hand-written one: `AutoModel(output_hidden_states=True)` with the attention that
+transformers chooses, a head on each hidden state, and a batch that is gathered from arrays and padded. *step* is a
+whole step. On our side it contains the augmentation of pixels, which the plain loop lacks. Both sides use the
+deterministic kernels of `ee-export train`. *update* is a step without the making of the batch.
 
 The ratio is the median over pairs of the plain loop's time divided by ours. Above 1, ours is faster.
 """

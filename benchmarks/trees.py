@@ -3,10 +3,11 @@
     git worktree add ../before COMMIT
     python benchmarks/trees.py ../before ../shared/data/pages/test [--rounds 10] [--record benchmarks/results/trees.json]
 
-Each checkout runs its own code and its own shipped package in a process of its own. The two take turns, sixteen pages at a time, in
-an order drawn with a seed, so that a change of the machine's speed affects both. A page begins at its path. As in MLPerf's SingleStream,
-the next page is sent at the answer to the last one. Loading is measured in a fresh process each time. Memory is the largest resident
-size of such a process after one page, and of the process that classifies all pages.
+Each checkout runs its own code and its own shipped package in a process of its own. The two take turns, sixteen pages
+at a time, in an order drawn with a seed, so that a change of the machine's speed affects both. A page begins at its
+path. As in MLPerf's SingleStream, the next page is sent at the answer to the last one. Loading is measured in a fresh
+process each time. Memory is the largest resident size of such a process after one page, and of the process that
+classifies all pages.
 """
 
 import json
@@ -124,7 +125,7 @@ def main(
 def _measure_pages(
     trees: Mapping[str, Path], operating_point: str, paths: Sequence[str], rounds: int, draw: random.Random
 ) -> tuple[dict[str, np.ndarray], dict[str, list[str]], dict[str, np.ndarray]]:
-    """Measure milliseconds of every page, ``[rounds, pages]``, labels of the last round, and peak MB, ``[1]``, per checkout."""
+    """Measure milliseconds ``[rounds, pages]``, labels of the last round, and peak MB ``[1]``, per checkout."""
     servers = {name: _start(tree, SERVE, operating_point) for name, tree in trees.items()}
     blocks = [list(paths[first : first + BLOCK]) for first in range(0, len(paths), BLOCK)]
     times: dict[str, list[list[float]]] = {name: [] for name in trees}

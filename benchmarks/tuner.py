@@ -2,8 +2,9 @@
 
     python benchmarks/tuner.py [--package samples/documents.ee --data ../shared/data/pages/val] [--draws 1500000]
 
-Both search the same scores on this machine. The cases are random scores of several sizes, which separate right from wrong answers
-better from exit to exit. With --package, the real pages in DATA are a case too. Exhaustive search tries every combination of thresholds.
+Both search the same scores on this machine. The cases are random scores of several sizes, which separate right from
+wrong answers better from exit to exit. With --package, the real pages in DATA are a case too. Exhaustive search tries
+every combination of thresholds.
 """
 
 import json
@@ -117,7 +118,10 @@ def real(package: Path, data: Path) -> Scored:
 
 
 def compare(pages: Scored, draws: int, repeats: int) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:
-    """Time both searches, and count the points that the other does not reach at its cost. Return figures and results."""
+    """Time both searches, and count the points that the other does not reach at its cost.
+
+    Return figures and results.
+    """
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

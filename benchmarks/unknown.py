@@ -3,8 +3,8 @@
     python -m ee_export.draw build/unknown --set unknown --pages 40 --seed 5
     python benchmarks/unknown.py ../shared/data/pages/test build/unknown
 
-Every kind is classified with its words given. Then unknown pages are mixed into the known ones, with seeded draws, and the guard
-compares each mixture with the reference statistics of the tuning pages.
+Every kind is classified with its words given. Then unknown pages are mixed into the known ones, with seeded draws, and
+the guard compares each mixture with the reference statistics of the tuning pages.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python benchmarks/vision_heads.py ../shared/data/pages [--epochs 30]
 
-Every variant is trained in the same way on the real pages of `train`, and evaluated on `val`: accuracy, the share of pages above the
-highest score of a wrong one, which could exit before OCR, and its milliseconds in torch.
+Every variant is trained in the same way on the real pages of `train`, and evaluated on `val`: accuracy, the share of
+pages above the highest score of a wrong one, which could exit before OCR, and its milliseconds in torch.
 """
 
 import shutil

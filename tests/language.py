@@ -3,8 +3,8 @@
     python -m tests.language                 # fails if a clean folder has an error
     python -m tests.language --table HEAD~9  # words per 1,000, at a revision and now
 
-A docstring states its subject: it does not begin with "What", "Where", "Who" or "Whether". A variable is named after its content,
-so nothing is assigned to a participle such as ``found``.
+A docstring states its subject: it does not begin with "What", "Where", "Who" or "Whether". A variable is named after
+its content, so nothing is assigned to a participle such as ``found``.
 """
 
 import argparse

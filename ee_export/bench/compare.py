@@ -51,8 +51,8 @@ Answer = dict[str, Any]
 class Plan:
     """The rules of a comparison.
 
-    ``rounds``: largest number of rounds over all pages. ``in_a_row``: pages that a contender answers before the next one's turn.
-    ``tight``: half width of the ratios' intervals at which the comparison ends.
+    ``rounds``: largest number of rounds over all pages. ``in_a_row``: pages that a contender answers before the next
+    one's turn. ``tight``: half width of the ratios' intervals at which the comparison ends.
     """
 
     rounds: int = 3
@@ -152,7 +152,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def compute_ratios(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Interval]:
-    """Divide the time after by the time before for every contender in both results, paired by page, with 95 % intervals.
+    """Divide the time after by the time before for every contender in both results, paired by page.
 
     Raises:
         BadRequest: the two were not measured on the same pages.
@@ -169,7 +169,7 @@ def compute_ratios(before: dict[str, Any], after: dict[str, Any]) -> dict[str, I
 def _measure(
     contenders: Mapping[str, Worker], data: Dataset, plan: Plan, progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, list[list[Answer]]]]:
-    """Measure milliseconds ``[rounds, N]`` per contender. Return them and its answers by round, in the order of the pages."""
+    """Measure milliseconds ``[rounds, N]`` per contender, and collect its answers by round, in the order of pages."""
     rng = np.random.default_rng(plan.seed)
     paths = [str(path) for path in data.paths]
     names = list(contenders)
@@ -250,5 +250,8 @@ def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> float:
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Interval:
-    """Divide the mean of ``above`` by that of ``below``, float ``[N]`` each. The interval draws both from the same pages."""
+    """Divide the mean of ``above`` by that of ``below``, float ``[N]`` each.
+
+    The interval draws both from the same pages.
+    """
     return interval(lambda rows: above[rows].mean() / below[rows].mean(), len(above))

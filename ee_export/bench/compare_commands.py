@@ -85,8 +85,9 @@ def compare(
 ) -> None:
     """Compare PACKAGE with the full model in other runtimes on labelled pages.
 
-    A page in DATA is timed from its file's bytes to its label. Every contender is a process of its own with the same weights, encoder and number of threads. Each page goes to all of
-    them, in turns and in random order. Exit status 2: a contender cannot run.
+    A page in DATA is timed from its file's bytes to its label. Every contender is a process of its own with the same
+    weights, encoder and number of threads. Each page goes to all of them, in turns and in random order. Exit status 2:
+    a contender cannot run.
     """
     from ee_export.data.dataset import read_dataset
     from ee_export.package.store import open_package

@@ -44,7 +44,7 @@ class Worker:
         return self._read()
 
     def settle(self) -> None:
-        """Wait until no thread of the process runs, because the threads of a pool spin for a while after the last work."""
+        """Wait until no thread of the process runs. The threads of a pool spin for a while after the last work."""
         tasks = Path(f"/proc/{self._process.pid}/task")
         until = time.monotonic() + _SETTLE_S
         while time.monotonic() < until and any(map(_is_running, tasks.glob("*/stat"))):

@@ -30,7 +30,10 @@ from ee_export.segments.join import join
 
 @dataclass(frozen=True, slots=True)
 class ExitCost:
-    """The cost of one exit: its time, its share of the uncut session's time, and its cost in encoder layers after the embeddings."""
+    """The cost of one exit.
+
+    ``of_uncut``: share of the uncut session's time. ``layers``: cost in encoder layers after the embeddings.
+    """
 
     exit: str
     ms: Spread
@@ -42,12 +45,13 @@ class ExitCost:
 class Latency:
     """All figures at one text length and batch size 1.
 
-    ``uncut``: one session of the same graphs that computes every exit's logits. ``whole``: one session that computes the last exit
-    alone. ``chain``: all segments and all exits, without an early exit. ``full``: the chain at the operating point ``full``, which
-    evaluates the last exit alone. ``embeddings``: one session that computes the encoder's input (hidden states and attention bias)
-    and the exits before the encoder. ``layer_ms``: cost of one encoder layer in the chain, between the first and the last encoder
-    exit. ``uncut_layer_ms``: its cost in one session, between the embeddings and the last layer whose hidden states pass between
-    segments. Both are ``None`` if the package has too few exits to compute them.
+    ``uncut``: one session of the same graphs that computes every exit's logits. ``whole``: one session that computes
+    the last exit alone. ``chain``: all segments and all exits, without an early exit. ``full``: the chain at the
+    operating point ``full``, which evaluates the last exit alone. ``embeddings``: one session that computes the
+    encoder's input (hidden states and attention bias) and the exits before the encoder. ``layer_ms``: cost of one
+    encoder layer in the chain, between the first and the last encoder exit. ``uncut_layer_ms``: its cost in one
+    session, between the embeddings and the last layer whose hidden states pass between segments. Both are ``None`` if
+    the package has too few exits to compute them.
     """
 
     tokens: int
@@ -87,7 +91,7 @@ def measure_latency(
 
 
 def measure_loading(package: Package, target: str, runs: int, progress: Progress) -> dict[str, Any]:
-    """Measure time and memory of loading the package, and of loading the full model as one graph, in fresh processes in turn."""
+    """Measure time and memory of loading the package and the full model as one graph, in fresh processes in turn."""
     times: dict[str, list[dict[str, float]]] = {"package": [], "uncut": []}
     with tempfile.TemporaryDirectory(prefix="ee-bench-") as folder:
         uncut = Path(folder) / "whole.onnx"

@@ -31,7 +31,8 @@ BASELINES: dict[str, Callable[[Scored], Point]] = {
     "random_mixtures": lambda pages: cheapest(random_mixtures(pages, 100_000), float(pages.right[-1].mean())),
     "accuracy_and_calibration": accuracy_and_calibration,
 }
-"""Threshold searches of the reference: the cheapest of many random thresholds with the accuracy of ``final``, and a heuristic."""
+"""Threshold searches of the reference: the cheapest of many random thresholds with the accuracy of ``final``, and a
+heuristic."""
 
 
 PLACES = ("train", "val", "test")
@@ -44,9 +45,9 @@ SHIPPED = ("alike", "heads", "placements", "real", "strategies", "tobacco")
 class Grid:
     """The models and policies of a study, from the tables ``[data]``, ``[grid]`` and ``[training]`` of a TOML file.
 
-    ``train``, ``val``, ``test``: folders of class folders, relative to the file. ``recipe``: the recipe of all models. ``init``: a
-    checkpoint from which all models start. ``training``: changes to the recipe's ``[training]``. ``ocr_ms``: time of OCR per page, 0 if
-    words are given.
+    ``train``, ``val``, ``test``: folders of class folders, relative to the file. ``recipe``: the recipe of all models.
+    ``init``: a checkpoint from which all models start. ``training``: changes to the recipe's ``[training]``.
+    ``ocr_ms``: time of OCR per page, 0 if words are given.
     """
 
     train: tuple[Path, ...]
@@ -95,8 +96,8 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
         init: a checkpoint that replaces the file's.
 
     Raises:
-        BadRequest: the file is missing or no TOML, a key is unknown, a value has the wrong type, or a name is unknown. The message
-            names file, table, key, value and the nearest known key.
+        BadRequest: the file is missing or no TOML, a key is unknown, a value has the wrong type, or a name is unknown.
+            The message names file, table, key, value and the nearest known key.
     """
     path = find_shipped(str(path)) or path
     where = str(path)

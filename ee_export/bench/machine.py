@@ -32,7 +32,10 @@ class Watch:
     own_busy_s: float
 
     def finish(self) -> dict[str, Any]:
-        """Return the machine's fields of a result, as docs/bench.md lists them. Ended child processes count as own work."""
+        """Return the machine's fields of a result, as docs/bench.md lists them.
+
+        Ended child processes count as own work.
+        """
         others = None
         busy = _busy_seconds()
         if self.all_busy_s is not None and busy is not None:

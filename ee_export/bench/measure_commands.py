@@ -130,8 +130,8 @@ def run(
 ) -> None:
     """Run PACKAGE in a scenario after MLPerf Inference on the pages in DATA, and time every stage.
 
-    DATA is a folder of pages, or an .npz file that `ee-bench record` wrote. Without DATA, the pages are drawn. Pages exit as the
-    operating point decides.
+    DATA is a folder of pages, or an .npz file that `ee-bench record` wrote. Without DATA, the pages are drawn. Pages
+    exit as the operating point decides.
     """
     from ee_export.bench import scenarios
     from ee_export.bench.work import find_work

@@ -18,8 +18,8 @@ def build_nested_if(package: Package, target_name: str, point_name: str) -> onnx
     """Build one graph from the inputs of one page, with its text, to the logits ``[1, C]`` of its exit.
 
     Raises:
-        BadRequest: the operating point's criterion is not ``max_probability`` or ``margin``, which a few nodes compute, or it has
-            thresholds per class.
+        BadRequest: the operating point's criterion is not ``max_probability`` or ``margin``, which a few nodes compute,
+            or it has thresholds per class.
     """
     target = package.target(target_name)
     point = operating_point(target, point_name)

@@ -1,7 +1,7 @@
 """A grid of models and policies on one data set: accuracy against measured cost.
 
-Each model (placement × head × strategy) is trained and built once. The policies (calibration × criterion × thresholds) are compared on
-cached logits. The operating point of each policy is then run and timed. A study can be resumed.
+Each model (placement × head × strategy) is trained and built once. The policies (calibration × criterion × thresholds)
+are compared on cached logits. The operating point of each policy is then run and timed. A study can be resumed.
 """
 
 import io
@@ -122,7 +122,10 @@ def _make_model(
 def _compare(
     grid: Grid, package: Package, predictions: dict[str, Observed], val: Dataset, test: Dataset, progress: Progress
 ) -> dict[str, Any]:
-    """Evaluate one model under every policy. Costs are measured again, because other work may have disturbed the build."""
+    """Evaluate one model under every policy.
+
+    Costs are measured again, because other work may have disturbed the build.
+    """
     manifest, chain = package.manifest, load_package(package, one_pool=True)
     costs = measure(chain, [val.page(index) for index in range(min(12, len(val)))], grid.ocr_ms)
     target = replace(package.target("cpu-fp32"), costs=costs)
@@ -196,7 +199,10 @@ class _Evaluator:
         return values
 
     def run(self, points: Sequence[tuple[Target, OperatingPoint]]) -> list[dict[str, Any]]:
-        """Classify and time every test page at each operating point. The order of the points is random for every page."""
+        """Classify and time every test page at each operating point.
+
+        The order of the points is random for every page.
+        """
         chain, rng = self.chain, np.random.default_rng(0)
         chains = [Chain(chain.package, target, point, chain.executor, chain.encoder) for target, point in points]
         answers: list[list[Answer]] = [[] for _ in chains]

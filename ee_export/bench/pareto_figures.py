@@ -15,10 +15,11 @@ from ee_export.runtime.plan import rules
 
 
 def compute_gains(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Compute the gain of each choice at the operating point: paired differences on the same test pages with 95 % intervals.
+    """Compute the gain of each choice at the operating point.
 
-    Calibration, criterion and thresholds are compared with the first of each in the grid while all else is equal. Models are
-    compared with the first model under the first policy.
+    Gains are paired differences on the same test pages with 95 % intervals. Calibration, criterion and thresholds are
+    compared with the first of each in the grid while all else is equal. Models are compared with the first model under
+    the first policy.
     """
     entries = []
 

@@ -103,7 +103,7 @@ def _name_models(models: list[Entry]) -> list[Entry]:
 
 
 def _pick(models: list[Entry]) -> Entry:
-    """Pick the most accurate full model, and the cheapest policies of any model with the same accuracy on the same pages.
+    """Pick the most accurate full model, and the cheapest policies of any model with its accuracy.
 
     ``even``: right at least as often. ``unshown``: not right less often with 95 % confidence.
     """

@@ -24,8 +24,8 @@ Run = Callable[[Arrays], np.ndarray]
 class Subject:
     """The model of a comparison.
 
-    ``checkpoint``: the checkpoint that the package was built from, which the peers of torch need. ``graph``: the graph of the full
-    model as another tool exported it from that checkpoint, for the peers that run one.
+    ``checkpoint``: the checkpoint that the package was built from, which the peers of torch need. ``graph``: the graph
+    of the full model as another tool exported it from that checkpoint, for the peers that run one.
     """
 
     package: str
@@ -107,8 +107,9 @@ _EARLY = frozenset({CHAIN, "nested_if"})
 class Contender(NamedTuple):
     """The parts of a contender's name, ``kind[@target][:exit]``.
 
-    ``kind``: the chain or a peer. ``target``: a target of the package, or ``None`` for that of the comparison. ``exit``: the exit at
-    which every page exits after all exits before it are evaluated, or ``None`` if the operating point decides.
+    ``kind``: the chain or a peer. ``target``: a target of the package, or ``None`` for that of the comparison.
+    ``exit``: the exit at which every page exits after all exits before it are evaluated, or ``None`` if the operating
+    point decides.
     """
 
     kind: str

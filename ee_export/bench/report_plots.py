@@ -42,7 +42,8 @@ def _wrap(name: str) -> Markup:
 def exit_colours(exits: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Choose a colour for each exit, and one for letters on it.
 
-    Colours go from light to dark, so that they differ without hue. ``exits``: in the order in which a page reaches them.
+    Colours go from light to dark, so that they differ without hue. ``exits``: in the order in which a page reaches
+    them.
     """
     names = list(dict.fromkeys(exits))
     colours = matplotlib.colormaps["cividis"](np.linspace(1, 0, len(names)))[:, :3]

@@ -60,14 +60,16 @@ def run(
     Args:
         package: the package to measure.
         target: a target of the package.
-        points: one operating point, or two that are measured in turn. The ratio is the gain of the first over the second.
+        points: one operating point, or two that are measured in turn. The ratio is the gain of the first over the
+            second.
         work: the pages.
         threads: number of threads of the process's one pool.
         plan: the scenario and its rules.
         progress: called at every step.
 
     Raises:
-        BadRequest: the target cannot run here, there is no such operating point, or the run was too short for its percentiles.
+        BadRequest: the target cannot run here, there is no such operating point, or the run was too short for its
+            percentiles.
         BadPage, NoText: a page cannot be read.
     """
     if plan.scenario == "Server" and plan.min_queries < samples_needed(99):
@@ -120,7 +122,10 @@ def _single_stream(systems: Sequence[System], pages: int, plan: Plan, progress: 
 
 
 def _server(systems: Sequence[System], full: System, pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Serve random arrivals at a given rate, or at the highest rate that is held. ``full``: the system of the bound's median."""
+    """Serve random arrivals at a given rate, or at the highest rate that is held.
+
+    ``full``: the system of the bound's median.
+    """
     needed = systems if full in systems or plan.bound_ms is not None else [*systems, full]
     _warm_up(needed, pages)
     unloaded = _stream(needed, pages, plan.seed, plan.min_queries, 0.0, progress)
@@ -196,7 +201,8 @@ def _stream(
 ) -> dict[str, np.ndarray]:
     """Measure single queries by contender, in milliseconds, until ``queries`` and ``seconds`` are reached.
 
-    Pages are drawn with replacement. The contenders take turns with blocks of the same pages. A contender with enough queries ends.
+    Pages are drawn with replacement. The contenders take turns with blocks of the same pages. A contender with enough
+    queries ends.
     """
     rng = np.random.default_rng(seed)
     taken: dict[str, list[float]] = {system.name: [] for system in systems}
@@ -218,7 +224,10 @@ def _stream(
 
 
 def _search_rates(searches: Sequence[RateSearch], pages: int, plan: Plan, progress: Progress) -> None:
-    """Search for every contender's highest rate. Trials alternate, so that a change of the machine affects all contenders."""
+    """Search for every contender's highest rate.
+
+    Trials alternate, so that a change of the machine affects all contenders.
+    """
     requests = {index: next(rates) for index, (_, _, rates) in enumerate(searches)}
     trials = 0
     while requests:

@@ -1,8 +1,8 @@
 """MLPerf's Server scenario: pages arrive as a Poisson process, and at most one page in a hundred may be late.
 
-The queue is the schedule itself. A worker takes the next page that has arrived, or sleeps until the next arrival. The arrivals are
-fixed before the run, so a slow answer delays no arrival (no coordinated omission), and no issuing thread competes with the workers.
-The latency of a page counts from its arrival.
+The queue is the schedule itself. A worker takes the next page that has arrived, or sleeps until the next arrival. The
+arrivals are fixed before the run, so a slow answer delays no arrival (no coordinated omission), and no issuing thread
+competes with the workers. The latency of a page counts from its arrival.
 """
 
 import math
@@ -27,8 +27,8 @@ Search = Generator[tuple[float, int], bool, tuple[float, float]]
 class Trial:
     """The latencies of pages that arrived at one rate.
 
-    ``rate``: pages per second. ``latencies_ms``: float ``[N]`` in the order of arrival. If the trial ended early, pages without an
-    answer are NaN. ``late``: number of pages that took longer than ``bound_ms``.
+    ``rate``: pages per second. ``latencies_ms``: float ``[N]`` in the order of arrival. If the trial ended early, pages
+    without an answer are NaN. ``late``: number of pages that took longer than ``bound_ms``.
     """
 
     rate: float
@@ -83,7 +83,8 @@ def serve(
         give_up: end as soon as more pages are late than p99 allows.
 
     Returns:
-        Latency of each page from its arrival in milliseconds, float ``[N]``, NaN if it has no answer. The number of late pages.
+        Latency of each page from its arrival in milliseconds, float ``[N]``, NaN if it has no answer. The number of
+        late pages.
     """
     latencies = np.full(len(due), np.nan)
     allowed = count_allowed_late(len(due)) if give_up else len(due)
@@ -121,9 +122,10 @@ def serve(
 def search(start: float, seed: int) -> Search:
     """Search for the highest rate that is held.
 
-    The generator yields a rate and the seed of its arrivals. The caller sends back if the rate was held. The rate rises or falls by
-    half from ``start`` until one rate is held and another is not. Then the interval between them is halved. All these steps use
-    the same arrivals. The chosen rate must also hold with other arrivals, or the next lower rate is tried with new ones.
+    The generator yields a rate and the seed of its arrivals. The caller sends back if the rate was held. The rate rises
+    or falls by half from ``start`` until one rate is held and another is not. Then the interval between them is halved.
+    All these steps use the same arrivals. The chosen rate must also hold with other arrivals, or the next lower rate is
+    tried with new ones.
 
     Returns:
         The highest rate that was held, 0 if none was, and the lowest rate that was not, in pages per second.

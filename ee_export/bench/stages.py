@@ -14,7 +14,9 @@ _FAMILIES = ("vision", OCR, "text", "fusion", "encoder", "final")
 
 
 def list_stages(manifest: Manifest) -> list[str]:
-    """List the stages of a package's comparison in the order of a page. OCR comes before the first segment that reads text.
+    """List the stages of a package's comparison in the order of a page.
+
+    OCR comes before the first segment that reads text.
 
     Raises:
         BadRequest: an exit has the name of a stage.
@@ -33,7 +35,7 @@ def list_stages(manifest: Manifest) -> list[str]:
 
 
 def order_of(result: Mapping[str, Any]) -> list[str]:
-    """Return the order of the stages of a recorded comparison, from the result or, if the result is old, from the names."""
+    """Return the order of the stages of a recorded comparison. Old results have it in the names of the stages alone."""
     if "stages" in result:
         return list(result["stages"])
     stages = {stage for figures in result["contenders"].values() for stage in figures["stages_ms"]}

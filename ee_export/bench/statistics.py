@@ -47,9 +47,9 @@ def interval(figure: Callable[[np.ndarray], float], samples: int) -> Interval:
 def percentile(samples: np.ndarray, percent: int) -> Interval | None:
     """Compute a percentile of float ``[N]`` and its 95 % interval, or ``None`` if there are too few samples.
 
-    All three values are samples. The percentile is at most a bound exactly if no more than ``100 - percent`` in a hundred samples are
-    above the bound. The number of samples below the true percentile is binomial for every distribution. This gives the ranks of the
-    interval's ends.
+    All three values are samples. The percentile is at most a bound exactly if no more than ``100 - percent`` in a
+    hundred samples are above the bound. The number of samples below the true percentile is binomial for every
+    distribution. This gives the ranks of the interval's ends.
 
     Reference: David and Nagaraja, "Order statistics", 3rd edition, 2003, section 7.1.
     """

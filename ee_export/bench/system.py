@@ -52,8 +52,9 @@ class System:
     def tally(self) -> dict[str, Any]:
         """Count the answers since the last tally.
 
-        ``exits``: share of pages per exit. ``right``: share of right answers, or ``None`` if no page has a label. ``stages_ms``: mean
-        time of a page in each stage. The stages add up to ``sum``. If pages share a segment in a batch, each has an equal part.
+        ``exits``: share of pages per exit. ``right``: share of right answers, or ``None`` if no page has a label.
+        ``stages_ms``: mean time of a page in each stage. The stages add up to ``sum``. If pages share a segment in a
+        batch, each has an equal part.
         """
         answered, self._answered = self._answered, []
         exits: Counter[str] = Counter()

@@ -106,7 +106,7 @@ def _print_ratio(result: dict[str, Any]) -> None:
 def _print_columns(
     title: str, figures: dict[str, dict[str, str]], tallies: Mapping[str, dict[str, Any] | None]
 ) -> None:
-    """Print one column per contender: figures, right answers, mean milliseconds per stage, and the share of pages per exit."""
+    """Print one column per contender: figures, right answers, mean milliseconds per stage, and exits of pages."""
     table = Table(title, *figures)
     _add_rows(table, list(figures.values()))
     known = [tally or {"stages_ms": {}, "exits": {}, "right": None} for tally in tallies.values()]

@@ -35,8 +35,8 @@ _DRAWN = 8
 class Work:
     """Pages to classify, by number. They are in ``pages`` or in ``inputs``, and the other one is empty.
 
-    ``kind``: ``pages``, ``drawn`` or ``recorded``. ``labels``: the label of each page, or ``None`` if it is unknown. ``data``: sha256 of
-    all pages. ``ocr``: Tesseract reads the pages, and their words are ignored.
+    ``kind``: ``pages``, ``drawn`` or ``recorded``. ``labels``: the label of each page, or ``None`` if it is unknown.
+    ``data``: sha256 of all pages. ``ocr``: Tesseract reads the pages, and their words are ignored.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Work:
 
 
 def find_work(package: Package, source: Path | None, *, ocr: bool, seed: int) -> Work:
-    """Read the work of a command: a folder of pages, a file of recorded inputs, or drawn pages if ``source`` is ``None``.
+    """Read a folder of pages or a file of recorded inputs, or draw pages if ``source`` is ``None``.
 
     Args:
         package: the work must fit its labels and inputs.
@@ -85,7 +85,9 @@ def find_work(package: Package, source: Path | None, *, ocr: bool, seed: int) ->
 
 
 def record(chain: Chain, work: Work, path: Path, progress: Progress) -> None:
-    """Encode pages with their text, and write the arrays of each page as ``<n>/<name>``. The file is written atomically.
+    """Encode pages with their text, and write the arrays of each page as ``<n>/<name>``.
+
+    The file is written atomically.
 
     Raises:
         BadPage, NoText: a page cannot be read.

@@ -1,6 +1,7 @@
 """`python -m ee_export.bench.worker`: one contender in a process of its own, with JSON lines as input and output.
 
-Each contender has a process, so that its threads do not spin while another contender is measured, and its memory is its own.
+Each contender has a process, so that its threads do not spin while another contender is measured, and its memory is its
+own.
 """
 
 import json

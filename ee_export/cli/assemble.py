@@ -51,8 +51,9 @@ def assemble(
 ) -> None:
     """Assemble a package from your ONNX graphs, which the TOML file SEGMENTS describes.
 
-    SEGMENTS names one graph per exit, or one graph of the full model and the tensors at which to cut it. Each cut has a head,
-    which you bring or which is trained here. Held-out pages in DATA calibrate and tune the package. See docs/your-graphs.md.
+    SEGMENTS names one graph per exit, or one graph of the full model and the tensors at which to cut it. Each cut has a
+    head, which you bring or which is trained here. Held-out pages in DATA calibrate and tune the package. See
+    docs/your-graphs.md.
     """
     with export_extra():
         from ee_export.builder import assemble as assembling

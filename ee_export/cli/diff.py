@@ -32,8 +32,8 @@ _MOST_LINES = 8
 def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str, as_json: bool) -> None:
     """List the differences between packages A and B, and those between their answers to PAGES.
 
-    PAGES is a folder of pages. A page is labelled if its folder has the name of a label. Exit status 0: no difference. Exit
-    status 1: the packages or their answers differ. Exit status 2: they cannot be compared.
+    PAGES is a folder of pages. A page is labelled if its folder has the name of a label. Exit status 0: no difference.
+    Exit status 1: the packages or their answers differ. Exit status 2: they cannot be compared.
     """
     from ee_export.package.store import open_package
 

@@ -29,8 +29,8 @@ from ee_export.errors import BadRequest
 def doctor(package: Path | None, gpu: bool, targets: tuple[str, ...], report: Path | None, as_json: bool) -> None:
     """List the targets that this machine can run, and the commands that install missing parts.
 
-    Without PACKAGE, the shipped sample is checked. The package is not changed. Exit status 1: a part that the command requires
-    does not work. Only --gpu requires a GPU.
+    Without PACKAGE, the shipped sample is checked. The package is not changed. Exit status 1: a part that the command
+    requires does not work. Only --gpu requires a GPU.
     """
     from ee_export.doctor import report as reports
     from ee_export.doctor.checks import run_checks, sample_package

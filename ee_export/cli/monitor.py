@@ -29,8 +29,8 @@ from ee_export.cli.tables import print_result
 def monitor(package: Path, answers: Any, false_alarm: float, target: str, operating_point: str, as_json: bool) -> None:
     """Test if the pages in ANSWERS differ from the pages that PACKAGE was tuned on.
 
-    ANSWERS is a file of JSON lines that `predict --jsonl` wrote, or - for standard input. Exit status 1 is an alarm. After an
-    alarm, a certificate does not hold for these pages.
+    ANSWERS is a file of JSON lines that `predict --jsonl` wrote, or - for standard input. Exit status 1 is an alarm.
+    After an alarm, a certificate does not hold for these pages.
     """
     from ee_export.package.store import open_package
     from ee_export.verify.drift import compare_answers, read_answers

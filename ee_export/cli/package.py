@@ -68,8 +68,8 @@ def build(
     """Build a package from a checkpoint or from a model of your own.
 
     CHECKPOINT is a folder that `ee-export train` wrote. MODULE:FUNCTION, such as my_module:make_model or
-    path/to/file.py:make_model, names a function of yours that returns a PartedModel (docs/your-model.md). Your code runs with
-    all your rights. Held-out pages in DATA calibrate and tune the package.
+    path/to/file.py:make_model, names a function of yours that returns a PartedModel (docs/your-model.md). Your code
+    runs with all your rights. Held-out pages in DATA calibrate and tune the package.
     """
     with export_extra():
         from ee_export.builder import build as building
@@ -230,9 +230,10 @@ def add_exits(
 ) -> None:
     """Build a package from a fine-tuned classifier of transformers, with exits added.
 
-    CHECKPOINT is a folder that `save_pretrained` wrote, or the name of a model on the Hugging Face hub. DATA are class folders
-    with the names of the model's labels. A part of DATA trains the heads. No other weight changes. If a page takes no early
-    exit, the package gives the answer of CHECKPOINT. The command verifies this on page files, and fails if an answer differs.
+    CHECKPOINT is a folder that `save_pretrained` wrote, or the name of a model on the Hugging Face hub. DATA are class
+    folders with the names of the model's labels. A part of DATA trains the heads. No other weight changes. If a page
+    takes no early exit, the package gives the answer of CHECKPOINT. The command verifies this on page files, and fails
+    if an answer differs.
     """
     with export_extra():
         from ee_export.builder import add_exits as adding

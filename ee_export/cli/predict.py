@@ -93,9 +93,9 @@ def predict(
 ) -> None:
     """Classify page images and folders of them with PACKAGE, and print each answer at once.
 
-    A .json file beside an image gives its words. Without one, OCR runs if the page needs its text and Tesseract is installed. A
-    model of words alone reads .json files too. A package of arrays reads .npz files with one array per input. Exit status 1:
-    some pages have no answer. Exit status 2: no page has one.
+    A .json file beside an image gives its words. Without one, OCR runs if the page needs its text and Tesseract is
+    installed. A model of words alone reads .json files too. A package of arrays reads .npz files with one array per
+    input. Exit status 1: some pages have no answer. Exit status 2: no page has one.
     """
     from ee_export.runtime.failures import failure
     from ee_export.runtime.load import load

@@ -119,8 +119,8 @@ def calibrate(method: str, as_json: bool, **options: Any) -> None:
 def tune(frontier: bool, as_json: bool, **options: Any) -> None:
     """Tune the thresholds of PACKAGE again and certify them, on two parts of DATA.
 
-    Without --min-accuracy, --max-cost-ms and --epsilon, the thresholds have the lowest cost at which no page loses its right
-    answer.
+    Without --min-accuracy, --max-cost-ms and --epsilon, the thresholds have the lowest cost at which no page loses its
+    right answer.
     """
     if frontier:
         _print_frontier(as_json, **options)

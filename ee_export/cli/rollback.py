@@ -26,8 +26,8 @@ from ee_export.cli.options import PATH, json_option, target_option
 def rollback(package: Path, target: str, operating_point: str, steps: int, as_json: bool) -> None:
     """Restore the operating point of PACKAGE that was replaced last.
 
-    `tune` and `calibrate` replace operating points. `inspect` lists the history. If the calibration differs, all operating points of that calibration are restored. A second
-    rollback undoes the first.
+    `tune` and `calibrate` replace operating points. `inspect` lists the history. If the calibration differs, all
+    operating points of that calibration are restored. A second rollback undoes the first.
     """
     from ee_export.builder.rollback import roll_back
     from ee_export.cli.tables import print_package

@@ -42,7 +42,10 @@ def page_widths(labels: Sequence[str], exits: Sequence[str]) -> tuple[int, int]:
 
 
 def page_line(widths: tuple[int, int], cells: Sequence[str]) -> str:
-    """A line of the table of pages. The page comes last, so that its name is never cut and rows are printed one by one."""
+    """A line of the table of pages.
+
+    The page comes last, so that its name is never cut and rows are printed one by one.
+    """
     label, exit_name, score, ocr, taken, page = map(printable, cells)
     return f"{_fitted(label, widths[0])}  {_fitted(exit_name, widths[1])}  {score:>5}  {ocr:3}  {taken:>9}  {page}"
 

@@ -101,9 +101,9 @@ def train(
 ) -> None:
     """Train exits and trunk on DATA.
 
-    DATA are class folders, CSV files, Parquet files, saved data sets or tar archives (docs/training.md). Without --recipe and
-    --init, the command trains a small trunk with exits from random weights. To resume a run that was killed, give the same
-    command again.
+    DATA are class folders, CSV files, Parquet files, saved data sets or tar archives (docs/training.md). Without
+    --recipe and --init, the command trains a small trunk with exits from random weights. To resume a run that was
+    killed, give the same command again.
     """
     with export_extra():
         from ee_export.model import train as training

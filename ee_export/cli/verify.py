@@ -1,4 +1,4 @@
-"""`ee-export verify` and `inspect`: the contents of a package, and the proof that it answers here as it was built to."""
+"""`ee-export verify` and `inspect`: the contents of a package, and a replay of its golden inputs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -41,8 +41,8 @@ def verify(
 ) -> None:
     """Hash every file of PACKAGE and replay its golden inputs on this machine.
 
-    With --against, compare PACKAGE with a checkpoint instead: the processor and the model of transformers run on every page in
-    PAGES too.
+    With --against, compare PACKAGE with a checkpoint instead: the processor and the model of transformers run on every
+    page in PAGES too.
     """
     from ee_export.package.store import open_package
 

@@ -1,1 +1,1 @@
-"""`ee-export doctor`: the targets that this machine can run, the remedies for those it cannot, and a trial of its GPU."""
+"""`ee-export doctor`: targets that this machine can run, remedies for the others, and a trial of its GPU."""

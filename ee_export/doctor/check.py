@@ -19,7 +19,10 @@ _TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one look. ``detail``: the version or the cause. ``remedy``: a command. ``facts``: the same for programs."""
+    """The result of one check without its name.
+
+    ``detail``: the version or the cause. ``remedy``: a command. ``facts``: the same for programs.
+    """
 
     status: Status
     detail: str
@@ -65,7 +68,8 @@ def run_probe(name: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
     """Run a probe of :mod:`ee_export.doctor.probes` in a process of its own, because it may crash or hang.
 
     Returns:
-        The facts of the probe, ``{"absent": cause}`` if the package is not installed, or ``{"error": cause}`` if the probe failed.
+        The facts of the probe, ``{"absent": cause}`` if the package is not installed, or ``{"error": cause}`` if the
+        probe failed.
     """
     from ee_export.doctor.probes import MARK
 

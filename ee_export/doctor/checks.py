@@ -1,4 +1,4 @@
-"""All checks in order: the machine, the CPU targets, the GPU libraries, and the GPU targets and executors that can run here."""
+"""All checks in order: the machine, CPU targets, GPU libraries, GPU targets and executors."""
 
 import contextlib
 import platform
@@ -35,7 +35,8 @@ EXECUTORS = {
 }
 """Checks that must be ok for an executor. See :func:`ee_export.runtime.gpu.device.preflight`."""
 REQUIRED_EXECUTORS = {"tensorrt-*": ("host", "graphs"), "cuda-*": ("host",), "ort-tensorrt-*": ("host",)}
-"""Executors that must run for a kind of target. Conditional nodes need a newer driver, and onnxruntime is never captured."""
+"""Executors that must run for a kind of target. Conditional nodes need a newer driver, and onnxruntime is never
+captured."""
 
 _CPU_BACKENDS = ("onnxruntime", "openvino")
 _DIAGNOSES: dict[str, Callable[[diagnoses.ProbeResults], Finding]] = {

@@ -1,8 +1,9 @@
 """Probes load a library and report its facts. As a script, `probes.py NAME` prints them as one line of JSON.
 
-Each probe runs in a process of its own, because the library may crash or hang, and because the libraries that are loaded first
-change the result of later loads. This file therefore imports nothing of ours. A probe raises ModuleNotFoundError if its package is
-not installed. If the library does not work, the probe raises the library's own error.
+Each probe runs in a process of its own, because the library may crash or hang, and because the libraries that are
+loaded first change the result of later loads. This file therefore imports nothing of ours. A probe raises
+ModuleNotFoundError if its package is not installed. If the library does not work, the probe raises the library's own
+error.
 """
 
 from __future__ import annotations
@@ -236,7 +237,10 @@ def _list_installed(pattern: str) -> dict[str, str]:
 
 
 def _open_provider(name: str, library: Path) -> Facts:
-    """Open a session with a provider. Report the loader's error if there is none, and the linked major version of TensorRT."""
+    """Open a session with a provider.
+
+    Report the loader's error if there is none, and the linked major version of TensorRT.
+    """
     import onnxruntime as ort
 
     needs = sorted({int(major) for major in re.findall(rb"libnvinfer\.so\.(\d+)", _read(library))})

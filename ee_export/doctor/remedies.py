@@ -24,8 +24,9 @@ def update_driver() -> str:
 def install_tensorrt(driver: int | None) -> str:
     """Command that installs TensorRT, cuda-bindings and NVRTC for a driver.
 
-    The extra contains pycuda, which pip must compile. If that is impossible, the command leaves pycuda out, because it is optional.
-    ``driver``: its CUDA version as cuDriverGetVersion returns it, such as 12080, or ``None`` if it is unknown.
+    The extra contains pycuda, which pip must compile. If that is impossible, the command leaves pycuda out, because it
+    is optional. ``driver``: its CUDA version as cuDriverGetVersion returns it, such as 12080, or ``None`` if it is
+    unknown.
     """
     old = driver is not None and driver < 13000
     if can_compile_pycuda():

@@ -46,8 +46,8 @@ class TrialExecutor(Protocol):
 def replay_golden(executor: TrialExecutor, package: Package, target_name: str) -> Finding:
     """Verify logits and exits on golden pages.
 
-    Every page exits at each exit in turn, with logits within the target's tolerance. At each operating point, every page exits
-    where the package records it.
+    Every page exits at each exit in turn, with logits within the target's tolerance. At each operating point, every
+    page exits where the package records it.
 
     Raises:
         NotEqual: a result differs. The message names it.

@@ -28,7 +28,8 @@ def time_executors(
 ) -> Finding:
     """Measure median and p99 of a page that takes no early exit, and the median of a page that exits at each exit.
 
-    A time is from arrays in host memory to logits in host memory, at batch size 1. The executors and the one engine take turns.
+    A time is from arrays in host memory to logits in host memory, at batch size 1. The executors and the one engine
+    take turns.
 
     Raises:
         NotEqual: the one engine does not give the golden logits.

@@ -23,8 +23,9 @@ RUNS = 300
 class TrialSetup:
     """The parts of a trial.
 
-    ``compile``: adds a target to a package, given the target's name and a progress callback. ``executors``: functions that open an
-    executor on a target, by name. The others are compared with the first. ``whole``: opens the full model as one engine with one exit.
+    ``compile``: adds a target to a package, given the target's name and a progress callback. ``executors``: functions
+    that open an executor on a target, by name. The others are compared with the first. ``whole``: opens the full model
+    as one engine with one exit.
     """
 
     compile: Callable[[Package, str, Progress], Package]

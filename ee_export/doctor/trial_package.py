@@ -1,4 +1,7 @@
-"""The packages of the trial: a package's engines, and its full model as one segment. Nothing is tuned, because no pages are given."""
+"""The packages of the trial: a package's engines, and its full model as one segment.
+
+Nothing is tuned, because no pages are given.
+"""
 
 import shutil
 from dataclasses import replace
@@ -21,7 +24,8 @@ from ee_export.verify import golden
 def compile_for_trial(package: Package, target_name: str, progress: Progress) -> Package:
     """Add a target for this GPU to a package by its shipped recipe.
 
-    Calibration and operating points are those of ``cpu-fp32``. Ranges of int8 come from the golden pages instead of held-out pages.
+    Calibration and operating points are those of ``cpu-fp32``. Ranges of int8 come from the golden pages instead of
+    held-out pages.
 
     Raises:
         BadRequest: there is no such recipe, or it cannot run here.
