@@ -25,7 +25,7 @@ LONG_SIDE = 1000
 
 
 def run_demo(sample: Path | None, target: str, point: str, ocr: Ocr | None, progress: Progress) -> dict[str, Any]:
-    """Export the sample's checkpoint anew with the shipped policy, verify it, and classify drawn pages.
+    """Export the sample's checkpoint again with the shipped policy, verify it, and classify drawn pages.
 
     Calibration and operating points come from the shipped package, because they were fitted on real pages.
 
