@@ -24,7 +24,15 @@ from ee_export.segments.recompute import alone, recompute
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--tokens", type=int, help="Text tokens per page.  [default: the most that the model reads]")
-@click.option("--batch", "batches", type=int, multiple=True, default=(8, 16), show_default=True)
+@click.option(
+    "--batch",
+    "batches",
+    type=int,
+    multiple=True,
+    default=(8, 16),
+    show_default=True,
+    help="Pages of a batch. Repeatable.",
+)
 @click.option("--runs", default=10, show_default=True, help="Interleaved rounds.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(path: Path, tokens: int | None, batches: tuple[int, ...], runs: int, record: Path | None) -> None:

@@ -30,8 +30,14 @@ CASES = ((211, 0.03, 0.1), (211, 0.05, 0.1), (422, 0.03, 0.1), (211, 0.05, 0.3))
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--package", default="samples/documents.ee", show_default=True, type=click.Path(path_type=Path))
-@click.option("--draws", default=200, show_default=True)
+@click.option(
+    "--package",
+    default="samples/documents.ee",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Package folder.",
+)
+@click.option("--draws", default=200, show_default=True, help="Draws of each case.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
     """Certify PACKAGE on pages drawn from DATA (val and test), and count how often the true risk is higher than ε."""

@@ -48,8 +48,18 @@ POINTS = ("full", "default")
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--family", default="bert", show_default=True, type=click.Choice(list(BUDGETS)))
-@click.option("--seed", "seeds", default=(0,), show_default=True, multiple=True, type=int)
+@click.option(
+    "--family", default="bert", show_default=True, type=click.Choice(list(BUDGETS)), help="Family of the trunk."
+)
+@click.option(
+    "--seed",
+    "seeds",
+    default=(0,),
+    show_default=True,
+    multiple=True,
+    type=int,
+    help="Seed of weights and orders. Repeatable.",
+)
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(data: Path, work: Path, family: str, seeds: tuple[int, ...], threads: int, record: Path | None) -> None:

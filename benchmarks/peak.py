@@ -29,10 +29,12 @@ SHAPES = ((709, 768, 3072), (1024, 1024, 1024), (2048, 2048, 2048))
 
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path))
-@click.option("--target", default="cpu-fp32", show_default=True)
+@click.option("--target", default="cpu-fp32", show_default=True, help="Execution target of the package.")
 @click.option("--tokens", default=512, show_default=True, help="Text tokens, without the visual ones.")
-@click.option("--runs", default=15, show_default=True)
-@click.option("--threads", default=available_threads(), show_default="one a processor")
+@click.option("--runs", default=15, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--threads", default=available_threads(), show_default="one per processor", help="Threads of onnxruntime and torch."
+)
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(package: Path, target: str, tokens: int, runs: int, threads: int, record: Path | None) -> None:
     """Profile the full model of PACKAGE as one graph at batch size 1."""

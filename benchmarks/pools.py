@@ -30,10 +30,10 @@ REST_S = 0.06
 
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path, exists=True))
-@click.option("--operating-point", default="full", show_default=True)
-@click.option("--rounds", default=40, show_default=True)
+@click.option("--operating-point", default="full", show_default=True, help="Operating point of the package.")
+@click.option("--rounds", default=40, show_default=True, help="Rounds of turns.")
 @click.option("--pages", default=20, show_default=True, help="Pages of a turn.")
-@click.option("--threads", default=available_threads(), show_default="one a processor")
+@click.option("--threads", default=available_threads(), show_default="one per processor", help="Threads of each kind.")
 def main(package: Path, operating_point: str, rounds: int, pages: int, threads: int) -> None:
     """Print a row for each kind. A ratio is the median of the rounds' ratios of median latencies."""
     workers = {kind: start(package, operating_point, threads, KINDS[kind]) for kind in KINDS}

@@ -30,8 +30,14 @@ out = Console(highlight=False, markup=False, soft_wrap=True)
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--package", default="samples/documents.ee", show_default=True, type=click.Path(path_type=Path))
-@click.option("--repeats", default=3, show_default=True)
+@click.option(
+    "--package",
+    default="samples/documents.ee",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Package folder.",
+)
+@click.option("--repeats", default=3, show_default=True, help="Rounds over the pages at full resolution.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(data: Path, package: Path, repeats: int, record: Path | None) -> None:
     """Measure PACKAGE on the real pages in DATA."""

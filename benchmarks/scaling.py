@@ -33,7 +33,7 @@ out = Console(width=140)
 
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path))
-@click.option("--target", default="cpu-fp32", show_default=True)
+@click.option("--target", default="cpu-fp32", show_default=True, help="Execution target of the package.")
 @click.option("--runs", default=9, show_default=True, help="Interleaved rounds. One or two more warm up.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 @click.option("--memory-of", "users", hidden=True, help="Print the memory of users as JSON: `KIND COUNT`.")

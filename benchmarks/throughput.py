@@ -74,7 +74,7 @@ class TimedEncoder(Encoder):
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path, exists=True))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--rounds", default=5, show_default=True, help="Measured rounds.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(package: Path, data: Path, rounds: int, record: Path | None) -> None:
     """Measure PACKAGE on the pages in DATA."""

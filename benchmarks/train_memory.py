@@ -35,7 +35,7 @@ _IN_ARCHIVE = 5000
 
 @click.command()
 @click.option("--pages", default=5000, show_default=True, help="Number of pages.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="folders", show_default=True)
+@click.option("--layout", type=click.Choice(LAYOUTS), default="folders", show_default=True, help="Layout of the pages.")
 @click.option("--workers", type=int, help="Option --workers of `ee-export train`.")
 @click.option(
     "--scratch", type=click.Path(path_type=Path), help="Folder for pages and cache.  [default: a temporary folder]"

@@ -57,11 +57,11 @@ class Plain(nn.Module):
 
 @click.command()
 @click.option("--trunk", default="layoutlmv3", show_default=True, help="[layoutlmv3|bert|vit]  Kind of trunk.")
-@click.option("--hidden", default=128, show_default=True)
-@click.option("--layers", default=4, show_default=True)
-@click.option("--batch", default=16, show_default=True)
+@click.option("--hidden", default=128, show_default=True, help="Hidden size of the trunk.")
+@click.option("--layers", default=4, show_default=True, help="Layers of the trunk.")
+@click.option("--batch", default=16, show_default=True, help="Pages of a batch.")
 @click.option("--pairs", default=15, show_default=True, help="Interleaved pairs of steps.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="[auto|cpu|cuda|mps]  Device that trains.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: str, record: Path | None) -> None:
     """Print the median times of both loops and their ratio."""

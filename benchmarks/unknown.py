@@ -31,7 +31,13 @@ FALSE_ALARM = 0.01
 @click.command()
 @click.argument("known", type=click.Path(path_type=Path, exists=True))
 @click.argument("unknown", type=click.Path(path_type=Path, exists=True))
-@click.option("--package", default="samples/documents.ee", show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--package",
+    default="samples/documents.ee",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Package folder.",
+)
 @click.option("--draws", default=50, show_default=True, help="Mixtures per share and size.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | None) -> None:

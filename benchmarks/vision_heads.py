@@ -49,7 +49,7 @@ class Averaged(nn.Module):
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--epochs", default=30, show_default=True)
+@click.option("--epochs", default=30, show_default=True, help="Epochs of each variant.")
 def main(data: Path, epochs: int) -> None:
     """Train and compare the variants on DATA/train and DATA/val."""
     train, val = read_dataset(data / "train"), read_dataset(data / "val")
