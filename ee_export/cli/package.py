@@ -247,7 +247,7 @@ def add_exits(
             find_checkpoint(checkpoint),
             data,
             out,
-            exits=split_names(exits),
+            exits=None if exits is None else [name.strip() for name in exits.split(",")],
             labels=None if labels is None else read_labels(labels),
             train_data=train_data,
             checkpoint_out=checkpoint_out,
