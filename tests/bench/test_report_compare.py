@@ -100,7 +100,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
         (lambda result: result.update(schema=2), "schema 2, and this version reads 1"),
         (lambda result: result["contenders"].pop("chain"), "no result of a comparison"),
         (lambda result: result.pop("schema"), "schema None"),
-        (without("stages_ms"), "what it says of chain is not complete"),
+        (without("stages_ms"), "the entry of chain is not complete"),
     ],
 )
 def test_a_file_that_is_no_such_result_is_refused(

@@ -144,7 +144,7 @@ def test_without_a_package_the_cpu_target_is_skipped_and_says_what_to_name() -> 
     [
         (["/nowhere.ee"], "/nowhere.ee: no such package folder"),
         (["--target", "tensorrt-fp16"], "pass --gpu too"),
-        (["--gpu", "--target", "cpu-int8"], "'cpu-int8' is no target of a GPU"),
+        (["--gpu", "--target", "cpu-int8"], "'cpu-int8' is no GPU target"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_status_2(arguments: list[str], said: str) -> None:
