@@ -67,13 +67,13 @@ def _openvino_f32(subject: Subject) -> tuple[Run, int]:
     return _open_openvino(subject, {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def _open_openvino(subject: Subject, options: dict[str, str]) -> tuple[Run, int]:
+def _open_openvino(subject: Subject, hints: dict[str, str]) -> tuple[Run, int]:
     require_openvino()
     import openvino
 
     graph = _read_full_graph(subject)
     core = openvino.Core()
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads, **options}
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads, **hints}
     compiled = core.compile_model(core.read_model(graph), "CPU", options)
     names = [port.get_any_name() for port in compiled.inputs]
     output = compiled.output(0)

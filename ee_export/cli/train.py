@@ -147,7 +147,7 @@ def _read_recipe(
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
         recipe = replace(recipe, model={**recipe.model, "exits": names, "heads": heads})
     if add is not None:
-        recipe = replace(recipe, add=split_names(add))
+        recipe = replace(recipe, add=split_names(add) or [])
     return recipe
 
 
