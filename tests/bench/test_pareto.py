@@ -99,9 +99,9 @@ def test_the_report_says_what_the_figures_say(study: tuple[Path, dict]) -> None:
     page = (study[0] / "report.html").read_text()
     assert page.count("<figure") == 4
     for heading in (
-        "What it says",
+        "Result",
         "Models",
-        "Where pages leave",
+        "Exits of pages",
         "Calibration",
         "Failure prediction",
         "Anytime",

@@ -55,7 +55,7 @@ def test_the_report_holds_every_contender_and_its_numbers(recorded: tuple[dict[s
 
 def test_the_report_begins_with_what_was_found(recorded: tuple[dict[str, Any], str]) -> None:
     result, page = recorded
-    said = text_of(page.split("What it says")[1].split("</section>")[0])
+    said = text_of(page.split("<h2>Result</h2>")[1].split("</section>")[0])
     contenders = result["contenders"]
     peers = [name for name in contenders if parse_contender(name).is_full_model]
     fastest = min(peers, key=lambda name: contenders[name]["mean_ms"][0])
