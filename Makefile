@@ -1,5 +1,5 @@
 # make demo   the whole job on a few drawn pages        make test      the tests, on the CPU
-# make lint   ruff and mypy                             make test-all  with those that are marked exhaustive, as CI runs them
+# make lint   ruff, language, mypy                      make test-all  with those that are marked exhaustive, as CI runs them
 # make clean  forget .venv and the caches
 # make bindings  TensorRT's, CUDA's and pycuda's Python bindings under build/, for the tests that our code fits them
 # make matrix  the runtime on every onnxruntime that pyproject.toml allows, in environments of their own under build/
@@ -35,6 +35,7 @@ test test-all: .venv/.ready
 lint: .venv/.ready
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
+	@.venv/bin/python -m tests.language
 	@.venv/bin/mypy
 
 # Nothing here runs them: that takes a GPU. The two majors of TensorRT cannot be in one environment, nor in ours.

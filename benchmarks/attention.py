@@ -1,4 +1,4 @@
-"""Which way to write attention is fastest in onnxruntime, and what the bias costs that segments pass on instead of computing it.
+"""Time several forms of attention in onnxruntime, and a lookup of the bias, which segments pass on.
 
 python benchmarks/attention.py --record benchmarks/results/attention.json
 """
@@ -14,11 +14,11 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ee_export.bench.machine import environment
-from ee_export.bench.statistics import interleave, spread, timed
+from ee_export.bench.statistics import interleave, make_timer, spread
 from ee_export.runtime.ort import available_threads, open_session
 
 SHAPES = {"sample": (4, 32, 306), "base, 128 tokens": (12, 64, 325), "base, 512 tokens": (12, 64, 709)}
-"""Heads, their size, tokens."""
+"""Number of heads, their size, and number of tokens."""
 DISTANCES = 2049
 _FLOAT = TensorProto.FLOAT
 
@@ -27,12 +27,12 @@ _FLOAT = TensorProto.FLOAT
 @click.option("--runs", default=40, show_default=True, help="Interleaved rounds.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(runs: int, record: Path | None) -> None:
-    """Batch 1, one layer; all forms in one process and one thread pool."""
+    """Time one layer at batch size 1. All forms run in one process and one thread pool."""
     result: dict[str, Any] = {**environment(), "runs": runs, "threads": available_threads(), "ms": {}}
     print(f"{result['machine']}; {runs} interleaved rounds; ms, median [p10 – p90]")
     for name, (heads, size, tokens) in SHAPES.items():
         rng = np.random.default_rng(0)
-        feeds = {each: rng.standard_normal((1, tokens, heads * size), np.float32) for each in "qkv"}
+        feeds = {name: rng.standard_normal((1, tokens, heads * size), np.float32) for name in "qkv"}
         feeds["bias"] = rng.standard_normal((1, heads, tokens, tokens), np.float32)
         forms = {form: _session(make(heads, size), feeds) for form, make in FORMS.items()}
         first, *others = (run()[0] for run in forms.values())
@@ -40,13 +40,14 @@ def main(runs: int, record: Path | None) -> None:
             assert np.abs(other - first).max() < (0.2 if form == "integers" else 1e-4), form
         places = {"places": rng.integers(0, DISTANCES, (1, tokens, tokens))}
         forms["one of the bias's three tables"] = _session(_lookup(heads), places)
-        found = {
-            form: spread(times) for form, times in interleave({k: timed(v) for k, v in forms.items()}, runs).items()
+        spreads = {
+            form: spread(times)
+            for form, times in interleave({form: make_timer(run) for form, run in forms.items()}, runs).items()
         }
-        result["ms"][name] = {form: asdict(each) for form, each in found.items()}
+        result["ms"][name] = {form: asdict(times) for form, times in spreads.items()}
         print(f"{name}: {heads} heads of {size}, {tokens} tokens")
-        for form, each in found.items():
-            print(f"  {form:32s} {each}")
+        for form, times in spreads.items():
+            print(f"  {form:32s} {times}")
     if record is not None:
         record.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -89,7 +90,7 @@ def _plain(heads: int, size: int) -> ModelProto:
             *split,
             helper.make_node("Mul", ["q.heads", "scale"], ["q.scaled"]),
             helper.make_node("MatMul", ["q.scaled", "k.heads"], ["scores"]),
-            *_weighted("v.heads"),
+            *_weigh("v.heads"),
             *_MERGE,
         ],
         heads,
@@ -100,8 +101,8 @@ def _plain(heads: int, size: int) -> ModelProto:
 def _integers(heads: int, size: int) -> ModelProto:
     split = [*_split("q", [0, 2, 1, 3]), *_split("k", [0, 2, 3, 1]), *_split("v", [0, 2, 1, 3])]
     quantize = [
-        helper.make_node("DynamicQuantizeLinear", [f"{each}.heads"], [f"{each}.{part}" for part in ("int", "s", "z")])
-        for each in "qkv"
+        helper.make_node("DynamicQuantizeLinear", [f"{name}.heads"], [f"{name}.{part}" for part in ("int", "s", "z")])
+        for name in "qkv"
     ]
     return _model(
         [
@@ -126,7 +127,7 @@ def _integers(heads: int, size: int) -> ModelProto:
     )
 
 
-def _weighted(values: str) -> list[NodeProto]:
+def _weigh(values: str) -> list[NodeProto]:
     return [
         helper.make_node("Add", ["scores", "bias"], ["biased"]),
         helper.make_node("Softmax", ["biased"], ["weights"], axis=-1),
@@ -161,11 +162,11 @@ def _model(nodes: list[NodeProto], heads: int, size: int) -> ModelProto:
             helper.make_tensor("p.z", TensorProto.UINT8, [], [0]),
         ],
     )
-    return _finished(graph)
+    return _make_model(graph)
 
 
 def _lookup(heads: int) -> ModelProto:
-    """Rows of a table of distances, ``[1, L, L, h]``: a bias is the sum of three such, transposed."""
+    """Look up rows of a table of distances, ``[1, L, L, h]``. A bias is the sum of three of these, transposed."""
     table = np.random.default_rng(0).standard_normal((DISTANCES, heads), np.float32)
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "places"], ["rows"])],
@@ -174,10 +175,10 @@ def _lookup(heads: int) -> ModelProto:
         [helper.make_tensor_value_info("rows", _FLOAT, [1, "L", "L", heads])],
         [helper.make_tensor("table", _FLOAT, table.shape, table.tobytes(), raw=True)],
     )
-    return _finished(graph)
+    return _make_model(graph)
 
 
-def _finished(graph: Any) -> ModelProto:
+def _make_model(graph: Any) -> ModelProto:
     imports = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=10)
 

@@ -1,4 +1,4 @@
-"""Build a package of LayoutLMv3-base's size with random weights: what `ee-bench exits` is shown on in the README.
+"""Build a package of LayoutLMv3-base's size with random weights, for `ee-bench exits`.
 
 python benchmarks/base_size.py /tmp/base.ee && ee-bench exits /tmp/base.ee
 """
@@ -26,12 +26,14 @@ from ee_export.verify import golden
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--layers", default=12, show_default=True)
-@click.option("--exits", default="all", show_default=True, help="Such as encoder.6,encoder.9.")
-@click.option("--targets", is_flag=True, help="With cpu-int8 and openvino-bf16 too.")
-@click.option("--checkpoint", "kept", type=click.Path(path_type=Path), help="Also write the checkpoint, for peers.")
+@click.option("--layers", default=12, show_default=True, help="Layers of the encoder.")
+@click.option("--exits", default="all", show_default=True, help="Exits of the model, such as encoder.6,encoder.9.")
+@click.option("--targets", is_flag=True, help="Also add the targets cpu-int8 and openvino-bf16.")
+@click.option(
+    "--checkpoint", "kept", type=click.Path(path_type=Path), help="Also write the checkpoint to this folder, for peers."
+)
 def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -> None:
-    """Write OUT, by default with every exit there is; no operating point but `full`."""
+    """Write the package OUT, by default with every exit. Its only operating point is `full`."""
     torch.manual_seed(0)
     tokenizer = checkpoint.train_tokenizer(iter([["page"]]), 300)
     config = EarlyExitLayoutLMv3Config(
@@ -55,16 +57,14 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
         )
         if targets:
             chain, pages = load_package(package, one_pool=True), golden.read(package)[0]
-            made = {
-                "cpu-int8": quantize_target(package, staging / "cpu-int8", "dynamic", (), ()),
-                "openvino-bf16": make_openvino_target(package),
+            new_targets = {
+                "cpu-int8": quantized_target(package, staging / "cpu-int8", "dynamic", (), ()),
+                "openvino-bf16": openvino_target(package),
             }
-            known = dict(package.manifest.targets)
-            for name, target in made.items():
-                known[name], pages = add_golden_logits(
-                    make_draft_chain(chain, name, target, staging), name, target, pages
-                )
-            manifest = replace(package.manifest, targets=known)
+            targets_by_name = dict(package.manifest.targets)
+            for name, target in new_targets.items():
+                targets_by_name[name], pages = with_golden(drafted(chain, name, target, staging), name, target, pages)
+            manifest = replace(package.manifest, targets=targets_by_name)
             (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
             seal(staging, manifest)
     if kept is not None:

@@ -1,13 +1,13 @@
-"""Every family of trunk, brought as its user would: is the package the model, from the page on?
+"""Verify for every family of trunk that a package gives the answers of its stock checkpoint, from the page on.
 
     python -m benchmarks.brought ../shared/data/pages build/brought
     python -m benchmarks.brought ../shared/data/pages build/brought --family swin --family bert
 
-For each family: a checkpoint is written by transformers (random weights; those of layoutlmv3, bert, vit and beit are fine-tuned on
-`train` by a plain loop), `add-exits` makes a package of it with a few pages of `train` and `test`, and `verify --against` compares
-the two on the pages of `val`: pixels, token ids, boxes, logits and labels. Then every weight of the checkpoint, and the logits of
-`final` by torch, must be bit for bit what they were before heads were added. A family that was measured is kept in WORK and measured
-again only if it is named.
+For each family, transformers writes a checkpoint with random weights. Those of layoutlmv3, bert, vit and beit are
+fine-tuned on `train` by a plain loop. `add-exits` makes a package of it with a few pages of `train` and `test`, and
+`verify --against` compares the two on the pages of `val`: pixels, token ids, boxes, logits and labels. Every weight of
+the checkpoint, and the logits of `final` by torch, must stay equal bit for bit when heads are added. Results stay in
+WORK. A family is measured again only if it is named.
 """
 
 import json
@@ -44,7 +44,7 @@ ENCODED = ("pixel_values", "input_ids", "bbox", "attention_mask")
 
 
 class Recorder(SourcePipeline):
-    """The source's pipeline; it keeps arrays and logits of every page."""
+    """The source's pipeline. It keeps arrays and logits of every page."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -60,11 +60,17 @@ class Recorder(SourcePipeline):
 @click.command()
 @click.argument("pages", type=click.Path(path_type=Path, exists=True))
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--family", "families", multiple=True, type=click.Choice(list(FAMILIES)), help="Measure these anew.")
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    type=click.Choice(list(FAMILIES)),
+    help="Measure this family again. Repeatable.",
+)
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(pages: Path, work: Path, families: tuple[str, ...], threads: int, record: Path | None) -> None:
-    """Measure every family on PAGES, which has train, val and test; checkpoints and packages are written to WORK."""
+    """Measure every family on PAGES, which has train, val and test. Checkpoints and packages are written to WORK."""
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -74,7 +80,7 @@ def main(pages: Path, work: Path, families: tuple[str, ...], threads: int, recor
             result.unlink(missing_ok=True)
             try:
                 result.write_text(json.dumps(measure(family, pages, work)) + "\n")
-            except EeError as error:  # the others are measured still
+            except EeError as error:  # the other families are measured all the same
                 failed.append(family)
                 console.print(f"{family}: {error}")
     rows = [json.loads(path.read_text()) for name in FAMILIES if (path := work / f"{name}.json").exists()]
@@ -87,7 +93,7 @@ def main(pages: Path, work: Path, families: tuple[str, ...], threads: int, recor
 
 
 def measure(family: str, pages: Path, work: Path) -> dict[str, Any]:
-    """Bring one family; the figures of its row."""
+    """Measure one family, and return the figures of its row."""
     source = brought(family, pages, work)
     train, held_out = work / "train", work / "held_out"
     if not train.exists():
@@ -133,7 +139,7 @@ def measure(family: str, pages: Path, work: Path) -> dict[str, Any]:
 
 
 def brought(family: str, pages: Path, work: Path) -> Path:
-    """The checkpoint that is brought; one that was fine-tuned is kept for the next run."""
+    """Write the checkpoint. A fine-tuned one is kept for the next run."""
     stock, tuned = work / "stock" / family, work / "fine_tuned" / family
     if family in FINE_TUNED and tuned.exists():
         return tuned
@@ -154,10 +160,10 @@ def config_of(family: str, source: Path) -> Any:
 
 
 def unlike_after(source: Path, with_exits: Path, recorder: Recorder) -> tuple[int, int]:
-    """How many weights of the checkpoint changed, and on how many pages a bit of ``final``'s logits, by torch."""
+    """Count the weights that changed, and the pages on which a bit of ``final``'s logits by torch changed."""
     before, after = load_source(source, exits=[])[0], checkpoint.load(with_exits)[0]
     own = after.state_dict()
-    for model in (before, after):  # sums of the same numbers are bracketed by where the file's bytes lie in memory
+    for model in (before, after):  # the order of sums depends on the place of the file's bytes in memory
         for weight in model.parameters():
             weight.data = weight.data.clone()
     stock = recorder.model.state_dict()
@@ -176,13 +182,13 @@ def accuracy_of(source: Path) -> float | None:
 
 
 def is_equal(row: dict[str, Any]) -> bool:
-    """Whether a row shows no difference beyond rounding."""
+    """True if a row has no difference beyond rounding."""
     changed = row["weights_changed"] or row["final_changed"] or not row["labels_in_order"]
     return not row["unlike"] and not changed and row["pages"] >= 200
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    """One line a family."""
+    """Make a table with one line per family."""
     columns = ["trunk", "weights", "pages", "labels that differ", "largest logit difference"]
     columns += ["pages whose pixels, ids or boxes differ", "final bit for bit", "seconds"]
     table = Table(*columns)

@@ -1,12 +1,13 @@
-"""Exits added to a frozen fine-tuned model, against exits trained jointly with the same model: accuracy, cost, and where pages exit.
+"""Exits added to a frozen fine-tuned model, against exits trained jointly with it: accuracy, cost, and exits of pages.
 
     python -m benchmarks.frozen_or_joint ../shared/data/tobacco3482_text build/frozen --family bert --seed 0 --seed 1 --seed 2
     python -m benchmarks.frozen_or_joint ../shared/data/pages build/frozen --family layoutlmv3
 
-For each seed, both begin from the same random weights and read pages alike. *Frozen*: the stock model is fine-tuned on `train` by a plain
-loop, then `add-exits` trains heads on the same pages. *Joint*: `ee-export train` trains trunk and heads together, with as many
-epochs and the same learning rate. Both packages are calibrated and tuned on `val`. Then they answer every page of `test` in turn, words
-given, at the operating points `full` and `default`, in an order shuffled with the seed.
+For each seed, both start from the same random weights and the same encoding. *Frozen*: a plain loop fine-tunes the
+stock model on `train`, then `add-exits` trains heads on the same pages. *Joint*: `ee-export train` trains trunk and
+heads together, with as many epochs and the same learning rate. Both packages are calibrated and tuned on `val`. Then
+they classify every page of `test` in turn, words given, at the operating points `full` and `default`, in an order
+shuffled with the seed.
 """
 
 import json
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.brought import config_of, silent
 from benchmarks.stock_checkpoints import BATCH, fine_tune, write_stock
-from ee_export.bench.machine import disturbed, watch
+from ee_export.bench.machine import describe_disturbance, watch
 from ee_export.bench.statistics import interval
 from ee_export.builder.add_exits import add_exits
 from ee_export.builder.build import build
@@ -38,7 +39,8 @@ from ee_export.runtime.load import load_package
 
 console = Console(highlight=False, markup=False, soft_wrap=True, width=170)
 BUDGETS = {"bert": (30, 5e-4), "layoutlmv3": (30, 5e-4)}
-"""Epochs over ``train``, and the learning rate. After 12 epochs the plain loop, which trains no heads, is behind by 0.15 of accuracy."""
+"""Epochs over ``train``, and learning rate. With 12 epochs, the plain loop without heads has an accuracy lower by
+0.15."""
 VISION_EPOCHS = 10
 POINTS = ("full", "default")
 
@@ -46,12 +48,22 @@ POINTS = ("full", "default")
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--family", default="bert", show_default=True, type=click.Choice(list(BUDGETS)))
-@click.option("--seed", "seeds", default=(0,), show_default=True, multiple=True, type=int)
+@click.option(
+    "--family", default="bert", show_default=True, type=click.Choice(list(BUDGETS)), help="Family of the trunk."
+)
+@click.option(
+    "--seed",
+    "seeds",
+    default=(0,),
+    show_default=True,
+    multiple=True,
+    type=int,
+    help="Seed of weights and orders. Repeatable.",
+)
 @click.option("--threads", default=2, show_default=True, help="Threads of torch.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(data: Path, work: Path, family: str, seeds: tuple[int, ...], threads: int, record: Path | None) -> None:
-    """Compare the two on DATA, which has train, val and test; what is trained is kept in WORK for the next run."""
+    """Compare the two on DATA, which has train, val and test. Trained models are kept in WORK for the next run."""
     torch.set_num_threads(threads)
     machine = watch()
     rows = []
@@ -61,9 +73,9 @@ def main(data: Path, work: Path, family: str, seeds: tuple[int, ...], threads: i
         packages, training_s = make(family, data, folder, seed)
         rows.append({"seed": seed, "training_s": training_s, **answer(packages, read_dataset(data / "test"), seed)})
         console.print(table_of(rows))
-    about = {**machine.ended(), "torch": torch.__version__, "transformers": transformers.__version__}
+    about = {**machine.finish(), "torch": torch.__version__, "transformers": transformers.__version__}
     console.print(f"{family}, {len(seeds)} seeds; " + ", ".join(f"{key} {about[key]}" for key in ("machine", "torch")))
-    if warning := disturbed(about):
+    if warning := describe_disturbance(about):
         console.print(warning)
     if record:
         result = {"environment": about, "family": family, "data": data.name, "budget": BUDGETS[family], "seeds": rows}
@@ -71,7 +83,7 @@ def main(data: Path, work: Path, family: str, seeds: tuple[int, ...], threads: i
 
 
 def make(family: str, data: Path, folder: Path, seed: int) -> tuple[dict[str, Package], dict[str, float]]:
-    """Train and build both packages, as far as they are not there; seconds that training took, where it ran now."""
+    """Train and build the packages that are missing. Return both, and the seconds of training in this run."""
     parts = {name: read_dataset(data / name) for name in ("train", "val")}
     stock, tuned, joint = folder / "stock", folder / "fine_tuned", folder / "joint"
     epochs, learning_rate = BUDGETS[family]
@@ -108,19 +120,19 @@ def make(family: str, data: Path, folder: Path, seed: int) -> tuple[dict[str, Pa
 
 
 def answer(packages: dict[str, Package], test: Dataset, seed: int) -> dict[str, Any]:
-    """Answers of both packages on every page of ``test`` that has words, at both operating points."""
+    """Classify every page of ``test`` that has words with both packages at both operating points."""
     chains = {
         (name, point): load_package(packages[name], one_pool=True).at(point) for name in packages for point in POINTS
     }
-    usable = [at for at in range(len(test)) if test.page(at).words]
+    usable = [index for index in range(len(test)) if test.page(index).words]
     right = {key: np.zeros(len(usable), bool) for key in chains}
     ms = {key: np.zeros(len(usable)) for key in chains}
     exits: dict[tuple[str, str], list[str]] = {key: [] for key in chains}
-    alone: dict[str, dict[str, int]] = {name: {} for name in packages}
+    right_at_exit: dict[str, dict[str, int]] = {name: {} for name in packages}
     rng = np.random.default_rng(seed)
     keys = list(chains)
-    for row, at in enumerate(usable):
-        page, label = test.page(at), test.labels[test.targets[at]]
+    for row, index in enumerate(usable):
+        page, label = test.page(index), test.labels[test.targets[index]]
         for key in (keys[order] for order in rng.permutation(len(keys))):
             result = chains[key].predict(page)
             right[key][row], ms[key][row] = result.label == label, result.latency_ms
@@ -129,11 +141,11 @@ def answer(packages: dict[str, Package], test: Dataset, seed: int) -> dict[str, 
             chain = chains[name, "full"]
             for exit_name, logits in chain.logits(chain.encode([page])).items():
                 answered = chain.labels[int(logits[0].argmax())] == label
-                alone[name][exit_name] = alone[name].get(exit_name, 0) + answered
+                right_at_exit[name][exit_name] = right_at_exit[name].get(exit_name, 0) + answered
     figures: dict[str, Any] = {"pages": len(usable)}
     for name in packages:
         figures[name] = {
-            "right_at_exit": {exit_name: count / len(usable) for exit_name, count in alone[name].items()},
+            "right_at_exit": {exit_name: count / len(usable) for exit_name, count in right_at_exit[name].items()},
             **{point: point_figures(right[name, point], ms[name, point], exits[name, point]) for point in POINTS},
         }
         figures[name]["share_of_time"] = float(ms[name, "default"].mean() / ms[name, "full"].mean())
@@ -144,7 +156,7 @@ def answer(packages: dict[str, Package], test: Dataset, seed: int) -> dict[str, 
 
 
 def point_figures(right: np.ndarray, ms: np.ndarray, exits: list[str]) -> dict[str, Any]:
-    """Accuracy, time a page, and the share of pages at each exit."""
+    """Compute accuracy, time per page, and the share of pages at each exit."""
     return {
         "right": interval(lambda rows: right[rows].mean(), len(right)),
         "mean_ms": float(ms.mean()),
@@ -154,7 +166,7 @@ def point_figures(right: np.ndarray, ms: np.ndarray, exits: list[str]) -> dict[s
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    """One line a seed, a way of training and an operating point."""
+    """Make a table with one line per seed, training and operating point."""
     table = Table("seed", "exits", "operating point", "right", "ms a page", "share", "pages exit at")
     for row in rows:
         for name in ("frozen", "joint"):

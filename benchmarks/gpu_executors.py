@@ -1,9 +1,9 @@
-"""What an exit costs on a GPU, per executor: latency, the chain against one graph, and how well batches shrink.
+"""The cost of an exit on a GPU, per executor: latency, the chain against one graph, and the efficiency of compaction.
 
 python benchmarks/gpu_executors.py --record benchmarks/results/gpu_executors.json
 
-Segments are NVRTC kernels that hold the GPU for a given time (`gpu_segments.py`): these are costs of the executors, on the GPU that
-is named, and no times of a model or of TensorRT.
+Segments are NVRTC kernels that occupy the GPU for a given time (`gpu_segments.py`). The figures are costs of the
+executors on this GPU, not times of a model or of TensorRT.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ WIDTH = 709 * 768 // 2  # 1.09 MB a row in float32: the hidden state of LayoutLM
 @click.command()
 @click.option("--pages", default=10_000, show_default=True, help="Pages of the latency comparison.")
 @click.option("--segments", default=6, show_default=True, help="Segments of the chain.")
-@click.option("--spin-us", default=50.0, show_default=True, help="How long a segment takes at batch 1.")
-@click.option("--row-us", default=20.0, show_default=True, help="How much longer for each further page of a batch.")
-@click.option("--device", "index", default=0, show_default=True, help="Which GPU.")
+@click.option("--spin-us", default=50.0, show_default=True, help="Time of a segment at batch size 1, in microseconds.")
+@click.option(
+    "--row-us", default=20.0, show_default=True, help="Additional time per further page of a batch, in microseconds."
+)
+@click.option("--device", "index", default=0, show_default=True, help="Index of the GPU.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(pages: int, segments: int, spin_us: float, row_us: float, index: int, record: Path | None) -> None:
-    """Batch 1: latency by exit, overhead of an exit, no exit against one graph. Batch 32: compaction."""
+    """Measure latency and overhead per exit and one graph at batch size 1, and compaction at batch size 32."""
     try:
         device = open_device(index)
     except EeError as error:
@@ -58,10 +60,10 @@ def main(pages: int, segments: int, spin_us: float, row_us: float, index: int, r
     major, minor = device.driver_version // 1000, device.driver_version % 1000 // 10
     print(f"{device.name}, driver of CUDA {major}.{minor}; {segments} spin segments of {spin_us} us, not a model")
     with device.current():
-        base, each = round(1e3 * spin_us), round(1e3 * row_us)
-        # At batch 1 no row is ever moved: a small one, so that a segment takes no longer than it is told to hold the GPU.
-        small = kernel_chain(device, segments, SMALL, base - each, each)
-        large = kernel_chain(device, segments, WIDTH, base - each, each)
+        base_ns, row_ns = round(1e3 * spin_us), round(1e3 * row_us)
+        # No row moves at batch size 1. The row is small, so that a segment takes no longer than its given time.
+        small = kernel_chain(device, segments, SMALL, base_ns - row_ns, row_ns)
+        large = kernel_chain(device, segments, WIDTH, base_ns - row_ns, row_ns)
     result: dict[str, Any] = {
         "gpu": device.name,
         "driver": f"{major}.{minor}",
@@ -72,8 +74,8 @@ def main(pages: int, segments: int, spin_us: float, row_us: float, index: int, r
     if "graphs" in kinds:
         result["one_graph_us"] = one_graph(device, small)
         for kind in kinds:
-            whole = result["batch_1"][kind]["by_exit_us"][-1] / result["one_graph_us"]
-            print(f"  no exit, of one graph of all segments: {kind} {whole:.3f}")
+            ratio = result["batch_1"][kind]["by_exit_us"][-1] / result["one_graph_us"]
+            print(f"  no exit, of one graph of all segments: {kind} {ratio:.3f}")
     result["batch_32"] = batch_32(device, large, kinds)
     if record is not None:
         record.write_text(json.dumps(result, indent=1) + "\n")
@@ -86,53 +88,55 @@ def policy(count: int, thresholds: Sequence[float | None]) -> ExitPolicy:
 
 @contextlib.contextmanager
 def opened(device: Device, segments: Sequence[KernelSegment], kind: str, batches: tuple[int, ...]) -> Any:
-    never = policy(len(segments), [None] * (len(segments) - 1))
+    no_exit = policy(len(segments), [None] * (len(segments) - 1))
     with (
-        contextlib.closing(TensorArena(device, segments, Sizes(batches))) as buffers,
-        contextlib.closing(make_chain(kind, buffers, never, [(0, len(segments))])) as executor,
+        contextlib.closing(Buffers(device, segments, Sizes(batches))) as buffers,
+        contextlib.closing(make(kind, buffers, no_exit, [(0, len(segments))])) as executor,
     ):
         yield executor
 
 
-def timed(call: Callable[[], object], runs: int) -> np.ndarray:
-    """Microseconds of each of ``runs`` calls, the first ten not counted."""
-    found = []
+def measure_us(call: Callable[[], object], runs: int) -> np.ndarray:
+    """Time ``runs`` calls in microseconds after ten calls that warm up."""
+    times = []
     for _ in range(runs + 10):
         started = time.perf_counter_ns()
         call()
-        found.append((time.perf_counter_ns() - started) / 1e3)
-    return np.array(found[10:])
+        times.append((time.perf_counter_ns() - started) / 1e3)
+    return np.array(times[10:])
 
 
-def blank(executor: DeviceChain, rows: int) -> dict[str, object]:
-    """Inputs that lie where the chain reads them, so that no copy is measured."""
+def blank(executor: Executor, rows: int) -> dict[str, object]:
+    """Return inputs in the buffers of the chain, so that no copy is measured."""
     return {name: executor.buffers.view(name, rows) for name in executor.buffers.inputs}
 
 
 def batch_1(
     device: Device, segments: Sequence[KernelSegment], kinds: Sequence[str], pages: int, spin_us: float
 ) -> dict[str, Any]:
-    """Per executor: median latency when leaving at each exit, its slope beyond the segment itself, and p50/p99 over mixed exits."""
+    """Measure per executor the latency of each exit, its slope minus the segment's time, and percentiles."""
     count = len(segments)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     exits = np.random.default_rng(0).integers(0, count, pages)
     for kind in kinds:
         with opened(device, segments, kind, (1,)) as executor:
             inputs = blank(executor, 1)
-            points = [policy(count, [0.0 if exit == at else None for exit in range(count - 1)]) for at in range(count)]
+            points = [
+                policy(count, [0.0 if exit == index else None for exit in range(count - 1)]) for index in range(count)
+            ]
             by_exit = []
             for point in points:
                 executor.retune(point)
-                by_exit.append(float(np.median(timed(partial(run_chain, executor, inputs, 1), RUNS))))
+                by_exit.append(float(np.median(measure_us(partial(run, executor, inputs, 1), RUNS))))
             latencies = []
-            for at in exits:
-                executor.retune(points[at])
+            for index in exits:
+                executor.retune(points[index])
                 started = time.perf_counter_ns()
                 run_chain(executor, inputs, 1)
                 latencies.append((time.perf_counter_ns() - started) / 1e3)
         slope = float(np.polyfit(np.arange(count), by_exit, 1)[0]) - spin_us
         p50, p99 = np.percentile(latencies, [50, 99])
-        found[kind] = {
+        figures[kind] = {
             "by_exit_us": by_exit,
             "exit_us": slope,
             "p50_us": float(p50),
@@ -142,19 +146,22 @@ def batch_1(
         print(
             f"  {kind:12s} an exit {slope:6.2f} us beyond its segment; {pages} pages: p50 {p50:.1f} us, p99 {p99:.1f} us"
         )
-    return found
+    return figures
 
 
 def one_graph(device: Device, segments: Sequence[KernelSegment]) -> float:
-    """Microseconds of all segments captured as one graph at batch 1, no decision in between, with a wait at the end."""
+    """Time all segments as one captured graph at batch size 1, in microseconds.
+
+    It has no decisions, and a wait at the end.
+    """
     from ee_export.runtime.gpu import graphs
 
     with contextlib.closing(TensorArena(device, segments, Sizes((1,)))) as buffers, device.current():
         bound = [buffers.bind(step, 1, 0) for step in range(len(segments))]
 
         def enqueue(stream: int) -> None:
-            for one in bound:
-                one.enqueue(stream)
+            for segment in bound:
+                segment.enqueue(stream)
 
         enqueue(buffers.stream)
         device.synchronize(buffers.stream)
@@ -166,45 +173,46 @@ def one_graph(device: Device, segments: Sequence[KernelSegment]) -> float:
             ready.launch(buffers.stream)
             device.synchronize(buffers.stream)
 
-        took = float(np.median(timed(once, RUNS)))
+        took = float(np.median(measure_us(once, RUNS)))
         ready.close()
         return took
 
 
 def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[str]) -> dict[str, Any]:
-    """Compaction efficiency: the segments alone, each at the batch size that its pages need, over the chain's measured time."""
+    """Measure compaction efficiency: the time of single segments at their batch sizes, over the chain's time."""
     count = len(segments)
     point = policy(count, [0.165] * (count - 1))
     states = np.random.default_rng(1).normal(size=(32, WIDTH)).astype(np.float32)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for kind in kinds:
         with opened(device, segments, kind, BATCHES) as executor:
             alone = {(step, rows): segment_us(executor, step, rows) for step in range(count) for rows in BATCHES}
             executor.retune(point)
-            left = [len(one.scores) - 1 for one in run_chain(executor, {"state.0": states}, 32)]
-            reached = [sum(exit >= at for exit in left) for at in range(count)]
+            exits = [len(result.scores) - 1 for result in run(executor, {"state.0": states}, 32)]
+            reached = [sum(exit >= index for exit in exits) for index in range(count)]
             sizes = executor.buffers.sizes
             ideal = sum(alone[step, sizes.batch(rows)] for step, rows in enumerate(reached) if rows)
             times = []
             for _ in range(60):
-                with device.current():  # compaction moved rows: give them again, outside of the time
+                # compaction moves rows, so the inputs are written again, outside of the measured time
+                with device.current():
                     executor.buffers.give({"state.0": states}, 32, 0)
                     device.synchronize(executor.buffers.stream)
-                times.append(float(timed_once(lambda: run_chain(executor, blank(executor, 32), 32))))
+                times.append(float(measure_once_us(lambda: run(executor, blank(executor, 32), 32))))
         took = statistics.median(times[10:])
-        found[kind] = {"reached": reached, "ideal_us": ideal, "us": took, "efficiency": ideal / took}
+        figures[kind] = {"reached": reached, "ideal_us": ideal, "us": took, "efficiency": ideal / took}
         print(f"  {kind:12s} batch 32, pages at each exit {reached}: {took:.0f} us, efficiency {ideal / took:.3f}")
-    return found
+    return figures
 
 
-def timed_once(call: Callable[[], object]) -> float:
+def measure_once_us(call: Callable[[], object]) -> float:
     started = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - started) / 1e3
 
 
-def segment_us(executor: DeviceChain, step: int, rows: int) -> float:
-    """Microseconds of one segment at a batch size, of 20 enqueued in a row."""
+def segment_us(executor: Executor, step: int, rows: int) -> float:
+    """Time one segment at a batch size, in microseconds, as the mean of 20 in a row."""
     buffers = executor.buffers
     bound = buffers.bind(step, rows, 0)
 
@@ -214,7 +222,7 @@ def segment_us(executor: DeviceChain, step: int, rows: int) -> float:
         buffers.device.synchronize(buffers.stream)
 
     with buffers.device.current():
-        return float(np.median(timed(twenty, 20))) / 20
+        return float(np.median(measure_us(twenty, 20))) / 20
 
 
 if __name__ == "__main__":

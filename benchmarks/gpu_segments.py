@@ -1,7 +1,7 @@
-"""Segments that are one CUDA kernel each, by NVRTC: for what the executors cost and whether they agree, on any GPU with no library.
+"""Segments of one CUDA kernel each, compiled by NVRTC, to compare executors on any GPU without a library.
 
-They compute nothing of a model: a row's next state is its state turned by one, its logits are a weighted sum of it, and the kernel
-then holds its blocks for a given time. A row's numbers do not depend on the rows beside it.
+The next state of a row is its state rotated by one, and its logits are a weighted sum of the state. Then the kernel
+occupies its blocks for a given time. A row does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Bound:
 
 @dataclass
 class KernelSegment:
-    """Segment ``number`` of a chain; reads ``state.<number>`` ``[B, width]``. Times in nanoseconds."""
+    """Segment ``number`` of a chain, which reads ``state.<number>`` ``[B, width]``. Times are in nanoseconds."""
 
     driver: Any
     function: Any
@@ -92,10 +92,12 @@ class KernelSegment:
 def kernel_chain(
     device: Device, count: int, width: int = 64, base_ns: int = 0, each_ns: int = 0
 ) -> list[KernelSegment]:
-    """A chain of such segments; the module stays loaded until the process ends. The device's context is current.
+    """Make a chain of these segments.
+
+    The module stays loaded until the process ends. The device's context must be current.
 
     Raises:
-        DeviceError: NVRTC is missing, or refuses the source.
+        DeviceError: NVRTC is missing, or does not compile the source.
     """
     from cuda.bindings import driver, nvrtc
 
@@ -103,7 +105,7 @@ def kernel_chain(
     _, program = nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"segment.cu", 0, None, None)
     (status,) = nvrtc.nvrtcCompileProgram(program, 1, [f"--gpu-architecture=sm_{major}{minor}".encode()])
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise DeviceError(f"NVRTC refuses the benchmark's kernel: {status}")
+        raise DeviceError(f"NVRTC does not compile the benchmark's kernel: {status}")
     _, size = nvrtc.nvrtcGetCUBINSize(program)
     cubin = bytes(size)
     nvrtc.nvrtcGetCUBIN(program, cubin)

@@ -2,8 +2,8 @@
 
     python benchmarks/harder.py ../shared/data/pages build/harder
 
-On clean pages a cheap exit is about as good as `final`, which tells placements, heads and strategies apart no more. Each page
-is changed by a generator seeded with its name, so the copy is the same everywhere.
+On clean pages a cheap exit is about as accurate as `final`, so placements, heads and strategies do not differ. The
+generator of each page is seeded with its name, so the copy is the same on every machine.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ CONFUSED = {
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--train-pages", default=20, show_default=True, help="Training pages kept of each class.")
+@click.option("--train-pages", default=20, show_default=True, help="Training pages of each class that are kept.")
 @click.option("--drop", default=0.4, show_default=True, help="Share of words that are lost.")
 @click.option("--confuse", default=0.2, show_default=True, help="Share of letters that are misread.")
 @click.option("--degrees", default=8.0, show_default=True, help="Largest rotation of an image.")
@@ -35,8 +35,8 @@ def main(data: Path, out: Path, train_pages: int, drop: float, confuse: float, d
     pages = []
     for part in ("train", "val", "test"):
         for folder in sorted(path for path in (data / part).iterdir() if path.is_dir()):
-            found = sorted(folder.glob("*.jpg"), key=lambda path: hashlib.sha256(path.name.encode()).digest())
-            pages += [(part, folder.name, path) for path in (found[:train_pages] if part == "train" else found)]
+            images = sorted(folder.glob("*.jpg"), key=lambda path: hashlib.sha256(path.name.encode()).digest())
+            pages += [(part, folder.name, path) for path in (images[:train_pages] if part == "train" else images)]
     for part, label, path in track(pages, "harder"):
         rng = np.random.default_rng(list(hashlib.sha256(path.name.encode()).digest()[:8]))
         folder = out / part / label
@@ -51,7 +51,7 @@ def main(data: Path, out: Path, train_pages: int, drop: float, confuse: float, d
 
 
 def worse_image(image: Image.Image, rng: np.random.Generator, degrees: float, noise: float) -> Image.Image:
-    """Turned, blurred, shifted, paled and covered with noise."""
+    """Rotate, blur, shift, pale and add noise to an image."""
     image = image.rotate(float(rng.uniform(-degrees, degrees)), fillcolor=255, resample=Image.Resampling.BILINEAR)
     image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 2.5))))
     pixels = np.asarray(image, np.float32) * rng.uniform(0.5, 1.0) + rng.uniform(0, 90)
@@ -60,7 +60,7 @@ def worse_image(image: Image.Image, rng: np.random.Generator, degrees: float, no
 
 
 def worse_word(word: str, rng: np.random.Generator, confuse: float) -> str:
-    """With look-alikes in place of some letters."""
+    """Replace some letters by look-alikes."""
     return "".join(CONFUSED.get(letter, letter) if rng.random() < confuse else letter for letter in word)
 
 

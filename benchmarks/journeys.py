@@ -3,15 +3,16 @@
     python -m benchmarks.journeys ../shared/data/pages build/journeys
     python -m benchmarks.journeys ../shared/data/pages build/journeys --journey bert-base --record benchmarks/results/journeys.json
 
-- `layoutlmv3-base`, `bert-base`, `dit-base`: transformers writes a checkpoint of the size named, with random weights, and matrices of the
-  size of that model's vocabulary. The tokenizer's own vocabulary is trained on the pages, so lengths of texts differ from those of that
-  model. `add-exits` trains heads on pages of `train` and makes the package of `val`. `verify --against` compares it on `test`. `predict`
-  answers `test` with every page to the last exit: where pages exit depends on weights, all other times and the memory do not.
+- `layoutlmv3-base`, `bert-base`, `dit-base`: transformers writes a checkpoint of the size named, with random weights,
+  and matrices of the size of that model's vocabulary. The tokenizer's own vocabulary is trained on the pages, so
+  lengths of texts differ from those of that model. `add-exits` trains heads on pages of `train` and makes the package
+  of `val`. `verify --against` compares it on `test`. `predict` answers `test` with every page to the last exit: where
+  pages exit depends on weights, all other times and the memory do not.
 - `own-vit`: examples/vit_ramps.py is trained, built and run.
 - `twenty-classes`: `train` on its defaults and `build`, on drawn pages of twenty classes.
 
-Each command runs in a process of its own. Memory is the
-largest resident size of that process. Processor time tells more than time if the machine is busy.
+Each command runs in a process of its own. Memory is the largest resident size of that process. Use processor time if
+the machine is busy.
 """
 
 import json
@@ -51,7 +52,8 @@ STOCK = {
         ),
     ),
 }
-"""Family and checkpoint of each stock model. What a configuration does not state is transformers' default, which is the base size."""
+"""Family and checkpoint of each stock model. Other fields of a configuration are transformers' defaults, of the base
+size."""
 CLASSES = [f"kind_{number:02}" for number in range(20)]
 VIT = Path(__file__).resolve().parents[1] / "examples" / "vit_ramps.py"
 EE_EXPORT = (sys.executable, "-c", "from ee_export.cli.main import main; main()")
@@ -82,21 +84,25 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
 @click.command(help=__doc__)
 @click.argument("pages", type=click.Path(path_type=Path, exists=True, resolve_path=True))
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--journey", "journeys", multiple=True, type=click.Choice(list(COMMANDS)), help="These alone.")
-@click.option("--each", default=30, show_default=True, help="Pages of each class to train on, and to hold out.")
+@click.option(
+    "--journey", "journeys", multiple=True, type=click.Choice(list(COMMANDS)), help="Run only this journey. Repeatable."
+)
+@click.option(
+    "--each", default=30, show_default=True, help="Pages of each class that train, and as many that are held out."
+)
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(pages: Path, work: Path, journeys: tuple[str, ...], each: int, record: Path | None) -> None:
     machine, rows = watch(), []
     for name in journeys or COMMANDS:
         rows += travel(name, pages, work / name, each)
-    result = {"each": each, "rows": rows, **machine.ended()}
+    result = {"each": each, "rows": rows, **machine.finish()}
     show(result)
     if record is not None:
         record.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def travel(name: str, pages: Path, work: Path, each: int) -> list[dict[str, Any]]:
-    """All commands of a journey, in order. A command that fails ends the run."""
+    """Run all commands of a journey in order. A command that fails ends the run."""
     work.mkdir(parents=True, exist_ok=True)
     if name == "twenty-classes":
         for number in range(2 * each * len(CLASSES)):
@@ -117,7 +123,10 @@ def travel(name: str, pages: Path, work: Path, each: int) -> list[dict[str, Any]
 
 
 def run(arguments: list[str], work: Path) -> dict[str, float]:
-    """Run a command in a folder: its seconds, seconds of the processors, and megabytes of its largest resident size."""
+    """Run a command in a folder.
+
+    Return its seconds, its processor seconds, and its largest resident size in megabytes.
+    """
     begin = time.monotonic()
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, cwd=work)
     _, status, usage = os.wait4(process.pid, 0)

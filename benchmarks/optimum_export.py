@@ -1,6 +1,6 @@
-"""The whole model as Hugging Face Optimum exports it: the stock LayoutLMv3 of an early-exit checkpoint as one ONNX file.
+"""Export the full model with Hugging Face Optimum: the stock LayoutLMv3 of an early-exit checkpoint as one ONNX file.
 
-optimum-onnx wants an older transformers than this project's, so it stays in an environment of its own:
+optimum-onnx needs an older transformers than this project, so it is installed in an environment of its own:
 
     python -m venv build/optimum
     build/optimum/bin/pip install torch==2.13.0+cpu
@@ -28,7 +28,7 @@ from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
 from ee_export.runtime.ort import available_threads, open_session
 
 OWN = frozenset({"exits", "heads", "model_type", "architectures"})
-"""Fields of an early-exit configuration that the stock model has not, or has otherwise."""
+"""Fields of an early-exit configuration that the stock model lacks or defines otherwise."""
 PACKAGES = ("optimum-onnx", "optimum", "transformers", "torch")
 VERSIONS = f"from importlib.metadata import version; print(*(f'{{n}} {{version(n)}}' for n in {PACKAGES}), sep=', ')"
 
@@ -42,7 +42,7 @@ VERSIONS = f"from importlib.metadata import version; print(*(f'{{n}} {{version(n
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The Python of the environment with optimum-onnx.",
 )
-@click.option("--opset", type=int, help="Of the graph; by default the one that optimum chooses.")
+@click.option("--opset", type=int, help="Opset of the graph.  [default: that of optimum]")
 def main(source: Path, out: Path, python: Path, opset: int | None) -> None:
     """Write OUT, and compare it with CHECKPOINT's own logits at several text lengths and with padding."""
     model, tokenizer = checkpoint.load(source)
@@ -66,7 +66,7 @@ def main(source: Path, out: Path, python: Path, opset: int | None) -> None:
 
 
 def write_stock(folder: Path, model: EarlyExitModel) -> None:
-    """The configuration and the weights of a LayoutLMv3 with exits as the stock model has them, without the exits."""
+    """Write configuration and weights of a LayoutLMv3 with exits as a stock model without exits."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in OWN}
     LayoutLMv3Config(architectures=["LayoutLMv3ForSequenceClassification"], **config).save_pretrained(folder)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("exits.")}
@@ -76,21 +76,21 @@ def write_stock(folder: Path, model: EarlyExitModel) -> None:
 
 
 def largest_difference(graph: Path, model: EarlyExitModel) -> float:
-    """Between a graph's logits in onnxruntime and those of transformers' own forward pass, on random pages."""
+    """Compare a graph's logits in onnxruntime with transformers' own forward pass on random pages."""
     session = open_session(str(graph), available_threads())
     rng, config = np.random.default_rng(0), model.config
     worst = 0.0
     for pages, tokens in ((1, 2), (1, 64), (1, config.max_text_tokens), (2, 64)):
         inputs = random_pages(rng, config, pages, tokens)
-        (got,) = session.run(None, {value.name: inputs[value.name] for value in session.get_inputs()})
+        (logits,) = session.run(None, {value.name: inputs[value.name] for value in session.get_inputs()})
         tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        wanted = model.reference_logits(**tensors)["final"].numpy()
-        worst = max(worst, float(np.abs(got - wanted).max()))
+        expected = model.reference_logits(**tensors)["final"].numpy()
+        worst = max(worst, float(np.abs(logits - expected).max()))
     return worst
 
 
 def random_pages(rng: np.random.Generator, config: LayoutLMv3Config, pages: int, tokens: int) -> Arrays:
-    """Encoded inputs of noise; of several pages, the last is half as long as the others and padded."""
+    """Draw encoded inputs of noise. If there are several pages, the last one is half as long and padded."""
     corners = np.sort(rng.integers(0, 1001, (pages, tokens, 2, 2)), axis=2)
     inputs: Arrays = {
         "input_ids": rng.integers(config.eos_token_id + 1, config.vocab_size, (pages, tokens)),
@@ -105,9 +105,9 @@ def random_pages(rng: np.random.Generator, config: LayoutLMv3Config, pages: int,
 
 
 def _run(python: Path, *arguments: str | Path, folder: str) -> str:
-    """What the other environment's Python prints, away from this checkout and from any hub."""
+    """Run the Python of the other environment without this checkout and without a hub, and return its output."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    # An absolute path, not the resolved one: an environment's python is a link to the one it was made with.
+    # The path is absolute, but not resolved, because the python of an environment is a link to another one.
     finished = subprocess.run(
         [python.absolute(), *arguments],
         cwd=folder,

@@ -2,10 +2,10 @@
 
     python benchmarks/page_memory.py
 
-Prints a Markdown table with the machine and the versions. Each figure is the growth of a process's peak resident size over
-that of the same process before it reads the page. The first is for the image exits: the page is decoded and encoded. The second
-adds what an OCR engine needs: the page's whole picture, and the search for a gap between two lines. Tesseract itself is another
-process and is not counted.
+The output is a Markdown table with the machine and the versions. Each figure is the growth of a process's peak resident
+size while it reads the page. The first figure is for the image exits: the page is decoded and encoded. The second
+figure adds the input of an OCR engine: the whole image, and the search for a gap between two lines. Tesseract runs in
+another process and is not counted.
 """
 
 import platform
@@ -30,7 +30,7 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 6: 4}
 
 
 def write_png(path: Path, kind: str, size: tuple[int, int]) -> None:
-    """A page of even rows of text-like strokes; written row by row, so that it costs no memory here."""
+    """Write a page of even rows of text-like strokes, row by row, so that it needs little memory here."""
     (bits, colour), (width, height) = KINDS[kind], size
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -42,14 +42,14 @@ def write_png(path: Path, kind: str, size: tuple[int, int]) -> None:
         b"\0" + (b"\xff" * 40 + b"\x20" * 9 + b"\xff" * 11) * (length // 60) + b"\xff" * (length % 60),
     ]
     packer = zlib.compressobj(1)
-    data = b"".join(packer.compress(lines[at % 40 > 25]) for at in range(height)) + packer.flush()
+    data = b"".join(packer.compress(lines[row % 40 > 25]) for row in range(height)) + packer.flush()
     palette = chunk(b"PLTE", bytes(np.random.default_rng(0).integers(0, 256, 768, np.uint8))) if kind == "P" else b""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + palette + chunk(b"IDAT", data) + chunk(b"IEND", b""))
 
 
 def growth(path: Path, package: Path, whole: bool) -> float:
-    """Megabytes that a process of its own grows by for a page."""
+    """Measure the growth of a fresh process that reads a page, in megabytes."""
     done = subprocess.run(
         [sys.executable, __file__, "--read", str(path), "--package", str(package), *(["--whole"] if whole else [])],
         capture_output=True,
@@ -89,16 +89,16 @@ def read(path: Path, package: Path, whole: bool) -> float:
 @click.option("--read", "path", type=click.Path(path_type=Path), hidden=True)
 @click.option("--whole", is_flag=True, hidden=True)
 def main(package: Path, path: Path | None, whole: bool) -> None:
-    """Print a table of the memory that pages of many kinds take."""
+    """Print a table of the memory for pages of many kinds."""
     if path is not None:
         print(read(path, package, whole))
         return
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        write_png(Path(scratch) / "small.png", "L", (300, 400))
+    with tempfile.TemporaryDirectory() as folder:
+        write_png(Path(folder) / "small.png", "L", (300, 400))
         cases = [(kind, size) for size in SIZES for kind in KINDS if size != "A4 at 300 dpi" or kind in ("L", "RGB")]
         for kind, size in track(cases, "memory"):
-            file = Path(scratch) / "page.png"
+            file = Path(folder) / "page.png"
             write_png(file, kind, SIZES[size])
             mb = [growth(file, package, whole) for whole in (False, True)]
             rows.append(

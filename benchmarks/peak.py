@@ -1,4 +1,4 @@
-"""Where the whole model's time goes in onnxruntime, and how near its matrix products come to what this machine can do.
+"""The full model's time per operator in onnxruntime, and its matrix products compared with this machine's peak.
 
 python benchmarks/peak.py build/base.ee --tokens 512 --record benchmarks/results/peak.json
 """
@@ -16,29 +16,31 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
-from ee_export.bench.exits import drawn_inputs
-from ee_export.bench.statistics import interleave, spread, timed
+from ee_export.bench.exits import draw_inputs
+from ee_export.bench.statistics import interleave, make_timer, spread
 from ee_export.package.manifest import logits_name
 from ee_export.package.store import open_package
 from ee_export.runtime.ort import available_threads
 from ee_export.segments.join import join
 
 SHAPES = ((709, 768, 3072), (1024, 1024, 1024), (2048, 2048, 2048))
-"""Rows, depth and columns of the products that are tried; the fastest is the machine's peak."""
+"""Rows, depth and columns of the products. The fastest one is the machine's peak."""
 
 
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path))
-@click.option("--target", default="cpu-fp32", show_default=True)
-@click.option("--tokens", default=512, show_default=True, help="Of text; the visual ones come on top.")
-@click.option("--runs", default=15, show_default=True)
-@click.option("--threads", default=available_threads(), show_default="one a processor")
+@click.option("--target", default="cpu-fp32", show_default=True, help="Execution target of the package.")
+@click.option("--tokens", default=512, show_default=True, help="Text tokens, without the visual ones.")
+@click.option("--runs", default=15, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--threads", default=available_threads(), show_default="one per processor", help="Threads of onnxruntime and torch."
+)
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(package: Path, target: str, tokens: int, runs: int, threads: int, record: Path | None) -> None:
-    """Profile the whole model of PACKAGE as one graph, at batch 1."""
+    """Profile the full model of PACKAGE as one graph at batch size 1."""
     opened = open_package(package)
     graph = join(opened, target, [logits_name("final")]).SerializeToString()
-    feeds = drawn_inputs(opened.manifest.encoding, tokens)
+    feeds = draw_inputs(opened.manifest.encoding, tokens)
     operators, flops = _profile(graph, feeds, threads)
     torch.set_num_threads(threads)
     session = _session(graph, threads)
@@ -46,7 +48,7 @@ def main(package: Path, target: str, tokens: int, runs: int, threads: int, recor
     work = {"whole model": (flops, lambda: session.run(None, feeds))}
     for rows, depth, columns in SHAPES:
         work |= _products(rows, depth, columns, threads)
-    times = interleave({name: timed(run) for name, (_, run) in work.items()}, runs)
+    times = interleave({name: make_timer(run) for name, (_, run) in work.items()}, runs)
     reached = {name: spread(work[name][0] / times[name] / 1e6) for name in work}
     best = max((name for name in work if name != "whole model"), key=lambda name: reached[name].median)
     share = spread(work["whole model"][0] / times["whole model"] / (work[best][0] / times[best]))
@@ -60,15 +62,15 @@ def main(package: Path, target: str, tokens: int, runs: int, threads: int, recor
         "onnxruntime": onnxruntime.__version__,
         "torch": torch.__version__,
         "gflop": flops / 1e9,
-        "gflop_per_s": {name: [each.median, each.p10, each.p90] for name, each in reached.items()},
+        "gflop_per_s": {name: [rate.median, rate.p10, rate.p90] for name, rate in reached.items()},
         "of_peak": [share.median, share.p10, share.p90],
         "operators_ms": operators,
     }
     print(
         f"{package.name}, {target}, {tokens} text tokens, {threads} threads, {runs} interleaved rounds; median [p10 – p90]"
     )
-    for name, each in reached.items():
-        print(f"  {name:32s} {each.median:7.1f} GFLOP/s [{each.p10:.1f} – {each.p90:.1f}]")
+    for name, rate in reached.items():
+        print(f"  {name:32s} {rate.median:7.1f} GFLOP/s [{rate.p10:.1f} – {rate.p90:.1f}]")
     print(f"the whole model, {flops / 1e9:.1f} GFLOP in products, reaches {share} of the fastest product ({best})")
     for name, taken in sorted(operators.items(), key=lambda item: -item[1])[:12]:
         print(f"  {name:24s} {taken:8.2f} ms  {taken / total:5.1%}")
@@ -80,7 +82,7 @@ def _session(graph: bytes, threads: int, profile: Path | None = None) -> onnxrun
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Sessions take turns here: threads that wait for work by spinning would take it from the others.
+    # Sessions take turns, and spinning threads would slow the others down.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile is not None:
         options.enable_profiling = True
@@ -89,12 +91,12 @@ def _session(graph: bytes, threads: int, profile: Path | None = None) -> onnxrun
 
 
 def _profile(graph: bytes, feeds: dict[str, np.ndarray], threads: int, runs: int = 5) -> tuple[dict[str, float], float]:
-    """Milliseconds a run of every kind of operator, and floating-point operations a run in products."""
-    with tempfile.TemporaryDirectory(prefix="ee-profile-") as scratch:
-        session = _session(graph, threads, Path(scratch) / "run")
-        given = {value.name: feeds[value.name] for value in session.get_inputs()}
+    """Measure milliseconds of every kind of operator, and floating-point operations in products, per run."""
+    with tempfile.TemporaryDirectory(prefix="ee-profile-") as folder:
+        session = _session(graph, threads, Path(folder) / "run")
+        inputs = {value.name: feeds[value.name] for value in session.get_inputs()}
         for _ in range(runs):
-            session.run(None, given)
+            session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text())
     times: Counter[str] = Counter()
     flops = 0.0
@@ -118,7 +120,7 @@ def _flops(kind: str, inputs: list[list[int]], outputs: list[list[int]]) -> floa
 
 
 def _products(rows: int, depth: int, columns: int, threads: int) -> dict[str, tuple[float, Callable[[], object]]]:
-    """The same product by onnxruntime, as a graph of one node with constant weights, and by torch."""
+    """Return the same product in onnxruntime, as a graph of one node with constant weights, and in torch."""
     rng = np.random.default_rng(0)
     left = rng.standard_normal((rows, depth), np.float32)
     right = rng.standard_normal((depth, columns), np.float32)

@@ -3,8 +3,8 @@
     python benchmarks/pools.py samples/documents.ee --operating-point full
     python benchmarks/base_size.py /tmp/base.ee --exits vision,text,encoder.4,encoder.8 && python benchmarks/pools.py /tmp/base.ee --pages 3
 
-Each kind is a process of its own, and they take turns in random order. A turn begins when the threads of the one before have
-come to rest.
+Each kind is a process of its own, and they take turns in random order. A turn begins when the threads of the previous
+one have stopped.
 """
 
 import json
@@ -30,12 +30,12 @@ REST_S = 0.06
 
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path, exists=True))
-@click.option("--operating-point", default="full", show_default=True)
-@click.option("--rounds", default=40, show_default=True)
-@click.option("--pages", default=20, show_default=True, help="Of a turn.")
-@click.option("--threads", default=available_threads(), show_default="one a processor")
+@click.option("--operating-point", default="full", show_default=True, help="Operating point of the package.")
+@click.option("--rounds", default=40, show_default=True, help="Rounds of turns.")
+@click.option("--pages", default=20, show_default=True, help="Pages of a turn.")
+@click.option("--threads", default=available_threads(), show_default="one per processor", help="Threads of each kind.")
 def main(package: Path, operating_point: str, rounds: int, pages: int, threads: int) -> None:
-    """Print a row for each kind; a ratio is the median of the rounds' ratios of median latencies."""
+    """Print a row for each kind. A ratio is the median of the rounds' ratios of median latencies."""
     workers = {kind: start(package, operating_point, threads, KINDS[kind]) for kind in KINDS}
     load_ms = {kind: receive(worker) for kind, worker in workers.items()}
     times: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
@@ -75,10 +75,10 @@ def receive(worker: subprocess.Popen[str]) -> Any:
 
 
 def work(path: str, point: str, threads: int, one_pool: bool) -> None:
-    """Answer each number of pages with their latencies in ms, and 0 with the memory in MB, which ends the process."""
-    drawn = np.random.default_rng(0)
-    words, boxes = [f"word{at}" for at in range(300)], [[at, at, at + 9, at + 9] for at in range(300)]
-    image = Image.fromarray(drawn.integers(0, 256, (400, 310), np.uint8))
+    """Read numbers of pages. Print their latencies in ms, or for 0 the memory in MB, which ends the process."""
+    rng = np.random.default_rng(0)
+    words, boxes = [f"word{number}" for number in range(300)], [[left, left, left + 9, left + 9] for left in range(300)]
+    image = Image.fromarray(rng.integers(0, 256, (400, 310), np.uint8))
     page = ee_export.Page(image, words=words, boxes=boxes)
     started = time.perf_counter()
     chain = ee_export.load(path, operating_point=point, threads=threads, one_pool=one_pool)

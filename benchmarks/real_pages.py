@@ -2,10 +2,10 @@
 
     python benchmarks/real_pages.py ../shared/data [--package samples/documents.ee] [--repeats 3]
 
-DATA holds `pages/test/<class>/…` with words, and `fullres/<class>-<id>.jpg` without. In the second and third part every page, of
-`fullres` and of the test images with their words withheld, is answered by the chain and by the whole model, in turn and in an
-order shuffled with a seed, both from the image file to the label; the whole model reads the text of every page with Tesseract
-first.
+DATA has `pages/test/<class>/…` with words, and `fullres/<class>-<id>.jpg` without. The second and third part use the
+pages of `fullres` and the test images without their words. The chain and the full model classify every page in turn,
+from the image file to the label, in an order shuffled with a seed. The full model reads the text of every page with
+Tesseract.
 """
 
 import json
@@ -30,47 +30,56 @@ out = Console(highlight=False, markup=False, soft_wrap=True)
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--package", default="samples/documents.ee", show_default=True, type=click.Path(path_type=Path))
-@click.option("--repeats", default=3, show_default=True)
+@click.option(
+    "--package",
+    default="samples/documents.ee",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Package folder.",
+)
+@click.option("--repeats", default=3, show_default=True, help="Rounds over the pages at full resolution.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(data: Path, package: Path, repeats: int, record: Path | None) -> None:
     """Measure PACKAGE on the real pages in DATA."""
     chain = ee_export.load(package, one_pool=True)
-    whole = chain.at("full")
+    full = chain.at("full")
     result = {"machine": machine_name(), "python": platform.python_version()}
-    result["words_given"] = words_given(chain, whole, data / "pages" / "test")
+    result["words_given"] = words_given(chain, full, data / "pages" / "test")
     paths = sorted((data / "fullres").glob("*.jpg"))
     labels = [path.stem.rsplit("-", 1)[0] for path in paths]
-    result["ocr_on_demand"] = ocr_on_demand(chain, whole, paths, labels, "at full resolution", repeats)
+    result["ocr_on_demand"] = ocr_on_demand(chain, full, paths, labels, "at full resolution", repeats)
     test = read_dataset(data / "pages" / "test", chain.labels)
     labels = [test.labels[target] for target in test.targets]
-    result["test_by_ocr"] = ocr_on_demand(chain, whole, list(test.paths), labels, "of test, words withheld", 1)
+    result["test_by_ocr"] = ocr_on_demand(chain, full, list(test.paths), labels, "of test, words withheld", 1)
     if record:
         record.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def words_given(chain: ee_export.Chain, whole: ee_export.Chain, folder: Path) -> dict[str, object]:
-    """Accuracy, exits and model time on labelled pages whose words are known."""
+def words_given(chain: ee_export.Chain, full: ee_export.Chain, folder: Path) -> dict[str, object]:
+    """Measure accuracy, exits and model time on labelled pages with words."""
     test = read_dataset(folder, chain.labels)
     labels = [test.labels[target] for target in test.targets]
     pages = [test.page(index) for index in range(len(test))]
-    found, full = [], []
+    answers, full_answers = [], []
     for page in track(pages, "words given"):
-        found.append(chain.predict(page))
-        full.append(whole.predict(page))
-    right = sum(answer.label == label for answer, label in zip(found, labels, strict=True))
-    full_right = sum(answer.label == label for answer, label in zip(full, labels, strict=True))
-    exits = Counter(answer.exit for answer in found)
+        answers.append(chain.predict(page))
+        full_answers.append(full.predict(page))
+    right = sum(answer.label == label for answer, label in zip(answers, labels, strict=True))
+    full_right = sum(answer.label == label for answer, label in zip(full_answers, labels, strict=True))
+    exits = Counter(answer.exit for answer in answers)
     before_text = sum(exits[name] for name in chain.exits if name == "vision")
-    times = np.array([answer.latency_ms for answer in found]), np.array([answer.latency_ms for answer in full])
+    times = (
+        np.array([answer.latency_ms for answer in answers]),
+        np.array([answer.latency_ms for answer in full_answers]),
+    )
     out.print(f"{len(pages)} test pages, words given; {machine_name()}")
     out.print(
-        f"right answers: chain {right} ({right / len(pages):.4f}), whole model {full_right} ({full_right / len(pages):.4f})"
+        f"right answers: chain {right} ({right / len(pages):.4f}), full model {full_right} ({full_right / len(pages):.4f})"
     )
     out.print("exits: " + ", ".join(f"{name} {exits[name] / len(pages):.1%}" for name in chain.exits if exits[name]))
-    out.print(f"left before text was asked for: {before_text / len(pages):.1%}")
+    out.print(f"exited before OCR: {before_text / len(pages):.1%}")
     out.print(
-        f"mean {times[0].mean():.2f} ms a page, file to label; whole model {times[1].mean():.2f} ms; ratio {times[0].mean() / times[1].mean():.3f}"
+        f"mean {times[0].mean():.2f} ms a page, file to label; full model {times[1].mean():.2f} ms; ratio {times[0].mean() / times[1].mean():.3f}"
     )
     return {
         "pages": len(pages),
@@ -84,9 +93,9 @@ def words_given(chain: ee_export.Chain, whole: ee_export.Chain, folder: Path) ->
 
 
 def ocr_on_demand(
-    chain: ee_export.Chain, whole: ee_export.Chain, paths: list[Path], labels: list[str], which: str, repeats: int
+    chain: ee_export.Chain, full: ee_export.Chain, paths: list[Path], labels: list[str], description: str, repeats: int
 ) -> dict[str, object]:
-    """Time from image file to label with a real OCR engine, against the whole model with OCR on every page."""
+    """Measure the time from image file to label with OCR on demand, and with OCR on every page for the full model."""
     ocr = ee_export.tesseract()
     rng = np.random.default_rng(0)
     times = {"chain": np.zeros((repeats, len(paths))), "whole": np.zeros((repeats, len(paths)))}
@@ -94,7 +103,7 @@ def ocr_on_demand(
     for repeat in track(range(repeats), "OCR on demand"):
         for at in rng.permutation(len(paths)):
             for name in rng.permutation(["chain", "whole"]):
-                runner = chain if name == "chain" else whole
+                runner = chain if name == "chain" else full
                 answer = runner.predict(Page(paths[at], ocr=ocr))
                 times[name][repeat, at] = answer.latency_ms
                 answers[name][paths[at]] = answer
@@ -103,9 +112,9 @@ def ocr_on_demand(
         "chain",
         "exit",
         "ms",
-        "whole model",
+        "full model",
         "ms",
-        title=f"{len(paths)} pages {which}, {repeats} times each",
+        title=f"{len(paths)} pages {description}, {repeats} times each",
         title_justify="left",
     )
     right = dict.fromkeys(answers, 0)
@@ -119,23 +128,24 @@ def ocr_on_demand(
         out.print(table)
     left = Counter(answer.exit for answer in answers["chain"].values())
     out.print(
-        f"{len(paths)} pages {which}: " + ", ".join(f"{name} {left[name] / len(paths):.1%}" for name in chain.exits)
+        f"{len(paths)} pages {description}: "
+        + ", ".join(f"{name} {left[name] / len(paths):.1%}" for name in chain.exits)
     )
     means = {name: values.mean(axis=1) for name, values in times.items()}
     ratio = means["chain"] / means["whole"]
-    asked = sum(answer.ocr_used for answer in answers["chain"].values())
+    ocr_pages = sum(answer.ocr_used for answer in answers["chain"].values())
     out.print(
-        f"right answers: chain {right['chain']}, whole model {right['whole']} of {len(paths)}; OCR run for {asked} pages against {len(paths)}"
+        f"right answers: chain {right['chain']}, full model {right['whole']} of {len(paths)}; OCR run for {ocr_pages} pages against {len(paths)}"
     )
     out.print(
-        f"mean a page, ms: chain {spread(means['chain'])}, whole model with OCR on every page {spread(means['whole'])}; ratio {spread(ratio)}"
+        f"mean a page, ms: chain {spread(means['chain'])}, full model with OCR on every page {spread(means['whole'])}; ratio {spread(ratio)}"
     )
     return {
         "pages": len(paths),
         "repeats": repeats,
         "right": right["chain"],
         "whole_right": right["whole"],
-        "ocr_pages": asked,
+        "ocr_pages": ocr_pages,
         "mean_ms": means["chain"].mean(),
         "whole_mean_ms": means["whole"].mean(),
         "ratio": ratio.tolist(),

@@ -1,7 +1,7 @@
-"""Checkpoints as a user brings them: of every family that can have exits, with random weights, written by transformers alone.
+"""Stock checkpoints of every family that can have exits, with random weights, written by transformers alone.
 
-Each has labels that are not sorted, a short text, and an image processor with statistics, filter and crop of its own. Vocabularies
-are trained on the words of the pages.
+Each has labels that are not sorted, a short text, and an image processor with statistics, filter and crop of its own.
+Vocabularies are trained on the words of the pages.
 """
 
 import json
@@ -49,7 +49,7 @@ ODD = {"image_mean": [0.61, 0.57, 0.52], "image_std": [0.31, 0.27, 0.22]}
 
 @dataclass(frozen=True)
 class Stock:
-    """How a family's checkpoint is made: fields of its configuration, its tokenizer's kind, its image processor and its heads."""
+    """The parts of a family's checkpoint: configuration, kind of tokenizer, image processor and heads."""
 
     config: dict[str, Any]
     tokenizer: str | None = None
@@ -137,13 +137,13 @@ def write_stock(
 
     Args:
         family: a name in :data:`STOCK`.
-        folder: the checkpoint; what is there is replaced.
+        folder: the checkpoint folder, which is replaced if it exists.
         pages: their words make the vocabulary, and some of them decide scale and bias of the classifier.
-        labels: in the order of the logits.
-        wide: draw weights so large that wrong arithmetic shows, and that pages get different labels; else they are as transformers
-            draws them, to be trained.
-        seed: of the weights.
-        stock: how the checkpoint is made, default that of the family in :data:`STOCK`.
+        labels: labels in the order of the logits.
+        wide: draw weights so large that wrong arithmetic shows, and that pages get different labels. Otherwise
+            transformers draws weights that can be trained.
+        seed: seed of the weights.
+        stock: parts of the checkpoint, default those of the family in :data:`STOCK`.
     """
     stock = stock or STOCK[family]
     ids: dict[str, Any] = {}
@@ -183,10 +183,10 @@ def widen(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def spread_answers(pipeline: SourcePipeline, pages: Sequence[Any]) -> None:
-    """Scale and shift the last layer, so that logits have mean 0 and standard deviation 2 over the pages, and labels differ."""
+    """Scale and shift the last layer, so that logits have mean 0 and standard deviation 2 and labels differ."""
     logits = torch.stack([torch.from_numpy(pipeline.logits(pipeline.encode(page, LONGEST))[0]) for page in pages])
-    layers = [each for each in pipeline.model.modules() if isinstance(each, nn.Linear)]
-    last = [each for each in layers if each.out_features == logits.shape[1]][-1]
+    layers = [layer for layer in pipeline.model.modules() if isinstance(layer, nn.Linear)]
+    last = [layer for layer in layers if layer.out_features == logits.shape[1]][-1]
     scale = 2 / logits.std(0)
     last.weight.mul_(scale[:, None])
     last.bias.sub_(logits.mean(0)).mul_(scale)
@@ -198,13 +198,13 @@ def fine_tune(
     """Train all weights of a stock checkpoint in a plain loop, with transformers' own classes alone.
 
     Args:
-        stock: the checkpoint to begin from.
+        stock: the checkpoint to start from.
         out: the fine-tuned checkpoint, with the processor and the tokenizer of ``stock``.
         train: pages that train. Labels are matched by their names.
-        val: pages on which the accuracy is measured; nothing is chosen by it.
-        epochs: over ``train``, in batches of 16.
-        learning_rate: of AdamW; it falls to 0 along a line after a tenth of the steps.
-        seed: of the order of pages and of dropout.
+        val: pages on which the accuracy is measured. They choose nothing.
+        epochs: epochs over ``train``, in batches of 16.
+        learning_rate: learning rate of AdamW. It falls linearly to 0 after a tenth of the steps.
+        seed: seed of the order of pages and of dropout.
 
     Returns:
         Accuracy on ``val``, 0–1.
@@ -243,12 +243,12 @@ def fine_tune(
 
 
 def encode_all(pipeline: SourcePipeline, pages: Dataset) -> list[dict[str, Any]]:
-    """Arrays of every page, as transformers makes them."""
+    """Encode every page with transformers."""
     return [dict(pipeline.encode(pages.page(at), LONGEST)) for at in range(len(pages))]
 
 
 def collate(pages: Sequence[dict[str, Any]], pad: int | None) -> dict[str, torch.Tensor]:
-    """One batch of pages, their texts padded to the longest."""
+    """Make one batch of pages, with texts padded to the longest."""
     batch = {}
     for name in pages[0]:
         rows = [torch.from_numpy(page[name][0]) for page in pages]
@@ -258,7 +258,7 @@ def collate(pages: Sequence[dict[str, Any]], pad: int | None) -> dict[str, torch
 
 
 def link_pages(folder: Path, splits: Sequence[Path], each: int | None = None) -> Path:
-    """A folder of class folders with links to the pages of several splits, at most ``each`` of a class and split."""
+    """Make class folders with links to the pages of several splits, at most ``each`` per class and split."""
     shutil.rmtree(folder, ignore_errors=True)
     for split in splits:
         for label in sorted(path for path in split.iterdir() if path.is_dir()):
@@ -270,6 +270,6 @@ def link_pages(folder: Path, splits: Sequence[Path], each: int | None = None) ->
 
 
 def labels_of(folder: Path) -> list[str]:
-    """Labels of a checkpoint, in the order of the logits."""
+    """Read the labels of a checkpoint in the order of the logits."""
     names = json.loads((folder / "config.json").read_text())["id2label"]
     return [names[str(at)] for at in range(len(names))]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.structure [--edges] [TREE]
 
-TREE is a checkout, by default this one. A room is a folder of the package, or a module that lies in none. Imports inside functions and under
-``TYPE_CHECKING`` count like all others. Private accesses are those that ruff's rule SLF001 finds.
+TREE is a checkout, by default this one. A room is a folder of the package, or a module at its top. Imports inside
+functions and under ``TYPE_CHECKING`` count too. Private accesses are those that ruff's rule SLF001 reports.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from pathlib import Path
 PACKAGE = "ee_export"
 ROOT = Path(__file__).resolve().parents[1]
 LONG = 300
-"""Lines from which on a file is listed."""
+"""Longest file that is not listed, in lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One imported module; ``line`` of the statement in the importing one."""
+    """One imported module. ``line``: line of the statement in the importing module."""
 
     importer: str
     imported: str
@@ -33,7 +33,7 @@ class Import:
 
 
 def modules_of(root: Path) -> dict[str, Path]:
-    """The package's modules by dotted name; the one of a folder's ``__init__.py`` has the folder's name."""
+    """List the package's modules by dotted name. A folder's ``__init__.py`` has the folder's name."""
     modules = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -42,9 +42,9 @@ def modules_of(root: Path) -> dict[str, Path]:
 
 
 def imports_of(path: Path, known: Iterable[str] = ()) -> Iterator[tuple[str, int]]:
-    """Every module that a file imports at any depth, with the line.
+    """List every module that a file imports at any depth, with the line.
 
-    ``known``: modules that count themselves in ``from package import module``; of other names only the package counts.
+    ``known``: modules that count in ``from package import module``. For other names, the package counts.
     """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -57,7 +57,7 @@ def imports_of(path: Path, known: Iterable[str] = ()) -> Iterator[tuple[str, int
 
 
 def own_imports(modules: Mapping[str, Path]) -> list[Import]:
-    """Imports of one module of the package by another, each pair once."""
+    """List the imports of one module of the package by another, each pair once."""
     edges: dict[tuple[str, str], Import] = {}
     for importer, path in modules.items():
         for imported, line in imports_of(path, modules):
@@ -67,12 +67,15 @@ def own_imports(modules: Mapping[str, Path]) -> list[Import]:
 
 
 def room_of(module: str) -> str:
-    """The folder of the package that a module lies in, or the module's own name if it lies in none."""
+    """Return the folder of a module, or the module's own name if it lies in none."""
     return (*module.split("."), "__init__")[1]
 
 
 def circles(edges: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Strongly connected components of more than one node (Tarjan, "Depth-first search and linear graph algorithms", 1972)."""
+    """Find strongly connected components of more than one node.
+
+    Reference: Tarjan, "Depth-first search and linear graph algorithms", 1972.
+    """
     after: dict[str, set[str]] = defaultdict(set)
     for source, target in edges:
         after[source].add(target)
@@ -103,12 +106,12 @@ def circles(edges: Iterable[tuple[str, str]]) -> list[list[str]]:
 
 
 def private_accesses(root: Path) -> list[str]:
-    """``file:line`` of every access to another object's private member."""
+    """List ``file:line`` of every access to another object's private member."""
     ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or "ruff"
     command = [ruff, "check", "--isolated", "--select", "SLF001", "--output-format", "json", PACKAGE]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    found = json.loads(done.stdout)
-    return [f"{Path(row['filename']).relative_to(root)}:{row['location']['row']}" for row in found]
+    rows = json.loads(done.stdout)
+    return [f"{Path(row['filename']).relative_to(root)}:{row['location']['row']}" for row in rows]
 
 
 def main() -> None:
@@ -126,9 +129,9 @@ def main() -> None:
         files[room_of(module)] += 1
     imports = own_imports(modules)
     arrows = Counter(
-        (room_of(each.importer), room_of(each.imported))
-        for each in imports
-        if room_of(each.importer) != room_of(each.imported)
+        (room_of(edge.importer), room_of(edge.imported))
+        for edge in imports
+        if room_of(edge.importer) != room_of(edge.imported)
     )
     print(f"{'room':<20} {'files':>5} {'lines':>6}  imports")
     for room in sorted(rooms):
@@ -136,23 +139,23 @@ def main() -> None:
         print(f"{room:<20} {files[room]:>5} {rooms[room]:>6}  {' '.join(targets)}")
     print(f"{'all':<20} {len(modules):>5} {sum(rooms.values()):>6}")
     print(f"\n{len(rooms)} rooms, {len(arrows)} import edges between rooms, {len(imports)} between modules")
-    for name, edges in (("rooms", arrows), ("modules", [(each.importer, each.imported) for each in imports])):
+    for name, edges in (("rooms", arrows), ("modules", [(edge.importer, edge.imported) for edge in imports])):
         loops = circles(edges)
         print(f"circles of {name}: {len(loops)}")
         for loop in loops:
             print(f"  {', '.join(loop)}")
     accesses = private_accesses(root)
     print(f"private accesses: {len(accesses)}")
-    for path, count in sorted(Counter(each.partition(":")[0] for each in accesses).items()):
+    for path, count in sorted(Counter(access.partition(":")[0] for access in accesses).items()):
         print(f"  {count:>3}  {path}")
     long = sorted(((count, module) for module, count in lines.items() if count > LONG), reverse=True)
     print(f"files over {LONG} lines: {len(long)}")
     for count, module in long:
         print(f"  {count:>3}  {modules[module].relative_to(root)}")
     if options.edges:
-        for each in sorted(imports, key=lambda each: (each.importer, each.imported)):
-            if room_of(each.importer) != room_of(each.imported):
-                print(f"{each.importer}:{each.line} -> {each.imported}")
+        for edge in sorted(imports, key=lambda edge: (edge.importer, edge.imported)):
+            if room_of(edge.importer) != room_of(edge.imported):
+                print(f"{edge.importer}:{edge.line} -> {edge.imported}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Bulk: what a page costs at batch sizes 1–32, against what its segments cost at their best; and streams × threads.
+"""The cost of a page in bulk at batch sizes 1–32, compared with the best cost of its segments, and streams × threads.
 
     python benchmarks/throughput.py PACKAGE PAGES [--rounds 5] [--record benchmarks/results/throughput.json]
 
-PAGES are labelled pages with words, in class folders; they are held in memory as files. Two operating points: the package's
-``default``, and ``thirds``, whose thresholds are such that a third of these pages leaves at the first exit, a third at an
-exit in the encoder and a third at ``final``. In each round everything runs once, in an order drawn with a seed:
+PAGES are labelled pages with words in class folders. They are kept in memory as files. The operating points are the
+package's ``default``, and ``thirds``, at which a third of these pages exits at the first exit, a third at an exit in
+the encoder, and a third at ``final``. In each round everything runs once, in an order drawn with a seed:
 
 - every segment by itself at every batch size, on full batches of pages that reach ``final``;
 - the chain on all pages: one by one, and in bulk at every batch size.
 
-The *ideal* of a page at a batch size is the sum, over the segments that it needed, of the segment's cost at the best batch size up
-to that one. It is compared with what the chain takes apart from decoding and encoding. All this is on one thread, and times are of the processor, so that
-a busy machine matters less. Streams × threads are wall-clock times, of processes of their own that take turns.
+The *ideal* of a page at a batch size is the sum of the costs of its segments, each at the best batch size up to that
+one. It is compared with the time of the chain without decoding and encoding. All this runs on one thread, and times are
+of the processor, so that other work matters less. Streams × threads are wall-clock times of separate processes that
+take turns.
 """
 
 import json
@@ -73,14 +74,14 @@ class TimedEncoder(Encoder):
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path, exists=True))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--rounds", default=5, show_default=True, help="Measured rounds.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(package: Path, data: Path, rounds: int, record: Path | None) -> None:
     """Measure PACKAGE on the pages in DATA."""
     chain = ee_export.load(package, threads=1, one_pool=True)
     encoder = TimedEncoder(chain.encoder.encoding, package_tokenizer(chain.package))
     pages = read_pages(data)
-    thirds = leave_in_thirds(chain, pages)
+    thirds = find_thirds(chain, pages)
     points = {
         name: Chain(chain.package, chain.target, point, chain.executor, encoder)
         for name, point in ((DEFAULT, chain.operating_point), (THIRDS, thirds))
@@ -101,31 +102,33 @@ def main(package: Path, data: Path, rounds: int, record: Path | None) -> None:
 
 
 def read_pages(data: Path) -> list[Page]:
-    """All pages in an order drawn with a seed, as the bytes of their files and their words."""
-    found = read_dataset(data)
-    pages = [found.page(int(at)) for at in np.random.default_rng(0).permutation(len(found))]
+    """Read all pages in an order drawn with a seed, as the bytes of their files and their words."""
+    dataset = read_dataset(data)
+    pages = [dataset.page(int(index)) for index in np.random.default_rng(0).permutation(len(dataset))]
     return [
         Page(Path(str(page.image)).read_bytes(), words=page.words, boxes=page.boxes, name=page.name) for page in pages
     ]
 
 
-def leave_in_thirds(chain: Chain, pages: Sequence[Page]) -> OperatingPoint:
-    """Thresholds by which a third of the pages leaves at the first exit, a third in the encoder, and a third at ``final``."""
+def find_thirds(chain: Chain, pages: Sequence[Page]) -> OperatingPoint:
+    """Find thresholds at which a third of the pages exits at each of the first exit, the encoder and ``final``."""
     inner = next((name for name in chain.exits if name.startswith("encoder.")), chain.exits[len(chain.exits) // 2])
     thresholds: dict[str, Any] = dict.fromkeys(chain.exits[:-1])
     for name, share in ((chain.exits[0], 2 / 3), (inner, 1 / 2)):
-        asked = chain.with_point(OperatingPoint("max_probability", {**thresholds, name: 0.0}))
-        scores = [answer.score for answer in asked.predict_batch(pages) if answer.exit == name]
+        variant = chain.with_point(OperatingPoint("max_probability", {**thresholds, name: 0.0}))
+        scores = [answer.score for answer in variant.predict_batch(pages) if answer.exit == name]
         thresholds[name] = float(np.quantile(scores, share))
     return OperatingPoint("max_probability", thresholds)
 
 
 def costs(points: dict[str, Chain], pages: list[Page], rounds: int) -> dict[str, Any]:
-    """Cost a page of every segment at every batch size, and of the chain, in milliseconds of one processor."""
+    """Measure the cost per page of the chain and of every segment at every batch size, in processor milliseconds."""
     thirds = points[THIRDS]
     reach = [page for page, answer in zip(pages, thirds.predict_batch(pages), strict=True) if answer.exit == "final"]
     arrays = by_length(thirds, reach[: max(SIZES)])
-    ways: dict[str, Callable[[Chain], list[Any]]] = {"one by one": lambda chain: [chain.predict(p) for p in pages]}
+    ways: dict[str, Callable[[Chain], list[Any]]] = {
+        "one by one": lambda chain: [chain.predict(page) for page in pages]
+    }
     for size in SIZES:
         ways[str(size)] = in_bulk(pages, thirds.batch_sizes(size))
     alone: dict[tuple[str, int], list[float]] = {}
@@ -134,11 +137,10 @@ def costs(points: dict[str, Chain], pages: list[Page], rounds: int) -> dict[str,
     rng = np.random.default_rng(0)
     jobs = [("alone", str(size)) for size in SIZES] + [(name, way) for name in points for way in ways]
     for round_ in track(range(-1, rounds), "costs"):
-        for at in rng.permutation(len(jobs)):
-            name, way = jobs[at]
+        for index in rng.permutation(len(jobs)):
+            name, way = jobs[index]
             if name == "alone":
-                found = segment_costs(thirds, arrays, int(way))
-                for exit_name, cost in found.items():
+                for exit_name, cost in segment_costs(thirds, arrays, int(way)).items():
                     alone.setdefault((exit_name, int(way)), []).append(cost)
                 continue
             encoder = points[name].encoder
@@ -188,18 +190,18 @@ def costs(points: dict[str, Chain], pages: list[Page], rounds: int) -> dict[str,
 
 
 def in_bulk(pages: list[Page], sizes: dict[str, int]) -> Callable[[Chain], list[Any]]:
-    """Answer the pages in bulk, on the thread that asks."""
+    """Classify the pages in bulk on the calling thread."""
     return lambda chain: list(chain.predict_many(pages, batch=sizes, streams=1))
 
 
 def by_length(chain: Chain, pages: Sequence[Page]) -> list[Arrays]:
-    """Pages encoded one by one, the shortest text first."""
+    """Encode pages one by one, and sort them by text length."""
     encoded = [chain.encode([page]) for page in pages]
     return sorted(encoded, key=lambda arrays: arrays["input_ids"].shape[1])
 
 
 def segment_costs(chain: Chain, pages: list[Arrays], size: int) -> dict[str, float]:
-    """Milliseconds a page of every segment, no page leaving, in full batches of pages of like length."""
+    """Measure milliseconds per page of every segment without early exits, in full batches of similar length."""
     total = dict.fromkeys(chain.exits, 0.0)
     full = len(pages) // size
     for at in range(full):
@@ -215,11 +217,11 @@ def segment_costs(chain: Chain, pages: list[Arrays], size: int) -> dict[str, flo
 
 
 _here: dict[str, Any] = {}
-"""In a worker: its chains, and its pages."""
+"""The chains and pages of a worker process."""
 
 
 def start(package: Path, data: Path, thirds: OperatingPoint, threads: int) -> None:
-    """Make a worker ready: load, and warm up."""
+    """Load chains and pages in a worker, and warm up."""
     chain = ee_export.load(package, threads=threads, one_pool=True)
     _here.update({"pages": read_pages(data), DEFAULT: chain, THIRDS: chain.with_point(thirds)})
     for name in (DEFAULT, THIRDS):
@@ -227,13 +229,13 @@ def start(package: Path, data: Path, thirds: OperatingPoint, threads: int) -> No
 
 
 def work(name: str, part: int, parts: int, streams: int) -> None:
-    """Answer every ``parts``-th page in bulk."""
+    """Classify every ``parts``-th page in bulk."""
     for answer in _here[name].predict_many(_here["pages"][part::parts], streams=streams):
         assert isinstance(answer, ee_export.Answer), answer
 
 
 def streams(package: Path, data: Path, thirds: OperatingPoint, rounds: int, pages: int) -> list[dict[str, Any]]:
-    """Pages a second, by the clock, of processes × streams × threads, which take turns."""
+    """Measure pages per wall-clock second for processes × streams × threads, which take turns."""
     cores = available_threads()
     shapes = {(1, 1), (1, cores), (cores, 1)}  # processes, threads
     cases = sorted(
@@ -248,16 +250,16 @@ def streams(package: Path, data: Path, thirds: OperatingPoint, rounds: int, page
     jobs = [(name, case) for name in (DEFAULT, THIRDS) for case in cases]
     try:
         for round_ in track(range(-1, rounds), "streams"):
-            for at in rng.permutation(len(jobs)):
-                name, (processes, count, threads) = jobs[at]
+            for index in rng.permutation(len(jobs)):
+                name, (processes, count, threads) = jobs[index]
                 begun = time.perf_counter()
-                mine = workers[processes, threads]
-                running = [one.submit(work, name, part, processes, count) for part, one in enumerate(mine)]
-                for one in running:
-                    one.result()
+                pools = workers[processes, threads]
+                futures = [pool.submit(work, name, part, processes, count) for part, pool in enumerate(pools)]
+                for future in futures:
+                    future.result()
                 rate = pages / (time.perf_counter() - begun)
                 if round_ >= 0:
-                    rates.setdefault(jobs[at], []).append(rate)
+                    rates.setdefault(jobs[index], []).append(rate)
     finally:
         for pools in workers.values():
             for pool in pools:
@@ -277,14 +279,14 @@ def streams(package: Path, data: Path, thirds: OperatingPoint, rounds: int, page
 def show(result: dict[str, Any]) -> None:
     """Print the figures as tables."""
 
-    def cell(found: dict[str, float]) -> str:
-        return f"{found['median']:.3f} [{found['p10']:.3f} – {found['p90']:.3f}]"
+    def cell(times: dict[str, float]) -> str:
+        return f"{times['median']:.3f} [{times['p10']:.3f} – {times['p90']:.3f}]"
 
     out.print(f"{result['package']}, {result['pages']} pages, {result['rounds']} rounds; {result['machine']}")
     table = Table("segment, ms a page", *map(str, SIZES), "best", title="alone, by batch size", title_justify="left")
-    for name, found in result["segments_ms"].items():
+    for name, times in result["segments_ms"].items():
         table.add_row(
-            name, *(f"{found[size]['median']:.3f}" for size in SIZES), str(result["best_batch"][SIZES[-1]][name])
+            name, *(f"{times[size]['median']:.3f}" for size in SIZES), str(result["best_batch"][SIZES[-1]][name])
         )
     out.print(table)
     for name, point in result["points"].items():
@@ -300,22 +302,22 @@ def show(result: dict[str, Any]) -> None:
             title=f"{name}: pages that needed {needed}",
             title_justify="left",
         )
-        for way, found in point["ways"].items():
+        for way, figures in point["ways"].items():
             table.add_row(
                 way,
-                f"{found['pages_per_s']:.0f}",
-                cell(found["total_ms"]),
-                cell(found["without_encoding_ms"]),
-                cell(found["ideal_ms"]),
-                cell(found["ideal_of_measured"]),
-                cell(found["ideal_of_measured_with_encoding"]),
+                f"{figures['pages_per_s']:.0f}",
+                cell(figures["total_ms"]),
+                cell(figures["without_encoding_ms"]),
+                cell(figures["ideal_ms"]),
+                cell(figures["ideal_of_measured"]),
+                cell(figures["ideal_of_measured_with_encoding"]),
             )
         out.print(table)
     table = Table(
         "largest batch", *result["segments_ms"], title="batch sizes that the chain measured", title_justify="left"
     )
-    for size, found in result["batch_sizes"].items():
-        table.add_row(str(size), *map(str, found.values()))
+    for size, figures in result["batch_sizes"].items():
+        table.add_row(str(size), *map(str, figures.values()))
     out.print(table)
     table = Table("point", "processes", "streams", "threads", "pages/s", title="by the clock", title_justify="left")
     for row in result["streams"]:

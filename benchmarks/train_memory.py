@@ -1,11 +1,12 @@
-"""Peak memory and speed of `ee-export train` over many pages: the tokenizer, the encoding and one epoch of a tiny trunk.
+"""Peak memory and speed of `ee-export train` on many pages: tokenizer, encoding and one epoch of a tiny trunk.
 
     python -m benchmarks.train_memory --pages 50000 [--layout tar] [--scratch FOLDER]
 
-Every page is drawn anew from its number: an A5 page of about 60 words at 70 dpi, some of them of its class. Pages lie in class folders, in
-tar archives, or in one Parquet file with a single row group. Peak memory is the largest sum, sampled four times a second, over the
-process and its workers, of their proportional set sizes: mapped files count as far as they are in memory, and what processes share
-counts once. With `--scratch`, class folders stay there, and a second run draws the missing pages alone.
+Every page is drawn from its number: an A5 page of about 60 words at 70 dpi, some of them of its class. Pages lie in
+class folders, in tar archives, or in one Parquet file with a single row group. Peak memory is the largest sum of the
+proportional set sizes of the process and its workers, sampled four times a second. The parts of mapped files that are
+in memory count, and shared memory counts once. With `--scratch`, class folders stay there, and a second run draws only
+the missing pages.
 """
 
 import io
@@ -33,15 +34,15 @@ _IN_ARCHIVE = 5000
 
 
 @click.command()
-@click.option("--pages", default=5000, show_default=True, help="Pages, each drawn anew.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="folders", show_default=True)
-@click.option("--workers", type=int, help="As of `ee-export train`.")
+@click.option("--pages", default=5000, show_default=True, help="Number of pages.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="folders", show_default=True, help="Layout of the pages.")
+@click.option("--workers", type=int, help="Option --workers of `ee-export train`.")
 @click.option(
-    "--scratch", type=click.Path(path_type=Path), help="Folder for pages and cache; default one that is removed."
+    "--scratch", type=click.Path(path_type=Path), help="Folder for pages and cache.  [default: a temporary folder]"
 )
 @click.option("--run", "source", type=click.Path(path_type=Path), hidden=True)
 def main(pages: int, layout: str, workers: int | None, scratch: Path | None, source: Path | None) -> None:
-    """Print pages, peak memory, and pages a second of each stage."""
+    """Print pages, peak memory, and pages per second of each stage."""
     if source is not None:
         print(json.dumps(train(source, source.with_name("out"), workers)))
         return
@@ -50,11 +51,11 @@ def main(pages: int, layout: str, workers: int | None, scratch: Path | None, sou
         own = [sys.executable, "-m", "benchmarks.train_memory", "--run", str(made)]
         own += [] if workers is None else ["--workers", str(workers)]
         process = subprocess.Popen(own, stdout=subprocess.PIPE, text=True)
-        peak, stages = watched(process)
+        peak, stages = watch_memory(process)
     if process.returncode:
         sys.exit(process.returncode)
     print(
-        f"{stages['machine']}, torch {stages['torch']}; {pages:,} pages, each drawn anew, {layout}, "
+        f"{stages['machine']}, torch {stages['torch']}; {pages:,} pages, each one different, {layout}, "
         f"{stages['workers']} workers that encode"
     )
     print(f"peak memory {peak / 2**20:,.0f} MB in all processes; the main one alone {stages['own_mb']:,.0f} MB")
@@ -63,7 +64,7 @@ def main(pages: int, layout: str, workers: int | None, scratch: Path | None, sou
 
 
 def write_pages(out: Path, pages: int, layout: str) -> Path:
-    """Draw pages in a layout; the folder to train on."""
+    """Draw pages in a layout, and return the folder to train on."""
     out.mkdir(parents=True, exist_ok=True)
     if layout == "folders":
         with ProcessPoolExecutor() as processes:
@@ -73,7 +74,7 @@ def write_pages(out: Path, pages: int, layout: str) -> Path:
         for begin in range(0, pages, _IN_ARCHIVE):
             with tarfile.open(out / f"part-{begin // _IN_ARCHIVE:03}.tar", "w") as archive:
                 for number in range(begin, min(begin + _IN_ARCHIVE, pages)):
-                    label, image, content = drawn(number)
+                    label, image, content = draw_page(number)
                     add(archive, f"{number:06}.jpg", image)
                     add(archive, f"{number:06}.json", json.dumps(content | {"label": label}).encode())
     else:
@@ -82,10 +83,10 @@ def write_pages(out: Path, pages: int, layout: str) -> Path:
 
 
 def write_page(out: Path, number: int, classes: Sequence[str] = CLASSES) -> None:
-    """Write the two files of a page into its class folder, the words last, unless they are there."""
+    """Write the two files of a page into its class folder, the words last, if they are missing."""
     place = out / classes[number % len(classes)] / f"{number:06}.json"
     if not place.exists():
-        _, image, content = drawn(number, classes)
+        _, image, content = draw_page(number, classes)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.with_suffix(".jpg").write_bytes(image)
         place.write_text(json.dumps(content))
@@ -93,7 +94,7 @@ def write_page(out: Path, number: int, classes: Sequence[str] = CLASSES) -> None
 
 @cache
 def _letters() -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, tuple[str, ...]]:
-    """The font, and words of all pages."""
+    """Return the font, and the words of all pages."""
     from faker import Faker
 
     faker = Faker("en_US")
@@ -102,8 +103,8 @@ def _letters() -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, tuple[str,
     return ImageFont.load_default(11), tuple(sorted(words))
 
 
-def drawn(number: int, classes: Sequence[str] = CLASSES) -> tuple[str, bytes, dict[str, Any]]:
-    """Label, JPEG file, and words with boxes of a page, which are its number's alone. Every tenth word is one of its class."""
+def draw_page(number: int, classes: Sequence[str] = CLASSES) -> tuple[str, bytes, dict[str, Any]]:
+    """Draw a page by its number: label, JPEG file, and words with boxes. Every tenth word is one of its class."""
     font, common = _letters()
     label = classes[number % len(classes)]
     rng = random.Random(number)
@@ -136,7 +137,7 @@ def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def write_parquet(path: Path, pages: int) -> None:
-    """One file with one row group, which is the hardest to read in little memory."""
+    """Write one file with one row group, which needs the most memory to read."""
     import pyarrow
     from pyarrow import parquet
 
@@ -150,13 +151,13 @@ def write_parquet(path: Path, pages: int) -> None:
 
 
 def row_of(number: int) -> dict[str, Any]:
-    """A row of a Parquet file."""
-    label, image, content = drawn(number)
+    """Make a row of a Parquet file."""
+    label, image, content = draw_page(number)
     return {"image": {"bytes": image, "path": f"{number:06}.jpg"}, "label": label, **content}
 
 
 def train(data: Path, out: Path, workers: int | None) -> dict[str, Any]:
-    """Train in this process; seconds and counts of each stage."""
+    """Train in this process, and return seconds and counts of each stage."""
     import resource
 
     import torch
@@ -196,8 +197,8 @@ def train(data: Path, out: Path, workers: int | None) -> dict[str, Any]:
     return {"stages": stages, "own_mb": own, "workers": count, "torch": torch.__version__, "machine": machine_name()}
 
 
-def watched(process: "subprocess.Popen[str]") -> tuple[int, dict[str, Any]]:
-    """The largest memory of a process and its children in KiB, and what the process printed."""
+def watch_memory(process: "subprocess.Popen[str]") -> tuple[int, dict[str, Any]]:
+    """Return the largest memory of a process and its children in KiB, and the output of the process."""
     peak, over = 0, threading.Event()
 
     def sample() -> None:
@@ -214,7 +215,7 @@ def watched(process: "subprocess.Popen[str]") -> tuple[int, dict[str, Any]]:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
+    """List a process and all its descendants."""
     try:
         children = [
             int(child)
@@ -223,11 +224,11 @@ def tree(pid: int) -> list[int]:
         ]
     except OSError:
         return []
-    return [pid, *(below for child in children for below in tree(child))]
+    return [pid, *(descendant for child in children for descendant in tree(child))]
 
 
 def proportional_kib(pid: int) -> int:
-    """Proportional set size of a process, 0 if it has ended."""
+    """Read the proportional set size of a process, or 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,13 +1,14 @@
-"""A training step of `ee-export train` against a plain Hugging Face loop with the same heads, interleaved in one process.
+"""A training step of `ee-export train` against a plain Hugging Face loop with the same heads, interleaved.
 
     python -m benchmarks.train_step [--trunk bert] [--hidden 384 --layers 6]
 
-Both sides have the same trunk of random weights, a linear head at every layer, the same drawn pages, AdamW and gradient clipping. The
-plain loop is written as one would by hand: `AutoModel(output_hidden_states=True)` with the attention that transformers chooses, a head
-on each hidden state, and a batch that is gathered from arrays and padded. Of ours, *step* is all of a step, its augmentation of
-pixels included, which the plain loop has not, under the deterministic kernels that training sets for both; *update* leaves the making of the batch out on both sides.
+Both sides have the same trunk with random weights, a linear head at every layer, the same drawn pages, AdamW and
+gradient clipping. The plain loop is a hand-written one: `AutoModel(output_hidden_states=True)` with the attention that
+transformers chooses, a head on each hidden state, and a batch that is gathered from arrays and padded. *step* is a
+whole step. On our side it contains the augmentation of pixels, which the plain loop lacks. Both sides use the
+deterministic kernels of `ee-export train`. *update* is a step without the making of the batch.
 
-The ratio is the median over pairs of the plain loop's time divided by ours: above 1 ours is faster.
+The ratio is the median over pairs of the plain loop's time divided by ours. Above 1, ours is faster.
 """
 
 import json
@@ -55,18 +56,18 @@ class Plain(nn.Module):
 
 
 @click.command()
-@click.option("--trunk", default="layoutlmv3", show_default=True, help="layoutlmv3, bert or vit.")
-@click.option("--hidden", default=128, show_default=True)
-@click.option("--layers", default=4, show_default=True)
-@click.option("--batch", default=16, show_default=True)
+@click.option("--trunk", default="layoutlmv3", show_default=True, help="[layoutlmv3|bert|vit]  Kind of trunk.")
+@click.option("--hidden", default=128, show_default=True, help="Hidden size of the trunk.")
+@click.option("--layers", default=4, show_default=True, help="Layers of the trunk.")
+@click.option("--batch", default=16, show_default=True, help="Pages of a batch.")
 @click.option("--pairs", default=15, show_default=True, help="Interleaved pairs of steps.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="[auto|cpu|cuda|mps]  Device that trains.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: str, record: Path | None) -> None:
     """Print the median times of both loops and their ratio."""
     machine = find_device(device)
     training.be_deterministic(Machine(machine))
-    seen = watch()
+    watched = watch()
     with tempfile.TemporaryDirectory() as scratch:
         model, pages, recipe = prepare(Path(scratch), trunk, hidden, layers, batch)
         model.to(machine)
@@ -94,11 +95,11 @@ def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: s
 
         def plain_update(step: int, made: Any) -> None:
             inputs, targets = made
-            given = {name: inputs[name].to(machine) for name in model.INPUTS}
+            feeds = {name: inputs[name].to(machine) for name in model.INPUTS}
             targets = targets.to(machine)
             losses = [
                 nn.functional.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-                for logits in plain(**given)
+                for logits in plain(**feeds)
             ]
             plain_optimizer.zero_grad()
             torch.stack(losses).mean().backward()
@@ -109,11 +110,11 @@ def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: s
         times: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
         for pair in range(pairs + 2):  # the first two warm up
             for name, loop in (("ours", ours), ("plain", theirs))[:: 1 if pair % 2 else -1]:
-                measured = timed(loop, pair, machine)
+                measured = time_step(loop, pair, machine)
                 if pair >= 2:
                     times[name].append(measured)
     result = {
-        **seen.ended(),
+        **watched.finish(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": str(machine) if machine.type == "cpu" else torch.cuda.get_device_name(),
@@ -148,7 +149,7 @@ def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: s
 def prepare(
     scratch: Path, trunk: str, hidden: int, layers: int, batch: int
 ) -> tuple[EarlyExitModel, EncodedPages, Recipe]:
-    """A model with an exit after every layer, and drawn pages encoded for it."""
+    """Make a model with an exit after every layer, and encode drawn pages for it."""
     draw_folder(scratch / "pages", 8, seed=1)
     data = read_dataset(scratch / "pages")
     sizes = dict(with_defaults(Recipe(trunk=trunk)).model)
@@ -170,10 +171,10 @@ def prepare(
     return model, pages, Recipe(trunk=trunk, epochs=1000, batch_size=batch, text_dropout=False)
 
 
-def timed(
+def time_step(
     loop: tuple[Callable[[int], Any], Callable[[int, Any], None]], step: int, device: torch.device
 ) -> tuple[float, float]:
-    """Seconds of making a batch and of the update."""
+    """Time the making of a batch and the update, in seconds."""
     make, update = loop
     began = time.perf_counter()
     made = make(step)

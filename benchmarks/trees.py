@@ -3,10 +3,11 @@
     git worktree add ../before COMMIT
     python benchmarks/trees.py ../before ../shared/data/pages/test [--rounds 10] [--record benchmarks/results/trees.json]
 
-Each checkout answers with its own code and its own shipped package, in a process of its own. The two take turns, sixteen pages at
-a time, in an order drawn with a seed, so that a change in the machine's speed reaches both. A page begins at its path, as in
-MLPerf's SingleStream: the next one is sent when the last one is answered. Loading is measured in a fresh process each time, and
-memory as the largest resident size of such a process after it has answered one page, and of the process that answers all pages.
+Each checkout runs its own code and its own shipped package in a process of its own. The two take turns, sixteen pages
+at a time, in an order drawn with a seed, so that a change of the machine's speed affects both. A page begins at its
+path. As in MLPerf's SingleStream, the next page is sent at the answer to the last one. Loading is measured in a fresh
+process each time. Memory is the largest resident size of such a process after one page, and of the process that
+classifies all pages.
 """
 
 import json
@@ -68,15 +69,15 @@ out = Console(highlight=False, markup=False, soft_wrap=True)
 @click.command()
 @click.argument("before", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("pages", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--rounds", default=10, show_default=True, help="How often each page is answered by each checkout.")
-@click.option("--loads", default=15, show_default=True, help="How many fresh processes load each package.")
+@click.option("--rounds", default=10, show_default=True, help="Rounds over all pages, per checkout.")
+@click.option("--loads", default=15, show_default=True, help="Fresh processes that load each package.")
 @click.option("--operating-point", default="default", show_default=True, help="Name of the operating point.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of turns.")
 @click.option("--record", type=click.Path(path_type=Path), help="Write the result as JSON to this file.")
 def main(
     before: Path, pages: Path, rounds: int, loads: int, operating_point: str, seed: int, record: Path | None
 ) -> None:
-    """Compare this checkout with BEFORE, another one, on PAGES."""
+    """Compare this checkout with another one, BEFORE, on PAGES."""
     trees = {"before": before.resolve(), "now": Path(__file__).resolve().parent.parent}
     paths = [str(path.resolve()) for path in find_pages(pages, Skipped(), words_alone=False)]
     machine = watch()
@@ -93,7 +94,7 @@ def main(
         "commits": {name: _commit(tree) for name, tree in trees.items()},
         "answers_unlike": unlike,
         "figures": {},
-        **machine.ended(),
+        **machine.finish(),
     }
     table = Table("figure", "before", "now", "now / before [p10 – p90]")
     figures = {
@@ -124,7 +125,7 @@ def main(
 def _measure_pages(
     trees: Mapping[str, Path], operating_point: str, paths: Sequence[str], rounds: int, draw: random.Random
 ) -> tuple[dict[str, np.ndarray], dict[str, list[str]], dict[str, np.ndarray]]:
-    """Milliseconds of every page, ``[rounds, pages]``, the labels of the last round, and the last peak, MB ``[1]``, per checkout."""
+    """Measure milliseconds ``[rounds, pages]``, labels of the last round, and peak MB ``[1]``, per checkout."""
     servers = {name: _start(tree, SERVE, operating_point) for name, tree in trees.items()}
     blocks = [list(paths[first : first + BLOCK]) for first in range(0, len(paths), BLOCK)]
     times: dict[str, list[list[float]]] = {name: [] for name in trees}
@@ -153,7 +154,7 @@ def _measure_pages(
 def _measure_loading(
     trees: Mapping[str, Path], operating_point: str, page: str, loads: int, draw: random.Random
 ) -> dict[str, list[dict[str, float]]]:
-    """Time to import and to load, and peak memory, of fresh processes per checkout."""
+    """Measure import time, load time and peak memory of fresh processes per checkout."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
     for load in track(range(loads + 1), "loads", disable=not sys.stderr.isatty()):
         for name in draw.sample(sorted(trees), len(trees)):
@@ -169,7 +170,7 @@ def _measure_loading(
 def _start(tree: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled
-    environment.pop("ORT_DISABLE_TELEMETRY", None)  # set by the import above; a checkout decides about it itself
+    environment.pop("ORT_DISABLE_TELEMETRY", None)  # set by the import above, but each checkout sets it by itself
     return subprocess.Popen(
         [sys.executable, "-c", script, str(next(tree.glob("*/documents.ee"))), *arguments],
         env=environment,

@@ -1,9 +1,10 @@
-"""The tuner's frontier against that of random threshold mixtures, and against the true optimum where it can be found.
+"""The tuner's Pareto front against that of random threshold mixtures, and against the true optimum of small cases.
 
     python benchmarks/tuner.py [--package samples/documents.ee --data ../shared/data/pages/val] [--draws 1500000]
 
-Both search the same scores on this machine. Cases: drawn ones of several sizes (scores that tell right answers from wrong ones
-better from exit to exit), and with --package the real pages in DATA. Exhaustive search is over every combination of thresholds.
+Both search the same scores on this machine. The cases are random scores of several sizes, which separate right from
+wrong answers better from exit to exit. With --package, the real pages in DATA are a case too. Exhaustive search tries
+every combination of thresholds.
 """
 
 import json
@@ -26,11 +27,13 @@ out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
 
 @click.command()
 @click.option(
-    "--package", type=click.Path(path_type=Path, exists=True), help="Also the pages in DATA, by this package."
+    "--package",
+    type=click.Path(path_type=Path, exists=True),
+    help="Package that evaluates the pages in --data as a further case.",
 )
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Labelled pages for --package.")
-@click.option("--draws", default=1_500_000, show_default=True, help="Random mixtures.")
-@click.option("--repeats", default=5, show_default=True, help="Timed runs of the tuner; its median counts.")
+@click.option("--draws", default=1_500_000, show_default=True, help="Number of random mixtures.")
+@click.option("--repeats", default=5, show_default=True, help="Timed runs of the tuner. The median counts.")
 @click.option("--small", default=50, show_default=True, help="Small cases that are solved exhaustively.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw the frontiers into this SVG file.")
@@ -43,7 +46,7 @@ def main(
     record: Path | None,
     plot: Path | None,
 ) -> None:
-    """Compare."""
+    """Compare the tuner with random mixtures and with exhaustive search."""
     cases = {f"drawn, {pages} pages, {exits} exits": drawn(pages, exits, pages) for pages, exits in SIZES}
     if package is not None and data is not None:
         cases = {f"{data.name} by {package.name}": real(package, data), **cases}
@@ -66,7 +69,7 @@ def main(
             str(row["random_better"]),
             f"{row['saved']:.2%} (most {row['saved_most']:.2%})",
         )
-    # Rounding errors are no gap; + 0.0 turns a −0 into a 0.
+    # Rounding removes numerical noise. Adding 0.0 turns −0 into 0.
     gaps = [round(exhaustive_gap(drawn(SMALL, 4, 1000 + seed)), 9) + 0.0 for seed in range(small)]
     out.print(f"{machine_name()}; {draws:,} random mixtures; tuner: median of {repeats} runs")
     out.print(table)
@@ -75,19 +78,19 @@ def main(
         f"accuracy {np.mean(gaps):.3%}, worst {np.max(gaps):.3%}; exactly optimal in {np.mean(np.array(gaps) < 1e-9):.0%}"
     )
     if record:
-        found = {"machine": machine_name(), "draws": draws, "cases": rows, "exhaustive_gaps": gaps}
-        record.write_text(json.dumps(found, indent=1) + "\n")
+        result = {"machine": machine_name(), "draws": draws, "cases": rows, "exhaustive_gaps": gaps}
+        record.write_text(json.dumps(result, indent=1) + "\n")
     if plot:
         draw(frontiers, rows, plot)
 
 
 SIZES = ((100, 5), (250, 5), (500, 7), (1000, 9))
 SMALL = 40
-"""Pages of the cases that are solved exhaustively: 41³ combinations, more than the tuner itself would all try."""
+"""Pages of the exhaustive cases: 41³ combinations, more than the tuner tries."""
 
 
-def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> PageScores:
-    """Pages that are hard or easy at every exit alike, deeper exits being right more often and costing more."""
+def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> Scored:
+    """Draw pages that are equally hard at every exit. Deeper exits are right more often and cost more."""
     rng = np.random.default_rng(seed)
     hard, targets = rng.normal(size=pages), rng.integers(0, classes, pages)
     scores, answers = [], []
@@ -100,8 +103,8 @@ def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> PageScores:
     return PageScores(np.stack(scores), np.stack(answers), targets, cost)
 
 
-def real(package: Path, data: Path) -> PageScores:
-    """All pages of a folder as a package's exits see them."""
+def real(package: Path, data: Path) -> Scored:
+    """Score all pages of a folder with the exits of a package."""
     from ee_export.builder import tune
     from ee_export.builder.predictions import observe
     from ee_export.data.dataset import read_dataset
@@ -111,14 +114,15 @@ def real(package: Path, data: Path) -> PageScores:
     opened = open_package(package)
     target = opened.target("cpu-fp32")
     pages = read_dataset(data, opened.manifest.labels)
-    seen = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
-    return tune.score_predictions(opened.manifest, target, seen, (target.costs.ocr_ms if target.costs else None) or 0.0)
+    predictions = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
+    return tune.scored(opened.manifest, target, predictions, (target.costs.ocr_ms if target.costs else None) or 0.0)
 
 
-def compare(
-    pages: PageScores, draws: int, repeats: int
-) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:
-    """Times of both, and where either has a point that the other does not reach at its cost; and what all three found."""
+def compare(pages: Scored, draws: int, repeats: int) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:
+    """Time both searches, and count the points that the other does not reach at its cost.
+
+    Return figures and results.
+    """
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -143,14 +147,14 @@ def compare(
 
 
 def draw(frontiers: dict[str, tuple[list[Point], list[Point], Point]], rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel a case: accuracy that is reached at each mean cost."""
+    """Draw a panel per case: accuracy at each mean cost."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 2.6 * -(-len(rows) // 2)), layout="constrained")
     for panel, row in zip(figure.subplots(-(-len(rows) // 2), 2, squeeze=False).flat, rows, strict=False):
         ours, theirs, heuristic = frontiers[row["case"]]
-        looks = (("random mixtures", theirs, "#d55e00", "--", 2.5), ("the tuner", ours, "#0072b2", "-", 1.2))
-        for label, points, color, line, width in looks:
+        styles = (("random mixtures", theirs, "#d55e00", "--", 2.5), ("the tuner", ours, "#0072b2", "-", 1.2))
+        for label, points, color, line, width in styles:
             cost, right = zip(*sorted((point.mean_cost_ms, point.accuracy) for point in points), strict=True)
             panel.step(cost, right, where="post", color=color, linestyle=line, linewidth=width, label=label)
         panel.plot(heuristic.mean_cost_ms, heuristic.accuracy, "s", color="#000000", label="accuracy and calibration")
@@ -166,12 +170,12 @@ def draw(frontiers: dict[str, tuple[list[Point], list[Point], Point]], rows: lis
 
 
 def cheapest(points: list[Point], accuracy: float) -> float:
-    """Lowest mean cost of a frontier at this accuracy; infinite where it is not reached."""
+    """Find the lowest mean cost of a Pareto front at this accuracy, or infinity if it is not reached."""
     return min((point.mean_cost_ms for point in points if point.accuracy >= accuracy - 1e-12), default=float("inf"))
 
 
-def exhaustive_gap(pages: PageScores) -> float:
-    """How much dearer the tuner's frontier is than the true one, the mean over its accuracies, as a share."""
+def exhaustive_gap(pages: Scored) -> float:
+    """Compute the excess cost of the tuner's Pareto front over the true one, as the mean share over its accuracies."""
     ranks = [np.unique(-scores, return_inverse=True)[1].reshape(-1) for scores in pages.scores[:-1]]
     best: dict[int, float] = {}
     for outer in range(ranks[0].max() + 2):
@@ -179,8 +183,8 @@ def exhaustive_gap(pages: PageScores) -> float:
         inside = np.ones((cuts.shape[1], len(pages.targets)), bool)
         cost, right = np.zeros(cuts.shape[1]), np.zeros(cuts.shape[1], int)
         for e in range(len(ranks) + 1):
-            bar = np.full(cuts.shape[1], outer) if e == 0 else cuts[e - 1] if e < len(ranks) else None
-            leaves = inside if bar is None else inside & (ranks[e] < bar[:, None])
+            threshold = np.full(cuts.shape[1], outer) if e == 0 else cuts[e - 1] if e < len(ranks) else None
+            leaves = inside if threshold is None else inside & (ranks[e] < threshold[:, None])
             cost += leaves @ pages.cost_ms[e]
             right += leaves @ pages.right[e].astype(int)
             inside = inside & ~leaves

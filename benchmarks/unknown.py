@@ -1,10 +1,10 @@
-"""Pages of kinds that the model never saw: where they leave, how they score, and when the drift guard notices.
+"""Pages of kinds outside the training data: their exits, their scores, and the alarms of the drift guard.
 
     python -m ee_export.draw build/unknown --set unknown --pages 40 --seed 5
     python benchmarks/unknown.py ../shared/data/pages/test build/unknown
 
-Every kind is answered with its words given. Then unknown pages are mixed into the known ones, shares and draws seeded, and the
-guard compares each mixture with what the operating point saw when it was tuned.
+Every kind is classified with its words given. Then unknown pages are mixed into the known ones, with seeded draws, and
+the guard compares each mixture with the reference statistics of the tuning pages.
 """
 
 import json
@@ -31,47 +31,53 @@ FALSE_ALARM = 0.01
 @click.command()
 @click.argument("known", type=click.Path(path_type=Path, exists=True))
 @click.argument("unknown", type=click.Path(path_type=Path, exists=True))
-@click.option("--package", default="samples/documents.ee", show_default=True, type=click.Path(path_type=Path))
-@click.option("--draws", default=50, show_default=True, help="Mixtures drawn of each share and size.")
+@click.option(
+    "--package",
+    default="samples/documents.ee",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Package folder.",
+)
+@click.option("--draws", default=50, show_default=True, help="Mixtures per share and size.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the figures to this JSON file.")
 def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | None) -> None:
-    """Mix pages of UNKNOWN kinds, in folders a kind, with labelled KNOWN pages."""
+    """Mix pages of UNKNOWN kinds, one folder per kind, with labelled KNOWN pages."""
     chain = ee_export.load(package, one_pool=True)
     others = read_dataset(unknown)
     strange: dict[str, list[Answer]] = {label: [] for label in others.labels}
-    for target, answer in zip(others.targets, answers(chain, others, "unknown"), strict=True):
+    for target, answer in zip(others.targets, classify(chain, others, "unknown"), strict=True):
         strange[others.labels[target]].append(answer)
-    usual = answers(chain, read_dataset(known, chain.labels), "known")
+    usual = classify(chain, read_dataset(known, chain.labels), "known")
     kinds = {"known": usual, **strange}
-    table = Table("pages of", "pages", "leave at", "mean score", "most answered")
+    table = Table("pages of", "pages", "exit at", "mean score", "most answered")
     result: dict[str, object] = {}
-    for kind, found in kinds.items():
-        rate = {name: sum(one.exit == name for one in found) / len(found) for name in chain.exits}
-        label, count = Counter(one.label for one in found).most_common(1)[0]
-        score = float(np.mean([one.score for one in found]))
-        result[kind] = {"pages": len(found), "exit_rate": rate, "mean_score": score, "label": [label, count]}
-        leave = ", ".join(f"{name} {share:.0%}" for name, share in rate.items() if share)
-        table.add_row(kind, str(len(found)), leave, f"{score:.2f}", f"{label} ({count / len(found):.0%})")
+    for kind, kind_answers in kinds.items():
+        rate = {name: sum(answer.exit == name for answer in kind_answers) / len(kind_answers) for name in chain.exits}
+        label, count = Counter(answer.label for answer in kind_answers).most_common(1)[0]
+        score = float(np.mean([answer.score for answer in kind_answers]))
+        result[kind] = {"pages": len(kind_answers), "exit_rate": rate, "mean_score": score, "label": [label, count]}
+        exits = ", ".join(f"{name} {share:.0%}" for name, share in rate.items() if share)
+        table.add_row(kind, str(len(kind_answers)), exits, f"{score:.2f}", f"{label} ({count / len(kind_answers):.0%})")
     out.print(table)
 
     rng = np.random.default_rng(0)
     alarms = Table("unknown pages", *(f"alarm, of {size} pages" for size in SIZES))
-    foreign = [summarize_answer(one) for found in strange.values() for one in found]
-    mine = [summarize_answer(one) for one in usual]
+    foreign = [seen(answer) for kind_answers in strange.values() for answer in kind_answers]
+    known_stats = [seen(answer) for answer in usual]
     rates: dict[str, dict[int, float]] = {}
     for share in track(SHARES, "mixtures"):
-        rates[f"{share:g}"] = {size: alarm_rate(chain, mine, foreign, share, size, draws, rng) for size in SIZES}
-    for name, found in rates.items():
-        alarms.add_row(f"{float(name):.0%}", *(f"{rate:.0%}" for rate in found.values()))
+        rates[f"{share:g}"] = {size: alarm_rate(chain, known_stats, foreign, share, size, draws, rng) for size in SIZES}
+    for name, by_size in rates.items():
+        alarms.add_row(f"{float(name):.0%}", *(f"{rate:.0%}" for rate in by_size.values()))
     out.print(alarms)
     out.print(f"{draws} mixtures each, false-alarm rate {FALSE_ALARM:g}")
     if record:
         record.write_text(json.dumps({"kinds": result, "alarm_rate": rates, "draws": draws}, indent=1) + "\n")
 
 
-def answers(chain: ee_export.Chain, data: Dataset, what: str) -> list[Answer]:
-    """What the chain says of every page."""
-    return [chain.predict(data.page(index)) for index in track(range(len(data)), what)]
+def classify(chain: ee_export.Chain, data: Dataset, description: str) -> list[Answer]:
+    """Classify every page."""
+    return [chain.predict(data.page(index)) for index in track(range(len(data)), description)]
 
 
 def alarm_rate(
@@ -83,12 +89,12 @@ def alarm_rate(
     draws: int,
     rng: np.random.Generator,
 ) -> float:
-    """How often the guard alarms on mixtures drawn without replacement (with it, pages would vary more than new ones do)."""
+    """Compute the share of alarms on mixtures drawn without replacement, because replacement would add variation."""
     alarms = 0
     for _ in range(draws):
         count = round(share * size)
-        pages = [strange[at] for at in rng.permutation(len(strange))[:count]]
-        pages += [usual[at] for at in rng.permutation(len(usual))[: size - count]]
+        pages = [strange[index] for index in rng.permutation(len(strange))[:count]]
+        pages += [usual[index] for index in rng.permutation(len(usual))[: size - count]]
         alarms += compare_answers(chain.package, "cpu-fp32", "default", pages, FALSE_ALARM).alarm
     return alarms / draws
 

@@ -1,9 +1,9 @@
-"""What was tried for the vision exit: convolutional trunks of several widths, read cell by cell or averaged.
+"""Variants of the vision exit: convolutional trunks of several widths, read cell by cell or averaged.
 
     python benchmarks/vision_heads.py ../shared/data/pages [--epochs 30]
 
-Every variant is trained alike on `train` (real pages only, so that it takes minutes) and judged on `val`: accuracy, the
-share of pages above the highest score of a wrong one (those could leave before OCR), and its milliseconds in torch.
+Every variant is trained in the same way on the real pages of `train`, and evaluated on `val`: accuracy, the share of
+pages above the highest score of a wrong one, which could exit before OCR, and its milliseconds in torch.
 """
 
 import shutil
@@ -35,7 +35,7 @@ BATCH = 32
 
 
 class Averaged(nn.Module):
-    """The same convolutions, their last feature map averaged before the classifier."""
+    """The same convolutions, with their last feature map averaged before the classifier."""
 
     def __init__(self, head: PixelRamp, labels: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Averaged(nn.Module):
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--epochs", default=30, show_default=True)
+@click.option("--epochs", default=30, show_default=True, help="Epochs of each variant.")
 def main(data: Path, epochs: int) -> None:
     """Train and compare the variants on DATA/train and DATA/val."""
     train, val = read_dataset(data / "train"), read_dataset(data / "val")
@@ -64,9 +64,9 @@ def main(data: Path, epochs: int) -> None:
     )
     shutil.rmtree(scratch)  # the files stay mapped
     print(
-        f"{len(pages)} pages, {epochs} epochs, judged on {len(held_out)}; {machine_name()}, torch {torch.__version__}"
+        f"{len(pages)} pages, {epochs} epochs, evaluated on {len(held_out)}; {machine_name()}, torch {torch.__version__}"
     )
-    print(f"{'variant':24}{'parameters':>12}{'accuracy':>10}{'could leave':>13}{'ms':>8}")
+    print(f"{'variant':24}{'parameters':>12}{'accuracy':>10}{'could exit':>13}{'ms':>8}")
     labels = len(train.labels)
     for width in (8, 16):
         for kind in ("cells", "averaged"):
@@ -76,21 +76,21 @@ def main(data: Path, epochs: int) -> None:
                 head = Averaged(head, labels)  # type: ignore[arg-type]
             name = f"width {width}, {kind}"
             fit(head, pages, epochs, name)
-            accuracy, leaving = judge(head, held_out)
+            accuracy, exiting = evaluate(head, held_out)
             parameters = sum(weight.numel() for weight in head.parameters())
             print(
-                f"{name:24}{parameters:12,}{accuracy:10.3f}{leaving:13.1%}{latency_ms(head, held_out):8.2f}", flush=True
+                f"{name:24}{parameters:12,}{accuracy:10.3f}{exiting:13.1%}{latency_ms(head, held_out):8.2f}", flush=True
             )
 
 
 def levels(pages: EncodedPages, rows: Sequence[int]) -> Tensor:
-    """Grey levels 0–255 of some pages, float32 ``[B, 1, S, S]``."""
+    """Read grey levels 0–255 of some pages, float32 ``[B, 1, S, S]``."""
     assert pages.pixels is not None
     return torch.from_numpy(pages.pixels[list(rows)]).float()
 
 
 def fit(head: nn.Module, pages: EncodedPages, epochs: int, name: str) -> None:
-    """AdamW on a cosine schedule, augmented as `ee-export train` does."""
+    """Train with AdamW on a cosine schedule, with the augmentation of `ee-export train`."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.05)
     steps = epochs * (len(pages) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
@@ -109,8 +109,8 @@ def fit(head: nn.Module, pages: EncodedPages, epochs: int, name: str) -> None:
 
 
 @torch.no_grad()
-def judge(head: nn.Module, pages: EncodedPages) -> tuple[float, float]:
-    """Accuracy, and the share of pages more certain than the most certain wrong one."""
+def evaluate(head: nn.Module, pages: EncodedPages) -> tuple[float, float]:
+    """Compute accuracy, and the share of pages with a higher score than every wrong one."""
     head.eval()
     scores, right = [], []
     for at in range(0, len(pages), BATCH):
@@ -119,13 +119,13 @@ def judge(head: nn.Module, pages: EncodedPages) -> tuple[float, float]:
         scores.append(probabilities.max(1).values)
         right.append(probabilities.argmax(1) == pages.targets[rows])
     score, correct = torch.cat(scores), torch.cat(right)
-    bar = score[~correct].max() if (~correct).any() else torch.tensor(0.0)
-    return float(correct.float().mean()), float((score > bar).float().mean())
+    threshold = score[~correct].max() if (~correct).any() else torch.tensor(0.0)
+    return float(correct.float().mean()), float((score > threshold).float().mean())
 
 
 @torch.no_grad()
 def latency_ms(head: nn.Module, pages: EncodedPages) -> float:
-    """Median of 50 runs on one page."""
+    """Measure the median of 50 runs on one page."""
     pixels = levels(pages, [0]).expand(-1, 3, -1, -1) / 127.5 - 1
     times = []
     for _ in range(50):

@@ -87,7 +87,7 @@ def unexpected(name: str, error: BaseException) -> UnexpectedError:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an exception is a fault and not a request to end, such as KeyboardInterrupt.
+    """True if an exception is a fault and not a request to end, such as KeyboardInterrupt.
 
     Libraries in Rust raise PanicException, which is no ``Exception`` and cannot be imported.
     """

@@ -201,9 +201,7 @@ def test_lines_that_predict_did_not_print_are_named(call, package: Path, tmp_pat
 def test_too_few_pages_to_keep_apart_are_counted(
     call, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        sys.modules["ee_export.cli.main"], "_engine", lambda: None
-    )  # what the command says of that must not come first
+    monkeypatch.setattr("ee_export.cli.package.find_engine", lambda: None)
     for label in LABELS:
         page(tmp_path / "data" / label, [], [])
     status, _, err = call("build", tiny_checkpoint, tmp_path / "data", "--out", tmp_path / "out.ee")

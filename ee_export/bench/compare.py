@@ -1,10 +1,6 @@
-"""A chain against what a user would run instead: every contender in a process of its own, in turn, in random order."""
+"""Compare a chain with other runtimes. Every contender runs in a process of its own, in turns and in random order."""
 
 import json
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ee_export.bench import machine
-from ee_export.bench.peers import CHAIN, Subject, entry
-from ee_export.bench.stages import in_order, stages_of
+from ee_export.bench.contender import Worker
+from ee_export.bench.peers import CHAIN, Subject, parse_contender
+from ee_export.bench.stages import list_stages, sort_stages
 from ee_export.bench.statistics import Interval, interval, samples_needed
 from ee_export.data.dataset import Dataset
 from ee_export.errors import BadRequest, require_known
@@ -25,9 +22,7 @@ from ee_export.progress import Progress
 
 SCHEMA = 1
 WARM_UP = 5
-"""Pages that every contender answers before any counts."""
-_SETTLES = 0.5
-"""Seconds that a contender's threads get to come to rest, at most."""
+"""Pages that every contender answers before the first measured page."""
 
 FIELDS = frozenset(
     [
@@ -46,16 +41,19 @@ FIELDS = frozenset(
         "peak_mb",
     ]
 )
-"""What a result says of every contender."""
+"""Fields of every contender in a result."""
 
 Answer = dict[str, Any]
-"""What a worker says of a page: ``label``, ``ms``, ``stages_ms``, and the chain's ``exit``."""
+"""A worker's answer to a page: ``label``, ``ms``, ``stages_ms``, and for the chain ``exit``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How it is measured: rounds over all pages at most, how many pages a contender answers in a row before the next has its turn,
-    the half width of the ratios' intervals at which to stop, the seed."""
+    """The rules of a comparison.
+
+    ``rounds``: largest number of rounds over all pages. ``in_a_row``: pages that a contender answers before the next
+    one's turn. ``tight``: half width of the ratios' intervals at which the comparison ends.
+    """
 
     rounds: int = 3
     in_a_row: int = 16
@@ -64,102 +62,51 @@ class Plan:
     ocr: bool = False
 
 
-class Worker:
-    """A process that answers pages; :meth:`ask` sends it one and waits."""
-
-    def __init__(self, name: str, subject: Subject) -> None:
-        self.name = name
-        command = [sys.executable, "-m", "ee_export.bench.worker", entry(name).kind, json.dumps(asdict(subject))]
-        # Not a pipe: whoever warns a lot would fill it and stop.
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
-        )
-        self.ready = self._read()
-        if "error" in self.ready:
-            self.close()
-            raise BadRequest(f"{name}: {self.ready['error']}; or leave it out with --peers")
-
-    def ask(self, path: str, exit_name: str | None, *, ocr: bool) -> dict[str, Any]:
-        """What the worker says of a page, which leaves at an exit where one is named."""
-        self._write(json.dumps({"path": path, "exit": exit_name, "ocr": ocr}))
-        return self._read()
-
-    def settle(self) -> None:
-        """Wait until none of its threads runs: those of a pool spin for a while in case more work comes."""
-        tasks = Path(f"/proc/{self._process.pid}/task")
-        until = time.monotonic() + _SETTLES
-        while time.monotonic() < until and any(map(_runs, tasks.glob("*/stat"))):
-            time.sleep(0.001)
-
-    def end(self) -> dict[str, Any]:
-        """What memory the worker took; it ends."""
-        self._write("")
-        found = self._read()
-        self.close()
-        return found
-
-    def close(self) -> None:
-        """End the process whatever it does."""
-        self._process.kill()
-        self._process.communicate()
-        self._said.close()
-
-    def _write(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._said.seek(0)
-            last = self._said.read().strip().splitlines()[-1:] or ["it said nothing"]
-            self.close()
-            raise BadRequest(f"{self.name}: its process ended ({last[0]})")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-
 def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Measure the chain and ``peers``, names of :class:`~ee_export.bench.peers.Entry`; returns the result that docs/bench.md describes.
+    """Measure the chain and its peers, and return the result that docs/bench.md describes.
 
-    Chains of one target that differ in where pages leave share a process.
+    Chains of one target share a process, also if their pages exit at different exits.
+
+    Args:
+        subject: the model.
+        peers: names that :func:`~ee_export.bench.peers.parse_contender` reads.
+        data: labelled pages.
+        plan: the rules.
+        progress: called at every step.
 
     Raises:
-        BadRequest: there is no such peer, target or exit, what it needs is not installed, or it failed.
+        BadRequest: a peer, target or exit is unknown, a library of a peer is not installed, or a peer failed.
     """
-    package = subject.opened()
+    package = subject.open()
     only_encoding(package.manifest, "ee-bench compare")
-    order = stages_of(package.manifest)
+    order = list_stages(package.manifest)
     names = list(dict.fromkeys((CHAIN, *peers)))
-    for found in map(entry, names):
-        package.target(found.target or subject.target)
-        require_known(found.exit or package.manifest.exits[-1], package.manifest.exits, "exit")
+    parsed = {name: parse_contender(name) for name in names}
+    for contender in parsed.values():
+        package.target(contender.target or subject.target)
+        require_known(contender.exit or package.manifest.exits[-1], package.manifest.exits, "exit")
     watch = machine.watch()
     workers: dict[tuple[str, str], Worker] = {}
     contenders: dict[str, Worker] = {}
     try:
-        for at, name in enumerate(names):
-            progress("load", at, len(names))
-            kind, target = entry(name).kind, entry(name).target or subject.target
+        for index, name in enumerate(names):
+            progress("load", index, len(names))
+            kind, target = parsed[name].kind, parsed[name].target or subject.target
             if (kind, target) not in workers:
                 workers[kind, target] = Worker(name, replace(subject, target=target))
             contenders[name] = workers[kind, target]
         progress("load", len(names), len(names))
         times, answers = _measure(contenders, data, plan, progress)
-        memory = {which: worker.end() for which, worker in workers.items()}
+        memory = {key: worker.end() for key, worker in workers.items()}
     finally:
         for worker in workers.values():
             worker.close()
-    medians = _medians(times)
-    whole = [name for name in names if entry(name).whole]
-    fastest = min(whole, key=lambda name: medians[name].mean(), default=None)
+    medians = _median_by_page(times)
+    full_models = [name for name in names if parsed[name].is_full_model]
+    fastest = min(full_models, key=lambda name: medians[name].mean(), default=None)
     return {
         "schema": SCHEMA,
-        **watch.ended(),
+        **watch.finish(),
         "subject": asdict(subject),
         "plan": asdict(plan),
         "data": data.digest(),
@@ -170,8 +117,8 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
         "contenders": {
             name: {
                 **worker.ready,
-                **memory[entry(name).kind, entry(name).target or subject.target],
-                **_figures(times[name], medians[name], answers[name], data, order),
+                **memory[parsed[name].kind, parsed[name].target or subject.target],
+                **_make_figures(times[name], medians[name], answers[name], data, order),
                 "of_chain": _ratio(medians[name], medians[CHAIN]),
                 "of_fastest": None if fastest is None else _ratio(medians[name], medians[fastest]),
                 "pages_ms": np.round(medians[name], 4).tolist(),
@@ -182,37 +129,37 @@ def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, p
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result that was written to a file; raises BadRequest where it is none, one of another schema, or of another command."""
-    wanted = "expected a result of `ee-bench compare --record`"
+    """Read a result from a file. Raises BadRequest if the file is no result, or one of another schema or command."""
+    expected = "expected a result of `ee-bench compare --record`"
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        result: dict[str, Any] = json.loads(path.read_bytes())
     except OSError as error:
-        raise BadRequest(f"{path}: cannot be read ({error.strerror}); {wanted}") from None
+        raise BadRequest(f"{path}: cannot be read ({error.strerror}); {expected}") from None
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{path}: not JSON ({error}); {wanted}") from None
-    if isinstance(found, dict) and "scenario" in found:
-        raise BadRequest(f"{path}: a result of `ee-bench run` ({found['scenario']}); {wanted}")
-    if not isinstance(found, dict) or CHAIN not in (found.get("contenders") or ()):
-        raise BadRequest(f"{path}: no result of a comparison; {wanted}")
-    if found.get("schema") != SCHEMA:
+        raise BadRequest(f"{path}: not JSON ({error}); {expected}") from None
+    if isinstance(result, dict) and "scenario" in result:
+        raise BadRequest(f"{path}: a result of `ee-bench run` ({result['scenario']}); {expected}")
+    if not isinstance(result, dict) or CHAIN not in (result.get("contenders") or ()):
+        raise BadRequest(f"{path}: no result of a comparison; {expected}")
+    if result.get("schema") != SCHEMA:
         raise BadRequest(
-            f"{path}: schema {found.get('schema')!r}, and this version reads {SCHEMA}; measure anew with it"
+            f"{path}: schema {result.get('schema')!r}, and this version reads {SCHEMA}; measure again with it"
         )
-    for name, contender in found["contenders"].items():
+    for name, contender in result["contenders"].items():
         if not isinstance(contender, dict) or FIELDS - contender.keys():
-            raise BadRequest(f"{path}: what it says of {name} is not complete; {wanted}")
-    return found
+            raise BadRequest(f"{path}: the entry of {name} is not complete; {expected}")
+    return result
 
 
-def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Interval]:
-    """Time after over time before of every contender in both results, with a 95 % interval; paired by page.
+def compute_ratios(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Interval]:
+    """Divide the time after by the time before for every contender in both results, paired by page.
 
     Raises:
         BadRequest: the two were not measured on the same pages.
     """
     if before["data"] != after["data"] or before["plan"]["ocr"] != after["plan"]["ocr"]:
         raise BadRequest(
-            "the two results are of different pages, or one with OCR and one without; compare like with like"
+            "the two results are of different pages, or one with OCR and one without; measure both on the same pages"
         )
     both = [name for name in before["contenders"] if name in after["contenders"]]
     times = [{name: np.array(side["contenders"][name]["pages_ms"]) for name in both} for side in (before, after)]
@@ -222,23 +169,24 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Inter
 def _measure(
     contenders: Mapping[str, Worker], data: Dataset, plan: Plan, progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, list[list[Answer]]]]:
-    """Milliseconds ``[rounds, N]`` per contender, and its answers round by round, each in the order of the pages."""
+    """Measure milliseconds ``[rounds, N]`` per contender, and collect its answers by round, in the order of pages."""
     rng = np.random.default_rng(plan.seed)
     paths = [str(path) for path in data.paths]
     names = list(contenders)
 
     def turn(name: str, pages: Sequence[int]) -> list[Answer]:
-        """A contender's answers to some pages, one right after the other, as a service under load is asked."""
-        found = [contenders[name].ask(paths[at], entry(name).exit, ocr=plan.ocr) for at in pages]
+        """Classify some pages one right after the other, as in a service under load."""
+        exit_name = parse_contender(name).exit
+        turn_answers = [contenders[name].classify(paths[index], exit_name, ocr=plan.ocr) for index in pages]
         contenders[name].settle()
-        return found
+        return turn_answers
 
     for name in names:
         turn(name, range(len(paths))[:WARM_UP])
     times = {name: np.empty((0, len(paths))) for name in names}
     answers: dict[str, list[list[Answer]]] = {name: [] for name in names}
     for done in range(plan.rounds):
-        times = {name: np.vstack([found, np.empty(len(paths))]) for name, found in times.items()}
+        times = {name: np.vstack([rounds, np.empty(len(paths))]) for name, rounds in times.items()}
         for of_rounds in answers.values():
             of_rounds.append([{}] * len(paths))
         order = rng.permutation(len(paths)).tolist()
@@ -246,10 +194,10 @@ def _measure(
             progress("measure", done * len(paths) + first, plan.rounds * len(paths))
             pages = order[first : first + plan.in_a_row]
             for name in rng.permutation(names).tolist():
-                for at, found in zip(pages, turn(name, pages), strict=True):
-                    times[name][done, at] = found["ms"]
-                    answers[name][done][at] = found
-        medians = _medians(times)
+                for index, answer in zip(pages, turn(name, pages), strict=True):
+                    times[name][done, index] = answer["ms"]
+                    answers[name][done][index] = answer
+        medians = _median_by_page(times)
         ratios = [_ratio(medians[name], medians[CHAIN]) for name in names[1:]]
         if done and all(high - low <= 2 * plan.tight * middle for middle, low, high in ratios):
             break
@@ -257,52 +205,44 @@ def _measure(
     return times, answers
 
 
-def _runs(task: Path) -> bool:
-    """Whether a thread, by its file ``stat`` under /proc, runs or waits for a processor."""
-    try:
-        return task.read_text().rpartition(")")[2].split()[0] == "R"
-    except OSError:  # it ended
-        return False
+def _median_by_page(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Compute the median over rounds of each page: milliseconds ``[N]`` per contender."""
+    return {name: np.median(rounds, axis=0) for name, rounds in times.items()}
 
 
-def _medians(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Milliseconds ``[N]`` per contender: of each page, the median over rounds."""
-    return {name: np.median(found, axis=0) for name, found in times.items()}
-
-
-def _figures(
+def _make_figures(
     times: np.ndarray, medians: np.ndarray, answers: Sequence[Sequence[Answer]], data: Dataset, order: list[str]
 ) -> dict[str, Any]:
-    wanted = [data.labels[target] for target in data.targets]
+    labels = [data.labels[target] for target in data.targets]
     last = answers[-1]
-    found: dict[str, Any] = {
-        "right": sum(answer["label"] == label for answer, label in zip(last, wanted, strict=True)),
+    figures: dict[str, Any] = {
+        "right": sum(answer["label"] == label for answer, label in zip(last, labels, strict=True)),
         "mean_ms": interval(lambda rows: medians[rows].mean(), len(medians)),
     }
     samples = times.ravel()
     for percent in (50, 90, 99):
         enough = samples.size >= samples_needed(percent)
-        at = partial(_percentile, samples, percent)
-        found[f"p{percent}_ms"] = interval(at, samples.size) if enough else None
-    found["stages_ms"] = _stages(times, answers, order)
+        percentile = partial(_percentile, samples, percent)
+        figures[f"p{percent}_ms"] = interval(percentile, samples.size) if enough else None
+    figures["stages_ms"] = _average_stages(times, answers, order)
     exits = Counter(answer["exit"] for answer in last if "exit" in answer)
-    found["exits"] = {name: exits[name] / len(last) for name in in_order(exits, order)}
-    return found
+    figures["exits"] = {name: exits[name] / len(last) for name in sort_stages(exits, order)}
+    return figures
 
 
-def _stages(times: np.ndarray, answers: Sequence[Sequence[Answer]], stages: list[str]) -> dict[str, float]:
-    """Milliseconds of each stage, mean over all pages; they add up to the mean of the pages' medians.
+def _average_stages(times: np.ndarray, answers: Sequence[Sequence[Answer]], stages: list[str]) -> dict[str, float]:
+    """Average the milliseconds of each stage over all pages. The sum is the mean of the pages' medians.
 
-    A page counts with the round in which it took its median time, where rounds are even with the two in the middle.
+    Each page counts with the round of its median time, or with the two middle rounds if the number of rounds is even.
     """
     rounds, pages = times.shape
     order = times.argsort(axis=0)
     totals: defaultdict[str, float] = defaultdict(float)
     for middle in ((rounds - 1) // 2, rounds // 2):
-        for at, chosen in enumerate(order[middle]):
-            for name, ms in answers[chosen][at]["stages_ms"].items():
+        for page, chosen in enumerate(order[middle]):
+            for name, ms in answers[chosen][page]["stages_ms"].items():
                 totals[name] += ms / (2 * pages)
-    return {name: totals[name] for name in in_order(totals, stages)}
+    return {name: totals[name] for name in sort_stages(totals, stages)}
 
 
 def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> float:
@@ -310,5 +250,8 @@ def _percentile(samples: np.ndarray, percent: int, rows: np.ndarray) -> float:
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Interval:
-    """Mean of ``above`` over mean of ``below``, float ``[N]`` each; for the interval the pages are drawn anew together."""
+    """Divide the mean of ``above`` by that of ``below``, float ``[N]`` each.
+
+    The interval draws both from the same pages.
+    """
     return interval(lambda rows: above[rows].mean() / below[rows].mean(), len(above))

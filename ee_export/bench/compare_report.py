@@ -1,4 +1,4 @@
-"""One self-contained HTML page of what `ee-bench compare` found: figures in words, a table, and plots; no network."""
+"""The HTML report of `ee-bench compare`: one self-contained page with sentences, a table and plots."""
 
 from functools import partial
 from pathlib import Path
@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ee_export.bench.machine import disturbed
-from ee_export.bench.peers import CHAIN, PEERS, entry
+from ee_export.bench.machine import describe_disturbance
+from ee_export.bench.peers import CHAIN, PEERS, parse_contender
 from ee_export.bench.report_plots import (
     BLUE,
     GREEN,
@@ -26,7 +26,7 @@ from ee_export.bench.report_plots import (
     point,
     svg,
 )
-from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST, in_order, is_segment, order_of, reached
+from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST, is_segment, order_of, share_that_reaches, sort_stages
 from ee_export.policy.certify import upper_bound
 
 _OWN = {READ: SKY, ENCODE: BLUE, OCR: ORANGE, MODEL: GREEN, REST: "#8b949e"}
@@ -38,115 +38,117 @@ Entry = dict[str, Any]
 
 
 def render(result: Entry) -> str:
-    """The HTML page of a result, as :func:`ee_export.bench.compare.read` gives it."""
+    """Render the HTML page of a result that :func:`ee_export.bench.compare.read` returned."""
     order = order_of(result)
     contenders = {
         name: {
-            **found,
-            "accuracy": _accuracy(found["right"], result["pages"]),
-            "by_kind": _by_kind(found["stages_ms"], order),
+            **figures,
+            "accuracy": _estimate_accuracy(figures["right"], result["pages"]),
+            "by_kind": _sum_by_kind(figures["stages_ms"], order),
         }
-        for name, found in result["contenders"].items()
+        for name, figures in result["contenders"].items()
     }
     chain = contenders[CHAIN]
-    kinds = in_order({kind for found in contenders.values() for kind in found["by_kind"]}, order)
-    whole = [name for name in contenders if entry(name).whole]
-    colours = exit_colours(in_order(chain["exits"], order))
+    kinds = sort_stages({kind for figures in contenders.values() for kind in figures["by_kind"]}, order)
+    full_models = [name for name in contenders if parse_contender(name).is_full_model]
+    colours = exit_colours(sort_stages(chain["exits"], order))
     with drawing():
         plots = {
-            "latencies": svg("latencies", _latencies(contenders)),
-            "accuracies": svg("accuracies", _accuracies(contenders)),
-            "waterfall": svg("waterfall", _waterfall(chain, order)),
-            "stages": svg("stages", _stacks(contenders, kinds)),
+            "latencies": svg("latencies", _plot_latencies(contenders)),
+            "accuracies": svg("accuracies", _plot_accuracies(contenders)),
+            "waterfall": svg("waterfall", _plot_waterfall(chain, order)),
+            "stages": svg("stages", _plot_stacks(contenders, kinds)),
         }
     templates = environment()
-    templates.filters["digits"] = _digits
+    templates.filters["digits"] = _count_digits
     return templates.get_template("compare_report.html.j2").render(
         result=result,
         name=Path(result["subject"]["package"]).name,
         contenders=contenders,
         chain=chain,
-        fastest=min(whole, key=lambda name: contenders[name]["mean_ms"][0], default=None),
-        early=[name for name in contenders if name != CHAIN and entry(name).early],
-        told={name: _told(name) for name in contenders if name != CHAIN},
+        fastest=min(full_models, key=lambda name: contenders[name]["mean_ms"][0], default=None),
+        early=[name for name in contenders if name != CHAIN and parse_contender(name).is_early],
+        descriptions={name: _describe(name) for name in contenders if name != CHAIN},
         longest=max(chain["stages_ms"], key=chain["stages_ms"].get),
-        reached=partial(reached, order=order),
+        reached=partial(share_that_reaches, order=order),
         kinds=kinds,
-        adds_up=all(_adds_up(found) for found in contenders.values()),
+        adds_up=all(_adds_up(figures) for figures in contenders.values()),
         exits=list(colours),
         colours=colours,
-        busy=disturbed(result),
+        busy=describe_disturbance(result),
         plots=plots,
     )
 
 
-def _accuracy(right: int, pages: int) -> list[float]:
+def _estimate_accuracy(right: int, pages: int) -> list[float]:
     """Share of right answers with its exact 95 % interval, after Clopper and Pearson, 1934."""
     return [right / pages, 1 - upper_bound(pages - right, pages, 0.025), upper_bound(right, pages, 0.025)]
 
 
-def _by_kind(stages: dict[str, float], order: list[str]) -> dict[str, float]:
-    """Milliseconds by stage, the chain's segments together as what they are together: the model."""
-    found: dict[str, float] = {}
+def _sum_by_kind(stages: dict[str, float], order: list[str]) -> dict[str, float]:
+    """Sum milliseconds by stage. The chain's segments together are the stage `model`."""
+    sums: dict[str, float] = {}
     for stage, ms in stages.items():
         kind = MODEL if is_segment(stage, order) else stage
-        found[kind] = found.get(kind, 0.0) + ms
-    return found
+        sums[kind] = sums.get(kind, 0.0) + ms
+    return sums
 
 
-def _told(name: str) -> str:
-    """What a contender is, as a sentence."""
-    kind, target, exit_name = entry(name)
-    said = (PEERS[kind].__doc__ or "").replace("``", "") if kind in PEERS else "The chain."
-    said += f" Target {target}." if target else ""
-    return said + (f" Every page leaves at {exit_name}, all exits before asked." if exit_name else "")
+def _describe(name: str) -> str:
+    """Describe a contender in a sentence."""
+    kind, target, exit_name = parse_contender(name)
+    text = (PEERS[kind].__doc__ or "").replace("``", "") if kind in PEERS else "The chain."
+    text += f" Target {target}." if target else ""
+    return text + (f" Every page exits at {exit_name}, after all exits before it." if exit_name else "")
 
 
-def _adds_up(found: Entry) -> bool:
-    mean = found["mean_ms"][0]
-    return bool(abs(sum(found["stages_ms"].values()) - mean) < 0.005 * mean)
+def _adds_up(figures: Entry) -> bool:
+    mean = figures["mean_ms"][0]
+    return bool(abs(sum(figures["stages_ms"].values()) - mean) < 0.005 * mean)
 
 
-def _digits(value: float) -> int:
-    """Places after the point that a time, or what it is printed with, is worth: three figures in all."""
+def _count_digits(value: float) -> int:
+    """Decimal places of a time, so that it has about three significant figures."""
     return 2 if value < 10 else 1 if value < 100 else 0
 
 
-def _short(value: float) -> str:
-    return f"{value:.{_digits(value)}f}"
+def _format_ms(value: float) -> str:
+    return f"{value:.{_count_digits(value)}f}"
 
 
-def _series(contenders: dict[str, Entry]) -> dict[str, tuple[str, str]]:
-    """Colour and mark of every contender; the chain's are the first, and of 42 no two have both."""
-    return {name: (SERIES[at % len(SERIES)][0], _MARKS[at % len(_MARKS)]) for at, name in enumerate(contenders)}
+def _choose_series(contenders: dict[str, Entry]) -> dict[str, tuple[str, str]]:
+    """Choose a colour and a mark for every contender. No two of 42 contenders have the same pair."""
+    return {
+        name: (SERIES[index % len(SERIES)][0], _MARKS[index % len(_MARKS)]) for index, name in enumerate(contenders)
+    }
 
 
-def _latencies(contenders: dict[str, Entry]) -> Figure:
-    """Share of pages answered within a time."""
+def _plot_latencies(contenders: dict[str, Entry]) -> Figure:
+    """Plot the share of pages that are answered within a time."""
     figure, (axes,) = panels([""], "ms a page (log)", "share of pages answered", 2.6)
-    for (name, (colour, _)), dash in zip(_series(contenders).items(), _DASHES * len(contenders), strict=False):
+    for (name, (colour, _)), dash in zip(_choose_series(contenders).items(), _DASHES * len(contenders), strict=False):
         width = 2.2 if name == CHAIN else 1.3
         axes.ecdf(contenders[name]["pages_ms"], label=name, color=colour, linestyle=dash, linewidth=width)
     axes.set_ylim(0, 1.02)
-    times = [ms for found in contenders.values() for ms in found["pages_ms"]]
-    _log_ms(axes, min(times), max(times))
+    times = [ms for figures in contenders.values() for ms in figures["pages_ms"]]
+    _set_log_ms(axes, min(times), max(times))
     legend(figure, axes, 3)
     return figure
 
 
-def _accuracies(contenders: dict[str, Entry]) -> Figure:
-    """Accuracy against mean time, both with their intervals."""
+def _plot_accuracies(contenders: dict[str, Entry]) -> Figure:
+    """Plot accuracy against mean time, both with their intervals."""
     figure, (axes,) = panels([""], "mean ms a page (log)", "accuracy", 2.6)
-    for name, (colour, mark) in _series(contenders).items():
+    for name, (colour, mark) in _choose_series(contenders).items():
         point(axes, contenders[name]["mean_ms"], contenders[name]["accuracy"], mark, colour, name, 7)
-    ends = [end for found in contenders.values() for end in found["mean_ms"]]
-    _log_ms(axes, min(ends), max(ends))
+    ends = [end for figures in contenders.values() for end in figures["mean_ms"]]
+    _set_log_ms(axes, min(ends), max(ends))
     legend(figure, axes, 3)
     return figure
 
 
-def _log_ms(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic axis of times that says 2 and 5, or 3 where it is too long for that, between powers of ten."""
+def _set_log_ms(axes: Axes, low: float, high: float) -> None:
+    """Set a logarithmic axis of times with ticks at 2 and 5, or at 3 on a long axis, between powers of ten."""
     axes.set_xscale("log")
     axes.set_xlim(low / 1.15, high * 1.15)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1, 3)))
@@ -154,54 +156,54 @@ def _log_ms(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _waterfall(chain: Entry, order: list[str]) -> Figure:
-    """The chain's mean time stage by stage, each beginning where the one before it ends."""
-    stages = in_order(chain["stages_ms"], order)
+def _plot_waterfall(chain: Entry, order: list[str]) -> Figure:
+    """Plot the chain's mean time by stage. Each bar begins at the end of the one before it."""
+    stages = sort_stages(chain["stages_ms"], order)
     total = sum(chain["stages_ms"].values())
-    figure, axes = _bars([_labelled(stage, chain["exits"], order) for stage in stages] + ["sum"])
-    colours = _colours(chain["by_kind"])
+    figure, axes = _make_bars([_label_stage(stage, chain["exits"], order) for stage in stages] + ["sum"])
+    colours = _choose_colours(chain["by_kind"])
     begin = 0.0
     for row, stage in enumerate(stages):
         ms = chain["stages_ms"][stage]
         axes.barh(row, ms, left=begin, color=colours[MODEL if is_segment(stage, order) else stage], height=0.7)
-        _at_the_right(axes, row, _short(ms), _percent(ms / total))
+        _write_at_right(axes, row, _format_ms(ms), _format_percent(ms / total))
         begin += ms
         axes.plot([begin, begin], [row - 0.35, row + 1.35], color="#8b949e", linewidth=0.6)
     axes.barh(len(stages), total, color="#59636e", height=0.7)
-    _at_the_right(axes, len(stages), _short(total), _percent(1))
+    _write_at_right(axes, len(stages), _format_ms(total), _format_percent(1))
     axes.set_xlim(0, total)
     return figure
 
 
-def _labelled(stage: str, exits: dict[str, float], order: list[str]) -> str:
-    share = reached(stage, exits, order)
-    return stage if share > 0.9995 else f"{stage} ({_percent(share, 1 if share < 0.1 else 0)})"
+def _label_stage(stage: str, exits: dict[str, float], order: list[str]) -> str:
+    share = share_that_reaches(stage, exits, order)
+    return stage if share > 0.9995 else f"{stage} ({_format_percent(share, 1 if share < 0.1 else 0)})"
 
 
-def _percent(share: float, digits: int = 0) -> str:
+def _format_percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _stacks(contenders: dict[str, Entry], kinds: list[str]) -> Figure:
-    """Every contender's mean time, its stages side by side."""
-    figure, axes = _bars(list(contenders))
-    colours = _colours(kinds)
+def _plot_stacks(contenders: dict[str, Entry], kinds: list[str]) -> Figure:
+    """Plot every contender's mean time as stacked stages."""
+    figure, axes = _make_bars(list(contenders))
+    colours = _choose_colours(kinds)
     for kind in kinds:
         axes.barh(0, 0, color=colours[kind], label=kind)
-    for row, found in enumerate(contenders.values()):
+    for row, figures in enumerate(contenders.values()):
         begin = 0.0
         for kind in kinds:
-            ms = found["by_kind"].get(kind, 0.0)
+            ms = figures["by_kind"].get(kind, 0.0)
             axes.barh(row, ms, left=begin, color=colours[kind], height=0.7)
             begin += ms
-        _at_the_right(axes, row, _short(begin))
+        _write_at_right(axes, row, _format_ms(begin))
     axes.set_xlim(left=0)
     legend(figure, axes, 3)
     return figure
 
 
-def _bars(rows: list[str]) -> tuple[Figure, Axes]:
-    """Horizontal bars, the first row on top, on one scale of milliseconds."""
+def _make_bars(rows: list[str]) -> tuple[Figure, Axes]:
+    """Make axes for horizontal bars on one scale of milliseconds, with the first row on top."""
     figure, (axes,) = panels([""], "mean ms a page", "", 0.28 * len(rows))
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -211,20 +213,20 @@ def _bars(rows: list[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _at_the_right(axes: Axes, row: int, *columns: str) -> None:
-    for at, words in enumerate(columns):
+def _write_at_right(axes: Axes, row: int, *columns: str) -> None:
+    for index, words in enumerate(columns):
         axes.annotate(
             words,
             (1, row),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(36 + 34 * at, 0),
+            xytext=(36 + 34 * index, 0),
             textcoords="offset points",
             ha="right",
             va="center",
         )
 
 
-def _colours(kinds: Any) -> dict[str, str]:
-    """Of the kinds of stages; those that only older results name get what is left."""
+def _choose_colours(kinds: Any) -> dict[str, str]:
+    """Choose a colour for each kind of stage. Kinds of older results get the remaining colours."""
     older = iter(_OLDER)
     return {kind: _OWN.get(kind) or next(older, "#000000") for kind in kinds}

@@ -1,4 +1,4 @@
-"""Measure a package: the chain against the same graphs in one uncut session, exit by exit, and what loading costs."""
+"""Measure a package: each exit of the chain, the same graphs in one uncut session, and the cost of loading."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from ee_export.bench.statistics import Spread, interleave, spread, timed
+from ee_export.bench.statistics import Spread, interleave, make_timer, spread
 from ee_export.data.encode import Arrays
 from ee_export.package.encoding import Encoding
 from ee_export.package.manifest import logits_name
@@ -30,7 +30,10 @@ from ee_export.segments.join import join
 
 @dataclass(frozen=True, slots=True)
 class ExitCost:
-    """Leaving at an exit: time, share of the uncut session's, and how many encoder layers it costs beyond the embeddings."""
+    """The cost of one exit.
+
+    ``of_uncut``: share of the uncut session's time. ``layers``: cost in encoder layers after the embeddings.
+    """
 
     exit: str
     ms: Spread
@@ -40,14 +43,15 @@ class ExitCost:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Everything measured at one text length, batch 1.
+    """All figures at one text length and batch size 1.
 
-    ``uncut``: one session of the same graphs, every exit's logits computed. ``whole``: one session that computes the last
-    exit alone. ``chain``: all segments, every exit asked, no page leaving; ``full``: the same as the operating point ``full``, which
-    asks none. ``embeddings``: one session that computes what the encoder starts from, hidden states and attention bias,
-    and the exits before it. ``layer_ms``: what one more encoder layer costs in the chain, from
-    the first to the last encoder exit; ``uncut_layer_ms``: in one session, from the embeddings to the last layer whose
-    hidden states pass between segments. Both are ``None`` where the package has no exits to tell them from.
+    ``uncut``: one session of the same graphs that computes every exit's logits. ``whole``: one session that computes
+    the last exit alone. ``chain``: all segments and all exits, without an early exit. ``full``: the chain at the
+    operating point ``full``, which evaluates the last exit alone. ``embeddings``: one session that computes the
+    encoder's input (hidden states and attention bias) and the exits before the encoder. ``layer_ms``: cost of one
+    encoder layer in the chain, between the first and the last encoder exit. ``uncut_layer_ms``: its cost in one
+    session, between the embeddings and the last layer whose hidden states pass between segments. Both are ``None`` if
+    the package has too few exits to compute them.
     """
 
     tokens: int
@@ -67,31 +71,31 @@ class Latency:
 def measure_latency(
     package: Package, target: str, tokens: Sequence[int], runs: int, progress: Progress
 ) -> list[Latency]:
-    """Interleave the chain, left at every exit in turn, with the uncut session, at each text length."""
+    """Interleave the chain with the uncut session at each text length. Pages exit at every exit in turn."""
     chain = load_package(package, target, one_pool=True)
     uncut = {"uncut": join(package, target), "whole": join(package, target, [logits_name(chain.exits[-1])])}
     passed = {tensor.name for segment in package.target(target).segments for tensor in segment.outputs}
     depth = max((int(match[1]) for name in passed if (match := re.fullmatch(r"hidden\.(\d+)", name))), default=0)
     if depth and passed >= {"hidden.0", "bias"}:
-        before = [logits_name(name) for name in chain.exits[:-1] if name not in _depths(chain.exits)]
+        before = [logits_name(name) for name in chain.exits[:-1] if name not in _find_depths(chain.exits)]
         uncut["embeddings"] = join(package, target, [*before, "hidden.0", "bias"])
         uncut["layers"] = join(package, target, [f"hidden.{depth}"])
     threads = backend.available_threads()
     sessions = {name: backend.open_session(graph.SerializeToString(), threads) for name, graph in uncut.items()}
-    found = []
-    for at, length in enumerate(tokens):
-        progress("latency", at, len(tokens))
-        found.append(_latency(chain, sessions, depth, drawn_inputs(chain.encoder.encoding, length), runs))
+    latencies = []
+    for index, length in enumerate(tokens):
+        progress("latency", index, len(tokens))
+        latencies.append(_measure_length(chain, sessions, depth, draw_inputs(chain.encoder.encoding, length), runs))
     progress("latency", len(tokens), len(tokens))
-    return found
+    return latencies
 
 
 def measure_loading(package: Package, target: str, runs: int, progress: Progress) -> dict[str, Any]:
-    """Time and memory of loading the package and of loading the whole model as one graph, in fresh processes, in turn."""
+    """Measure time and memory of loading the package and the full model as one graph, in fresh processes in turn."""
     times: dict[str, list[dict[str, float]]] = {"package": [], "uncut": []}
-    with tempfile.TemporaryDirectory(prefix="ee-bench-") as scratch:
-        uncut = Path(scratch) / "whole.onnx"
-        # Weights in a file beside it, as torch.onnx writes a large model: both are mapped, neither is parsed.
+    with tempfile.TemporaryDirectory(prefix="ee-bench-") as folder:
+        uncut = Path(folder) / "whole.onnx"
+        # The weights lie in a second file, as torch.onnx writes a large model. Both are mapped, and neither is parsed.
         onnx.save(
             join(package, target, [logits_name(package.manifest.exits[-1])]),
             uncut,
@@ -120,7 +124,7 @@ def measure_loading(package: Package, target: str, runs: int, progress: Progress
     return result
 
 
-def _latency(
+def _measure_length(
     chain: Chain, sessions: dict[str, onnxruntime.InferenceSession], hidden: int, arrays: Arrays, runs: int
 ) -> Latency:
     names = chain.exits
@@ -129,10 +133,10 @@ def _latency(
     def run_session(session: onnxruntime.InferenceSession) -> Callable[[], float]:
         outputs = [output.name for output in session.get_outputs()]
         feeds = {value.name: arrays[value.name] for value in session.get_inputs()}
-        return timed(lambda: session.run(outputs, feeds))
+        return make_timer(lambda: session.run(outputs, feeds))
 
     def run_chain(variant: Chain) -> Callable[[], float]:
-        return timed(lambda: variant.predict_encoded(arrays))
+        return make_timer(lambda: variant.predict_encoded(arrays))
 
     def python_us() -> float:
         started = time.perf_counter()
@@ -140,30 +144,28 @@ def _latency(
         taken_ms = (time.perf_counter() - started) * 1e3
         return (taken_ms - sum(step.duration_ms for step in trace)) * 1e3 / len(trace)
 
-    # Side by side first, then the other variants: every further one leaves the caches colder for the next.
+    # The pairs run first, because every further variant leaves colder caches to the next one.
     baselines = {name: run_session(session) for name, session in sessions.items()}
     pair = interleave({"uncut": baselines["uncut"], "last": run_chain(variants[names[-1]])}, runs)
     whole = interleave(
         {"whole": baselines["whole"], "last": run_chain(variants[names[-1]]), "full": run_chain(chain)}, runs
     )
-    leaving = {name: f"leaving at {name}" for name in names}
-    times = interleave({**baselines, **{leaving[name]: run_chain(each) for name, each in variants.items()}}, runs)
+    keys = {name: f"exit {name}" for name in names}
+    times = interleave({**baselines, **{keys[name]: run_chain(variant) for name, variant in variants.items()}}, runs)
     outside = interleave({"python": python_us}, runs)["python"]
     medians = {name: float(np.median(values)) for name, values in times.items()}
-    depth = _depths(names)
+    depth = _find_depths(names)
     layer = uncut_layer = None
     if "layers" in times:
         uncut_layer = (medians["layers"] - medians["embeddings"]) / hidden
     if len(depth) >= 2 and "embeddings" in times:
         first, last = min(depth, key=lambda n: depth[n]), max(depth, key=lambda n: depth[n])
-        layer = (medians[leaving[last]] - medians[leaving[first]]) / (depth[last] - depth[first])
+        layer = (medians[keys[last]] - medians[keys[first]]) / (depth[last] - depth[first])
     exits = []
     for name in names:
-        one = layer or uncut_layer
-        beyond = (medians[leaving[name]] - medians["embeddings"]) / one if name in depth and one else None
-        exits.append(
-            ExitCost(name, spread(times[leaving[name]]), spread(times[leaving[name]] / times["uncut"]), beyond)
-        )
+        layer_cost = layer or uncut_layer
+        beyond = (medians[keys[name]] - medians["embeddings"]) / layer_cost if name in depth and layer_cost else None
+        exits.append(ExitCost(name, spread(times[keys[name]]), spread(times[keys[name]] / times["uncut"]), beyond))
     return Latency(
         tokens=arrays["input_ids"].shape[1],
         uncut_ms=spread(pair["uncut"]),
@@ -180,13 +182,13 @@ def _latency(
     )
 
 
-def _depths(exits: Sequence[str]) -> dict[str, int]:
-    """The encoder layers before each exit ``encoder.<k>``."""
+def _find_depths(exits: Sequence[str]) -> dict[str, int]:
+    """Find the number of encoder layers before each exit ``encoder.<k>``."""
     return {name: int(match[1]) for name in exits if (match := re.fullmatch(r"encoder\.(\d+)", name))}
 
 
-def drawn_inputs(encoding: Encoding, tokens: int, batch: int = 1) -> Arrays:
-    """Encoded inputs of pages that nobody drew: noise, ``tokens`` random tokens each, boxes anywhere."""
+def draw_inputs(encoding: Encoding, tokens: int, batch: int = 1) -> Arrays:
+    """Draw random encoded inputs: noise as images, ``tokens`` random tokens per page, and random boxes."""
     rng = np.random.default_rng(tokens)
     side = encoding.image_size
     corners = np.sort(rng.integers(0, 1001, (batch, tokens, 2, 2)), axis=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def memory_mb(field: str) -> float:
-    """Memory of this process, such as its ``VmRSS:`` (now) or ``VmHWM:`` (at most)."""
+    """Read a memory figure of this process, such as ``VmRSS:`` (now) or ``VmHWM:`` (peak), in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
@@ -15,7 +15,7 @@ def memory_mb(field: str) -> float:
 
 
 def main() -> None:
-    """Imports are not counted: both variants pay them."""
+    """Load once and print the figures. Imports are not counted, because both variants need them."""
     kind, *arguments = sys.argv[1:]
     from ee_export.runtime import ort as backend
     from ee_export.runtime.load import load

@@ -1,4 +1,4 @@
-"""What a result says of the machine: its make and versions, and what might have disturbed the measuring."""
+"""The machine of a result: its make, its versions, and other work that disturbs a measurement."""
 
 import os
 import sys
@@ -13,17 +13,17 @@ from ee_export.builder.costs import machine_name
 from ee_export.runtime import ort as backend
 
 _BUSY = 0.5
-"""Load average before, or processors that others kept busy meanwhile, above which times are not worth quoting."""
+"""Largest load average before a measurement, or number of processors that other work keeps busy during it."""
 
 
 def environment() -> dict[str, Any]:
-    """Machine and versions, as every result states them."""
+    """Machine and versions, as in every result."""
     return {"machine": machine_name(), "numpy": np.__version__, "python": sys.version.split()[0]}
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The machine as it was when a measurement began; :func:`watch` makes one."""
+    """The state of the machine at the beginning of a measurement. :func:`watch` makes one."""
 
     load_average: float
     cpu_mhz: tuple[float, float, float] | None
@@ -31,8 +31,11 @@ class Watch:
     all_busy_s: float | None
     own_busy_s: float
 
-    def ended(self) -> dict[str, Any]:
-        """The fields of a result that docs/bench.md lists under the machine; children count as own once they were waited for."""
+    def finish(self) -> dict[str, Any]:
+        """Return the machine's fields of a result, as docs/bench.md lists them.
+
+        Ended child processes count as own work.
+        """
         others = None
         busy = _busy_seconds()
         if self.all_busy_s is not None and busy is not None:
@@ -41,23 +44,23 @@ class Watch:
         return {
             **environment(),
             "cores": os.cpu_count(),
-            "affinity": _affinity(),
+            "affinity": _read_affinity(),
             "load_average": self.load_average,
             "others_cpus": others,
             "cpu_mhz": {"before": self.cpu_mhz, "after": cpu_mhz()},
-            "governor": _governor(),
+            "governor": _read_governor(),
         }
 
 
 def watch() -> Watch:
-    """Look at the machine before anything is measured."""
+    """Read the state of the machine before a measurement."""
     return Watch(os.getloadavg()[0], cpu_mhz(), time.perf_counter(), _busy_seconds(), _own_seconds())
 
 
-def disturbed(result: dict[str, Any]) -> str | None:
-    """Why the times of a result should not be quoted, where the machine had other work.
+def describe_disturbance(result: dict[str, Any]) -> str | None:
+    """Describe the other work of the machine during a measurement, or return ``None`` if there was none.
 
-    The load average, which counts one's own last run too, decides only where nobody knows what others did meanwhile.
+    The load average contains the caller's own last run. It decides only if the work of other processes is unknown.
     """
     others = result.get("others_cpus")
     if others is None and result["load_average"] > _BUSY:
@@ -70,30 +73,30 @@ def disturbed(result: dict[str, Any]) -> str | None:
 
 
 def cpu_mhz() -> tuple[float, float, float] | None:
-    """Mean, least and greatest clock of the processors now; ``None`` where /proc/cpuinfo does not tell."""
+    """Mean, lowest and highest clock of the processors now, or ``None`` if /proc/cpuinfo lacks it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        found = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+        clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
     except (OSError, ValueError, IndexError):
         return None
-    return (sum(found) / len(found), min(found), max(found)) if found else None
+    return (sum(clocks) / len(clocks), min(clocks), max(clocks)) if clocks else None
 
 
-def _governor() -> str | None:
+def _read_governor() -> str | None:
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
     except OSError:
         return None
 
 
-def _affinity() -> list[int]:
+def _read_affinity() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(backend.available_threads()))
 
 
 def _busy_seconds() -> float | None:
-    """Processor time of the whole machine that was not idle, since it started; what a hypervisor took away counts too."""
+    """Busy processor time of the whole machine since its start, in seconds. Time that a hypervisor takes counts too."""
     try:
         first = Path("/proc/stat").read_text().splitlines()[0].split()
         user, nice, system, _, _, irq, softirq, steal = map(int, first[1:9])

@@ -1,4 +1,4 @@
-"""What a user would run instead: the whole model by other means, from encoded inputs to an answer, on the same weights."""
+"""Other runtimes of the full model with the same weights, from encoded inputs to logits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ee_export.bench.nested import nested_if
+from ee_export.bench.nested import build_nested_if
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest, require_known
 from ee_export.package.manifest import logits_name
@@ -17,13 +17,16 @@ from ee_export.runtime.openvino import require_openvino
 from ee_export.segments.join import join
 
 Run = Callable[[Arrays], np.ndarray]
-"""From encoded inputs of one page to logits, float32 ``[1, C]``."""
+"""Computes logits, float32 ``[1, C]``, from the encoded inputs of one page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is compared: a target of a package, the checkpoint it was built from (torch's peers need it), threads, and the whole
-    model's graph as another tool exported it from that checkpoint, for the peers that run one."""
+    """The model of a comparison.
+
+    ``checkpoint``: the checkpoint that the package was built from, which the peers of torch need. ``graph``: the graph
+    of the full model as another tool exported it from that checkpoint, for the peers that run one.
+    """
 
     package: str
     target: str
@@ -32,45 +35,45 @@ class Subject:
     threads: int
     graph: str | None = None
 
-    def opened(self) -> Package:
+    def open(self) -> Package:
         return open_package(Path(self.package))
 
 
 def _onnxruntime(subject: Subject) -> tuple[Run, int]:
-    """The whole model in onnxruntime, as optimum-onnx exported it, else as `uncut`."""
-    graph = _whole(subject)
-    return _session(graph, subject.threads), len(graph)
+    """The full model in onnxruntime, as optimum-onnx exported it, or else as `uncut`."""
+    graph = _read_full_graph(subject)
+    return _open_session(graph, subject.threads), len(graph)
 
 
 def _uncut(subject: Subject) -> tuple[Run, int]:
-    """The chain's own graphs in onnxruntime without their exits, joined to one: nobody has it without this toolkit."""
-    graph = _joined(subject)
-    return _session(graph, subject.threads), len(graph)
+    """The chain's own graphs in onnxruntime, joined to one graph without exits. Only this toolkit makes it."""
+    graph = _join_graphs(subject)
+    return _open_session(graph, subject.threads), len(graph)
 
 
 def _nested_if(subject: Subject) -> tuple[Run, int]:
-    """Early exits inside one graph, by nested ``If`` nodes with the same thresholds."""
-    graph = nested_if(subject.opened(), subject.target, subject.operating_point).SerializeToString()
-    return _session(graph, subject.threads), len(graph)
+    """Early exits inside one graph: nested ``If`` nodes with the same thresholds."""
+    graph = build_nested_if(subject.open(), subject.target, subject.operating_point).SerializeToString()
+    return _open_session(graph, subject.threads), len(graph)
 
 
 def _openvino(subject: Subject) -> tuple[Run, int]:
-    """The same graph in OpenVINO, tuned for latency by its own hint; in bfloat16 where the processor has it."""
-    return _by_openvino(subject, {})
+    """The same graph in OpenVINO with its latency hint, in bfloat16 if the processor has it."""
+    return _open_openvino(subject, {})
 
 
 def _openvino_f32(subject: Subject) -> tuple[Run, int]:
-    """The same in the numbers of the graph, as everybody else computes."""
-    return _by_openvino(subject, {"INFERENCE_PRECISION_HINT": "f32"})
+    """The same in OpenVINO in float32, the precision of the graph and of the other contenders."""
+    return _open_openvino(subject, {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def _by_openvino(subject: Subject, more: dict[str, str]) -> tuple[Run, int]:
+def _open_openvino(subject: Subject, hints: dict[str, str]) -> tuple[Run, int]:
     require_openvino()
     import openvino
 
-    graph = _whole(subject)
+    graph = _read_full_graph(subject)
     core = openvino.Core()
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads, **more}
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads, **hints}
     compiled = core.compile_model(core.read_model(graph), "CPU", options)
     names = [port.get_any_name() for port in compiled.inputs]
     output = compiled.output(0)
@@ -79,12 +82,12 @@ def _by_openvino(subject: Subject, more: dict[str, str]) -> tuple[Run, int]:
 
 def _transformers(subject: Subject) -> tuple[Run, int]:
     """The stock model of transformers in eager mode."""
-    return _torch(subject, compiled=False)
+    return _open_torch(subject, compiled=False)
 
 
 def _torch_compile(subject: Subject) -> tuple[Run, int]:
-    """The stock model of transformers by ``torch.compile``, for any text length."""
-    return _torch(subject, compiled=True)
+    """The stock model of transformers with ``torch.compile``, for any text length."""
+    return _open_torch(subject, compiled=True)
 
 
 PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
@@ -96,16 +99,17 @@ PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
     "transformers": _transformers,
     "torch_compile": _torch_compile,
 }
-"""By name: makes the peer ready, and says how many bytes it is on disk."""
+"""Functions that open a peer, by its name. Each returns the peer and its size on disk in bytes."""
 CHAIN = "chain"
 _EARLY = frozenset({CHAIN, "nested_if"})
 
 
-class Entry(NamedTuple):
-    """What a contender's name says, ``kind[@target][:exit]``.
+class Contender(NamedTuple):
+    """The parts of a contender's name, ``kind[@target][:exit]``.
 
-    ``kind``: the chain or a peer; ``target``: of the package, ``None`` for that of the comparison; ``exit``: where the chain lets
-    every page leave, all exits before asked, ``None`` for where its operating point does.
+    ``kind``: the chain or a peer. ``target``: a target of the package, or ``None`` for that of the comparison.
+    ``exit``: the exit at which every page exits after all exits before it are evaluated, or ``None`` if the operating
+    point decides.
     """
 
     kind: str
@@ -113,51 +117,51 @@ class Entry(NamedTuple):
     exit: str | None
 
     @property
-    def whole(self) -> bool:
-        """Whether it is the whole model by means that one has without this toolkit, for every page."""
-        return not self.early and self.kind != "uncut"
+    def is_full_model(self) -> bool:
+        """True if it runs the full model for every page, without parts of this toolkit."""
+        return not self.is_early and self.kind != "uncut"
 
     @property
-    def early(self) -> bool:
-        """Whether it leaves early."""
+    def is_early(self) -> bool:
+        """True if it has early exits."""
         return self.kind in _EARLY
 
 
-def entry(name: str) -> Entry:
-    """What a contender's name says.
+def parse_contender(name: str) -> Contender:
+    """Parse a contender's name.
 
     Raises:
-        BadRequest: there is no such kind, or one that cannot be told where to leave is.
+        BadRequest: there is no such kind, or the name has an exit and its kind is not the chain.
     """
     front, _, exit_name = name.partition(":")
     kind, _, target = front.partition("@")
     require_known(kind, (*PEERS, CHAIN), "peer")
     if exit_name and kind != CHAIN:
-        raise BadRequest(f"'{name}': only the chain can be told where to leave, as in chain:EXIT")
-    return Entry(kind, target or None, exit_name or None)
+        raise BadRequest(f"'{name}': only the chain takes an exit, as in chain:EXIT")
+    return Contender(kind, target or None, exit_name or None)
 
 
-def _joined(subject: Subject) -> bytes:
-    package = subject.opened()
+def _join_graphs(subject: Subject) -> bytes:
+    package = subject.open()
     return join(package, subject.target, [logits_name(package.manifest.exits[-1])]).SerializeToString()
 
 
-def _whole(subject: Subject) -> bytes:
+def _read_full_graph(subject: Subject) -> bytes:
     if subject.graph is None:
-        return _joined(subject)
+        return _join_graphs(subject)
     try:
         return Path(subject.graph).read_bytes()
     except OSError as error:
         raise BadRequest(f"--graph {subject.graph}: cannot be read ({error.strerror})") from None
 
 
-def _session(graph: bytes, threads: int) -> Run:
+def _open_session(graph: bytes, threads: int) -> Run:
     session = backend.open_session(graph, threads)
     names = [value.name for value in session.get_inputs()]
     return lambda arrays: np.asarray(session.run(None, {name: arrays[name] for name in names})[0])
 
 
-def _torch(subject: Subject, *, compiled: bool) -> tuple[Run, int]:
+def _open_torch(subject: Subject, *, compiled: bool) -> tuple[Run, int]:
     import torch
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 

@@ -1,4 +1,4 @@
-"""What the HTML reports share: templates, colours and plots, for a page that needs no network and is readable on a phone."""
+"""Templates, colours and plots of the HTML reports. A page needs no network and is readable on a phone."""
 
 import io
 import re
@@ -14,47 +14,48 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-"""Okabe and Ito's palette, which colour-blind people tell apart; every series also has a mark of its own."""
+"""The palette of Okabe and Ito for colour-blind readers. Every series also has a mark of its own."""
 SERIES = tuple(zip((BLUE, GREEN, PURPLE, ORANGE, SKY, "#000000"), "os^vPX", strict=True))
 OTHERS = "#c9cfd6"
 WIDTH_IN, FONT_PT = 5.0, 9.5
-"""Of every plot: narrow, so that its letters are still 8 px high on a phone."""
+"""Width and font size of every plot. It is narrow, so that its letters are 8 px high on a phone."""
 
 
 def environment() -> jinja2.Environment:
-    """Where a report's template is found, beside the two that all extend and import."""
-    found = jinja2.Environment(
+    """Make the template environment of the reports."""
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("ee_export.bench", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.filters["wrap"] = _wrap
-    return found
+    templates.filters["wrap"] = _wrap
+    return templates
 
 
 def _wrap(name: str) -> Markup:
-    """A name that may break after its underscores."""
+    """Allow line breaks after the underscores of a name."""
     return Markup(escape(name).replace("_", Markup("_<wbr>")))
 
 
 def exit_colours(exits: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A colour for each exit and one for letters on it, from light (first) to dark (last), so that they differ without hue.
+    """Choose a colour for each exit, and one for letters on it.
 
-    ``exits``: in the order in which a page meets them.
+    Colours go from light to dark, so that they differ without hue. ``exits``: in the order in which a page reaches
+    them.
     """
-    every = list(dict.fromkeys(exits))
-    colours = matplotlib.colormaps["cividis"](np.linspace(1, 0, len(every)))[:, :3]
+    names = list(dict.fromkeys(exits))
+    colours = matplotlib.colormaps["cividis"](np.linspace(1, 0, len(names)))[:, :3]
     lightness = colours @ (0.299, 0.587, 0.114)
     return {
         name: (matplotlib.colors.to_hex(colour), "#000" if light > 0.5 else "#fff")
-        for name, colour, light in zip(every, colours, lightness, strict=True)
+        for name, colour, light in zip(names, colours, lightness, strict=True)
     }
 
 
 def drawing() -> AbstractContextManager[None]:
-    """Within it, figures have the reports' letters."""
+    """Return a context in which figures have the font of the reports."""
     return matplotlib.rc_context(
         {
             "svg.fonttype": "none",
@@ -67,26 +68,26 @@ def drawing() -> AbstractContextManager[None]:
 
 
 def panels(titles: list[str], x: str, y: str, height: float = 1.7, columns: int = 2) -> tuple[Figure, list[Axes]]:
-    """One small plot a title, all on the same axes, ``x`` and ``y`` by name."""
+    """Make one small plot per title, all with the same axes. ``x`` and ``y``: names of the axes."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(WIDTH_IN, 0.8 + height * rows), layout="constrained")
-    every = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
-    for axes in every[len(titles) :]:
+    axes_list = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    for axes in axes_list[len(titles) :]:
         axes.set_axis_off()
-    for axes in every[max(0, len(titles) - columns) : len(titles)]:
+    for axes in axes_list[max(0, len(titles) - columns) : len(titles)]:
         axes.tick_params(labelbottom=True)
-    for axes, title in zip(every, titles, strict=False):
+    for axes, title in zip(axes_list, titles, strict=False):
         axes.set_title(textwrap.fill(title.replace("_", "_ "), 62 // columns).replace("_ ", "_"))
         axes.grid(color="#e8ebee")
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(x)
     figure.supylabel(y)
-    return figure, every[: len(titles)]
+    return figure, axes_list[: len(titles)]
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """What the series are called, above all panels."""
+    """Write the names of the series above all panels."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
@@ -94,14 +95,14 @@ def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
 def point(
     axes: Axes, x: Sequence[float], y: Sequence[float], mark: str, colour: str, label: str, size: float = 5
 ) -> None:
-    """A mark at two figures, each a value with the ends of its interval."""
+    """Plot a mark at two figures. Each is a value with the ends of its interval."""
     axes.plot(x[1:], [y[0], y[0]], color=colour, linewidth=0.8)
     axes.plot([x[0], x[0]], y[1:], color=colour, linewidth=0.8)
     axes.plot(x[0], y[0], mark, color=colour, markersize=size, markeredgecolor="white", label=label, linestyle="none")
 
 
 def svg(name: str, figure: Figure) -> str:
-    """The figure as SVG whose ids begin with its name: several on one page must not share them."""
+    """Return the figure as SVG. Its ids begin with its name, because several figures share a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()

@@ -1,6 +1,6 @@
-"""SingleStream, Server and Offline, after MLPerf Inference: one package, one or two of its operating points, the same work.
+"""SingleStream, Server and Offline, after MLPerf Inference: one or two operating points of a package on the same work.
 
-Reference: Reddi et al., "MLPerf Inference Benchmark", 2020; what applies here of its rules is in docs/bench.md.
+Reference: Reddi et al., "MLPerf Inference Benchmark", 2020. docs/bench.md lists the rules that apply here.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ee_export.bench import machine
-from ee_export.bench.server import Search, Trial, arrivals, may_be_late, search, serve
+from ee_export.bench.server import Search, Trial, count_allowed_late, draw_arrivals, search, serve
 from ee_export.bench.statistics import Interval, interval, percentile, samples_needed
 from ee_export.bench.system import System
 from ee_export.bench.work import Work
@@ -24,16 +24,16 @@ from ee_export.runtime.load import load_package
 
 SCHEMA = 1
 WARM_UP = 20
-"""Pages that every contender answers before any counts."""
+"""Pages that every contender answers before the first measured page."""
 _BLOCK = 32
-"""Queries that one contender answers before it is the other's turn."""
+"""Queries that one contender answers before the other's turn."""
 _PASSES = 5
-"""Offline: passes over all pages, at least, for an interval."""
+"""Fewest passes over all pages of Offline, for an interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How it is measured; docs/bench.md says what each field means."""
+    """The rules of a run. docs/bench.md describes each field."""
 
     scenario: str = "SingleStream"
     min_seconds: float = 10.0
@@ -48,26 +48,28 @@ class Plan:
     max_batch: int = 1
 
 
-Hunt = tuple[System, dict[str, Any], Search]
-"""Who looks for the highest rate, the entry of the result that it fills, and the search."""
+RateSearch = tuple[System, dict[str, Any], Search]
+"""A system, the entry of the result that its search fills, and the search for the highest rate."""
 
 
 def run(
     package: Package, target: str, points: Sequence[str], work: Work, threads: int, plan: Plan, progress: Progress
 ) -> dict[str, Any]:
-    """Measure; returns the result that docs/bench.md describes.
+    """Run a scenario, and return the result that docs/bench.md describes.
 
     Args:
-        package: what is measured.
-        target: where its segments run.
-        points: one operating point or two, which are measured in turn; the ratio is the first's gain over the second.
-        work: what they are given.
-        threads: of the process's one pool.
+        package: the package to measure.
+        target: a target of the package.
+        points: one operating point, or two that are measured in turn. The ratio is the gain of the first over the
+            second.
+        work: the pages.
+        threads: number of threads of the process's one pool.
         plan: the scenario and its rules.
-        progress: told how far it is.
+        progress: called at every step.
 
     Raises:
-        BadRequest: the target cannot run here, there is no such operating point, or the run was too short for what is asked.
+        BadRequest: the target cannot run here, there is no such operating point, or the run was too short for its
+            percentiles.
         BadPage, NoText: a page cannot be read.
     """
     if plan.scenario == "Server" and plan.min_queries < samples_needed(99):
@@ -78,29 +80,29 @@ def run(
     systems = {point: System(point, chain.at(point), work) for point in points}
     watch = machine.watch()
     if plan.scenario == "Server":
-        whole = systems.get(FULL) or System(FULL, chain.at(FULL), work)
-        found = _server(list(systems.values()), whole, len(work), plan, progress)
+        full = systems.get(FULL) or System(FULL, chain.at(FULL), work)
+        figures = _server(list(systems.values()), full, len(work), plan, progress)
     else:
         measure = {"SingleStream": _single_stream, "Offline": _offline}[plan.scenario]
-        found = measure(list(systems.values()), len(work), plan, progress)
+        figures = measure(list(systems.values()), len(work), plan, progress)
     return {
         "schema": SCHEMA,
         "scenario": plan.scenario,
-        **watch.ended(),
+        **watch.finish(),
         "package": str(package.path),
         "target": target,
         "threads": threads,
         "plan": {**asdict(plan), "warm_up": WARM_UP},
         "work": work.to_dict(),
-        **found,
+        **figures,
     }
 
 
 def _single_stream(systems: Sequence[System], pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
-    """One page after the other: the next is issued when the one before is answered."""
+    """Classify one page after the other. The next page is issued at the answer to the one before."""
     _warm_up(systems, pages)
     latencies = _stream(systems, pages, plan.seed, plan.min_queries, plan.min_seconds, progress)
-    found = {}
+    figures: dict[str, Any] = {}
     for system in systems:
         times = latencies[system.name]
         seconds = float(times.sum()) / 1e3
@@ -110,47 +112,52 @@ def _single_stream(systems: Sequence[System], pages: int, plan: Plan, progress: 
                 f"SingleStream: p90 takes {samples_needed(90)} queries, and this run had {len(times)} in {seconds:.1f} s; "
                 f"give --min-queries {samples_needed(90)}, or --min-seconds {math.ceil(longer)}"
             )
-        found[system.name] = {"queries": len(times), "seconds": seconds, **_latency(times), **system.tally()}
+        figures[system.name] = {"queries": len(times), "seconds": seconds, **_latency(times), **system.tally()}
     ratio = None
     if len(systems) == 2:
-        shared = min(map(len, latencies.values()))  # both were given the same pages in the same order
-        one, other = (latencies[system.name][:shared] for system in systems)
-        ratio = interval(lambda rows: other[rows].mean() / one[rows].mean(), shared)
-    return {"contenders": found, "ratio": ratio}
+        shared = min(map(len, latencies.values()))  # both have the same pages in the same order
+        first, second = (latencies[system.name][:shared] for system in systems)
+        ratio = interval(lambda rows: second[rows].mean() / first[rows].mean(), shared)
+    return {"contenders": figures, "ratio": ratio}
 
 
-def _server(systems: Sequence[System], whole: System, pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Pages arrive by chance at a rate that is given, or at the highest that is held; ``whole``: whose median the bound is of."""
-    needed = systems if whole in systems or plan.bound_ms is not None else [*systems, whole]
+def _server(systems: Sequence[System], full: System, pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Serve random arrivals at a given rate, or at the highest rate that is held.
+
+    ``full``: the system of the bound's median.
+    """
+    needed = systems if full in systems or plan.bound_ms is not None else [*systems, full]
     _warm_up(needed, pages)
-    alone = _stream(needed, pages, plan.seed, plan.min_queries, 0.0, progress)
-    medians = {name: float(np.median(times)) for name, times in alone.items()}
-    found: dict[str, Any] = {}
-    hunts: list[Hunt] = []
+    unloaded = _stream(needed, pages, plan.seed, plan.min_queries, 0.0, progress)
+    medians = {name: float(np.median(times)) for name, times in unloaded.items()}
+    figures: dict[str, Any] = {}
+    searches: list[RateSearch] = []
     for system in systems:
-        times = alone[system.name]
+        times = unloaded[system.name]
         system.tally()
-        found[system.name] = {"unloaded": _latency(times), "bounds": {}}
-        for name, bound_ms in _bounds(plan, medians, system.name, whole.name).items():
+        figures[system.name] = {"unloaded": _latency(times), "bounds": {}}
+        for name, bound_ms in _find_bounds(plan, medians, system.name, full.name).items():
             entry: dict[str, Any] = {"bound_ms": bound_ms, "rate": None, "not_held": None, "run": None, "trials": []}
-            found[system.name]["bounds"][name] = entry
+            figures[system.name]["bounds"][name] = entry
             if plan.rate is not None:
-                progress("arrivals", len(hunts), len(systems))
-                _note(entry, _trial(system, pages, plan.rate, plan.seed, bound_ms, plan, give_up=False), system)
-            elif (times > bound_ms).sum() > may_be_late(len(times)):
-                entry["rate"] = 0.0  # one page at a time is too many
+                progress("arrivals", len(searches), len(systems))
+                _record_trial(
+                    entry, _run_trial(system, pages, plan.rate, plan.seed, bound_ms, plan, give_up=False), system
+                )
+            elif (times > bound_ms).sum() > count_allowed_late(len(times)):
+                entry["rate"] = 0.0  # one page at a time is late already
             else:
                 start = 0.5e3 * plan.streams / float(times.mean())
-                hunts.append((system, entry, search(start, plan.seed)))
-    _hunt(hunts, pages, plan, progress)
-    return {"contenders": found, "ratio": _gains(found)}
+                searches.append((system, entry, search(start, plan.seed)))
+    _search_rates(searches, pages, plan, progress)
+    return {"contenders": figures, "ratio": _compare_rates(figures)}
 
 
 def _offline(systems: Sequence[System], pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
-    """All pages are there from the beginning."""
+    """Classify pages that are all given at the beginning."""
     order = np.random.default_rng(plan.seed).permutation(pages).tolist()
     _warm_up(systems, pages)
-    for system in systems:  # the best sizes of batches are measured, and room for them made
+    for system in systems:  # measures the best batch sizes and allocates memory for them
         system.answer_all(order[: plan.batch], plan.batch)
         system.tally()
     passes: dict[str, list[float]] = {system.name: [] for system in systems}
@@ -159,15 +166,15 @@ def _offline(systems: Sequence[System], pages: int, plan: Plan, progress: Progre
         for system in list(waiting):
             began = time.perf_counter()
             done = system.answer_all(order, plan.batch)
-            mine = passes[system.name]
-            mine.append(done - began)
-            if len(mine) >= _PASSES and len(mine) * pages >= plan.min_queries and sum(mine) >= plan.min_seconds:
+            times = passes[system.name]
+            times.append(done - began)
+            if len(times) >= _PASSES and len(times) * pages >= plan.min_queries and sum(times) >= plan.min_seconds:
                 waiting.remove(system)
-            progress(system.name, *_share(len(mine) * pages, sum(mine), plan.min_queries, plan.min_seconds))
-    found = {}
+            progress(system.name, *_share(len(times) * pages, sum(times), plan.min_queries, plan.min_seconds))
+    figures = {}
     for system in systems:
         seconds = np.array(passes[system.name])
-        found[system.name] = {
+        figures[system.name] = {
             "passes": len(seconds),
             "queries": len(seconds) * pages,
             "seconds": float(seconds.sum()),
@@ -177,24 +184,25 @@ def _offline(systems: Sequence[System], pages: int, plan: Plan, progress: Progre
     ratio = None
     if len(systems) == 2:
         shared = min(map(len, passes.values()))
-        one, other = (np.array(passes[system.name][:shared]) for system in systems)
-        ratio = interval(lambda rows: other[rows].sum() / one[rows].sum(), shared)
-    return {"contenders": found, "ratio": ratio}
+        first, second = (np.array(passes[system.name][:shared]) for system in systems)
+        ratio = interval(lambda rows: second[rows].sum() / first[rows].sum(), shared)
+    return {"contenders": figures, "ratio": ratio}
 
 
 def _warm_up(systems: Sequence[System], pages: int) -> None:
     for system in systems:
-        for at in range(WARM_UP):
-            system.answer([at % pages])
+        for query in range(WARM_UP):
+            system.answer([query % pages])
         system.tally()
 
 
 def _stream(
     systems: Sequence[System], pages: int, seed: int, queries: int, seconds: float, progress: Progress
 ) -> dict[str, np.ndarray]:
-    """Milliseconds of each query by contender, one at a time, until there are so many and so much time was spent.
+    """Measure single queries by contender, in milliseconds, until ``queries`` and ``seconds`` are reached.
 
-    Pages are drawn with replacement. The contenders take turns, a block of the same pages each; who has enough is left out.
+    Pages are drawn with replacement. The contenders take turns with blocks of the same pages. A contender with enough
+    queries ends.
     """
     rng = np.random.default_rng(seed)
     taken: dict[str, list[float]] = {system.name: [] for system in systems}
@@ -215,72 +223,77 @@ def _stream(
     return {name: np.array(times) for name, times in taken.items()}
 
 
-def _hunt(hunts: Sequence[Hunt], pages: int, plan: Plan, progress: Progress) -> None:
-    """Search for every contender's highest rate, a trial each in turn, so that a change of the machine meets them all."""
-    asked = {at: next(rates) for at, (_, _, rates) in enumerate(hunts)}
-    tried = 0
-    while asked:
-        for at in list(asked):
-            system, entry, rates = hunts[at]
-            tried += 1
-            progress("trials", tried, max(tried + 1, 10 * len(hunts)))
-            rate, seed = asked[at]
-            trial = _trial(system, pages, rate, seed, entry["bound_ms"], plan, give_up=True)
-            _note(entry, trial, system)
+def _search_rates(searches: Sequence[RateSearch], pages: int, plan: Plan, progress: Progress) -> None:
+    """Search for every contender's highest rate.
+
+    Trials alternate, so that a change of the machine affects all contenders.
+    """
+    requests = {index: next(rates) for index, (_, _, rates) in enumerate(searches)}
+    trials = 0
+    while requests:
+        for index in list(requests):
+            system, entry, rates = searches[index]
+            trials += 1
+            progress("trials", trials, max(trials + 1, 10 * len(searches)))
+            rate, seed = requests[index]
+            trial = _run_trial(system, pages, rate, seed, entry["bound_ms"], plan, give_up=True)
+            _record_trial(entry, trial, system)
             try:
-                asked[at] = rates.send(trial.held)
+                requests[index] = rates.send(trial.held)
             except StopIteration as end:
                 entry["rate"], entry["not_held"] = end.value
                 if not entry["rate"]:
                     entry["run"] = None
-                del asked[at]
+                del requests[index]
     progress("trials", 1, 1)
 
 
-def _trial(system: System, pages: int, rate: float, seed: int, bound_ms: float, plan: Plan, *, give_up: bool) -> Trial:
+def _run_trial(
+    system: System, pages: int, rate: float, seed: int, bound_ms: float, plan: Plan, *, give_up: bool
+) -> Trial:
     count = max(plan.min_queries, math.ceil(rate * plan.min_seconds))
     rows = np.random.default_rng([seed, 1]).integers(pages, size=count).tolist()
-    due = arrivals(rate, count, seed)
+    due = draw_arrivals(rate, count, seed)
     latencies, late = serve(
         system.answer, due, rows, bound_ms=bound_ms, streams=plan.streams, most=plan.max_batch, give_up=give_up
     )
     return Trial(rate, seed, bound_ms, latencies, late)
 
 
-def _note(entry: dict[str, Any], trial: Trial, system: System) -> None:
-    """Keep a trial in the result; the last that was complete is the one that is quoted."""
+def _record_trial(entry: dict[str, Any], trial: Trial, system: System) -> None:
+    """Add a trial to the result. The last complete trial becomes the run of the entry."""
     tally = system.tally()
-    told = {
+    figures = {
         "rate": trial.rate,
         "seed": trial.seed,
         "queries": int(np.isfinite(trial.latencies_ms).sum()),
         "late": trial.late,
         "held": trial.held,
     }
-    entry["trials"].append(told)
+    entry["trials"].append(figures)
     if trial.complete:
-        entry["run"] = {**told, **_latency(trial.latencies_ms), **tally}
+        entry["run"] = {**figures, **_latency(trial.latencies_ms), **tally}
 
 
-def _bounds(plan: Plan, medians: dict[str, float], name: str, whole: str) -> dict[str, float]:
-    """The bounds on p99, ms, that a contender is measured with, by whose they are."""
+def _find_bounds(plan: Plan, medians: dict[str, float], name: str, full_name: str) -> dict[str, float]:
+    """Return the bounds on p99 of a contender, in milliseconds, by the contender of their median."""
     if plan.bound_ms is not None:
         return {"given": plan.bound_ms}
-    bounds = {"whole": plan.bound_medians * medians[whole], "own": plan.bound_medians * medians[name]}
+    bounds = {"whole": plan.bound_medians * medians[full_name], "own": plan.bound_medians * medians[name]}
     if plan.bound_of == "both":
-        return {"whole": bounds["whole"]} if name == whole else bounds
+        return {"whole": bounds["whole"]} if name == full_name else bounds
     return {plan.bound_of: bounds[plan.bound_of]}
 
 
-def _gains(found: dict[str, Any]) -> dict[str, Interval] | None:
-    """The first contender's rate over the second's, by bound, and between what it lies: the rates that were not held."""
-    if len(found) < 2:
+def _compare_rates(figures: dict[str, Any]) -> dict[str, Interval] | None:
+    """Divide the first contender's rate by the second's, per bound. The ends come from the rates that were not held."""
+    if len(figures) < 2:
         return None
-    one, other = (entry["bounds"] for entry in found.values())
+    first, second = (entry["bounds"] for entry in figures.values())
     gains = {}
-    for name in dict.fromkeys((*one, *other)):
-        # The whole model's own bound is the bound of the whole model, and it was not searched twice.
-        pair = [side.get(name) or side["whole"] for side in (one, other)]
+    for name in dict.fromkeys((*first, *second)):
+        # The full model's own bound is the bound `whole`, which is searched once.
+        pair = [side.get(name) or side["whole"] for side in (first, second)]
         rates = [(entry["rate"], entry["not_held"]) for entry in pair]
         if all(rate and above for rate, above in rates):
             (rate, above), (base, base_above) = rates
@@ -289,7 +302,7 @@ def _gains(found: dict[str, Any]) -> dict[str, Interval] | None:
 
 
 def _latency(times: np.ndarray) -> dict[str, Any]:
-    """Mean and percentiles, each with its interval, or ``None`` where too few samples were taken."""
+    """Compute mean and percentiles with their intervals. A percentile is ``None`` if there are too few samples."""
     mean = interval(lambda rows: float(times[rows].mean()), len(times))
     return {"mean_ms": mean, **{f"p{percent}_ms": percentile(times, percent) for percent in (50, 90, 99)}}
 
@@ -298,7 +311,7 @@ def _throughput(seconds: np.ndarray, pages: int) -> Callable[[np.ndarray], float
     return lambda rows: pages * len(rows) / float(seconds[rows].sum())
 
 
-def _share(queries: int, seconds: float, wanted: int, wanted_s: float) -> tuple[int, int]:
-    """How much of a run is done, in hundredths."""
-    done = min(queries / wanted, seconds / wanted_s if wanted_s else 1.0, 1.0)
+def _share(queries: int, seconds: float, min_queries: int, min_seconds: float) -> tuple[int, int]:
+    """Compute the finished part of a run in hundredths."""
+    done = min(queries / min_queries, seconds / min_seconds if min_seconds else 1.0, 1.0)
     return int(100 * done), 100

@@ -1,8 +1,8 @@
-"""MLPerf's Server scenario: pages arrive as a Poisson process, whatever the system does, and all but one in a hundred must be in time.
+"""MLPerf's Server scenario: pages arrive as a Poisson process, and at most one page in a hundred may be late.
 
-The queue is the schedule itself: a worker takes the next page whose time has come, or sleeps until one comes. When pages arrive
-was fixed before the run, so no slow answer can hold the next arrival up (no coordinated omission), and no thread that issues
-them competes with the workers. A page's latency counts from its arrival.
+The queue is the schedule itself. A worker takes the next page that has arrived, or sleeps until the next arrival. The
+arrivals are fixed before the run, so a slow answer delays no arrival (no coordinated omission), and no issuing thread
+competes with the workers. The latency of a page counts from its arrival.
 """
 
 import math
@@ -16,18 +16,19 @@ import numpy as np
 
 _GROWTH = 1.5
 RESOLUTION = 0.03
-"""The search ends when a rate is held and one so much higher is not."""
+"""The search ends if a rate is held and a rate that is higher by this share is not."""
 _LEAST = 1 / 16
-"""Of the first rate: below it the search gives up."""
+"""Share of the first rate below which the search ends without a result."""
 
 Search = Generator[tuple[float, int], bool, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What became of the pages that arrived at one rate, a second; ``latencies_ms`` float ``[N]`` in order of arrival.
+    """The latencies of pages that arrived at one rate.
 
-    ``late``: how many took longer than ``bound_ms``. Where the trial was given up, those that were not answered are NaN.
+    ``rate``: pages per second. ``latencies_ms``: float ``[N]`` in the order of arrival. If the trial ended early, pages
+    without an answer are NaN. ``late``: number of pages that took longer than ``bound_ms``.
     """
 
     rate: float
@@ -38,24 +39,24 @@ class Trial:
 
     @property
     def complete(self) -> bool:
-        """Whether every page was answered."""
+        """True if every page has an answer."""
         return bool(np.isfinite(self.latencies_ms).all())
 
     @property
     def held(self) -> bool:
-        """Whether p99 is within the bound: no more than one page in a hundred was late."""
-        return self.complete and self.late <= may_be_late(len(self.latencies_ms))
+        """True if p99 is within the bound, so that at most one page in a hundred is late."""
+        return self.complete and self.late <= count_allowed_late(len(self.latencies_ms))
 
 
-def may_be_late(pages: int) -> int:
-    """How many of some pages may be late if p99 is to be within the bound."""
+def count_allowed_late(pages: int) -> int:
+    """Count the pages that may be late if p99 is within the bound."""
     return pages // 100
 
 
-def arrivals(rate: float, count: int, seed: int) -> np.ndarray:
-    """When pages arrive, seconds float ``[count]``: a Poisson process of ``rate`` pages a second.
+def draw_arrivals(rate: float, count: int, seed: int) -> np.ndarray:
+    """Draw the arrival times of pages, in seconds, float ``[count]``: a Poisson process of ``rate`` pages per second.
 
-    The gaps of one seed have the same proportions at every rate, so that two rates differ in nothing else.
+    The gaps of one seed have the same proportions at every rate, so that two rates differ only in the rate.
     """
     return np.random.default_rng(seed).exponential(size=count).cumsum() / rate
 
@@ -70,22 +71,23 @@ def serve(
     most: int = 1,
     give_up: bool = False,
 ) -> tuple[np.ndarray, int]:
-    """Have pages answered as they arrive.
+    """Classify pages as they arrive.
 
     Args:
-        answer: classifies pages by number, and says when it was done in seconds of ``time.perf_counter``.
-        due: when pages arrive, seconds from the start, float ``[N]``, rising.
+        answer: classifies pages by number, and returns the time at its end, in seconds of ``time.perf_counter``.
+        due: arrival times in seconds from the start, float ``[N]``, in ascending order.
         rows: number of each page.
         bound_ms: latency above which a page is late.
-        streams: workers, a thread each.
-        most: how many of the pages that wait a worker takes at once.
-        give_up: end as soon as more are late than p99 allows.
+        streams: number of workers, with one thread each.
+        most: largest number of waiting pages that a worker takes at once.
+        give_up: end as soon as more pages are late than p99 allows.
 
     Returns:
-        Latency of each page from its arrival, milliseconds float ``[N]``, NaN where it was given up before; and how many were late.
+        Latency of each page from its arrival in milliseconds, float ``[N]``, NaN if it has no answer. The number of
+        late pages.
     """
     latencies = np.full(len(due), np.nan)
-    allowed = may_be_late(len(due)) if give_up else len(due)
+    allowed = count_allowed_late(len(due)) if give_up else len(due)
     lock = threading.Lock()
     taken = late = 0
     start = time.perf_counter()
@@ -108,23 +110,25 @@ def serve(
                     late += int((latencies[first:last] > bound_ms).sum())
         except BaseException:
             with lock:
-                taken = len(due)  # the others end with the page they have
+                taken = len(due)  # ends the other workers after their page
             raise
 
     with ThreadPoolExecutor(streams) as workers:
-        for done in [workers.submit(work) for _ in range(streams)]:
-            done.result()
+        for future in [workers.submit(work) for _ in range(streams)]:
+            future.result()
     return latencies, late
 
 
 def search(start: float, seed: int) -> Search:
-    """Find the highest rate that is held: yields a rate and the seed of its arrivals, and is sent whether it was held.
+    """Search for the highest rate that is held.
 
-    It steps up or down from ``start`` by half until one rate is held and another not, then halves what lies between. All this
-    with the same arrivals; what they chose must hold with others too, else the next lower rate is tried with others still.
+    The generator yields a rate and the seed of its arrivals. The caller sends back if the rate was held. The rate rises
+    or falls by half from ``start`` until one rate is held and another is not. Then the interval between them is halved.
+    All these steps use the same arrivals. The chosen rate must also hold with other arrivals, or the next lower rate is
+    tried with new ones.
 
     Returns:
-        The highest rate held, 0 if none is, and the lowest that was not; pages a second.
+        The highest rate that was held, 0 if none was, and the lowest rate that was not, in pages per second.
     """
     low, high, rate = 0.0, math.inf, start
     while not low or high == math.inf:

@@ -1,4 +1,4 @@
-"""Stages of a page's time: their names, beside those of the chain's segments, and the order in which a page meets them."""
+"""Stages of a page's time: their names and their order. The segments of the chain are stages too."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,14 +7,16 @@ from ee_export.errors import BadRequest
 from ee_export.package.manifest import Manifest
 
 READ, ENCODE, OCR, MODEL, REST = "read and decode", "encode", "ocr", "model", "policy and rest"
-"""``MODEL`` stands with a peer where the chain has its segments; ``REST`` is what no other stage has of the whole."""
+"""``MODEL`` is the one stage of a peer for the chain's segments. ``REST`` is the time outside all other stages."""
 
 _FAMILIES = ("vision", OCR, "text", "fusion", "encoder", "final")
-"""Beginnings of the segments' names in results from before a result held the order of its stages."""
+"""Beginnings of the segments' names in old results, which lack the order of their stages."""
 
 
-def stages_of(manifest: Manifest) -> list[str]:
-    """All stages of a package's comparison, in the order in which a page meets them. OCR comes before the first segment that reads text.
+def list_stages(manifest: Manifest) -> list[str]:
+    """List the stages of a package's comparison in the order of a page.
+
+    OCR comes before the first segment that reads text.
 
     Raises:
         BadRequest: an exit has the name of a stage.
@@ -24,34 +26,36 @@ def stages_of(manifest: Manifest) -> list[str]:
             raise BadRequest(f"the exit '{name}' has the name of a stage that ee-bench measures; rename the exit")
     segments = list(manifest.exits)
     target = next(iter(manifest.targets.values()))
-    reads = [any(manifest.inputs.get(t.name) == "text" for t in segment.inputs) for segment in target.segments]
+    reads = [
+        any(manifest.inputs.get(tensor.name) == "text" for tensor in segment.inputs) for segment in target.segments
+    ]
     if True in reads:
         segments.insert(reads.index(True), OCR)
     return [READ, ENCODE, *segments, MODEL, REST]
 
 
 def order_of(result: Mapping[str, Any]) -> list[str]:
-    """The order of the stages of a recorded comparison, from the result or, if that is older, from the names."""
+    """Return the order of the stages of a recorded comparison. Old results have it in the names of the stages alone."""
     if "stages" in result:
         return list(result["stages"])
-    stages = {stage for each in result["contenders"].values() for stage in each["stages_ms"]}
-    exits = {name for each in result["contenders"].values() for name in each.get("exits", ())}
+    stages = {stage for figures in result["contenders"].values() for stage in figures["stages_ms"]}
+    exits = {name for figures in result["contenders"].values() for name in figures.get("exits", ())}
     return sorted({READ, ENCODE, MODEL, REST} | stages | exits, key=_rank)
 
 
-def in_order(stages: Iterable[str], order: Sequence[str]) -> list[str]:
-    """Stages as a page meets them. Those that only older results name come first."""
-    places = {stage: at for at, stage in enumerate(order)}
+def sort_stages(stages: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Sort stages by the order of a page. Stages that only old results have come first."""
+    places = {stage: index for index, stage in enumerate(order)}
     return sorted(stages, key=lambda stage: places.get(stage, -1))
 
 
 def is_segment(stage: str, order: Sequence[str]) -> bool:
-    """Whether a stage is one of the chain's segments."""
+    """True if a stage is a segment of the chain."""
     return stage in order[order.index(ENCODE) + 1 : order.index(MODEL)] and stage != OCR
 
 
-def reached(stage: str, exits: Mapping[str, float], order: Sequence[str]) -> float:
-    """Share of pages that reach a stage of the chain, from the shares that exit at each exit."""
+def share_that_reaches(stage: str, exits: Mapping[str, float], order: Sequence[str]) -> float:
+    """Compute the share of pages that reach a stage of the chain from the shares of all exits."""
     if stage != OCR and not is_segment(stage, order):
         return 1.0
     return sum(share for name, share in exits.items() if order.index(name) >= order.index(stage))
@@ -60,5 +64,5 @@ def reached(stage: str, exits: Mapping[str, float], order: Sequence[str]) -> flo
 def _rank(stage: str) -> tuple[int, int]:
     order = (READ, ENCODE, *_FAMILIES, MODEL, REST)
     family, _, number = stage.partition(".")
-    # text.<p> reads the top p % of a page, text the whole of it
+    # text.<p> reads the top p % of a page, text the whole page
     return (order.index(family) if family in order else -1, int(number) if number.isdigit() else 100)

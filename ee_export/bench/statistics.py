@@ -13,7 +13,7 @@ Interval = tuple[float, float, float]
 """A figure, and the lower and upper end of its 95 % interval."""
 
 _TAIL = 10
-"""A percentile is quoted where at least so many samples lie beyond it."""
+"""Fewest samples beyond a percentile that is quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +35,21 @@ def spread(values: np.ndarray) -> Spread:
 
 
 def samples_needed(percent: int) -> int:
-    """How many samples it takes to quote a percentile: 1,000 for p99, 100 for p90."""
+    """Count the samples that a percentile needs: 1,000 for p99, 100 for p90."""
     return math.ceil(_TAIL * 100 / (100 - percent))
 
 
 def interval(figure: Callable[[np.ndarray], float], samples: int) -> Interval:
-    """A figure of rows, int ``[N]``, and its 95 % bootstrap interval over ``samples`` of them."""
+    """Compute a figure of rows, int ``[N]``, and its 95 % bootstrap interval over ``samples`` rows."""
     return float(figure(np.arange(samples))), *bootstrap(lambda rows: float(figure(rows)), samples)
 
 
 def percentile(samples: np.ndarray, percent: int) -> Interval | None:
-    """A percentile of float ``[N]`` and its 95 % interval, each of them a sample; ``None`` where too few were taken.
+    """Compute a percentile of float ``[N]`` and its 95 % interval, or ``None`` if there are too few samples.
 
-    It is at most a bound exactly where no more than ``100 - percent`` in a hundred samples are above the bound. How many samples
-    lie below the true percentile is binomial whatever their distribution, which gives the ranks of the interval's ends.
+    All three values are samples. The percentile is at most a bound exactly if no more than ``100 - percent`` in a
+    hundred samples are above the bound. The number of samples below the true percentile is binomial for every
+    distribution. This gives the ranks of the interval's ends.
 
     Reference: David and Nagaraja, "Order statistics", 3rd edition, 2003, section 7.1.
     """
@@ -69,29 +70,29 @@ def percentile(samples: np.ndarray, percent: int) -> Interval | None:
 
 
 def interleave(variants: Mapping[str, Callable[[], float]], runs: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Times of every variant, one of each a round, their order shuffled each round.
+    """Time every variant once per round, in a shuffled order.
 
     Args:
-        variants: callables that do the work and return its milliseconds.
-        runs: rounds that count; two more warm up.
-        seed: of the shuffling.
+        variants: functions that do the work and return its milliseconds.
+        runs: measured rounds. Two more rounds warm up.
+        seed: seed of the order.
 
     Returns:
-        Float ``[runs]`` per variant; entries of the same index come from the same round, so ratios can be paired.
+        Float ``[runs]`` per variant. Entries with the same index come from the same round, so that ratios are paired.
     """
     rng = np.random.default_rng(seed)
     names = list(variants)
     times = {name: np.empty(runs) for name in names}
     for run in range(-2, runs):
-        for at in rng.permutation(len(names)):
-            taken = variants[names[at]]()
+        for index in rng.permutation(len(names)):
+            taken = variants[names[index]]()
             if run >= 0:
-                times[names[at]][run] = taken
+                times[names[index]][run] = taken
     return times
 
 
-def timed(run: Callable[[], object]) -> Callable[[], float]:
-    """What :func:`interleave` takes, of anything that does the work: it returns the milliseconds that took."""
+def make_timer(run: Callable[[], object]) -> Callable[[], float]:
+    """Make a variant of :func:`interleave`: a function that runs ``run`` and returns its milliseconds."""
 
     def milliseconds() -> float:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The system under test, in MLPerf's words: a chain at one operating point, asked for pages by number."""
+"""The system under test of MLPerf: a chain at one operating point that classifies pages by number."""
 
 import threading
 import time
@@ -23,9 +23,9 @@ SUM = "sum"
 
 
 class System:
-    """A chain at one operating point and the work it is given. Thread-safe.
+    """A chain at one operating point, with its work. Thread-safe.
 
-    It counts nothing while it is timed: :meth:`tally` does so afterwards.
+    Nothing is counted while pages are timed. :meth:`tally` counts afterwards.
     """
 
     def __init__(self, name: str, chain: Chain, work: Work) -> None:
@@ -36,24 +36,25 @@ class System:
         self._answered: list[tuple[Sequence[int], list[Answer], float]] = []
 
     def answer(self, rows: Sequence[int]) -> float:
-        """Classify pages together; when it was done, in seconds of ``time.perf_counter``.
+        """Classify pages together, and return the time at the end in seconds of ``time.perf_counter``.
 
         Raises:
             BadPage, NoText: a page cannot be read.
         """
-        return self._noted(rows, self._predict)
+        return self._time(rows, self._predict)
 
     def answer_all(self, rows: Sequence[int], batch: int) -> float:
-        """Classify any number of pages for throughput, see :meth:`Chain.predict_many`; otherwise as :meth:`answer`."""
+        """Classify any number of pages with :meth:`Chain.predict_many`. Otherwise as :meth:`answer`."""
         if self._work.inputs:
-            return self.answer(rows)  # encoded already: there is no call for many of them
-        return self._noted(rows, partial(self._predict_many, batch=batch))
+            return self.answer(rows)  # predict_many takes no encoded inputs
+        return self._time(rows, partial(self._predict_many, batch=batch))
 
     def tally(self) -> dict[str, Any]:
-        """What was answered since the last tally.
+        """Count the answers since the last tally.
 
-        ``exits``: the share of pages that left at each. ``right``: the share of right answers, ``None`` where no page has a label.
-        ``stages_ms``: mean time of a page in each stage, which add up to ``sum``; of a segment that several pages shared, its share.
+        ``exits``: share of pages per exit. ``right``: share of right answers, or ``None`` if no page has a label.
+        ``stages_ms``: mean time of a page in each stage. The stages add up to ``sum``. If pages share a segment in a
+        batch, each has an equal part.
         """
         answered, self._answered = self._answered, []
         exits: Counter[str] = Counter()
@@ -78,8 +79,8 @@ class System:
             "stages_ms": {name: ms / pages for name, ms in stages.items()},
         }
 
-    def _noted(self, rows: Sequence[int], predict: Callable[[Sequence[int]], list[Answer]]) -> float:
-        """Keep what was answered, and how long that took, for the tally; when it was done."""
+    def _time(self, rows: Sequence[int], predict: Callable[[Sequence[int]], list[Answer]]) -> float:
+        """Predict, keep answers and duration for the tally, and return the time at the end."""
         began = time.perf_counter()
         answers = predict(rows)
         done = time.perf_counter()
@@ -88,10 +89,10 @@ class System:
 
     def _predict_many(self, rows: Sequence[int], batch: int) -> list[Answer]:
         answers = []
-        for found in self._chain.predict_many([self._work.pages[row] for row in rows], batch=batch):
-            if isinstance(found, EeError):
-                raise found
-            answers.append(found)
+        for answer in self._chain.predict_many([self._work.pages[row] for row in rows], batch=batch):
+            if isinstance(answer, EeError):
+                raise answer
+            answers.append(answer)
         return answers
 
     def _predict(self, rows: Sequence[int]) -> list[Answer]:
@@ -101,7 +102,7 @@ class System:
 
 
 class TimedEncoder(Encoder):
-    """A chain's encoder that adds up what decoding and encoding take. Thread-safe."""
+    """An encoder that adds up the time of decoding and encoding. Thread-safe."""
 
     def __init__(self, chain: Chain) -> None:
         package = chain.package
@@ -110,7 +111,7 @@ class TimedEncoder(Encoder):
         self._ms: dict[str, float] = defaultdict(float)
 
     def take(self) -> dict[str, float]:
-        """Milliseconds of each stage since they were last taken."""
+        """Return the milliseconds of each stage since the last call."""
         with self._lock:
             taken, self._ms = self._ms, defaultdict(float)
         return taken

@@ -1,4 +1,4 @@
-"""What a chain is given to do while it is measured: real pages, pages drawn for it, or encoded inputs recorded before."""
+"""The pages of a measurement: real pages, drawn pages, or recorded encoded inputs."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ import numpy as np
 
 from ee_export.data.encode import TEXT_INPUTS, Arrays
 from ee_export.data.find import Skipped, find_pages, words_beside
-from ee_export.data.ocr import is_installed, tesseract
+from ee_export.data.ocr import find_engine, tesseract
 from ee_export.data.page import Page, read_page
 from ee_export.data.tokenizer import package_tokenizer
 from ee_export.draw import LABELS, draw_page
@@ -28,15 +28,15 @@ from ee_export.runtime.chain import Chain
 _log = logging.getLogger("ee_export")
 RECORDED = ".npz"
 _DRAWN = 8
-"""Drawn pages of each label; every other one is hard."""
+"""Drawn pages of each label. Every second page is hard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Pages to classify, by number. Either ``pages`` or ``inputs`` has them, the other is empty.
+    """Pages to classify, by number. They are in ``pages`` or in ``inputs``, and the other one is empty.
 
-    ``kind``: ``pages``, ``drawn`` or ``recorded``. ``labels``: what the pages are, ``None`` where nobody knows. ``data``: sha256 of
-    all of it. ``ocr``: their words were withheld.
+    ``kind``: ``pages``, ``drawn`` or ``recorded``. ``labels``: the label of each page, or ``None`` if it is unknown.
+    ``data``: sha256 of all pages. ``ocr``: Tesseract reads the pages, and their words are ignored.
     """
 
     kind: str
@@ -51,52 +51,54 @@ class Work:
         return len(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a result says of it."""
+        """The fields of a result."""
         return {"kind": self.kind, "source": self.source, "pages": len(self), "ocr": self.ocr, "data": self.data}
 
 
 def find_work(package: Package, source: Path | None, *, ocr: bool, seed: int) -> Work:
-    """The work that a command was given: a folder of pages, a file of recorded inputs, or none: then pages are drawn.
+    """Read a folder of pages or a file of recorded inputs, or draw pages if ``source`` is ``None``.
 
     Args:
-        package: whose labels and inputs the work must fit.
+        package: the work must fit its labels and inputs.
         source: the folder or file.
-        ocr: withhold all words, so that Tesseract reads what the chain asks for.
-        seed: of drawn pages.
+        ocr: ignore all words, so that Tesseract reads the text that the chain needs.
+        seed: seed of drawn pages.
 
     Raises:
-        BadData: no such file or folder, no pages in it, or not inputs that this package reads; says which.
+        BadData: there is no such file or folder, it has no pages, or the package does not read its inputs.
         BadPage: a page's words cannot be read.
-        EeError: OCR is asked for and not installed.
+        EeError: ``ocr`` is true and Tesseract is not installed.
     """
     if source is None:
-        work = _drawn(seed)
+        work = _draw_pages(seed)
     elif source.suffix == RECORDED:
         work = read_recorded(source, package)
     else:
-        work = _folder(source, package)
+        work = _read_folder(source, package)
     if not ocr:
         return work
     if not work.pages:
         raise BadRequest(f"--ocr: {source} holds encoded inputs, whose text is read already; give a folder of pages")
     engine = tesseract()
-    withheld = tuple(replace(page, words=None, boxes=None, ocr=engine) for page in work.pages)
-    return replace(work, pages=withheld, ocr=True)
+    pages = tuple(replace(page, words=None, boxes=None, ocr=engine) for page in work.pages)
+    return replace(work, pages=pages, ocr=True)
 
 
 def record(chain: Chain, work: Work, path: Path, progress: Progress) -> None:
-    """Encode pages, their text read, and write the arrays of each as ``<n>/<name>``; the file appears whole or not at all.
+    """Encode pages with their text, and write the arrays of each page as ``<n>/<name>``.
+
+    The file is written atomically.
 
     Raises:
         BadPage, NoText: a page cannot be read.
         BadRequest: the file cannot be written.
     """
     arrays: dict[str, np.ndarray] = {}
-    for at, page in enumerate(work.pages):
-        progress("encode", at, len(work))
-        arrays |= {f"{at}/{name}": values for name, values in chain.encode([page]).items()}
+    for index, page in enumerate(work.pages):
+        progress("encode", index, len(work))
+        arrays |= {f"{index}/{name}": values for name, values in chain.encode([page]).items()}
     arrays["labels"] = np.array([label or "" for label in work.labels])
-    arrays["encoding"] = np.array(_encoding(chain.package))
+    arrays["encoding"] = np.array(_hash_encoding(chain.package))
     staged = path.with_name(f".{path.name}.staging")
     try:
         with staged.open("wb") as file:
@@ -110,42 +112,42 @@ def record(chain: Chain, work: Work, path: Path, progress: Progress) -> None:
 
 
 def read_recorded(path: Path, package: Package) -> Work:
-    """Inputs that :func:`record` wrote.
+    """Read inputs that :func:`record` wrote.
 
     Raises:
-        BadData: not such a file, inputs encoded for another package, or an array that no encoder gives; names it.
+        BadData: the file has another format, its inputs were encoded for another package, or an array is out of range.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = dict(file.items())
+            arrays = dict(file.items())
     except FileNotFoundError:
         raise BadData(f"{path}: no such file; `ee-bench record` writes one") from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise _bad(path, f"not a file of arrays that numpy can read ({error})") from None
+        raise _bad_file(path, f"not a file of arrays that numpy can read ({error})") from None
     for name in ("labels", "encoding"):
-        if name not in found:
-            raise _bad(path, f"no array '{name}'")
-    if found["encoding"].tolist() != _encoding(package):
-        raise _bad(path, f"its inputs were encoded for another package than {package.path}")
-    labels = tuple(str(label) or None for label in found["labels"].ravel().tolist())
+        if name not in arrays:
+            raise _bad_file(path, f"no array '{name}'")
+    if arrays["encoding"].tolist() != _hash_encoding(package):
+        raise _bad_file(path, f"its inputs were encoded for another package than {package.path}")
+    labels = tuple(str(label) or None for label in arrays["labels"].ravel().tolist())
     if not labels:
-        raise _bad(path, "no page in it")
+        raise _bad_file(path, "no page in it")
     names = {*TEXT_INPUTS, *package.manifest.inputs}
     tokenizer = package_tokenizer(package)
     words = 1 if tokenizer is None else tokenizer.get_vocab_size()
     inputs = tuple(
-        {name: _checked(found, f"{at}/{name}", package, words, path) for name in sorted(names)}
-        for at in range(len(labels))
+        {name: _check_array(arrays, f"{index}/{name}", package, words, path) for name in sorted(names)}
+        for index in range(len(labels))
     )
-    for at, arrays in enumerate(inputs):
-        if len({arrays[name].shape[1] for name in TEXT_INPUTS}) > 1:
-            raise _bad(path, f"page {at}: input_ids, bbox and attention_mask are of different lengths")
+    for index, page_inputs in enumerate(inputs):
+        if len({page_inputs[name].shape[1] for name in TEXT_INPUTS}) > 1:
+            raise _bad_file(path, f"page {index}: input_ids, bbox and attention_mask are of different lengths")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Work("recorded", str(path), labels, digest, inputs=inputs)
 
 
-def _folder(folder: Path, package: Package) -> Work:
-    """Pages under a folder; those in a folder that has the name of a label are labelled."""
+def _read_folder(folder: Path, package: Package) -> Work:
+    """Read pages under a folder. A page is labelled if its folder has the name of a label."""
     manifest = package.manifest
     if not folder.exists():
         raise BadData(f"{folder}: no such folder; give a folder of page images, or an {RECORDED} of `ee-bench record`")
@@ -153,7 +155,7 @@ def _folder(folder: Path, package: Package) -> Work:
     paths = list(find_pages(folder, skipped, words_alone=not manifest.reads("image")))
     if not paths:
         raise BadData(f"{folder}: no page images in this folder; expected .png, .jpg, .tif, …")
-    engine = tesseract() if is_installed() else None
+    engine = find_engine()
     digest = hashlib.sha256()
     for path in paths:
         skipped.add_frames(path)
@@ -168,7 +170,7 @@ def _folder(folder: Path, package: Package) -> Work:
     return Work("pages", str(folder), labels, digest.hexdigest(), pages)
 
 
-def _drawn(seed: int) -> Work:
+def _draw_pages(seed: int) -> Work:
     pages, labels = [], []
     digest = hashlib.sha256()
     for label in LABELS:
@@ -183,8 +185,8 @@ def _drawn(seed: int) -> Work:
     return Work("drawn", f"seed {seed}", tuple(labels), digest.hexdigest(), tuple(pages))
 
 
-def _encoding(package: Package) -> str:
-    """What tells one way of encoding from another: sizes and normalisation, the tokenizer, and the inputs that are read."""
+def _hash_encoding(package: Package) -> str:
+    """Hash the settings of an encoding: sizes, normalisation, tokenizer and inputs."""
     manifest = package.manifest
     encoding = only_encoding(manifest, "ee-bench")
     tokenizer = manifest.files[TOKENIZER].sha256 if TOKENIZER in manifest.files else None
@@ -192,11 +194,11 @@ def _encoding(package: Package) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _checked(found: dict[str, np.ndarray], key: str, package: Package, words: int, path: Path) -> np.ndarray:
-    """An array of one page, of the shape and in the range that the encoder gives."""
-    if key not in found:
-        raise _bad(path, f"no array '{key}'")
-    array = found[key]
+def _check_array(arrays: dict[str, np.ndarray], key: str, package: Package, words: int, path: Path) -> np.ndarray:
+    """Return an array of one page after a check of its shape and range."""
+    if key not in arrays:
+        raise _bad_file(path, f"no array '{key}'")
+    array = arrays[key]
     encoding = only_encoding(package.manifest, "ee-bench")
     if key.endswith("/pixel_values"):
         shape: Sequence[int | None] = (1, 3, encoding.image_size, encoding.image_size)
@@ -213,9 +215,9 @@ def _checked(found: dict[str, np.ndarray], key: str, package: Package, words: in
             and bool(((array >= 0) & (array <= most)).all())
         )
     if not fits:
-        raise _bad(path, f"'{key}' is {array.dtype} {list(array.shape)}, or holds values that no page gives")
+        raise _bad_file(path, f"'{key}' is {array.dtype} {list(array.shape)}, or holds values that no page gives")
     return array
 
 
-def _bad(path: Path, what: str) -> BadData:
-    return BadData(f"{path}: {what}; write it anew with `ee-bench record PACKAGE PAGES --out {path.name}`")
+def _bad_file(path: Path, problem: str) -> BadData:
+    return BadData(f"{path}: {problem}; write it again with `ee-bench record PACKAGE PAGES --out {path.name}`")

@@ -1,6 +1,7 @@
-"""`python -m ee_export.bench.worker`: one contender in a process of its own; JSON lines in, JSON lines out.
+"""`python -m ee_export.bench.worker`: one contender in a process of its own, with JSON lines as input and output.
 
-A process each, so that no contender's threads spin while another is measured, and memory can be told apart.
+Each contender has a process, so that its threads do not spin while another contender is measured, and its memory is its
+own.
 """
 
 import json
@@ -24,97 +25,97 @@ from ee_export.errors import EeError
 _METHODS = ((Page, "reduced", READ), (Page, "decoded", READ), (Encoder, "images", ENCODE), (Encoder, "text", ENCODE))
 
 Stages = defaultdict[str, float]
-"""Milliseconds by stage of the page at hand."""
+"""Milliseconds by stage of the current page."""
 Answer = Callable[[Page, str | None], dict[str, Any]]
-"""Classifies a page, which leaves at an exit where one is named; says ``label``, and ``exit`` where it has one."""
+"""Classifies a page at an exit, or where the operating point decides. Returns ``label``, and ``exit`` for the chain."""
 
 
 def main() -> None:
-    """Say that it is ready, then answer one page a line; an empty line ends it with what memory it took."""
+    """Open the contender, classify one page per line, and print the memory figures after an empty line."""
     name, *rest = sys.argv[1:]
     subject = Subject(**json.loads(rest[0]))
     stages: Stages = defaultdict(float)
-    # Of the classes: this process does nothing else, and no runtime has hooks for it.
+    # The methods of the classes are replaced, because the runtime has no hooks and this process does nothing else.
     for owner, method, stage in _METHODS:
-        setattr(owner, method, _timed(stages, stage, getattr(owner, method)))
+        setattr(owner, method, _add_timer(stages, stage, getattr(owner, method)))
     before = memory_mb("VmRSS:")
     started = time.perf_counter()
     try:
-        answer, size = _chain(subject, stages) if name == CHAIN else _peer(name, subject, stages)
+        answer, size = _open_chain(subject, stages) if name == CHAIN else _open_peer(name, subject, stages)
     except EeError as error:
-        _say({"error": str(error)})
+        _write({"error": str(error)})
         return
     except ImportError as error:
-        _say({"error": f"needs {error.name}: `pip install 'ee_export[export]'`"})
+        _write({"error": f"needs {error.name}: `pip install 'ee_export[export]'`"})
         return
-    _say({"load_s": time.perf_counter() - started, "size_mb": size / 1e6})
+    _write({"load_s": time.perf_counter() - started, "size_mb": size / 1e6})
     for line in sys.stdin:
         if not line.strip():
             break
-        asked = json.loads(line)
-        page = _given(Path(asked["path"]), ocr=asked["ocr"])
+        request = json.loads(line)
+        page = _read(Path(request["path"]), ocr=request["ocr"])
         stages.clear()
         started = time.perf_counter()
-        found = answer(page, asked["exit"])
+        result = answer(page, request["exit"])
         taken = (time.perf_counter() - started) * 1e3
-        _say({"ms": taken, **found, "stages_ms": {**stages, REST: taken - sum(stages.values())}})
-    _say({"rss_mb": memory_mb("VmRSS:") - before, "peak_mb": memory_mb("VmHWM:") - before})
+        _write({"ms": taken, **result, "stages_ms": {**stages, REST: taken - sum(stages.values())}})
+    _write({"rss_mb": memory_mb("VmRSS:") - before, "peak_mb": memory_mb("VmHWM:") - before})
 
 
-def _given(path: Path, *, ocr: bool) -> Page:
-    """The bytes of a page, and its words, or an engine that reads them: what a service has when its clock starts."""
+def _read(path: Path, *, ocr: bool) -> Page:
+    """Read a page as a service receives it: its bytes, and its words or an OCR engine."""
     page = read_page(path)
     if page.image is not None:
         page = replace(page, image=path.read_bytes())
     return replace(page, words=None, boxes=None, ocr=tesseract()) if ocr else page
 
 
-def _timed(stages: Stages, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; what it takes is added to a stage."""
+def _add_timer(stages: Stages, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function, so that its time is added to a stage."""
 
     def timed(*arguments: Any) -> Any:
         started = time.perf_counter()
-        found = function(*arguments)
+        result = function(*arguments)
         stages[stage] += (time.perf_counter() - started) * 1e3
-        return found
+        return result
 
     return timed
 
 
-def _chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
+def _open_chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
     from ee_export.runtime.chain import Chain
     from ee_export.runtime.load import load_package
     from ee_export.runtime.plan import make_exit_point
 
-    package = subject.opened()
+    package = subject.open()
     chain = load_package(package, subject.target, subject.operating_point, subject.threads, one_pool=True)
 
-    @cache  # at the first page that asks: loading is timed, and most contenders are never told where to leave
-    def at(exit_name: str | None) -> Chain:
-        return chain if exit_name is None else chain.with_point(make_exit_point(chain.exits, exit_name))
+    @cache  # made for the first page of an exit, because loading is timed and most contenders name no exit
+    def chain_at(exit_name: str | None) -> Chain:
+        return chain if exit_name is None else chain.with_point(leaving_at(chain.exits, exit_name))
 
     def answer(page: Page, exit_name: str | None) -> dict[str, Any]:
-        found = at(exit_name).predict(page)
-        for step in found.trace:
-            stages[step.name] += step.duration_ms  # OCR may have run strip by strip
-        return {"label": found.label, "exit": found.exit}
+        result = chain_at(exit_name).predict(page)
+        for step in result.trace:
+            stages[step.name] += step.duration_ms  # OCR may run strip by strip
+        return {"label": result.label, "exit": result.exit}
 
     return answer, sum(package.manifest.files[name].size for name in package.needed_by(subject.target))
 
 
-def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
+def _open_peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
     from ee_export.data.tokenizer import open_encoder
 
-    package = subject.opened()
+    package = subject.open()
     manifest = package.manifest
     encoder = open_encoder(package)
-    assert encoder is not None  # the comparison refuses a package of arrays
+    assert encoder is not None  # the comparison rejects a package of arrays
     run, size = PEERS[name](subject)
-    run = _timed(stages, MODEL, run)
+    run = _add_timer(stages, MODEL, run)
 
     def answer(page: Page, _: str | None) -> dict[str, Any]:
         if page.ocr is not None:
-            page = replace(page, ocr=_timed(stages, OCR, page.ocr))
+            page = replace(page, ocr=_add_timer(stages, OCR, page.ocr))
         image, words, boxes = encoder.contents(page, manifest.inputs)
         logits = run(encoder.arrays(image, words, boxes))
         return {"label": manifest.labels[int(logits[0].argmax())]}
@@ -122,8 +123,8 @@ def _peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
     return answer, size
 
 
-def _say(found: dict[str, Any]) -> None:
-    print(json.dumps(found), flush=True)
+def _write(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,41 @@
-"""`ee-export assemble`: a package of ONNX graphs that a user has."""
+"""`ee-export assemble`: a package from the user's ONNX graphs."""
 
 from functools import partial
 from pathlib import Path
 
 import click
 
-from ee_export.cli.console import err, export_extra, json_option, progress_bars
-from ee_export.cli.tables import print_package
-from ee_export.data.ocr import is_installed, tesseract
-
-_PATH = click.Path(path_type=Path)
+from ee_export.cli.console import err, export_extra, progress_bars
+from ee_export.cli.options import (
+    PATH,
+    force_option,
+    head_epochs_option,
+    json_option,
+    learning_rate_option,
+    ocr_ms_option,
+    out_package_option,
+    seed_option,
+)
+from ee_export.cli.package import print_target
+from ee_export.data.ocr import find_engine
 
 
 @click.command()
-@click.argument("segments", type=_PATH)
-@click.argument("data", type=_PATH, required=False)
-@click.option("--out", type=_PATH, required=True, help="The package folder to write, usually NAME.ee.")
+@click.argument("segments", type=PATH)
+@click.argument("data", type=PATH, required=False)
+@out_package_option
 @click.option(
     "--train",
     "train_data",
-    type=_PATH,
-    help="Pages that train heads; default those that SEGMENTS names, or a part of DATA.",
+    type=PATH,
+    metavar="DATA",
+    help="Pages that train the heads.  [default: the pages that SEGMENTS names, or a part of DATA]",
 )
-@click.option("--epochs", type=click.IntRange(1), default=60, show_default=True, help="Epochs of the heads, at most.")
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=1e-3,
-    show_default=True,
-    help="At the first step.",
-)
-@click.option("--ocr-ms", type=click.FloatRange(0), help="Cost of a page's text; default measured with Tesseract.")
-@click.option("--seed", default=0, show_default=True, help="Of everything that is drawn by chance.")
-@click.option("--force", is_flag=True, help="Replace what is there.")
+@head_epochs_option
+@learning_rate_option
+@ocr_ms_option("measured with Tesseract")
+@seed_option
+@force_option
 @json_option
 def assemble(
     segments: Path,
@@ -46,13 +49,12 @@ def assemble(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Make a package of ONNX graphs that you have, as the TOML file SEGMENTS says.
+    """Assemble a package from your ONNX graphs, which the TOML file SEGMENTS describes.
 
-    SEGMENTS names a graph for each exit, or one whole graph and the tensors to cut it at, with a head for each cut that you have or that
-    is trained here. Held-out pages in DATA calibrate and tune the package. See docs/your-graphs.md.
+    SEGMENTS names one graph per exit, or one graph of the full model and the tensors at which to cut it. Each cut has a
+    head, which you bring or which is trained here. Held-out pages in DATA calibrate and tune the package. See
+    docs/your-graphs.md.
     """
-    from ee_export.builder.tune import explain_uncertified
-
     with export_extra():
         from ee_export.builder import assemble as assembling
         from ee_export.builder.build import TARGET
@@ -64,12 +66,10 @@ def assemble(
             data=data,
             train_data=train_data,
             training=HeadTraining(epochs=epochs, learning_rate=learning_rate, seed=seed),
-            ocr=tesseract() if is_installed() else None,
+            ocr=find_engine(),
             ocr_ms=ocr_ms,
             overwrite=force,
             progress=show,
             report=partial(err.print, soft_wrap=True),
         )
-    print_package(package, TARGET, None, as_json)
-    if remark := explain_uncertified(package, TARGET):
-        err.print(remark, style="yellow")
+    print_target(package, TARGET, as_json)

@@ -1,4 +1,4 @@
-"""How both commands behave: what is shown where, progress bars, and errors as one line and an exit status."""
+"""Behaviour of both commands: output streams, progress bars, and errors as one line and an exit status."""
 
 import errno
 import io
@@ -21,7 +21,7 @@ from ee_export.package.strict_json import to_json
 from ee_export.progress import Progress
 
 DEBUG = "EE_DEBUG"
-"""Environment variable: if it is set, the commands print tracebacks, and what is logged at level DEBUG."""
+"""Environment variable. If it is set, the commands print tracebacks and log messages of level DEBUG."""
 
 _WIDE = 120
 """Columns of a table in a pipe or a file."""
@@ -29,7 +29,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF
 
 
 class _Plain(Console):
-    """A console that shows text as it is: no markup in it is carried out, and control characters are escaped."""
+    """A console without markup. It escapes control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -42,29 +42,18 @@ class _Plain(Console):
 
 
 def is_terminal() -> bool:
-    """Whether standard output is a terminal."""
+    """True if standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 err = _Plain(stderr=True)
 out = _Plain(soft_wrap=True, width=None if is_terminal() else _WIDE)
 
-target_option = click.option("--target", default="cpu-fp32", show_default=True, help="Where segments run.")
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="[auto|cpu|cuda|mps]  Device that trains."
-)
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(0),
-    help="Processes that encode pages and make batches; default by pages and processors.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-
 
 def run_command(command: click.Group, name: str) -> None:
-    """Run a command line. Whatever goes wrong is one line on stderr and an exit status, 2 where nothing could be done.
+    """Run a command line. Every error is one line on stderr and an exit status, 2 if the command failed as a whole.
 
-    Status 130 is an interrupt, 141 a reader of standard output that has seen enough, such as ``head``.
+    Status 130 is an interrupt. Status 141 means that the reader of standard output closed it, as ``head`` does.
     """
     signal.signal(signal.SIGTERM, _terminated)
     _log_to_stderr(name)
@@ -73,7 +62,7 @@ def run_command(command: click.Group, name: str) -> None:
         sys.exit(2)
     stdout = sys.stdout
     for stream in (stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # letters that a terminal lacks are escaped
+        if isinstance(stream, io.TextIOWrapper):  # escapes characters that the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         command(prog_name=name, standalone_mode=False)
@@ -93,7 +82,7 @@ def run_command(command: click.Group, name: str) -> None:
         _discard_output()
         sys.exit(141)
     except SystemExit:
-        if sys.stdout is not stdout:  # click replaces it when its reader is gone, and exits with status 1
+        if sys.stdout is not stdout:  # click replaces a closed stdout and exits with status 1
             sys.exit(141)
         raise
     except BaseException as error:
@@ -106,19 +95,19 @@ def run_command(command: click.Group, name: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, if that can be written to."""
+    """Print a line on stderr, if stderr is writable."""
     with suppress(OSError):
         click.echo(line, err=True)
 
 
 def echo_json(value: object) -> None:
-    """Print a value as one line of JSON that every reader and every terminal takes."""
+    """Print a value as one line of JSON, in ASCII if the terminal cannot show Unicode."""
     click.echo(to_json(value, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
 
 
 @contextmanager
 def export_extra(extra: str = "export") -> Iterator[None]:
-    """Turn a missing optional dependency into an error that says how to install it."""
+    """Turn a missing optional dependency into an error with the command that installs it."""
     try:
         yield
     except ImportError as error:
@@ -129,14 +118,14 @@ def export_extra(extra: str = "export") -> Iterator[None]:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """A progress bar a stage on stderr, where that is a terminal."""
+    """One progress bar per stage on stderr, if stderr is a terminal."""
     columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=err, disable=not err.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total or None)  # 0: nobody knows
+                tasks[stage] = bars.add_task(stage, total=total or None)  # 0: unknown
             bars.update(tasks[stage], completed=done, total=total or None)
 
         yield show
@@ -148,15 +137,15 @@ def _end(line: str) -> None:
 
 
 def _discard_output() -> None:
-    """Let the interpreter's last flush of standard output go nowhere, in place of failing once more."""
+    """Redirect stdout to the null device, so that the interpreter's last flush does not fail again."""
     with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, sys.stdout.fileno())
+        os.close(null_device)
 
 
 class _Lines(logging.Handler):
-    """Prints what the library logs on stderr."""
+    """Prints the log messages of the library on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         for line in self.format(record).splitlines():
@@ -175,4 +164,4 @@ def _log_to_stderr(name: str) -> None:
 
 
 def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)  # unwinds, so that staging folders are removed
+    raise SystemExit(128 + number)  # unwinds the stack, which removes staging folders

@@ -1,99 +1,45 @@
-"""`ee-export demo`: the whole path on the shipped sample, from checkpoint to classified pages."""
+"""`ee-export demo`: the whole path on the shipped sample, as a table."""
 
-import tempfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ee_export.builder.build import export
-from ee_export.data.page import Ocr, Page
-from ee_export.draw import LABELS, DrawnPage, draw_page
-from ee_export.errors import BadRequest
-from ee_export.model import checkpoint
-from ee_export.package.manifest import FULL
-from ee_export.package.store import GOLDEN, open_package
-from ee_export.package.write import seal
-from ee_export.places import SAMPLES
-from ee_export.progress import Progress
-from ee_export.runtime.load import load_package
-from ee_export.verify import golden
-from ee_export.verify.replay import verify_package
+import click
+from rich.table import Table
 
-SEED = 900
-"""Chosen so that one of the pages needs its text; most seeds have none."""
-LONG_SIDE = 1000
-"""Pixels: about 90 dpi of an A4 page, the least at which Tesseract reads well."""
+from ee_export.cli.console import export_extra, progress_bars
+from ee_export.cli.options import PATH, json_option, point_option, target_option
+from ee_export.cli.tables import ms, print_result
+from ee_export.data.ocr import find_engine
 
 
-def run(sample: Path | None, target: str, point: str, ocr: Ocr | None, progress: Progress) -> dict[str, Any]:
-    """Export the sample's checkpoint anew with the shipped policy, verify it, and classify drawn pages.
-
-    Calibration and operating points come from the shipped package: they were fitted on real pages.
-
-    Raises:
-        BadRequest: the sample is not there, or has no such target or operating point.
-        NotEqual: the new export differs from the golden logits.
-    """
-    folder = sample or SAMPLES
-    if not (folder / "documents.ee").is_dir():
-        raise BadRequest(
-            f"{folder / 'documents.ee'}: the shipped sample is not there; run in a clone, or pass --sample FOLDER"
+@click.command()
+@click.option(
+    "--sample",
+    type=PATH,
+    metavar="FOLDER",
+    help="Folder of the shipped sample.  [default: samples/ beside the source code]",
+)
+@target_option
+@point_option
+@json_option
+def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) -> None:
+    """Export the shipped checkpoint again, verify the export, and classify seven drawn pages."""
+    with export_extra():
+        from ee_export.cli.demo_run import run_demo
+    with progress_bars() as show:
+        result = run_demo(sample, target, operating_point, find_engine(), show)
+    table = Table()
+    for heading in ("page", "label", "exit", "text asked"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("latency", justify="right", no_wrap=True)
+    table.add_column("whole model", justify="right", no_wrap=True)
+    for entry in result["pages"]:
+        mark = " ✓" if entry["right"] else " ✗"
+        table.add_row(
+            entry["page"],
+            entry["label"] + mark,
+            entry["exit"],
+            result["text_from"] if entry["text_asked"] else "no",
+            ms(entry["latency_ms"]),
+            ms(entry["whole_model_ms"]),
         )
-    shipped = open_package(folder / "documents.ee")
-    pages, _ = golden.read(shipped)
-    model, tokenizer = checkpoint.load(folder / "documents.checkpoint")
-    model.keep_exits(shipped.manifest.exits)
-    with tempfile.TemporaryDirectory(prefix="ee-demo-") as scratch:
-        parted = checkpoint.make_parted_model(model, tokenizer)
-        fresh = export(parted, [page.inputs for page in pages], Path(scratch), "documents", progress)
-        policy = shipped.target(target)
-        compiled = replace(
-            fresh.target(target),
-            costs=policy.costs,
-            calibration=policy.calibration,
-            operating_points=policy.operating_points,
-        )
-        (fresh.path / GOLDEN).write_bytes(shipped.read(GOLDEN))
-        package = seal(fresh.path, replace(fresh.manifest, targets={target: compiled}))
-        verified = verify_package(package, target)
-        chain = load_package(package, target, point, one_pool=True)
-        full = chain.at(FULL)
-
-        rows: list[dict[str, Any]] = []
-        drawn = [draw_page(label, SEED + at, hard=at % 2 == 1, long_side=LONG_SIDE) for at, label in enumerate(LABELS)]
-        for at, page in enumerate(drawn):
-            progress("classify", at, len(drawn))
-            answer = chain.predict(_page(page, ocr))
-            whole = full.predict(_page(page, ocr))
-            rows.append(
-                {
-                    "page": f"{at + 1}, {'hard' if page.hard else 'easy'}",
-                    "drawn_as": page.label,
-                    "label": answer.label,
-                    "right": answer.label == page.label,
-                    "exit": answer.exit,
-                    "text_asked": answer.ocr_used,
-                    "latency_ms": answer.latency_ms,
-                    "whole_model_ms": whole.latency_ms,
-                    "whole_model_label": whole.label,
-                }
-            )
-        progress("classify", len(drawn), len(drawn))
-    spent, whole_spent = sum(row["latency_ms"] for row in rows), sum(row["whole_model_ms"] for row in rows)
-    asked = sum(row["text_asked"] for row in rows)
-    worst = max(verified.differences.values())
-    return {
-        "pages": rows,
-        "golden_pages": verified.pages,
-        "largest_difference": worst,
-        "text_from": "OCR" if ocr is not None else "yes, given",
-        "summary": (
-            f"{verified.pages} golden pages replayed: logits within {worst:.0e}. {len(rows) - asked} of {len(rows)} pages needed "
-            f"no text. {whole_spent / spent:.1f} times faster than the whole model ({spent:,.0f} ms against {whole_spent:,.0f} ms)."
-        ),
-    }
-
-
-def _page(drawn: DrawnPage, ocr: Ocr | None) -> Page:
-    """The drawn image, and its text on demand: read by the OCR engine, or as drawn where there is none."""
-    return Page(drawn.image, ocr=ocr or (lambda image: (drawn.words, drawn.boxes)), name=drawn.label)
+    print_result(as_json, result, table, result["summary"])

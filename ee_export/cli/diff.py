@@ -1,4 +1,4 @@
-"""`ee-export diff`: two packages compared, and on pages their answers too."""
+"""`ee-export diff`: a comparison of two packages, and of their answers to pages."""
 
 import sys
 from collections.abc import Sequence
@@ -9,57 +9,58 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ee_export.cli.console import echo_json, json_option, out, progress_bars, say, target_option
+from ee_export.cli.console import echo_json, out, progress_bars, say
+from ee_export.cli.options import PATH, json_option, point_option, target_option
 from ee_export.cli.tables import ms
 from ee_export.data.find import Skipped
-from ee_export.data.ocr import is_installed, tesseract
+from ee_export.data.ocr import find_engine
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import FULL
 from ee_export.verify.difference import GROUPS, Difference, find_differences
 
 _MOST_LINES = 8
-"""Differences of one group that are shown to people; --json has all."""
+"""Most differences of one group in the printed list. --json prints all of them."""
 
 
 @click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.argument("pages", type=click.Path(path_type=Path), required=False)
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.argument("pages", type=PATH, required=False)
 @target_option
-@click.option("--operating-point", default="default", show_default=True, help="Which thresholds decide, on PAGES.")
+@point_option
 @json_option
 def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str, as_json: bool) -> None:
-    """List the differences between packages A and B, and with PAGES the pages that they answer otherwise.
+    """List the differences between packages A and B, and those between their answers to PAGES.
 
-    PAGES is a folder of pages. Pages in a folder with the name of a label count as labelled. Exit status 0: no difference; 1: the
-    packages or their answers differ; 2: they cannot be compared.
+    PAGES is a folder of pages. A page is labelled if its folder has the name of a label. Exit status 0: no difference.
+    Exit status 1: the packages or their answers differ. Exit status 2: they cannot be compared.
     """
     from ee_export.package.store import open_package
 
     packages = [open_package(path) for path in (a, b)]
     for package in packages:
         package.check()
-    unlike = find_differences(*(package.manifest for package in packages))
-    agreement = None if pages is None else _compared(packages, pages, target, operating_point)
+    manifest_differences = differences(*(package.manifest for package in packages))
+    agreement = None if pages is None else _compare_pages(packages, pages, target, operating_point)
     if as_json:
         echo_json(
             {
                 "a": str(a),
                 "b": str(b),
-                "equal": not unlike,
-                "differences": [asdict(difference) for difference in unlike],
+                "equal": not manifest_differences,
+                "differences": [asdict(difference) for difference in manifest_differences],
                 "pages": None if agreement is None else _to_json(agreement),
             }
         )
     else:
-        _print_differences(a, b, unlike)
+        _print_differences(a, b, manifest_differences)
         if agreement is not None:
             _print_agreement(agreement)
-    if unlike or (agreement is not None and agreement.differ):
+    if manifest_differences or (agreement is not None and agreement.differ):
         sys.exit(1)
 
 
-def _compared(packages: Sequence[Any], folder: Path, target: str, operating_point: str) -> Any:
+def _compare_pages(packages: Sequence[Any], folder: Path, target: str, operating_point: str) -> Any:
     from ee_export.runtime.load import load_package
     from ee_export.verify.agreement import compare_pages, find_labelled
 
@@ -80,7 +81,7 @@ def _compared(packages: Sequence[Any], folder: Path, target: str, operating_poin
     for path, _ in paths:
         skipped.add_frames(path)
     with progress_bars() as show:
-        ocr = tesseract() if is_installed() else None
+        ocr = find_engine()
         agreement = compare_pages(chains[0], chains[1], paths, ocr, lambda done, total: show("compare", done, total))
     if skipped:
         say(f"ee-export: {skipped}")
@@ -100,11 +101,11 @@ def _to_json(agreement: Any) -> dict[str, Any]:
     }
 
 
-def _print_differences(a: Path, b: Path, unlike: Sequence[Difference]) -> None:
-    if not unlike:
+def _print_differences(a: Path, b: Path, manifest_differences: Sequence[Difference]) -> None:
+    if not manifest_differences:
         out.print(f"{a} and {b} are equal: the same manifest, and so the same files")
     for group in GROUPS:
-        lines = [str(difference) for difference in unlike if difference.group == group]
+        lines = [str(difference) for difference in manifest_differences if difference.group == group]
         if lines:
             out.print(f"{group}:")
         for line in lines[:_MOST_LINES]:

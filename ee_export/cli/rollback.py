@@ -1,24 +1,33 @@
-"""`ee-export rollback`: a former operating point in its place again."""
+"""`ee-export rollback`: a former operating point, restored."""
 
 from pathlib import Path
 
 import click
 
-from ee_export.cli.console import json_option, progress_bars, target_option
+from ee_export.cli.console import progress_bars
+from ee_export.cli.options import PATH, json_option, target_option
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=PATH)
 @target_option
-@click.option("--operating-point", default="default", show_default=True, help="The point to put back.")
 @click.option(
-    "--steps", default=1, show_default=True, type=click.IntRange(1), help="Which former point: 1 is the newest."
+    "--operating-point", metavar="NAME", default="default", show_default=True, help="Operating point to restore."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Number of the former point in the history. 1 is the newest.",
 )
 @json_option
 def rollback(package: Path, target: str, operating_point: str, steps: int, as_json: bool) -> None:
-    """Put the operating point back that `tune` or `calibrate` replaced last, with its calibration; twice undoes it.
+    """Restore the operating point of PACKAGE that was replaced last.
 
-    `inspect` lists the history. If the calibration was another one, all operating points of that calibration come back.
+    `tune` and `calibrate` replace operating points. `inspect` lists the history. If the calibration differs, all
+    operating points of that calibration are restored. A second rollback undoes the first.
     """
     from ee_export.builder.rollback import roll_back
     from ee_export.cli.tables import print_package

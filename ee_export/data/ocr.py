@@ -93,7 +93,12 @@ def is_installed() -> bool:
     return shutil.which("tesseract") is not None
 
 
-def _scale(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:
-    """Scale pixels to 0–1000 of the image's width and height."""
+def find_engine() -> Ocr | None:
+    """Tesseract if it is installed, else ``None``."""
+    return tesseract() if installed() else None
+
+
+def _scaled(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:
+    """Pixels to 0–1000 of the image's width and height."""
     edges = (x0 / image.width, y0 / image.height, x1 / image.width, y1 / image.height)
     return [min(1000, max(0, round(1000 * edge))) for edge in edges]

@@ -1,1 +1,1 @@
-"""`ee-export doctor`: what this machine can run, what is missing for more and how to get it, and, with --gpu, the proof."""
+"""`ee-export doctor`: targets that this machine can run, remedies for the others, and a trial of its GPU."""

@@ -1,4 +1,4 @@
-"""What one check of `doctor` says, and how checks are kept from hiding each other."""
+"""The result of one check of `doctor`. An error in one check does not stop the others."""
 
 import json
 import subprocess
@@ -11,67 +11,73 @@ from typing import Any, Literal
 from ee_export.errors import one_line
 
 Status = Literal["ok", "missing", "failed", "skipped"]
-"""missing: not installed or not there; failed: there and does not work; skipped: could not be checked here, and why."""
+"""missing: not present. failed: present, but does not work. skipped: cannot be checked here."""
 
 _PROBES = Path(__file__).with_name("probes.py")
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was seen. ``found``: what is there, or the cause; ``remedy``: what mends it; ``facts``: the same for programs."""
+class Finding:
+    """The result of one check without its name.
+
+    ``detail``: the version or the cause. ``remedy``: a command. ``facts``: the same for programs.
+    """
 
     status: Status
-    found: str
+    detail: str
     remedy: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at, and what was seen. ``asked``: the caller asked for it, and anything but ok is wrong."""
+    """A finding with its name. ``required``: the check is wrong if its status is not ok."""
 
     name: str
     status: Status
-    found: str
+    detail: str
     remedy: str
-    asked: bool
+    required: bool
     facts: dict[str, Any]
 
     @property
     def wrong(self) -> bool:
-        return self.asked and self.status != "ok"
+        return self.required and self.status != "ok"
 
 
-def guarded(name: str, look: Callable[[], Look], *, asked: bool) -> Check:
-    """What ``look`` sees; whatever it raises is that check's failure and no other's."""
+def run_check(name: str, find: Callable[[], Finding], *, required: bool) -> Check:
+    """Run one check. If ``find`` raises, the check has failed."""
     try:
-        seen = look()
+        finding = find()
     except Exception as error:
-        seen = Look("failed", cause(error))
-    return Check(name, seen.status, one_line(seen.found), seen.remedy, asked, seen.facts)
+        finding = Finding("failed", describe_error(error))
+    return Check(name, finding.status, one_line(finding.detail), finding.remedy, required, finding.facts)
 
 
-def cause(error: BaseException) -> str:
-    """An error in a line, with its class where its message alone would puzzle."""
-    said = one_line(error)
+def describe_error(error: BaseException) -> str:
+    """Describe an error in one line, with its class if it is not an error of ours."""
+    message = one_line(error)
     kind = type(error)
-    return said if said and kind.__module__.startswith("ee_export") else f"{kind.__name__}: {said}".rstrip(": ")
+    return (
+        message if message and kind.__module__.startswith("ee_export") else f"{kind.__name__}: {message}".rstrip(": ")
+    )
 
 
-def isolated(name: str, patience_s: float = _PATIENCE_S) -> dict[str, Any]:
-    """What a probe of :mod:`ee_export.doctor.probes` finds, in a process of its own, which may crash or hang.
+def run_probe(name: str, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
+    """Run a probe of :mod:`ee_export.doctor.probes` in a process of its own, because it may crash or hang.
 
     Returns:
-        Its facts; ``{"absent": why}`` where the package is not installed, ``{"error": why}`` where the probe failed.
+        The facts of the probe, ``{"absent": cause}`` if the package is not installed, or ``{"error": cause}`` if the
+        probe failed.
     """
     from ee_export.doctor.probes import MARK
 
     command = [sys.executable, "-P", str(_PROBES), name]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=patience_s)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        return {"error": f"gave no answer within {patience_s:g} s"}
+        return {"error": f"gave no answer within {timeout_s:g} s"}
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(MARK):
             facts: dict[str, Any] = json.loads(line.removeprefix(MARK))

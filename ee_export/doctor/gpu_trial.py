@@ -1,4 +1,4 @@
-"""What `doctor --gpu` tries, made of the toolkit's own parts: engines by their recipes, and every executor over them."""
+"""The setup of `doctor --gpu` from the toolkit's own parts: engines by their recipes, and every executor on them."""
 
 import tempfile
 from contextlib import ExitStack
@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ee_export.data.encode import Arrays
-from ee_export.doctor.examine import EXECUTORS
-from ee_export.doctor.replay import BATCHES, Executor, text_known
-from ee_export.doctor.trial import Rig
-from ee_export.doctor.trial_package import compiled, whole
+from ee_export.doctor.checks import EXECUTORS
+from ee_export.doctor.replay import BATCHES, TrialExecutor, count_tokens
+from ee_export.doctor.trial import TrialSetup
+from ee_export.doctor.trial_package import build_one_segment, compile_for_trial
 from ee_export.errors import DeviceError
 from ee_export.package.manifest import FULL, OperatingPoint
 from ee_export.package.store import Package
@@ -25,12 +25,13 @@ from ee_export.runtime.plan import make_rules, operating_point
 from ee_export.verify import golden
 
 
-def rig() -> Rig:
-    return Rig(compiled, {kind: partial(OnGpu, kind) for kind in EXECUTORS}, one_engine)
+def make_setup() -> TrialSetup:
+    """The parts of the trial on this GPU."""
+    return TrialSetup(compile_for_trial, {kind: partial(GpuTrialExecutor, kind) for kind in EXECUTORS}, open_one_engine)
 
 
-class OnGpu:
-    """An executor of one kind over a package's target, on the first GPU; see :class:`~ee_export.doctor.replay.Executor`.
+class GpuTrialExecutor:
+    """A :class:`~ee_export.doctor.replay.TrialExecutor` of one kind for a package's target, on the first GPU.
 
     It is ready for the text lengths of the golden pages and for :data:`~ee_export.doctor.replay.BATCHES`.
     """
@@ -61,20 +62,20 @@ class OnGpu:
         self._closing.callback(self._executor.close)
 
     def run(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
-        """See :meth:`ee_export.doctor.replay.Executor.run`."""
+        """See :meth:`ee_export.doctor.replay.TrialExecutor.run`."""
         if point is not self._point:
             self._executor.retune(self._policy(point))
             self._point = point
         rows = len(next(iter(inputs.values())))
-        tokens = np.array(text_known(inputs, self._executor.policy.rules)) if point.weights else None
-        left = run_chain(self._executor, inputs, rows, tokens)
-        exits = [one.exit for one in left if one.exit is not None]
+        tokens = np.array(count_tokens(inputs, self._executor.policy.rules)) if point.weights else None
+        results = run(self._executor, inputs, rows, tokens)
+        exits = [result.exit for result in results if result.exit is not None]
         assert len(exits) == rows  # the last exit always answers
         for page, exit in enumerate(exits):
             if exit < 0:
                 name = self._package.manifest.exits[-1 - exit]
-                raise DeviceError(f"page {page}: logits at {name} are not finite: {left[page].logits[-1].tolist()}")
-        return np.array(exits), np.stack([one.logits[-1] for one in left])
+                raise DeviceError(f"page {page}: logits at {name} are not finite: {results[page].logits[-1].tolist()}")
+        return np.array(exits), np.stack([result.logits[-1] for result in results])
 
     def close(self) -> None:
         self._closing.close()
@@ -84,10 +85,10 @@ class OnGpu:
         return ExitPolicy.of(point, make_rules(manifest, self._target, point.weights), manifest.exits)
 
 
-class _InFolder:
-    """An executor, and the folder that its package lies in."""
+class _ExecutorInFolder:
+    """An executor with the temporary folder of its package."""
 
-    def __init__(self, executor: Executor, folder: tempfile.TemporaryDirectory[str]) -> None:
+    def __init__(self, executor: TrialExecutor, folder: tempfile.TemporaryDirectory[str]) -> None:
         self.run = executor.run
         self._executor = executor
         self._folder = folder
@@ -97,13 +98,15 @@ class _InFolder:
             self._executor.close()
 
 
-def one_engine(package: Package, target_name: str) -> Executor:
-    """The whole model as one engine of the same recipe, captured where its backend can be: what a chain is measured against."""
+def open_one_engine(package: Package, target_name: str) -> TrialExecutor:
+    """Open the full model as one engine of the same recipe, captured if its backend can be captured."""
     folder = tempfile.TemporaryDirectory(prefix="ee-whole-")
     try:
-        one = compiled(whole(package, Path(folder.name) / "whole.ee"), target_name, lambda *_: None)
+        engine = compile_for_trial(
+            build_one_segment(package, Path(folder.name) / "whole.ee"), target_name, lambda *_: None
+        )
         kind = "graphs" if target_name.startswith("tensorrt-") else "host"
-        return _InFolder(OnGpu(kind, one, target_name), folder)
+        return _ExecutorInFolder(GpuTrialExecutor(kind, engine, target_name), folder)
     except BaseException:
         folder.cleanup()
         raise

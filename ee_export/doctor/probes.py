@@ -1,8 +1,9 @@
-"""What a library does when it is really loaded. Run as a script, `probes.py NAME` prints what it found as one line of JSON.
+"""Probes load a library and report its facts. As a script, `probes.py NAME` prints them as one line of JSON.
 
-Each probe has a process of its own, because what it loads may crash or hang, and what it loads first decides what others
-find. So this file imports nothing of ours. A probe raises ModuleNotFoundError where its package is not installed, and
-whatever else the library raises where it is and does not work.
+Each probe runs in a process of its own, because the library may crash or hang, and because the libraries that are
+loaded first change the result of later loads. This file therefore imports nothing of ours. A probe raises
+ModuleNotFoundError if its package is not installed. If the library does not work, the probe raises the library's own
+error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 Facts = dict[str, Any]
 
 MARK = "doctor: "
-"""What the line of JSON begins with: libraries print too."""
+"""Beginning of the line of JSON, because libraries print lines too."""
 _RELU = bytes.fromhex(
     "080812003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001011"
 )
@@ -29,9 +30,9 @@ _RELU = bytes.fromhex(
 _COMPUTE_MODE, _MAJOR, _MINOR = 20, 75, 76  # CUdevice_attribute in cuda.h
 
 
-def driver() -> Facts:
-    """The driver and its GPUs, by libcuda itself: it needs no Python package."""
-    facts: Facts = {"library": None, "kernel": _kernel_module(), "nvidia_cards": _cards(), "gpus": []}
+def probe_driver() -> Facts:
+    """The driver and its GPUs, read from libcuda without a Python package."""
+    facts: Facts = {"library": None, "kernel": _read_kernel_version(), "nvidia_cards": _count_cards(), "gpus": []}
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
@@ -42,12 +43,12 @@ def driver() -> Facts:
     if status := cuda.cuInit(0):
         return {**facts, "why": f"cuInit: {_error_name(cuda, status)}"}
     _call(cuda, "cuDeviceGetCount", ctypes.byref(count))
-    facts["gpus"] = [_gpu(cuda, at) for at in range(count.value)]
+    facts["gpus"] = [_read_gpu(cuda, index) for index in range(count.value)]
     return facts
 
 
-def context() -> Facts:
-    """The primary context of the first GPU, which torch, cupy and we share, and the memory that is free in it."""
+def probe_context() -> Facts:
+    """The primary context of the first GPU, which torch, cupy and the runtime share, and its free memory."""
     cuda = ctypes.CDLL("libcuda.so.1")
     device, primary, current = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
@@ -66,9 +67,9 @@ def context() -> Facts:
     return {**facts, "pycuda": "the same" if current.value == primary.value else "another"}
 
 
-def tensorrt() -> Facts:
-    """TensorRT's bindings, the native library behind them, and whether it makes a builder and a parser here."""
-    wheels = _installed(r"tensorrt(_cu\d+)?(_libs|_bindings)?$")
+def probe_tensorrt() -> Facts:
+    """TensorRT's bindings, their native library, and the error if no builder and parser can be made here."""
+    wheels = _list_installed(r"tensorrt(_cu\d+)?(_libs|_bindings)?$")
     facts: Facts = {"wheels": wheels, "version": None, "native": None, "builder": None, "why": ""}
     try:
         import tensorrt as trt
@@ -82,7 +83,7 @@ def tensorrt() -> Facts:
     major = trt.__version__.partition(".")[0]
     try:
         number = ctypes.CDLL(f"libnvinfer.so.{major}").getInferLibVersion()
-    except (OSError, AttributeError) as error:  # AttributeError: something of that name, which is not TensorRT
+    except (OSError, AttributeError) as error:  # AttributeError: another library of that name
         return {**facts, "why": str(error)}
     facts["native"] = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
     try:
@@ -95,8 +96,8 @@ def tensorrt() -> Facts:
     return {**facts, "builder": ""}
 
 
-def cuda_bindings() -> Facts:
-    """NVIDIA's own bindings of the driver, and whether they find it."""
+def probe_cuda_bindings() -> Facts:
+    """NVIDIA's own bindings of the driver, and the error if they do not load it."""
     from cuda.bindings import driver as bound
 
     facts: Facts = {"version": metadata.version("cuda-bindings"), "cuda": bound.CUDA_VERSION, "why": ""}
@@ -107,7 +108,7 @@ def cuda_bindings() -> Facts:
     return facts if status == bound.CUresult.CUDA_SUCCESS else {**facts, "why": f"cuDriverGetVersion: {status}"}
 
 
-def nvrtc() -> Facts:
+def probe_nvrtc() -> Facts:
     """The run-time compiler of our kernels, and the architectures (as in sm_90) that it compiles for."""
     from cuda.bindings import nvrtc as bound
 
@@ -118,8 +119,8 @@ def nvrtc() -> Facts:
     return {"version": f"{major}.{minor}", "architectures": list(architectures)}
 
 
-def pycuda() -> Facts:
-    """pycuda, the CUDA that it was compiled against, and whether it finds the driver."""
+def probe_pycuda() -> Facts:
+    """pycuda, the CUDA that it was compiled against, and the error if it does not load the driver."""
     facts: Facts = {"version": metadata.version("pycuda"), "cuda": None, "why": ""}
     try:
         import pycuda.driver as bound
@@ -130,24 +131,24 @@ def pycuda() -> Facts:
     return {**facts, "cuda": ".".join(str(part) for part in bound.get_version()[:2])}
 
 
-def onnxruntime() -> Facts:
-    """onnxruntime's GPU providers. What it lists is what it was compiled with; only a session shows what it can run."""
+def probe_onnxruntime() -> Facts:
+    """onnxruntime's GPU providers. The list shows the compiled ones. A session shows those that run."""
     import onnxruntime as ort
 
-    wheels = _installed(r"onnxruntime(_gpu)?$")
+    wheels = _list_installed(r"onnxruntime(_gpu)?$")
     facts: Facts = {"wheels": wheels, "version": ort.__version__, "listed": ort.get_available_providers()}
     ort.set_default_logger_severity(4)
-    ort.preload_dlls()  # as ee_export.runtime.gpu.ort_gpu does: what pip installed of CUDA lies where no loader looks
+    ort.preload_dlls()  # as ee_export.runtime.gpu.ort_gpu does: pip installs CUDA outside the loader's path
     with contextlib.suppress(ImportError, OSError):
         import tensorrt  # noqa: F401
     for provider, library in (("CUDAExecutionProvider", "cuda"), ("TensorrtExecutionProvider", "tensorrt")):
         file = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
-        facts[library] = _provider(provider, file) if provider in facts["listed"] else None
+        facts[library] = _open_provider(provider, file) if provider in facts["listed"] else None
     return facts
 
 
-def openvino() -> Facts:
-    """OpenVINO, and whether this processor has the bfloat16 that its target computes in."""
+def probe_openvino() -> Facts:
+    """OpenVINO, and if this processor has bfloat16, in which the target computes."""
     import openvino as library
 
     return {
@@ -156,7 +157,7 @@ def openvino() -> Facts:
     }
 
 
-def tesseract() -> Facts:
+def probe_tesseract() -> Facts:
     """The OCR engine."""
     try:
         done = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, timeout=20, check=True)
@@ -166,21 +167,21 @@ def tesseract() -> Facts:
 
 
 PROBES: dict[str, Callable[[], Facts]] = {
-    "driver": driver,
-    "context": context,
-    "tensorrt": tensorrt,
-    "cuda_bindings": cuda_bindings,
-    "nvrtc": nvrtc,
-    "pycuda": pycuda,
-    "onnxruntime": onnxruntime,
-    "openvino": openvino,
-    "tesseract": tesseract,
+    "driver": probe_driver,
+    "context": probe_context,
+    "tensorrt": probe_tensorrt,
+    "cuda_bindings": probe_cuda_bindings,
+    "nvrtc": probe_nvrtc,
+    "pycuda": probe_pycuda,
+    "onnxruntime": probe_onnxruntime,
+    "openvino": probe_openvino,
+    "tesseract": probe_tesseract,
 }
 
 
-def _gpu(cuda: ctypes.CDLL, at: int) -> Facts:
+def _read_gpu(cuda: ctypes.CDLL, index: int) -> Facts:
     device, name, memory = ctypes.c_int(), ctypes.create_string_buffer(100), ctypes.c_size_t()
-    _call(cuda, "cuDeviceGet", ctypes.byref(device), at)
+    _call(cuda, "cuDeviceGet", ctypes.byref(device), index)
     _call(cuda, "cuDeviceGetName", name, len(name), device)
     _call(cuda, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
     values = []
@@ -193,7 +194,7 @@ def _gpu(cuda: ctypes.CDLL, at: int) -> Facts:
         "name": name.value.decode(errors="replace"),
         "capability": f"{major}.{minor}",
         "memory_mb": memory.value >> 20,
-        "prohibited": mode == 2,  # CU_COMPUTEMODE_PROHIBITED: an administrator lets nobody in
+        "prohibited": mode == 2,  # CU_COMPUTEMODE_PROHIBITED: an administrator has closed the GPU
     }
 
 
@@ -209,39 +210,42 @@ def _error_name(cuda: ctypes.CDLL, status: int) -> str:
     return name.value.decode() if name.value else f"CUDA error {status}"
 
 
-def _kernel_module() -> str | None:
+def _read_kernel_version() -> str | None:
     try:
-        found = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+        match = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return None
-    return found and found.group(1)
+    return match and match.group(1)
 
 
-def _cards() -> int:
-    """NVIDIA's display and compute devices (PCI class 03) that the machine has, with or without a driver."""
-    found = 0
+def _count_cards() -> int:
+    """Count NVIDIA's display and compute devices (PCI class 03), with or without a driver."""
+    cards = 0
     for device in Path("/sys/bus/pci/devices").glob("*"):
         try:
             vendor, kind = (device / "vendor").read_text(), (device / "class").read_text()
         except OSError:
             continue
-        found += vendor.startswith("0x10de") and kind.startswith("0x03")
-    return found
+        cards += vendor.startswith("0x10de") and kind.startswith("0x03")
+    return cards
 
 
-def _installed(pattern: str) -> dict[str, str]:
-    """Versions of the installed packages whose name, with underscores, matches."""
-    names = ((re.sub(r"[-.]+", "_", each.name or "").lower(), each.version) for each in metadata.distributions())
+def _list_installed(pattern: str) -> dict[str, str]:
+    """List the versions of installed packages whose name, with underscores, matches."""
+    names = ((re.sub(r"[-.]+", "_", wheel.name or "").lower(), wheel.version) for wheel in metadata.distributions())
     return {name: version for name, version in sorted(names) if re.match(pattern, name)}
 
 
-def _provider(name: str, library: Path) -> Facts:
-    """Whether a session gets a provider; if not, what the loader says of its library. And TensorRT's major that it is linked to."""
+def _open_provider(name: str, library: Path) -> Facts:
+    """Open a session with a provider.
+
+    Report the loader's error if there is none, and the linked major version of TensorRT.
+    """
     import onnxruntime as ort
 
-    needs = sorted({int(major) for major in re.findall(rb"libnvinfer\.so\.(\d+)", _contents(library))})
-    given = ort.InferenceSession(_RELU, providers=[name, "CPUExecutionProvider"]).get_providers()
-    runs, why = name in given, ""
+    needs = sorted({int(major) for major in re.findall(rb"libnvinfer\.so\.(\d+)", _read(library))})
+    providers = ort.InferenceSession(_RELU, providers=[name, "CPUExecutionProvider"]).get_providers()
+    runs, why = name in providers, ""
     if not runs:
         try:
             ctypes.CDLL(str(library))
@@ -250,7 +254,7 @@ def _provider(name: str, library: Path) -> Facts:
     return {"runs": runs, "why": why, "needs_tensorrt": needs[-1] if needs else None}
 
 
-def _contents(file: Path) -> bytes:
+def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError:

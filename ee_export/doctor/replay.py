@@ -1,12 +1,12 @@
-"""Golden pages on every executor of a GPU, and the executors against each other."""
+"""Replay golden pages on every executor of a GPU, and compare the executors with each other."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from ee_export.data.encode import Arrays, count_tokens_read
-from ee_export.doctor.check import Look
+from ee_export.data.encode import Arrays, tokens_read
+from ee_export.doctor.check import Finding
 from ee_export.errors import NotEqual
 from ee_export.package.manifest import OperatingPoint
 from ee_export.package.store import Package
@@ -20,18 +20,18 @@ DRAWS = 200
 BATCHES = (1, 3, 8)
 _CRITERION = "max_probability"
 _MARGIN = 1e-3
-"""Distance of a drawn threshold from the score that it was drawn at: far more than what sums in another order change."""
+"""Distance of a drawn threshold from a page's score, far above the differences that the order of sums makes."""
 
 
-class Executor(Protocol):
+class TrialExecutor(Protocol):
     """One way to run a target's chain on a GPU."""
 
     def run(self, inputs: Arrays, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
-        """Index of the exit where each page leaves, int64 ``[B]``, and its raw logits there, float32 ``[B, C]``.
+        """Evaluate a batch: the index of each page's exit, int64 ``[B]``, and its raw logits there, float32 ``[B, C]``.
 
         Args:
             inputs: encoded pages of one text length, on the host.
-            point: which criterion and thresholds decide.
+            point: criterion and thresholds.
 
         Raises:
             DeviceError: the device or a library failed.
@@ -39,26 +39,29 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back all memory of the device."""
+        """Free all memory of the device."""
         ...
 
 
-def replayed(executor: Executor, package: Package, target_name: str) -> Look:
-    """Golden pages, made to leave at each exit in turn: logits within the target's tolerance; and the exits of its operating points.
+def replay_golden(executor: TrialExecutor, package: Package, target_name: str) -> Finding:
+    """Verify logits and exits on golden pages.
+
+    Every page exits at each exit in turn, with logits within the target's tolerance. At each operating point, every
+    page exits where the package records it.
 
     Raises:
-        NotEqual: something differs; names it.
+        NotEqual: a result differs. The message names it.
     """
     target, exits = package.target(target_name), package.manifest.exits
     pages, expected = golden.read(package)
     differences, drift = dict.fromkeys(exits, 0.0), 0.0
     for number, page in enumerate(pages):
-        for at, name in enumerate(exits):
-            left, logits = executor.run(page.inputs, make_exit_point(exits, name))
-            if int(left[0]) != at:
-                raise NotEqual(f"a page that must leave at {name} left at {exits[int(left[0])]}")
-            off = float(np.abs(logits - page.of(target_name)[name]).max())
-            differences[name] = max(differences[name], off if off == off else float("inf"))
+        for index, name in enumerate(exits):
+            reached, logits = executor.run(page.inputs, point_that_exits_at(exits, name))
+            if int(reached[0]) != index:
+                raise NotEqual(f"a page that must exit at {name} exits at {exits[int(reached[0])]}")
+            difference = float(np.abs(logits - page.of(target_name)[name]).max())
+            differences[name] = max(differences[name], difference if difference == difference else float("inf"))
             drift = max(drift, float(np.abs(logits - page.logits[name]).max()))
         answer, trained = int(logits.argmax()), int(page.logits[exits[-1]].argmax())
         if answer != trained:
@@ -69,94 +72,104 @@ def replayed(executor: Executor, package: Package, target_name: str) -> Look:
     golden.require_same(differences, target.tolerance, target_name)
     for name, point in target.operating_points.items():
         for number, page in enumerate(pages):
-            left, _ = executor.run(page.inputs, point)
-            want = int(expected[f"{target_name}/{name}"][number])
-            if int(left[0]) != want:
+            reached, _ = executor.run(page.inputs, point)
+            index = int(expected[f"{target_name}/{name}"][number])
+            if int(reached[0]) != index:
                 raise NotEqual(
-                    f"operating point '{name}': golden page {number} left at {exits[int(left[0])]}, expected {exits[want]}"
+                    f"operating point '{name}': golden page {number} exits at {exits[int(reached[0])]}, expected {exits[index]}"
                 )
     largest = max(differences.values())
-    said = (
+    detail = (
         f"{len(pages)} golden pages at {len(exits)} exits: logits within {largest:.0e} (allowed {target.tolerance:.0e}) of the "
         f"target's own, {drift:.0e} of the trained model's"
     )
-    return Look("ok", said, facts={"differences": differences, "tolerance": target.tolerance, "from_trained": drift})
+    return Finding(
+        "ok", detail, facts={"differences": differences, "tolerance": target.tolerance, "from_trained": drift}
+    )
 
 
-def make_exit_point(exits: Sequence[str], name: str) -> OperatingPoint:
-    """An operating point at which every page leaves at one exit."""
-    return OperatingPoint(_CRITERION, {each: 0.0 if each == name else None for each in exits[:-1]})
+def point_that_exits_at(exits: Sequence[str], name: str) -> OperatingPoint:
+    """An operating point at which every page exits at ``name``."""
+    return OperatingPoint(_CRITERION, {exit: 0.0 if exit == name else None for exit in exits[:-1]})
 
 
-def agreed(executors: Mapping[str, Executor], package: Package, target_name: str, progress: Progress) -> Look:
-    """Random thresholds, several batch sizes: the same exits and the same bits of logits on all executors, and the exits of the policy.
+def compare_executors(
+    executors: Mapping[str, TrialExecutor], package: Package, target_name: str, progress: Progress
+) -> Finding:
+    """Verify that all executors give the same exits and the same bits of logits.
+
+    Thresholds are drawn at random for several batch sizes. The exits are compared with the policy's too.
 
     Raises:
-        NotEqual: two differ; says at which batch size and where.
+        NotEqual: two results differ. The message names the batch size and the page.
     """
     if not executors:
-        return Look("skipped", "no executor replayed the golden pages")
+        return Finding("skipped", "no executor replayed the golden pages")
     (first, *others), exits = list(executors), package.manifest.exits
     rng = np.random.default_rng(0)
     pages = [page.inputs for page in golden.read(package)[0]]
     for done, batch in enumerate(BATCHES):
         progress("agreement", done, len(BATCHES))
-        inputs = _batch(pages, batch)
-        ran = [executors[first].run(inputs, make_exit_point(exits, name))[1] for name in exits]
-        found = make_rules(package.manifest, package.target(target_name), {})
-        probabilities, scores = score_pages(ran, found, _CRITERION, text_known(inputs, found))
+        inputs = _make_batch(pages, batch)
+        logits_by_exit = [executors[first].run(inputs, point_that_exits_at(exits, name))[1] for name in exits]
+        exit_rules = rules(package.manifest, package.target(target_name), {})
+        probabilities, scores = score_pages(logits_by_exit, exit_rules, _CRITERION, count_tokens(inputs, exit_rules))
         for _ in range(DRAWS):
-            thresholds = _drawn(rng, scores[:-1])
+            thresholds = _draw_thresholds(rng, scores[:-1])
             point = OperatingPoint(_CRITERION, dict(zip(exits, thresholds, strict=False)))
-            want, logits = executors[first].run(inputs, point)
-            policy = assign_exits(scores, thresholds, probabilities.argmax(2))
-            _require_equal(want, policy, f"{first}, batch {batch}: exits and the policy's", exits)
+            expected, logits = executors[first].run(inputs, point)
+            policy = leave_at(scores, thresholds, probabilities.argmax(2))
+            _require_equal(expected, policy, f"{first}, batch {batch}: exits and the policy's", exits)
             for name in others:
-                left, other = executors[name].run(inputs, point)
-                _require_equal(left, want, f"{name} and {first}, batch {batch}: exits", exits)
+                reached, other = executors[name].run(inputs, point)
+                _require_equal(reached, expected, f"{name} and {first}, batch {batch}: exits", exits)
                 if other.tobytes() != logits.tobytes():
-                    off = float(np.abs(other - logits).max())
-                    raise NotEqual(f"{name} and {first}, batch {batch}: same exits, logits differ by {off:.1e}")
+                    difference = float(np.abs(other - logits).max())
+                    raise NotEqual(f"{name} and {first}, batch {batch}: same exits, logits differ by {difference:.1e}")
     progress("agreement", len(BATCHES), len(BATCHES))
     sizes = ", ".join(map(str, BATCHES))
-    said = f"{DRAWS} sets of random thresholds at batch sizes {sizes}: exits as the policy says"
+    detail = f"{DRAWS} sets of random thresholds at batch sizes {sizes}: exits equal the policy's"
     if not others:
-        return Look("skipped", f"{said}; {first} ran alone, so there was nothing to compare it with")
-    return Look("ok", f"{said}, logits bit for bit the same on {', '.join(executors)}")
+        return Finding("skipped", f"{detail}; {first} ran alone, so there was nothing to compare it with")
+    return Finding("ok", f"{detail}, logits bit for bit the same on {', '.join(executors)}")
 
 
-def text_known(inputs: Arrays, found: Sequence[ExitRule]) -> list[list[int]]:
-    """Text tokens that each exit knows of each page of a batch, ``[E][B]``."""
-    pages = [{name: values[at : at + 1] for name, values in inputs.items()} for at in range(_rows(inputs))]
-    return [[count_tokens_read(page, rule.reads) for page in pages] for rule in found]
+def count_tokens(inputs: Arrays, exit_rules: Sequence[Rule]) -> list[list[int]]:
+    """Count the text tokens that each exit has read of each page of a batch, ``[E][B]``."""
+    pages = [
+        {name: values[index : index + 1] for name, values in inputs.items()} for index in range(_count_rows(inputs))
+    ]
+    return [[tokens_read(page, rule.reads) for page in pages] for rule in exit_rules]
 
 
-def _rows(inputs: Arrays) -> int:
+def _count_rows(inputs: Arrays) -> int:
     return len(next(iter(inputs.values())))
 
 
-def _batch(pages: Sequence[Arrays], size: int) -> Arrays:
-    """Pages of one text length: the first's text, its tokens rotated, under the images of all."""
+def _make_batch(pages: Sequence[Arrays], size: int) -> Arrays:
+    """Make a batch of one text length: the images of all pages, and the first page's tokens, rotated."""
     rows = []
-    for at in range(size):
-        row = {name: np.roll(values, at, axis=1) for name, values in pages[0].items()}
+    for index in range(size):
+        row = {name: np.roll(values, index, axis=1) for name, values in pages[0].items()}
         if "pixel_values" in row:
-            row["pixel_values"] = pages[at % len(pages)]["pixel_values"]
+            row["pixel_values"] = pages[index % len(pages)]["pixel_values"]
         rows.append(row)
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _drawn(rng: np.random.Generator, scores: np.ndarray) -> list[float | None]:
-    """A threshold an exit, near the score ``[E, B]`` of one of the pages or never; clear of all of them."""
-    drawn: list[float | None] = []
+def _draw_thresholds(rng: np.random.Generator, scores: np.ndarray) -> list[float | None]:
+    """Draw a threshold per exit, or none: near a page's score ``[E, B]``, but at a distance from every score."""
+    thresholds: list[float | None] = []
     for row in scores:
         near = float(rng.choice(row)) + float(rng.choice([-1, 1])) * _MARGIN
         clear = float(np.abs(row - near).min()) > _MARGIN / 10
-        drawn.append(near if clear and rng.random() < 0.7 else None)
-    return drawn
+        thresholds.append(near if clear and rng.random() < 0.7 else None)
+    return thresholds
 
 
-def _require_equal(left: np.ndarray, want: np.ndarray, what: str, exits: Sequence[str]) -> None:
-    if (left != want).any():
-        row = int(np.flatnonzero(left != want)[0])
-        raise NotEqual(f"{what} differ: page {row} left at {exits[int(left[row])]}, expected {exits[int(want[row])]}")
+def _require_equal(reached: np.ndarray, expected: np.ndarray, subject: str, exits: Sequence[str]) -> None:
+    if (reached != expected).any():
+        row = int(np.flatnonzero(reached != expected)[0])
+        raise NotEqual(
+            f"{subject} differ: page {row} exits at {exits[int(reached[row])]}, expected {exits[int(expected[row])]}"
+        )

@@ -1,4 +1,7 @@
-"""What the trial compiles: a package's engines, and its whole model as one; without pages of the user's, so nothing is tuned."""
+"""The packages of the trial: a package's engines, and its full model as one segment.
+
+Nothing is tuned, because no pages are given.
+"""
 
 import shutil
 from dataclasses import replace
@@ -20,14 +23,15 @@ from ee_export.segments.join import join
 from ee_export.verify import golden
 
 
-def compiled(package: Package, target_name: str, progress: Progress) -> Package:
-    """Give a package a target for this GPU by its shipped recipe; calibration and operating points are those of ``cpu-fp32``.
+def compile_for_trial(package: Package, target_name: str, progress: Progress) -> Package:
+    """Add a target for this GPU to a package by its shipped recipe.
 
-    Its golden pages stand in for held-out ones: int8 takes its ranges from them.
+    Calibration and operating points are those of ``cpu-fp32``. Ranges of int8 come from the golden pages instead of
+    held-out pages.
 
     Raises:
         BadRequest: there is no such recipe, or it cannot run here.
-        DeviceError: the GPU or a library for it refused something.
+        DeviceError: the GPU or a library for it failed.
     """
     recipe = find_recipe(target_name)
     backends.require_runnable(recipe.backend)
@@ -40,15 +44,15 @@ def compiled(package: Package, target_name: str, progress: Progress) -> Package:
         chain = make_draft_chain(before, target_name, made, staging)
         target = replace(made, calibration=source.calibration, operating_points=source.operating_points)
         link_files(package, [name for name in package.manifest.files if name != GOLDEN], staging)
-        target, said = add_golden_logits(chain, target_name, target, pages)
+        target, golden_pages = with_golden(chain, target_name, target, pages)
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target})
-        (staging / GOLDEN).write_bytes(golden.write(said, manifest))
+        (staging / GOLDEN).write_bytes(golden.write(golden_pages, manifest))
         seal(staging, manifest)
     return open_package(package.path)
 
 
-def whole(package: Package, folder: Path) -> Package:
-    """A package in ``folder`` of one segment, the whole model of ``cpu-fp32`` as one would export it without exits."""
+def build_one_segment(package: Package, folder: Path) -> Package:
+    """Build a package in ``folder`` of one segment: the full model of ``cpu-fp32``, as an export without exits."""
     source, final = package.target(SOURCE), package.manifest.exits[-1]
     graph = join(package, SOURCE, [logits_name(final)])
     inputs = {tensor.name: tensor for spec in source.segments for tensor in spec.inputs}

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from ee_export.bench.cli import cli
-from ee_export.bench.compare import difference
-from ee_export.bench.nested import nested_if
+from ee_export.bench.compare import compute_ratios
+from ee_export.bench.nested import build_nested_if
 from ee_export.bench.peers import PEERS, Subject
 from ee_export.data.dataset import read_dataset
 from ee_export.errors import BadRequest
@@ -36,7 +36,7 @@ def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, t
     written = ["--record", path, "--report", path.with_suffix(".html")]
     done = CliRunner().invoke(cli, [str(each) for each in ("compare", *arguments, *written)])
     assert done.exit_code == 0, done.output
-    assert "the chain's pages left at" in done.stdout
+    assert "the chain's pages exit at" in done.stdout
     assert "without reading and decoding, ms a page (of " in done.stdout
     assert json.loads(path.read_text())["plan"]["in_a_row"] == 5
     assert "An older version measured this" not in path.with_suffix(".html").read_text()
@@ -70,7 +70,7 @@ def test_every_contender_answers_every_page_as_what_it_stands_for(
 def test_nested_ifs_leave_where_the_chain_leaves(sample: Path, pages_folder: Path) -> None:
     package = open_package(sample)
     chain = load_package(package, operating_point="default")
-    session = backend.open_session(nested_if(package, "cpu-fp32", "default").SerializeToString(), 1)
+    session = backend.open_session(build_nested_if(package, "cpu-fp32", "default").SerializeToString(), 1)
     names = [value.name for value in session.get_inputs()]
     data = read_dataset(pages_folder)
     exits = set()
@@ -95,7 +95,7 @@ def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded:
     assert "chain: 1.100 of the time [1.100 – 1.100], slower" in told.stdout
     slower["data"] = "other pages"
     with pytest.raises(BadRequest, match="different pages"):
-        difference(json.loads(recorded.read_text()), slower)
+        compute_ratios(json.loads(recorded.read_text()), slower)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded:
         (["--peers", "onnxruntime", "--graph", "nowhere.onnx"], "--graph nowhere.onnx: cannot be read"),
         (["--peers", "chain@cpu-int4"], "unknown target 'cpu-int4'"),
         (["--peers", "chain:encoder.9"], "unknown exit 'encoder.9'"),
-        (["--peers", "onnxruntime:final"], "only the chain can be told where to leave"),
+        (["--peers", "onnxruntime:final"], "only the chain takes an exit"),
     ],
 )
 def test_a_contender_that_cannot_run_is_named(

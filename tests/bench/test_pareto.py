@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from ee_export.bench.cli import cli
-from ee_export.bench.pareto import SHIPPED, read_grid
+from ee_export.bench.grid import SHIPPED, read_grid
 from ee_export.bench.pareto_report import render
 from ee_export.errors import BadRequest
 from ee_export.model.recipe import read_recipe
@@ -99,9 +99,9 @@ def test_the_report_says_what_the_figures_say(study: tuple[Path, dict]) -> None:
     page = (study[0] / "report.html").read_text()
     assert page.count("<figure") == 4
     for heading in (
-        "What it says",
+        "Result",
         "Models",
-        "Where pages leave",
+        "Exits of pages",
         "Calibration",
         "Failure prediction",
         "Anytime",
@@ -110,7 +110,7 @@ def test_the_report_says_what_the_figures_say(study: tuple[Path, dict]) -> None:
         assert f"<h2>{heading}</h2>" in page
     (model,) = study[1]["models"]
     whole = model["whole"]["metrics"]
-    assert f"Most accurate when no page leaves early: <b>{model['placement']}</b>" in page
+    assert f"Most accurate full model: <b>{model['placement']}</b>" in page
     assert f"{whole['accuracy'][0]:.3f} <small>" in page
     assert "Cheapest that is right at least as often on these pages" in page
     assert "<b>temperature against none</b>: " in page

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from ee_export.bench.cli import cli
-from ee_export.bench.machine import disturbed
-from ee_export.bench.peers import entry
-from ee_export.bench.stages import in_order, order_of, reached
+from ee_export.bench.machine import describe_disturbance
+from ee_export.bench.peers import parse_contender
+from ee_export.bench.stages import order_of, share_that_reaches, sort_stages
 from ee_export.errors import BadRequest
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -55,15 +55,15 @@ def test_the_report_holds_every_contender_and_its_numbers(recorded: tuple[dict[s
 
 def test_the_report_begins_with_what_was_found(recorded: tuple[dict[str, Any], str]) -> None:
     result, page = recorded
-    said = text_of(page.split("What it says")[1].split("</section>")[0])
+    said = text_of(page.split("<h2>Result</h2>")[1].split("</section>")[0])
     contenders = result["contenders"]
-    peers = [name for name in contenders if entry(name).whole]
+    peers = [name for name in contenders if parse_contender(name).is_full_model]
     fastest = min(peers, key=lambda name: contenders[name]["mean_ms"][0])
-    assert "uncut, which leaves early" not in said
+    assert "uncut, which has early exits" not in said
     assert f"The chain takes {contenders['chain']['mean_ms'][0]:.3g}" in said
-    assert f"The fastest way to run the whole model, {fastest}, takes {contenders[fastest]['of_chain'][0]:.3g}" in said
+    assert f"The fastest way to run the full model, {fastest}, takes {contenders[fastest]['of_chain'][0]:.3g}" in said
     assert str(contenders["chain"]["right"]) in said
-    assert ("the machine was busy" in said) == (disturbed(result) is not None)
+    assert ("the machine was busy" in said) == (describe_disturbance(result) is not None)
 
 
 def test_the_report_is_one_file_that_needs_no_network(recorded: tuple[dict[str, Any], str]) -> None:
@@ -100,7 +100,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
         (lambda result: result.update(schema=2), "schema 2, and this version reads 1"),
         (lambda result: result["contenders"].pop("chain"), "no result of a comparison"),
         (lambda result: result.pop("schema"), "schema None"),
-        (without("stages_ms"), "what it says of chain is not complete"),
+        (without("stages_ms"), "the entry of chain is not complete"),
     ],
 )
 def test_a_file_that_is_no_such_result_is_refused(
@@ -129,9 +129,9 @@ def test_stages_come_as_a_page_goes_through_them_and_fewer_pages_reach_the_later
     found = ["encoder.10", "final", "text", "policy and rest", "ocr", "encode", "text.40", "vision", "encoder.9"]
     ordered = ["encode", "vision", "ocr", "text.40", "text", "encoder.9", "encoder.10", "final", "policy and rest"]
     order = order_of({"contenders": {"chain": {"stages_ms": dict.fromkeys(found), "exits": {}}}})
-    assert in_order([*found, "what an older version said"], order) == ["what an older version said", *ordered]
+    assert sort_stages([*found, "what an older version said"], order) == ["what an older version said", *ordered]
     exits = {"vision": 0.5, "text.40": 0.25, "final": 0.25}
-    shares = {stage: reached(stage, exits, order) for stage in ordered}
+    shares = {stage: share_that_reaches(stage, exits, order) for stage in ordered}
     assert [shares[stage] for stage in ("encode", "vision", "ocr", "text.40", "text", "encoder.9", "final")] == [
         *(1, 1, 0.5, 0.5, 0.25, 0.25, 0.25)
     ]

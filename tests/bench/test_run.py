@@ -14,7 +14,7 @@ from scipy import stats
 
 from ee_export.bench import server
 from ee_export.bench.cli import cli
-from ee_export.bench.machine import disturbed, watch
+from ee_export.bench.machine import describe_disturbance, watch
 from ee_export.bench.statistics import percentile
 from ee_export.data.dataset import read_dataset
 from ee_export.data.page import Page
@@ -154,14 +154,14 @@ def test_a_slow_answer_delays_all_that_arrive_meanwhile(
 
 
 def test_arrivals_are_a_poisson_process_of_the_rate_that_is_asked() -> None:
-    due = server.arrivals(50.0, 20_000, seed=3)
+    due = server.draw_arrivals(50.0, 20_000, seed=3)
     gaps = np.diff(due, prepend=0)
     assert stats.kstest(gaps, "expon", args=(0, 1 / 50)).pvalue > 0.01
     counts = np.histogram(due, np.arange(0, int(due[-1])))[0]
     assert counts.mean() == pytest.approx(50, rel=0.02)
     assert counts.var() == pytest.approx(50, rel=0.2)
-    assert np.allclose(server.arrivals(100.0, 20_000, seed=3), due / 2)
-    assert not np.allclose(server.arrivals(50.0, 20_000, seed=4), due)
+    assert np.allclose(server.draw_arrivals(100.0, 20_000, seed=3), due / 2)
+    assert not np.allclose(server.draw_arrivals(50.0, 20_000, seed=4), due)
 
 
 def test_a_stall_is_counted_for_every_page_that_arrived_in_it(clock: VirtualTime) -> None:
@@ -193,7 +193,7 @@ def test_the_search_finds_the_rate_that_theory_gives(clock: VirtualTime, start: 
     service_s, bound_ms = 0.010, 40.0
 
     def held(rate: float, seed: int, pages: int = 4000) -> bool:
-        due = server.arrivals(rate, pages, seed)
+        due = server.draw_arrivals(rate, pages, seed)
         clock.now = 0.0
         answer = works_for(clock, lambda row: service_s)
         latencies, late = server.serve(answer, due, range(pages), bound_ms=bound_ms, give_up=True)
@@ -223,7 +223,7 @@ def _p99_ms(rate: float, service_s: float) -> float:
 
 
 def test_a_hopeless_trial_is_given_up_and_where_no_rate_is_held_the_search_ends(clock: VirtualTime) -> None:
-    due = server.arrivals(1000, 2000, seed=0)
+    due = server.draw_arrivals(1000, 2000, seed=0)
     latencies, late = server.serve(works_for(clock, lambda row: 0.01), due, range(2000), bound_ms=40, give_up=True)
     trial = server.Trial(1000, 0, 40, latencies, late)
     assert not trial.held
@@ -285,12 +285,12 @@ def test_a_percentile_s_interval_covers_it_in_95_of_100_cases() -> None:
 
 
 def test_a_busy_machine_is_warned_of() -> None:
-    quiet = {**watch().ended(), "load_average": 0.1, "others_cpus": 0.0}
+    quiet = {**watch().finish(), "load_average": 0.1, "others_cpus": 0.0}
     assert {"cores", "affinity", "cpu_mhz", "governor"} <= quiet.keys()
-    assert disturbed(quiet) is None
-    assert disturbed({**quiet, "load_average": 3.0}) is None, "that may have been oneself"
-    assert "load 3.0 before" in (disturbed({**quiet, "load_average": 3.0, "others_cpus": None}) or "")
-    assert "others kept 1.5 of" in (disturbed({**quiet, "others_cpus": 1.5}) or "")
+    assert describe_disturbance(quiet) is None
+    assert describe_disturbance({**quiet, "load_average": 3.0}) is None, "that may have been oneself"
+    assert "load 3.0 before" in (describe_disturbance({**quiet, "load_average": 3.0, "others_cpus": None}) or "")
+    assert "others kept 1.5 of" in (describe_disturbance({**quiet, "others_cpus": 1.5}) or "")
 
 
 # What is refused

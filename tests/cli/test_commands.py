@@ -179,7 +179,7 @@ def test_bench_measures_the_chain_against_the_uncut_session(package: Path) -> No
 
 def test_bench_prints_a_table_for_people(package: Path) -> None:
     out = run("exits", package, "--tokens", "16", "--runs", 3, "--loads", 1, command=bench)
-    for words in ("16 text tokens", "whole model, last exit only", "encoder layers", "peak memory, MB"):
+    for words in ("16 text tokens", "full model, last exit only", "encoder layers", "peak memory, MB"):
         assert words in out
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ee_export.doctor import report
 from ee_export.doctor.check import Check
-from ee_export.doctor.examine import examine
+from ee_export.doctor.checks import run_checks
 
 PIP = "pip install 'ee_export[tensorrt]'"
 GPU = {"name": "NVIDIA H100 80GB HBM3", "capability": "9.0", "memory_mb": 81559, "prohibited": False}
@@ -39,20 +39,20 @@ WELL: dict[str, dict[str, Any]] = {
 def found(changes: dict[str, dict[str, Any]] | None = None, *targets: str) -> dict[str, Check]:
     """The checks of an invented machine: all is well but for the changes."""
     facts = {**WELL, **(changes or {})}
-    return {check.name: check for check in examine(None, targets, facts.__getitem__)}
+    return {check.name: check for check in run_checks(None, targets, facts.__getitem__)}
 
 
 @pytest.fixture(autouse=True)
 def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """pip can compile pycuda here, whether or not it can."""
-    monkeypatch.setattr("ee_export.doctor.remedies.compiles_pycuda", lambda: True)
+    monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: True)
 
 
 def test_where_all_is_well_all_targets_and_executors_can_run() -> None:
     checks = found(None, "tensorrt-fp16", "cuda-fp16")
     assert not [check.name for check in checks.values() if check.wrong]
     assert checks["executor conditional"].status == "ok"
-    assert checks["onnxruntime's TensorRT"].found == "needs TensorRT 10 (libnvinfer.so.10); TensorRT 11 is installed"
+    assert checks["onnxruntime's TensorRT"].detail == "needs TensorRT 10 (libnvinfer.so.10); TensorRT 11 is installed"
     assert checks["onnxruntime's TensorRT"].remedy == "pip install 'tensorrt>=10,<11'"
 
 
@@ -65,7 +65,7 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
     checks = found(old, "tensorrt-fp16")
     conditional = checks["executor conditional"]
     assert conditional.status == "missing"
-    assert "the driver is of CUDA 12.4, and conditional nodes need 12.8; `graphs` runs instead" in conditional.found
+    assert "the driver is of CUDA 12.4, and conditional nodes need 12.8; `graphs` runs instead" in conditional.detail
     assert conditional.remedy
     assert not conditional.wrong
     assert checks["executor graphs"].status == checks["executor host"].status == "ok"
@@ -84,7 +84,7 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
         ({"driver": {**WELL["driver"], "gpus": [{**GPU, "prohibited": True}]}}, "GPU", "compute mode", "nvidia-smi"),
         ({"context": {**WELL["context"], "pycuda": "another"}}, "context", "a context of its own", "pycuda"),
         ({"driver": {**WELL["driver"], "library": 12080}}, "TensorRT", "is for CUDA 13", "ee_export[tensorrt-cu12]"),
-        ({"tensorrt": {**WELL["tensorrt"], "version": "9.3.0"}}, "TensorRT", "knows TensorRT 10 and 11", PIP),
+        ({"tensorrt": {**WELL["tensorrt"], "version": "9.3.0"}}, "TensorRT", "supports TensorRT 10 and 11", PIP),
         ({"tensorrt": {**WELL["tensorrt"], "builder": "null"}}, "TensorRT", "makes no builder: null", PIP),
         ({"tensorrt": {"absent": "x"}}, "TensorRT", "not installed", PIP),
         ({"cuda_bindings": {"version": "12.6.2", "cuda": 12060, "why": ""}}, "cuda-bindings", "older than 12.8", PIP),
@@ -110,13 +110,13 @@ def test_what_is_wrong_is_said_with_what_mends_it(
 ) -> None:
     check = found(changes, "tensorrt-fp16")[name]
     assert check.status in ("missing", "failed")
-    assert said in check.found
+    assert said in check.detail
     assert check.remedy
     assert remedy in check.remedy
 
 
 def test_where_pycuda_cannot_be_compiled_it_is_left_out_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ee_export.doctor.remedies.compiles_pycuda", lambda: False)
+    monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: False)
     checks = found({"tensorrt": {"absent": "x"}, "pycuda": {"absent": "x"}}, "tensorrt-fp16")
     assert checks["TensorRT"].remedy == "pip install 'tensorrt>=10,<12' 'cuda-bindings[all]>=12.8,<14'"
     assert checks["pycuda"].remedy == "sudo apt-get install g++ nvidia-cuda-toolkit && pip install 'pycuda>=2025.1'"
@@ -132,6 +132,6 @@ def test_gpus_that_are_hidden_are_not_taken_for_absent(monkeypatch: pytest.Monke
 
 def test_a_command_that_mends_several_things_is_printed_once() -> None:
     absent = {name: {"absent": "x"} for name in ("tensorrt", "cuda_bindings", "openvino")}
-    lines = report.sentences(list(found(absent).values()), gpu=False).splitlines()
+    lines = report.summarize(list(found(absent).values()), gpu=False).splitlines()
     assert lines.count(f"  {PIP}") == 1
     assert "TensorRT, cuda-bindings:" in lines or "TensorRT, cuda-bindings, NVRTC:" in lines

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from ee_export.cli.main import cli
-from ee_export.doctor.check import isolated
-from ee_export.doctor.examine import examine, sample
+from ee_export.doctor.check import run_probe
+from ee_export.doctor.checks import run_checks, sample_package
 from tests.conftest import COMMAND
 from tests.doctor.test_diagnoses import PIP, WELL, found
 from tests.gpu import bindings
@@ -70,7 +70,7 @@ def simulated_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *, version: 
 @pytest.fixture(autouse=True)
 def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """pip can compile pycuda here, whether or not it can."""
-    monkeypatch.setattr("ee_export.doctor.remedies.compiles_pycuda", lambda: True)
+    monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: True)
 
 
 # This machine.
@@ -84,7 +84,7 @@ def test_without_a_gpu_doctor_says_what_is_missing_with_the_command_and_nothing_
     assert f"  {PIP}\n" in out
     assert "pip install 'ee_export[gpu]'" in out
     assert "docker run --gpus all" in out or "apt-get install" in out
-    assert out.endswith("are ok; a GPU was only looked for: --gpu asks for one\n")
+    assert out.endswith("are ok; a GPU is optional without --gpu\n")
 
 
 @without_driver
@@ -123,7 +123,7 @@ def test_without_gpu_nothing_is_imported_that_an_extra_brings() -> None:
 
 
 def test_a_damaged_package_is_one_failed_check_among_the_others(tmp_path: Path) -> None:
-    shipped = sample()
+    shipped = sample_package()
     assert shipped is not None
     copy = shutil.copytree(shipped, tmp_path / "damaged.ee")
     graph = next((copy / "cpu-fp32").glob("*.onnx"))
@@ -136,7 +136,7 @@ def test_a_damaged_package_is_one_failed_check_among_the_others(tmp_path: Path) 
 def test_without_a_package_the_cpu_target_is_skipped_and_says_what_to_name() -> None:
     check = found()["target cpu-fp32"]
     assert check.status == "skipped"
-    assert "`ee-export doctor PACKAGE`" in check.found
+    assert "`ee-export doctor PACKAGE`" in check.detail
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_without_a_package_the_cpu_target_is_skipped_and_says_what_to_name() -> 
     [
         (["/nowhere.ee"], "/nowhere.ee: no such package folder"),
         (["--target", "tensorrt-fp16"], "pass --gpu too"),
-        (["--gpu", "--target", "cpu-int8"], "'cpu-int8' is no target of a GPU"),
+        (["--gpu", "--target", "cpu-int8"], "'cpu-int8' is no GPU target"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_status_2(arguments: list[str], said: str) -> None:
@@ -167,7 +167,7 @@ def test_the_report_is_whole_and_names_no_place_user_or_host(tmp_path: Path, mon
     monkeypatch.setattr(socket, "gethostname", lambda: "secrethost")
     monkeypatch.setattr("getpass.getuser", lambda: "mallory")
     monkeypatch.setenv("HOME", str(tmp_path / "mallory"))
-    shipped = sample()
+    shipped = sample_package()
     assert shipped is not None
     copy = shutil.copytree(shipped, tmp_path / "mallory" / "damaged.ee")
     (copy / "tokenizer.json").write_text("{}")
@@ -186,9 +186,9 @@ def test_the_report_is_whole_and_names_no_place_user_or_host(tmp_path: Path, mon
 def test_a_library_that_kills_its_process_is_one_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "openvino.py").write_text(f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    checks = {check.name: check for check in examine(None)}
+    checks = {check.name: check for check in run_checks(None)}
     assert checks["OpenVINO"].status == "failed"
-    assert "died of signal 11" in checks["OpenVINO"].found
+    assert "died of signal 11" in checks["OpenVINO"].detail
     assert checks["libraries"].status == "ok"
     assert set(checks) == set(found())
 
@@ -196,7 +196,7 @@ def test_a_library_that_kills_its_process_is_one_failed_check(tmp_path: Path, mo
 def test_a_library_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "openvino.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert isolated("openvino", 0.5) == {"error": "gave no answer within 0.5 s"}
+    assert run_probe("openvino", 0.5) == {"error": "gave no answer within 0.5 s"}
 
 
 def test_a_library_that_is_there_and_does_not_load_failed_and_is_not_missing(
@@ -204,9 +204,9 @@ def test_a_library_that_is_there_and_does_not_load_failed_and_is_not_missing(
 ) -> None:
     (tmp_path / "openvino.py").write_text("raise OSError('libopenvino.so.2640: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    check = next(check for check in examine(None) if check.name == "OpenVINO")
+    check = next(check for check in run_checks(None) if check.name == "OpenVINO")
     assert (check.status, check.remedy) == ("failed", "pip install 'ee_export[openvino]' --force-reinstall")
-    assert "libopenvino.so.2640" in check.found
+    assert "libopenvino.so.2640" in check.detail
 
 
 @pytest.mark.parametrize("name", list(WELL))
@@ -216,9 +216,9 @@ def test_a_probe_that_raises_takes_only_what_needs_it_along(name: str) -> None:
             raise ValueError("broken")
         return WELL[asked]
 
-    checks = {check.name: check for check in examine(None, (), probe)}
+    checks = {check.name: check for check in run_checks(None, (), probe)}
     assert set(checks) == set(found())
-    assert any("broken" in check.found for check in checks.values())
+    assert any("broken" in check.detail for check in checks.values())
     assert checks["libraries"].status == "ok"
 
 
@@ -230,9 +230,9 @@ def test_tensorrt_without_its_native_libraries_says_which_one_does_not_load(
     major: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binding(f"tensorrt-{major}", tmp_path, monkeypatch)
-    check = found({"tensorrt": isolated("tensorrt")}, "tensorrt-fp16")["TensorRT"]
+    check = found({"tensorrt": run_probe("tensorrt")}, "tensorrt-fp16")["TensorRT"]
     assert check.status == "failed"
-    assert f".so.{major}: cannot open shared object file" in check.found
+    assert f".so.{major}: cannot open shared object file" in check.detail
     assert check.remedy.startswith("pip install --force-reinstall tensorrt-cu13")
 
 
@@ -241,10 +241,10 @@ def test_tensorrt_that_imports_over_something_else_is_not_taken_for_the_real_one
     major: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binding(f"tensorrt-{major}", tmp_path, monkeypatch, stubs=True)
-    checks = found({"tensorrt": isolated("tensorrt")}, "tensorrt-fp16")
+    checks = found({"tensorrt": run_probe("tensorrt")}, "tensorrt-fp16")
     assert checks["TensorRT"].status == "failed"
-    assert f"bindings {major}." in checks["TensorRT"].found
-    assert "undefined symbol: getInferLibVersion" in checks["TensorRT"].found
+    assert f"bindings {major}." in checks["TensorRT"].detail
+    assert "undefined symbol: getInferLibVersion" in checks["TensorRT"].detail
     assert checks["target tensorrt-*"].wrong
 
 
@@ -254,19 +254,19 @@ def test_cuda_bindings_without_a_driver_are_there_but_cannot_be_called(
     major: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binding(f"cuda-{major}", tmp_path, monkeypatch)
-    checks = found({name: isolated(name) for name in ("driver", "cuda_bindings", "nvrtc")})
+    checks = found({name: run_probe(name) for name in ("driver", "cuda_bindings", "nvrtc")})
     assert checks["cuda-bindings"].status == "skipped"
-    assert "cannot be called without a driver" in checks["cuda-bindings"].found
+    assert "cannot be called without a driver" in checks["cuda-bindings"].detail
     if checks["NVRTC"].status == "missing":  # some machines have one
-        version = checks["cuda-bindings"].found.split(";")[0]
+        version = checks["cuda-bindings"].detail.split(";")[0]
         assert checks["NVRTC"].remedy == f"pip install 'cuda-bindings[all]=={version}'"
 
 
 @without_driver
 def test_pycuda_without_a_driver_is_there_but_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binding("pycuda", tmp_path, monkeypatch)
-    check = found({name: isolated(name) for name in ("driver", "pycuda")})["pycuda"]
-    assert (check.status, check.found) == ("skipped", "2026.1; cannot be loaded without a driver")
+    check = found({name: run_probe(name) for name in ("driver", "pycuda")})["pycuda"]
+    assert (check.status, check.detail) == ("skipped", "2026.1; cannot be loaded without a driver")
 
 
 # A simulated driver: what is asked of libcuda itself.
@@ -274,14 +274,14 @@ def test_pycuda_without_a_driver_is_there_but_cannot_be_loaded(tmp_path: Path, m
 
 def test_the_driver_and_its_gpu_are_read_from_libcuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulated_driver(tmp_path, monkeypatch, version=12080)
-    facts = isolated("driver")
+    facts = run_probe("driver")
     assert facts["library"] == 12080
     assert facts["gpus"] == [{"name": "Simulated GPU", "capability": "8.6", "memory_mb": 16384, "prohibited": False}]
-    context = isolated("context")
+    context = run_probe("context")
     assert context == {"free_mb": 15000, "total_mb": 16384, "pycuda": None}
     checks = found({"driver": facts, "context": context})
-    assert checks["driver"].found.endswith("CUDA 12.8")
-    assert checks["GPU"].found == "Simulated GPU, compute 8.6, 16,384 MB"
+    assert checks["driver"].detail.endswith("CUDA 12.8")
+    assert checks["GPU"].detail == "Simulated GPU, compute 8.6, 16,384 MB"
 
 
 @pytest.mark.parametrize("major", ["12", "13"])
@@ -290,11 +290,11 @@ def test_cuda_bindings_call_the_driver_that_is_there(
 ) -> None:
     simulated_driver(tmp_path / "driver", monkeypatch, version=12080)
     binding(f"cuda-{major}", tmp_path, monkeypatch)
-    checks = found({name: isolated(name) for name in ("driver", "cuda_bindings")})
+    checks = found({name: run_probe(name) for name in ("driver", "cuda_bindings")})
     if major == "12":
         assert checks["cuda-bindings"].status == "ok"
     else:
-        assert "is for CUDA 13; the driver is of CUDA 12.8" in checks["cuda-bindings"].found
+        assert "is for CUDA 13; the driver is of CUDA 12.8" in checks["cuda-bindings"].detail
         assert checks["cuda-bindings"].remedy == "pip install 'cuda-bindings[all]>=12.8,<13'"
 
 
@@ -303,7 +303,7 @@ def test_a_driver_that_does_not_start_failed(
     status: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated_driver(tmp_path, monkeypatch, version=12080, init=status)
-    checks = found({"driver": isolated("driver")})
+    checks = found({"driver": run_probe("driver")})
     assert checks["driver"].status == "failed"
-    assert name in checks["driver"].found
+    assert name in checks["driver"].detail
     assert checks["context"].status == "skipped"

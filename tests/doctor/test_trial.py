@@ -14,7 +14,7 @@ from ee_export.cli.main import cli
 from ee_export.data.encode import Arrays
 from ee_export.doctor import replay, trial
 from ee_export.doctor.check import Check
-from ee_export.doctor.examine import EXECUTORS, sample
+from ee_export.doctor.checks import EXECUTORS, sample_package
 from ee_export.errors import DeviceError
 from ee_export.package.manifest import OperatingPoint
 from ee_export.package.store import Package, open_package
@@ -52,8 +52,8 @@ class OnCpu:
             SEEN[key] = self.chain.logits(inputs)
         logits = [SEEN[key][name] for name in self.chain.exits]
         package, target = self.chain.package, self.chain.target
-        found = make_rules(package.manifest, target, point.weights)
-        probabilities, scores = score_pages(logits, found, point.criterion, replay.text_known(inputs, found))
+        found = rules(package.manifest, target, point.weights)
+        probabilities, scores = score_pages(logits, found, point.criterion, replay.count_tokens(inputs, found))
         bars = [point.thresholds[name] for name in self.chain.exits[:-1]]
         left = assign_exits(scores, bars, probabilities.argmax(2))
         return self.damage(left, np.stack([logits[at][row] for row, at in enumerate(left)]))
@@ -81,7 +81,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "DRAWS", 25)
 
 
-def rig(opened: list[OnCpu], **damages: DAMAGE) -> trial.Rig:
+def rig(opened: list[OnCpu], **damages: DAMAGE) -> trial.TrialSetup:
     """`compile` adds nothing: the target that is tried is the package's own."""
 
     def opens(name: str) -> Callable[[Package, str], OnCpu]:
@@ -91,13 +91,13 @@ def rig(opened: list[OnCpu], **damages: DAMAGE) -> trial.Rig:
 
         return open_one
 
-    return trial.Rig(lambda package, target, progress: package, {name: opens(name) for name in EXECUTORS}, Whole)
+    return trial.TrialSetup(lambda package, target, progress: package, {name: opens(name) for name in EXECUTORS}, Whole)
 
 
-def tried(rig: trial.Rig, barred: dict[str, str] | None = None) -> dict[str, Check]:
-    shipped = sample()
+def tried(rig: trial.TrialSetup, barred: dict[str, str] | None = None) -> dict[str, Check]:
+    shipped = sample_package()
     assert shipped is not None
-    found = trial.trial(shipped, TARGET, rig, barred or {}, lambda *_: None, runs=3)
+    found = trial.try_target(shipped, TARGET, rig, barred or {}, lambda *_: None, runs=3)
     return {one.name.removeprefix(f"{TARGET}: "): one for one in found}
 
 
@@ -109,18 +109,18 @@ def test_executors_that_agree_are_ok_and_compared_with_one_engine(opened: list[O
     checks = tried(rig(opened))
     assert set(states(checks).values()) == {"ok"}
     assert list(checks) == ["engines", *EXECUTORS, "agreement", "latency"]
-    assert all(one.asked for one in checks.values())
-    assert "bit for bit the same on host, graphs, conditional" in checks["agreement"].found
+    assert all(one.required for one in checks.values())
+    assert "bit for bit the same on host, graphs, conditional" in checks["agreement"].detail
     rows = checks["latency"].facts["rows"]
     assert [row["executor"] for row in rows if row["exit"] == "never"] == ["one engine", *EXECUTORS]
     assert {row["exit"] for row in rows if row["executor"] == HOST} > {"never", "vision", "encoder.4"}
-    assert "of one engine's time" in checks["latency"].found
+    assert "of one engine's time" in checks["latency"].detail
     assert [one.closed for one in opened] == [True] * 3
 
 
 def test_the_package_is_left_as_it_was(opened: list[OnCpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    shipped = sample()
+    shipped = sample_package()
     assert shipped is not None
     asked: list[Path] = []
 
@@ -147,14 +147,14 @@ def off_by_a_bit(left: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.n
 def test_one_bit_of_one_logit_in_a_batch_is_a_disagreement(opened: list[OnCpu]) -> None:
     checks = tried(rig(opened, **{CONDITIONAL: off_by_a_bit}))
     assert [name for name, one in checks.items() if one.wrong] == ["agreement"]
-    assert "conditional and host, batch 3: same exits, logits differ by" in checks["agreement"].found
+    assert "conditional and host, batch 3: same exits, logits differ by" in checks["agreement"].detail
 
 
 def test_an_executor_that_leaves_elsewhere_fails_and_the_others_are_still_compared(opened: list[OnCpu]) -> None:
     checks = tried(rig(opened, **{PER_SEGMENT: lambda left, logits: (np.minimum(left + 1, 6), logits)}))
     assert [name for name, one in checks.items() if one.wrong] == [PER_SEGMENT]
-    assert "a page that must leave at vision left at text.40" in checks[PER_SEGMENT].found
-    assert checks["agreement"].found.endswith("on host, conditional")
+    assert "a page that must exit at vision exits at text.40" in checks[PER_SEGMENT].detail
+    assert checks["agreement"].detail.endswith("on host, conditional")
     assert PER_SEGMENT not in {row["executor"] for row in checks["latency"].facts["rows"]}
 
 
@@ -162,7 +162,7 @@ def test_exits_that_all_executors_get_wrong_are_found_by_the_policy(opened: list
     late: DAMAGE = lambda left, logits: (left if len(left) == 1 else np.minimum(left + 1, 6), logits)  # noqa: E731
     checks = tried(rig(opened, **dict.fromkeys(EXECUTORS, late)))
     assert checks["agreement"].status == "failed"
-    assert "host, batch 3: exits and the policy's differ" in checks["agreement"].found
+    assert "host, batch 3: exits and the policy's differ" in checks["agreement"].detail
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e3])
@@ -190,7 +190,7 @@ def test_engines_that_answer_otherwise_than_the_trained_model_fail_whatever_thei
     monkeypatch.setattr(golden, "read", drifted)
     checks = tried(rig(opened))
     assert checks[HOST].status == "failed"
-    assert "and by the trained model" in checks[HOST].found
+    assert "and by the trained model" in checks[HOST].detail
 
 
 def test_an_executor_that_does_not_open_fails_alone(opened: list[OnCpu]) -> None:
@@ -201,20 +201,20 @@ def test_an_executor_that_does_not_open_fails_alone(opened: list[OnCpu]) -> None
 
     checks = tried(dataclasses.replace(whole, executors={**whole.executors, CONDITIONAL: refuses}))
     assert [name for name, one in checks.items() if one.wrong] == [CONDITIONAL]
-    assert checks[CONDITIONAL].found == "cuGraphInstantiate: CUDA_ERROR_NOT_SUPPORTED"
+    assert checks[CONDITIONAL].detail == "cuGraphInstantiate: CUDA_ERROR_NOT_SUPPORTED"
     assert [one.closed for one in opened] == [True] * 2
 
 
 def test_an_executor_that_cannot_run_here_is_skipped_and_not_wrong(opened: list[OnCpu]) -> None:
     checks = tried(rig(opened), {CONDITIONAL: "the driver is too old"})
-    assert (checks[CONDITIONAL].status, checks[CONDITIONAL].found) == ("skipped", "the driver is too old")
+    assert (checks[CONDITIONAL].status, checks[CONDITIONAL].detail) == ("skipped", "the driver is too old")
     assert not [name for name, one in checks.items() if one.wrong]
 
 
 def test_an_executor_alone_is_not_said_to_agree(opened: list[OnCpu]) -> None:
     checks = tried(rig(opened), {PER_SEGMENT: "no", CONDITIONAL: "no"})
     assert checks["agreement"].status == "skipped"
-    assert "nothing to compare it with" in checks["agreement"].found
+    assert "nothing to compare it with" in checks["agreement"].detail
     assert checks["agreement"].wrong
 
 
@@ -223,7 +223,7 @@ def test_engines_that_cannot_be_built_leave_the_rest_skipped(opened: list[OnCpu]
         raise DeviceError("final.onnx: TensorRT 11.4.0 built no engine of it: out of memory")
 
     checks = tried(dataclasses.replace(rig(opened), compile=fails))
-    assert "out of memory" in checks["engines"].found
+    assert "out of memory" in checks["engines"].detail
     assert {status for name, status in states(checks).items() if name != "engines"} == {"skipped"}
     assert all(one.wrong for one in checks.values())
 
@@ -234,7 +234,7 @@ def test_one_engine_that_gives_other_logits_is_not_compared_with(opened: list[On
     )
     checks = tried(wrong)
     assert [name for name, one in checks.items() if one.wrong] == ["latency"]
-    assert "as one engine: exit 'final': golden logits differ" in checks["latency"].found
+    assert "as one engine: exit 'final': golden logits differ" in checks["latency"].detail
 
 
 def test_an_executor_that_does_not_close_is_said(opened: list[OnCpu], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,8 +264,10 @@ def test_the_command_reports_the_trial_with_its_times(
 
     monkeypatch.setattr(golden, "read", read)
     monkeypatch.setattr(trial, "RUNS", 3)
-    monkeypatch.setattr("ee_export.doctor.examine.isolated", WELL.__getitem__)
-    monkeypatch.setattr("ee_export.doctor.gpu_trial.rig", lambda: dataclasses.replace(rig(opened), compile=compiles))
+    monkeypatch.setattr("ee_export.doctor.checks.run_probe", WELL.__getitem__)
+    monkeypatch.setattr(
+        "ee_export.doctor.gpu_trial.make_setup", lambda: dataclasses.replace(rig(opened), compile=compiles)
+    )
     command = ["doctor", "--gpu", "--json", "--report", str(tmp_path / "report.md")]
     done = CliRunner().invoke(cli, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -273,7 +275,7 @@ def test_the_command_reports_the_trial_with_its_times(
     assert got["gpu_targets"] == ["tensorrt-fp16"]
     assert got["wrong"] == []
     text = (tmp_path / "report.md").read_text()
-    assert "Nothing that was asked for is wrong." in text
+    assert "All required checks are ok." in text
     assert "## tensorrt-fp16: latency" in text
     assert "| one engine | never |" in text
     assert "GPU none: simulated" in text

@@ -49,7 +49,7 @@ def compile(tiny_package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}.ee"
         copy = open_package(Path(shutil.copytree(tiny_package.path, folder)))
         progress: list[str] = [] if told is None else told
-        return engines.compiled(copy, TARGET, lambda stage, done, total: progress.append(stage))
+        return engines.compile_for_trial(copy, TARGET, lambda stage, done, total: progress.append(stage))
 
     return compiled
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ee_export.data.dataset import read_dataset
 from ee_export.data.page import Page
-from ee_export.doctor.trial_package import compiled
+from ee_export.doctor.trial_package import compile_for_trial
 from ee_export.errors import BadRequest, DeviceError, EeError, NoText
 from ee_export.package.manifest import OperatingPoint
 from ee_export.package.store import Package, open_package
@@ -42,7 +42,7 @@ def on_gpu(machine: Machine, tiny_package: Package, tmp_path_factory: pytest.Tem
     version = machine.tensorrt.trt.__version__
     if version not in _COMPILED:
         copy = open_package(Path(shutil.copytree(tiny_package.path, tmp_path_factory.mktemp("gpu") / "gpu.ee")))
-        _COMPILED[version] = compiled(copy, TARGET, lambda *_: None).path
+        _COMPILED[version] = compile_for_trial(copy, TARGET, lambda *_: None).path
     return open_package(_COMPILED[version])
 
 
@@ -275,7 +275,9 @@ def test_a_page_with_a_deadline_answers_at_the_last_exit_that_its_costs_allow(
 def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_more_text_goes_to_the_gpu(
     machine: Machine, sample: Path, tmp_path: Path, pages: list[Page]
 ) -> None:
-    package = compiled(open_package(Path(shutil.copytree(sample, tmp_path / "gpu.ee"))), TARGET, lambda *_: None)
+    package = compile_for_trial(
+        open_package(Path(shutil.copytree(sample, tmp_path / "gpu.ee"))), TARGET, lambda *_: None
+    )
     chain = load_package(package, TARGET, executor="conditional")
     strips: list[float] = []
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ee_export.doctor import replay, trial_package
-from ee_export.doctor.examine import sample
-from ee_export.doctor.trial import Rig, trial
+from ee_export.doctor.checks import sample_package
+from ee_export.doctor.trial import TrialSetup, try_target
 from ee_export.errors import DeviceError
 from ee_export.package.store import Package, open_package
 from ee_export.verify.replay import verify_package
@@ -19,7 +19,7 @@ from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Package:
-    shipped = sample()
+    shipped = sample_package()
     assert shipped is not None
     return open_package(shutil.copytree(shipped, tmp_path / shipped.name))
 
@@ -28,7 +28,7 @@ def copy(tmp_path: Path) -> Package:
 def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
     tensorrt: FakeTensorRt, copy: Package, target: str
 ) -> None:
-    found = trial_package.compiled(copy, target, lambda *_: None)
+    found = trial_package.compile_for_trial(copy, target, lambda *_: None)
     assert verify_package(found, target).pages == 8
     assert found.target(target).operating_points == copy.target("cpu-fp32").operating_points
     assert verify_package(found, "cpu-fp32").pages == 8
@@ -38,7 +38,9 @@ def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
 def test_the_whole_model_is_one_engine_of_the_same_recipe(
     tensorrt: FakeTensorRt, copy: Package, tmp_path: Path
 ) -> None:
-    one = trial_package.compiled(trial_package.whole(copy, tmp_path / "one.ee"), "tensorrt-fp32", lambda *_: None)
+    one = trial_package.compile_for_trial(
+        trial_package.build_one_segment(copy, tmp_path / "one.ee"), "tensorrt-fp32", lambda *_: None
+    )
     assert [segment.file for segment in one.target("tensorrt-fp32").segments] == ["tensorrt-fp32/final.engine"]
     assert verify_package(one, "tensorrt-fp32").differences.keys() == {"final"}
     assert tensorrt.fake.names.count("Builder.build_serialized_network") == 1
@@ -48,17 +50,19 @@ def test_the_trial_runs_from_end_to_end(
     tensorrt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def whole(package: Package, target: str) -> OnCpu:
-        one = trial_package.compiled(trial_package.whole(package, tmp_path / "one.ee"), target, lambda *_: None)
+        one = trial_package.compile_for_trial(
+            trial_package.build_one_segment(package, tmp_path / "one.ee"), target, lambda *_: None
+        )
         return OnCpu(one, target)
 
     monkeypatch.setattr(replay, "DRAWS", 25)
-    rig = Rig(trial_package.compiled, {"host": OnCpu, "graphs": OnCpu}, whole)
-    shipped = sample()
+    rig = TrialSetup(trial_package.compile_for_trial, {"host": OnCpu, "graphs": OnCpu}, whole)
+    shipped = sample_package()
     assert shipped is not None
-    checks = trial(shipped, "tensorrt-fp16", rig, {}, lambda *_: None, runs=2)
+    checks = try_target(shipped, "tensorrt-fp16", rig, {}, lambda *_: None, runs=2)
     assert [check.name for check in checks if check.status != "ok"] == []
-    assert "tensorrt 1" in checks[0].found
-    assert f"gpu {Gpu().name}" in checks[0].found
+    assert "tensorrt 1" in checks[0].detail
+    assert f"gpu {Gpu().name}" in checks[0].detail
 
 
 def test_a_builder_that_refuses_is_the_engines_failure(
@@ -66,5 +70,5 @@ def test_a_builder_that_refuses_is_the_engines_failure(
 ) -> None:
     tensorrt.fake.on("Builder.build_serialized_network", lambda *_: None)
     with pytest.raises(DeviceError, match="built no engine"):
-        trial_package.compiled(copy, "tensorrt-fp16", lambda *_: None)
+        trial_package.compile_for_trial(copy, "tensorrt-fp16", lambda *_: None)
     assert list(open_package(copy.path).manifest.targets) == ["cpu-fp32"]

@@ -11,7 +11,7 @@ import pytest
 
 from ee_export.doctor import replay
 from ee_export.doctor.check import Check
-from ee_export.doctor.trial import trial
+from ee_export.doctor.trial import try_target
 from ee_export.package.store import Package
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tried(package: Package, target: str = "tensorrt-fp16") -> dict[str, Check]:
-    from ee_export.doctor.gpu_trial import rig
+    from ee_export.doctor.gpu_trial import make_setup
 
-    checks = trial(package.path, target, rig(), {}, lambda *_: None, runs=2)
+    checks = try_target(package.path, target, make_setup(), {}, lambda *_: None, runs=2)
     return {check.name.removeprefix(f"{target}: "): check for check in checks}
 
 
 def test_all_executors_replay_the_golden_pages_and_agree(machine: Machine, tiny_package: Package) -> None:
     checks = tried(tiny_package)
-    assert {name: check.found for name, check in checks.items() if check.status != "ok"} == {}
-    assert "host, graphs, conditional" in checks["agreement"].found
+    assert {name: check.detail for name, check in checks.items() if check.status != "ok"} == {}
+    assert "host, graphs, conditional" in checks["agreement"].detail
     assert machine.driver.faults == []
     assert machine.driver.ran
 
@@ -44,7 +44,7 @@ def test_a_graph_that_cannot_be_instantiated_is_said_and_the_host_chain_still_re
     machine.driver.fail("cuGraphInstantiate", "CUDA_ERROR_NOT_SUPPORTED")
     checks = tried(tiny_package)
     assert checks["host"].status == "ok"
-    assert "CUDA_ERROR_NOT_SUPPORTED" in checks["graphs"].found or "cuGraphInstantiate" in checks["graphs"].found
+    assert "CUDA_ERROR_NOT_SUPPORTED" in checks["graphs"].detail or "cuGraphInstantiate" in checks["graphs"].detail
     assert checks["conditional"].status == "failed"
     assert checks["agreement"].wrong
     assert checks["latency"].wrong  # one engine is a graph too

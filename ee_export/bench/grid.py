@@ -1,0 +1,153 @@
+"""Grids of models and policies that `ee-bench pareto` compares, read from TOML files."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ee_export.builder.calibrate import METHODS
+from ee_export.errors import BadRequest, require_known
+from ee_export.model.exits import PLACEMENTS
+from ee_export.model.recipe import Recipe, located
+from ee_export.model.strategies import STRATEGIES
+from ee_export.package.toml_tables import read_toml, require_keys, shown, subtable, table
+from ee_export.places import GRIDS
+from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
+from ee_export.policy.criteria import CRITERIA
+from ee_export.policy.tune import KINDS, Point, Scored, cheapest
+
+HEADS: dict[str, dict[str, Any]] = {
+    "ramp": {},
+    "ramp_1": {"layers": 1},
+    "final": {"kind": "final"},
+    "gate": {"kind": "gate"},
+    "gate_final": {"kind": "gate", "answer": "final"},
+    "gate_shared": {"kind": "gate", "shared": True},
+}
+"""Heads that a grid can have at every exit that does not read pixels."""
+
+BASELINES: dict[str, Callable[[Scored], Point]] = {
+    "random_mixtures": lambda pages: cheapest(random_mixtures(pages, 100_000), float(pages.right[-1].mean())),
+    "accuracy_and_calibration": accuracy_and_calibration,
+}
+"""Threshold searches of the reference: the cheapest of many random thresholds with the accuracy of ``final``, and a
+heuristic."""
+
+
+PLACES = ("train", "val", "test")
+"""Subfolders of a data folder of a grid."""
+SHIPPED = ("alike", "heads", "placements", "real", "strategies", "tobacco")
+"""Names of the shipped grids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The models and policies of a study, from the tables ``[data]``, ``[grid]`` and ``[training]`` of a TOML file.
+
+    ``train``, ``val``, ``test``: folders of class folders, relative to the file. ``recipe``: the recipe of all models.
+    ``init``: a checkpoint from which all models start. ``training``: changes to the recipe's ``[training]``.
+    ``ocr_ms``: time of OCR per page, 0 if words are given.
+    """
+
+    train: tuple[Path, ...]
+    val: Path
+    test: Path
+    recipe: Path
+    placements: tuple[str, ...] = ("independent_single",)
+    heads: tuple[str, ...] = ("ramp",)
+    strategies: tuple[str, ...] = ("joint",)
+    calibration: tuple[str, ...] = ("none", "temperature")
+    criteria: tuple[str, ...] = ("max_probability",)
+    thresholds: tuple[str, ...] = ("per_exit",)
+    ocr_ms: float = 0.0
+    init: Path | None = None
+    training: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.placements:
+            if "," not in name and "." not in name:
+                require_known(name, PLACEMENTS, "placement of exits")
+        for names, valid, noun in (
+            (self.heads, HEADS, "head"),
+            (self.strategies, STRATEGIES, "training strategy"),
+            (self.calibration, METHODS, "calibration method"),
+            (self.criteria, CRITERIA, "criterion"),
+            (self.thresholds, (*KINDS, *BASELINES), "kind of thresholds"),
+        ):
+            if not names:
+                raise BadRequest(f"no {noun} is named; a grid needs at least one")
+            for name in names:
+                require_known(name, valid, noun)
+        if not 0 <= self.ocr_ms <= 1e9:
+            raise BadRequest(f"ocr_ms: found {self.ocr_ms:g}, expected milliseconds, 0 or more")
+
+    def models(self) -> list[tuple[str, str, str]]:
+        """List placement, head and strategy of every model."""
+        return list(itertools.product(self.placements, self.heads, self.strategies))
+
+
+def read_grid(path: Path, data: Path | None = None, init: Path | None = None) -> Grid:
+    """Read a grid from a TOML file with the tables ``[data]``, ``[grid]`` and ``[training]``.
+
+    Args:
+        path: the file, or the name of one of :data:`SHIPPED`.
+        data: a folder with ``train``, ``val`` and ``test`` that replaces the file's.
+        init: a checkpoint that replaces the file's.
+
+    Raises:
+        BadRequest: the file is missing or no TOML, a key is unknown, a value has the wrong type, or a name is unknown.
+            The message names file, table, key, value and the nearest known key.
+    """
+    path = find_shipped(str(path)) or path
+    where = str(path)
+    tables = read_toml(path, "grid", f"shipped are {', '.join(SHIPPED)}")
+    require_keys(tables, ("data", "grid", "training"), where, what="table")
+    folders = subtable(tables, "data", where)
+    if data is not None:
+        folders |= {name: str((data / name).absolute()) for name in PLACES}
+    if init is not None:
+        folders["init"] = str(init.absolute())
+    special = {tuple[Path, ...]: _parse_paths}
+    places = table(Grid, folders, where, "[data] ", without=_ELSEWHERE, special=special)
+    choices = table(_Choices, subtable(tables, "grid", where), where, "[grid] ")
+    training = table(
+        Recipe, subtable(tables, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
+    )
+    with located(f"{where}: [training] "):
+        Recipe(**training)
+    for name, value in places.items():
+        places[name] = tuple(path.parent / folder for folder in value) if name == "train" else path.parent / value
+    with located(f"{where}: [grid] "):
+        return Grid(**places, **choices, training=training)
+
+
+def find_shipped(name: str) -> Path | None:
+    """Find the file of a shipped grid, or return ``None`` if no grid has this name."""
+    if name not in SHIPPED:
+        return None
+    return next((place for folder in GRIDS if (place := folder / f"{name}.toml").is_file()), None)
+
+
+def _parse_paths(value: Any, where: str, key: str) -> tuple[Path, ...]:
+    """Parse a folder or a list of folders."""
+    folders = [value] if isinstance(value, str) else value
+    if not isinstance(folders, list) or not folders or not all(isinstance(folder, str) for folder in folders):
+        raise BadRequest(f"{where}: {key}: found {shown(value)}, expected a path or a list of paths")
+    return tuple(map(Path, folders))
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """The fields of :class:`Grid` in the table ``[grid]``."""
+
+    placements: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    strategies: tuple[str, ...] = ()
+    calibration: tuple[str, ...] = ()
+    criteria: tuple[str, ...] = ()
+    thresholds: tuple[str, ...] = ()
+    ocr_ms: float = 0.0
+
+
+_ELSEWHERE = (*(entry.name for entry in fields(_Choices)), "training")
