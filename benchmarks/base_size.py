@@ -58,12 +58,14 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
         if targets:
             chain, pages = load_package(package, one_pool=True), golden.read(package)[0]
             new_targets = {
-                "cpu-int8": quantized_target(package, staging / "cpu-int8", "dynamic", (), ()),
-                "openvino-bf16": openvino_target(package),
+                "cpu-int8": quantize_target(package, staging / "cpu-int8", "dynamic", (), ()),
+                "openvino-bf16": make_openvino_target(package),
             }
             targets_by_name = dict(package.manifest.targets)
             for name, target in new_targets.items():
-                targets_by_name[name], pages = with_golden(drafted(chain, name, target, staging), name, target, pages)
+                targets_by_name[name], pages = add_golden_logits(
+                    make_draft_chain(chain, name, target, staging), name, target, pages
+                )
             manifest = replace(package.manifest, targets=targets_by_name)
             (staging / GOLDEN).write_bytes(golden.write(pages, manifest))
             seal(staging, manifest)

@@ -45,7 +45,7 @@ def main(path: Path, tokens: int | None, batches: tuple[int, ...], runs: int, re
     reader = next(
         segment for segment in segments[maker + 1 :] if any(tensor.name == "bias" for tensor in segment.inputs)
     )
-    own = alone(load(package, segments[maker]), segments[maker])[0].graph
+    own = extract_recomputations(load(package, segments[maker]), segments[maker])[0].graph
     graphs = [load(package, segments[maker]), load(package, reader)]
     recompute(graphs, (segments[maker], reader))
     threads = available_threads()

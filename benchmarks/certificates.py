@@ -46,7 +46,7 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
     pages = join([read_dataset(data / part, manifest.labels) for part in ("val", "test")])
     predictions = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
     whole_ms = evaluate(
-        tune.scored(manifest, target, predictions, None), [None] * (len(manifest.exits) - 1)
+        tune.score_predictions(manifest, target, predictions, None), [None] * (len(manifest.exits) - 1)
     ).mean_cost_ms
     table = Table("pages held out", "epsilon", "delta", "risk above epsilon", "mean risk", "of the whole model's cost")
     figures = []
@@ -68,7 +68,7 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
             point = fitted.operating_points["default"]
             thresholds = [point.thresholds[name] for name in manifest.exits[:-1]]
             bands = [band for band in manifest.encoding.bands if point.thresholds[f"text.{band}"] is not None]
-            scored = tune.scored(manifest, fitted, predictions, None, bands=bands)
+            scored = tune.score_predictions(manifest, fitted, predictions, None, bands=bands)
             outcome = evaluate(scored, thresholds)
             risks.append(float(tune.RISKS["accuracy_lost"](scored, outcome.exits).mean()))
             costs.append(outcome.mean_cost_ms / whole_ms)
@@ -84,10 +84,10 @@ def main(data: Path, package: Path, draws: int, record: Path | None) -> None:
         record.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def select(predictions: Observed, rows: np.ndarray) -> Observed:
+def select(predictions: ExitPredictions, rows: np.ndarray) -> ExitPredictions:
     """Select pages by index."""
     logits = {name: values[rows] for name, values in predictions.logits.items()}
-    return Observed(
+    return ExitPredictions(
         logits, {name: values[rows] for name, values in predictions.tokens.items()}, predictions.targets[rows], "drawn"
     )
 

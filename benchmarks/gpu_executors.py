@@ -90,8 +90,8 @@ def policy(count: int, thresholds: Sequence[float | None]) -> ExitPolicy:
 def opened(device: Device, segments: Sequence[KernelSegment], kind: str, batches: tuple[int, ...]) -> Any:
     no_exit = policy(len(segments), [None] * (len(segments) - 1))
     with (
-        contextlib.closing(Buffers(device, segments, Sizes(batches))) as buffers,
-        contextlib.closing(make(kind, buffers, no_exit, [(0, len(segments))])) as executor,
+        contextlib.closing(TensorArena(device, segments, Sizes(batches))) as buffers,
+        contextlib.closing(make_chain(kind, buffers, no_exit, [(0, len(segments))])) as executor,
     ):
         yield executor
 
@@ -106,7 +106,7 @@ def measure_us(call: Callable[[], object], runs: int) -> np.ndarray:
     return np.array(times[10:])
 
 
-def blank(executor: Executor, rows: int) -> dict[str, object]:
+def blank(executor: DeviceChain, rows: int) -> dict[str, object]:
     """Return inputs in the buffers of the chain, so that no copy is measured."""
     return {name: executor.buffers.view(name, rows) for name in executor.buffers.inputs}
 
@@ -127,7 +127,7 @@ def batch_1(
             by_exit = []
             for point in points:
                 executor.retune(point)
-                by_exit.append(float(np.median(measure_us(partial(run, executor, inputs, 1), RUNS))))
+                by_exit.append(float(np.median(measure_us(partial(run_chain, executor, inputs, 1), RUNS))))
             latencies = []
             for index in exits:
                 executor.retune(points[index])
@@ -188,7 +188,7 @@ def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[
         with opened(device, segments, kind, BATCHES) as executor:
             alone = {(step, rows): segment_us(executor, step, rows) for step in range(count) for rows in BATCHES}
             executor.retune(point)
-            exits = [len(result.scores) - 1 for result in run(executor, {"state.0": states}, 32)]
+            exits = [len(result.scores) - 1 for result in run_chain(executor, {"state.0": states}, 32)]
             reached = [sum(exit >= index for exit in exits) for index in range(count)]
             sizes = executor.buffers.sizes
             ideal = sum(alone[step, sizes.batch(rows)] for step, rows in enumerate(reached) if rows)
@@ -198,7 +198,7 @@ def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[
                 with device.current():
                     executor.buffers.give({"state.0": states}, 32, 0)
                     device.synchronize(executor.buffers.stream)
-                times.append(float(measure_once_us(lambda: run(executor, blank(executor, 32), 32))))
+                times.append(float(measure_once_us(lambda: run_chain(executor, blank(executor, 32), 32))))
         took = statistics.median(times[10:])
         figures[kind] = {"reached": reached, "ideal_us": ideal, "us": took, "efficiency": ideal / took}
         print(f"  {kind:12s} batch 32, pages at each exit {reached}: {took:.0f} us, efficiency {ideal / took:.3f}")
@@ -211,7 +211,7 @@ def measure_once_us(call: Callable[[], object]) -> float:
     return (time.perf_counter_ns() - started) / 1e3
 
 
-def segment_us(executor: Executor, step: int, rows: int) -> float:
+def segment_us(executor: DeviceChain, step: int, rows: int) -> float:
     """Time one segment at a batch size, in microseconds, as the mean of 20 in a row."""
     buffers = executor.buffers
     bound = buffers.bind(step, rows, 0)

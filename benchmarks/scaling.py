@@ -109,7 +109,7 @@ def _until(chain: Chain, inputs: dict[int, Arrays], runs: int) -> dict[str, dict
 def _compare_evaluation(chain: Chain, tokens: int, runs: int) -> Spread:
     """Divide the time of evaluating every exit up to `final` by that of evaluating `final` alone."""
     arrays = draw_inputs(chain.encoder.encoding, tokens)
-    every = chain.with_point(leaving_at(chain.exits, "final"))
+    every = chain.with_point(make_exit_point(chain.exits, "final"))
     times = interleave(
         {
             name: lambda variant=variant: variant.predict_encoded(arrays).latency_ms  # type: ignore[misc]

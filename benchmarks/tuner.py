@@ -89,7 +89,7 @@ SMALL = 40
 """Pages of the exhaustive cases: 41³ combinations, more than the tuner tries."""
 
 
-def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> Scored:
+def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> PageScores:
     """Draw pages that are equally hard at every exit. Deeper exits are right more often and cost more."""
     rng = np.random.default_rng(seed)
     hard, targets = rng.normal(size=pages), rng.integers(0, classes, pages)
@@ -103,7 +103,7 @@ def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> Scored:
     return PageScores(np.stack(scores), np.stack(answers), targets, cost)
 
 
-def real(package: Path, data: Path) -> Scored:
+def real(package: Path, data: Path) -> PageScores:
     """Score all pages of a folder with the exits of a package."""
     from ee_export.builder import tune
     from ee_export.builder.predictions import observe
@@ -115,10 +115,14 @@ def real(package: Path, data: Path) -> Scored:
     target = opened.target("cpu-fp32")
     pages = read_dataset(data, opened.manifest.labels)
     predictions = observe(load_package(opened, one_pool=True), pages, None, lambda done, total: None)
-    return tune.scored(opened.manifest, target, predictions, (target.costs.ocr_ms if target.costs else None) or 0.0)
+    return tune.score_predictions(
+        opened.manifest, target, predictions, (target.costs.ocr_ms if target.costs else None) or 0.0
+    )
 
 
-def compare(pages: Scored, draws: int, repeats: int) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:
+def compare(
+    pages: PageScores, draws: int, repeats: int
+) -> tuple[dict[str, float], tuple[list[Point], list[Point], Point]]:
     """Time both searches, and count the points that the other does not reach at its cost.
 
     Return figures and results.
@@ -174,7 +178,7 @@ def cheapest(points: list[Point], accuracy: float) -> float:
     return min((point.mean_cost_ms for point in points if point.accuracy >= accuracy - 1e-12), default=float("inf"))
 
 
-def exhaustive_gap(pages: Scored) -> float:
+def exhaustive_gap(pages: PageScores) -> float:
     """Compute the excess cost of the tuner's Pareto front over the true one, as the mean share over its accuracies."""
     ranks = [np.unique(-scores, return_inverse=True)[1].reshape(-1) for scores in pages.scores[:-1]]
     best: dict[int, float] = {}

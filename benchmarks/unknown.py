@@ -62,8 +62,8 @@ def main(known: Path, unknown: Path, package: Path, draws: int, record: Path | N
 
     rng = np.random.default_rng(0)
     alarms = Table("unknown pages", *(f"alarm, of {size} pages" for size in SIZES))
-    foreign = [seen(answer) for kind_answers in strange.values() for answer in kind_answers]
-    known_stats = [seen(answer) for answer in usual]
+    foreign = [summarize_answer(answer) for kind_answers in strange.values() for answer in kind_answers]
+    known_stats = [summarize_answer(answer) for answer in usual]
     rates: dict[str, dict[int, float]] = {}
     for share in track(SHARES, "mixtures"):
         rates[f"{share:g}"] = {size: alarm_rate(chain, known_stats, foreign, share, size, draws, rng) for size in SIZES}

@@ -3,7 +3,6 @@
 import json
 import shutil
 import struct
-import sys
 import tarfile
 import zlib
 from pathlib import Path

@@ -9,13 +9,13 @@ from typing import Any
 from ee_export.builder.calibrate import METHODS
 from ee_export.errors import BadRequest, require_known
 from ee_export.model.exits import PLACEMENTS
-from ee_export.model.recipe import Recipe, located
+from ee_export.model.recipe import Recipe, prefix_errors
 from ee_export.model.strategies import STRATEGIES
-from ee_export.package.toml_tables import read_toml, require_keys, shown, subtable, table
+from ee_export.package.toml_tables import format_value, read_table, read_toml, require_keys, subtable
 from ee_export.places import GRIDS
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
-from ee_export.policy.tune import KINDS, Point, Scored, cheapest
+from ee_export.policy.tune import KINDS, PageScores, Point, cheapest
 
 HEADS: dict[str, dict[str, Any]] = {
     "ramp": {},
@@ -27,7 +27,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 """Heads that a grid can have at every exit that does not read pixels."""
 
-BASELINES: dict[str, Callable[[Scored], Point]] = {
+BASELINES: dict[str, Callable[[PageScores], Point]] = {
     "random_mixtures": lambda pages: cheapest(random_mixtures(pages, 100_000), float(pages.right[-1].mean())),
     "accuracy_and_calibration": accuracy_and_calibration,
 }
@@ -109,16 +109,16 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
     if init is not None:
         folders["init"] = str(init.absolute())
     special = {tuple[Path, ...]: _parse_paths}
-    places = table(Grid, folders, where, "[data] ", without=_ELSEWHERE, special=special)
-    choices = table(_Choices, subtable(tables, "grid", where), where, "[grid] ")
-    training = table(
+    places = read_table(Grid, folders, where, "[data] ", without=_ELSEWHERE, special=special)
+    choices = read_table(_Choices, subtable(tables, "grid", where), where, "[grid] ")
+    training = read_table(
         Recipe, subtable(tables, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
     )
-    with located(f"{where}: [training] "):
+    with prefix_errors(f"{where}: [training] "):
         Recipe(**training)
     for name, value in places.items():
         places[name] = tuple(path.parent / folder for folder in value) if name == "train" else path.parent / value
-    with located(f"{where}: [grid] "):
+    with prefix_errors(f"{where}: [grid] "):
         return Grid(**places, **choices, training=training)
 
 
@@ -133,7 +133,7 @@ def _parse_paths(value: Any, where: str, key: str) -> tuple[Path, ...]:
     """Parse a folder or a list of folders."""
     folders = [value] if isinstance(value, str) else value
     if not isinstance(folders, list) or not folders or not all(isinstance(folder, str) for folder in folders):
-        raise BadRequest(f"{where}: {key}: found {shown(value)}, expected a path or a list of paths")
+        raise BadRequest(f"{where}: {key}: found {format_value(value)}, expected a path or a list of paths")
     return tuple(map(Path, folders))
 
 

@@ -21,21 +21,22 @@ from ee_export.bench.machine import environment
 from ee_export.bench.pareto_figures import compute_gains, compute_metrics, evaluate_exits, measure_deadlines
 from ee_export.builder import tune
 from ee_export.builder.build import build
-from ee_export.builder.calibrate import calibrated, weighted
+from ee_export.builder.calibrate import calibrate_target, fit_weights
 from ee_export.builder.costs import measure
 from ee_export.builder.predictions import ExitPredictions, observe_each, split_held_out
 from ee_export.data.dataset import Dataset, join, read_dataset
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest
 from ee_export.model import train as training
-from ee_export.model.exits import parse
-from ee_export.model.recipe import layers_of, read_recipe
+from ee_export.model.exits import parse_exits
+from ee_export.model.recipe import count_layers, read_recipe
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import FULL, Manifest, OperatingPoint, Target
 from ee_export.package.store import Package, open_package
 from ee_export.policy import metrics
 from ee_export.policy.decide import Threshold
-from ee_export.policy.tune import Scored, evaluate, frontier
+from ee_export.policy.pareto_search import search_pareto_front
+from ee_export.policy.tune import PageScores, evaluate
 from ee_export.progress import Progress
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
@@ -83,11 +84,11 @@ def _make_model(
     test: Dataset,
     folder: Path,
     progress: Progress,
-) -> tuple[Package, dict[str, Observed]]:
+) -> tuple[Package, dict[str, ExitPredictions]]:
     """Return the package of one model and its predictions of all pages, from ``folder`` if they are there."""
     placement, head, strategy = model
     recipe = read_recipe(grid.recipe)
-    exits = list(parse(placement, layers_of(recipe.trunk, recipe.model))[:-1])
+    exits = list(parse_exits(placement, count_layers(recipe.trunk, recipe.model))[:-1])
     recipe_heads = recipe.model.get("heads", {})
     heads = {
         name: recipe_heads[name] if recipe_heads.get(name, {}).get("reads") == "pixels" else HEADS[head]
@@ -120,7 +121,12 @@ def _make_model(
 
 
 def _compare(
-    grid: Grid, package: Package, predictions: dict[str, Observed], val: Dataset, test: Dataset, progress: Progress
+    grid: Grid,
+    package: Package,
+    predictions: dict[str, ExitPredictions],
+    val: Dataset,
+    test: Dataset,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Evaluate one model under every policy.
 
@@ -130,7 +136,7 @@ def _compare(
     costs = measure(chain, [val.page(index) for index in range(min(12, len(val)))], grid.ocr_ms)
     target = replace(package.target("cpu-fp32"), costs=costs)
     arrays = [chain.encode([test.page(index)]) for index in range(len(test))]
-    fitted = {method: calibrated(target, predictions["calibrate"], method) for method in grid.calibration}
+    fitted = {method: calibrate_target(target, predictions["calibrate"], method) for method in grid.calibration}
     evaluator = _Evaluator(grid, manifest, chain, predictions, arrays)
     policies: list[dict[str, Any]] = []
     points = [(target, operating_point(target, FULL))]
@@ -167,14 +173,14 @@ class _Evaluator:
     grid: Grid
     manifest: Manifest
     chain: Chain
-    predictions: dict[str, Observed]
+    predictions: dict[str, ExitPredictions]
     arrays: Sequence[Arrays]
 
     def choose(self, target: Target, criterion: str, kind: str) -> tuple[OperatingPoint, list[dict[str, float]]]:
         """Choose an operating point, and evaluate the Pareto front of the tuning pages on the test pages."""
         weights, tuning, testing = self._score(target, criterion)
         points = []
-        for point in frontier(tuning):
+        for point in search_pareto_front(tuning):
             result = evaluate(testing, point.thresholds)
             points.append({"mean_cost_ms": result.mean_cost_ms, "accuracy": result.accuracy})
         chosen: Sequence[Threshold]
@@ -229,18 +235,18 @@ class _Evaluator:
             },
         }
 
-    def _score(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], Scored, Scored]:
+    def _score(self, target: Target, criterion: str) -> tuple[dict[str, tuple[float, ...]], PageScores, PageScores]:
         """Fit a criterion's weights, and score the tuning pages and the test pages."""
-        weights = weighted(self.manifest, target, criterion, self.predictions["calibrate"])
+        weights = fit_weights(self.manifest, target, criterion, self.predictions["calibrate"])
         bands = self.manifest.text_bands()
 
-        def score(pages: Observed) -> Scored:
-            return tune.scored(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
+        def score(pages: ExitPredictions) -> PageScores:
+            return tune.score_predictions(self.manifest, target, pages, self.grid.ocr_ms, criterion, weights, bands)
 
         return weights, score(self.predictions["tune"] + self.predictions["certify"]), score(self.predictions["test"])
 
 
-def _pack(predictions: Observed) -> bytes:
+def _pack(predictions: ExitPredictions) -> bytes:
     buffer = io.BytesIO()
     arrays = {f"logits/{name}": values for name, values in predictions.logits.items()}
     arrays |= {f"tokens/{name}": values for name, values in predictions.tokens.items()}
@@ -250,13 +256,13 @@ def _pack(predictions: Observed) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(data: bytes) -> Observed:
+def _unpack(data: bytes) -> ExitPredictions:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         parts = {
             kind: {name.removeprefix(kind): arrays[name] for name in arrays.files if name.startswith(kind)}
             for kind in ("logits/", "tokens/")
         }
-        return Observed(parts["logits/"], parts["tokens/"], arrays["targets"], str(arrays["digest"]))
+        return ExitPredictions(parts["logits/"], parts["tokens/"], arrays["targets"], str(arrays["digest"]))
 
 
 def to_json(result: dict[str, Any], grid: Grid) -> str:

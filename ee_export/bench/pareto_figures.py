@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from ee_export.builder.predictions import Observed
+from ee_export.builder.predictions import ExitPredictions
 from ee_export.data.encode import Arrays
 from ee_export.package.manifest import Manifest, Target
 from ee_export.policy import metrics
 from ee_export.policy.decide import score_pages
 from ee_export.runtime.chain import Chain
-from ee_export.runtime.plan import rules
+from ee_export.runtime.plan import make_rules
 
 
 def compute_gains(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def compute_gains(result: dict[str, Any]) -> list[dict[str, Any]]:
     def compare(kind: str, name: str, run: dict[str, Any], base: dict[str, Any]) -> None:
         entry: dict[str, Any] = {"choice": kind, "of": name}
         for key, values in run["pages"].items():
-            entry[key] = metrics.paired(values, base["pages"][key], draws=2000)
+            entry[key] = metrics.paired_difference(values, base["pages"][key], draws=2000)
         entries.append(entry)
 
     keys = ("calibration", "criterion", "thresholds")
@@ -78,9 +78,9 @@ def compute_metrics(
     }
 
 
-def evaluate_exits(manifest: Manifest, target: Target, pages: Observed) -> dict[str, Any]:
+def evaluate_exits(manifest: Manifest, target: Target, pages: ExitPredictions) -> dict[str, Any]:
     """Compute accuracy, calibration and reliability of every exit on all pages, under the target's calibration."""
-    exits, per_exit = manifest.exits, rules(manifest, target, {})
+    exits, per_exit = manifest.exits, make_rules(manifest, target, {})
     probabilities, scores = score_pages(
         [pages.logits[name] for name in exits], per_exit, "max_probability", [pages.tokens[name] for name in exits]
     )
@@ -99,7 +99,7 @@ def evaluate_exits(manifest: Manifest, target: Target, pages: Observed) -> dict[
 
 
 def measure_deadlines(
-    chain: Chain, pages: Observed, arrays: Sequence[Arrays], count: int = 8
+    chain: Chain, pages: ExitPredictions, arrays: Sequence[Arrays], count: int = 8
 ) -> list[dict[str, float]]:
     """Measure accuracy at deadlines between the time of the first exit and that of the full model."""
     totals = np.array([sum(chain.time_segments(page).values()) for page in arrays[:12]])

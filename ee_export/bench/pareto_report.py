@@ -130,7 +130,7 @@ def _ms(run: Entry) -> float:
 
 def _compare_right(run: Entry, base: Entry) -> list[float]:
     """Compute how much more often a run is right than another on the same pages: mean and 95 % interval."""
-    return paired(run["pages"]["right"], base["pages"]["right"])
+    return paired_difference(run["pages"]["right"], base["pages"]["right"])
 
 
 def _group_left_out(models: list[Entry]) -> dict[str, list[int]]:

@@ -22,7 +22,12 @@ from ee_export.data.ocr import tesseract
 from ee_export.data.page import Page, read_page
 from ee_export.errors import EeError
 
-_METHODS = ((Page, "reduced", READ), (Page, "decoded", READ), (Encoder, "images", ENCODE), (Encoder, "text", ENCODE))
+_METHODS = (
+    (Page, "decode_reduced", READ),
+    (Page, "decode", READ),
+    (Encoder, "images", ENCODE),
+    (Encoder, "text", ENCODE),
+)
 
 Stages = defaultdict[str, float]
 """Milliseconds by stage of the current page."""
@@ -92,7 +97,7 @@ def _open_chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
 
     @cache  # made for the first page of an exit, because loading is timed and most contenders name no exit
     def chain_at(exit_name: str | None) -> Chain:
-        return chain if exit_name is None else chain.with_point(leaving_at(chain.exits, exit_name))
+        return chain if exit_name is None else chain.with_point(make_exit_point(chain.exits, exit_name))
 
     def answer(page: Page, exit_name: str | None) -> dict[str, Any]:
         result = chain_at(exit_name).predict(page)

@@ -11,7 +11,8 @@ from ee_export.draw import LABELS, DrawnPage, draw_page
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.package.manifest import FULL
-from ee_export.package.store import GOLDEN, open_package, seal
+from ee_export.package.store import GOLDEN, open_package
+from ee_export.package.write import seal
 from ee_export.places import SAMPLES
 from ee_export.progress import Progress
 from ee_export.runtime.load import load_package
@@ -43,7 +44,7 @@ def run_demo(sample: Path | None, target: str, point: str, ocr: Ocr | None, prog
     model, tokenizer = checkpoint.load(folder / "documents.checkpoint")
     model.keep_exits(shipped.manifest.exits)
     with tempfile.TemporaryDirectory(prefix="ee-demo-") as folder_name:
-        parted = checkpoint.parted(model, tokenizer)
+        parted = checkpoint.make_parted_model(model, tokenizer)
         exported = export(parted, [page.inputs for page in pages], Path(folder_name), "documents", progress)
         policy = shipped.target(target)
         compiled = replace(

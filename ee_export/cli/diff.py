@@ -40,7 +40,7 @@ def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str
     packages = [open_package(path) for path in (a, b)]
     for package in packages:
         package.check()
-    manifest_differences = differences(*(package.manifest for package in packages))
+    manifest_differences = find_differences(*(package.manifest for package in packages))
     agreement = None if pages is None else _compare_pages(packages, pages, target, operating_point)
     if as_json:
         echo_json(

@@ -264,8 +264,8 @@ def add_exits(
 
 def print_target(package: Any, target: str, as_json: bool) -> None:
     """Print a new target, and the reason if it is not certified."""
-    from ee_export.builder.tune import uncertified
+    from ee_export.builder.tune import explain_uncertified
 
     print_package(package, target, None, as_json)
-    if remark := uncertified(package, target):
+    if remark := explain_uncertified(package, target):
         err.print(remark, style="yellow")

@@ -97,9 +97,9 @@ def predict(
     installed. A model of words alone reads .json files too. A package of arrays reads .npz files with one array per
     input. Exit status 1: some pages have no answer. Exit status 2: no page has one.
     """
-    from ee_export.runtime.failures import failure
+    from ee_export.runtime.failures import page_error
     from ee_export.runtime.load import load
-    from ee_export.verify.drift import seen
+    from ee_export.verify.drift import summarize_answer
 
     if (shadow is None) != (shadow_log is None):
         raise BadRequest("--shadow and --shadow-log go together: a package, and the file for what it answers otherwise")
@@ -138,7 +138,7 @@ def predict(
                     answer = chain.predict_encoded(arrays, deadline_ms=deadline_ms)
             except Exception as error:
                 failed += 1
-                answer = failure(str(path), error)
+                answer = page_error(str(path), error)
                 message = one_line(answer)
                 row: dict[str, Any] = {"path": str(path), "error": message}
                 cells: tuple[str, ...] = ("error", "", "", "", "", str(path))
@@ -146,7 +146,11 @@ def predict(
                     say(f"ee-export: {message}")
             else:
                 values = answer.to_dict()
-                row = {"path": str(path), **{key: values[key] for key in _ROW}, "scores": seen(answer).scores}
+                row = {
+                    "path": str(path),
+                    **{key: values[key] for key in _ROW},
+                    "scores": summarize_answer(answer).scores,
+                }
                 cells = page_cells(path, values)
             if arrays is None:
                 skipped.add_frames(Path(path))
@@ -169,7 +173,7 @@ def predict(
 
 def _read_rows(chain: "Chain", paths: Sequence[Path]) -> Iterator[tuple[str, Arrays]]:
     """The rows of .npz files for a package of arrays, each with its name."""
-    from ee_export.data.dataset import read_rows
+    from ee_export.data.labelled_arrays import read_rows
     from ee_export.package.input_specs import array_specs
 
     for path in paths:

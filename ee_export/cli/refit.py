@@ -129,11 +129,11 @@ def tune(frontier: bool, as_json: bool, **options: Any) -> None:
 
 
 def _refit(as_json: bool, method: str | None, **options: Any) -> None:
-    from ee_export.builder import tune as fit
+    from ee_export.builder.refit import refit
     from ee_export.package.store import open_package
 
     with export_extra(), progress_bars() as show:
-        package = fit.refit(
+        package = refit(
             open_package(options["package"]),
             options["target"],
             options["data"],
@@ -149,12 +149,12 @@ def _refit(as_json: bool, method: str | None, **options: Any) -> None:
 
 
 def _print_frontier(as_json: bool, **options: Any) -> None:
-    from ee_export.builder import tune as fit
+    from ee_export.builder.refit import measure_frontier
     from ee_export.package.store import open_package
 
     with export_extra(), progress_bars() as show:
         package = open_package(options["package"])
-        points = fit.frontier_of(
+        points = measure_frontier(
             package,
             options["target"],
             options["data"],
@@ -172,10 +172,10 @@ def _print_frontier(as_json: bool, **options: Any) -> None:
 
 
 def _goal(options: dict[str, Any]) -> Any:
-    from ee_export.builder.tune import Wish
+    from ee_export.builder.tune import TuningGoal
 
     if options["on_average"]:
         if options["epsilon"] is None:
             raise BadRequest("--on-average changes the certificate of --epsilon; name a share of pages with --epsilon")
         options["delta"] = None
-    return Wish(**{name: options[name] for name in Wish.__dataclass_fields__})
+    return TuningGoal(**{name: options[name] for name in TuningGoal.__dataclass_fields__})

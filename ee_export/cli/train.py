@@ -143,7 +143,7 @@ def _read_recipe(
     if init is None and add is None:
         recipe = recipes.with_defaults(recipe)
     if exits is not None:
-        names = list(exit_names.parse(exits, recipes.layers_of(recipe.trunk, recipe.model)))
+        names = list(exit_names.parse_exits(exits, recipes.count_layers(recipe.trunk, recipe.model)))
         heads = {name: head for name, head in recipe.model.get("heads", {}).items() if name in names}
         recipe = replace(recipe, model={**recipe.model, "exits": names, "heads": heads})
     if add is not None:

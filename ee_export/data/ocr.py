@@ -52,7 +52,7 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
             if len(row) == _COLUMNS and row[0] == str(_WORD) and row[-1].strip():
                 left, top, width, height = map(int, row[6:10])
                 words.append(row[-1])
-                boxes.append(_scale(image, left, top, left + width, top + height))
+                boxes.append(_scaled(image, left, top, left + width, top + height))
         return words, boxes
 
     return read
@@ -95,7 +95,7 @@ def is_installed() -> bool:
 
 def find_engine() -> Ocr | None:
     """Tesseract if it is installed, else ``None``."""
-    return tesseract() if installed() else None
+    return tesseract() if is_installed() else None
 
 
 def _scaled(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:

@@ -68,7 +68,7 @@ class GpuTrialExecutor:
             self._point = point
         rows = len(next(iter(inputs.values())))
         tokens = np.array(count_tokens(inputs, self._executor.policy.rules)) if point.weights else None
-        results = run(self._executor, inputs, rows, tokens)
+        results = run_chain(self._executor, inputs, rows, tokens)
         exits = [result.exit for result in results if result.exit is not None]
         assert len(exits) == rows  # the last exit always answers
         for page, exit in enumerate(exits):

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ee_export.data.encode import Arrays, tokens_read
+from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.doctor.check import Finding
 from ee_export.errors import NotEqual
 from ee_export.package.manifest import OperatingPoint
@@ -112,13 +112,13 @@ def compare_executors(
         progress("agreement", done, len(BATCHES))
         inputs = _make_batch(pages, batch)
         logits_by_exit = [executors[first].run(inputs, point_that_exits_at(exits, name))[1] for name in exits]
-        exit_rules = rules(package.manifest, package.target(target_name), {})
+        exit_rules = make_rules(package.manifest, package.target(target_name), {})
         probabilities, scores = score_pages(logits_by_exit, exit_rules, _CRITERION, count_tokens(inputs, exit_rules))
         for _ in range(DRAWS):
             thresholds = _draw_thresholds(rng, scores[:-1])
             point = OperatingPoint(_CRITERION, dict(zip(exits, thresholds, strict=False)))
             expected, logits = executors[first].run(inputs, point)
-            policy = leave_at(scores, thresholds, probabilities.argmax(2))
+            policy = assign_exits(scores, thresholds, probabilities.argmax(2))
             _require_equal(expected, policy, f"{first}, batch {batch}: exits and the policy's", exits)
             for name in others:
                 reached, other = executors[name].run(inputs, point)
@@ -134,12 +134,12 @@ def compare_executors(
     return Finding("ok", f"{detail}, logits bit for bit the same on {', '.join(executors)}")
 
 
-def count_tokens(inputs: Arrays, exit_rules: Sequence[Rule]) -> list[list[int]]:
+def count_tokens(inputs: Arrays, exit_rules: Sequence[ExitRule]) -> list[list[int]]:
     """Count the text tokens that each exit has read of each page of a batch, ``[E][B]``."""
     pages = [
         {name: values[index : index + 1] for name, values in inputs.items()} for index in range(_count_rows(inputs))
     ]
-    return [[tokens_read(page, rule.reads) for page in pages] for rule in exit_rules]
+    return [[count_tokens_read(page, rule.reads) for page in pages] for rule in exit_rules]
 
 
 def _count_rows(inputs: Arrays) -> int:

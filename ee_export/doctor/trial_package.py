@@ -44,7 +44,7 @@ def compile_for_trial(package: Package, target_name: str, progress: Progress) ->
         chain = make_draft_chain(before, target_name, made, staging)
         target = replace(made, calibration=source.calibration, operating_points=source.operating_points)
         link_files(package, [name for name in package.manifest.files if name != GOLDEN], staging)
-        target, golden_pages = with_golden(chain, target_name, target, pages)
+        target, golden_pages = add_golden_logits(chain, target_name, target, pages)
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target})
         (staging / GOLDEN).write_bytes(golden.write(golden_pages, manifest))
         seal(staging, manifest)

@@ -52,7 +52,7 @@ class OnCpu:
             SEEN[key] = self.chain.logits(inputs)
         logits = [SEEN[key][name] for name in self.chain.exits]
         package, target = self.chain.package, self.chain.target
-        found = rules(package.manifest, target, point.weights)
+        found = make_rules(package.manifest, target, point.weights)
         probabilities, scores = score_pages(logits, found, point.criterion, replay.count_tokens(inputs, found))
         bars = [point.thresholds[name] for name in self.chain.exits[:-1]]
         left = assign_exits(scores, bars, probabilities.argmax(2))
