@@ -94,6 +94,10 @@ def add_exits(
         if checkpoint_out.resolve() == out.resolve():
             raise BadRequest(f"--checkpoint-out {checkpoint_out}: is --out too; name two folders")
     model, tokenizer = load_source(source, exits, labels)
+    if model.config.exit_names() == ("final",):
+        raise BadRequest(
+            "--exits: 'final' is the checkpoint's own classifier; name early exits to add, such as encoder.3"
+        )
     names = checkpoint.labels_of(model.config)
     pages = read_dataset(
         data, names, remedy='rename the folder, or rename labels with --labels, {"LABEL_0": "invoice"}'

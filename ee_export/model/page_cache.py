@@ -5,6 +5,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from ee_export.errors import BadRequest, EeError
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.loader import load_items
 from ee_export.model.pages import EncodedPages, read_contents
-from ee_export.package.atomic import write_file
+from ee_export.package.atomic import write_file, write_remedy
 from ee_export.progress import PageProgress
 
 _STEP = 16
@@ -85,9 +86,15 @@ def encode_pages(
                 done = _append(data, encoder, model, state, done, progress, workers)
     except OSError as error:
         raise EeError(
-            f"{folder}: encoded pages cannot be written ({error.strerror or error}); free some space, or remove what is in the way, and give the same command again"
+            f"{folder}: encoded pages cannot be written ({error.strerror or error}); {write_remedy(error)}"
         ) from None
     return _open(data, encoder, folder, names, done)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder of caches in which nothing is saved, so a failed run leaves nothing that cannot be resumed."""
+    if not any(path.stat().st_size for path in folder.rglob("*.bin")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

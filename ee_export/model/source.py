@@ -1,6 +1,7 @@
 """Load a fine-tuned checkpoint of transformers with its labels, image processor and tokenizer, and add exits."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES, PREFIX, known_trunk
 from ee_export.model.processor import image_encoding, load_processor
 from ee_export.model.source_tokenizer import text_encoding
-from ee_export.package.ranges import require_labels
+from ee_export.package.ranges import require_labels, to_nfc
 from ee_export.package.strict_json import Refused
 
 _FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
@@ -166,6 +167,10 @@ def rename_labels(folder: Path, labels: Sequence[str], names: Mapping[str, str] 
                 f"--labels: '{printable(shorten(name))}' is no label of {folder}, which has {printable(shorten(', '.join(labels)))}"
             )
     renamed = [(names or {}).get(label, label) for label in labels]
+    if names and (twice := [label for label, count in Counter(map(to_nfc, renamed)).items() if count > 1]):
+        raise BadRequest(
+            f"--labels: two labels would be '{printable(shorten(twice[0]))}'; give each label a name of its own"
+        )
     try:
         require_labels(renamed)
     except Refused as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -137,10 +138,15 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
 
 
 def _cannot_write(destination: Path, error: OSError) -> EeError:
-    reason = error.strerror or str(error)
     return EeError(
-        f"{destination}: cannot be written ({reason}); nothing was left behind; free some space or name another place"
+        f"{destination}: cannot be written ({error.strerror or error}); nothing was left behind; {write_remedy(error)}"
     )
+
+
+def write_remedy(error: OSError) -> str:
+    """The remedy for a failed write, as the end of its message."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free some space or name another place" if full else "name another place"
 
 
 def _remove_abandoned(parent: Path, prefix: str) -> None:

@@ -217,6 +217,14 @@ def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path
     assert status == 0, err
     assert "to validate, 56 held out" in err
     assert open_package(tmp_path / "x.ee").manifest.labels == UNSORTED
+    (tmp_path / "labels.json").write_text(json.dumps(dict.fromkeys(["LABEL_0", "LABEL_2"], "invoice")))
+    status, _, err = call(
+        "add-exits", folder, pages_folder, "--out", tmp_path / "y.ee", "--labels", tmp_path / "labels.json"
+    )
+    assert (status, err.count("\n")) == (
+        2,
+        1,
+    ) and "two labels would be 'invoice'; give each label a name of its own" in err
     status, out, err = call("verify", tmp_path / "x.ee", pages_folder, "--against", folder)
     assert status == 0, err
     assert "56 pages compared" in out + err
@@ -276,6 +284,12 @@ def test_exits_that_the_trunk_does_not_have_are_refused(bert: Path) -> None:
         load_source(bert, ["vision"])
     with pytest.raises(BadRequest, match=r"encoder\.9"):
         load_source(bert, ["encoder.9"])
+
+
+def test_exits_that_add_nothing_are_refused(bert: Path, pages_folder: Path, tmp_path: Path, call: Call) -> None:
+    status, _, err = call("add-exits", bert, pages_folder, "--out", tmp_path / "x.ee", "--exits", "final")
+    assert (status, err.count("\n")) == (2, 1) and "name early exits to add" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_that_is_no_folder_and_not_on_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -129,3 +130,14 @@ def test_a_partial_run_of_another_recipe_is_refused(
     assert status == 2
     assert "another recipe or other data" in err
     assert not out.exists()
+
+
+def test_a_run_that_saved_no_page_leaves_nothing_behind(
+    tmp_path: Path, recipe: Path, pages_folder: Path, call: Call
+) -> None:
+    pages = Path(shutil.copytree(pages_folder, tmp_path / "pages"))
+    for path in pages.glob("*/*.json"):
+        path.unlink()
+    status, _, err = call("train", pages, "--val", pages, "--out", tmp_path / "model", "--recipe", recipe)
+    assert status == 2 and "no words" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["pages"]
