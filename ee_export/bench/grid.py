@@ -11,7 +11,8 @@ from ee_export.errors import BadRequest, require_known
 from ee_export.model.exits import PLACEMENTS
 from ee_export.model.recipe import Recipe, prefix_errors
 from ee_export.model.strategies import STRATEGIES
-from ee_export.package.toml_tables import format_value, read_table, read_toml, require_keys, subtable
+from ee_export.package.strict_json import mismatch
+from ee_export.package.toml_tables import read_table, read_toml, require_table_keys, subtable
 from ee_export.places import GRIDS
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
@@ -102,7 +103,7 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
     path = find_shipped(str(path)) or path
     where = str(path)
     tables = read_toml(path, "grid", f"shipped are {', '.join(SHIPPED)}")
-    require_keys(tables, ("data", "grid", "training"), where, what="table")
+    require_table_keys(tables, ("data", "grid", "training"), where, what="table")
     folders = subtable(tables, "data", where)
     if data is not None:
         folders |= {name: str((data / name).absolute()) for name in PLACES}
@@ -129,11 +130,11 @@ def find_shipped(name: str) -> Path | None:
     return next((place for folder in GRIDS if (place := folder / f"{name}.toml").is_file()), None)
 
 
-def _parse_paths(value: Any, where: str, key: str) -> tuple[Path, ...]:
+def _parse_paths(value: Any, key: str) -> tuple[Path, ...]:
     """Parse a folder or a list of folders."""
     folders = [value] if isinstance(value, str) else value
     if not isinstance(folders, list) or not folders or not all(isinstance(folder, str) for folder in folders):
-        raise BadRequest(f"{where}: {key}: found {format_value(value)}, expected a path or a list of paths")
+        raise mismatch(key, value, "a path or a list of paths")
     return tuple(map(Path, folders))
 
 

@@ -12,7 +12,7 @@ from ee_export.errors import BadRequest, one_line, require_known
 from ee_export.model.exits import HeadSpec, all_exits, parse_exits
 from ee_export.model.families import FAMILIES
 from ee_export.model.strategies import STRATEGIES
-from ee_export.package.toml_tables import read_table, read_toml, read_value, require_keys, subtable
+from ee_export.package.toml_tables import read_table, read_toml, read_value, require_table_keys, subtable
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,10 @@ class Recipe:
         for name, (low, high) in _RANGES.items():
             number = getattr(self, name)
             if number is not None and not low <= number <= high:
-                raise BadRequest(f"{name}: found {number}, expected a number in {low:g} to {high:g}")
+                raise BadRequest(f"{name}: found {number:g}, expected a number in {low:g} to {high:g}")
         for name, weight in self.weights.items():
             if not 0 <= weight <= _MOST:
-                raise BadRequest(f"weights.{name}: found {weight}, expected a number in 0 to {_MOST:g}")
+                raise BadRequest(f"weights.{name}: found {weight:g}, expected a number in 0 to {_MOST:g}")
 
 
 _MOST = 1e6
@@ -178,7 +178,7 @@ def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
     """
     tables = read_toml(path, "recipe")
     where = str(path)
-    require_keys(tables, ("model", "training"), where, what="table")
+    require_table_keys(tables, ("model", "training"), where, what="table")
     training = read_table(Recipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
     with prefix_errors(f"{where}: [training] "):
         recipe = Recipe(**({} if trunk is None else {"trunk": trunk}) | training)
@@ -191,7 +191,7 @@ def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
         _check_exits(config, model, where)
     layers = model.get("num_hidden_layers")
     if layers is not None:
-        require_keys(recipe.weights, all_exits(layers), where, "[training] weights.", "exit")
+        require_table_keys(recipe.weights, all_exits(layers), where, "[training] weights.", "exit")
     return replace(recipe, model=model)
 
 
@@ -210,7 +210,7 @@ def _check_types(config: Any, model: dict[str, Any], where: str) -> None:
     prefix = "[model] "
     # Some types of transformers' own fields are text that only its modules can resolve. It checks these itself.
     hints = {entry.name: Any if isinstance(entry.type, str) else entry.type for entry in fields(config)}
-    require_keys(model, hints, where, prefix)
+    require_table_keys(model, hints, where, prefix)
     for key, item in model.items():
         kind = list[str] | str if key == "exits" else dict[str, dict[str, Any]] if key == "heads" else hints[key]
         read_value(kind, item, where, prefix + key)

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_type_hints
 from ee_export.errors import BadRequest, shorten
 from ee_export.package.encoding import Encoding
 from ee_export.package.manifest import ARRAY, SOURCES
-from ee_export.package.toml_tables import format_value, read_table, read_toml, read_value, require_keys
+from ee_export.package.strict_json import excerpt
+from ee_export.package.toml_tables import read_table, read_toml, read_value, require_table_keys
 
 TRAIN = "train"
 """Value of ``head`` for a head that the command trains."""
@@ -173,7 +174,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
     for name, content in top.encodings.items():
         if not isinstance(content, dict):
             raise BadRequest(
-                f"{where}: encodings.{shorten(name)}: found {format_value(content)}, expected a table [encodings.{shorten(name)}]"
+                f"{where}: encodings.{shorten(name)}: found {excerpt(content)}, expected a table [encodings.{shorten(name)}]"
             )
         encodings[name] = _encoding(content, where, folder, f"encodings.{name}")
     if graph is not None and top.encodings:
@@ -200,7 +201,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
 def _tables(kind: Any, content: Any, where: str, name: str = "segments") -> list[dict[str, Any]]:
     """The fields of an array of tables."""
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
-        raise BadRequest(f"{where}: {name}: found {format_value(content)}, expected tables [[{name}]]")
+        raise BadRequest(f"{where}: {name}: found {excerpt(content)}, expected tables [[{name}]]")
     return [read_table(kind, entry, where, f"[[{name}]] {number}: ") for number, entry in enumerate(content, 1)]
 
 
@@ -219,7 +220,7 @@ def _labels(content: list[str] | str, where: str, folder: Path) -> tuple[str, ..
 
 def _encoding(content: Mapping[str, Any], where: str, folder: Path, name: str = "encoding") -> EncodingEntry:
     hints = get_type_hints(Encoding)
-    require_keys(content, [*hints, "processor", "tokenizer"], where, f"[{name}] ")
+    require_table_keys(content, [*hints, "processor", "tokenizer"], where, f"[{name}] ")
     paths = {
         key: folder / read_value(Path, content[key], where, f"[{name}] {key}")
         for key in ("processor", "tokenizer")

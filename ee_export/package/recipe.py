@@ -6,14 +6,17 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ee_export.errors import BadRequest, require_known
-from ee_export.package.toml_tables import read_table, read_toml, require_one_of
+from ee_export.package.decode import decode
+from ee_export.package.strict_json import Refused, mismatch
+from ee_export.package.toml_tables import read_table, read_toml
 from ee_export.places import TARGETS
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-FLOAT32_PARTS = ("softmax", "layer_norm", "pooling", "logits")
+Float32Part = Literal["softmax", "layer_norm", "pooling", "logits"]
+FLOAT32_PARTS: tuple[Float32Part, ...] = get_args(Float32Part)
 """Parts of a graph that may stay in float32 while the rest is in 16 bits."""
 SHIPPED = (
     "tensorrt-fp32",
@@ -90,7 +93,7 @@ class TargetRecipe:
     name: str
     backend: Literal["tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt"]
     precision: Literal["fp32", "fp16", "bf16", "int8"]
-    float32: tuple[str, ...] = FLOAT32_PARTS
+    float32: tuple[Float32Part, ...] = FLOAT32_PARTS
     attention: Literal["operator", "plain"] = "operator"
     batch: tuple[Range, ...] = (Range(1, 1, 16),)
     text: tuple[Range, ...] = (Range(1, 256, 512),)
@@ -183,32 +186,28 @@ def read_recipe(path: Path) -> TargetRecipe:
     return recipe
 
 
-def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
+def _ranges(value: Any, key: str) -> tuple[Range, ...]:
     """Read a list of ranges. A number is a range of that size alone, a table has min, opt and max."""
     if not isinstance(value, list) or not value:
-        raise BadRequest(f"{where}: {key}: expected a list of sizes, or of {{ min = 1, opt = 8, max = 16 }}")
+        raise mismatch(key, value, "a list of sizes, or of { min = 1, opt = 8, max = 16 }")
     ranges = []
     for index, item in enumerate(value):
         place = f"{key}[{index}]"
         if type(item) is int:
             item = {"min": item, "opt": item, "max": item}
         if not isinstance(item, dict):
-            raise BadRequest(f"{where}: {place}: expected a size, or {{ min = 1, opt = 8, max = 16 }}")
-        sizes = Range(**read_table(Range, item, where, f"{place}."))
+            raise mismatch(place, item, "a size, or { min = 1, opt = 8, max = 16 }")
+        sizes = decode(Range, item, place)
         if not 1 <= sizes.min <= sizes.opt <= sizes.max:
-            raise BadRequest(
-                f"{where}: {place}: min {sizes.min}, opt {sizes.opt}, max {sizes.max}: expected 1 ≤ min ≤ opt ≤ max"
-            )
+            raise Refused(place, f"min {sizes.min}, opt {sizes.opt}, max {sizes.max}: expected 1 ≤ min ≤ opt ≤ max")
         ranges.append(sizes)
     if len(set(ranges)) < len(ranges):
-        raise BadRequest(f"{where}: {key}: the same range stands there twice; remove one")
+        raise Refused(key, "the same range stands there twice; remove one")
     return tuple(ranges)
 
 
 def _check(recipe: TargetRecipe, where: str, keys: Collection[str]) -> None:
     """Refuse values that are out of range or exclude each other."""
-    for name in recipe.float32:
-        require_one_of(name, FLOAT32_PARTS, where, "float32")
     for key, low, high in (("builder_level", 0, 5), ("workspace_mib", 0, 2**20), ("max_aux_streams", 0, 16)):
         if not low <= getattr(recipe, key) <= high:
             raise BadRequest(f"{where}: {key}: {getattr(recipe, key)} is out of range: expected {low}–{high}")

@@ -27,9 +27,9 @@ def mismatch(path: str, value: Any, expected: str) -> Refused:
 
 
 def excerpt(value: Any) -> str:
-    """Format a value as JSON of at most 40 printable characters, for a message."""
+    """Format a value as JSON of at most 60 printable characters, for a message."""
     try:
-        return printable(shorten(json.dumps(value, ensure_ascii=False), 40))
+        return printable(shorten(json.dumps(value, ensure_ascii=False, default=str), 60))
     except RecursionError:
         return "a deeply nested value"
 

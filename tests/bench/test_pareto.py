@@ -178,7 +178,7 @@ def test_a_study_goes_on_where_it_stood(study: tuple[Path, dict], grid: Path) ->
         ('test = "pages"', "tests = 1", r"\[data\] tests: unknown key; did you mean test\?"),
         ('test = "pages"', "test = 1", r"\[data\] test: found 1, expected a path"),
         ('train = "pages"', "train = [1]", r"\[data\] train: found \[1\], expected a path or a list of paths"),
-        ('["ramp"]', '"ramp"', r'\[grid\] heads: found "ramp", expected a list of names'),
+        ('["ramp"]', '"ramp"', r'\[grid\] heads: found "ramp", expected a list of strings'),
         ('["ramp"]', "[]", r"\[grid\] no head is named"),
         ("criteria", "criterias", r"\[grid\] criterias: unknown key; did you mean criteria\?"),
         ("[grid]", '[grid]\nocr_ms = "1"', r'\[grid\] ocr_ms: found "1", expected a number'),

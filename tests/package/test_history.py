@@ -219,7 +219,7 @@ def test_a_manifest_that_grows_too_large_loses_the_oldest_of_its_history(tuned: 
         (("point", "made"), {"by": "tune", "date": ""}, r"history\[0\]\.point\.made\.date"),
         (("point", "thresholds"), {}, r"history\[0\]\.point: expected one threshold"),
         (("calibration",), {"text": {"scale": [1.0], "bias": [0.0]}}, r"history\[0\]\.calibration\.text: expected 7"),
-        (("why",), "x", r"history\[0\]\.why: unknown field"),
+        (("why",), "x", r"history\[0\]\.why: unknown key"),
     ],
 )
 def test_a_value_of_the_history_out_of_range_names_its_field(

@@ -125,7 +125,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("checkpoint", "0", r"origin\.checkpoint: .*sha256"),
     ("recipe", "G" * 64, r"origin\.recipe: .*sha256"),
     ("recipe", 5, r"origin\.recipe: found 5"),
-    ("author", "x", r"origin\.author: unknown field"),
+    ("author", "x", r"origin\.author: unknown key"),
 ]
 
 

@@ -88,7 +88,7 @@ def test_a_newer_schema_says_how_to_upgrade(package: Path) -> None:
     ("change", "message"),
     [
         (lambda found: found.pop("labels"), "labels: missing"),
-        (lambda found: found.update(colour=1), "colour: unknown field"),
+        (lambda found: found.update(colour=1), "colour: unknown key"),
         (lambda found: found.update(labels="abc"), 'labels: found "abc", expected a list'),
         (
             lambda found: found["encoding"].update(image_size="224"),
