@@ -1,13 +1,14 @@
-"""Two checkouts of this repository in one run: time per page, time to load, memory.
+"""Two checkouts of this repository in one run: time per page, throughput, Python per segment, time to load, memory.
 
     git worktree add ../before COMMIT
     python benchmarks/trees.py ../before ../shared/data/pages/test [--rounds 10] [--record benchmarks/results/trees.json]
 
 Each checkout runs its own code and its own shipped package in a process of its own. The two take turns, sixteen pages
 at a time, in an order drawn with a seed, so that a change of the machine's speed affects both. A page begins at its
-path. As in MLPerf's SingleStream, the next page is sent at the answer to the last one. Loading is measured in a fresh
-process each time. Memory is the largest resident size of such a process after one page, and of the process that
-classifies all pages.
+path. As in MLPerf's SingleStream, the next page is sent at the answer to the last one. After each round, both classify
+all pages at once by ``predict_many``, and run encoded pages to the last exit: the time outside the segments, which is
+Python's, is divided by their number. Loading is measured in a fresh process each time. Memory is the largest resident
+size of such a process after one page, and of the process that classifies all pages.
 """
 
 import json
@@ -33,13 +34,27 @@ BLOCK = 16
 """Pages that one checkout answers before the other's turn."""
 
 SERVE = """
-import json, resource, sys, time
+import functools, json, resource, sys, time
 from pathlib import Path
 import ee_export
 chain = ee_export.load(sys.argv[1], operating_point=sys.argv[2], one_pool=True)
+full = chain.at("full")
 for line in sys.stdin:
+    kind, paths = json.loads(line)
+    paths = list(map(Path, paths))
     times, labels = [], []
-    for path in map(Path, json.loads(line)):
+    if kind == "many":
+        started = time.perf_counter()
+        pages = [functools.partial(ee_export.read_page, path) for path in paths]
+        labels = [answer.label for answer in chain.predict_many(pages)]
+        times.append((time.perf_counter() - started) * 1e3 / len(paths))
+    for path in paths if kind == "python" else ():
+        arrays = full.encode([ee_export.read_page(path)])
+        started = time.perf_counter()
+        trace = full.predict_encoded(arrays).trace
+        taken_ms = (time.perf_counter() - started) * 1e3
+        times.append((taken_ms - sum(step.duration_ms for step in trace)) * 1e3 / len(trace))
+    for path in paths if kind == "single" else ():
         started = time.perf_counter()
         labels.append(chain.predict(ee_export.read_page(path)).label)
         times.append((time.perf_counter() - started) * 1e3)
@@ -83,7 +98,7 @@ def main(
     machine = watch()
     draw = random.Random(seed)
     loading = _measure_loading(trees, operating_point, paths[0], loads, draw)
-    times, labels, peaks = _measure_pages(trees, operating_point, paths, rounds, draw)
+    times, others, labels, peaks = _measure_pages(trees, operating_point, paths, rounds, draw)
 
     unlike = sum(old != new for old, new in zip(labels["before"], labels["now"], strict=True))
     result: dict[str, Any] = {
@@ -101,6 +116,8 @@ def main(
         "p50 of a page, ms": {name: np.percentile(values, 50, axis=1) for name, values in times.items()},
         "p90 of a page, ms": {name: np.percentile(values, 90, axis=1) for name, values in times.items()},
         "mean of a page, ms": {name: values.mean(1) for name, values in times.items()},
+        "a page by predict_many, ms": others["many"],
+        "Python outside segments, µs a segment": others["python"],
         **{
             label: {name: np.array([run[key] for run in loading[name]]) for name in trees}
             for label, key in (
@@ -124,11 +141,12 @@ def main(
 
 def _measure_pages(
     trees: Mapping[str, Path], operating_point: str, paths: Sequence[str], rounds: int, draw: random.Random
-) -> tuple[dict[str, np.ndarray], dict[str, list[str]], dict[str, np.ndarray]]:
-    """Measure milliseconds ``[rounds, pages]``, labels of the last round, and peak MB ``[1]``, per checkout."""
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]], dict[str, list[str]], dict[str, np.ndarray]]:
+    """Measure milliseconds ``[rounds, pages]``, other figures ``[rounds]``, labels, and peak MB ``[1]``, per checkout."""
     servers = {name: _start(tree, SERVE, operating_point) for name, tree in trees.items()}
     blocks = [list(paths[first : first + BLOCK]) for first in range(0, len(paths), BLOCK)]
     times: dict[str, list[list[float]]] = {name: [] for name in trees}
+    others: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in trees} for kind in ("many", "python")}
     labels: dict[str, list[str]] = {name: [] for name in trees}
     peaks: dict[str, np.ndarray] = {}
     try:
@@ -136,10 +154,15 @@ def _measure_pages(
             answers: dict[str, dict[str, list[Any]]] = {name: {"ms": [], "labels": []} for name in trees}
             for block in blocks:
                 for name in draw.sample(sorted(trees), len(trees)):
-                    answer = _send(servers[name], block)
+                    answer = _send(servers[name], "single", block)
                     answers[name]["ms"] += answer["ms"]
                     peaks[name] = np.array([answer["peak_mb"]])
                     answers[name]["labels"] += answer["labels"]
+            for kind, figures in others.items():
+                for name in draw.sample(sorted(trees), len(trees)):
+                    value = float(np.median(_send(servers[name], kind, paths if kind == "many" else paths[:50])["ms"]))
+                    if round_number:
+                        figures[name].append(value)
             for name in trees:
                 labels[name] = answers[name]["labels"]
                 if round_number:  # the first round warms up
@@ -148,7 +171,8 @@ def _measure_pages(
         for server in servers.values():
             server.kill()
             server.wait()
-    return {name: np.array(values) for name, values in times.items()}, labels, peaks
+    arrays = {kind: {name: np.array(values) for name, values in figures.items()} for kind, figures in others.items()}
+    return {name: np.array(values) for name, values in times.items()}, arrays, labels, peaks
 
 
 def _measure_loading(
@@ -181,9 +205,9 @@ def _start(tree: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def _send(server: subprocess.Popen[str], block: list[str]) -> dict[str, Any]:
+def _send(server: subprocess.Popen[str], kind: str, block: Sequence[str]) -> dict[str, Any]:
     assert server.stdin is not None and server.stdout is not None
-    server.stdin.write(json.dumps(block) + "\n")
+    server.stdin.write(json.dumps([kind, block]) + "\n")
     server.stdin.flush()
     answer = server.stdout.readline()
     if not answer:
