@@ -80,8 +80,8 @@ def innermost_frame(trace: TracebackType | None) -> str:
 
 def dumped_frame(dump: str) -> str:
     """The innermost ee_export frame in a dump of faulthandler, which puts the innermost first."""
-    found = re.search(r'File "[^"]*/ee_export/([^"]+)", line (\d+) in (\S+)', dump)
-    return f"{found[1]}:{found[2]} {found[3]}" if found else ""
+    match = re.search(r'File "[^"]*/ee_export/([^"]+)", line (\d+) in (\S+)', dump)
+    return f"{match[1]}:{match[2]} {match[3]}" if match else ""
 
 
 def _text(error: BaseException) -> str:

@@ -66,12 +66,12 @@ def _new_words(number: int, length: int) -> Page:
 
 def good_pages(folder: Path | None) -> list[MakesPage]:
     """Up to 200 pages of a folder, each read anew every time, and one that is drawn."""
-    found: list[MakesPage] = [lambda: Page(drawn_page(), *words_of_page(), name="a good page")]
+    makers: list[MakesPage] = [lambda: Page(drawn_page(), *words_of_page(), name="a good page")]
     if folder is not None:
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".tif"})
         step = max(1, len(images) // 200)
-        found += [lambda path=path: read_page(path, read_nothing) for path in images[::step]]  # type: ignore[misc]
-    return found
+        makers += [lambda path=path: read_page(path, read_nothing) for path in images[::step]]  # type: ignore[misc]
+    return makers
 
 
 def resident_mb() -> float:

@@ -229,8 +229,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             run_cli(cli, "ee-export")
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 1
-        found = capsys.readouterr()
-        return status, found.out, found.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
     return run
 

@@ -42,10 +42,10 @@ def test_attacks_leave_the_package_as_it_is(outcomes: list[Outcome], sample: Pat
 
 
 def test_the_suite_notices_a_crash_a_hang_and_memory(sample: Path) -> None:
-    found = run_attacks(sample, [("mistakes", index) for index in range(6)], SEED, workers=1)
-    assert [outcome.kind for outcome in found] == ["crash", "hang", "memory", "wrong", "refused", "answered"]
-    assert [outcome.error for outcome in found[:2]] == ["SIGSEGV", "timeout"]
-    assert found[3].message.startswith("error message has more than one line")
+    outcomes = run_attacks(sample, [("mistakes", index) for index in range(6)], SEED, workers=1)
+    assert [outcome.kind for outcome in outcomes] == ["crash", "hang", "memory", "wrong", "refused", "answered"]
+    assert [outcome.error for outcome in outcomes[:2]] == ["SIGSEGV", "timeout"]
+    assert outcomes[3].message.startswith("error message has more than one line")
 
 
 def test_one_attack_is_replayed_by_its_index(sample: Path) -> None:

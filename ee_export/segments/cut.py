@@ -28,9 +28,9 @@ def cut_parts(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
     plans: list[list[Part]] = []
     for name in exits:
         needed = parts_needed_for([logits_name(name), gate_name(name)], parts)
-        mine = [part for part in parts if part in needed and part not in placed]
-        placed += mine
-        plans.append(mine)
+        own_parts = [part for part in parts if part in needed and part not in placed]
+        placed += own_parts
+        plans.append(own_parts)
 
     segments = []
     for number, (name, plan) in enumerate(zip(exits, plans, strict=True)):

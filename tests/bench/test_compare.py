@@ -46,18 +46,18 @@ def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, t
 def test_every_contender_answers_every_page_as_what_it_stands_for(
     recorded: Path, tiny_package: Package, pages_folder: Path
 ) -> None:
-    found = json.loads(recorded.read_text())["contenders"]
+    contenders = json.loads(recorded.read_text())["contenders"]
     data = read_dataset(pages_folder, tiny_package.manifest.labels)
-    wanted = [data.labels[target] for target in data.targets]
+    labels = [data.labels[target] for target in data.targets]
     for names, point in ((("onnxruntime", "uncut", "transformers"), "full"), (("chain", "nested_if"), "default")):
         chain = load_package(tiny_package, operating_point=point)
-        right = sum(chain.predict(data.page(at)).label == label for at, label in enumerate(wanted))
-        assert {found[name]["right"] for name in names} == {right}
-    assert sum(found["chain"]["exits"].values()) == pytest.approx(1)
-    assert found["chain:encoder.1"]["exits"] == {"encoder.1": 1.0}
-    assert found["chain:final"]["right"] == found["onnxruntime"]["right"]
+        right = sum(chain.predict(data.page(index)).label == label for index, label in enumerate(labels))
+        assert {contenders[name]["right"] for name in names} == {right}
+    assert sum(contenders["chain"]["exits"].values()) == pytest.approx(1)
+    assert contenders["chain:encoder.1"]["exits"] == {"encoder.1": 1.0}
+    assert contenders["chain:final"]["right"] == contenders["onnxruntime"]["right"]
     assert json.loads(recorded.read_text())["fastest"] in ("onnxruntime", "uncut", "transformers")
-    for contender in found.values():
+    for contender in contenders.values():
         middle, low, high = contender["mean_ms"]
         assert 0 < low <= middle <= high
         assert contender["p99_ms"] is None, "a hundredth of some hundred samples says nothing"
@@ -90,9 +90,9 @@ def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded:
     chain = slower["contenders"]["chain"]
     chain["pages_ms"] = [1.1 * ms for ms in chain["pages_ms"]]
     (tmp_path / "slower.json").write_text(json.dumps(slower))
-    told = CliRunner().invoke(cli, ["diff", str(recorded), str(tmp_path / "slower.json")])
-    assert told.exit_code == 1
-    assert "chain: 1.100 of the time [1.100 – 1.100], slower" in told.stdout
+    diff = CliRunner().invoke(cli, ["diff", str(recorded), str(tmp_path / "slower.json")])
+    assert diff.exit_code == 1
+    assert "chain: 1.100 of the time [1.100 – 1.100], slower" in diff.stdout
     slower["data"] = "other pages"
     with pytest.raises(BadRequest, match="different pages"):
         compute_ratios(json.loads(recorded.read_text()), slower)

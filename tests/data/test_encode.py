@@ -36,38 +36,40 @@ def encoder(package: Package) -> Encoder:
 
 
 def test_pieces_are_those_of_the_tokenizer_for_the_whole_page(package: Package) -> None:
-    mine = encoder(package)
+    page_encoder = encoder(package)
     tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
     encoding = package.manifest.page_encoding()
     for words in (WORDS, WORDS[::-1], [], WORDS * 60):  # the last is cut off within a word or behind one
-        found = mine.text(words, boxes(len(words)))
-        wanted = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+        arrays = page_encoder.text(words, boxes(len(words)))
+        encoded = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
         room = encoding.max_text_tokens - 2
-        assert found["input_ids"][0].tolist() == [encoding.bos_id, *wanted.ids[:room], encoding.eos_id]
+        assert arrays["input_ids"][0].tolist() == [encoding.bos_id, *encoded.ids[:room], encoding.eos_id]
         # What the bands do to the order is theirs to test: every token's box here grows with its word.
-        assert found["bbox"][0, 1:-1, 0].tolist() == wanted.word_ids[:room]
-        assert found["attention_mask"].all() and found["bbox"].shape == (1, len(wanted.ids[:room]) + 2, 4)
+        assert arrays["bbox"][0, 1:-1, 0].tolist() == encoded.word_ids[:room]
+        assert arrays["attention_mask"].all() and arrays["bbox"].shape == (1, len(encoded.ids[:room]) + 2, 4)
 
 
 def test_what_is_remembered_is_bounded_and_forgetting_changes_nothing(package: Package, monkeypatch) -> None:
     monkeypatch.setattr(cut, "_KNOWN_WORDS", 4)
-    mine, fresh = encoder(package), encoder(package)
+    bounded, fresh = encoder(package), encoder(package)
     for _ in range(3):
-        found, wanted = mine.text(WORDS, boxes(len(WORDS))), fresh.text(WORDS, boxes(len(WORDS)))
-        assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
-        assert mine._cutter is not None and len(mine._cutter._pieces) <= 4
+        arrays, expected = bounded.text(WORDS, boxes(len(WORDS))), fresh.text(WORDS, boxes(len(WORDS)))
+        assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
+        assert bounded._cutter is not None and len(bounded._cutter._pieces) <= 4
 
 
 def test_threads_may_share_an_encoder(package: Package, monkeypatch) -> None:
     monkeypatch.setattr(cut, "_KNOWN_WORDS", 8)
-    mine, wrong = encoder(package), []
+    shared, wrong = encoder(package), []
 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
         alone = encoder(package)
         for _ in range(200):
-            words = [WORDS[at] + str(rng.integers(9)) for at in rng.integers(len(WORDS), size=12)]
-            if not np.array_equal(mine.text(words, boxes(12))["input_ids"], alone.text(words, boxes(12))["input_ids"]):
+            words = [WORDS[index] + str(rng.integers(9)) for index in rng.integers(len(WORDS), size=12)]
+            if not np.array_equal(
+                shared.text(words, boxes(12))["input_ids"], alone.text(words, boxes(12))["input_ids"]
+            ):
                 wrong.append(words)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -115,12 +117,12 @@ def word_pieces() -> Tokenizer:
 @pytest.mark.parametrize("tokenizer", ["of the sample", "of word pieces"])
 def test_a_text_beyond_what_is_read_has_the_pieces_of_the_whole(package: Package, kind: str, tokenizer: str) -> None:
     cuts = word_pieces() if tokenizer == "of word pieces" else Tokenizer.from_buffer(package.read(TOKENIZER))
-    mine, words = Encoder(package.manifest.page_encoding(), cuts), long_texts()[kind]
+    page_encoder, words = Encoder(package.manifest.page_encoding(), cuts), long_texts()[kind]
     room = package.manifest.page_encoding().max_text_tokens - 2
     whole = cuts.encode(words, is_pretokenized=True, add_special_tokens=False)
     for _ in range(2):  # with some words known
-        found = mine.text(words, [[1, 1, 9, 9]] * len(words))
-        assert found["input_ids"][0, 1:-1].tolist() == whole.ids[:room]
+        arrays = page_encoder.text(words, [[1, 1, 9, 9]] * len(words))
+        assert arrays["input_ids"][0, 1:-1].tolist() == whole.ids[:room]
 
 
 class Counting:
@@ -140,9 +142,9 @@ class Counting:
 
 def test_only_what_can_be_read_of_a_text_is_cut_into_pieces(package: Package) -> None:
     counting = Counting(Tokenizer.from_buffer(package.read(TOKENIZER)))
-    mine = Encoder(package.manifest.page_encoding(), counting)  # type: ignore[arg-type]
+    page_encoder = Encoder(package.manifest.page_encoding(), counting)  # type: ignore[arg-type]
     for words in long_texts().values():
-        mine.text(words, [[1, 1, 9, 9]] * len(words))
+        page_encoder.text(words, [[1, 1, 9, 9]] * len(words))
     assert counting.most < 15_000
 
 
@@ -209,9 +211,9 @@ def test_words_without_a_piece_leave_their_room_to_others(package: Package) -> N
     tokenizer, words = word_pieces(), [*["\u200b", "\x07"] * 900, "a", *["\u200d"] * 3000, "b", "\x07"]
     for side in ("right", "left"):
         encoder = Encoder(replace(package.manifest.page_encoding(), truncation=side), tokenizer)
-        found = encoder.text(words, [[1, 2, 3, at % 900 + 2] for at in range(len(words))])
-        assert found["input_ids"][0, 1:-1].tolist() == tokenizer.encode("a b", add_special_tokens=False).ids
-        assert found["bbox"][0, 1:-1, 3].tolist() == [words.index("a") % 900 + 2, words.index("b") % 900 + 2]
+        arrays = encoder.text(words, [[1, 2, 3, index % 900 + 2] for index in range(len(words))])
+        assert arrays["input_ids"][0, 1:-1].tolist() == tokenizer.encode("a b", add_special_tokens=False).ids
+        assert arrays["bbox"][0, 1:-1, 3].tolist() == [words.index("a") % 900 + 2, words.index("b") % 900 + 2]
 
 
 def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) -> None:
@@ -225,16 +227,16 @@ def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) ->
     words = ["Invoice", " no.", "2024-117 x ", "日本", "naïve"]
     for tokenizer in (Tokenizer.from_buffer(package.read(TOKENIZER)), word_pieces(), unigram_pieces()):
         encoder = Encoder(changed, tokenizer)
-        found = encoder.text(words, boxes(5))
+        arrays = encoder.text(words, boxes(5))
         whole = tokenizer.encode(" ".join(words), add_special_tokens=False)
-        assert found["input_ids"][0, 1:-1].tolist() == whole.ids
-        assert found["bbox"][0, [0, -1]].tolist() == [[1, 2, 3, 4], [1000] * 4]
-        letters = [at for at, word in enumerate(words) for _ in range(len(word) + 1)]
+        assert arrays["input_ids"][0, 1:-1].tolist() == whole.ids
+        assert arrays["bbox"][0, [0, -1]].tolist() == [[1, 2, 3, 4], [1000] * 4]
+        letters = [index for index, word in enumerate(words) for _ in range(len(word) + 1)]
         # The space between two words belongs to the second, as in `Ġword`.
         owners = [
             letters[min(end, len(letters) - 1) - 1 + (" ".join(words)[end - 1] == " ")] for _, end in whole.offsets
         ]
-        assert found["bbox"][0, 1:-1, 0].tolist() == owners
+        assert arrays["bbox"][0, 1:-1, 0].tolist() == owners
         assert not encoder.text(words, [])["bbox"][0, 1:-1].any()
         assert encoder.text([], [])["input_ids"].tolist() == [[changed.bos_id, changed.eos_id]]
 
@@ -249,15 +251,15 @@ def test_a_page_keeps_its_order_where_the_model_was_not_trained_on_bands(package
 
 
 def test_long_words_are_not_remembered_and_pieces_are_bounded(package: Package, monkeypatch) -> None:
-    mine = encoder(package)
-    assert mine._cutter is not None
-    for at in range(20):
-        mine.text([f"{at:030x}" * 1500, *["a"] * 20], [[1, 1, 9, 9]] * 21)
-    assert sum(map(sys.getsizeof, mine._cutter._pieces.values())) < 10_000
+    page_encoder = encoder(package)
+    assert page_encoder._cutter is not None
+    for number in range(20):
+        page_encoder.text([f"{number:030x}" * 1500, *["a"] * 20], [[1, 1, 9, 9]] * 21)
+    assert sum(map(sys.getsizeof, page_encoder._cutter._pieces.values())) < 10_000
     monkeypatch.setattr(cut, "_KNOWN_PIECES", 500)
-    for at in range(200):
-        mine.text([f"{at}日本語日本語日本語"] * 3, boxes(3))
-        assert sum(map(len, mine._cutter._pieces.values())) <= 600
+    for number in range(200):
+        page_encoder.text([f"{number}日本語日本語日本語"] * 3, boxes(3))
+        assert sum(map(len, page_encoder._cutter._pieces.values())) <= 600
 
 
 def image_encoder(**fields: Any) -> Encoder:

@@ -41,8 +41,8 @@ def test_images_are_found_by_every_ending_that_pillow_reads_whatever_its_case(tm
 
 def test_pages_come_sorted_folder_by_folder(tmp_path: Path) -> None:
     make(tmp_path, "b.png", "a/z.png", "a.png", "a/b/c.png", "c/a.png", "a-1.png")
-    found = [tmp_path / name for name in names_in(tmp_path)[0]]
-    assert found == sorted(tmp_path.rglob("*.png"))
+    paths = [tmp_path / name for name in names_in(tmp_path)[0]]
+    assert paths == sorted(tmp_path.rglob("*.png"))
 
 
 def test_what_systems_leave_behind_is_neither_a_page_nor_counted(tmp_path: Path) -> None:

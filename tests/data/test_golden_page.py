@@ -136,6 +136,8 @@ def test_words_of_a_model_without_an_image_stand_alone() -> None:
 def test_the_stored_pixels_are_those_of_the_file(tiny_package: Package) -> None:
     page = next(page for page in golden.read(tiny_package)[0] if page.file is not None)
     side, order = tiny_package.manifest.page_encoding().image_size, tiny_package.manifest.page_encoding().resize
-    seen = np.asarray(resize_to_square(Image.open(io.BytesIO(page.file or b"")).convert("L"), Square(side, "L", order)))
+    levels = np.asarray(
+        resize_to_square(Image.open(io.BytesIO(page.file or b"")).convert("L"), Square(side, "L", order))
+    )
     mean, std = tiny_package.manifest.page_encoding().image_mean[0], tiny_package.manifest.page_encoding().image_std[0]
-    assert np.allclose(page.inputs["pixel_values"][0, 0], (seen / 255 - mean) / std, atol=1e-6)
+    assert np.allclose(page.inputs["pixel_values"][0, 0], (levels / 255 - mean) / std, atol=1e-6)

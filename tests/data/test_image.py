@@ -184,15 +184,15 @@ def test_a_lab_page_has_black_ink_on_white_paper() -> None:
     lightness = Image.fromarray(np.where(GREY < 128, 0, 255).astype(np.uint8))
     neutral = Image.new("L", lightness.size, 128)
     page = Image.merge("LAB", (lightness, neutral, neutral))
-    seen = levels_of(saved(page, "TIFF"))
-    assert seen[GREY < 128].max() < 10 and seen[GREY >= 128].min() > 245
+    levels = levels_of(saved(page, "TIFF"))
+    assert levels[GREY < 128].max() < 10 and levels[GREY >= 128].min() > 245
 
 
 def test_missing_values_of_a_float_page_are_paper() -> None:
     values = GREY.astype(np.float32) / 255
     values[:20] = np.nan
-    seen = levels_of(Image.fromarray(values))
-    assert (seen[:20] == 255).all() and (seen[20:] == GREY[20:]).all()
+    levels = levels_of(Image.fromarray(values))
+    assert (levels[:20] == 255).all() and (levels[20:] == GREY[20:]).all()
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
@@ -240,8 +240,8 @@ def test_an_ordinary_page_is_taken_bit_by_bit(mode: str) -> None:
     assert picture(page) is page
     for data in (saved(page, "PNG"), saved(page, "JPEG"), saved(page, "BMP")):
         with Image.open(io.BytesIO(data)) as opened:
-            seen = picture(data)
-            assert (seen.mode, seen.format, seen.tobytes()) == (mode, None, opened.tobytes())
+            decoded = picture(data)
+            assert (decoded.mode, decoded.format, decoded.tobytes()) == (mode, None, opened.tobytes())
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -251,12 +251,12 @@ def test_a_large_page_that_is_resized_as_it_is_converted_has_the_same_pixels(
 ) -> None:
     rgba = Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size[::-1], 4), np.uint8))
     square = Square(64, "L", order)
-    wanted = resize_to_square(picture(rgba).convert("L"), square)
+    expected = resize_to_square(picture(rgba).convert("L"), square)
     monkeypatch.setattr(levels, "_LARGE", 1000)
     monkeypatch.setattr("ee_export.data.resize._STRIP", 5000)
     small, whole = decode_image(rgba, "page", square=square)
     assert (small.size, whole) == ((64, 64), False)
-    assert resize_to_square(small, square).tobytes() == wanted.tobytes()
+    assert resize_to_square(small, square).tobytes() == expected.tobytes()
 
 
 def test_a_large_page_that_is_turned_is_resized_after_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,10 +266,10 @@ def test_a_large_page_that_is_turned_is_resized_after_the_turn(monkeypatch: pyte
     tags[0x0112] = 6
     data = saved(rgba, "PNG", exif=tags)
     square = Square(64, "L", "pillow-13")
-    seen, _ = decode_image(data, "page", square=square)
+    decoded, _ = decode_image(data, "page", square=square)
     expected = picture(rgba).transpose(Image.Transpose.ROTATE_270)
     assert (
-        resize_to_square(seen.convert("L"), square).tobytes()
+        resize_to_square(decoded.convert("L"), square).tobytes()
         == resize_to_square(expected.convert("L"), square).tobytes()
     )
 

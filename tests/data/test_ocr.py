@@ -24,9 +24,9 @@ def test_tesseract_reads_the_words_of_a_page_where_they_stand() -> None:
     words, boxes = ee_export.tesseract()(drawn.image)
     assert check_text(words, boxes, "page") == (words, boxes)
     where = dict(zip(drawn.words, drawn.boxes, strict=True))
-    same = [(box, where[word]) for word, box in zip(words, boxes, strict=True) if drawn.words.count(word) == 1]
-    assert len(same) > 30
-    near = [all(abs(a - b) <= 15 for a, b in zip(found, drawn_box, strict=True)) for found, drawn_box in same]
+    pairs = [(box, where[word]) for word, box in zip(words, boxes, strict=True) if drawn.words.count(word) == 1]
+    assert len(pairs) > 30
+    near = [all(abs(a - b) <= 15 for a, b in zip(box, drawn_box, strict=True)) for box, drawn_box in pairs]
     assert sum(near) >= 0.9 * len(near)
 
 
@@ -65,9 +65,9 @@ def test_the_engine_leaves_the_environment_of_the_process_as_it_was(monkeypatch:
 
 
 @needs_tesseract
-@pytest.mark.parametrize(("own", "seen"), [(None, "1"), ("3", "3")])
+@pytest.mark.parametrize(("own", "limit"), [(None, "1"), ("3", "3")])
 def test_tesseract_runs_on_one_thread_unless_the_user_sets_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, seen: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, limit: str
 ) -> None:
     wrap(tmp_path, monkeypatch, f'echo "$OMP_THREAD_LIMIT" > {tmp_path}/limit; exec {shutil.which("tesseract")} "$@"')
     if own is None:
@@ -75,7 +75,7 @@ def test_tesseract_runs_on_one_thread_unless_the_user_sets_a_limit(
     else:
         monkeypatch.setenv("OMP_THREAD_LIMIT", own)
     ee_export.tesseract()(Image.new("L", (300, 400), 255))
-    assert (tmp_path / "limit").read_text().strip() == seen
+    assert (tmp_path / "limit").read_text().strip() == limit
 
 
 @needs_tesseract

@@ -62,8 +62,8 @@ RULES: dict[str, Callable[[int, int, int], bool]] = {
 def test_an_order_is_kept_whatever_the_installed_pillow_does(order: str, mode: str) -> None:
     for size in SIZES:
         image = noise(size, mode)
-        wanted = by_definition(image, 224, RULES[order](*size, 224))
-        assert resize_to_square(image, Square(224, mode, order)).tobytes() == wanted, size
+        expected = by_definition(image, 224, RULES[order](*size, 224))
+        assert resize_to_square(image, Square(224, mode, order)).tobytes() == expected, size
 
 
 NEW_SIZES = [(64, 64), (64, 151), (151, 64), (300, 20)]

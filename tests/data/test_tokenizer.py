@@ -26,8 +26,8 @@ def read(data: bytes) -> Tokenizer:
 
 
 def ids(tokenizer: Tokenizer, words: list[str]) -> list[tuple[int, int | None]]:
-    found = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
-    return list(zip(found.ids, found.word_ids, strict=True))
+    encoded = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+    return list(zip(encoded.ids, encoded.word_ids, strict=True))
 
 
 def random_words(seed: int, count: int) -> list[str]:
@@ -102,11 +102,11 @@ def test_500_changed_character_maps_normalize_or_are_refused() -> None:
 
 
 def test_padding_and_truncation_are_never_taken_from_the_file(sample: Path) -> None:
-    found = json.loads((sample / "tokenizer.json").read_bytes())
-    plain = ids(read(json.dumps(found).encode()), WORDS)
-    found["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
-    found["padding"] = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 1, "pad_token": "<pad>"}
-    assert ids(read(json.dumps(found).encode()), WORDS) == plain
+    document = json.loads((sample / "tokenizer.json").read_bytes())
+    plain = ids(read(json.dumps(document).encode()), WORDS)
+    document["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    document["padding"] = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 1, "pad_token": "<pad>"}
+    assert ids(read(json.dumps(document).encode()), WORDS) == plain
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -141,16 +141,16 @@ def test_changed_tokenizers_encode_or_are_refused(sample: Path) -> None:
             changed[chance.randrange(len(data))] = chance.randrange(256)
             text = bytes(changed)
         else:
-            found = json.loads(data)
-            *path, last = chance.choice(list(places(found)))
-            owner = found
+            document = json.loads(data)
+            *path, last = chance.choice(list(places(document)))
+            owner = document
             for key in path:
                 owner = owner[key]
             if chance.random() < 0.25:
                 del owner[last]
             else:
                 owner[last] = chance.choice(VALUES)
-            text = json.dumps(found).encode()
+            text = json.dumps(document).encode()
         try:
             tokenizer = read(text)
         except BadPackage as error:
@@ -180,10 +180,10 @@ def test_changed_tokenizers_encode_or_are_refused(sample: Path) -> None:
     ],
 )
 def test_a_part_that_is_not_known_is_named(sample: Path, change: Callable[[Any], Any], message: str) -> None:
-    found = json.loads((sample / "tokenizer.json").read_bytes())
-    change(found)
+    document = json.loads((sample / "tokenizer.json").read_bytes())
+    change(document)
     with pytest.raises(BadPackage, match=message):
-        read(json.dumps(found).encode())
+        read(json.dumps(document).encode())
 
 
 @pytest.mark.parametrize(

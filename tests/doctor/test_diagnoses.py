@@ -72,7 +72,7 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "name", "said", "remedy"),
+    ("changes", "name", "message", "remedy"),
     [
         ({"driver": {**WELL["driver"], "library": 11080}}, "driver", "older than CUDA 12", ""),
         (
@@ -106,11 +106,11 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
     ],
 )
 def test_what_is_wrong_is_said_with_what_mends_it(
-    changes: dict[str, dict[str, Any]], name: str, said: str, remedy: str
+    changes: dict[str, dict[str, Any]], name: str, message: str, remedy: str
 ) -> None:
     check = found(changes, "tensorrt-fp16")[name]
     assert check.status in ("missing", "failed")
-    assert said in check.detail
+    assert message in check.detail
     assert check.remedy
     assert remedy in check.remedy
 

@@ -140,19 +140,19 @@ def test_without_a_package_the_cpu_target_is_skipped_and_says_what_to_name() -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["/nowhere.ee"], "/nowhere.ee: no such package folder"),
         (["--target", "tensorrt-fp16"], "pass --gpu too"),
         (["--gpu", "--target", "cpu-int8"], "'cpu-int8' is no GPU target"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_status_2(arguments: list[str], said: str) -> None:
+def test_a_wrong_request_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
     done = subprocess.run([*COMMAND, "doctor", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 def test_a_report_that_cannot_be_written_loses_nothing_of_what_was_found() -> None:
@@ -211,10 +211,10 @@ def test_a_library_that_is_there_and_does_not_load_failed_and_is_not_missing(
 
 @pytest.mark.parametrize("name", list(WELL))
 def test_a_probe_that_raises_takes_only_what_needs_it_along(name: str) -> None:
-    def probe(asked: str) -> dict[str, Any]:
-        if asked == name:
+    def probe(requested: str) -> dict[str, Any]:
+        if requested == name:
             raise ValueError("broken")
-        return WELL[asked]
+        return WELL[requested]
 
     checks = {check.name: check for check in run_checks(None, (), probe)}
     assert set(checks) == set(found())

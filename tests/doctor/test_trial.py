@@ -30,7 +30,7 @@ HOST, PER_SEGMENT, CONDITIONAL = EXECUTORS
 DAMAGE = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-SEEN: dict[tuple[str, bytes], dict[str, np.ndarray]] = {}
+LOGITS: dict[tuple[str, bytes], dict[str, np.ndarray]] = {}
 """What the sample's graphs say of inputs, by their first file and the inputs' hash: every test asks the same."""
 
 
@@ -48,15 +48,15 @@ class OnCpu:
             self.chain.target.segments[0].file,
             hashlib.sha256(b"".join(values.tobytes() for values in inputs.values())).digest(),
         )
-        if key not in SEEN:
-            SEEN[key] = self.chain.logits(inputs)
-        logits = [SEEN[key][name] for name in self.chain.exits]
+        if key not in LOGITS:
+            LOGITS[key] = self.chain.logits(inputs)
+        logits = [LOGITS[key][name] for name in self.chain.exits]
         package, target = self.chain.package, self.chain.target
-        found = make_rules(package.manifest, target, point.weights)
-        probabilities, scores = score_pages(logits, found, point.criterion, replay.count_tokens(inputs, found))
-        bars = [point.thresholds[name] for name in self.chain.exits[:-1]]
-        left = assign_exits(scores, bars, probabilities.argmax(2))
-        return self.damage(left, np.stack([logits[at][row] for row, at in enumerate(left)]))
+        rules = make_rules(package.manifest, target, point.weights)
+        probabilities, scores = score_pages(logits, rules, point.criterion, replay.count_tokens(inputs, rules))
+        thresholds = [point.thresholds[name] for name in self.chain.exits[:-1]]
+        exits = assign_exits(scores, thresholds, probabilities.argmax(2))
+        return self.damage(exits, np.stack([logits[exit_index][row] for row, exit_index in enumerate(exits)]))
 
     def close(self) -> None:
         self.closed = True
@@ -97,8 +97,8 @@ def rig(opened: list[OnCpu], **damages: DAMAGE) -> trial.TrialSetup:
 def tried(rig: trial.TrialSetup, barred: dict[str, str] | None = None) -> dict[str, Check]:
     shipped = sample_package()
     assert shipped is not None
-    found = trial.try_target(shipped, TARGET, rig, barred or {}, lambda *_: None, runs=3)
-    return {one.name.removeprefix(f"{TARGET}: "): one for one in found}
+    checks = trial.try_target(shipped, TARGET, rig, barred or {}, lambda *_: None, runs=3)
+    return {check.name.removeprefix(f"{TARGET}: "): check for check in checks}
 
 
 def states(checks: dict[str, Check]) -> dict[str, str]:
@@ -122,16 +122,16 @@ def test_the_package_is_left_as_it_was(opened: list[OnCpu], tmp_path: Path, monk
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     shipped = sample_package()
     assert shipped is not None
-    asked: list[Path] = []
+    compiled_paths: list[Path] = []
 
     def compiles(package: Package, target: str, progress: Progress) -> Package:
-        asked.append(package.path)
+        compiled_paths.append(package.path)
         return package
 
     before = {path: path.stat().st_mtime_ns for path in shipped.rglob("*")}
     tried(dataclasses.replace(rig(opened), compile=compiles))
     assert {path: path.stat().st_mtime_ns for path in shipped.rglob("*")} == before
-    assert asked[0] != shipped
+    assert compiled_paths[0] != shipped
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +260,10 @@ def test_the_command_reports_the_trial_with_its_times(
 
     def read(package: Package):
         pages, exits = real(open_package(package.path))  # the invented target stands in no file
-        return pages, {**exits, **{name.replace(TARGET, "tensorrt-fp16"): found for name, found in exits.items()}}
+        return pages, {
+            **exits,
+            **{name.replace(TARGET, "tensorrt-fp16"): exit_indices for name, exit_indices in exits.items()},
+        }
 
     monkeypatch.setattr(golden, "read", read)
     monkeypatch.setattr(trial, "RUNS", 3)

@@ -44,8 +44,8 @@ class Missing(Exception):
 def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        errors = [line.strip() for line in said if re.search(r"error:", line, re.I)] or said[-1:]
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        errors = [line.strip() for line in lines if re.search(r"error:", line, re.I)] or lines[-1:]
         raise Missing(f"{Path(command[0]).name} {' '.join(map(str, command[1:]))}: {'; '.join(errors[:3])}")
     return done.stdout
 
@@ -117,8 +117,8 @@ def compile_pycuda(requirement: str, target: Path) -> None:
 
 def stub(library: Path, folder: Path) -> None:
     """Libraries that define every symbol this one lacks, under the names it is linked to. Calling one does nothing."""
-    wanted = run("nm", "-D", "--undefined-only", library)
-    symbols = re.findall(r" U (cu[A-Z]\w+|create\w+_INTERNAL|get\w+|initLib\w+)$", wanted, re.M)
+    undefined = run("nm", "-D", "--undefined-only", library)
+    symbols = re.findall(r" U (cu[A-Z]\w+|create\w+_INTERNAL|get\w+|initLib\w+)$", undefined, re.M)
     source = "".join(f"void *{name}(void) {{ return 0; }}\n" for name in symbols)
     needed = re.findall(r"NEEDED.*\[(libnv\w+\.so\.\d+)\]", run("readelf", "-d", library)) or ["libcuda.so.1"]
     for name in needed:
@@ -153,8 +153,8 @@ def surface(name: str) -> dict[str, Any]:
         staging = file.with_suffix(f".{os.getpid()}")
         staging.write_text(text)
         staging.rename(file)
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    description: dict[str, Any] = json.loads(file.read_text())
+    return description
 
 
 def over(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -84,8 +84,8 @@ class Tensorrt:
         self.classes = {value.__name__ for value in vars(module).values() if inspect.isclass(value)}
 
     def type(self, text: str, given: bool) -> str:
-        def cpp(found: re.Match[str]) -> str:
-            name = found[1].removeprefix("v_1_0::")
+        def cpp(match: re.Match[str]) -> str:
+            name = match[1].removeprefix("v_1_0::")
             return next((n for n in (name, name.removeprefix("I")) if n in self.classes), "Any")
 
         text = re.sub(r"tensorrt_bindings\.tensorrt\.|typing\.(?=Any)", "", text.strip())
@@ -97,7 +97,7 @@ class Tensorrt:
     def signatures(self, name: str, value: Any, method: bool) -> list[JSON]:
         if inspect.isfunction(value):
             return python_function(value, method)
-        found = []
+        overloads = []
         for line in (value.__doc__ or "").split("\n"):
             match = re.fullmatch(rf"(?:\d+\. )?(?:{re.escape(name)})?\((.*)\) -> (.*)", line.strip())
             if not match:
@@ -105,16 +105,16 @@ class Tensorrt:
             parts = split(match[1])
             slash = parts.index("/") if "/" in parts else 0
             parameters = []
-            for at, part in enumerate(parts):
+            for position, part in enumerate(parts):
                 if part in ("/", "*"):
                     continue
                 left, _, kind = part.partition(": ")
                 kind, _, default = kind.partition(" = ")
                 parameters.append(parameter(left, self.type(kind, given=True), default or None))
-                parameters[-1]["positional"] |= at < slash
+                parameters[-1]["positional"] |= position < slash
             returns = self.type(match[2], given=False) + (" | None" if name in self.nullable else "")
-            found.append({"parameters": parameters[int(method) :], "returns": returns})
-        return found
+            overloads.append({"parameters": parameters[int(method) :], "returns": returns})
+        return overloads
 
     def constructor(self, owner: Any) -> list[JSON] | None:
         value = vars(owner).get("__init__")
@@ -134,8 +134,8 @@ class Tensorrt:
     def property(self, owner: Any, name: str, value: Any) -> JSON | None:
         if not isinstance(value, property):
             return None
-        found = self.signatures(name, value.fget, method=True) if value.fget else []
-        kind = found[0]["returns"] if found else "Any"
+        getters = self.signatures(name, value.fget, method=True) if value.fget else []
+        kind = getters[0]["returns"] if getters else "Any"
         given = self.signatures(name, value.fset, method=True) if value.fset else []
         accepted = given[0]["parameters"][0]["type"] if given and given[0]["parameters"] else kind
         return {"kind": "property", "type": kind, "settable": bool(value.fset), "accepts": accepted}
@@ -177,8 +177,8 @@ class Cuda:
         """The (name, type) pairs of a docstring's section; (type, "") where it names no value."""
         # Of some docstrings only a part is indented, so the section's own indentation counts.
         pattern = rf"^( *){section}\n\1-+\n(.*?)(?=\n\n\1\w[\w ]+\n\1---|\Z)"
-        found = re.search(pattern, inspect.getdoc(value) or "", re.M | re.S)
-        lines = [line.removeprefix(found[1]) for line in found[2].split("\n")] if found else []
+        section_match = re.search(pattern, inspect.getdoc(value) or "", re.M | re.S)
+        lines = [line.removeprefix(section_match[1]) for line in section_match[2].split("\n")] if section_match else []
         lines = [line for line in lines if line and not line[0].isspace()]
         pairs = [line.partition(" : ") for line in lines]
         return [(name.strip(), kind.strip()) for name, _, kind in pairs if re.fullmatch(r"\w+", name.strip())]
@@ -246,7 +246,7 @@ class Pycuda:
     def signatures(self, name: str, value: Any, method: bool) -> list[JSON]:
         if inspect.isfunction(value):
             return python_function(value, method)
-        found = []
+        overloads = []
         for head, result in re.findall(rf"^\s*{name}\((.*)\) -> (\w+) :", value.__doc__ or "", re.M):
             parameters = []
             for optional, kind, argument, default in re.findall(
@@ -258,8 +258,8 @@ class Pycuda:
             if method:
                 parameters = parameters[1:]
             returns = "None" if name == "__init__" else self.type(result, given=False)
-            found.append({"parameters": parameters, "returns": returns})
-        return found
+            overloads.append({"parameters": parameters, "returns": returns})
+        return overloads
 
     def constructor(self, owner: Any) -> list[JSON] | None:
         value = vars(owner).get("__init__")

@@ -187,14 +187,14 @@ class Simulator:
 
     def leaks(self) -> list[str]:
         """What was made and not given back."""
-        found = [f"{one.kind} memory of {one.size} bytes" for one in self._memory.values()]
-        found += [f"stream {handle:#x}" for handle in self._streams if handle]
-        found += [f"{len(self._events)} events"] * bool(self._events)
-        found += [f"{len(self._graphs)} graphs"] * bool(self._graphs)
-        found += [f"{len(self._execs)} instantiated graphs"] * bool(self._execs)
-        found += [f"{len(self._modules)} modules"] * bool(self._modules)
-        found += [f"{len(self._contexts)} contexts pushed"] * bool(self._contexts)
-        return found + [f"the primary context, retained {self._retained} times"] * bool(self._retained)
+        leaked = [f"{allocation.kind} memory of {allocation.size} bytes" for allocation in self._memory.values()]
+        leaked += [f"stream {handle:#x}" for handle in self._streams if handle]
+        leaked += [f"{len(self._events)} events"] * bool(self._events)
+        leaked += [f"{len(self._graphs)} graphs"] * bool(self._graphs)
+        leaked += [f"{len(self._execs)} instantiated graphs"] * bool(self._execs)
+        leaked += [f"{len(self._modules)} modules"] * bool(self._modules)
+        leaked += [f"{len(self._contexts)} contexts pushed"] * bool(self._contexts)
+        return leaked + [f"the primary context, retained {self._retained} times"] * bool(self._retained)
 
     # How calls are answered.
 
@@ -549,10 +549,10 @@ class Simulator:
         del self._graphs[int(graph)]
 
     def _graph(self, graph: Any) -> Graph:
-        found = self._graphs.get(int(graph)) or self._bodies.get(int(graph))
-        if found is None:
+        known = self._graphs.get(int(graph)) or self._bodies.get(int(graph))
+        if known is None:
             raise Refused("CUDA_ERROR_INVALID_VALUE")
-        return found
+        return known
 
     def cuGraphGetNodes(self, graph: Any, count: int = 0) -> Any:
         nodes = self._graph(graph).nodes
@@ -607,22 +607,22 @@ class Simulator:
         assert kind == "CONDITIONAL"
         if self.driver_version < 12080:
             raise Refused("CUDA_ERROR_NOT_SUPPORTED")
-        told = params.conditional
-        switch = told.type.name.endswith("SWITCH")
-        if told.size < 1 or (told.size > 2 and not switch):
+        conditional = params.conditional
+        switch = conditional.type.name.endswith("SWITCH")
+        if conditional.size < 1 or (conditional.size > 2 and not switch):
             raise Refused("CUDA_ERROR_INVALID_VALUE")
-        if int(told.ctx) != CONTEXT:  # none is no default here
+        if int(conditional.ctx) != CONTEXT:  # none is no default here
             raise Refused("CUDA_ERROR_INVALID_VALUE")
         held = self._graph(graph)
-        node = Node(kind, [], handle=int(told.handle), switch=switch)
-        node.bodies = [Graph(above=held) for _ in range(told.size)]
+        node = Node(kind, [], handle=int(conditional.handle), switch=switch)
+        node.bodies = [Graph(above=held) for _ in range(conditional.size)]
         made = self._add(graph, after, count, node)
         bodies = []
         for body in node.bodies:
             handle = self._handle()
             self._bodies[handle] = body
             bodies.append(self._made("CUgraph", handle))
-        vars(told)["phGraph_out"] = bodies
+        vars(conditional)["phGraph_out"] = bodies
         return made
 
     def cuGraphConditionalHandleCreate(self, graph: Any, context: Any, default: int, flags: int) -> Any:
@@ -640,13 +640,13 @@ class Simulator:
         return self._made("CUgraphExec", handle)
 
     def _require_valid(self, graph: Graph) -> None:
-        seen: Counter[int] = Counter()
+        uses: Counter[int] = Counter()
         for inner in graph.everything():
             if inner.above is not None and (not inner.nodes or any(not _fits(node) for node in inner.nodes)):
                 raise Refused("CUDA_ERROR_INVALID_VALUE")  # the driver hangs, or says no more than this
             for node in inner.nodes:
                 if node.kind == "CONDITIONAL":
-                    seen[node.handle] += 1
+                    uses[node.handle] += 1
                     known = set(inner.handles)
                     above = inner.above
                     while above is not None:
@@ -655,7 +655,7 @@ class Simulator:
                     if node.handle not in known:
                         raise Refused("CUDA_ERROR_INVALID_VALUE")
         made = [handle for inner in graph.everything() for handle in inner.handles]
-        if sorted(seen.elements()) != sorted(made):  # one handle, one node
+        if sorted(uses.elements()) != sorted(made):  # one handle, one node
             raise Refused("CUDA_ERROR_INVALID_VALUE")
 
     def cuGraphUpload(self, graph: Any, stream: Any) -> None:
@@ -707,7 +707,7 @@ class Simulator:
 def _fits(node: Node) -> bool:
     """Whether a node may stand in the body of a conditional node."""
     inner = node.child.nodes if node.child else []
-    return node.kind in BODY and all(_fits(one) and one.kind != "CONDITIONAL" for one in inner)
+    return node.kind in BODY and all(_fits(nested) and nested.kind != "CONDITIONAL" for nested in inner)
 
 
 def driver_of(binding: str, monkeypatch: pytest.MonkeyPatch) -> Simulator:

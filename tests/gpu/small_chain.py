@@ -79,8 +79,8 @@ def layer(number: int) -> Compute:
         hidden, shown = given[f"hidden.{number}"], given["bias"][:, 0, 0] == 0
         hidden = np.tanh(hidden * np.float32(1.25) + masked_mean(hidden, shown)[:, None])
         mean = masked_mean(hidden, shown)
-        found = {f"encoder.{number + 2}.logits": logits_of(mean, 3 + number), f"hidden.{number + 1}": hidden}
-        return found | {f"encoder.{number + 2}.gate": logits_of(mean, 6)[:, :1]}
+        outputs = {f"encoder.{number + 2}.logits": logits_of(mean, 3 + number), f"hidden.{number + 1}": hidden}
+        return outputs | {f"encoder.{number + 2}.gate": logits_of(mean, 6)[:, :1]}
 
     return run
 
@@ -186,17 +186,17 @@ def expected(
     inputs: Arrays, rules: Sequence[ExitRule], criterion: str, thresholds: Sequence[Any], tokens: np.ndarray
 ) -> list[Expected]:
     """Where pages leave, by the policy of the CPU's chain."""
-    found, gates = every_exit(inputs)
-    bars = [limits(threshold, CLASSES) for threshold in (*thresholds, -NEVER)]
+    logits, gates = every_exit(inputs)
+    limits_of_exits = [limits(threshold, CLASSES) for threshold in (*thresholds, -NEVER)]
     count = len(inputs["pixel_values"])
     scores: list[list[float]] = [[] for _ in range(count)]
     exits = [-1] * count
-    for at, page, known, score in evaluate_exits(found, rules, list(tokens), gates, CRITERIA[criterion]):
+    for position, page, known, score in evaluate_exits(logits, rules, list(tokens), gates, CRITERIA[criterion]):
         if exits[page] < 0:
             scores[page].append(score)
-            if scores[page][-1] >= bars[at][argmax(known.probabilities[-1])]:
-                exits[page] = at
+            if scores[page][-1] >= limits_of_exits[position][argmax(known.probabilities[-1])]:
+                exits[page] = position
     return [
-        Expected(exits[page], scores[page], np.stack([found[at][page] for at in range(exits[page] + 1)]))
+        Expected(exits[page], scores[page], np.stack([logits[position][page] for position in range(exits[page] + 1)]))
         for page in range(count)
     ]

@@ -71,12 +71,12 @@ def computing(tensorrt: FakeTensorRt) -> None:
         return True
 
     def shape_of(context: Any, name: str) -> tuple[int, ...]:
-        found = contexts[label(context)]
-        return found["engine"].shape(name, found["shapes"])
+        state = contexts[label(context)]
+        return state["engine"].shape(name, state["shapes"])
 
     def execute(context: Any, stream: int) -> bool:
-        found = contexts[label(context)]
-        found["engine"].run(found["shapes"], found["addresses"])
+        state = contexts[label(context)]
+        state["engine"].run(state["shapes"], state["addresses"])
         return True
 
     fake.on("OnnxParser.parse_from_file", parse)
@@ -123,8 +123,8 @@ class Engine:
         self._session = open_session(plan, 1)
 
     def shape(self, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-        found = self.run(shapes, {})[name].shape()
-        return tuple(found)
+        computed = self.run(shapes, {})[name].shape()
+        return tuple(computed)
 
     def run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> dict[str, Any]:
         binding = self._session.io_binding()

@@ -153,10 +153,10 @@ def shown(file: Path) -> str:
 
 def harmless(message: str, report: Report) -> bool:
     """An import that is not found is none of ours, or of a binding that could not be installed."""
-    found = re.search(r'(?:module named|stubs for|stubs not installed for) "([\w.]+)"', message)
-    if not found or not re.search(r"\[import(-not-found|-untyped)?\]$", message):
+    match = re.search(r'(?:module named|stubs for|stubs not installed for) "([\w.]+)"', message)
+    if not match or not re.search(r"\[import(-not-found|-untyped)?\]$", message):
         return False
-    root = found[1].split(".")[0]
+    root = match[1].split(".")[0]
     return root not in PACKAGES or any(binding.startswith(root) for binding in report.missing)
 
 
@@ -171,8 +171,8 @@ class Names:
     def look(self, text: str) -> None:
         for line in self.tree.ignored_lines:
             self.found(line, "`type: ignore` hides what is checked here")
-        for line, said in enumerate(text.splitlines(), 1):
-            if re.match(r"\s*# mypy:", said):
+        for line, content in enumerate(text.splitlines(), 1):
+            if re.match(r"\s*# mypy:", content):
                 self.found(line, "`# mypy:` changes what is checked here")
         for node in below(self.tree):
             if isinstance(node, nodes.MemberExpr):
@@ -253,18 +253,18 @@ class Names:
 def below(tree: nodes.MypyFile) -> Iterator[nodes.Node]:
     """Every node of a module. mypy's own visitors are compiled, and cannot be subclassed here."""
     waiting: list[object] = [*tree.defs]
-    seen: set[int] = set()
+    visited: set[int] = set()
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, list | tuple):
-            waiting += one
-        elif isinstance(one, nodes.Node) and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            for kind in type(one).__mro__:
+        item = waiting.pop()
+        if isinstance(item, list | tuple):
+            waiting += item
+        elif isinstance(item, nodes.Node) and id(item) not in visited:
+            visited.add(id(item))
+            yield item
+            for kind in type(item).__mro__:
                 for name in getattr(kind, "__mypyc_attrs__", ()):
                     if name not in ("node", "info", "var", "type"):  # these lead out of the module
-                        waiting.append(getattr(one, name, None))
+                        waiting.append(getattr(item, name, None))
 
 
 def annotated_names(tree: ast.Module) -> Iterator[str]:
@@ -282,10 +282,14 @@ def shown_as(node: nodes.Expression) -> str:
     return node.name if isinstance(node, nodes.NameExpr) else "…"
 
 
-def full(found: nodes.Expression | None) -> str | None:
+def full(expression: nodes.Expression | None) -> str | None:
     """The full name of a function, class or constant of a module."""
-    if isinstance(found, nodes.RefExpr) and found.node is not None and not isinstance(found.node, nodes.MypyFile):
-        return found.node.fullname
+    if (
+        isinstance(expression, nodes.RefExpr)
+        and expression.node is not None
+        and not isinstance(expression.node, nodes.MypyFile)
+    ):
+        return expression.node.fullname
     return None
 
 

@@ -32,12 +32,12 @@ def random_chain(seed: int) -> tuple[list[Any], list[str], dict[str, TensorSpec]
 
 def lives(segments: list[Any], inputs: list[str]) -> dict[str, tuple[int, int]]:
     """When each tensor is made and last read, by segment; inputs keep their place, and what nobody reads is the host's to read."""
-    found = {name: (-1, len(segments)) for name in inputs}
-    for at, segment in enumerate(segments):
+    spans = {name: (-1, len(segments)) for name in inputs}
+    for position, segment in enumerate(segments):
         for spec in segment.outputs:
             readers = [later for later, other in enumerate(segments) if spec in other.inputs]
-            found[spec.name] = (at, max(readers, default=len(segments)))
-    return found
+            spans[spec.name] = (position, max(readers, default=len(segments)))
+    return spans
 
 
 @pytest.mark.parametrize("seed", range(40))

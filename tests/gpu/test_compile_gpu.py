@@ -52,16 +52,16 @@ def compiled(package: Path, pages: Path, target: str = TARGET, **options: Any) -
 def test_a_compiled_target_answers_as_the_one_it_is_made_of_and_verifies(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path
 ) -> None:
-    found = compiled(package, pages_folder)
-    target = found.target(TARGET)
+    result = compiled(package, pages_folder)
+    target = result.target(TARGET)
     assert [segment.file for segment in target.segments] == [
-        f"{TARGET}/{exit_name}.engine" for exit_name in found.manifest.exits
+        f"{TARGET}/{exit_name}.engine" for exit_name in result.manifest.exits
     ]
-    assert max(verify_package(found, TARGET).differences.values()) == 0
+    assert max(verify_package(result, TARGET).differences.values()) == 0
     assert max(target.equality.values()) < 1e-4
-    floats, chain = load_package(found), load_package(found, TARGET)
+    floats, chain = load_package(result), load_package(result, TARGET)
     data = read_dataset(pages_folder)
-    arrays = floats.encode([data.page(at) for at in range(0, len(data), 13)])
+    arrays = floats.encode([data.page(index) for index in range(0, len(data), 13)])
     for name, values in floats.logits(arrays).items():
         assert chain.logits(arrays)[name] == pytest.approx(values, abs=1e-4)
     assert target.costs is not None and target.costs.machine == Gpu().name
@@ -146,17 +146,17 @@ def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_i
 
     tensorrt.fake.on("OnnxParser.parse_from_file", refuse_attention)
     tensorrt.refuses("attention_1", "Attention", "unsupported")
-    told: list[str] = []
+    stages: list[str] = []
     recipe = str(tmp_path / "operator.toml")
     with caplog.at_level("WARNING", "ee_export"):
-        found = compile_target(
-            open_package(package), recipe, pages_folder, progress=lambda stage, done, total: told.append(stage)
+        result = compile_target(
+            open_package(package), recipe, pages_folder, progress=lambda stage, done, total: stages.append(stage)
         )
-    assert found.target("operator").compiled["plain_attention"] == refused[0]
-    assert f"plain attention: {refused[0]}" in told
+    assert result.target("operator").compiled["plain_attention"] == refused[0]
+    assert f"plain attention: {refused[0]}" in stages
     assert f"{refused[0]}: built with plain attention, for {refused[0]}.onnx: TensorRT" in caplog.text
     assert "node 'attention_1' (Attention): unsupported" in caplog.text
-    assert max(verify_package(found, "operator").differences.values()) == 0
+    assert max(verify_package(result, "operator").differences.values()) == 0
     weights = [Path(call["model"]) for call in tensorrt.arguments("OnnxParserRefitter.refit_from_file")]
     assert {path.relative_to(package).as_posix() for path in weights if path.is_relative_to(package)} >= {
         f"operator/plain/{refused[0]}.onnx",
@@ -195,8 +195,8 @@ def test_a_recipe_of_one_s_own_gives_a_target_of_its_file_s_name(
     (tmp_path / "mine.toml").write_text(
         'backend = "tensorrt"\nprecision = "fp16"\nattention = "plain"\nstrip = true\nrefit = "identical"\ntiming_cache = false\n'
     )
-    found = compiled(package, pages_folder, str(tmp_path / "mine.toml"))
-    target = found.target("mine")
+    result = compiled(package, pages_folder, str(tmp_path / "mine.toml"))
+    target = result.target("mine")
     assert target.compiled["stripped"] == "yes" and target.compiled["precision"] == "fp16"
     assert (package / "mine" / "recipe.toml").read_text().startswith('backend = "tensorrt"')
     assert all((package / segment.file).with_suffix(".onnx").exists() for segment in target.segments)

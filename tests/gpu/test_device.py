@@ -192,19 +192,21 @@ def test_every_executor_runs_in_pycudas_memory_and_streams(simulator: Simulator,
 
     device = module("device").open_device(0, "pycuda")
     rules = (ExitRule((1.0,) * 4, (0.0,) * 4),) * 5
-    how = module("executors.device_chain").ExitPolicy(rules, "max_probability", (0.6, 0.7, 0.6, 0.5))
+    exit_policy = module("executors.device_chain").ExitPolicy(rules, "max_probability", (0.6, 0.7, 0.6, 0.5))
     sizes = module("sizes").Sizes((1, 4), (9,), VISUAL)
     with module("executors.choose").open_device_chain(
-        device, segments_on(simulator), how, sizes, kind=kind
+        device, segments_on(simulator), exit_policy, sizes, kind=kind
     ) as executor:
         assert executor.kind == kind
         for rows in (1, 3, 4):
             inputs = pages(rows, 9, rows)
-            left = module("executors.device_chain").run_chain(executor, inputs, rows)
-            wanted = expected(inputs, rules, how.criterion, how.thresholds, np.zeros((5, rows), np.int32))
-            for found, one in zip(left, wanted, strict=True):
-                assert found.exit == one.exit
-                np.testing.assert_array_equal(found.logits, one.logits)
+            page_exits = module("executors.device_chain").run_chain(executor, inputs, rows)
+            expected_exits = expected(
+                inputs, rules, exit_policy.criterion, exit_policy.thresholds, np.zeros((5, rows), np.int32)
+            )
+            for page_exit, expected_exit in zip(page_exits, expected_exits, strict=True):
+                assert page_exit.exit == expected_exit.exit
+                np.testing.assert_array_equal(page_exit.logits, expected_exit.logits)
     device.close()
     for handle in [handle for handle in simulator._streams if handle]:  # pycuda's own destructors do this
         del simulator._streams[handle]
@@ -258,8 +260,8 @@ def test_a_view_of_a_dlpack_array_is_its_memory() -> None:
     torch = pytest.importorskip("torch")
     for made in (torch.arange(6, dtype=torch.float32).reshape(2, 3), torch.ones(2, 3, dtype=torch.bfloat16)[:, :]):
         consumer = type("Given", (), {"__dlpack__": lambda self, stream, made=made: made.__dlpack__()})()
-        found = arrays.view_of(consumer, 0, "x")
-        assert (found.address, found.shape, found.dtype) == (
+        view = arrays.view_of(consumer, 0, "x")
+        assert (view.address, view.shape, view.dtype) == (
             made.data_ptr(),
             (2, 3),
             str(made.dtype).removeprefix("torch."),

@@ -28,11 +28,11 @@ def copy(tmp_path: Path) -> Package:
 def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
     tensorrt: FakeTensorRt, copy: Package, target: str
 ) -> None:
-    found = trial_package.compile_for_trial(copy, target, lambda *_: None)
-    assert verify_package(found, target).pages == 8
-    assert found.target(target).operating_points == copy.target("cpu-fp32").operating_points
-    assert verify_package(found, "cpu-fp32").pages == 8
-    assert max(found.target(target).equality.values()) < (1e-4 if target.endswith("fp32") else 0.1)
+    result = trial_package.compile_for_trial(copy, target, lambda *_: None)
+    assert verify_package(result, target).pages == 8
+    assert result.target(target).operating_points == copy.target("cpu-fp32").operating_points
+    assert verify_package(result, "cpu-fp32").pages == 8
+    assert max(result.target(target).equality.values()) < (1e-4 if target.endswith("fp32") else 0.1)
 
 
 def test_the_whole_model_is_one_engine_of_the_same_recipe(

@@ -27,8 +27,8 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def build(tensorrt: FakeTensorRt, recipe: TargetRecipe = RECIPE, cache: Path | None = None) -> bytes:
-    wanted = tensorrt.engines.EngineRequest(Path("/work/encoder.1.onnx"), SPEC.inputs, SHAPES, recipe, cache)
-    built: bytes = tensorrt.engines.build_engine(wanted)
+    request = tensorrt.engines.EngineRequest(Path("/work/encoder.1.onnx"), SPEC.inputs, SHAPES, recipe, cache)
+    built: bytes = tensorrt.engines.build_engine(request)
     return built
 
 
@@ -111,8 +111,8 @@ def test_a_recipe_s_wishes_become_the_builder_s_flags(
 @pytest.mark.parametrize("level", ["none", "ampere_plus", "same_compute_capability"])
 def test_hardware_compatibility_becomes_the_builder_s_level(tensorrt: FakeTensorRt, level: Any) -> None:
     build(tensorrt, replace(RECIPE, hardware_compatibility=level))
-    (found,) = tensorrt.arguments("IBuilderConfig.hardware_compatibility_level=")
-    assert found["value"].name == level.upper()
+    (arguments,) = tensorrt.arguments("IBuilderConfig.hardware_compatibility_level=")
+    assert arguments["value"].name == level.upper()
 
 
 def test_no_workspace_limit_is_none_at_all(tensorrt: FakeTensorRt) -> None:

@@ -82,22 +82,22 @@ def check(executor: Any, inputs: dict[str, np.ndarray], how: Any, tokens: np.nda
     """Compare with numpy and the CPU's policy; the exits."""
     rows = len(inputs["pixel_values"])
     executor.retune(how)
-    left = run(executor, inputs, rows, tokens)
+    page_exits = run(executor, inputs, rows, tokens)
     known = np.zeros((len(EXITS), rows), np.int32) if tokens is None else tokens
-    for page, (found, wanted) in enumerate(
-        zip(left, expected(inputs, how.rules, how.criterion, how.thresholds, known), strict=True)
+    for page, (page_exit, expected_exit) in enumerate(
+        zip(page_exits, expected(inputs, how.rules, how.criterion, how.thresholds, known), strict=True)
     ):
         where = f"{executor.kind}, page {page} of {rows}"
-        assert found.exit == wanted.exit, where
-        np.testing.assert_array_equal(found.logits, wanted.logits, where)
-        np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-12, err_msg=where)
-    return [one.exit for one in left]
+        assert page_exit.exit == expected_exit.exit, where
+        np.testing.assert_array_equal(page_exit.logits, expected_exit.logits, where)
+        np.testing.assert_allclose(page_exit.scores, expected_exit.scores, rtol=1e-12, err_msg=where)
+    return [page_exit.exit for page_exit in page_exits]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_exits_logits_and_scores_are_those_of_the_cpu_at_random_thresholds(simulator: Simulator, kind: str) -> None:
     random = np.random.default_rng(3)
-    seen: set[int] = set()
+    reached: set[int] = set()
     with opened(simulator, kind) as executor:
         assert executor.kind == kind
         for trial in range(200):
@@ -105,8 +105,8 @@ def test_exits_logits_and_scores_are_those_of_the_cpu_at_random_thresholds(simul
             inputs = pages(rows, int(random.integers(1, 10)), trial)
             how = policy(random.uniform(0.2, 1.0, 4).tolist(), str(random.choice(list(CRITERIA))), trial)
             tokens = random.integers(0, 300, (len(EXITS), rows)).astype(np.int32) if trial % 2 else None
-            seen |= set(check(executor, inputs, how, tokens))
-    assert seen == {0, 1, 2, 3, 4}
+            reached |= set(check(executor, inputs, how, tokens))
+    assert reached == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,17 +172,21 @@ def test_logits_that_are_not_finite_end_their_own_page_only(simulator: Simulator
         with opened(simulator, kind) as executor:
             how = policy((None, None, None, 0.5))
             executor.retune(how)
-            left = run(executor, inputs, rows)
-            assert left[0].exit == -1 and np.isnan(left[0].scores).all() and not np.isfinite(left[0].logits).all()
+            page_exits = run(executor, inputs, rows)
+            assert (
+                page_exits[0].exit == -1
+                and np.isnan(page_exits[0].scores).all()
+                and not np.isfinite(page_exits[0].logits).all()
+            )
             if rows == 1:
                 continue
             others = {name: values[1:] for name, values in inputs.items()}
             tokens = np.zeros((len(EXITS), rows - 1), np.int32)
-            for found, wanted in zip(
-                left[1:], expected(others, how.rules, how.criterion, how.thresholds, tokens), strict=True
+            for page_exit, expected_exit in zip(
+                page_exits[1:], expected(others, how.rules, how.criterion, how.thresholds, tokens), strict=True
             ):
-                assert found.exit == wanted.exit
-                np.testing.assert_array_equal(found.logits, wanted.logits)
+                assert page_exit.exit == expected_exit.exit
+                np.testing.assert_array_equal(page_exit.logits, expected_exit.logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,8 +287,10 @@ def test_a_segment_with_a_host_function_falls_back_to_graphs_and_names_it(
     with opened(simulator, "conditional", segments=spoiled(simulator, "a host function")) as executor:
         assert executor.kind == "graphs"
         check(executor, pages(5, 5), policy())
-    (said,) = caplog.messages
-    assert "'conditional' cannot run here, 'graphs' does instead: encoder.2 at batch 1" in said and "'host'" in said
+    (warning,) = caplog.messages
+    assert (
+        "'conditional' cannot run here, 'graphs' does instead: encoder.2 at batch 1" in warning and "'host'" in warning
+    )
 
 
 def test_a_segment_that_waits_in_its_capture_falls_back_to_the_host_chain(
@@ -293,7 +299,7 @@ def test_a_segment_that_waits_in_its_capture_falls_back_to_the_host_chain(
     with opened(simulator, "conditional", segments=spoiled(simulator, "a wait")) as executor:
         assert executor.kind == "host"
         check(executor, pages(5, 5), policy())
-    assert len(caplog.messages) == 2 and all("encoder.2" in said for said in caplog.messages)
+    assert len(caplog.messages) == 2 and all("encoder.2" in warning for warning in caplog.messages)
 
 
 def test_a_segment_that_cannot_be_captured_falls_back_to_the_host_chain(simulator: Simulator) -> None:
@@ -496,11 +502,11 @@ def test_inputs_on_the_device_are_copied_there_after_what_fills_them(simulator: 
             **{name: OnDevice(simulator, values) for name, values in inputs.items() if values.dtype == np.int64},
             "pixel_values": late,
         }
-        left = run(executor, given, 4)
-        wanted = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
-        for found, one in zip(left, wanted, strict=True):
-            assert found.exit == one.exit
-            np.testing.assert_array_equal(found.logits, one.logits)
+        page_exits = run(executor, given, 4)
+        expected_exits = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
+        for page_exit, expected_exit in zip(page_exits, expected_exits, strict=True):
+            assert page_exit.exit == expected_exit.exit
+            np.testing.assert_array_equal(page_exit.logits, expected_exit.logits)
         short = OnDevice(simulator, np.zeros((4, 3), np.int64))
         executor.start(4)
         with pytest.raises(BadRequest, match="a device array is not padded"):
@@ -535,7 +541,7 @@ def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator
             self.memory[...] = 1
 
     inputs, how = pages(4, 5), policy()
-    wanted = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
+    expected_exits = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
     with opened(simulator, "conditional", batches=(4,), how=how) as executor, executor.buffers.device.current():
         addresses = []
         for _ in range(2):
@@ -547,9 +553,9 @@ def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator
             gc.collect()
         answers = executor.results_on_device()["answers"]
         executor.buffers.device.synchronize(executor.buffers.stream)
-        found = simulator.array(answers.address, answers.shape, "float32")
-        for page, one in enumerate(wanted):
-            np.testing.assert_array_equal(found[: one.exit + 1, page], one.logits)
+        logits = simulator.array(answers.address, answers.shape, "float32")
+        for page, expected_exit in enumerate(expected_exits):
+            np.testing.assert_array_equal(logits[: expected_exit.exit + 1, page], expected_exit.logits)
         executor.buffers._copied.clear()
         for address in addresses:
             simulator.driver.cuMemFree(address)

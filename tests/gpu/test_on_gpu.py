@@ -24,16 +24,16 @@ SEGMENTS, WIDTH = 5, 64
 @pytest.fixture(scope="module")
 def device() -> Iterator[Any]:
     try:
-        found = open_device()
+        gpu = open_device()
     except DeviceError as error:
         pytest.skip(f"no GPU to run on: {error}")
-    assert found.name != "Simulated GPU"
-    why = preflight(found)[-1].why
+    assert gpu.name != "Simulated GPU"
+    why = preflight(gpu)[-1].why
     if why:
-        found.close()
-        pytest.skip(f"no conditional graph on {found.name}: {why}")
-    yield found
-    found.close()
+        gpu.close()
+        pytest.skip(f"no conditional graph on {gpu.name}: {why}")
+    yield gpu
+    gpu.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,28 +67,28 @@ def pages(rows: int, seed: int) -> dict[str, np.ndarray]:
 
 def require_equal(executors: list[DeviceChain], inputs: dict[str, np.ndarray], policy: ExitPolicy) -> list[int]:
     rows = len(inputs["state.0"])
-    found = []
+    exits_by_executor = []
     for executor in executors:
         executor.retune(policy)
-        found.append(run_chain(executor, inputs, rows))
-    for others in found[:-1]:
-        for page, (one, host) in enumerate(zip(others, found[-1], strict=True)):
-            assert one.exit == host.exit, f"page {page} of {rows}"
-            np.testing.assert_array_equal(one.logits, host.logits)
+        exits_by_executor.append(run_chain(executor, inputs, rows))
+    for page_exits in exits_by_executor[:-1]:
+        for page, (page_exit, host_exit) in enumerate(zip(page_exits, exits_by_executor[-1], strict=True)):
+            assert page_exit.exit == host_exit.exit, f"page {page} of {rows}"
+            np.testing.assert_array_equal(page_exit.logits, host_exit.logits)
             # CUDA's exp and log differ from libm's in the last digit of a probability; a small margin is a difference of two
-            np.testing.assert_allclose(one.scores, host.scores, rtol=1e-12, atol=1e-14)
-    return [one.exit for one in found[-1] if one.exit is not None]
+            np.testing.assert_allclose(page_exit.scores, host_exit.scores, rtol=1e-12, atol=1e-14)
+    return [page_exit.exit for page_exit in exits_by_executor[-1] if page_exit.exit is not None]
 
 
 def test_executors_agree_at_thousands_of_random_thresholds(executors: list[DeviceChain]) -> None:
     random = np.random.default_rng(1)
-    seen: set[int] = set()
+    reached: set[int] = set()
     for trial in range(2000):
         rows = int(random.choice([1, 1, 1, 2, 3, 7, 16, 33, 64]))
-        seen |= set(
+        reached |= set(
             require_equal(executors, pages(rows, trial), some_policy(trial, str(random.choice(sorted(CRITERIA)))))
         )
-    assert seen == set(range(SEGMENTS))
+    assert reached == set(range(SEGMENTS))
 
 
 def test_executors_agree_in_every_batch_size(executors: list[DeviceChain]) -> None:

@@ -26,9 +26,9 @@ def simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def device(simulator: Simulator) -> Iterator[Any]:
-    found = importlib.import_module("ee_export.runtime.gpu.device").open_device()
-    with found.current():
-        yield found
+    gpu = importlib.import_module("ee_export.runtime.gpu.device").open_device()
+    with gpu.current():
+        yield gpu
 
 
 @pytest.fixture
@@ -185,8 +185,10 @@ def test_a_graph_runs_in_any_order_that_its_edges_allow(simulator: Simulator, de
     stream = device.create_stream()
     order: list[int] = []
     children = [
-        graphs.capture(device, stream, lambda to, at=at: launch(simulator, "k", to, lambda: order.append(at)), "it")
-        for at in range(4)
+        graphs.capture(
+            device, stream, lambda to, index=index: launch(simulator, "k", to, lambda: order.append(index)), "it"
+        )
+        for index in range(4)
     ]
     free, chained = graphs.new_graph(), graphs.new_graph()
     after: list[Any] = []
@@ -194,20 +196,20 @@ def test_a_graph_runs_in_any_order_that_its_edges_allow(simulator: Simulator, de
         graphs.add_child(free, [], child)
         after = [graphs.add_child(chained, after, child)]
     for graph, orders in ((free, 24), (chained, 1)):
-        seen = set()
+        observed = set()
         made = graphs.instantiate(graph, stream, "it")
         for _ in range(300):
             order.clear()
             made.launch(stream)
             device.synchronize(stream)
-            seen.add(tuple(order))
-        assert len(seen) == orders
+            observed.add(tuple(order))
+        assert len(observed) == orders
 
 
 def test_a_call_outside_of_the_context_is_refused(simulator: Simulator) -> None:
-    found = importlib.import_module("ee_export.runtime.gpu.device").open_device()
+    gpu = importlib.import_module("ee_export.runtime.gpu.device").open_device()
     with pytest.raises(DeviceError, match="201"):
-        found.allocate(64)
+        gpu.allocate(64)
 
 
 def test_the_gpu_benchmark_and_its_segments_run(
@@ -227,8 +229,8 @@ def test_the_gpu_benchmark_and_its_segments_run(
     monkeypatch.setattr(benchmark, "WIDTH", 64)
     monkeypatch.setattr(benchmark, "RUNS", 2)
     benchmark.main(["--pages", "5", "--segments", "3"], standalone_mode=False)
-    told = capsys.readouterr().out
-    assert all(told.count(f"  {kind} ") == 2 for kind in ("host", "graphs", "conditional"))
+    output = capsys.readouterr().out
+    assert all(output.count(f"  {kind} ") == 2 for kind in ("host", "graphs", "conditional"))
     assert simulator.faults == []
     assert simulator.leaks() == ["2 modules"]  # the benchmark's own kernel, of two widths
 

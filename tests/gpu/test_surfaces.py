@@ -119,10 +119,10 @@ def test_a_misuse_is_found_with_its_file_line_and_name(
     report, file, lines = misused
     package = "pycuda" if "pycuda" in kind else "cuda" if "CUDA" in kind or "nvrtc" in kind else "tensorrt"
     skip_without(report, package)
-    at = range(lines[kind], lines[kind] + 1 + code.count("\n"))
-    found = [finding for finding in report.findings if finding.line in at]
-    assert {finding.file for finding in found} == {str(file)}
-    assert len({finding.run for finding in found if name in finding.text}) == runs, found
+    span = range(lines[kind], lines[kind] + 1 + code.count("\n"))
+    findings = [finding for finding in report.findings if finding.line in span]
+    assert {finding.file for finding in findings} == {str(file)}
+    assert len({finding.run for finding in findings if name in finding.text}) == runs, findings
 
 
 def test_right_use_is_found_right_and_counted_name_by_name() -> None:
@@ -200,6 +200,6 @@ def kinds(members: dict[str, Any]) -> Iterator[str]:
 
 
 def test_few_types_are_unknown(surface: dict[str, Any]) -> None:
-    found = [kind for members in surface["modules"].values() for kind in kinds(members)]
-    unknown = sum(kind == "Any" for kind in found) / len(found)
+    names = [kind for members in surface["modules"].values() for kind in kinds(members)]
+    unknown = sum(kind == "Any" for kind in names) / len(names)
     assert unknown < (0.45 if "pycuda.driver" in surface["modules"] else 0.1)  # Boost.Python says `object` often

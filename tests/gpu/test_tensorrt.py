@@ -112,10 +112,10 @@ def test_contexts_die_before_their_engine_and_that_before_its_runtime(
     assert "~ICudaEngine" not in tensorrt.deaths()
     bound.pop()
     bound.pop()
-    found = [
+    deaths = [
         name for name in tensorrt.deaths() if name in ("~IExecutionContext", "~ICudaEngine", "~Runtime", "~ILogger")
     ]
-    assert found == ["~IExecutionContext", "~IExecutionContext", "~ICudaEngine", "~Runtime"], "the logger lives on"
+    assert deaths == ["~IExecutionContext", "~IExecutionContext", "~ICudaEngine", "~Runtime"], "the logger lives on"
 
 
 def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeTensorRt, scratch: Workspace) -> None:

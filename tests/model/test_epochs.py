@@ -146,9 +146,9 @@ def test_a_model_makes_its_tensors_on_the_device_where_it_is(trunk: str) -> None
     config = FAMILIES[trunk].config_class(**with_defaults(Recipe(trunk=trunk)).model, **ends)
     model = FAMILIES[trunk](config).to("meta")  # a device without memory, which refuses operands from another one
     page = blank_page(encoding_of(config), 9)
-    said = model(**{name: torch.from_numpy(page[name]).to("meta") for name in model.INPUTS})
-    torch.stack([logits.sum() for logits in said.exits.values()]).sum().backward()
-    assert {logits.device.type for logits in said.exits.values()} == {"meta"}
+    output = model(**{name: torch.from_numpy(page[name]).to("meta") for name in model.INPUTS})
+    torch.stack([logits.sum() for logits in output.exits.values()]).sum().backward()
+    assert {logits.device.type for logits in output.exits.values()} == {"meta"}
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:

@@ -256,9 +256,9 @@ def test_exported_segments_equal_the_model_and_hold_each_weight_once(
     model, package = model_of(kind), exported(kind, tmp_path_factory)
     assert max(package.target("cpu-fp32").equality.values()) <= 2e-5
     arrays = {name: value.numpy() for name, value in inputs_of(kind).items()}
-    found = load_package(package).logits(arrays)
+    logits = load_package(package).logits(arrays)
     for name, expected in model.reference_logits(**inputs_of(kind)).items():
-        assert abs(found[name] - expected.numpy()).max() <= 2e-5, name
+        assert abs(logits[name] - expected.numpy()).max() <= 2e-5, name
     weights = sum(weight.numel() * 4 for weight in model.parameters())
     positions = 3 * 2 * 50 * 50 * 4 if kind == "beit" else 0  # of each layer, as it adds them
     assert package.manifest.files["cpu-fp32/weights.bin"].size <= 1.02 * weights + positions
@@ -323,13 +323,13 @@ def test_words_alone_are_trained_on_built_and_answered(kind: str, tmp_path: Path
     built = build(folder, data.root, tmp_path / "words.ee", ocr_ms=100.0, progress=quiet)
     assert set(built.manifest.inputs) == {"input_ids", "attention_mask"}
     chain = ee_export.load(built.path)
-    pages = [data.page(at) for at in range(len(data))]
+    pages = [data.page(index) for index in range(len(data))]
     together = chain.predict_batch(pages)
     right = sum(answer.label == data.labels[target] for answer, target in zip(together, data.targets, strict=True))
     assert right >= 46
-    for found, answer in zip(chain.predict_many(pages), together, strict=True):
-        assert isinstance(found, ee_export.Answer)
-        assert (found.label, found.exit) == (answer.label, answer.exit)
+    for result, answer in zip(chain.predict_many(pages), together, strict=True):
+        assert isinstance(result, ee_export.Answer)
+        assert (result.label, result.exit) == (answer.label, answer.exit)
     scanned = ee_export.Page(Image.new("L", (40, 40), 255), ocr=lambda image: (["letter"], [[0, 0, 9, 9]]))
     answer = chain.predict(scanned)
     assert answer.ocr_used
@@ -354,9 +354,9 @@ def test_images_alone_are_trained_on_built_and_answered_without_text(
     answer = chain.predict(ee_export.Page(data.paths[0], ocr=refuse))
     assert answer.exit == "final"
     assert not answer.ocr_used
-    for found in chain.predict_many([ee_export.Page(path, ocr=refuse) for path in data.paths[:9]], batch=4):
-        assert isinstance(found, ee_export.Answer)
-        assert found.exit == "final"
+    for result in chain.predict_many([ee_export.Page(path, ocr=refuse) for path in data.paths[:9]], batch=4):
+        assert isinstance(result, ee_export.Answer)
+        assert result.exit == "final"
 
 
 def test_words_alone_are_refused_where_the_model_reads_more(sample: Path) -> None:

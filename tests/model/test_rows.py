@@ -52,8 +52,8 @@ def test_a_trained_checkpoint_with_too_many_tokens_is_refused(tokenizer: Tokeniz
 
 def test_a_tokenizer_of_parts_that_the_runtime_lacks_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     checkpoint.save(tmp_path, random_model(tiny_config(vocab_size=ROWS)), tokenizer, torch.float32)
-    found = json.loads((tmp_path / "tokenizer.json").read_text())
-    found["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": False}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    document["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(BadCheckpoint, match=r"pre_tokenizer\.type: found \"Split\", expected one of ByteLevel"):
         checkpoint.load(tmp_path)

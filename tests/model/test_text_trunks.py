@@ -273,10 +273,10 @@ def test_training_finds_the_gradients_of_the_stock_class(kind: str, folders: dic
     stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
     model = with_exits(folders[kind], kind)
     inputs = inputs_of(model)
-    for each in (stock, model):
-        torch.nn.functional.cross_entropy(each(**inputs).logits, torch.tensor([0, 3, 1])).backward()
+    for trained in (stock, model):
+        torch.nn.functional.cross_entropy(trained(**inputs).logits, torch.tensor([0, 3, 1])).backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     for name, weight in stock.named_parameters():
-        found = gradients[name]
+        gradient = gradients[name]
         if weight.grad is not None and weight.grad.abs().max() > 0:
-            assert found is not None and torch.allclose(found, weight.grad, atol=1e-5), name
+            assert gradient is not None and torch.allclose(gradient, weight.grad, atol=1e-5), name

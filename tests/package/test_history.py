@@ -31,9 +31,9 @@ TUNED, CALIBRATED, BACK = (
 @pytest.fixture
 def target(sample: Path) -> Target:
     """The sample's target, with two operating points besides ``full`` and no history."""
-    found = open_package(sample).target(TARGET)
-    points = {**found.operating_points, "strict": _at(found.operating_points["default"], 0.99)}
-    return replace(found, operating_points=points, history=())
+    original = open_package(sample).target(TARGET)
+    points = {**original.operating_points, "strict": _at(original.operating_points["default"], 0.99)}
+    return replace(original, operating_points=points, history=())
 
 
 def _at(point: OperatingPoint, threshold: float) -> OperatingPoint:

@@ -34,19 +34,19 @@ def holder(path: Path) -> subprocess.Popen[str]:
 
 def test_who_comes_second_waits_and_is_told_for_whom(tmp_path: Path) -> None:
     first = holder(tmp_path / "a.ee")
-    told: list[str] = []
+    holders: list[str] = []
     entered = threading.Event()
 
     def second() -> None:
-        with lock_file(tmp_path / "a.ee", told.append):
+        with lock_file(tmp_path / "a.ee", holders.append):
             entered.set()
 
     thread = threading.Thread(target=second)
     thread.start()
     deadline = time.monotonic() + 30
-    while not told and time.monotonic() < deadline:
+    while not holders and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert told == [f"process {first.pid} on {os.uname().nodename}"]
+    assert holders == [f"process {first.pid} on {os.uname().nodename}"]
     assert not entered.is_set()
     first.communicate("go\n", timeout=30)
     assert entered.wait(30)

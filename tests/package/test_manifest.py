@@ -23,18 +23,18 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.fixture
 def manifest(sample: Path) -> dict[str, Any]:
     """The sample's manifest, to change."""
-    found: dict[str, Any] = json.loads((sample / "manifest.json").read_bytes())
-    return found
+    fields: dict[str, Any] = json.loads((sample / "manifest.json").read_bytes())
+    return fields
 
 
 def target(manifest: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = manifest["targets"]["cpu-fp32"]
-    return found
+    fields: dict[str, Any] = manifest["targets"]["cpu-fp32"]
+    return fields
 
 
 def point(manifest: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = target(manifest)["operating_points"]["default"]
-    return found
+    fields: dict[str, Any] = target(manifest)["operating_points"]["default"]
+    return fields
 
 
 def predicts_failures(manifest: dict[str, Any]) -> None:
@@ -245,16 +245,16 @@ def test_what_the_manifest_does_not_name_is_refused(sample: Path, tmp_path: Path
 def test_a_folder_of_many_files_is_not_walked(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = Path(shutil.copytree(sample, tmp_path / "a.ee"))
     (package / "cache").mkdir()
-    for at in range(3000):
-        (package / "cache" / str(at)).touch()
-    seen: list[str] = []
+    for number in range(3000):
+        (package / "cache" / str(number)).touch()
+    listed: list[str] = []
     scandir = os.scandir
 
     def noting(path: Any) -> Any:
-        seen.append(str(path))
+        listed.append(str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", noting)
     with pytest.raises(BadPackage, match="cache: not part of the package"):
         open_package(package)
-    assert not any("cache" in path for path in seen)
+    assert not any("cache" in path for path in listed)

@@ -57,8 +57,8 @@ def test_a_variable_that_is_no_date_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_digest_of_a_checkpoint_is_what_a_shell_finds() -> None:
     command = "LC_ALL=C sha256sum config.json *.safetensors | sha256sum"
-    found = subprocess.run(["bash", "-c", command], cwd=CHECKPOINT, capture_output=True, text=True, check=True)
-    assert checkpoint_digest(CHECKPOINT) == found.stdout.split()[0]
+    shell = subprocess.run(["bash", "-c", command], cwd=CHECKPOINT, capture_output=True, text=True, check=True)
+    assert checkpoint_digest(CHECKPOINT) == shell.stdout.split()[0]
 
 
 def test_any_other_weight_or_configuration_changes_the_digest_of_a_checkpoint(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_a_package_from_before_is_read_and_a_rewritten_one_keeps_its_origin(
     assert again.manifest.origin == origin_of(CHECKPOINT)
     shown = CliRunner().invoke(cli, ["inspect", str(copy.path)]).output
     assert f"built: by ee_export {__version__}, {dated}, checkpoint sha256 " in shown
-    found = json.loads(CliRunner().invoke(cli, ["inspect", str(copy.path), "--json"]).output)
-    assert found["origin"]["date"] == dated
+    fields = json.loads(CliRunner().invoke(cli, ["inspect", str(copy.path), "--json"]).output)
+    assert fields["origin"]["date"] == dated
 
 
 BAD: list[tuple[str, Any, str]] = [

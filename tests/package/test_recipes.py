@@ -50,16 +50,16 @@ def test_profiles_are_every_pair_of_ranges_cut_to_the_longest_page() -> None:
     recipe = TargetRecipe(
         "r", "tensorrt", "fp16", batch=(Range(1, 1, 1), Range(2, 4, 8)), text=(Range(1, 64, 128), Range(129, 256, 512))
     )
-    found = [(each.batch.max, each.text) for each in recipe.profiles(200)]
+    profiles = [(profile.batch.max, profile.text) for profile in recipe.profiles(200)]
     cut = Range(129, 200, 200)
-    assert found == [(1, Range(1, 64, 128)), (1, cut), (8, Range(1, 64, 128)), (8, cut)]
-    assert {each.text for each in recipe.profiles(100)} == {Range(1, 64, 100)}, (
+    assert profiles == [(1, Range(1, 64, 128)), (1, cut), (8, Range(1, 64, 128)), (8, cut)]
+    assert {profile.text for profile in recipe.profiles(100)} == {Range(1, 64, 100)}, (
         "a range beyond the longest page holds none"
     )
     buckets = TargetRecipe(
         "r", "tensorrt", "fp16", text=(Range(64, 64, 64), Range(256, 256, 256), Range(512, 512, 512))
     )
-    assert [each.text.max for each in buckets.profiles(200)] == [64, 200]
+    assert [profile.text.max for profile in buckets.profiles(200)] == [64, 200]
     with pytest.raises(
         BadRequest, match=r"r: text: its profiles hold pages of up to 512 tokens, .* up to 600; raise max to 600"
     ):

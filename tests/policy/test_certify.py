@@ -33,8 +33,8 @@ def test_a_certificate_fails_at_most_as_often_as_it_says_and_not_absurdly_less(
     rng = np.random.default_rng(0)
     draws, failed = 5000, 0
     for _ in range(draws):
-        found = certify.fixed_sequence(population(rng, pages), epsilon, delta)
-        true_risk = 0.0 if found is None else (found.candidate + 1) / 60 * 0.1
+        certificate = certify.fixed_sequence(population(rng, pages), epsilon, delta)
+        true_risk = 0.0 if certificate is None else (certificate.candidate + 1) / 60 * 0.1
         failed += true_risk > epsilon + 1e-12
     noise = 3 * np.sqrt(delta * (1 - delta) / draws)
     assert delta / 10 < failed / draws <= delta + noise
@@ -44,17 +44,17 @@ def test_conformal_risk_control_keeps_the_risk_on_average() -> None:
     rng = np.random.default_rng(1)
     risks = []
     for _ in range(4000):
-        found = certify.conformal(population(rng, 100), 0.05)
-        risks.append(0.0 if found is None else (found.candidate + 1) / 60 * 0.1)
+        certificate = certify.conformal(population(rng, 100), 0.05)
+        risks.append(0.0 if certificate is None else (certificate.candidate + 1) / 60 * 0.1)
     assert 0.03 < np.mean(risks) <= 0.05 + 3 * np.std(risks) / np.sqrt(len(risks))
 
 
 def test_the_sequence_stops_at_the_first_failure() -> None:
     losses = np.zeros((3, 100), bool)
     losses[1, :30] = True  # the second fails; the third, however good, is not reached
-    found = certify.fixed_sequence(losses, 0.05, 0.1)
-    assert found is not None
-    assert (found.candidate, found.losses) == (0, 0)
+    certificate = certify.fixed_sequence(losses, 0.05, 0.1)
+    assert certificate is not None
+    assert (certificate.candidate, certificate.losses) == (0, 0)
 
 
 def test_nothing_is_certified_where_even_the_safest_loses() -> None:

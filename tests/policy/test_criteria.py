@@ -46,8 +46,10 @@ def test_every_criterion_is_larger_the_surer_the_page_and_stays_in_0_to_1(name: 
 
 
 def test_entropy_is_one_minus_the_normalised_entropy() -> None:
-    found = [0.7, 0.2, 0.1]
-    assert CRITERIA["entropy"](ExitHistory([found]), ()) == pytest.approx(1 - scipy_entropy(found) / math.log(3))
+    probabilities = [0.7, 0.2, 0.1]
+    assert CRITERIA["entropy"](ExitHistory([probabilities]), ()) == pytest.approx(
+        1 - scipy_entropy(probabilities) / math.log(3)
+    )
 
 
 def test_margin_is_the_gap_between_the_two_largest() -> None:
@@ -56,7 +58,7 @@ def test_margin_is_the_gap_between_the_two_largest() -> None:
 
 def test_patience_counts_exits_in_a_row_that_agree() -> None:
     a, b = [0.9, 0.1], [0.1, 0.9]
-    scores = [CRITERIA["patience"](ExitHistory(seen), ()) for seen in ([a], [a, a], [b, a, a, a], [a, a, b])]
+    scores = [CRITERIA["patience"](ExitHistory(history), ()) for history in ([a], [a, a], [b, a, a, a], [a, a, b])]
     assert scores == pytest.approx([0, 1 / 2, 2 / 3, 0])
 
 

@@ -36,8 +36,8 @@ def seen(draw) -> PageScores:
 
 def lost(pages: PageScores, exits: np.ndarray) -> np.ndarray:
     """Pages that leave with a wrong answer where ``final`` is right."""
-    found: np.ndarray = pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]
-    return found
+    pages_lost: np.ndarray = pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]
+    return pages_lost
 
 
 def harmed(pages: PageScores, thresholds: Sequence[Threshold]) -> int:
@@ -52,10 +52,10 @@ def everything(pages: PageScores) -> list[tuple[float | None, ...]]:
 @given(seen(), st.sampled_from(KINDS))
 def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: PageScores, kind: str) -> None:
     thresholds = lossless_thresholds(pages, kind=kind)
-    full, found = evaluate(pages, [None] * (len(pages.scores) - 1)), evaluate(pages, thresholds)
+    full, tuned = evaluate(pages, [None] * (len(pages.scores) - 1)), evaluate(pages, thresholds)
     assert harmed(pages, thresholds) == 0
-    assert found.accuracy >= full.accuracy
-    assert found.mean_cost_ms <= full.mean_cost_ms
+    assert tuned.accuracy >= full.accuracy
+    assert tuned.mean_cost_ms <= full.mean_cost_ms
 
 
 @given(seen())
@@ -111,8 +111,8 @@ def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_l
 def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_another(pages: PageScores) -> None:
     points = search_pareto_front(pages)
     for point in points:
-        found = evaluate(pages, point.thresholds)
-        assert (found.accuracy, found.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
+        outcome = evaluate(pages, point.thresholds)
+        assert (outcome.accuracy, outcome.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
     for cheap, dear in itertools.pairwise(points):
         assert cheap.mean_cost_ms < dear.mean_cost_ms
         assert cheap.accuracy < dear.accuracy
@@ -122,8 +122,8 @@ def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_
 def test_the_frontier_is_within_a_percent_of_trying_everything(pages: PageScores) -> None:
     points = search_pareto_front(pages)
     for thresholds in everything(pages):
-        found = evaluate(pages, thresholds)
-        assert cheapest(points, found.accuracy).mean_cost_ms <= found.mean_cost_ms * 1.01
+        outcome = evaluate(pages, thresholds)
+        assert cheapest(points, outcome.accuracy).mean_cost_ms <= outcome.mean_cost_ms * 1.01
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -171,10 +171,10 @@ def not_asked(pages: PageScores, exit: int) -> PageScores:
 @given(seen())
 def test_an_exit_that_is_not_asked_gets_no_threshold_and_changes_no_other_point(pages: PageScores) -> None:
     without = PageScores(pages.scores[1:], pages.answers[1:], pages.targets, pages.cost_ms[1:])
-    found = search_pareto_front(not_asked(pages, 0))
-    assert {point.thresholds[0] for point in found} == {None}
+    front = search_pareto_front(not_asked(pages, 0))
+    assert {point.thresholds[0] for point in front} == {None}
     figures = [
-        [(point.accuracy, point.mean_cost_ms) for point in points] for points in (found, search_pareto_front(without))
+        [(point.accuracy, point.mean_cost_ms) for point in points] for points in (front, search_pareto_front(without))
     ]
     assert np.array(figures[0]) == pytest.approx(np.array(figures[1]))
     assert lossless_thresholds(not_asked(pages, 0))[0] is None
@@ -191,5 +191,5 @@ def test_the_local_search_leaves_an_exit_that_is_not_asked_alone() -> None:
     )
     for point in search_pareto_front(not_asked(pages, 2)):
         assert point.thresholds[2] is None
-        found = evaluate(not_asked(pages, 2), point.thresholds)
-        assert (found.accuracy, found.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
+        outcome = evaluate(not_asked(pages, 2), point.thresholds)
+        assert (outcome.accuracy, outcome.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))

@@ -39,11 +39,11 @@ def mixed(chain: Chain, pages: list[Page]) -> Chain:
 
 def answered(results: Iterator[Answer | EeError]) -> list[Answer]:
     """The answers of a run in which every page has one."""
-    found = []
+    answers = []
     for result in results:
         assert isinstance(result, Answer), result
-        found.append(result)
-    return found
+        answers.append(result)
+    return answers
 
 
 def fixed(chain: Chain, size: int) -> dict[str, int]:
@@ -168,15 +168,15 @@ def test_a_page_without_text_is_an_error_only_where_text_is_needed(mixed: Chain,
 
 
 def test_text_is_read_on_demand_and_once(mixed: Chain, pages: list[Page]) -> None:
-    asked = []
+    images = []
 
     def ocr(image: Image.Image):
-        asked.append(image)
+        images.append(image)
         return ["Total"], [[1, 2, 3, 4]]
 
     answers = answered(mixed.predict_many([Page(page.image, ocr=ocr) for page in pages], batch=fixed(mixed, 4)))
     assert (
-        len(asked) == sum(answer.ocr_used for answer in answers) == sum(answer.exit != "vision" for answer in answers)
+        len(images) == sum(answer.ocr_used for answer in answers) == sum(answer.exit != "vision" for answer in answers)
     )
 
 

@@ -157,15 +157,15 @@ def test_the_second_models_inputs_are_made_only_for_pages_that_stay(
 
 
 def test_ocr_runs_once_for_both_models(package: Package, chain: Chain) -> None:
-    seen = []
+    sizes = []
 
     def ocr(image: Image.Image) -> tuple[list[str], list[list[int]]]:
-        seen.append(image.size)
+        sizes.append(image.size)
         return ["one", "two"], [[0, 0, 100, 100], [100, 100, 900, 900]]
 
     pages = pages_of(3, ocr)
     answers = chain.predict_batch(pages)
-    assert seen == [(90, 60), (90, 67), (90, 74)], "each page once, whole"
+    assert sizes == [(90, 60), (90, 67), (90, 74)], "each page once, whole"
     assert all(answer.ocr_used for answer in answers)
     require_expected(package, pages, answers)
 
@@ -239,12 +239,12 @@ def test_labelled_pages_are_observed_through_both(package: Package, chain: Chain
         assert isinstance(page.image, bytes)
         (tmp_path / label / "a.jpg").write_bytes(page.image)
         (tmp_path / label / "a.json").write_text(json.dumps({"words": page.words, "boxes": page.boxes}))
-    seen = observe(chain, read_dataset(tmp_path, handmade.LABELS), None, lambda done, total: None)
-    for at, page in enumerate(pages_of(2)):
+    predictions = observe(chain, read_dataset(tmp_path, handmade.LABELS), None, lambda done, total: None)
+    for index, page in enumerate(pages_of(2)):
         for name, logits in handmade.run(SEGMENTS, apart(package, page)).items():
-            np.testing.assert_allclose(seen.logits[name][at], logits[0], atol=1e-4)
-    assert seen.tokens["small.look"].tolist() == [0, 0]
-    assert seen.tokens["small.read"][1] <= SMALL.max_text_tokens < 40
+            np.testing.assert_allclose(predictions.logits[name][index], logits[0], atol=1e-4)
+    assert predictions.tokens["small.look"].tolist() == [0, 0]
+    assert predictions.tokens["small.read"][1] <= SMALL.max_text_tokens < 40
 
 
 @pytest.mark.parametrize(

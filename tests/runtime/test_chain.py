@@ -53,14 +53,14 @@ def test_a_page_that_leaves_at_vision_is_never_ocred(chain: Chain, page_image: I
 
 
 def test_an_undecided_page_is_ocred_once_with_its_own_image(chain: Chain, page_image: Image.Image) -> None:
-    seen = []
+    images = []
 
     def ocr(image: Image.Image):
-        seen.append(image)
+        images.append(image)
         return ["Total"], [[1, 2, 3, 4]]
 
     answer = leaving(chain, text=0.0).predict(Page(page_image, ocr=ocr))
-    assert seen == [page_image]
+    assert images == [page_image]
     assert (answer.exit, answer.ocr_used) == ("text", True)
     given = leaving(chain, text=0.0).predict(Page(page_image, words=["Total"], boxes=[[1, 2, 3, 4]]))
     assert given.probabilities == answer.probabilities
@@ -108,8 +108,8 @@ def test_threads_get_the_same_answers(chain: Chain, pages: list[Page]) -> None:
     expected = [mixed.predict(page).to_dict()["probabilities"] for page in pages]
     with ThreadPoolExecutor(8) as workers:
         for _ in range(3):
-            found = list(workers.map(mixed.predict, pages))
-            assert [answer.probabilities for answer in found] == expected
+            answers = list(workers.map(mixed.predict, pages))
+            assert [answer.probabilities for answer in answers] == expected
 
 
 def test_a_passed_deadline_answers_with_the_first_exit(chain: Chain, pages: list[Page]) -> None:
@@ -190,7 +190,7 @@ def test_pages_of_every_image_mode_are_read(chain: Chain, mode: str, page_image:
 def test_a_large_jpeg_file_is_decoded_small_and_its_ocr_engine_is_given_all_of_it(
     chain: Chain, mode: str, page_image: Image.Image
 ) -> None:
-    side, seen = chain.encoder.encoding.image_size, []
+    side, ocr_inputs = chain.encoder.encoding.image_size, []
     image = page_image.convert(mode).resize((11 * side, 9 * side))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter, so that width and height change places
@@ -198,7 +198,7 @@ def test_a_large_jpeg_file_is_decoded_small_and_its_ocr_engine_is_given_all_of_i
     image.save(buffer, "JPEG", quality=95, exif=exif)
 
     def ocr(given: Image.Image) -> tuple[list[str], list[list[int]]]:
-        seen.append((given.mode, given.size))
+        ocr_inputs.append((given.mode, given.size))
         return ["word"], [[0, 0, 10, 10]]
 
     page = Page(buffer.getvalue(), ocr=ocr)
@@ -206,10 +206,10 @@ def test_a_large_jpeg_file_is_decoded_small_and_its_ocr_engine_is_given_all_of_i
     assert not whole
     assert side <= min(small.size) < 2 * side
     turned = Image.open(io.BytesIO(buffer.getvalue())).transpose(Image.Transpose.ROTATE_270)
-    near, exact = (chain.encoder.pixels(found).astype(int) for found in (small, turned))
+    near, exact = (chain.encoder.pixels(decoded).astype(int) for decoded in (small, turned))
     assert np.abs(near - exact).mean() < 8  # of noise, which suffers most; unlike images differ by 50
     leaving(chain).predict(page)
-    assert seen == [(mode, (9 * side, 11 * side))]
+    assert ocr_inputs == [(mode, (9 * side, 11 * side))]
 
 
 def test_other_image_files_are_decoded_once_for_pixels_and_text(

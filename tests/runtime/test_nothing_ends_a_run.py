@@ -257,9 +257,9 @@ def test_if_a_segment_fails_for_a_batch_only_the_guilty_page_fails(
         calls.append(image)
         return ["Total"], [[10, 10, 90, 30]]
 
-    asked = Page(page_image, ocr=plain)
-    given = [*pages[:2], Page(page_image, ocr=ocr, name="scan 7"), asked]
-    before = chain.predict_batch([*pages[:2], asked])
+    undecided = Page(page_image, ocr=plain)
+    given = [*pages[:2], Page(page_image, ocr=ocr, name="scan 7"), undecided]
+    before = chain.predict_batch([*pages[:2], undecided])
     calls.clear()
     failing_run(chain, monkeypatch, "fusion", lambda state: bool((state["bbox"] == 777).any()))
     for answers in (
@@ -269,11 +269,11 @@ def test_if_a_segment_fails_for_a_batch_only_the_guilty_page_fails(
         results = answers()
         assert isinstance(results[2], UnexpectedError)
         assert str(results[2]).startswith("scan 7: unexpected RuntimeError")
-        for result, same in zip([*results[:2], results[3]], before, strict=True):
+        for result, expected in zip([*results[:2], results[3]], before, strict=True):
             assert isinstance(result, Answer)
-            assert result.probabilities == pytest.approx(same.probabilities, abs=2e-4)
-            assert (result.exit, result.ocr_used) == (same.exit, same.ocr_used)
-            assert sorted(step.name for step in result.trace) == sorted(step.name for step in same.trace)
+            assert result.probabilities == pytest.approx(expected.probabilities, abs=2e-4)
+            assert (result.exit, result.ocr_used) == (expected.exit, expected.ocr_used)
+            assert sorted(step.name for step in result.trace) == sorted(step.name for step in expected.trace)
         assert len(calls) == 2, "no page is read twice"
         calls.clear()
     with pytest.raises(UnexpectedError, match="scan 7"):

@@ -30,14 +30,16 @@ from tests.model.test_families import EXPORTED, exported, inputs_of, model_of
 def replayed(folder: Path, specs: Sequence[SegmentSpec], pages: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
     """Logits per exit of every page, by onnxruntime's CPU provider."""
     segments = [OrtSegment(spec, folder / spec.file, available_threads()) for spec in specs]
-    found = []
+    logits_by_page = []
     for page in pages:
         state = dict(page)
         for segment in segments:
             logits, others = segment.run(dict(state))
             state |= dict(zip((tensor.name for tensor in segment.outputs), (logits, *others), strict=True))
-        found.append({name.removesuffix(".logits"): value for name, value in state.items() if name.endswith(".logits")})
-    return found
+        logits_by_page.append(
+            {name.removesuffix(".logits"): value for name, value in state.items() if name.endswith(".logits")}
+        )
+    return logits_by_page
 
 
 @pytest.mark.parametrize("attention", ["operator", "plain"])
@@ -48,9 +50,9 @@ def test_pooling_and_single_layer_heads_agree_with_the_chain_at_every_batch(
     specs = prepare_segments(tiny_package, TargetRecipe("t", "tensorrt", precision, attention=attention), tmp_path)
     pages = equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]
     chain = load_package(tiny_package)
-    for page, found in zip(pages, replayed(tmp_path, specs, pages), strict=True):
-        for name, wanted in chain.logits(page).items():
-            assert np.abs(found[name] - wanted).max() <= limit, name
+    for page, logits in zip(pages, replayed(tmp_path, specs, pages), strict=True):
+        for name, expected in chain.logits(page).items():
+            assert np.abs(logits[name] - expected).max() <= limit, name
 
 
 def encoded(package: Package, folder: Path, count: int) -> tuple[list[Arrays], list[int]]:
@@ -69,10 +71,10 @@ def test_fp16_answers_golden_and_real_pages_as_float32_does(
     specs = prepare_segments(package, TargetRecipe("t", "tensorrt", "fp16", attention=attention), tmp_path)
     chain = load_package(package)
     pages = [page.inputs for page in golden.read(package)[0]] + encoded(package, real_pages / "test", 20)[0]
-    for page, found in zip(pages, replayed(tmp_path, specs, pages), strict=True):
-        for name, wanted in chain.logits(page).items():
-            assert np.abs(found[name] - wanted).max() <= 5e-3, name
-            assert found[name].argmax() == wanted.argmax()
+    for page, logits in zip(pages, replayed(tmp_path, specs, pages), strict=True):
+        for name, expected in chain.logits(page).items():
+            assert np.abs(logits[name] - expected).max() <= 5e-3, name
+            assert logits[name].argmax() == expected.argmax()
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +167,9 @@ def test_modelopt_finds_the_scales_where_it_is_installed(sample: Path, tmp_path:
     pages = [page.inputs for page in golden.read(package)[0]]
     recipe = TargetRecipe("t", "tensorrt", "int8", int8=Int8("modelopt", "entropy"))
     specs = prepare_segments(package, recipe, tmp_path, pages)
-    wanted = load_package(package).logits(pages[0])
-    (found,) = replayed(tmp_path, specs, pages[:1])
-    assert 1e-3 < np.abs(found["final"] - wanted["final"]).max() < 0.5
+    expected = load_package(package).logits(pages[0])
+    (logits,) = replayed(tmp_path, specs, pages[:1])
+    assert 1e-3 < np.abs(logits["final"] - expected["final"]).max() < 0.5
 
 
 @pytest.mark.slow
@@ -184,8 +186,8 @@ def test_every_trunk_is_cast(kind: str, tmp_path_factory: pytest.TempPathFactory
             cast = cast_graph(form(graph), "fp16", FLOAT32_PARTS)
             check_graph(cast, segment.exit)
             session = open_session(cast.SerializeToString(), available_threads())
-            found = session.run(None, {tensor.name: state[tensor.name] for tensor in segment.inputs})
-            state |= dict(zip((tensor.name for tensor in segment.outputs), found, strict=True))
+            outputs = session.run(None, {tensor.name: state[tensor.name] for tensor in segment.inputs})
+            state |= dict(zip((tensor.name for tensor in segment.outputs), outputs, strict=True))
             assert np.abs(state[f"{segment.exit}.logits"] - expected[segment.exit].detach().numpy()).max() < 1e-2
 
 

@@ -54,8 +54,8 @@ def referred(folder: Path, specs: Sequence[SegmentSpec], page: Arrays) -> dict[s
     state: dict[str, Any] = dict(page)
     for spec in specs:
         run = ReferenceEvaluator(onnx.load(folder / spec.file))
-        found: Any = run.run(None, {each.name: state[each.name] for each in spec.inputs})
-        state |= dict(zip((tensor.name for tensor in spec.outputs), found, strict=True))
+        outputs: Any = run.run(None, {tensor_in.name: state[tensor_in.name] for tensor_in in spec.inputs})
+        state |= dict(zip((tensor.name for tensor in spec.outputs), outputs, strict=True))
     return {name: value for name, value in state.items() if name.endswith(".logits")}
 
 
@@ -67,9 +67,9 @@ def test_logits_are_those_of_a_bias_that_is_passed_on(
     # In fp16 onnxruntime's processor computes in float32 and rounds where it must: at the end of a segment, not inside one.
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention=attention), tmp_path)
     for page in equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]:
-        wanted = answers(*carried, page)
-        for name, found in answers(*recomputed, page).items():
-            assert np.abs(found - wanted[name]).max() <= limit, name
+        expected = answers(*carried, page)
+        for name, logits in answers(*recomputed, page).items():
+            assert np.abs(logits - expected[name]).max() <= limit, name
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -79,10 +79,10 @@ def test_as_the_graphs_say_it_they_are_equal_to_the_last_bit(
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention="plain"), tmp_path)
     pages = equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=16))))
     page = min(pages, key=lambda page: page["input_ids"].size)
-    wanted = referred(*carried, page)
+    expected = referred(*carried, page)
     assert {
-        name: (found == wanted[name]).all() for name, found in referred(*recomputed, page).items()
-    } == dict.fromkeys(wanted, True)
+        name: (logits == expected[name]).all() for name, logits in referred(*recomputed, page).items()
+    } == dict.fromkeys(expected, True)
 
 
 def test_int8_is_the_same_either_way(tiny_package: Package, tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_int8_is_the_same_either_way(tiny_package: Package, tmp_path: Path) -> N
     carried, recomputed = both(tiny_package, recipe, tmp_path, pages)
     assert "bias" not in {tensor.name for spec in recomputed[1] for tensor in spec.inputs}
     for page in pages:
-        wanted = answers(*carried, page)
-        for name, found in answers(*recomputed, page).items():
-            assert np.abs(found - wanted[name]).max() <= 1e-3, name
+        expected = answers(*carried, page)
+        for name, logits in answers(*recomputed, page).items():
+            assert np.abs(logits - expected[name]).max() <= 1e-3, name
 
 
 def test_the_manifest_says_which_inputs_each_segment_takes_and_files_hardly_grow(sample: Path, tmp_path: Path) -> None:
@@ -124,14 +124,14 @@ def test_the_manifest_says_which_inputs_each_segment_takes_and_files_hardly_grow
 def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> None:
     package = open_package(sample)
     point = OperatingPoint("max_probability", dict.fromkeys(package.manifest.exits[:-1], 0.9))
-    found = []
+    plans = []
     for _, specs in both(package, FP16, tmp_path):
         target = Target("onnxruntime", 0.0, {}, specs)
         plan = make_plan(package.manifest, target, point)
         # What a stretch carries differs: that is what recomputing changes.
-        stretches = [each._replace(carried=frozenset()) for each in plan.stretches(every_step=False)]
-        found.append(([rule.reads for rule in make_rules(package.manifest, target, {})], stretches))
-    assert found[0] == found[1]
+        stretches = [stretch._replace(carried=frozenset()) for stretch in plan.stretches(every_step=False)]
+        plans.append(([rule.reads for rule in make_rules(package.manifest, target, {})], stretches))
+    assert plans[0] == plans[1]
 
 
 @pytest.mark.parametrize("kind", ["beit", pytest.param("vit", marks=pytest.mark.exhaustive)])
@@ -152,9 +152,9 @@ def test_a_text_model_s_padding_is_recomputed_too(tmp_path: Path, tmp_path_facto
     carried, recomputed = both(package, FP16, tmp_path)
     assert "attention_mask" in {tensor.name for tensor in recomputed[1][-1].inputs}
     for page in golden.read(package)[0]:
-        wanted = answers(*carried, page.inputs)
-        for name, found in answers(*recomputed, page.inputs).items():
-            assert np.abs(found - wanted[name]).max() <= 1e-3, name
+        expected = answers(*carried, page.inputs)
+        for name, logits in answers(*recomputed, page.inputs).items():
+            assert np.abs(logits - expected[name]).max() <= 1e-3, name
 
 
 # Graphs of no known model.
@@ -231,7 +231,7 @@ def test_any_square_state_of_integers_is_found_and_sizes_are_read_of_the_integer
     }
     made = ReferenceEvaluator(graphs[0]).run(None, given)
     assert isinstance(made, list)
-    wanted = ReferenceEvaluator(graphs[1]).run(None, {"seen": given["seen"], "apart": made[1]})
+    expected = ReferenceEvaluator(graphs[1]).run(None, {"seen": given["seen"], "apart": made[1]})
     (own,) = extract_recomputations(graphs[0], specs[0])
     assert own.inputs == (PLACES,) and own.tensor == APART
     assert (np.asarray(ReferenceEvaluator(own.graph).run(None, {"places": given["places"]})) == made[1]).all()
@@ -241,8 +241,8 @@ def test_any_square_state_of_integers_is_found_and_sizes_are_read_of_the_integer
     assert second.inputs == (SEEN, PLACES)
     for graph in graphs:
         check_graph(graph, graph.graph.name)
-    found = ReferenceEvaluator(graphs[1]).run(None, given)
-    assert (np.asarray(found) == np.asarray(wanted)).all()
+    outputs = ReferenceEvaluator(graphs[1]).run(None, given)
+    assert (np.asarray(outputs) == np.asarray(expected)).all()
 
 
 def test_a_square_state_of_what_was_computed_is_carried() -> None:

@@ -37,8 +37,8 @@ def read(sample: Path, tmp_path: Path) -> Callable[[bytes], Any]:
 @pytest.fixture(scope="module")
 def arrays(sample: Path) -> dict[str, np.ndarray]:
     """The sample's golden arrays."""
-    with np.load(sample / "golden.npz") as found:
-        return dict(found)
+    with np.load(sample / "golden.npz") as archive:
+        return dict(archive)
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:

@@ -57,10 +57,10 @@ def test_a_whole_graph_that_is_cut_answers_as_it_did_uncut(cut_package: tuple[Pa
     package, lines = cut_package
     chain = load(package.path, operating_point="full")
     pixels = np.random.default_rng(2).normal(0, 1, (4, 3, SIDE, SIDE)).astype(np.float32)
-    found = chain.logits({"pixel_values": pixels})
+    logits = chain.logits({"pixel_values": pixels})
     out, late = run(net(), {"x": pixels}, "out", "late")
-    np.testing.assert_allclose(found["final"], out, atol=1e-5)
-    np.testing.assert_allclose(found["middle"], late.mean((2, 3)) @ WEIGHTS["w3"].T + WEIGHTS["b3"], atol=1e-5)
+    np.testing.assert_allclose(logits["final"], out, atol=1e-5)
+    np.testing.assert_allclose(logits["middle"], late.mean((2, 3)) @ WEIGHTS["w3"].T + WEIGHTS["b3"], atol=1e-5)
     target = package.target("cpu-fp32")
     assert set(target.equality) == {"early", "middle", "final"}
     assert max(target.equality.values()) < 1e-5
@@ -71,8 +71,8 @@ def test_a_whole_graph_that_is_cut_answers_as_it_did_uncut(cut_package: tuple[Pa
 def test_a_page_that_exits_runs_nothing_behind_the_cut(cut_package: tuple[Package, list[str]], pages: Path) -> None:
     package, _ = cut_package
     early, middle, last = (onnx.load(package.path / s.file) for s in package.target("cpu-fp32").segments)
-    kinds = [[node.op_type for node in each.graph.node] for each in (early, middle, last)]
-    assert [found.count("Conv") for found in kinds] == [1, 1, 0]
+    kinds = [[node.op_type for node in model.graph.node] for model in (early, middle, last)]
+    assert [operators.count("Conv") for operators in kinds] == [1, 1, 0]
     assert "Softmax" not in kinds[2]
     assert "Shape" in kinds[2]  # a shape has no row a page, so it is computed again instead of passed on
     answer = load(package.path).predict(Page(pages / "red" / "0.png"))
@@ -129,13 +129,13 @@ def test_graphs_that_are_segments_already_are_joined_by_their_names(folder: Path
         + ENCODING,
     )
     pixels = np.random.default_rng(2).normal(0, 1, (3, 3, SIDE, SIDE)).astype(np.float32)
-    found = load(package.path, operating_point="full").logits({"pixel_values": pixels})
+    answers = load(package.path, operating_point="full").logits({"pixel_values": pixels})
     relu1, logits, go = run(onnx.load(folder / "first.onnx"), {"x": pixels}, "relu1", "logits", "go")
-    np.testing.assert_allclose(found["early"], logits, atol=1e-5)
-    np.testing.assert_allclose(found[gate_name("early")], go, atol=1e-5)
-    np.testing.assert_allclose(found["final"], run(second, {"relu1": relu1}, "out")[0], atol=1e-5)
+    np.testing.assert_allclose(answers["early"], logits, atol=1e-5)
+    np.testing.assert_allclose(answers[gate_name("early")], go, atol=1e-5)
+    np.testing.assert_allclose(answers["final"], run(second, {"relu1": relu1}, "out")[0], atol=1e-5)
     graphs = [onnx.load(package.path / s.file, load_external_data=False) for s in package.target("cpu-fp32").segments]
-    assert [each.opset_import[0].version for each in graphs] == [17, 17]
+    assert [model.opset_import[0].version for model in graphs] == [17, 17]
 
 
 def test_a_graph_that_reads_words_keeps_padding_out_of_a_trained_head(text_folder: Path) -> None:
