@@ -24,7 +24,7 @@ _WORDS = json.dumps({"words": ["TOTAL", "10.53"], "boxes": [[83, 600, 283, 660],
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a command did: its exit status, and the bytes that it wrote."""
+    """Exit status of a command and the bytes that it wrote."""
 
     status: int
     output: bytes

@@ -63,7 +63,7 @@ def predict_among(ground: Ground, odd: Page) -> None:
 
 
 def same(answer: Answer, expected: Answer) -> bool:
-    """Whether two answers agree in label and exit, and in their probabilities within a thousandth."""
+    """True if two answers have the same label and exit, and probabilities that differ by less than 0.001."""
     near = all(abs(value - expected.probabilities[name]) < 1e-3 for name, value in answer.probabilities.items())
     return answer.label == expected.label and answer.exit == expected.exit and near
 

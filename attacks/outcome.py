@@ -34,7 +34,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether the outcome breaks the contract."""
+        """True if the outcome breaks the contract."""
         return self.kind in FAILED
 
     @property

@@ -86,7 +86,7 @@ class Scene:
             self.counts[what] += 1
 
     def take_one(self) -> bool:
-        """Whether a prediction is left to do."""
+        """Count down the remaining predictions. Returns False if none remains."""
         with self._lock:
             return next(self._left) > 0
 

@@ -192,7 +192,7 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What ``ee-export build`` takes to make the small model."""
+    """The small model as ``FILE:FUNCTION``, an argument of ``ee-export build``."""
     folder = make_once(tmp_path_factory, "small", lambda folder: (folder / "small.py").write_text(SMALL_MODEL))
     return f"{folder / 'small.py'}:make_model"
 

@@ -77,8 +77,10 @@ def environment(version: str, others: list[str]) -> Path:
     python = folder / "bin" / "python"
     if not (folder / ".ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        wanted = [f"onnxruntime=={version}.*", *others, "pytest"]
-        subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *wanted], check=True)
+        requirements = [f"onnxruntime=={version}.*", *others, "pytest"]
+        subprocess.run(
+            [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *requirements], check=True
+        )
         (folder / ".ready").touch()
     return python
 

@@ -22,8 +22,8 @@ REPAIR = "copy the package again, or rebuild it with `ee-export build`"
 _SETTLED_NS = 20_000_000
 _MOST_WAITS = 50
 _HOLDS_FOLDERS = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
-"""Whether files can be opened by a name in a folder that is held open. Windows cannot: there a folder above the package that is renamed
-while a package is loaded is found by the comparison of identities, or makes the load fail."""
+"""True if files can be opened by name relative to an open folder. Windows cannot do this. There, a rename of a folder
+above the package during a load is detected by the comparison of identities, or the load fails."""
 _PIECE = 2**17
 """Bytes that are read and hashed at a time. A processor's cache holds as many."""
 

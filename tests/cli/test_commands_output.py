@@ -1,4 +1,4 @@
-"""What the commands print and how they end: rows as they come, odd names, streams that take nothing."""
+"""Output and exit status of the commands: streamed rows, odd names, closed and full streams."""
 
 import json
 import os
@@ -136,7 +136,7 @@ def filled(name: str, package: Package, pages: Path) -> tuple[list[str], str]:
 
 
 def without_warnings(error: bytes) -> bytes:
-    """What is on stderr less the bench's word about busy machines."""
+    """Lines of stderr without the benchmark's warning about a busy machine."""
     return b"".join(line for line in error.splitlines(keepends=True) if b"machine was busy" not in line)
 
 

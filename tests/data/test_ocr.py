@@ -118,7 +118,7 @@ def wrap(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def ends(pid: int) -> bool:
-    """Whether a process ends within some seconds."""
+    """True if a process ends within ten seconds."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]

@@ -1,4 +1,4 @@
-"""What `ee-export doctor` makes of what the probes find, on invented machines."""
+"""Diagnoses of `ee-export doctor` from the probes' results on invented machines."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ee_export.doctor.checks import run_checks
 
 PIP = "pip install 'ee_export[tensorrt]'"
 GPU = {"name": "NVIDIA H100 80GB HBM3", "capability": "9.0", "memory_mb": 81559, "prohibited": False}
-# What the probes find on a machine where all is well: the shape of their answers is theirs, the values are invented.
+# Results of the probes on a machine without faults. Their fields are those of real probes, the values are invented.
 WELL: dict[str, dict[str, Any]] = {
     "driver": {"library": 13000, "kernel": "580.65.06", "nvidia_cards": 1, "gpus": [GPU]},
     "context": {"free_mb": 80000, "total_mb": 81559, "pycuda": "the same"},

@@ -31,7 +31,7 @@ DAMAGE = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 LOGITS: dict[tuple[str, bytes], dict[str, np.ndarray]] = {}
-"""What the sample's graphs say of inputs, by their first file and the inputs' hash: every test asks the same."""
+"""Logits of the sample by its first graph's file and the inputs' hash, because every test evaluates the same inputs."""
 
 
 class OnCpu:

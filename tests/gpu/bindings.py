@@ -166,7 +166,7 @@ def over(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refusal(name: str) -> Path:
-    """Where `main` leaves why a binding could not be installed, for the tests that skip."""
+    """File in which `main` records why a binding could not be installed. Tests that need the binding skip with its text."""
     return FOLDER / f"{name}.missing"
 
 

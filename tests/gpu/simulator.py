@@ -47,7 +47,7 @@ NO_CONTEXT = ("cuInit", "cuDevice", "cuDriver", "cuCtx", "cuGetError")
 CONTEXT = 0x77
 """The primary one."""
 BODY = {"KERNEL", "MEMCPY", "MEMSET", "GRAPH", "EMPTY", "CONDITIONAL"}
-"""What a conditional node's body may hold."""
+"""Kinds of nodes that the body of a conditional node may hold."""
 
 
 @cache
@@ -186,7 +186,7 @@ class Simulator:
         return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.dtype(dtype)).reshape(shape)
 
     def leaks(self) -> list[str]:
-        """What was made and not given back."""
+        """Resources that were created and not released."""
         leaked = [f"{allocation.kind} memory of {allocation.size} bytes" for allocation in self._memory.values()]
         leaked += [f"stream {handle:#x}" for handle in self._streams if handle]
         leaked += [f"{len(self._events)} events"] * bool(self._events)
@@ -705,7 +705,7 @@ class Simulator:
 
 
 def _fits(node: Node) -> bool:
-    """Whether a node may stand in the body of a conditional node."""
+    """True if the body of a conditional node may hold this node."""
     inner = node.child.nodes if node.child else []
     return node.kind in BODY and all(_fits(nested) and nested.kind != "CONDITIONAL" for nested in inner)
 

@@ -185,7 +185,7 @@ def every_exit(inputs: Arrays) -> tuple[list[np.ndarray], list[np.ndarray | None
 def expected(
     inputs: Arrays, rules: Sequence[ExitRule], criterion: str, thresholds: Sequence[Any], tokens: np.ndarray
 ) -> list[Expected]:
-    """Where pages leave, by the policy of the CPU's chain."""
+    """Exits, scores and logits of the pages by the policy of the CPU's chain."""
     logits, gates = every_exit(inputs)
     limits_of_exits = [limits(threshold, CLASSES) for threshold in (*thresholds, -NEVER)]
     count = len(inputs["pixel_values"])

@@ -310,7 +310,7 @@ def owners(kind: types.ProperType) -> Iterator[nodes.TypeInfo | types.AnyType]:
 
 
 def foreign(kind: types.AnyType) -> bool:
-    """Whether a value has no type because it came from a package that is not looked at here."""
+    """True if a value has no type because it comes from a package that is not checked here."""
     while kind.source_any is not None:
         kind = kind.source_any
     return kind.type_of_any == types.TypeOfAny.from_unimported_type

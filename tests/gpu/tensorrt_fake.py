@@ -129,7 +129,7 @@ class FakeTensorRt:
 
     @property
     def names(self) -> list[str]:
-        """What was called, without the making of fakes' values."""
+        """Names of the calls, without those that create the fakes' values."""
         return self.fake.names
 
     def arguments(self, name: str) -> list[dict[str, Any]]:
@@ -140,7 +140,7 @@ class FakeTensorRt:
         return [name for name in self.names if name.startswith("~")]
 
     def refuses(self, node: str, operator: str, why: str, errors: int = 1) -> None:
-        """What the parser says of a graph that it refuses."""
+        """Let the parser report these errors for a graph that it refuses."""
         self.fake.on("OnnxParser.num_errors", lambda parser: errors)
         self.fake.on("ParserError.node_name", lambda error: node)
         self.fake.on("ParserError.node_operator", lambda error: operator)

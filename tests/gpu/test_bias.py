@@ -1,6 +1,6 @@
-"""Whether the bias is carried or recomputed: measured when a target is compiled, and the same answers either way, on every executor.
+"""The choice between a bias that is carried and one that is recomputed. The compiler measures both, and every executor gives the same answers.
 
-Times here are the processor's, of a stand-in for TensorRT: they show that it is measured, and nothing of a GPU.
+The times are those of a stand-in for TensorRT on the CPU. They show that the compiler measures, not how fast a GPU is.
 """
 
 from __future__ import annotations

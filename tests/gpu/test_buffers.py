@@ -1,4 +1,4 @@
-"""Where a chain's tensors lie: memory is shared, but never by two that are needed at once."""
+"""Placement of a chain's tensors. Tensors share memory only if they are never needed at the same time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What our calls give the real cuda-bindings, as far as they go without a driver: they convert every argument first, and then look for it.
+"""Arguments of our calls of the real cuda-bindings. Without a driver the bindings convert every argument, and then fail to load the driver.
 
-The simulator takes its signatures from them, but not what their code asks of a list's length or of a handle's type.
+The simulator has the signatures of the bindings, but does not check the length of a list or the type of a handle as their code does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_the_real_binding_takes_the_arguments_of_every_call(binding: str) -> Non
 
 
 def there(version: Callable[[], object]) -> bool:
-    """Whether a binding finds its library."""
+    """True if a binding can load its library."""
     try:
         version()
     except RuntimeError:  # cuda-bindings' DynamicLibNotFoundError

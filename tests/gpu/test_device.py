@@ -97,7 +97,7 @@ def test_what_nvrtc_compiles_for_a_newer_driver_is_not_given_to_this_one(simulat
 
 
 class Pinned(np.ndarray):
-    """What pycuda gives as the base of a page-locked array: it can be freed."""
+    """The base of a page-locked array of pycuda, which can be freed."""
 
     simulator: Simulator
     address: int

@@ -1,4 +1,4 @@
-"""What `doctor --gpu` compiles, on a TensorRT that computes with onnxruntime: nothing is learnt of TensorRT, much of our own steps."""
+"""Targets that `doctor --gpu` compiles, with a TensorRT that computes with onnxruntime. They test our steps, not TensorRT."""
 
 from __future__ import annotations
 

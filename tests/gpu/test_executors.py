@@ -530,7 +530,7 @@ def test_an_input_written_where_it_lies_is_not_copied(simulator: Simulator, kind
 
 
 def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator: Simulator) -> None:
-    """What torch and CuPy do: memory of an array that nobody has is given to the next one at once, in another stream."""
+    """The allocators of torch and CuPy give the memory of a released array to the next one at once, in another stream."""
 
     class Pooled(OnDevice):
         def __init__(self, values: np.ndarray) -> None:

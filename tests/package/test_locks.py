@@ -1,4 +1,4 @@
-"""What two processes want to write at once: one waits and is told for whom; and files that appear whole or not at all."""
+"""Locks of packages. A second writer waits and reports the holder, and a file appears complete or not at all."""
 
 import os
 import signal

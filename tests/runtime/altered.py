@@ -68,6 +68,6 @@ def some_arrays(chain: Chain, tokens: int = 12) -> Arrays:
 
 
 def same_logits(one: Chain, other: Chain) -> bool:
-    """Whether two chains give the same logits, bit for bit, at every exit."""
+    """True if two chains give the same logits, bit for bit, at every exit."""
     ours, theirs = one.logits(some_arrays(one)), other.logits(some_arrays(other))
     return all(np.array_equal(ours[name], theirs[name]) for name in one.exits)

@@ -98,7 +98,7 @@ def test_an_ocr_engine_that_fails_is_the_error_of_its_page(
 
 
 def odd_pages(folder: Path, image: Image.Image) -> dict[str, Any]:
-    """What people hand over in place of a page that can be read, by name."""
+    """Objects that callers pass instead of a readable page, by description."""
     (folder / "folder.png").mkdir()
     (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n no more than this")
     image.save(folder / "gone.png")

@@ -1,4 +1,4 @@
-"""Where the parts of a model go, and what passes between segments."""
+"""Assignment of a model's parts to segments, and the tensors that pass between segments."""
 
 from ee_export.segments.cut import Part, cut_parts
 

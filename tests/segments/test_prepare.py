@@ -91,17 +91,14 @@ def test_int8_is_as_accurate_on_real_pages(quantized, real_pages: Path) -> None:
     package, folder, specs = quantized
     pages, targets = encoded(package, real_pages / "test", 20)
     chain = load_package(package)
-    found = replayed(folder, specs, pages)
+    floats, integers = [chain.logits(page) for page in pages], replayed(folder, specs, pages)
+
+    def count_right(logits_by_page: Sequence[Arrays], name: str) -> int:
+        return sum(int(logits[name].argmax() == target) for logits, target in zip(logits_by_page, targets, strict=True))
+
     for name in package.manifest.exits:
-        floats, integers = (
-            [said[name].argmax() for said in each] for each in ([chain.logits(page) for page in pages], found)
-        )
-        right = [sum(one == other for one, other in zip(said, targets, strict=True)) for said in (floats, integers)]
-        assert right[1] >= right[0] - 1, name
-    assert (
-        max(np.abs(said["final"] - chain.logits(page)["final"]).max() for said, page in zip(found, pages, strict=True))
-        > 1e-3
-    )
+        assert count_right(integers, name) >= count_right(floats, name) - 1, name
+    assert max(np.abs(a["final"] - b["final"]).max() for a, b in zip(integers, floats, strict=True)) > 1e-3
 
 
 def test_int8_is_written_as_tensorrt_reads_it(quantized) -> None:
