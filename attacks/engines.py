@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from attacks.family import Attack, Family, Ground, Wrong
-from attacks.images import predict_among, same
+from attacks.images import answers_agree, predict_among
 from attacks.odd_images import _blank_png
 from attacks.packages import check_answer
 from attacks.pages import drawn_page, read_nothing
@@ -245,7 +245,7 @@ def _predict_after(ground: Ground) -> None:
     """The chain answers a good page as before, whatever an engine did."""
     good = Page(drawn_page(), ["a"], [_BOX], name="a good page")
     first, second = ground.chain.predict(good), ground.chain.predict(good)
-    if not same(first, second):
+    if not answers_agree(first, second):
         raise Wrong("two predictions of one page differ")
 
 

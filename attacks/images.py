@@ -58,11 +58,11 @@ def predict_among(ground: Ground, odd: Page) -> None:
     for answer in (answers[0], answers[2]):
         if isinstance(answer, EeError):
             raise Wrong(f"a good page beside an odd one got an error: {answer}")
-        if not same(answer, expected):
+        if not answers_agree(answer, expected):
             raise Wrong("a good page beside an odd one got another answer than alone")
 
 
-def same(answer: Answer, expected: Answer) -> bool:
+def answers_agree(answer: Answer, expected: Answer) -> bool:
     """True if two answers have the same label and exit, and probabilities that differ by less than 0.001."""
     near = all(abs(value - expected.probabilities[name]) < 1e-3 for name, value in answer.probabilities.items())
     return answer.label == expected.label and answer.exit == expected.exit and near

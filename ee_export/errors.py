@@ -78,7 +78,7 @@ class ForkedError(EeError):
     """A chain is used in a process that was forked after the chain was loaded."""
 
 
-def unexpected(name: str, error: BaseException) -> UnexpectedError:
+def wrap_unexpected(name: str, error: BaseException) -> UnexpectedError:
     """The error that a page gets for an exception nobody foresaw: it names the page, the exception and where to report it."""
     return UnexpectedError(
         f"{name}: unexpected {type(error).__name__} ({shorten(error)}); this is a fault of ee-export: report it to its "

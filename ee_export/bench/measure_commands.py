@@ -139,7 +139,7 @@ def run(
     from ee_export.runtime.ort import available_threads
 
     opened = open_package(package)
-    plan = scenarios.Plan(**rules)
+    plan = scenarios.RunRules(**rules)
     if against == operating_point:
         raise BadRequest(
             f"--against {against}: that is what it would be measured against; name another operating point"

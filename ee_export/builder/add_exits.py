@@ -28,7 +28,7 @@ from ee_export.model.feature_cache import cache_features
 from ee_export.model.loader import workers_to_encode
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import encoding_digest
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.source import load_source
 from ee_export.model.train_heads import HeadTraining, train_heads
 from ee_export.package.atomic import check_destination, staged_folder
@@ -211,7 +211,7 @@ def _train_vision(
     progress: Progress,
 ) -> float:
     """Train the small convolutional network of the exit ``vision``. Returns its validation accuracy."""
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         add=["vision"],
         epochs=0,
         vision_epochs=training.vision_epochs,

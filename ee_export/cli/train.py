@@ -132,7 +132,7 @@ def _read_recipe(
     from ee_export.model.checkpoint import trunk_of
 
     trunk = changes["trunk"] if init is None else trunk_of(init, changes["trunk"], "--trunk")
-    recipe = recipes.Recipe() if trunk is None else recipes.Recipe(trunk=trunk)
+    recipe = recipes.TrainingRecipe() if trunk is None else recipes.TrainingRecipe(trunk=trunk)
     if path is not None:
         recipe = recipes.read_recipe(path, recipe.trunk)
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})

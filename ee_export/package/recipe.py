@@ -147,7 +147,7 @@ def find_recipe(name_or_path: str | Path) -> TargetRecipe:
 
 def recipe_file(name_or_path: str | Path) -> Path:
     """The file of a recipe that :func:`find_recipe` finds."""
-    return Path(name_or_path) if is_file(name_or_path) else shipped_file(str(name_or_path))
+    return Path(name_or_path) if is_file(name_or_path) else find_shipped_file(str(name_or_path))
 
 
 def is_file(name_or_path: str | Path) -> bool:
@@ -156,7 +156,7 @@ def is_file(name_or_path: str | Path) -> bool:
     return isinstance(name_or_path, Path) or "/" in name or name.endswith(".toml")
 
 
-def shipped_file(name: str) -> Path:
+def find_shipped_file(name: str) -> Path:
     """The file of a shipped recipe."""
     return next(
         (place for folder in TARGETS if (place := folder / f"{name}.toml").exists()), TARGETS[0] / f"{name}.toml"

@@ -21,7 +21,7 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, rename_tensors
+from ee_export.segments.brought import at_opset, find_computed_names, load_graph, opset_of, rename_tensors
 from ee_export.segments.graph_axes import (
     GraphRunner,
     Probe,
@@ -104,7 +104,7 @@ def _tensor(model: onnx.ModelProto, name: str, where: str) -> str:
     constant = {weight.name for weight in model.graph.initializer}
     if name in constant:
         raise BadRequest(f"{where} tensor: '{name}' is a weight; name a tensor that a node makes")
-    names = computed_names(model)
+    names = find_computed_names(model)
     if name in names:
         return name
     made = {node.name: node.output[0] for node in model.graph.node if node.name}

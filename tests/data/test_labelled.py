@@ -21,7 +21,7 @@ from ee_export.data.labelled import Labelled, join
 from ee_export.data.labelled.find import read_labelled, read_splits
 from ee_export.errors import BadPage, EeError
 from ee_export.model.device import Machine
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.train import train
 
 LABELS = ("invoice", "letter", "map")
@@ -308,7 +308,7 @@ def test_training_from_archives_in_worker_processes_ends_with_the_weights_of_tra
         "intermediate_size": 32,
     }
     sizes |= {"image_size": 64, "patch_size": 32, "image_mode": "L", "exits": []}
-    recipe = Recipe(trunk="vit", model=sizes, epochs=2, batch_size=5)
+    recipe = TrainingRecipe(trunk="vit", model=sizes, epochs=2, batch_size=5)
     weights = []
     for name, workers in (("folders", 0), ("tars", 2)):
         (tmp_path / name).mkdir()

@@ -81,7 +81,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "DRAWS", 25)
 
 
-def rig(opened: list[OnCpu], **damages: DAMAGE) -> trial.TrialSetup:
+def make_setup(opened: list[OnCpu], **damages: DAMAGE) -> trial.TrialSetup:
     """`compile` adds nothing: the target that is tried is the package's own."""
 
     def opens(name: str) -> Callable[[Package, str], OnCpu]:
@@ -94,10 +94,10 @@ def rig(opened: list[OnCpu], **damages: DAMAGE) -> trial.TrialSetup:
     return trial.TrialSetup(lambda package, target, progress: package, {name: opens(name) for name in EXECUTORS}, Whole)
 
 
-def tried(rig: trial.TrialSetup, barred: dict[str, str] | None = None) -> dict[str, Check]:
+def run_trial(setup: trial.TrialSetup, barred: dict[str, str] | None = None) -> dict[str, Check]:
     shipped = sample_package()
     assert shipped is not None
-    checks = trial.try_target(shipped, TARGET, rig, barred or {}, lambda *_: None, runs=3)
+    checks = trial.try_target(shipped, TARGET, setup, barred or {}, lambda *_: None, runs=3)
     return {check.name.removeprefix(f"{TARGET}: "): check for check in checks}
 
 
@@ -106,7 +106,7 @@ def states(checks: dict[str, Check]) -> dict[str, str]:
 
 
 def test_executors_that_agree_are_ok_and_compared_with_one_engine(opened: list[OnCpu]) -> None:
-    checks = tried(rig(opened))
+    checks = run_trial(make_setup(opened))
     assert set(states(checks).values()) == {"ok"}
     assert list(checks) == ["engines", *EXECUTORS, "agreement", "latency"]
     assert all(one.required for one in checks.values())
@@ -129,7 +129,7 @@ def test_the_package_is_left_as_it_was(opened: list[OnCpu], tmp_path: Path, monk
         return package
 
     before = {path: path.stat().st_mtime_ns for path in shipped.rglob("*")}
-    tried(dataclasses.replace(rig(opened), compile=compiles))
+    run_trial(dataclasses.replace(make_setup(opened), compile=compiles))
     assert {path: path.stat().st_mtime_ns for path in shipped.rglob("*")} == before
     assert compiled_paths[0] != shipped
     assert list(tmp_path.iterdir()) == []
@@ -145,13 +145,13 @@ def off_by_a_bit(left: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def test_one_bit_of_one_logit_in_a_batch_is_a_disagreement(opened: list[OnCpu]) -> None:
-    checks = tried(rig(opened, **{CONDITIONAL: off_by_a_bit}))
+    checks = run_trial(make_setup(opened, **{CONDITIONAL: off_by_a_bit}))
     assert [name for name, one in checks.items() if one.wrong] == ["agreement"]
     assert "conditional and host, batch 3: same exits, logits differ by" in checks["agreement"].detail
 
 
 def test_an_executor_that_leaves_elsewhere_fails_and_the_others_are_still_compared(opened: list[OnCpu]) -> None:
-    checks = tried(rig(opened, **{PER_SEGMENT: lambda left, logits: (np.minimum(left + 1, 6), logits)}))
+    checks = run_trial(make_setup(opened, **{PER_SEGMENT: lambda left, logits: (np.minimum(left + 1, 6), logits)}))
     assert [name for name, one in checks.items() if one.wrong] == [PER_SEGMENT]
     assert "a page that must exit at vision exits at text.40" in checks[PER_SEGMENT].detail
     assert checks["agreement"].detail.endswith("on host, conditional")
@@ -160,14 +160,14 @@ def test_an_executor_that_leaves_elsewhere_fails_and_the_others_are_still_compar
 
 def test_exits_that_all_executors_get_wrong_are_found_by_the_policy(opened: list[OnCpu]) -> None:
     late: DAMAGE = lambda left, logits: (left if len(left) == 1 else np.minimum(left + 1, 6), logits)  # noqa: E731
-    checks = tried(rig(opened, **dict.fromkeys(EXECUTORS, late)))
+    checks = run_trial(make_setup(opened, **dict.fromkeys(EXECUTORS, late)))
     assert checks["agreement"].status == "failed"
     assert "host, batch 3: exits and the policy's differ" in checks["agreement"].detail
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e3])
 def test_logits_beyond_the_tolerance_fail(opened: list[OnCpu], value: float) -> None:
-    checks = tried(rig(opened, **{HOST: lambda left, logits: (left, logits + np.float32(value))}))
+    checks = run_trial(make_setup(opened, **{HOST: lambda left, logits: (left, logits + np.float32(value))}))
     assert checks[HOST].status == "failed"
     assert checks["agreement"].status == "ok"  # of the other two
 
@@ -188,31 +188,31 @@ def test_engines_that_answer_otherwise_than_the_trained_model_fail_whatever_thei
         return flipped, exits
 
     monkeypatch.setattr(golden, "read", drifted)
-    checks = tried(rig(opened))
+    checks = run_trial(make_setup(opened))
     assert checks[HOST].status == "failed"
     assert "and by the trained model" in checks[HOST].detail
 
 
 def test_an_executor_that_does_not_open_fails_alone(opened: list[OnCpu]) -> None:
-    whole = rig(opened)
+    whole = make_setup(opened)
 
     def refuses(package: Package, target: str) -> OnCpu:
         raise DeviceError("cuGraphInstantiate: CUDA_ERROR_NOT_SUPPORTED")
 
-    checks = tried(dataclasses.replace(whole, executors={**whole.executors, CONDITIONAL: refuses}))
+    checks = run_trial(dataclasses.replace(whole, executors={**whole.executors, CONDITIONAL: refuses}))
     assert [name for name, one in checks.items() if one.wrong] == [CONDITIONAL]
     assert checks[CONDITIONAL].detail == "cuGraphInstantiate: CUDA_ERROR_NOT_SUPPORTED"
     assert [one.closed for one in opened] == [True] * 2
 
 
 def test_an_executor_that_cannot_run_here_is_skipped_and_not_wrong(opened: list[OnCpu]) -> None:
-    checks = tried(rig(opened), {CONDITIONAL: "the driver is too old"})
+    checks = run_trial(make_setup(opened), {CONDITIONAL: "the driver is too old"})
     assert (checks[CONDITIONAL].status, checks[CONDITIONAL].detail) == ("skipped", "the driver is too old")
     assert not [name for name, one in checks.items() if one.wrong]
 
 
 def test_an_executor_alone_is_not_said_to_agree(opened: list[OnCpu]) -> None:
-    checks = tried(rig(opened), {PER_SEGMENT: "no", CONDITIONAL: "no"})
+    checks = run_trial(make_setup(opened), {PER_SEGMENT: "no", CONDITIONAL: "no"})
     assert checks["agreement"].status == "skipped"
     assert "nothing to compare it with" in checks["agreement"].detail
     assert checks["agreement"].wrong
@@ -222,7 +222,7 @@ def test_engines_that_cannot_be_built_leave_the_rest_skipped(opened: list[OnCpu]
     def fails(package: Package, target: str, progress: Progress) -> Package:
         raise DeviceError("final.onnx: TensorRT 11.4.0 built no engine of it: out of memory")
 
-    checks = tried(dataclasses.replace(rig(opened), compile=fails))
+    checks = run_trial(dataclasses.replace(make_setup(opened), compile=fails))
     assert "out of memory" in checks["engines"].detail
     assert {status for name, status in states(checks).items() if name != "engines"} == {"skipped"}
     assert all(one.wrong for one in checks.values())
@@ -230,9 +230,10 @@ def test_engines_that_cannot_be_built_leave_the_rest_skipped(opened: list[OnCpu]
 
 def test_one_engine_that_gives_other_logits_is_not_compared_with(opened: list[OnCpu]) -> None:
     wrong = dataclasses.replace(
-        rig(opened), whole=lambda package, target: Whole(package, target, lambda left, logits: (left, logits + 1))
+        make_setup(opened),
+        whole=lambda package, target: Whole(package, target, lambda left, logits: (left, logits + 1)),
     )
-    checks = tried(wrong)
+    checks = run_trial(wrong)
     assert [name for name, one in checks.items() if one.wrong] == ["latency"]
     assert "as one engine: exit 'final': golden logits differ" in checks["latency"].detail
 
@@ -242,7 +243,7 @@ def test_an_executor_that_does_not_close_is_said(opened: list[OnCpu], monkeypatc
         raise DeviceError("cuMemFree: CUDA_ERROR_ILLEGAL_ADDRESS")
 
     monkeypatch.setattr(OnCpu, "close", fails)
-    checks = tried(rig(opened))
+    checks = run_trial(make_setup(opened))
     assert sum(name.startswith("closing") and one.wrong for name, one in checks.items()) == 3
 
 
@@ -269,7 +270,7 @@ def test_the_command_reports_the_trial_with_its_times(
     monkeypatch.setattr(trial, "RUNS", 3)
     monkeypatch.setattr("ee_export.doctor.checks.run_probe", WELL.__getitem__)
     monkeypatch.setattr(
-        "ee_export.doctor.gpu_trial.make_setup", lambda: dataclasses.replace(rig(opened), compile=compiles)
+        "ee_export.doctor.gpu_trial.make_setup", lambda: dataclasses.replace(make_setup(opened), compile=compiles)
     )
     command = ["doctor", "--gpu", "--json", "--report", str(tmp_path / "report.md")]
     done = CliRunner().invoke(cli, command, catch_exceptions=False)

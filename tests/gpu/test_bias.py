@@ -20,7 +20,7 @@ from ee_export.data.page import Page
 from ee_export.doctor import trial_package as engines
 from ee_export.errors import DeviceError
 from ee_export.package.manifest import OperatingPoint, Target
-from ee_export.package.recipe import Range, find_recipe, shipped_file
+from ee_export.package.recipe import Range, find_recipe, find_shipped_file
 from ee_export.package.store import Package, open_package
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
@@ -140,7 +140,7 @@ def test_onnxruntime_s_backends_are_timed_by_a_session_of_the_graph(
     monkeypatch.setattr(gpu_bias, "open_segments", on_the_processor)
     texts = {"longest_text": "64", "visual_tokens": "50"}
     stages: list[str] = []
-    context = gpu_bias.CompileContext(find_recipe("cuda-fp16"), shipped_file("cuda-fp16"), texts, None, Gpu())
+    context = gpu_bias.CompileContext(find_recipe("cuda-fp16"), find_shipped_file("cuda-fp16"), texts, None, Gpu())
     choice, recorded = gpu_bias.choose_bias(tiny_package, context, lambda stage, done, total: stages.append(stage))
     assert recorded["bias"] == choice and f"bias {choice}: " in stages[-1]
     assert [path.name for path in opened] == ["bias.onnx"] and not opened[0].exists()

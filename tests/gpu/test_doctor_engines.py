@@ -56,10 +56,10 @@ def test_the_trial_runs_from_end_to_end(
         return OnCpu(one, target)
 
     monkeypatch.setattr(replay, "DRAWS", 25)
-    rig = TrialSetup(trial_package.compile_for_trial, {"host": OnCpu, "graphs": OnCpu}, whole)
+    setup = TrialSetup(trial_package.compile_for_trial, {"host": OnCpu, "graphs": OnCpu}, whole)
     shipped = sample_package()
     assert shipped is not None
-    checks = try_target(shipped, "tensorrt-fp16", rig, {}, lambda *_: None, runs=2)
+    checks = try_target(shipped, "tensorrt-fp16", setup, {}, lambda *_: None, runs=2)
     assert [check.name for check in checks if check.status != "ok"] == []
     assert "tensorrt 1" in checks[0].detail
     assert f"gpu {Gpu().name}" in checks[0].detail

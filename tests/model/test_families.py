@@ -32,7 +32,7 @@ from ee_export.errors import BadCheckpoint, BadPage, BadRequest
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.strategies import phases
 from ee_export.model.train import train
 from ee_export.package.store import Package, open_package
@@ -306,14 +306,14 @@ def words_folder(folder: Path, pages: int) -> Path:
     return folder
 
 
-def recipe_of(kind: str) -> Recipe:
+def recipe_of(kind: str) -> TrainingRecipe:
     """A tiny trunk of a kind; one that reads words learns to tell two of them apart."""
     sizes: dict[str, Any] = {**TINY, "num_hidden_layers": 2}
     if kind in IMAGES:
         sizes |= {"image_size": 64, "exits": ["encoder.1"]}
-        return Recipe(trunk=kind, model=sizes, epochs=1, vision_epochs=0)
+        return TrainingRecipe(trunk=kind, model=sizes, epochs=1, vision_epochs=0)
     sizes |= {"max_position_embeddings": 66, "max_text_tokens": 64, "exits": ["encoder.1"]}
-    return Recipe(trunk=kind, model=sizes, vocab_size=300, epochs=25, learning_rate=3e-3)
+    return TrainingRecipe(trunk=kind, model=sizes, vocab_size=300, epochs=25, learning_rate=3e-3)
 
 
 @pytest.mark.parametrize("kind", ["roberta", pytest.param("bert", marks=pytest.mark.exhaustive)])
@@ -372,10 +372,16 @@ def test_a_recipe_with_a_field_of_the_wrong_type_is_refused(tmp_path: Path) -> N
     data = read_dataset(words_folder(tmp_path / "words", 2))
     with pytest.raises(BadRequest, match=r"\[model\] of the recipe: .*'hidden_size' expected int, got str"):
         train(
-            data, data, tmp_path / "checkpoint", Recipe(trunk="bert", model={"hidden_size": "32"}), None, quiet, False
+            data,
+            data,
+            tmp_path / "checkpoint",
+            TrainingRecipe(trunk="bert", model={"hidden_size": "32"}),
+            None,
+            quiet,
+            False,
         )
 
 
 def test_an_unknown_trunk_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BadRequest, match=r"unknown trunk 'robreta'.*bert.*roberta.*beit.*vit"):
-        Recipe(trunk="robreta")
+        TrainingRecipe(trunk="robreta")

@@ -17,7 +17,7 @@ from ee_export.model.device import Machine
 from ee_export.model.exits import parse_exits
 from ee_export.model.losses import LossSettings, gate_loss
 from ee_export.model.pages import EncodedPages
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.strategies import STRATEGIES, head_prefix, is_on_path, phases
 from tests.conftest import random_model, tiny_config
 
@@ -118,7 +118,7 @@ def moved(strategy: str, phase: int) -> set[str]:
     """Names of the parameters that change in a phase of training on a few pages."""
     config = tiny_config(exits=list(EXITS[:-1]), heads={}, max_text_tokens=32, input_size=64)
     model = random_model(config)
-    recipe = Recipe(strategy=strategy, epochs=1, batch_size=8, learning_rate=1e-2)
+    recipe = TrainingRecipe(strategy=strategy, epochs=1, batch_size=8, learning_rate=1e-2)
     count, length = 16, 20
     rng = np.random.default_rng(0)
     pages = EncodedPages(

@@ -15,7 +15,7 @@ from ee_export.model import checkpoint, device
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
 from ee_export.model.feature_cache import cache_features
-from ee_export.model.recipe import Recipe, with_defaults
+from ee_export.model.recipe import TrainingRecipe, with_defaults
 from ee_export.model.train_heads import HeadTraining, train_heads
 from tests.conftest import Call
 
@@ -67,7 +67,7 @@ def test_heads_are_trained_where_the_model_is(
 @pytest.mark.parametrize("trunk", FAMILIES)
 def test_every_trunk_computes_its_features_where_it_is(trunk: str) -> None:
     ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    config = FAMILIES[trunk].config_class(**with_defaults(Recipe(trunk=trunk)).model, **ends)
+    config = FAMILIES[trunk].config_class(**with_defaults(TrainingRecipe(trunk=trunk)).model, **ends)
     page = blank_page(checkpoint.encoding_of(config), 9)
     with NoMemory(), torch.no_grad():
         model = FAMILIES[trunk](config).eval().to("meta")

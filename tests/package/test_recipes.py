@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ee_export.errors import BadRequest
-from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, read_recipe, shipped_file
+from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, find_shipped_file, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = 'backend = "tensorrt"\nprecision = "fp16"\n'
@@ -27,7 +27,7 @@ def test_shipped_recipes_are_found_by_the_name_of_their_target(name: str) -> Non
     assert recipe.name == name
     assert name.rsplit("-", 1)[1] == recipe.precision
     assert recipe.profiles(256)[0].text.max == 256, "text is cut to what the model reads"
-    assert shipped_file(name).read_text().startswith("# "), "a reader is told what it is for"
+    assert find_shipped_file(name).read_text().startswith("# "), "a reader is told what it is for"
 
 
 def test_a_users_recipe_is_found_by_its_path_and_has_its_name(tmp_path: Path) -> None:

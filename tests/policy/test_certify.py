@@ -70,12 +70,12 @@ def test_the_bound_is_the_epsilon_that_just_passes(losses: int, pages: int, delt
 
 
 def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
-    needed = certify.pages_needed(0.03, 0.1)
+    needed = certify.count_pages_needed(0.03, 0.1)
     assert needed == 76
     assert certify.upper_bound(0, needed, 0.1) <= 0.03 < certify.upper_bound(0, needed - 1, 0.1)
     with pytest.raises(BadData, match=r"63 pages are too few .* at least 76 are needed, or take --epsilon 0\.036"):
         certify.require_pages(63, 0.03, 0.1, "val")
-    assert certify.pages_needed(0.03, None) == 33
+    assert certify.count_pages_needed(0.03, None) == 33
     assert certify.conformal(np.zeros((1, 33), bool), 0.03) is not None
     assert certify.conformal(np.zeros((1, 32), bool), 0.03) is None
     with pytest.raises(BadData, match="between 0 and 1"):
