@@ -144,9 +144,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or CHAIN not in (result.get("contenders") or ()):
         raise BadRequest(f"{path}: no result of a comparison; {expected}")
     if result.get("schema") != SCHEMA:
-        raise BadRequest(
-            f"{path}: schema {result.get('schema')!r}, and this version reads {SCHEMA}; measure again with it"
-        )
+        raise BadRequest(f"{path}: schema {result.get('schema')!r}, expected {SCHEMA}; measure again with this version")
     for name, contender in result["contenders"].items():
         if not isinstance(contender, dict) or FIELDS - contender.keys():
             raise BadRequest(f"{path}: the entry of {name} is not complete; {expected}")

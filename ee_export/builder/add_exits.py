@@ -92,7 +92,7 @@ def add_exits(
     if checkpoint_out is not None:
         check_destination(checkpoint_out, overwrite=overwrite)
         if checkpoint_out.resolve() == out.resolve():
-            raise BadRequest(f"--checkpoint-out {checkpoint_out}: is --out too; name two folders")
+            raise BadRequest(f"--checkpoint-out {checkpoint_out}: is the folder of --out; name another folder")
     model, tokenizer = load_source(source, exits, labels)
     names = checkpoint.labels_of(model.config)
     pages = read_dataset(

@@ -137,7 +137,7 @@ def _read_array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSp
         shape = ", ".join(str(size or "?") for size in sizes)
         raise BadGraph(
             f"{where}: arrays: the graph's input '{shorten(value.name, 80)}' is {dtype or 'of another dtype'} [{shape}], expected float32 or "
-            "int64 with fixed sizes behind the first axis; export it so"
+            "int64 with fixed sizes behind the first axis; export the graph with such an input"
         )
     return TensorSpec(name, dtype, ("B", *sizes[1:]))
 

@@ -83,7 +83,7 @@ def compile_target(
     with lock_package(package.path, progress):
         package = open_package(package.path)  # another process may have replaced it meanwhile
         if name in package.manifest.targets and not overwrite:
-            raise BadRequest(f"{package.path}: has the target '{name}'; pass --force to replace it")
+            raise BadRequest(f"{package.path}: has the target '{name}' already; pass --force to replace it")
         return _compile(
             package,
             name,

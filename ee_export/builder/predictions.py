@@ -77,7 +77,7 @@ def split_held_out(data: Data, seed: int) -> tuple[Mapping[str, Data], Split]:
     for name, part in parts.items():
         if len(part) < 2:
             raise BadData(
-                f"{data.root}: too few pages ({len(data)}) to keep some apart to {name}; add pages to every class"
+                f"{data.root}: too few pages ({len(data)}) for a held-out part to {name}; add pages to every class"
             )
     return parts, Split(seed, data.digest(), dict(SHARES), {name: len(part) for name, part in parts.items()})
 

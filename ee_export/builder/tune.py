@@ -125,7 +125,7 @@ class TuningGoal:
         require_known(self.thresholds, KINDS, "kind of thresholds")
         if sum(aim is not None for aim in (self.min_accuracy, self.max_cost_ms, self.epsilon)) > 1:
             raise BadRequest(
-                "--min-accuracy, --max-cost-ms and --epsilon exclude each other; the whole frontier: --frontier"
+                "--min-accuracy, --max-cost-ms and --epsilon exclude each other; pass one of them, or --frontier for the whole Pareto front"
             )
 
     def choose(self, pages: PageScores) -> list[Threshold]:

@@ -131,7 +131,7 @@ def _read(path: Path, most: int) -> bytes:
 def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError(f"the key {find_repeated_key(pairs)!r} stands there twice")
+        raise ValueError(f"the key {find_repeated_key(pairs)!r} is repeated")
     return value
 
 

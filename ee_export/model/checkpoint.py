@@ -112,8 +112,8 @@ def load_stock(
     for name, tokens in ENDS.items():
         if getattr(config, name) is None:
             raise BadCheckpoint(
-                f"{folder / 'config.json'}: has no {name}, and the tokenizer neither {' nor '.join(tokens)}; set {name} to the "
-                "id of the tokenizer's own"
+                f"{folder / 'config.json'}: has no {name}, and the tokenizer has none of {', '.join(tokens)}; set {name} to "
+                "the id of that token"
             )
     return model, tokenizer
 

@@ -185,7 +185,7 @@ def _new_model(data: Labelled, recipe: TrainingRecipe, init: Path | None) -> tup
 def _add_exits(data: Labelled, recipe: TrainingRecipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
     """Load the model of a checkpoint, with untrained heads at the added exits."""
     if init is None:
-        raise BadRequest("exits are added to a trained checkpoint; name it with --init")
+        raise BadRequest("--add: no trained checkpoint is named; name one with --init")
     trained, _ = checkpoint.load(init)
     has, labels = trained.config.exit_names(), checkpoint.labels_of(trained.config)
     if again := [name for name in recipe.add if name in has]:

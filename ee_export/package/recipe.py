@@ -201,7 +201,7 @@ def _ranges(value: Any, where: str, key: str) -> tuple[Range, ...]:
             )
         ranges.append(sizes)
     if len(set(ranges)) < len(ranges):
-        raise BadRequest(f"{where}: {key}: the same range stands there twice; remove one")
+        raise BadRequest(f"{where}: {key}: the same range is listed twice; remove one")
     return tuple(ranges)
 
 

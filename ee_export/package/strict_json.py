@@ -93,13 +93,13 @@ def find_repeated_key(pairs: Sequence[tuple[str, Any]]) -> str:
         if key in keys:
             return key
         keys.add(key)
-    raise ValueError("no key stands twice")
+    raise ValueError("no key is repeated")
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError(f"the key '{printable(shorten(find_repeated_key(pairs), 60))}' stands twice in one object")
+        raise ValueError(f"the key '{printable(shorten(find_repeated_key(pairs), 60))}' is repeated in one object")
     return value
 
 

@@ -216,7 +216,7 @@ def _require_own_pool() -> None:
     if _pool.get("inherited"):
         raise ForkedError(
             f"process {os.getpid()}: onnxruntime's global thread pool was made before this process was forked, and its threads "
-            "are not here; fork first and load a chain then, or load it with one_pool=False before"
+            "do not exist here; load a chain after the fork, or load it with one_pool=False before the fork"
         )
 
 

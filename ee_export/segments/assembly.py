@@ -99,7 +99,7 @@ def _require_each_once(mapping: Mapping[str, str], where: str) -> None:
         first = next(other for other, value in mapping.items() if value == new)
         if first != name:
             raise BadRequest(
-                f"{where}: '{first}' and '{name}' are both called '{shorten(new, 80)}'; rename one of them"
+                f"{where}: '{first}' and '{name}' both get the name '{shorten(new, 80)}'; rename one of them"
             )
 
 

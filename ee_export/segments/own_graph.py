@@ -73,8 +73,8 @@ def read_own_graph(
     for name, new in names.items():
         if new not in sources:
             raise BadRequest(
-                f"{where}: [graph] inputs: '{shorten(new, 80)}' is no input of a package, expected one of {', '.join(sources)}; say which it "
-                f'is, such as inputs = {{"{shorten(name, 80)}" = "pixel_values"}}, or list it in arrays'
+                f"{where}: [graph] inputs: '{shorten(new, 80)}' is no input of a package, expected one of {', '.join(sources)}; map it to "
+                f'one, such as inputs = {{"{shorten(name, 80)}" = "pixel_values"}}, or list it in arrays'
             )
     logits = raw_logits(entry.file, model, entry.logits, f"{where}: [graph]", report)
     heads: dict[str, tuple[Path, onnx.ModelProto, str]] = {}
@@ -155,7 +155,7 @@ class CutGraph:
                 continue
             if index == len(self._ends) - 1:
                 raise BadRequest(
-                    f"{self._own.path}: a [[cut]] is behind the logits '{tensor}'; name a tensor before them"
+                    f"{self._own.path}: a [[cut]] comes after the logits '{tensor}'; name a tensor before them"
                 )
             raise BadRequest(
                 f"{self._own.path}: [[cut]] '{name}': '{tensor}' is computed already for the exits before it ({', '.join(before)}); "

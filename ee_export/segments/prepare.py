@@ -53,7 +53,7 @@ def prepare_segments(
         specs = recompute(graphs, carried)  # after the cast, so that the bias is rounded as a carried one is
         if specs == carried:
             raise BadRequest(
-                f"{recipe.name}: bias: this model passes none on that the text's boxes and mask alone give; "
+                f"{recipe.name}: bias: no bias of this model depends only on the text's boxes and mask; "
                 'set bias = "carried"'
             )
     (folder / recipe.name).mkdir(parents=True, exist_ok=True)

@@ -280,5 +280,5 @@ def require_same(differences: dict[str, float], tolerance: float, where: str) ->
         if not difference <= tolerance:
             raise NotEqual(
                 f"{where}: exit '{name}': golden logits differ by {difference:.2e}, more than the target's tolerance "
-                f"{tolerance:.0e}; this machine does not give what was built: rebuild the target here with `ee-export build` or `compile`"
+                f"{tolerance:.0e}; this machine does not reproduce the logits of the build: rebuild the target here with `ee-export build` or `compile`"
             )

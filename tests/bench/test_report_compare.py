@@ -99,7 +99,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda result: result.update(schema=2), "schema 2, and this version reads 1"),
+        (lambda result: result.update(schema=2), "schema 2, expected 1"),
         (lambda result: result["contenders"].pop("chain"), "no result of a comparison"),
         (lambda result: result.pop("schema"), "schema None"),
         (without("stages_ms"), "the entry of chain is not complete"),

@@ -361,7 +361,7 @@ def test_a_file_of_recorded_inputs_that_cannot_be_read_is_named(sample: Path, re
             invoke("run", sample, path)
     with pytest.raises(BadData, match="no such file"):
         invoke("run", sample, tmp_path / "gone.npz")
-    with pytest.raises(BadRequest, match="reads a folder of pages"):
+    with pytest.raises(BadRequest, match="PAGES as a folder of pages"):
         invoke("record", sample, recorded, "--out", tmp_path / "again.npz")
 
 
@@ -371,7 +371,7 @@ def test_diff_refuses_results_of_another_kind_and_schema(sample: Path, recorded:
     with pytest.raises(BadRequest, match=r"a result of `ee-bench run` \(SingleStream\)"):
         invoke("diff", result, result)
     for content, message in (
-        ('{"schema": 9, "contenders": {"chain": {}}}', "schema 9, and this version reads 1"),
+        ('{"schema": 9, "contenders": {"chain": {}}}', "schema 9, expected 1"),
         ("[1]", "no result of a comparison"),
         ("{", "not JSON"),
     ):

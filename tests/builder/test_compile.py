@@ -154,7 +154,7 @@ def test_what_it_cannot_do_is_refused_and_nothing_changes(
 
 
 def test_a_target_that_is_there_is_replaced_only_by_force(compiled: Package, pages_folder: Path) -> None:
-    with pytest.raises(BadRequest, match="has the target 'cpu-int8'; pass --force"):
+    with pytest.raises(BadRequest, match="has the target 'cpu-int8' already; pass --force"):
         compile_target(compiled, "cpu-int8", pages_folder, progress=lambda *_: None)
 
 

@@ -224,7 +224,7 @@ def test_images_that_a_list_lacks_are_counted(folders: Path, tmp_path: Path, cap
         ("a.csv", "path,class\na.png,x\n", "a.csv: no column label; it has path, class"),
         ("a.csv", "path,label\nb.png,x\n", "line 2: {}/b.png: no such file; paths count from the folder of a.csv"),
         ("a.csv", "path,label\na.png,\n", "a.csv: line 2: no label; fill in the column"),
-        ("a.csv", "path,label\na.png,x,y\n", "line 2: another number of cells than the 2 columns of the header"),
+        ("a.csv", "path,label\na.png,x,y\n", "line 2: the number of cells differs from the 2 columns of the header"),
         ("a.csv", "path,label\na.png,x\n", "only the label 'x'; a classifier needs at least two"),
         ("a.csv", "path,label\n", "a.csv: no pages"),
         ("a.csv", "", "a.csv: no pages"),

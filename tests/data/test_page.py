@@ -162,10 +162,10 @@ def test_words_beside_an_image_are_read_whatever_the_case_of_their_ending(image:
         ('"words"', "expected {"),
         ('{"words": ["a"]}', "words without boxes"),
         ('{"words": null, "boxes": null}', "must be lists"),
-        ('{"words": ["a"], "words": ["b"], "boxes": [[1, 2, 3, 4]]}', "the key 'words' stands there twice"),
+        ('{"words": ["a"], "words": ["b"], "boxes": [[1, 2, 3, 4]]}', "the key 'words' is repeated"),
         (
             "{" + ", ".join(f'"{at}": 0' for at in range(300_000)) + ', "299999": 1}',
-            "the key '299999' stands there twice",
+            "the key '299999' is repeated",
         ),
         ('{"words": ["a"], "boxes": [[1, 2, 3, NaN]]}', "box 0 is [1, 2, 3, nan]"),
         ('{"words": ["a"], "boxes": [[1, 2, 3, 1e400]]}', "box 0 is [1, 2, 3, inf]"),

@@ -164,7 +164,7 @@ def test_a_gpu_that_refuses_what_is_measured_carries_it_and_that_is_logged(
     with caplog.at_level("WARNING", "ee_export"):
         package = compile()
     assert package.target(TARGET).compiled["bias"] == "carried"
-    assert "bias: carried, for it could not be measured: NVIDIA H100" in caplog.text
+    assert "bias: carried, because the measurement failed: NVIDIA H100" in caplog.text
 
 
 @pytest.mark.parametrize(("bias", "recorded"), [("carried", None), ("recomputed", "recomputed")])

@@ -465,7 +465,7 @@ def test_inputs_that_do_not_fit_are_refused_with_what_would(simulator: Simulator
             with pytest.raises(BadRequest, match=message):
                 executor.advance({**good, **change})
         executor.start(2)
-        with pytest.raises(BadRequest, match="pixel_values: read by vision and not given"):
+        with pytest.raises(BadRequest, match="pixel_values: missing, and vision reads it"):
             executor.advance({name: values for name, values in good.items() if name != "pixel_values"})
         for rows, message in ((0, "no pages"), (5, "5 pages: this chain was opened for 4")):
             with pytest.raises(BadRequest, match=message):

@@ -133,7 +133,11 @@ def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeT
         ("IExecutionContext.set_optimization_profile_async", False, "refused optimization profile 0: no room"),
         ("IExecutionContext.set_tensor_address", False, "refused address of text: no room"),
         ("IExecutionContext.infer_shapes", ["bbox"], "lacks shapes of bbox"),
-        ("IExecutionContext.get_tensor_shape", (1, 4), r"encoder.1.logits would be \[1, 4\], expected \[1, 3\]"),
+        (
+            "IExecutionContext.get_tensor_shape",
+            (1, 4),
+            r"encoder.1.logits has the inferred shape \[1, 4\], expected \[1, 3\]",
+        ),
     ],
 )
 def test_what_tensorrt_refuses_is_said_with_its_last_words(

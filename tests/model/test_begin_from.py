@@ -134,7 +134,7 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(
         (("add-exits", stock, tmp_path / "tiny", "--out", out), "tiny: too few pages"),
         (
             ("add-exits", stock, pages_folder, "--out", out, "--checkpoint-out", out),
-            "out: is --out too; name two folders",
+            "out: is the folder of --out; name another folder",
         ),
         (("add-exits", stock, pages_folder, "--out", out, "--exits", ""), "unknown exit ''"),
     ):

@@ -157,5 +157,5 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(BadRequest, match="unknown device 'gpu': expected one of auto, cpu, cuda, mps"):
         find_device("gpu")
     absent = "mps" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(DeviceError, match=f"--device {absent}: torch .* finds none here; expected one of cpu"):
+    with pytest.raises(DeviceError, match=f"--device {absent}: torch .* finds no such device; expected one of cpu"):
         find_device(absent)

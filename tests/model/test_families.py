@@ -362,7 +362,7 @@ def test_images_alone_are_trained_on_built_and_answered_without_text(
 def test_words_alone_are_refused_where_the_model_reads_more(sample: Path) -> None:
     with pytest.raises(BadPage, match="words without boxes, and the model reads where they stand"):
         ee_export.load(sample).predict(ee_export.Page(words=["invoice"], name="a"))
-    with pytest.raises(BadPage, match="words alone, and the model reads the page's image"):
+    with pytest.raises(BadPage, match="has words but no image, which the model reads"):
         ee_export.load(sample).predict(ee_export.Page(words=["invoice"], boxes=[[0, 0, 9, 9]], name="a"))
     with pytest.raises(BadPage, match="neither an image nor words"):
         ee_export.Page()

@@ -110,7 +110,7 @@ def test_an_exit_added_to_a_trained_model_changes_no_other_weight(
 
     for name, more, message in (
         ("text", ("--init", unbroken, "--force"), "has the exit 'text' already; it has vision, text, encoder.1, final"),
-        ("text.40", ("--force",), "exits are added to a trained checkpoint; name it with --init"),
+        ("text.40", ("--force",), "--add: no trained checkpoint is named; name one with --init"),
         ("encoder.9", ("--init", unbroken, "--force"), "unknown exit 'encoder.9'"),
     ):
         status, _, err = add(name, *more)

@@ -110,7 +110,7 @@ def test_features_in_bfloat16_are_about_the_same(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gpu", "unknown device 'gpu': expected one of auto, cpu, cuda, mps"), ("mps", "finds none here")],
+    [("gpu", "unknown device 'gpu': expected one of auto, cpu, cuda, mps"), ("mps", "finds no such device")],
 )
 @pytest.mark.parametrize("command", ["train", "add-exits"])
 def test_both_commands_that_train_refuse_a_device_that_is_not_there(

@@ -177,9 +177,9 @@ def test_commands_keep_what_they_replace_and_rollback_puts_it_back(tuned: Path, 
     assert run("rollback", package, "--steps", 2).exit_code == 0
     assert state(open_package(package).target(TARGET)) == state(before)
     assert verify_package(open_package(package), TARGET).operating_points == tuple(before.operating_points)
-    find_expected_exits = golden.read(open_package(sample))[1]
+    recorded = golden.read(open_package(sample))[1]
     for name, exits in golden.read(open_package(package))[1].items():
-        assert (exits == find_expected_exits[name]).all()
+        assert (exits == recorded[name]).all()
 
 
 def test_a_rollback_waits_for_the_lock_and_is_refused_where_a_file_was_changed(tuned: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_shipped_recipes_measure_the_bias_and_one_without_the_key_carries_it(tmp
         (SMALLEST + "text = [64, { min = 9, opt = 8, max = 16 }]", r"text\[1\]: min 9, opt 8, max 16"),
         (SMALLEST + "text = [{ min = 1, opt = 8 }]", r"text\[0\]\.max: missing; expected a whole number"),
         (SMALLEST + "text = [{ min = 1, opt = 8, mx = 9, max = 9 }]", r"text\[0\]\.mx: unknown key; did you mean max"),
-        (SMALLEST + "text = [64, 64]", "text: the same range stands there twice"),
+        (SMALLEST + "text = [64, 64]", "text: the same range is listed twice"),
         (SMALLEST + "strip = true", 'strip: an engine without weights must be refitted; set refit = "identical"'),
         (
             SMALLEST + "weight_streaming = true",

@@ -14,7 +14,7 @@ from ee_export.package.strict_json import parse
         (b"[" + b"9" * 30 + b"]", "too large"),
         (b"[" + b"9" * 9000 + b"]", "too large"),
         (b"[18446744073709551616]", "too large"),
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' is repeated"),
         (b'["\\ud800"]', "half a surrogate pair"),
         (b'{"\\udc00": 1}', "half a surrogate pair"),
         (b"[" * 100_000, "nested"),

@@ -139,7 +139,7 @@ def test_a_model_without_such_a_bias_says_so_where_it_is_asked_and_is_as_it_was_
     kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     package = exported(kind, tmp_path_factory)
-    with pytest.raises(BadRequest, match=r't: bias: this model passes none on .*; set bias = "carried"'):
+    with pytest.raises(BadRequest, match=r't: bias: no bias of this model .*; set bias = "carried"'):
         prepare_segments(package, replace(FP16, bias="recomputed"), tmp_path / "recomputed")
     assert not (tmp_path / "recomputed").exists()
     assert find_recomputations(package, FP16) == []

@@ -198,7 +198,9 @@ def _read_saved_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
 def _require_same_columns(before: _Columns | None, schema: Any, file: Path) -> _Columns:
     columns = _find_columns(schema, file)
     if before is not None and columns != before:
-        raise BadData(f"{file}: other columns or class names than the files before it; write all files alike")
+        raise BadData(
+            f"{file}: its columns or class names differ from those of the files before it; write all files with the same ones"
+        )
     return columns
 
 
