@@ -34,7 +34,7 @@ def test_every_attack_is_refused_or_answered(outcomes: list[Outcome], sample: Pa
 
 
 @pytest.mark.exhaustive
-def test_attacks_leave_the_package_as_it_is(outcomes: list[Outcome], sample: Path) -> None:
+def test_attacks_do_not_change_the_package(outcomes: list[Outcome], sample: Path) -> None:
     from ee_export.package.store import open_package
 
     open_package(sample).check()

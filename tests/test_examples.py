@@ -52,7 +52,7 @@ def labels_of(model: PartedModel, arrays: dict[str, np.ndarray]) -> dict[str, li
         pytest.param("vit_ramps", 15, marks=pytest.mark.exhaustive),
     ],
 )
-def test_an_example_of_pages_answers_as_its_own_forward_pass_and_exits_early(
+def test_an_example_of_pages_equals_its_forward_pass_and_exits_early(
     name: str, epochs: int, tmp_path: Path, pages_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -44,7 +44,7 @@ def test_imports_point_down() -> None:
     assert upward == []
 
 
-def test_policy_imports_numpy_and_scipy_and_of_ours_the_errors_alone() -> None:
+def test_policy_imports_only_numpy_scipy_and_our_errors() -> None:
     allowed = {"errors", "policy"}
     others = [
         f"{each.importer}:{each.line} -> {each.imported}"

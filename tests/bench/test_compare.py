@@ -43,7 +43,7 @@ def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, t
     return path
 
 
-def test_every_contender_answers_every_page_as_what_it_stands_for(
+def test_every_contender_gives_the_same_answers_as_the_system_that_it_represents(
     recorded: Path, tiny_package: Package, pages_folder: Path
 ) -> None:
     contenders = json.loads(recorded.read_text())["contenders"]
@@ -67,7 +67,7 @@ def test_every_contender_answers_every_page_as_what_it_stands_for(
         assert min(contender["load_s"], contender["size_mb"], contender["peak_mb"]) > 0
 
 
-def test_nested_ifs_leave_where_the_chain_leaves(sample: Path, pages_folder: Path) -> None:
+def test_nested_ifs_exit_at_the_same_exits_as_the_chain(sample: Path, pages_folder: Path) -> None:
     package = open_package(sample)
     chain = load_package(package, operating_point="default")
     session = backend.open_session(build_nested_if(package, "cpu-fp32", "default").SerializeToString(), 1)
@@ -83,7 +83,7 @@ def test_nested_ifs_leave_where_the_chain_leaves(sample: Path, pages_folder: Pat
     assert len(exits) > 1
 
 
-def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded: Path, tmp_path: Path) -> None:
+def test_diff_reports_no_difference_from_itself_and_reports_a_slower_result(recorded: Path, tmp_path: Path) -> None:
     same = CliRunner().invoke(cli, ["diff", str(recorded), str(recorded)])
     assert (same.exit_code, same.stdout.count("no difference shown")) == (0, 7)
     slower = json.loads(recorded.read_text())
@@ -120,7 +120,7 @@ def test_a_contender_that_cannot_run_is_named(
         raise done.exception
 
 
-def test_a_contender_that_fails_on_a_page_says_why(tiny_package: Package, tmp_path: Path) -> None:
+def test_a_contender_that_fails_on_a_page_reports_the_cause(tiny_package: Package, tmp_path: Path) -> None:
     for label in tiny_package.manifest.labels:
         (tmp_path / label).mkdir()
         (tmp_path / label / "page.jpg").write_bytes(b"no image")
@@ -131,7 +131,7 @@ def test_a_contender_that_fails_on_a_page_says_why(tiny_package: Package, tmp_pa
     assert "page.jpg: not an image file" in str(done.exception)
 
 
-def test_openvino_gives_the_whole_model_s_logits(tiny_package: Package, pages_folder: Path) -> None:
+def test_openvino_computes_the_logits_of_the_full_model(tiny_package: Package, pages_folder: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
     chain = load_package(tiny_package)
     arrays = chain.encode([read_dataset(pages_folder).page(0)])

@@ -53,7 +53,7 @@ def test_the_report_holds_every_contender_and_its_numbers(recorded: tuple[dict[s
     assert result["data"] in page
 
 
-def test_the_report_begins_with_what_was_found(recorded: tuple[dict[str, Any], str]) -> None:
+def test_the_report_begins_with_the_result(recorded: tuple[dict[str, Any], str]) -> None:
     result, page = recorded
     summary = text_of(page.split("<h2>Result</h2>")[1].split("</section>")[0])
     contenders = result["contenders"]
@@ -79,7 +79,7 @@ def test_the_report_is_one_file_that_needs_no_network(recorded: tuple[dict[str, 
     assert page.count("<figure") == 4
 
 
-def test_a_result_of_a_busy_machine_and_one_whose_stages_are_of_another_round_say_so(tmp_path: Path) -> None:
+def test_the_report_warns_of_a_busy_machine_and_of_stages_from_another_round(tmp_path: Path) -> None:
     result = json.loads((RESULTS / RECORDED[0]).read_text())
     path = tmp_path / "result.json"
     for others, stages in ((0.0, 1.0), (1.5, 0.5)):
@@ -127,7 +127,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert f"{target}: cannot be written" in str(done.exception)
 
 
-def test_stages_come_as_a_page_goes_through_them_and_fewer_pages_reach_the_later_ones() -> None:
+def test_stages_stand_in_the_order_of_execution_and_fewer_pages_reach_later_ones() -> None:
     stages = ["encoder.10", "final", "text", "policy and rest", "ocr", "encode", "text.40", "vision", "encoder.9"]
     ordered = ["encode", "vision", "ocr", "text.40", "text", "encoder.9", "encoder.10", "final", "policy and rest"]
     order = order_of({"contenders": {"chain": {"stages_ms": dict.fromkeys(stages), "exits": {}}}})

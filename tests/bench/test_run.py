@@ -92,7 +92,7 @@ def test_single_stream_quotes_the_percentiles_that_it_has_samples_for(sample: Pa
     assert result["contenders"]["full"]["exits"]["final"] == 1
 
 
-def test_offline_tells_the_exits_that_the_data_has(sample: Path, pages_folder: Path) -> None:
+def test_offline_reports_the_exit_rates_of_the_data(sample: Path, pages_folder: Path) -> None:
     chain = load(sample, operating_point="default")
     data = read_dataset(pages_folder)
     exits = Counter(chain.predict(data.page(index)).exit for index in range(len(data)))
@@ -105,7 +105,7 @@ def test_offline_tells_the_exits_that_the_data_has(sample: Path, pages_folder: P
     assert middle == pytest.approx(entry["queries"] / entry["seconds"])
 
 
-def test_without_data_pages_are_drawn_and_the_output_says_so(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_pages_are_drawn_and_the_output_reports_it(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ee_export.bench.work._DRAWN", 1)
     output = invoke("run", sample, "--min-queries", 100, "--min-seconds", 0)
     assert "7 pages drawn, seed 0" in output
@@ -122,7 +122,9 @@ def test_withheld_words_are_read_on_demand_and_ocr_is_a_stage(
     assert result["contenders"]["full"]["stages_ms"]["ocr"] > 0
 
 
-def test_recorded_inputs_leave_where_their_pages_leave(sample: Path, pages_folder: Path, recorded: Path) -> None:
+def test_recorded_inputs_exit_at_the_same_exits_as_their_pages(
+    sample: Path, pages_folder: Path, recorded: Path
+) -> None:
     pages = measured(sample, pages_folder, "--scenario", "Offline")
     inputs = measured(sample, recorded, "--scenario", "Offline")
     assert inputs["work"]["kind"] == "recorded"
@@ -153,7 +155,7 @@ def test_a_slow_answer_delays_all_that_arrive_meanwhile(
 # Arrivals and the search
 
 
-def test_arrivals_are_a_poisson_process_of_the_rate_that_is_asked() -> None:
+def test_arrivals_are_a_poisson_process_of_the_given_rate() -> None:
     due = server.draw_arrivals(50.0, 20_000, seed=3)
     gaps = np.diff(due, prepend=0)
     assert stats.kstest(gaps, "expon", args=(0, 1 / 50)).pvalue > 0.01
@@ -174,7 +176,7 @@ def test_a_stall_is_counted_for_every_page_that_arrived_in_it(clock: VirtualTime
     assert late == 56, "a clock that starts with the work would count one"
 
 
-def test_workers_take_what_waits_together_and_nothing_twice(clock: VirtualTime) -> None:
+def test_workers_batch_waiting_pages_and_take_each_page_once(clock: VirtualTime) -> None:
     batches: list[list[int]] = []
 
     def answer(rows: Sequence[int]) -> float:
@@ -222,7 +224,7 @@ def _p99_ms(rate: float, service_s: float) -> float:
     return float(np.percentile(wait + service_s, 99)) * 1e3
 
 
-def test_a_hopeless_trial_is_given_up_and_where_no_rate_is_held_the_search_ends(clock: VirtualTime) -> None:
+def test_a_hopeless_trial_is_aborted_and_the_search_ends_if_no_rate_is_held(clock: VirtualTime) -> None:
     due = server.draw_arrivals(1000, 2000, seed=0)
     latencies, late = server.serve(works_for(clock, lambda row: 0.01), due, range(2000), bound_ms=40, give_up=True)
     trial = server.Trial(1000, 0, 40, latencies, late)
@@ -305,7 +307,7 @@ def test_a_busy_machine_is_warned_of() -> None:
         (["--against", "fast"], "unknown operating point 'fast'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_requests_that_cannot_be_measured_are_refused(
     sample: Path, pages_folder: Path, options: list[object], message: str
 ) -> None:
     with pytest.raises(BadRequest, match=message):
@@ -380,7 +382,7 @@ def test_diff_refuses_results_of_another_kind_and_schema(sample: Path, recorded:
             invoke("diff", other, other)
 
 
-def test_recording_does_not_leave_half_a_file(sample: Path, pages_folder: Path, tmp_path: Path) -> None:
+def test_recording_writes_a_complete_file_or_none(sample: Path, pages_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(pages_folder, tmp_path / "pages")
     next((tmp_path / "pages").rglob("*.jpg")).write_bytes(b"no image")
     with pytest.raises(Exception, match="not an image file"):

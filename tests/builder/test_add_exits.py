@@ -153,7 +153,7 @@ def test_a_package_answers_as_the_checkpoint_from_the_page_on(
     assert comparison.pages_unlike == {}
 
 
-def test_the_demo_runs_on_a_sample_of_one_s_own_without_tesseract(
+def test_the_demo_runs_on_a_given_sample_without_tesseract(
     bert_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -298,7 +298,7 @@ def test_a_package_with_another_encoding_fails_the_comparison(
         comparison.require_equal("x")
 
 
-def test_exits_that_are_added_or_dropped_leave_the_order_of_words(tiny_checkpoint: Path) -> None:
+def test_adding_or_dropping_exits_keeps_the_order_of_words(tiny_checkpoint: Path) -> None:
     model, tokenizer = checkpoint.load(tiny_checkpoint)
     model.config.exits = ["vision", "text.40", "encoder.1"]
     before = Encoder(checkpoint.encoding_of(model.config), tokenizer)

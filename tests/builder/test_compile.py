@@ -64,7 +64,7 @@ def test_logits_are_near_those_of_floats_at_every_exit_and_batch(compiled: Packa
         assert np.abs(quantized[name] - values).max() < 0.1 * np.abs(values).max()
 
 
-def test_it_says_on_how_many_pages_it_decides_otherwise(compiled: Package, pages_folder: Path) -> None:
+def test_compile_reports_the_number_of_pages_with_another_label_or_exit(compiled: Package, pages_folder: Path) -> None:
     measured = compiled.target("cpu-int8").operating_points["full"].measured
     assert measured["exits_unlike.cpu-fp32"] == 0
     assert 0 <= measured["answers_unlike.cpu-fp32"] <= measured["pages"]
@@ -142,7 +142,7 @@ def test_chains_of_one_target_share_their_segments(tiny_package: Package, compil
         (["--quantization", "fast"], "unknown kind of quantization 'fast'.*dynamic, static"),
     ],
 )
-def test_what_it_cannot_do_is_refused_and_nothing_changes(
+def test_impossible_compile_requests_are_refused_and_change_nothing(
     package: Path, pages_folder: Path, options: list[str], message: str
 ) -> None:
     before = (package / "manifest.json").read_bytes()
@@ -153,7 +153,7 @@ def test_what_it_cannot_do_is_refused_and_nothing_changes(
     assert (package / "manifest.json").read_bytes() == before
 
 
-def test_a_target_that_is_there_is_replaced_only_by_force(compiled: Package, pages_folder: Path) -> None:
+def test_an_existing_target_is_replaced_only_with_force(compiled: Package, pages_folder: Path) -> None:
     with pytest.raises(BadRequest, match="has the target 'cpu-int8' already; pass --force"):
         compile_target(compiled, "cpu-int8", pages_folder, progress=lambda *_: None)
 

@@ -270,7 +270,7 @@ REFUSED: dict[str, tuple[Callable[[Net, dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_a_model_that_does_not_fit_is_refused_in_one_line_and_leaves_nothing(
+def test_an_unsuitable_model_is_refused_in_one_line_and_writes_nothing(
     case: str, tmp_path: Path, pages_folder: Path
 ) -> None:
     change, message = REFUSED[case]
@@ -396,7 +396,7 @@ def test_a_function_that_makes_no_model_is_refused_in_one_line(case: str, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_or_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_or_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadModel, match=r"^not_there: no such module in .* none installed; name a module"):
         call_factory("not_there:make_model")

@@ -34,7 +34,7 @@ def test_predict_prints_a_table_for_people(package: Path, pages_folder: Path) ->
     assert "drawn-7-0000" in out
 
 
-def test_full_never_leaves_early(package: Path, pages_folder: Path) -> None:
+def test_full_never_exits_early(package: Path, pages_folder: Path) -> None:
     out = run("predict", package, pages_folder / "form", "--jsonl", "--operating-point", "full")
     assert {json.loads(line)["exit"] for line in out.splitlines()} == {"final"}
 
@@ -75,7 +75,7 @@ def test_every_criterion_tunes_runs_and_verifies(package: Path, pages_folder: Pa
     assert criterion in json.loads(run("verify", package, "--json"))["operating_points"]
 
 
-def test_a_certificate_is_stored_and_said_in_a_sentence(package: Path, pages_folder: Path) -> None:
+def test_a_certificate_is_stored_and_printed_as_a_sentence(package: Path, pages_folder: Path) -> None:
     out = run("tune", package, pages_folder, "--epsilon", 0.15, "--risk", "disagreement")
     assert "certified: with probability 90%, at most 15.0% of pages like those tested get another answer" in out
     point = json.loads((package / "manifest.json").read_text())["targets"]["cpu-fp32"]["operating_points"]["default"]
@@ -86,7 +86,7 @@ def test_a_certificate_is_stored_and_said_in_a_sentence(package: Path, pages_fol
     assert proof["data"] != point["data"]
 
 
-def test_a_certificate_on_average_takes_fewer_pages(package: Path, pages_folder: Path) -> None:
+def test_a_certificate_on_average_needs_fewer_pages(package: Path, pages_folder: Path) -> None:
     pages = json.loads((package / "manifest.json").read_text())["split"]["pages"]["certify"]
     epsilon = 1.01 / (pages + 1)  # the least that a mean can certify; with probability 90 % twice that is refused
     out = run("tune", package, pages_folder, "--epsilon", epsilon, "--on-average")
@@ -97,7 +97,7 @@ def test_a_certificate_on_average_takes_fewer_pages(package: Path, pages_folder:
     assert proof["bound"] == pytest.approx(1 / (pages + 1), abs=1e-6)
 
 
-def test_a_package_from_too_few_pages_says_that_its_operating_point_is_not_certified(tiny_package: Package) -> None:
+def test_a_package_from_too_few_pages_reports_that_its_operating_point_is_not_certified(tiny_package: Package) -> None:
     kept = tiny_package.manifest.split
     assert kept is not None
     assert kept.pages["certify"] < 76
@@ -123,7 +123,7 @@ def test_the_frontier_is_printed_and_changes_nothing(package: Path, pages_folder
     assert (package / "manifest.json").read_bytes() == before
 
 
-def test_monitor_is_quiet_about_pages_of_the_same_kind_and_alarms_about_others(
+def test_monitor_alarms_only_if_the_pages_are_of_another_kind(
     package: Path, pages_folder: Path, tmp_path: Path
 ) -> None:
     run("tune", package, pages_folder, "--max-cost-ms", 300)
@@ -152,7 +152,7 @@ def test_monitor_is_quiet_about_pages_of_the_same_kind_and_alarms_about_others(
     assert "ALARM" in done.stdout
 
 
-def test_monitor_reads_what_predict_prints(package: Path, pages_folder: Path, tmp_path: Path) -> None:
+def test_monitor_reads_the_output_of_predict(package: Path, pages_folder: Path, tmp_path: Path) -> None:
     lines = tmp_path / "answers.jsonl"
     lines.write_text(run("predict", package, pages_folder, "--jsonl"))
     report = json.loads(CliRunner().invoke(cli, ["monitor", str(package), str(lines), "--json"]).stdout)
@@ -185,7 +185,7 @@ def test_bench_prints_a_table_for_people(package: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_the_demo_exports_the_sample_anew_and_answers_drawn_pages() -> None:
+def test_the_demo_exports_the_sample_again_and_classifies_drawn_pages() -> None:
     report = json.loads(run("demo", "--json"))
     assert report["largest_difference"] <= 2e-4
     assert len(report["pages"]) >= 5

@@ -35,7 +35,7 @@ def encoder(package: Package) -> Encoder:
     return Encoder(package.manifest.page_encoding(), Tokenizer.from_buffer(package.read(TOKENIZER)))
 
 
-def test_pieces_are_those_of_the_tokenizer_for_the_whole_page(package: Package) -> None:
+def test_tokens_equal_those_of_the_tokenizer_for_the_full_page(package: Package) -> None:
     page_encoder = encoder(package)
     tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
     encoding = package.manifest.page_encoding()
@@ -49,7 +49,7 @@ def test_pieces_are_those_of_the_tokenizer_for_the_whole_page(package: Package) 
         assert arrays["attention_mask"].all() and arrays["bbox"].shape == (1, len(encoded.ids[:room]) + 2, 4)
 
 
-def test_what_is_remembered_is_bounded_and_forgetting_changes_nothing(package: Package, monkeypatch) -> None:
+def test_the_cache_of_words_is_bounded_and_eviction_changes_nothing(package: Package, monkeypatch) -> None:
     monkeypatch.setattr(cut, "_KNOWN_WORDS", 4)
     bounded, fresh = encoder(package), encoder(package)
     for _ in range(3):
@@ -115,7 +115,7 @@ def word_pieces() -> Tokenizer:
 
 @pytest.mark.parametrize("kind", long_texts())
 @pytest.mark.parametrize("tokenizer", ["of the sample", "of word pieces"])
-def test_a_text_beyond_what_is_read_has_the_pieces_of_the_whole(package: Package, kind: str, tokenizer: str) -> None:
+def test_a_truncated_text_has_the_first_tokens_of_the_full_text(package: Package, kind: str, tokenizer: str) -> None:
     cuts = word_pieces() if tokenizer == "of word pieces" else Tokenizer.from_buffer(package.read(TOKENIZER))
     page_encoder, words = Encoder(package.manifest.page_encoding(), cuts), long_texts()[kind]
     room = package.manifest.page_encoding().max_text_tokens - 2
@@ -140,7 +140,7 @@ class Counting:
         return getattr(self.tokenizer, name)
 
 
-def test_only_what_can_be_read_of_a_text_is_cut_into_pieces(package: Package) -> None:
+def test_only_the_readable_part_of_a_text_is_tokenized(package: Package) -> None:
     counting = Counting(Tokenizer.from_buffer(package.read(TOKENIZER)))
     page_encoder = Encoder(package.manifest.page_encoding(), counting)  # type: ignore[arg-type]
     for words in long_texts().values():
@@ -207,7 +207,7 @@ def test_a_page_with_such_words_is_refused_by_its_name(package: Package) -> None
     assert isinstance(refused, BadPage) and str(refused) == "page.png: over 262,144 characters"
 
 
-def test_words_without_a_piece_leave_their_room_to_others(package: Package) -> None:
+def test_words_without_a_token_take_no_space(package: Package) -> None:
     tokenizer, words = word_pieces(), [*["\u200b", "\x07"] * 900, "a", *["\u200d"] * 3000, "b", "\x07"]
     for side in ("right", "left"):
         encoder = Encoder(replace(package.manifest.page_encoding(), truncation=side), tokenizer)
@@ -241,7 +241,7 @@ def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) ->
         assert encoder.text([], [])["input_ids"].tolist() == [[changed.bos_id, changed.eos_id]]
 
 
-def test_a_page_keeps_its_order_where_the_model_was_not_trained_on_bands(package: Package) -> None:
+def test_a_page_keeps_its_order_if_the_model_was_not_trained_with_bands(package: Package) -> None:
     words, upside_down = ["a", "b", "c"], [[0, 900, 9, 910], [0, 500, 9, 510], [0, 10, 9, 20]]
     tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
     for bands, heights in (((30, 60), [10, 500, 900]), ((), [900, 500, 10])):
@@ -296,14 +296,14 @@ def test_a_factor_applies_before_mean_and_deviation() -> None:
     assert np.array_equal(ours.image(levels())["pixel_values"][0], np.asarray(expected, np.float32))
 
 
-def test_blue_comes_first_and_has_the_first_mean_where_channels_are_bgr() -> None:
+def test_blue_comes_first_with_the_first_mean_if_channels_are_bgr() -> None:
     turned = Image.merge("RGB", levels().split()[::-1])
     ours, plain = image_encoder(bgr=True, **STATISTICS), image_encoder(**STATISTICS)
     assert np.array_equal(ours.pixels(levels()), plain.pixels(turned))
     assert np.array_equal(ours.image(levels())["pixel_values"], plain.image(turned)["pixel_values"])
 
 
-def test_grey_pages_have_the_statistics_of_each_channel_whatever_their_order() -> None:
+def test_grey_pages_have_the_statistics_of_each_channel_in_every_order() -> None:
     grey = levels().getchannel(0)
     for fields in ({"image_mode": "L"}, {"image_mode": "L", "bgr": True}, {}, {"bgr": True}):
         ours = image_encoder(**fields, **STATISTICS)

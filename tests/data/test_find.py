@@ -31,7 +31,7 @@ def names_in(folder: Path, *, words_alone: bool = False) -> tuple[list[str], str
     return pages, str(skipped) if skipped else ""
 
 
-def test_images_are_found_by_every_ending_that_pillow_reads_whatever_its_case(tmp_path: Path) -> None:
+def test_images_are_found_by_every_suffix_that_pillow_reads_in_upper_and_lower_case(tmp_path: Path) -> None:
     make(tmp_path, *(f"{at}{suffix}" for at, suffix in enumerate(sorted(IMAGE_SUFFIXES))), "A.JPG", "B.Tiff")
     pages, rest = names_in(tmp_path)
     assert len(pages) == len(IMAGE_SUFFIXES) + 2
@@ -45,14 +45,14 @@ def test_pages_come_sorted_folder_by_folder(tmp_path: Path) -> None:
     assert paths == sorted(tmp_path.rglob("*.png"))
 
 
-def test_what_systems_leave_behind_is_neither_a_page_nor_counted(tmp_path: Path) -> None:
+def test_files_of_the_operating_system_are_no_pages_and_are_not_counted(tmp_path: Path) -> None:
     make(tmp_path, "a.png", "._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/._a.png", ".git/b.png")
     make(tmp_path, "a.json", "a.JSON")
     assert names_in(tmp_path) == (["a.png"], "")
     assert names_in(tmp_path, words_alone=True) == (["a.png"], "")
 
 
-def test_what_is_passed_over_is_counted_in_one_line(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_in_one_line(tmp_path: Path) -> None:
     make(tmp_path, "a.png", "b.pdf", "sub/c.PDF", "notes.txt", "a.docx", "words.json")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "dangling.png").symlink_to("nowhere")
@@ -131,7 +131,7 @@ def test_a_class_folder_that_is_not_utf_8_is_refused_and_such_a_page_is_not(tmp_
         read_dataset(tmp_path)
 
 
-def test_a_data_folder_counts_what_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_data_folder_counts_the_files_that_it_skips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for label in ("a", "b"):
         words_page(tmp_path / label)
         PAGE.save(tmp_path / label / "page.png")

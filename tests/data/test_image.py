@@ -148,7 +148,7 @@ TRANSPARENT: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
-def test_paper_is_white_where_a_page_is_transparent(kind: str) -> None:
+def test_transparent_pixels_of_a_page_become_white(kind: str) -> None:
     off = np.abs(levels_of(TRANSPARENT[kind]()) - np.asarray(drawn(0, 255)).astype(int))
     assert off.max() <= (40 if "palette" in kind else 1)
 
@@ -214,14 +214,14 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_understood_is_refused_with_what_is_expected(kind: str) -> None:
+def test_unconvertible_images_are_refused_with_the_expected_format(kind: str) -> None:
     make, reason = REFUSED[kind]
     with pytest.raises(BadPage, match=reason):
         picture(make())
 
 
 @pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")
-def test_the_ocr_engine_reads_the_same_words_whatever_the_file_is(tmp_path: Path) -> None:
+def test_the_ocr_engine_reads_the_same_words_from_every_file_format(tmp_path: Path) -> None:
     engine = ee_export.tesseract()
     words, _ = engine(drawn())
     assert {"ORDER", "chairs", "harbour", "469.50"} <= set(words)
@@ -274,7 +274,7 @@ def test_a_large_page_that_is_turned_is_resized_after_the_turn(monkeypatch: pyte
     )
 
 
-def test_a_jpeg_file_is_decoded_whole_where_drafts_are_not_allowed() -> None:
+def test_a_jpeg_file_is_decoded_at_full_size_if_drafts_are_not_allowed() -> None:
     colours = Image.fromarray(np.random.default_rng(3).integers(0, 256, (900, 700, 3), np.uint8))
     data = saved(colours, "JPEG")
     full = Image.open(io.BytesIO(data)).tobytes()
@@ -311,21 +311,21 @@ ODD_EXIF = {
 
 
 @pytest.mark.parametrize("case", ODD_EXIF)
-def test_a_page_is_turned_upright_whatever_else_its_exif_holds(case: str) -> None:
+def test_a_page_is_turned_upright_with_any_other_exif_content(case: str) -> None:
     data = saved(drawn(), "JPEG", exif=ODD_EXIF[case])
     assert picture(data).size == (500, 620)
     assert ee_export.Page(data).decode().size == (500, 620)
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_unknown_orientation_leaves_a_page_as_it_is_stored(value: int) -> None:
+def test_an_unknown_orientation_does_not_turn_a_page(value: int) -> None:
     tags = Image.Exif()
     tags[0x0112] = value
     assert picture(saved(drawn(), "JPEG", exif=tags)).size == (620, 500)
     assert picture(saved(drawn(), "JPEG", exif=b"Exif\0\0garbage")).size == (620, 500)
 
 
-def test_an_image_that_a_caller_opened_is_taken_as_it_stands() -> None:
+def test_an_image_that_the_caller_opened_is_not_turned() -> None:
     tags = Image.Exif()
     tags[0x0112] = 6
     data = saved(drawn(), "JPEG", exif=tags)
@@ -414,7 +414,7 @@ def test_a_webp_file_may_have_half_the_pixels_of_others_as_it_takes_the_most_mem
         decode_image(saved(picture, "WEBP"), "p", Limits(max_pixels=4000))
 
 
-def test_pillows_own_limit_is_the_host_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_program_sets_pillows_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(drawn(), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)
     with warnings.catch_warnings():
@@ -471,7 +471,7 @@ assert list(warnings.filters) == before
     assert (done.stdout.strip(), done.stderr) == ("(620, 500)", "")
 
 
-def test_threads_that_decode_at_a_time_leave_the_filters_of_warnings_as_they_were() -> None:
+def test_concurrent_decoding_keeps_the_warning_filters() -> None:
     data, before = saved(drawn(), "PNG"), list(warnings.filters)
 
     def decode() -> None:

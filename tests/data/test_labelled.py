@@ -182,7 +182,7 @@ def test_class_numbers_are_labels_in_the_order_of_their_values(folders: Path, tm
     assert read_labelled(tmp_path / "pages.csv").labels == ("9", "10", "11")
 
 
-def test_parts_for_training_and_validation_are_found_by_name(
+def test_parts_for_training_and_validation_are_chosen_by_name(
     folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("train", "validation", "test"):

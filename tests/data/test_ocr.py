@@ -19,7 +19,7 @@ needs_tesseract = pytest.mark.skipif(not is_installed(), reason="tesseract-ocr i
 
 
 @needs_tesseract
-def test_tesseract_reads_the_words_of_a_page_where_they_stand() -> None:
+def test_tesseract_reads_the_words_of_a_page_with_their_boxes() -> None:
     drawn = draw_page("fara_short_form", seed=5, long_side=1600)
     words, boxes = ee_export.tesseract()(drawn.image)
     assert check_text(words, boxes, "page") == (words, boxes)
@@ -45,7 +45,7 @@ def test_tesseract_is_run_once_for_a_page_that_needs_text(sample) -> None:
 
 
 @needs_tesseract
-def test_an_engine_that_takes_too_long_is_stopped_and_named() -> None:
+def test_an_engine_that_exceeds_its_time_is_stopped_and_named() -> None:
     with pytest.raises(EeError, match="tesseract failed"):
         ee_export.tesseract(timeout_s=0.01)(draw_page("form", seed=1).image)
 
@@ -57,7 +57,7 @@ def test_an_unknown_language_is_named() -> None:
 
 
 @needs_tesseract
-def test_the_engine_leaves_the_environment_of_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_keeps_the_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_THREAD_LIMIT", raising=False)
     before = dict(os.environ)
     ee_export.tesseract()(Image.new("L", (300, 400), 255))
@@ -85,9 +85,7 @@ def test_tesseract_needs_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) ->
     assert len(ee_export.tesseract()(draw_page("fara_short_form", seed=5, long_side=1600).image)[0]) > 30
 
 
-def test_an_engine_that_is_stopped_takes_its_own_children_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopping_an_engine_stops_its_child_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrap(tmp_path, monkeypatch, f"sleep 300 & echo $! > {tmp_path}/child; wait")
     with pytest.raises(OcrFailed, match="no answer after 2 s"):
         ee_export.tesseract(timeout_s=2)(Image.new("L", (300, 400), 255))
@@ -130,7 +128,7 @@ def ends(pid: int) -> bool:
     return False
 
 
-def test_a_missing_engine_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_engine_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EeError, match="apt-get install tesseract-ocr"):
         ee_export.tesseract()

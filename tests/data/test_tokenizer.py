@@ -179,7 +179,7 @@ def test_changed_tokenizers_encode_or_are_refused(sample: Path) -> None:
         (lambda t: t.update(model=None), r"model\.type: found null"),
     ],
 )
-def test_a_part_that_is_not_known_is_named(sample: Path, change: Callable[[Any], Any], message: str) -> None:
+def test_an_unknown_tokenizer_part_is_named(sample: Path, change: Callable[[Any], Any], message: str) -> None:
     document = json.loads((sample / "tokenizer.json").read_bytes())
     change(document)
     with pytest.raises(BadPackage, match=message):
@@ -217,7 +217,7 @@ def test_a_part_that_is_not_known_is_named(sample: Path, change: Callable[[Any],
         (lambda t: t["pre_tokenizer"]["pretokenizers"].append({"type": "Digits"}), r'\[3\]\.type: found "Digits"'),
     ],
 )
-def test_a_part_of_a_unigram_that_is_not_known_is_named(
+def test_an_unknown_part_of_a_unigram_tokenizer_is_named(
     sample: Path, change: Callable[[Any], Any], message: str
 ) -> None:
     content = unigram(json.loads((sample / "tokenizer.json").read_bytes()))
@@ -233,7 +233,7 @@ def test_a_character_map_that_puts_long_texts_in_place_of_a_letter_is_refused() 
         read(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}, "normalizer": normalizer}).encode())
 
 
-def test_a_package_whose_tokenizer_has_more_tokens_than_the_model_rows_is_refused(sample: Path) -> None:
+def test_a_package_is_refused_if_its_tokenizer_has_more_tokens_than_the_model_has_rows(sample: Path) -> None:
     package = open_package(sample)
     small = replace(package.manifest.page_encoding(), vocab_size=4000)
     with pytest.raises(BadPackage, match="the tokenizer has 4096 tokens, the model rows for 4000"):

@@ -48,7 +48,7 @@ def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: True)
 
 
-def test_where_all_is_well_all_targets_and_executors_can_run() -> None:
+def test_all_targets_and_executors_run_on_a_machine_without_faults() -> None:
     checks = found(None, "tensorrt-fp16", "cuda-fp16")
     assert not [check.name for check in checks.values() if check.wrong]
     assert checks["executor conditional"].status == "ok"
@@ -56,7 +56,7 @@ def test_where_all_is_well_all_targets_and_executors_can_run() -> None:
     assert checks["onnxruntime's TensorRT"].remedy == "pip install 'tensorrt>=10,<11'"
 
 
-def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> None:
+def test_a_driver_too_old_for_conditional_nodes_disables_only_that_executor() -> None:
     old = {
         "driver": {**WELL["driver"], "library": 12040},
         "cuda_bindings": {"version": "12.9.10", "cuda": 12090, "why": ""},
@@ -105,7 +105,7 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
         ({"tesseract": {"program": None}}, "OCR", "no tesseract", "apt-get install tesseract-ocr"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_mends_it(
+def test_each_fault_is_reported_with_its_remedy(
     changes: dict[str, dict[str, Any]], name: str, message: str, remedy: str
 ) -> None:
     check = found(changes, "tensorrt-fp16")[name]
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_said_with_what_mends_it(
     assert remedy in check.remedy
 
 
-def test_where_pycuda_cannot_be_compiled_it_is_left_out_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_install_command_omits_pycuda_if_it_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: False)
     checks = found({"tensorrt": {"absent": "x"}, "pycuda": {"absent": "x"}}, "tensorrt-fp16")
     assert checks["TensorRT"].remedy == "pip install 'tensorrt>=10,<12' 'cuda-bindings[all]>=12.8,<14'"

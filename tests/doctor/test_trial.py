@@ -118,7 +118,9 @@ def test_executors_that_agree_are_ok_and_compared_with_one_engine(opened: list[O
     assert [one.closed for one in opened] == [True] * 3
 
 
-def test_the_package_is_left_as_it_was(opened: list[OnCpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_does_not_change_the_package(
+    opened: list[OnCpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     shipped = sample_package()
     assert shipped is not None
@@ -150,7 +152,7 @@ def test_one_bit_of_one_logit_in_a_batch_is_a_disagreement(opened: list[OnCpu]) 
     assert "conditional and host, batch 3: same exits, logits differ by" in checks["agreement"].detail
 
 
-def test_an_executor_that_leaves_elsewhere_fails_and_the_others_are_still_compared(opened: list[OnCpu]) -> None:
+def test_an_executor_with_other_exits_fails_and_the_others_are_still_compared(opened: list[OnCpu]) -> None:
     checks = run_trial(make_setup(opened, **{PER_SEGMENT: lambda left, logits: (np.minimum(left + 1, 6), logits)}))
     assert [name for name, one in checks.items() if one.wrong] == [PER_SEGMENT]
     assert "a page that must exit at vision exits at text.40" in checks[PER_SEGMENT].detail
@@ -158,7 +160,7 @@ def test_an_executor_that_leaves_elsewhere_fails_and_the_others_are_still_compar
     assert PER_SEGMENT not in {row["executor"] for row in checks["latency"].facts["rows"]}
 
 
-def test_exits_that_all_executors_get_wrong_are_found_by_the_policy(opened: list[OnCpu]) -> None:
+def test_the_policy_detects_exits_that_all_executors_get_wrong(opened: list[OnCpu]) -> None:
     late: DAMAGE = lambda left, logits: (left if len(left) == 1 else np.minimum(left + 1, 6), logits)  # noqa: E731
     checks = run_trial(make_setup(opened, **dict.fromkeys(EXECUTORS, late)))
     assert checks["agreement"].status == "failed"
@@ -172,7 +174,7 @@ def test_logits_beyond_the_tolerance_fail(opened: list[OnCpu], value: float) -> 
     assert checks["agreement"].status == "ok"  # of the other two
 
 
-def test_engines_that_answer_otherwise_than_the_trained_model_fail_whatever_their_tolerance(
+def test_engines_with_other_answers_than_the_trained_model_fail_at_any_tolerance(
     opened: list[OnCpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = golden.read
@@ -193,7 +195,7 @@ def test_engines_that_answer_otherwise_than_the_trained_model_fail_whatever_thei
     assert "the trained model's" in checks[HOST].detail
 
 
-def test_an_executor_that_does_not_open_fails_alone(opened: list[OnCpu]) -> None:
+def test_an_executor_that_does_not_open_fails_without_the_others(opened: list[OnCpu]) -> None:
     whole = make_setup(opened)
 
     def refuses(package: Package, target: str) -> OnCpu:
@@ -211,14 +213,14 @@ def test_an_executor_that_cannot_run_here_is_skipped_and_not_wrong(opened: list[
     assert not [name for name, one in checks.items() if one.wrong]
 
 
-def test_an_executor_alone_is_not_said_to_agree(opened: list[OnCpu]) -> None:
+def test_a_single_executor_is_not_reported_as_equal_to_others(opened: list[OnCpu]) -> None:
     checks = run_trial(make_setup(opened), {PER_SEGMENT: "no", CONDITIONAL: "no"})
     assert checks["agreement"].status == "skipped"
     assert "nothing to compare it with" in checks["agreement"].detail
     assert checks["agreement"].wrong
 
 
-def test_engines_that_cannot_be_built_leave_the_rest_skipped(opened: list[OnCpu]) -> None:
+def test_checks_that_need_engines_are_skipped_if_the_build_fails(opened: list[OnCpu]) -> None:
     def fails(package: Package, target: str, progress: Progress) -> Package:
         raise DeviceError("final.onnx: TensorRT 11.4.0 built no engine of it: out of memory")
 
@@ -238,7 +240,7 @@ def test_one_engine_that_gives_other_logits_is_not_compared_with(opened: list[On
     assert "as one engine: exit 'final': golden logits differ" in checks["latency"].detail
 
 
-def test_an_executor_that_does_not_close_is_said(opened: list[OnCpu], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_executor_that_does_not_close_is_reported(opened: list[OnCpu], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: OnCpu) -> None:
         raise DeviceError("cuMemFree: CUDA_ERROR_ILLEGAL_ADDRESS")
 

@@ -74,7 +74,7 @@ def asked(package: Package) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("choice", CHEAPER)
-def test_auto_takes_what_was_measured_to_be_cheaper_and_the_manifest_and_the_user_are_told(
+def test_auto_chooses_the_faster_way_and_reports_it_in_the_manifest_and_to_the_user(
     tensorrt: FakeTensorRt, compile: Compile, choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_bias, "measure_bias", lambda *_: CHEAPER[choice])
@@ -95,7 +95,7 @@ def test_auto_takes_what_was_measured_to_be_cheaper_and_the_manifest_and_the_use
     assert max(verify_package(package, TARGET).differences.values()) == 0
 
 
-def test_both_ways_are_timed_on_the_device_at_the_largest_batch_and_nothing_is_left_there(
+def test_both_ways_are_timed_on_the_device_at_the_largest_batch_and_its_memory_is_freed(
     tensorrt: FakeTensorRt, compile: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[int] = []
@@ -154,7 +154,7 @@ def test_batches_of_one_page_carry_it_and_nothing_is_measured(
     assert texts["bias"] == "carried" and "bias_moved_ms" not in texts
 
 
-def test_a_gpu_that_refuses_what_is_measured_carries_it_and_that_is_logged(
+def test_the_bias_is_carried_with_a_warning_if_its_measurement_fails(
     tensorrt: FakeTensorRt, compile: Compile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: Any) -> gpu_bias.BiasTimes:
@@ -168,7 +168,7 @@ def test_a_gpu_that_refuses_what_is_measured_carries_it_and_that_is_logged(
 
 
 @pytest.mark.parametrize(("bias", "recorded"), [("carried", None), ("recomputed", "recomputed")])
-def test_a_recipe_that_says_which_measures_nothing(
+def test_a_recipe_that_sets_the_bias_measures_nothing(
     tensorrt: FakeTensorRt, compile: Compile, bias: str, recorded: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_bias, "measure_bias", lambda *_: pytest.fail("measured"))
@@ -177,7 +177,7 @@ def test_a_recipe_that_says_which_measures_nothing(
     assert all(("bias" in names) == (bias == "carried") for names in asked(package))
 
 
-def test_the_profiles_hold_the_inputs_that_a_segment_takes_instead(tensorrt: FakeTensorRt, compile: Compile) -> None:
+def test_the_profiles_hold_the_inputs_that_replace_the_bias(tensorrt: FakeTensorRt, compile: Compile) -> None:
     compile(bias="recomputed", strip=True, refit="identical")
     shapes = [call for call in tensorrt.arguments("IOptimizationProfile.set_shape") if call["input"] == "bbox"]
     most = {call["max"] for call in shapes}
@@ -186,7 +186,7 @@ def test_the_profiles_hold_the_inputs_that_a_segment_takes_instead(tensorrt: Fak
 
 
 @pytest.mark.parametrize("kind", ["host", "graphs", "conditional"])
-def test_pages_leave_where_they_do_with_a_bias_that_is_carried(
+def test_pages_exit_at_the_same_exits_as_with_a_carried_bias(
     machine: Machine, both: tuple[Package, Package], kind: str, pages_folder: Path
 ) -> None:
     carried, recomputed = (load_package(package, TARGET, executor=kind) for package in both)
@@ -218,7 +218,7 @@ def point_between(chain: Chain, probe: list[Page]) -> OperatingPoint:
     return OperatingPoint("max_probability", {**thresholds})
 
 
-def test_pages_of_many_batches_are_packed_together_with_a_bias_that_is_recomputed(
+def test_pages_of_many_batches_are_re_batched_with_a_recomputed_bias(
     machine: Machine, both: tuple[Package, Package], pages_folder: Path
 ) -> None:
     carried, recomputed = (load_package(package, TARGET) for package in both)
@@ -234,6 +234,6 @@ def test_pages_of_many_batches_are_packed_together_with_a_bias_that_is_recompute
     assert len({exit_name for exit_name, _ in results[0]}) > 2
 
 
-def test_what_is_chosen_is_what_costs_less() -> None:
+def test_the_cheaper_way_is_chosen() -> None:
     assert gpu_bias.BiasTimes(0.1, 0.2).choice == "recomputed"
     assert gpu_bias.BiasTimes(0.2, 0.2).choice == "carried"

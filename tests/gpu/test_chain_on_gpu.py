@@ -83,7 +83,7 @@ def points(chain: Chain, probe: list[Page]) -> list[OperatingPoint]:
 
 
 @pytest.mark.parametrize("kind", ["host", "graphs", "conditional", "auto"])
-def test_an_executor_answers_as_the_segments_one_by_one(
+def test_an_executor_gives_the_answers_of_its_segments_run_one_by_one(
     on_gpu: Package, pages: list[Page], kind: str, machine: Machine
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
@@ -103,7 +103,7 @@ def test_an_executor_answers_as_the_segments_one_by_one(
     assert machine.driver.faults == []
 
 
-def test_a_page_that_leaves_at_vision_is_never_ocred_and_others_are_once(on_gpu: Package, pages: list[Page]) -> None:
+def test_a_page_that_exits_at_vision_is_never_ocred_and_others_once(on_gpu: Package, pages: list[Page]) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
     ocred: list[int] = []
 
@@ -123,7 +123,7 @@ def test_a_page_that_leaves_at_vision_is_never_ocred_and_others_are_once(on_gpu:
     assert (gone.exit, gone.ocr_used, ocred) == ("vision", False, [])
 
 
-def test_bulk_answers_as_pages_alone_and_no_state_goes_through_the_host(
+def test_bulk_gives_the_answers_of_single_pages_and_no_state_passes_through_the_host(
     on_gpu: Package, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
@@ -142,7 +142,7 @@ def test_bulk_answers_as_pages_alone_and_no_state_goes_through_the_host(
 
 
 @pytest.mark.parametrize("criterion", ["max_probability", "patience"])
-def test_pages_that_wait_for_ocr_hold_no_others_up_and_go_on_where_they_were(
+def test_pages_that_wait_for_ocr_do_not_block_others_and_resume_at_their_exit(
     on_gpu: Package, pages: list[Page], criterion: str
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
@@ -197,7 +197,7 @@ def test_pages_that_wait_for_their_turn_are_copied_to_the_gpu_meanwhile(
     assert machine.driver.faults == []
 
 
-def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
+def test_a_prefetch_slot_is_released_if_the_copy_fails(
     on_gpu: Package, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
@@ -216,7 +216,9 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
 
 
 @pytest.mark.parametrize("kind", ["graphs", "conditional"])
-def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pages: list[Page], kind: str) -> None:
+def test_state_that_other_pages_displaced_on_the_gpu_is_recomputed(
+    on_gpu: Package, pages: list[Page], kind: str
+) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
     device = executor_of(chain)
     first, stretch = device._stretches
@@ -272,7 +274,7 @@ def test_a_page_with_a_deadline_answers_at_the_last_exit_that_its_costs_allow(
         assert timed.predict(pages[0]).exit == "final"  # thresholds are the chain's own again
 
 
-def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_more_text_goes_to_the_gpu(
+def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_further_text_is_copied_to_the_gpu(
     machine: Machine, sample: Path, tmp_path: Path, pages: list[Page]
 ) -> None:
     package = compile_for_trial(
@@ -317,14 +319,14 @@ def test_more_pages_than_a_batch_are_answered_in_their_order(on_gpu: Package, pa
     assert [answer.label for answer in chain.predict_batch(many)] == alone * 4
 
 
-def test_an_unknown_executor_names_the_nearest_and_a_processor_has_none(on_gpu: Package) -> None:
+def test_an_unknown_executor_is_refused_with_the_nearest_and_a_cpu_target_has_none(on_gpu: Package) -> None:
     with pytest.raises(BadRequest, match="did you mean graphs"):
         load_package(on_gpu, TARGET, executor="graph")
     with pytest.raises(BadRequest, match="runs on the processor"):
         load_package(on_gpu, "cpu-fp32", executor="graphs")
 
 
-def test_a_chain_that_is_gone_leaves_nothing_on_the_gpu(on_gpu: Package, pages: list[Page], machine: Machine) -> None:
+def test_a_deleted_chain_frees_its_gpu_memory(on_gpu: Package, pages: list[Page], machine: Machine) -> None:
     backends.open_gpu()  # its context stays for as long as the process
     before = machine.driver.leaks()
     chain = load_package(on_gpu, TARGET, executor="conditional")

@@ -49,7 +49,7 @@ def compiled(package: Path, pages: Path, target: str = TARGET, **options: Any) -
     return compile_target(open_package(package), target, pages, progress=lambda *_: None, **options)
 
 
-def test_a_compiled_target_answers_as_the_one_it_is_made_of_and_verifies(
+def test_a_compiled_target_verifies_and_gives_the_answers_of_its_source(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path
 ) -> None:
     result = compiled(package, pages_folder)
@@ -71,7 +71,7 @@ def test_a_compiled_target_answers_as_the_one_it_is_made_of_and_verifies(
     ]
 
 
-def test_the_manifest_says_what_engines_were_built_on_and_of(tensorrt: FakeTensorRt, made: Package) -> None:
+def test_the_manifest_states_the_gpu_and_the_source_of_engines(tensorrt: FakeTensorRt, made: Package) -> None:
     texts = made.target(TARGET).compiled
     assert texts["tensorrt"] == tensorrt.trt.__version__
     assert (texts["gpu"], texts["compute_capability"], texts["driver"]) == ("NVIDIA H100 80GB HBM3", "9.0", "580.65")
@@ -129,7 +129,7 @@ def test_a_tampered_engine_is_refused_before_one_is_loaded(tensorrt: FakeTensorR
     assert tensorrt.names.count("Runtime.deserialize_cuda_engine") == loaded
 
 
-def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_is_said(
+def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_with_a_warning(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "operator.toml").write_text(
@@ -165,7 +165,7 @@ def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_i
     assert all(path.exists() for path in weights if path.is_relative_to(package))
 
 
-def test_a_refusal_of_both_forms_is_said_with_the_node_and_leaves_the_package_as_it_was(
+def test_a_refusal_of_both_forms_names_the_node_and_does_not_change_the_package(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path
 ) -> None:
     before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
@@ -189,7 +189,7 @@ def test_pages_beyond_the_profiles_are_refused_with_the_limit(
         chain.logits(many)
 
 
-def test_a_recipe_of_one_s_own_gives_a_target_of_its_file_s_name(
+def test_a_users_recipe_makes_a_target_with_the_name_of_its_file(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.toml").write_text(
@@ -213,14 +213,14 @@ def test_a_recipe_of_one_s_own_gives_a_target_of_its_file_s_name(
         ("no/such.toml", r"no/such\.toml: cannot read this recipe"),
     ],
 )
-def test_an_unknown_target_is_refused_and_the_nearest_named(
+def test_an_unknown_target_is_refused_with_the_nearest_name(
     package: Path, pages_folder: Path, target: str, message: str
 ) -> None:
     with pytest.raises(BadRequest, match=message):
         compiled(package, pages_folder, target)
 
 
-def test_without_tensorrt_it_is_said_at_once_and_nothing_is_written(package: Path, pages_folder: Path) -> None:
+def test_a_missing_tensorrt_is_reported_at_once_and_nothing_is_written(package: Path, pages_folder: Path) -> None:
     try:
         import tensorrt  # noqa: F401
     except ImportError:
@@ -234,7 +234,7 @@ def test_without_tensorrt_it_is_said_at_once_and_nothing_is_written(package: Pat
     assert sorted(package.parent.rglob("*")) == before
 
 
-def test_the_typed_graphs_alone_are_written_without_a_gpu(package: Path, pages_folder: Path, tmp_path: Path) -> None:
+def test_only_the_typed_graphs_are_written_without_a_gpu(package: Path, pages_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "graphs"
     arguments = [
         "compile",
@@ -289,7 +289,7 @@ with pytest.MonkeyPatch.context() as patch:
 """
 
 
-def test_a_killed_compile_leaves_the_package_as_it_was_and_the_next_one_cleans_up(
+def test_a_killed_compile_does_not_change_the_package_and_the_next_one_cleans_up(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, request: pytest.FixtureRequest
 ) -> None:
     before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}

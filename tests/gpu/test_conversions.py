@@ -17,7 +17,7 @@ HERE = 77
 
 
 @pytest.mark.parametrize("binding", ["cuda-12", "cuda-13"])
-def test_the_real_binding_takes_the_arguments_of_every_call(binding: str) -> None:
+def test_the_real_binding_converts_the_arguments_of_every_call(binding: str) -> None:
     done = bindings.over(binding, "-m", "tests.gpu.test_conversions")
     if done.returncode == HERE:
         pytest.skip("there is a driver here, which would be given handles that are none")

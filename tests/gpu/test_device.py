@@ -26,7 +26,7 @@ OPEN = "from ee_export.runtime.gpu.device import open_device; open_device(0, {!r
 
 
 @pytest.mark.parametrize("binding", ["cuda-12", "cuda-13"])
-def test_no_driver_is_told_by_the_real_binding(binding: str) -> None:
+def test_the_real_binding_reports_a_missing_driver(binding: str) -> None:
     done = bindings.over(binding, "-c", OPEN.format("cuda-bindings"))
     if done.returncode == 0:
         pytest.skip("there is a GPU here")
@@ -34,7 +34,7 @@ def test_no_driver_is_told_by_the_real_binding(binding: str) -> None:
 
 
 @pytest.mark.parametrize(("library", "package"), [("cuda-bindings", "cuda"), ("pycuda", "pycuda")])
-def test_a_missing_library_is_told_with_the_command_that_installs_it(library: str, package: str) -> None:
+def test_a_missing_library_is_reported_with_the_command_that_installs_it(library: str, package: str) -> None:
     if find_spec(package) is not None:
         pytest.skip(f"{library} is installed")
     with pytest.raises(DeviceError, match=f"pip install '?{library}"):
@@ -58,12 +58,12 @@ def module(name: str) -> Any:
     return importlib.import_module(f"ee_export.runtime.gpu.{name}")
 
 
-def test_a_gpu_that_is_not_there_is_refused(simulator: Simulator) -> None:
+def test_a_missing_gpu_is_refused(simulator: Simulator) -> None:
     with pytest.raises(DeviceError, match="no GPU 3: the driver sees 1"):
         module("device").open_device(3)
 
 
-def test_a_closed_device_says_so(simulator: Simulator) -> None:
+def test_a_closed_device_refuses_calls(simulator: Simulator) -> None:
     device = module("device").open_device()
     device.close()
     device.close()
@@ -71,7 +71,7 @@ def test_a_closed_device_says_so(simulator: Simulator) -> None:
         pass
 
 
-def test_a_machine_without_nvrtc_has_no_conditional_graph_but_the_others(simulator: Simulator) -> None:
+def test_a_machine_without_nvrtc_has_all_executors_but_the_conditional_one(simulator: Simulator) -> None:
     def missing() -> Any:
         raise RuntimeError('Failure finding "libnvrtc.so.13"')
 
@@ -83,7 +83,7 @@ def test_a_machine_without_nvrtc_has_no_conditional_graph_but_the_others(simulat
     device.close()
 
 
-def test_what_nvrtc_compiles_for_a_newer_driver_is_not_given_to_this_one(simulator: Simulator) -> None:
+def test_a_kernel_that_nvrtc_compiles_for_a_newer_driver_is_not_loaded(simulator: Simulator) -> None:
     simulator.driver_version = 12080
     device = module("device").open_device()
     checks = {check.executor: check for check in module("device").preflight(device)}
@@ -213,7 +213,7 @@ def test_every_executor_runs_in_pycudas_memory_and_streams(simulator: Simulator,
     simulator._events.clear()
 
 
-def test_a_context_of_pycudas_own_is_refused(
+def test_a_separate_context_of_pycuda_is_refused(
     simulator: Simulator, pycuda: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pycuda.on("Context.handle", lambda one: 0x77 if vars(one)["_label"] == "Context#1" else 0x99)
@@ -248,7 +248,7 @@ def test_dlpack_gives_the_very_memory_and_is_let_go_with_it(dtype: str) -> None:
     assert not arrays._lent
 
 
-def test_a_dlpack_capsule_that_nobody_takes_is_let_go() -> None:
+def test_an_unused_dlpack_capsule_is_released() -> None:
     capsule = on_host(np.zeros(3, np.float32)).__dlpack__()
     assert len(arrays._lent) == 1
     del capsule
@@ -271,7 +271,7 @@ def test_a_view_of_a_dlpack_array_is_its_memory() -> None:
         arrays.view_of(turned, 0, "x")
 
 
-def test_an_array_that_its_library_does_not_give_is_told_with_its_words() -> None:
+def test_an_array_that_its_library_cannot_export_is_refused_with_the_librarys_message() -> None:
     def refuse(_: Any, stream: int) -> Any:
         raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
 
@@ -279,7 +279,7 @@ def test_an_array_that_its_library_does_not_give_is_told_with_its_words() -> Non
         arrays.view_of(type("Given", (), {"__dlpack__": refuse})(), 0, "x")
 
 
-def test_a_consumers_stream_waits_for_the_array_unless_it_says_not_to() -> None:
+def test_a_consumers_stream_waits_for_the_array_unless_disabled() -> None:
     waits: list[int] = []
     array = arrays.DeviceArray(64, (1,), "float32", ready=waits.append)
     array.__dlpack__(), array.__dlpack__(stream=5), array.__dlpack__(stream=-1)

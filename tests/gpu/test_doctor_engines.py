@@ -25,9 +25,7 @@ def copy(tmp_path: Path) -> Package:
 
 
 @pytest.mark.parametrize("target", ["tensorrt-fp16", pytest.param("tensorrt-fp32", marks=pytest.mark.exhaustive)])
-def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
-    tensorrt: FakeTensorRt, copy: Package, target: str
-) -> None:
+def test_the_engines_of_the_sample_need_no_pages_and_verify(tensorrt: FakeTensorRt, copy: Package, target: str) -> None:
     result = trial_package.compile_for_trial(copy, target, lambda *_: None)
     assert verify_package(result, target).pages == 8
     assert result.target(target).operating_points == copy.target("cpu-fp32").operating_points
@@ -35,9 +33,7 @@ def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
     assert max(result.target(target).equality.values()) < (1e-4 if target.endswith("fp32") else 0.1)
 
 
-def test_the_whole_model_is_one_engine_of_the_same_recipe(
-    tensorrt: FakeTensorRt, copy: Package, tmp_path: Path
-) -> None:
+def test_the_full_model_is_one_engine_of_the_same_recipe(tensorrt: FakeTensorRt, copy: Package, tmp_path: Path) -> None:
     one = trial_package.compile_for_trial(
         trial_package.build_one_segment(copy, tmp_path / "one.ee"), "tensorrt-fp32", lambda *_: None
     )

@@ -38,7 +38,7 @@ def test_all_executors_replay_the_golden_pages_and_agree(machine: Machine, tiny_
     assert machine.driver.ran
 
 
-def test_a_graph_that_cannot_be_instantiated_is_said_and_the_host_chain_still_replays(
+def test_an_uninstantiable_graph_is_reported_and_the_host_chain_still_replays(
     machine: Machine, tiny_package: Package
 ) -> None:
     machine.driver.fail("cuGraphInstantiate", "CUDA_ERROR_NOT_SUPPORTED")

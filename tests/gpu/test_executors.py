@@ -110,14 +110,14 @@ def test_exits_logits_and_scores_are_those_of_the_cpu_at_random_thresholds(simul
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_batch_size_from_1_to_64_gives_what_its_pages_give_alone(simulator: Simulator, kind: str) -> None:
+def test_every_batch_size_from_1_to_64_gives_the_results_of_its_single_pages(simulator: Simulator, kind: str) -> None:
     with opened(simulator, kind) as executor:
         for rows in range(1, 65):
             check(executor, pages(rows, 9, rows), policy((0.6, 0.7, 0.6, 0.5), seed=rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_subset_of_a_batch_may_leave_at_an_exit(simulator: Simulator, kind: str) -> None:
+def test_every_subset_of_a_batch_can_exit_at_an_exit(simulator: Simulator, kind: str) -> None:
     with opened(simulator, kind, batches=(1, 2, 4, 8)) as executor:
         for rows in range(1, 9):
             inputs = pages(rows, 5, rows)
@@ -132,9 +132,7 @@ def test_every_subset_of_a_batch_may_leave_at_an_exit(simulator: Simulator, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 7])
-def test_pages_can_be_made_to_leave_at_any_exit_and_no_later_segment_runs(
-    simulator: Simulator, kind: str, rows: int
-) -> None:
+def test_pages_can_be_forced_to_any_exit_and_no_later_segment_runs(simulator: Simulator, kind: str, rows: int) -> None:
     with opened(simulator, kind) as executor:
         for at in range(len(EXITS)):
             simulator.ran.clear()
@@ -144,7 +142,7 @@ def test_pages_can_be_made_to_leave_at_any_exit_and_no_later_segment_runs(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_segment_runs_in_the_least_batch_size_that_holds_the_pages_that_are_left(
+def test_a_segment_runs_at_the_smallest_batch_size_that_holds_the_remaining_pages(
     simulator: Simulator, kind: str
 ) -> None:
     segments = segments_on(simulator)
@@ -165,7 +163,7 @@ def test_a_segment_runs_in_the_least_batch_size_that_holds_the_pages_that_are_le
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 6])
-def test_logits_that_are_not_finite_end_their_own_page_only(simulator: Simulator, kind: str, rows: int) -> None:
+def test_logits_that_are_not_finite_fail_only_their_page(simulator: Simulator, kind: str, rows: int) -> None:
     for bad in (np.nan, np.inf, -np.inf):
         inputs = pages(rows, 5)
         inputs["pixel_values"][0, 0, 0] = bad
@@ -190,7 +188,7 @@ def test_logits_that_are_not_finite_end_their_own_page_only(simulator: Simulator
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_is_asked_only_of_pages_that_the_image_does_not_decide(simulator: Simulator, kind: str) -> None:
+def test_text_is_read_only_for_pages_that_the_image_does_not_decide(simulator: Simulator, kind: str) -> None:
     how = policy((0.75, 0.5, 0.5, 0.5), seed=5)
     inputs = pages(13, 9, 5)
     with opened(simulator, kind, stretches=STRETCHES, how=how) as executor:
@@ -211,9 +209,7 @@ def test_text_is_asked_only_of_pages_that_the_image_does_not_decide(simulator: S
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_the_conditional_graph_is_one_launch_and_one_wait_whatever_exit_a_page_takes(
-    simulator: Simulator, rows: int
-) -> None:
+def test_the_conditional_graph_is_one_launch_and_one_wait_at_every_exit(simulator: Simulator, rows: int) -> None:
     with opened(simulator, "conditional") as executor:
         traces = []
         for at in range(len(EXITS)):
@@ -361,7 +357,7 @@ REPEATED = {call for call, _ in CALLS} - {"cuModuleLoadData"}
 @pytest.mark.parametrize(
     ("call", "kind", "at"), [(*one, at) for one in CALLS for at in (1, 2) if one[0] in REPEATED or at == 1]
 )
-def test_what_the_driver_refuses_falls_back_and_leaks_nothing(
+def test_a_refusal_of_the_driver_falls_back_and_leaks_nothing(
     simulator: Simulator, caplog: pytest.LogCaptureFixture, call: str, kind: str, at: int
 ) -> None:
     simulator.fail(call, "CUDA_ERROR_NOT_SUPPORTED", at)
@@ -380,7 +376,7 @@ def test_a_graph_that_cannot_be_uploaded_is_launched_all_the_same(
         check(executor, pages(3, 5), policy())
 
 
-def test_the_same_fallback_is_said_once(simulator: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_fallback_is_logged_once(simulator: Simulator, caplog: pytest.LogCaptureFixture) -> None:
     simulator.driver_version = 12060
     for _ in range(3):
         with opened(simulator, "conditional", batches=(1,)):
@@ -388,7 +384,7 @@ def test_the_same_fallback_is_said_once(simulator: Simulator, caplog: pytest.Log
     assert len(caplog.messages) == 1
 
 
-def test_auto_measures_and_takes_the_fastest(
+def test_auto_measures_the_executors_and_uses_the_fastest(
     simulator: Simulator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -410,7 +406,7 @@ def test_auto_measures_and_takes_the_fastest(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", ["cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate"])
-def test_what_cannot_be_made_is_told_and_leaks_nothing(simulator: Simulator, kind: str, call: str) -> None:
+def test_a_failed_executor_raises_and_leaks_nothing(simulator: Simulator, kind: str, call: str) -> None:
     for at in (1, 2, 3, 7):
         simulator.fail(call, "CUDA_ERROR_UNKNOWN", at)
         with contextlib.suppress(DeviceError), opened(simulator, kind, batches=(1, 4)):
@@ -418,7 +414,7 @@ def test_what_cannot_be_made_is_told_and_leaks_nothing(simulator: Simulator, kin
         assert simulator.leaks() == []
 
 
-def test_too_little_memory_is_told_with_what_is_asked_and_what_is_free(simulator: Simulator) -> None:
+def test_too_little_memory_is_reported_with_the_requested_and_the_free_size(simulator: Simulator) -> None:
     simulator.total = 8 << 20
     with (
         pytest.raises(DeviceError, match=r"Simulated GPU: \d+ MiB of memory requested and \d MiB free; use smaller"),
@@ -431,7 +427,7 @@ def test_too_little_memory_is_told_with_what_is_asked_and_what_is_free(simulator
 @pytest.mark.parametrize(
     "call", ["cuGraphLaunch", "cuLaunchKernel", "cuMemcpyAsync", "cuEventSynchronize", "cuEventRecord"]
 )
-def test_a_failure_while_running_is_told_and_everything_is_freed(simulator: Simulator, kind: str, call: str) -> None:
+def test_a_failure_of_a_run_raises_and_frees_everything(simulator: Simulator, kind: str, call: str) -> None:
     used = {"cuGraphLaunch": kind != "host", "cuLaunchKernel": kind == "host"}.get(call, True)
     with opened(simulator, kind, batches=(1, 4)) as executor:
         simulator.fail(call, "CUDA_ERROR_LAUNCH_FAILED")
@@ -451,7 +447,7 @@ def test_closing_twice_does_nothing_more(simulator: Simulator, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inputs_that_do_not_fit_are_refused_with_what_would(simulator: Simulator, kind: str) -> None:
+def test_unsuitable_inputs_are_refused_with_the_expected_ones(simulator: Simulator, kind: str) -> None:
     with opened(simulator, kind, batches=(1, 4)) as executor:
         good = pages(2, 5)
         cases = [
@@ -490,7 +486,7 @@ class OnDevice:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inputs_on_the_device_are_copied_there_after_what_fills_them(simulator: Simulator, kind: str) -> None:
+def test_inputs_on_the_device_are_copied_after_the_work_that_fills_them(simulator: Simulator, kind: str) -> None:
     inputs, how = pages(4, 5), policy()
     with opened(simulator, kind, batches=(4,), how=how) as executor, executor.buffers.device.current():
         other = int(simulator.driver.cuStreamCreate(1)[1])
@@ -517,7 +513,7 @@ def test_inputs_on_the_device_are_copied_there_after_what_fills_them(simulator: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_input_written_where_it_lies_is_not_copied(simulator: Simulator, kind: str) -> None:
+def test_an_input_written_in_place_is_not_copied(simulator: Simulator, kind: str) -> None:
     inputs, how = pages(4, 5), policy()
     with opened(simulator, kind, batches=(4,), how=how) as executor:
         views = {name: executor.buffers.view(name, 4, 5) for name in inputs}
@@ -529,7 +525,7 @@ def test_an_input_written_where_it_lies_is_not_copied(simulator: Simulator, kind
         assert "cuMemcpyAsync" not in simulator.trace
 
 
-def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator: Simulator) -> None:
+def test_an_array_that_its_owner_releases_is_kept_until_it_is_copied(simulator: Simulator) -> None:
     """The allocators of torch and CuPy give the memory of a released array to the next one at once, in another stream."""
 
     class Pooled(OnDevice):
@@ -583,7 +579,7 @@ def test_results_on_the_device_are_those_on_the_host(simulator: Simulator, kind:
             np.testing.assert_array_equal(scores[: one.exit + 1, page], one.scores)
 
 
-def test_a_chain_runs_in_a_stream_of_the_users_own(simulator: Simulator) -> None:
+def test_a_chain_runs_in_a_stream_of_the_user(simulator: Simulator) -> None:
     device = module("device").open_device()
     with device.current():
         stream = device.create_stream()

@@ -110,7 +110,7 @@ def some_thresholds(rng: np.random.Generator, exits: int, classes: int) -> list[
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("block", range(3))
-def test_random_batches_leave_as_in_python(library: ctypes.CDLL, criterion: str, block: int) -> None:
+def test_random_batches_exit_as_in_python(library: ctypes.CDLL, criterion: str, block: int) -> None:
     rng = np.random.default_rng([SEED, block, list(CRITERIA).index(criterion)])
     reached: set[int] = set()
     for turn in range(40):
@@ -160,7 +160,7 @@ def test_random_batches_leave_as_in_python(library: ctypes.CDLL, criterion: str,
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", ["logits", "gate"])
-def test_a_page_of_bad_numbers_leaves_at_once_and_says_where(library: ctypes.CDLL, bad: float, place: str) -> None:
+def test_a_page_of_bad_logits_stops_at_once_and_records_its_exit(library: ctypes.CDLL, bad: float, place: str) -> None:
     batch = Batch.of(3, 2)
     policy = plain_policy([None, None])
     logits, gates = np.zeros((3, 2), np.float32), np.zeros((3, 1), np.float32)
@@ -172,7 +172,7 @@ def test_a_page_of_bad_numbers_leaves_at_once_and_says_where(library: ctypes.CDL
     assert np.array_equal(batch.answers[1], logits[1], equal_nan=True)
 
 
-def test_a_score_that_equals_its_threshold_leaves(library: ctypes.CDLL) -> None:
+def test_a_page_exits_if_its_score_equals_the_threshold(library: ctypes.CDLL) -> None:
     logits = np.random.default_rng(SEED).normal(size=(64, 5))
     batch = Batch.of(64, 5)
     batch.decide(library, plain_policy([None], 5), 0, logits, flags=FIRST)
@@ -208,7 +208,7 @@ def test_a_policy_is_retuned_by_writing_its_buffer(library: ctypes.CDLL) -> None
     assert batch.alive == [1] and batch.scores[0] == 0.5
 
 
-def test_scores_and_logits_of_pages_that_stay_are_there_for_a_trace(library: ctypes.CDLL) -> None:
+def test_scores_and_logits_of_remaining_pages_are_kept_for_a_trace(library: ctypes.CDLL) -> None:
     batch = Batch.of(2, 2)
     batch.decide(library, plain_policy(SECOND_LEAVES), 0, np.array([LEAVES, STAYS]), flags=FIRST)
     assert batch.scores.tolist() == [1 / (1 + np.exp(-4))] * 2
@@ -274,7 +274,7 @@ def test_a_switch_gets_the_first_bucket_that_holds_the_rows(library: ctypes.CDLL
     assert value_of(library, 0, [64]) == 1 and value_of(library, 64, [64]) == 0
 
 
-def test_an_if_gets_whether_a_row_stays(library: ctypes.CDLL) -> None:
+def test_an_if_node_gets_1_if_a_row_remains(library: ctypes.CDLL) -> None:
     assert [value_of(library, alive, None) for alive in (0, 1, 64)] == [0, 1, 1]
 
 

@@ -97,14 +97,14 @@ def test_executors_agree_in_every_batch_size(executors: list[DeviceChain]) -> No
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_pages_can_be_made_to_leave_at_any_exit(executors: list[DeviceChain], rows: int) -> None:
+def test_pages_can_be_forced_to_any_exit(executors: list[DeviceChain], rows: int) -> None:
     for at in range(SEGMENTS):
         thresholds = tuple(0.0 if exit == at else None for exit in range(SEGMENTS - 1))
         assert require_equal(executors, pages(rows, at), replace(some_policy(at), thresholds=thresholds)) == [at] * rows
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_logits_that_are_not_finite_end_their_own_page_only(executors: list[DeviceChain], rows: int) -> None:
+def test_logits_that_are_not_finite_fail_only_their_page(executors: list[DeviceChain], rows: int) -> None:
     inputs = pages(rows, 3)
     inputs["state.0"][rows // 2, 5] = np.nan
     policy = replace(some_policy(3), thresholds=(None,) * (SEGMENTS - 1))
@@ -114,7 +114,7 @@ def test_logits_that_are_not_finite_end_their_own_page_only(executors: list[Devi
         assert exits == [-1 if page == rows // 2 else SEGMENTS - 1 for page in range(rows)]
 
 
-def test_torch_gives_inputs_and_takes_results_without_a_copy_to_the_host(executors: list[DeviceChain]) -> None:
+def test_torch_exchanges_inputs_and_results_without_a_copy_to_the_host(executors: list[DeviceChain]) -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("torch has no CUDA here")

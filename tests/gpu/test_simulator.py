@@ -49,7 +49,7 @@ def test_nothing_runs_before_somebody_waits(simulator: Simulator, device: Any) -
     assert simulator.ran["k"] == 1
 
 
-def test_memory_is_what_is_told_when_it_is_touched(simulator: Simulator, device: Any) -> None:
+def test_memory_faults_are_reported_at_the_access(simulator: Simulator, device: Any) -> None:
     stream = device.create_stream()
     address = device.allocate(64)
     with pytest.raises(DeviceError, match="cuMemcpyAsync"):  # memory that is not pinned
@@ -66,13 +66,15 @@ def test_memory_is_what_is_told_when_it_is_touched(simulator: Simulator, device:
         device.clear(address, 64, stream)
 
 
-def test_what_is_not_given_back_is_listed(simulator: Simulator, device: Any, graphs: Any) -> None:
+def test_unreleased_resources_are_listed(simulator: Simulator, device: Any, graphs: Any) -> None:
     device.allocate(64), device.allocate_pinned(64), device.create_stream(), device.create_event(), graphs.new_graph()
     assert len(simulator.leaks()) == 7  # with the context, which is current too
 
 
 @pytest.mark.parametrize("what", ["the legacy stream", "a second capture", "a wait", "an allocation"])
-def test_what_a_capture_does_not_allow_is_refused(simulator: Simulator, device: Any, graphs: Any, what: str) -> None:
+def test_calls_that_a_capture_does_not_allow_are_refused(
+    simulator: Simulator, device: Any, graphs: Any, what: str
+) -> None:
     stream, other = device.create_stream(), device.create_stream()
     does = {
         "a second capture": lambda _: graphs.capture(device, other, lambda at: launch(simulator, "k", at), "inner"),
@@ -140,7 +142,7 @@ def test_a_condition_without_a_default_is_undefined(simulator: Simulator, device
     assert "nobody set" in simulator.faults[0]
 
 
-def test_a_handle_is_for_one_node_of_its_own_graph(simulator: Simulator, device: Any, graphs: Any) -> None:
+def test_a_handle_belongs_to_one_node_of_its_graph(simulator: Simulator, device: Any, graphs: Any) -> None:
     stream = device.create_stream()
     graph, handle, _ = conditional(simulator, device, graphs, "k")
     _, body = graphs.add_if(graph, [], handle, device.context)

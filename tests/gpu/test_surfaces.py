@@ -113,7 +113,7 @@ def skip_without(report: surfaces.Report, package: str) -> None:
 
 
 @pytest.mark.parametrize("kind, code, name, runs", MISUSES, ids=[kind for kind, *_ in MISUSES])
-def test_a_misuse_is_found_with_its_file_line_and_name(
+def test_a_misuse_is_reported_with_its_file_line_and_name(
     misused: tuple[surfaces.Report, Path, dict[str, int]], kind: str, code: str, name: str, runs: int
 ) -> None:
     report, file, lines = misused
@@ -125,7 +125,7 @@ def test_a_misuse_is_found_with_its_file_line_and_name(
     assert len({finding.run for finding in findings if name in finding.text}) == runs, findings
 
 
-def test_right_use_is_found_right_and_counted_name_by_name() -> None:
+def test_correct_use_is_accepted_and_counted_by_name() -> None:
     report = surfaces.check([EXAMPLE])
     skip_without(report, "")
     assert report.findings == []
@@ -141,7 +141,7 @@ def test_right_use_is_found_right_and_counted_name_by_name() -> None:
     print(surfaces.table(report))
 
 
-def test_all_that_we_touch_is_there() -> None:
+def test_every_name_that_we_use_exists() -> None:
     report = surfaces.check(surfaces.users())
     print(surfaces.table(report))
     assert not report.findings, "\n".join(map(str, report.findings))
@@ -160,7 +160,7 @@ def test_every_module_that_imports_a_binding_is_checked(tmp_path: Path) -> None:
     assert [path.stem for path in surfaces.users(tmp_path)] == ["above", "by_name", "within"]
 
 
-def test_a_misuse_is_found_from_whatever_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misuse_is_reported_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "near.py").write_text("import tensorrt as trt\n\ntrt.Bilder\n")
     for folder in (tmp_path, tmp_path.parent, Path("/")):
         monkeypatch.chdir(folder)

@@ -36,7 +36,7 @@ def test_a_classifier_keeps_its_labels_in_its_order(tmp_path: Path, pages_folder
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
-def test_other_labels_are_refused_and_a_new_classifier_is_made_if_the_user_says_so(
+def test_other_labels_are_refused_without_the_option_for_a_new_classifier(
     tmp_path: Path, pages_folder: Path, call: Call
 ) -> None:
     save_vit(ViTForImageClassification, ("a", "b", "c", "d", "e", "f", "g"), tmp_path / "stock")
@@ -65,7 +65,7 @@ def test_a_checkpoint_without_a_classifier_gets_the_labels_of_the_pages(
     assert labels_of(tmp_path / "out") == list(LABELS)
 
 
-def test_a_kind_of_trunk_that_is_unknown_is_refused_by_its_name(tmp_path: Path, pages_folder: Path, call: Call) -> None:
+def test_an_unknown_kind_of_trunk_is_refused_by_name(tmp_path: Path, pages_folder: Path, call: Call) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_an_unknown_trunk_is_one_line(
         assert "expected one of layoutlmv3, bert" in err and err.strip().endswith("as parts or as ONNX graphs")
 
 
-def test_wrong_arguments_are_one_line_and_leave_nothing(
+def test_wrong_arguments_are_one_line_and_write_nothing(
     tmp_path: Path, pages_folder: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_vit(ViTForImageClassification, LABELS, tmp_path / "stock")

@@ -111,7 +111,7 @@ def loss_of(model: EarlyExitModel, val: EncodedPages) -> float:
 RUN = TrainingRecipe(epochs=8, batch_size=8, learning_rate=1e-2, warmup=0.0)
 
 
-def test_the_epoch_with_the_lowest_validation_loss_is_kept_or_the_last_if_the_recipe_says_so() -> None:
+def test_the_recipe_keeps_the_epoch_with_the_lowest_validation_loss_or_the_last_one() -> None:
     model, val, losses, _ = run(RUN)
     assert losses[-1] > min(losses) + 0.01, "the last epoch would be the best: the test shows nothing"
     assert loss_of(model, val) == pytest.approx(min(losses), abs=1e-3)
@@ -120,7 +120,7 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept_or_the_last_if_the_re
     assert loss_of(model, val) == pytest.approx(losses[-1], abs=1e-3)
 
 
-def test_a_stage_ends_after_as_many_epochs_without_a_lower_loss_as_the_recipe_says() -> None:
+def test_a_stage_ends_after_the_recipes_number_of_epochs_without_a_lower_loss() -> None:
     _, _, losses, _ = run(RUN)
     model, val, fewer, done = run(replace(RUN, patience=1))
     end = next(at for at in range(1, len(losses)) if losses[at] > min(losses[:at])) + 1
@@ -141,7 +141,7 @@ def test_batches_do_not_depend_on_the_processes_that_make_them() -> None:
 
 
 @pytest.mark.parametrize("trunk", ["layoutlmv3", "deberta-v2", "swin"])
-def test_a_model_makes_its_tensors_on_the_device_where_it_is(trunk: str) -> None:
+def test_a_model_makes_its_tensors_on_its_own_device(trunk: str) -> None:
     ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     config = FAMILIES[trunk].config_class(**with_defaults(TrainingRecipe(trunk=trunk)).model, **ends)
     model = FAMILIES[trunk](config).to("meta")  # a device without memory, which refuses operands from another one
@@ -151,7 +151,7 @@ def test_a_model_makes_its_tensors_on_the_device_where_it_is(trunk: str) -> None
     assert {logits.device.type for logits in output.exits.values()} == {"meta"}
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_a_missing_device_is_refused_with_the_usable_ones() -> None:
     assert find_device("cpu") == CPU
     assert find_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(BadRequest, match="unknown device 'gpu': expected one of auto, cpu, cuda, mps"):

@@ -149,7 +149,7 @@ def test_every_form_of_beit_equals_the_stock_classifier(changes: dict[str, objec
 
 
 @torch.no_grad()
-def test_a_beit_drops_a_path_for_a_whole_page_as_the_stock_one_does() -> None:
+def test_a_beit_drops_paths_per_page_as_the_stock_model_does() -> None:
     changes = {"drop_path_rate": 0.9}
     model, inputs = model_of("beit", **changes), inputs_of("beit")
     stock = stock_of("beit", **changes).train()
@@ -179,7 +179,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "in", "##voice", "page"]
 
 
 @pytest.mark.parametrize("saved_by", ["transformers", "tokenizers"])
-def test_a_stock_bert_reads_words_between_its_tokenizers_own_ends(saved_by: str, tmp_path: Path) -> None:
+def test_a_stock_bert_reads_words_between_the_ends_of_its_tokenizer(saved_by: str, tmp_path: Path) -> None:
     stock_of("bert").save_pretrained(tmp_path)
     if saved_by == "transformers":
         (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
@@ -220,7 +220,7 @@ def test_a_stock_tokenizer_of_byte_pairs_takes_each_word_as_a_word(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("kind", "longest"), [("bert", 64), ("roberta", 62)])
-def test_more_text_than_there_are_positions_for_is_refused(kind: str, longest: int) -> None:
+def test_more_text_than_positions_is_refused(kind: str, longest: int) -> None:
     config = model_of(kind, max_position_embeddings=64, max_text_tokens=64).config
     assert config.longest_text == longest
     config.max_text_tokens = longest
@@ -231,7 +231,7 @@ def test_more_text_than_there_are_positions_for_is_refused(kind: str, longest: i
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_a_stock_checkpoint_whose_pages_are_no_squares_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_stock_checkpoint_of_pages_that_are_not_square_is_refused(kind: str, tmp_path: Path) -> None:
     stock_of(kind, image_size=[64, 32]).save_pretrained(tmp_path)
     with pytest.raises(BadCheckpoint, match=r"'image_size'.*expected int, got list"):
         checkpoint.load_stock(tmp_path, {"exits": ["encoder.1"]}, kind)
@@ -274,7 +274,7 @@ def test_an_exit_that_the_trunk_cannot_have_is_refused(kind: str, exits: list[st
 
 
 @KINDS
-def test_two_stage_training_moves_the_trunk_first_and_then_the_exits_alone(kind: str) -> None:
+def test_two_stage_training_changes_the_trunk_first_and_then_only_the_exits(kind: str) -> None:
     names = [name for name, _ in model_of(kind).named_parameters()]
     first, second = phases("two_stage", model_of(kind).config.exit_names())
     assert {name.split(".")[0] for name in names if first.trains(name)} == {kind, "classifier"}
@@ -317,7 +317,7 @@ def recipe_of(kind: str) -> TrainingRecipe:
 
 
 @pytest.mark.parametrize("kind", ["roberta", pytest.param("bert", marks=pytest.mark.exhaustive)])
-def test_words_alone_are_trained_on_built_and_answered(kind: str, tmp_path: Path) -> None:
+def test_a_text_model_is_trained_built_and_run_on_words_only(kind: str, tmp_path: Path) -> None:
     data = read_dataset(words_folder(tmp_path / "words", 24))
     folder = train(data, data, tmp_path / "checkpoint", recipe_of(kind), None, quiet, False)
     built = build(folder, data.root, tmp_path / "words.ee", ocr_ms=100.0, progress=quiet)
@@ -337,9 +337,7 @@ def test_words_alone_are_trained_on_built_and_answered(kind: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["beit", pytest.param("vit", marks=pytest.mark.exhaustive)])
-def test_images_alone_are_trained_on_built_and_answered_without_text(
-    kind: str, tmp_path: Path, pages_folder: Path
-) -> None:
+def test_an_image_model_is_trained_built_and_run_without_text(kind: str, tmp_path: Path, pages_folder: Path) -> None:
     bare = tmp_path / "images"
     shutil.copytree(pages_folder, bare, ignore=shutil.ignore_patterns("*.json"))
     data = read_dataset(bare)
@@ -359,7 +357,7 @@ def test_images_alone_are_trained_on_built_and_answered_without_text(
         assert result.exit == "final"
 
 
-def test_words_alone_are_refused_where_the_model_reads_more(sample: Path) -> None:
+def test_words_only_are_refused_if_the_model_reads_the_image(sample: Path) -> None:
     with pytest.raises(BadPage, match="words without boxes, and the model reads where they stand"):
         ee_export.load(sample).predict(ee_export.Page(words=["invoice"], name="a"))
     with pytest.raises(BadPage, match="has words but no image, which the model reads"):
@@ -382,6 +380,6 @@ def test_a_recipe_with_a_field_of_the_wrong_type_is_refused(tmp_path: Path) -> N
         )
 
 
-def test_an_unknown_trunk_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_trunk_is_refused_with_the_valid_ones() -> None:
     with pytest.raises(BadRequest, match=r"unknown trunk 'robreta'.*bert.*roberta.*beit.*vit"):
         TrainingRecipe(trunk="robreta")

@@ -215,7 +215,7 @@ NORM = re.compile(r"^\w+\.(post_)?layernorm\.")
 
 
 @EVERY
-def test_an_exit_trains_what_is_on_the_way_to_it(name: str, folders: dict[str, Path]) -> None:
+def test_an_exit_trains_the_parameters_on_its_path(name: str, folders: dict[str, Path]) -> None:
     case, model = CASES[name], load(name, folders)
     for exit_name in model.config.exit_names():
         model.zero_grad()
@@ -235,7 +235,7 @@ def test_an_exit_trains_what_is_on_the_way_to_it(name: str, folders: dict[str, P
         assert trunk == known, exit_name
 
 
-def test_what_a_trunk_cannot_do_is_refused_by_name(folders: dict[str, Path]) -> None:
+def test_unsupported_settings_of_a_trunk_are_refused_by_name(folders: dict[str, Path]) -> None:
     swin, siglip = "swin of whole windows", "siglip"
     with pytest.raises(
         BadRequest, match=r"head of exit 'encoder.1' reads cls: this trunk has no such row; set reads = \"mean\""

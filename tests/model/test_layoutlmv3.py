@@ -87,7 +87,7 @@ def test_any_subset_of_exits_works(exits: list[str], inputs) -> None:
         assert tuple(model(**inputs).exits) == (*exits, "final")
 
 
-def test_asking_for_one_exit_computes_nothing_deeper(inputs) -> None:
+def test_evaluating_one_exit_computes_nothing_deeper(inputs) -> None:
     model = random_model(tiny_config())
     deepest = model.layoutlmv3.encoder.layer[2]
     deepest.attention.self.query.weight.data.fill_(float("nan"))

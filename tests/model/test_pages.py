@@ -33,7 +33,7 @@ def test_a_page_that_is_not_augmented_has_the_values_of_the_runtime_bit_by_bit()
         assert np.array_equal(batch["pixel_values"].numpy(), encoder.images([images[2], images[0]])["pixel_values"])
 
 
-def test_pages_are_augmented_as_values_in_0_to_1_and_normalised_as_the_encoding_says() -> None:
+def test_pages_are_augmented_in_0_to_1_and_normalised_by_the_encoding() -> None:
     for encoding, scale in ((None, 1.0), (BROUGHT, 2.0)):
         model = random_model(tiny_config(input_size=64, encoding=encoding))
         pages, encoder, _ = encoded(model)

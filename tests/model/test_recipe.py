@@ -44,14 +44,12 @@ def test_exits_and_heads_that_are_named_stay_as_they_are() -> None:
     assert model["exits"] == ["encoder.2"] and model["heads"] == {"encoder.2": {"layers": 1}}
 
 
-def test_a_recipe_that_says_a_size_gets_no_other_size_from_here() -> None:
+def test_a_size_in_the_recipe_is_not_replaced() -> None:
     recipe = TrainingRecipe(model={"hidden_size": 32})
     assert with_defaults(recipe) == recipe
 
 
-def test_a_text_is_as_long_as_the_trunk_has_positions_for_if_the_recipe_does_not_say(
-    pages_folder: Path, tmp_path: Path
-) -> None:
+def test_the_text_length_is_the_trunks_number_of_positions_by_default(pages_folder: Path, tmp_path: Path) -> None:
     data = read_dataset(pages_folder)
     pages = data.subset([data.targets.index(target) for target in range(len(data.labels))])
     model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

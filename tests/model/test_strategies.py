@@ -86,7 +86,7 @@ def test_the_entropy_term_rewards_an_exit_for_not_being_certain(logits: dict[str
     assert max(entropies) <= math.log(3)
 
 
-def test_the_teacher_of_self_distillation_gets_no_gradient_from_its_pupils(logits: dict[str, Tensor]) -> None:
+def test_the_teacher_of_self_distillation_gets_no_gradient_from_the_exits(logits: dict[str, Tensor]) -> None:
     loss_of("self_distillation", logits).backward()
     gradient = logits["final"].grad
     alone = torch.autograd.grad(F.cross_entropy(logits["final"], TARGETS) / 4, logits["final"])[0]
@@ -94,7 +94,7 @@ def test_the_teacher_of_self_distillation_gets_no_gradient_from_its_pupils(logit
     assert torch.allclose(gradient, alone, atol=1e-6)
 
 
-def test_a_pupil_that_says_what_the_teacher_says_has_half_the_loss() -> None:
+def test_an_exit_equal_to_the_teacher_has_half_the_loss() -> None:
     logits = {name: torch.tensor([[2.0, 0.0, 0.0]]) for name in ("text", "final")}
     loss = phases("self_distillation", ("text", "final"))[0].loss(logits, torch.tensor([0]), PLAIN)
     cross_entropy = float(F.cross_entropy(logits["text"], torch.tensor([0])))
@@ -157,11 +157,11 @@ def parts_of(names: set[str]) -> set[str]:
         ("layer_wise", 3, {"trunk", "final"}),
     ],
 )
-def test_exactly_the_parameters_of_a_phase_move(strategy: str, phase: int, parts: set[str]) -> None:
+def test_only_the_parameters_of_a_phase_change(strategy: str, phase: int, parts: set[str]) -> None:
     assert parts_of(moved(strategy, phase)) == parts
 
 
-def test_layer_wise_training_leaves_what_lies_before_the_exit_alone() -> None:
+def test_layer_wise_training_does_not_change_earlier_layers() -> None:
     second = moved("layer_wise", 2)
     assert {name.split(".")[3] for name in second if ".encoder.layer." in name} == {"1"}
     assert not any(name.startswith("layoutlmv3.embeddings.") for name in second)
@@ -175,7 +175,7 @@ def test_every_strategy_has_phases_that_together_train_every_exit() -> None:
 GATES = {"encoder.1": {"kind": "gate"}, "encoder.2": {"kind": "gate", "answer": "final", "shared": True}}
 
 
-def test_a_gate_learns_whether_its_answer_is_right_and_moves_nothing_else() -> None:
+def test_a_gate_learns_if_its_answer_is_right_and_changes_no_other_parameter() -> None:
     model = random_model(tiny_config(exits=["encoder.1", "encoder.2"], heads=GATES))
     rows = torch.randn(8, 32, requires_grad=True)
     for name in GATES:

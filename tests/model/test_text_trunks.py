@@ -152,7 +152,7 @@ def require_same(state: dict[str, Tensor], model: EarlyExitModel, inputs: dict[s
 
 @KINDS
 @torch.no_grad()
-def test_a_stock_checkpoint_answers_as_its_own_class_does(kind: str, folders: dict[str, Path]) -> None:
+def test_a_stock_checkpoint_gives_the_answers_of_its_class(kind: str, folders: dict[str, Path]) -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
     model = with_exits(folders[kind], kind)
     assert checkpoint.labels_of(model.config) == LABELS
@@ -167,7 +167,7 @@ def test_a_stock_checkpoint_answers_as_its_own_class_does(kind: str, folders: di
 
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
-def test_every_form_of_a_trunk_answers_as_its_own_class_does(form: str, tmp_path: Path) -> None:
+def test_every_variant_of_a_trunk_gives_the_answers_of_its_class(form: str, tmp_path: Path) -> None:
     kind, changes = FORMS[form]
     stock = stock_of(kind, **changes)
     model = with_exits(saved(tmp_path, stock), kind, heads={"encoder.1": {"reads": "mean"}})
@@ -269,7 +269,7 @@ def test_every_parameter_moves_in_one_phase_of_layer_wise_training(kind: str, fo
 
 
 @KINDS
-def test_training_finds_the_gradients_of_the_stock_class(kind: str, folders: dict[str, Path]) -> None:
+def test_training_computes_the_gradients_of_the_stock_class(kind: str, folders: dict[str, Path]) -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
     model = with_exits(folders[kind], kind)
     inputs = inputs_of(model)

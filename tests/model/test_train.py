@@ -61,7 +61,7 @@ def test_training_learns_more_than_chance(unbroken: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(
     tmp_path: Path, recipe: Path, pages_folder: Path, unbroken: Path, call: Call
 ) -> None:
     out = tmp_path / "model"

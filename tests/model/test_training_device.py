@@ -51,7 +51,7 @@ def features_of(
     return cache_features(*brought, pages, folder, "same", lambda done, total: None, **options)
 
 
-def test_heads_are_trained_where_the_model_is(
+def test_heads_are_trained_on_the_models_device(
     brought: tuple[EarlyExitModel, Encoder], pages: Dataset, tmp_path: Path
 ) -> None:
     with NoMemory():
@@ -65,7 +65,7 @@ def test_heads_are_trained_where_the_model_is(
 
 
 @pytest.mark.parametrize("trunk", FAMILIES)
-def test_every_trunk_computes_its_features_where_it_is(trunk: str) -> None:
+def test_every_trunk_computes_its_features_on_its_own_device(trunk: str) -> None:
     ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     config = FAMILIES[trunk].config_class(**with_defaults(TrainingRecipe(trunk=trunk)).model, **ends)
     page = blank_page(checkpoint.encoding_of(config), 9)
@@ -113,7 +113,7 @@ def test_features_in_bfloat16_are_about_the_same(
     [("gpu", "unknown device 'gpu': expected one of auto, cpu, cuda, mps"), ("mps", "finds no such device")],
 )
 @pytest.mark.parametrize("command", ["train", "add-exits"])
-def test_both_commands_that_train_refuse_a_device_that_is_not_there(
+def test_both_training_commands_refuse_a_missing_device(
     command: str, name: str, message: str, tiny_checkpoint: Path, pages_folder: Path, tmp_path: Path, call: Call
 ) -> None:
     folders = (tiny_checkpoint, pages_folder) if command == "add-exits" else (pages_folder,)

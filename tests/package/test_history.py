@@ -90,7 +90,7 @@ def test_a_rollback_is_undone_by_another(target: Target) -> None:
     assert [entry.point for entry in again.history] == [entry.point for entry in tuned.history]
 
 
-def test_a_rollback_goes_as_many_steps_back_as_it_is_given(target: Target) -> None:
+def test_a_rollback_goes_back_by_the_given_number_of_steps(target: Target) -> None:
     first = target.operating_points["default"]
     tuned = with_point(with_point(target, "default", _at(first, 0.7)), "default", _at(first, 0.8))
     back = history.roll_back_target(tuned, "default", BACK, 2)
@@ -98,7 +98,7 @@ def test_a_rollback_goes_as_many_steps_back_as_it_is_given(target: Target) -> No
     assert [entry.point for entry in back.history] == [_at(first, 0.8), _at(first, 0.7)]
 
 
-def test_a_calibration_comes_back_with_all_points_that_were_found_under_it(target: Target) -> None:
+def test_a_calibration_is_restored_with_all_points_tuned_under_it(target: Target) -> None:
     after = recalibrated(target)
     assert set(after.operating_points) == {"full", "default"}
     assert {entry.name for entry in after.history} == {"full", "default", "strict"}
@@ -158,7 +158,7 @@ def tuned(sample: Path, pages_folder: Path, tmp_path_factory: pytest.TempPathFac
     return copy
 
 
-def test_commands_keep_what_they_replace_and_rollback_puts_it_back(tuned: Path, sample: Path, tmp_path: Path) -> None:
+def test_commands_keep_the_replaced_point_and_rollback_restores_it(tuned: Path, sample: Path, tmp_path: Path) -> None:
     package = Path(shutil.copytree(tuned, tmp_path / "copy.ee"))
     before, now = (open_package(path).target(TARGET) for path in (sample, package))
     assert [(entry.name, entry.replaced.by) for entry in now.history if entry.name == "default"] == [
@@ -182,7 +182,7 @@ def test_commands_keep_what_they_replace_and_rollback_puts_it_back(tuned: Path, 
         assert (exits == recorded[name]).all()
 
 
-def test_a_rollback_waits_for_the_lock_and_is_refused_where_a_file_was_changed(tuned: Path, tmp_path: Path) -> None:
+def test_a_rollback_waits_for_the_lock_and_is_refused_if_a_file_was_changed(tuned: Path, tmp_path: Path) -> None:
     package = Path(shutil.copytree(tuned, tmp_path / "copy.ee"))
     graph = package / TARGET / "final.onnx"
     data = bytearray(graph.read_bytes())

@@ -32,7 +32,7 @@ def holder(path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_who_comes_second_waits_and_is_told_for_whom(tmp_path: Path) -> None:
+def test_the_second_writer_waits_and_reports_the_holder_of_the_lock(tmp_path: Path) -> None:
     first = holder(tmp_path / "a.ee")
     holders: list[str] = []
     entered = threading.Event()
@@ -95,7 +95,7 @@ def test_a_lock_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) ->
         pass
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
     write_file(path, b"one")
     write_file(path, b"two")
@@ -103,7 +103,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["file"]
 
 
-def test_a_disk_that_is_full_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_file(path, b"one")
 

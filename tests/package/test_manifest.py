@@ -225,7 +225,7 @@ def folder_with(manifest: Callable[[Path], object], folder: Path) -> Path:
         (lambda path: path.write_bytes(b" " * (4 * 2**20 + 1)), "too large for a manifest"),
     ],
 )
-def test_what_is_no_file_of_a_manifest_is_refused_at_once(
+def test_a_file_that_is_no_manifest_is_refused_at_once(
     tmp_path: Path, make: Callable[[Path], object], message: str
 ) -> None:
     with pytest.raises(BadPackage, match=message):
@@ -233,7 +233,7 @@ def test_what_is_no_file_of_a_manifest_is_refused_at_once(
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "cpu-fp32/.DS_Store", "extra/deep/file", "x\x1b[31m"])
-def test_what_the_manifest_does_not_name_is_refused(sample: Path, tmp_path: Path, name: str) -> None:
+def test_files_that_the_manifest_does_not_list_are_refused(sample: Path, tmp_path: Path, name: str) -> None:
     package = Path(shutil.copytree(sample, tmp_path / "a.ee"))
     (package / name).parent.mkdir(parents=True, exist_ok=True)
     (package / name).write_text("?")

@@ -29,7 +29,7 @@ def dated(monkeypatch: pytest.MonkeyPatch) -> str:
     return "2026-11-28T23:26:16Z"
 
 
-def test_two_builds_of_the_same_checkpoint_have_origins_that_differ_in_the_date_alone(
+def test_the_origins_of_two_builds_of_one_checkpoint_differ_only_in_the_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(CHECKPOINT, tmp_path / "elsewhere"))
@@ -55,7 +55,7 @@ def test_a_variable_that_is_no_date_is_refused(monkeypatch: pytest.MonkeyPatch, 
         now()
 
 
-def test_the_digest_of_a_checkpoint_is_what_a_shell_finds() -> None:
+def test_the_digest_of_a_checkpoint_equals_that_of_the_shell_command() -> None:
     command = "LC_ALL=C sha256sum config.json *.safetensors | sha256sum"
     shell = subprocess.run(["bash", "-c", command], cwd=CHECKPOINT, capture_output=True, text=True, check=True)
     assert checkpoint_digest(CHECKPOINT) == shell.stdout.split()[0]
@@ -99,7 +99,7 @@ def test_a_built_package_has_the_origin_of_its_checkpoint(tiny_package: Package,
     assert {each.by for each in made if each} == {"build"}
 
 
-def test_a_package_from_before_is_read_and_a_rewritten_one_keeps_its_origin(
+def test_a_package_without_an_origin_is_read_and_a_rewritten_one_keeps_its_origin(
     sample: Path, tmp_path: Path, dated: str
 ) -> None:
     copy = open_package(Path(shutil.copytree(sample, tmp_path / "copy.ee")))

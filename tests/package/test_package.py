@@ -65,20 +65,20 @@ def test_a_file_or_folder_that_was_symlinked_away_is_refused(package: Path, name
         ee_export.load(package)
 
 
-def test_a_package_is_found_through_a_link_to_its_folder(package: Path) -> None:
+def test_a_package_loads_through_a_link_to_its_folder(package: Path) -> None:
     (package.parent / "current.ee").symlink_to(package)
     assert ee_export.load(package.parent / "current.ee").exits[-1] == "final"
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a\\b", "a/../b", "./a", ""])
-def test_a_path_that_leaves_the_folder_is_refused(package: Path, name: str) -> None:
+def test_a_path_outside_the_folder_is_refused(package: Path, name: str) -> None:
     (package.parent / "outside").write_text("?")
     edit(package, lambda manifest: manifest["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
     with pytest.raises(BadPackage, match="not a plain path inside the package"):
         ee_export.load(package)
 
 
-def test_a_newer_schema_says_how_to_upgrade(package: Path) -> None:
+def test_a_newer_schema_is_refused_with_the_command_to_upgrade(package: Path) -> None:
     edit(package, lambda manifest: manifest.update(schema=2))
     with pytest.raises(BadPackage, match=r"schema 2 is newer.*pip install --upgrade ee_export"):
         ee_export.load(package)
@@ -125,7 +125,7 @@ def test_no_byte_of_a_manifest_can_do_more_than_be_refused(
         assert "\n" not in str(error)
 
 
-def test_golden_logits_that_the_graphs_do_not_give_are_found(package: Path) -> None:
+def test_golden_logits_that_differ_from_the_graphs_are_detected(package: Path) -> None:
     with np.load(package / "golden.npz") as manifest:
         arrays = dict(manifest)
     arrays["1/encoder.2.logits"] = arrays["1/encoder.2.logits"] + 0.01
@@ -138,7 +138,7 @@ def test_golden_logits_that_the_graphs_do_not_give_are_found(package: Path) -> N
         verify_package(open_package(package), "cpu-fp32")
 
 
-def test_thresholds_that_move_a_golden_page_are_found(package: Path) -> None:
+def test_thresholds_that_change_the_exit_of_a_golden_page_are_detected(package: Path) -> None:
     edit(
         package,
         lambda manifest: manifest["targets"]["cpu-fp32"]["operating_points"]["full"]["thresholds"].update(vision=0.0),

@@ -66,7 +66,7 @@ def test_profiles_are_every_pair_of_ranges_cut_to_the_longest_page() -> None:
         recipe.profiles(600)
 
 
-def test_the_hash_is_of_what_can_change_an_engine(tmp_path: Path) -> None:
+def test_the_hash_covers_the_fields_that_change_an_engine(tmp_path: Path) -> None:
     one = read_recipe(written(tmp_path, SMALLEST + "# spoken\n"))
     same = read_recipe(written(tmp_path, 'precision = "fp16"\nbackend = "tensorrt"\ntiming_cache = false', "other"))
     unlike = read_recipe(written(tmp_path, SMALLEST + "builder_level = 5", "third"))
@@ -149,7 +149,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused_by_file_key_and_remedy(
     assert "\n" not in str(caught.value).removesuffix("\n")
 
 
-def test_a_target_or_file_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_target_or_file_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=r"unknown target to compile for 'tensorrt-fp61'.*did you mean tensorrt-fp16"):
         find_recipe("tensorrt-fp61")
     with pytest.raises(BadRequest, match=r"none\.toml: cannot read this recipe \(No such file.*tensorrt-fp16"):
@@ -169,7 +169,7 @@ def test_a_recipe_cannot_take_a_name_that_is_no_targets_or_another_ones(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_a_wheel_carries_recipes_and_grids_where_the_code_looks(tmp_path: Path) -> None:
+def test_a_wheel_contains_recipes_and_grids_at_the_paths_that_the_code_reads(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):

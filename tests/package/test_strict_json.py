@@ -33,7 +33,7 @@ def test_a_file_with_two_meanings_or_none_is_refused(data: bytes, reason: str) -
     assert len(str(refused.value)) < 200 and str(refused.value).isprintable()
 
 
-def test_whole_surrogate_pairs_and_large_numbers_are_read() -> None:
+def test_complete_surrogate_pairs_and_large_numbers_are_read() -> None:
     assert parse(b'["\\ud83d\\ude00", 18446744073709551615, -9223372036854775808, 1e308]') == [
         "😀",
         2**64 - 1,

@@ -67,7 +67,7 @@ def torn_pages(pages: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     return [np.eye(3)[first] * 3, np.eye(3)[second] * sure], targets
 
 
-def test_failure_prediction_tells_pages_apart_that_are_equally_sure() -> None:
+def test_failure_prediction_separates_pages_of_equal_confidence() -> None:
     plain = [ExitRule((1.0,) * 3, (0.0,) * 3), ExitRule((1.0,) * 3, (0.0,) * 3)]
     logits, targets = torn_pages(400, 0)
     weights = fit_failure_prediction(logits, plain, [[0] * 400] * 2, targets)

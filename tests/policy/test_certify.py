@@ -27,7 +27,7 @@ def population(rng: np.random.Generator, pages: int, candidates: int = 60) -> np
         pytest.param(400, 0.05, 0.2, marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_certificate_fails_at_most_as_often_as_it_says_and_not_absurdly_less(
+def test_a_certificate_fails_at_most_at_its_stated_rate_and_not_far_below_it(
     pages: int, epsilon: float, delta: float
 ) -> None:
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def test_the_sequence_stops_at_the_first_failure() -> None:
     assert (certificate.candidate, certificate.losses) == (0, 0)
 
 
-def test_nothing_is_certified_where_even_the_safest_loses() -> None:
+def test_nothing_is_certified_if_the_safest_candidate_fails() -> None:
     assert certify.fixed_sequence(np.ones((2, 100), bool), 0.05, 0.1) is None
     assert certify.conformal(np.ones((2, 100), bool), 0.05) is None
 
@@ -82,7 +82,7 @@ def test_the_pages_needed_are_those_that_suffice_without_a_loss() -> None:
         certify.require_pages(63, 1.5, 0.1, "val")
 
 
-def test_candidates_go_from_nowhere_to_bold_with_one_threshold_and_no_exit_beyond_its_limits() -> None:
+def test_candidates_grow_bolder_with_one_threshold_within_the_limits_of_each_exit() -> None:
     candidates = certify.one_threshold([(0.0, 1.0), certify.NO_EXITS, (0.5, 0.9)])
     assert candidates[0] == (None, None, None)
     bars = [bar[0] for bar in candidates[1:] if bar[0] is not None]

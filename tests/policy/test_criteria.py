@@ -62,7 +62,7 @@ def test_patience_counts_exits_in_a_row_that_agree() -> None:
     assert scores == pytest.approx([0, 1 / 2, 2 / 3, 0])
 
 
-def test_a_gate_is_what_the_gate_says_calibrated() -> None:
+def test_the_gate_score_is_the_calibrated_gate_probability() -> None:
     assert CRITERIA["gate"](ExitHistory([[0.5, 0.5]], gate=0.8), ()) == 0.8
     logits, gates = [np.zeros((2, 2)), np.zeros((2, 2))], [np.array([[0.0], [2.0]]), None]
     rules = [ExitRule((1.0, 1.0), (0.0, 0.0), gate=(0.5, 1.0)), ExitRule((1.0, 1.0), (0.0, 0.0))]
@@ -73,7 +73,7 @@ def test_a_gate_is_what_the_gate_says_calibrated() -> None:
         score_pages(logits, rules, "gate", [[1, 1]] * 2, [np.full((2, 1), np.nan), None])
 
 
-def test_failure_prediction_sees_what_max_probability_does_not() -> None:
+def test_failure_prediction_uses_more_than_the_largest_probability() -> None:
     """Two pages of equal top probability: the exits before agree about one and not about the other."""
     weights = [4.0, 0, 0, 3.0, 0, 0, 0, 0, 0.0]
     agreeing = ExitHistory([[0.9, 0.1], [0.8, 0.2]], tokens=10)
@@ -82,7 +82,7 @@ def test_failure_prediction_sees_what_max_probability_does_not() -> None:
     assert failure_prediction(agreeing, weights) > failure_prediction(torn, weights)
 
 
-def test_failure_prediction_by_the_log_odds_alone_is_max_probability() -> None:
+def test_failure_prediction_with_only_the_log_odds_is_max_probability() -> None:
     known = ExitHistory([[0.85, 0.15]], tokens=3)
     assert failure_prediction(known, [4.0] + [0.0] * 8) == pytest.approx(0.85)
 
@@ -104,7 +104,7 @@ def test_many_pages_are_scored_as_one_by_one(name: str) -> None:
             assert scores[at, page] == CRITERIA[name](known, weights)
 
 
-def test_a_page_leaves_at_the_first_exit_whose_score_reaches_its_threshold() -> None:
+def test_a_page_exits_at_the_first_exit_whose_score_reaches_its_threshold() -> None:
     scores = np.array([[0.5, 0.9, 0.1], [0.8, 0.0, 0.2], [0.0, 0.0, 0.0]])
     answers = np.zeros((3, 3), int)
     assert assign_exits(scores, [0.9, 0.8], answers).tolist() == [1, 0, 2]

@@ -18,7 +18,7 @@ def compared(then: tuple, now: tuple, false_alarm: float, draws: int = 2000) -> 
     return any(test.alarm for test in compare((then[0], now[0]), pairs, false_alarm, draws=draws))
 
 
-def test_the_false_alarm_rate_is_what_was_asked() -> None:
+def test_the_false_alarm_rate_is_the_given_one() -> None:
     rng = np.random.default_rng(0)
     alarms = sum(compared(drawn(rng, 80, 8), drawn(rng, 120, 8), 0.1) for _ in range(400))
     assert 0.01 < alarms / 400 <= 0.1 + 3 * np.sqrt(0.09 / 400)

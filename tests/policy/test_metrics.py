@@ -75,7 +75,7 @@ def test_ece_of_a_certain_and_always_wrong_model_is_one() -> None:
     assert metrics.ece(np.full(30, 0.5), np.arange(30) % 2 == 0, bins=1) == pytest.approx(0)
 
 
-def test_a_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_a_bootstrap_interval_covers_the_truth_at_its_stated_rate() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for draw in range(200):

@@ -87,7 +87,7 @@ def chain(package: Package) -> Chain:
     return ee_export.load(package.path, operating_point="full")
 
 
-def test_arrays_are_answered_as_the_graphs_alone_do(chain: Chain) -> None:
+def test_arrays_get_the_answers_of_the_bare_graphs(chain: Chain) -> None:
     arrays = rows(5, seed=1)
     expected = handmade.run(SEGMENTS, arrays)
     got = chain.logits(arrays)
@@ -242,7 +242,7 @@ def test_labels_may_be_names_or_indices(package: Package, tmp_path: Path) -> Non
         ({"inputs": {**INPUTS, "a/b": "array"}}, r"inputs\.a/b: found"),
     ],
 )
-def test_a_manifest_whose_inputs_do_not_fit_is_refused(
+def test_a_manifest_with_contradictory_inputs_is_refused(
     package: Package, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(EeError, match=message):

@@ -62,7 +62,7 @@ class LineReader:
 
 
 @pytest.mark.parametrize("cuts", [[25, 100], [10, 25, 60, 100], [33, 34, 35, 100], [100]])
-def test_strips_read_every_line_once_and_where_it_stands(cuts: list[int]) -> None:
+def test_strips_read_every_line_once_with_its_box(cuts: list[int]) -> None:
     image, _, lines = lines_page()
     engine = LineReader()
     reader = TextReader(Page(image, ocr=engine), image)
@@ -75,7 +75,7 @@ def test_strips_read_every_line_once_and_where_it_stands(cuts: list[int]) -> Non
     assert len(engine.calls) <= len(cuts)
 
 
-def test_a_line_that_no_gap_spares_is_neither_lost_nor_doubled() -> None:
+def test_a_line_that_a_cut_crosses_is_read_exactly_once() -> None:
     image, _, lines = lines_page()
     ImageDraw.Draw(image).rectangle((0, 0, 30, 1000), fill=0)  # a ruled margin: no row is empty
     for percent in range(5, 100, 5):
@@ -96,7 +96,7 @@ def test_the_cut_stands_in_the_gap_below_the_line_it_would_cross() -> None:
     assert bottom < row < lines[6][1]
 
 
-def test_what_was_read_is_not_read_again() -> None:
+def test_a_strip_is_not_read_again() -> None:
     image, _, _ = lines_page()
     engine = LineReader()
     reader = TextReader(Page(image, ocr=engine), image)
@@ -156,7 +156,7 @@ def test_exits_on_a_part_of_the_text_equal_the_unmodified_model(banded: tuple[Pa
     assert max(differences.values()) <= 2e-4, differences
 
 
-def test_a_page_that_leaves_at_a_band_is_read_no_further(banded: tuple[Path, Package]) -> None:
+def test_a_page_that_exits_at_a_band_is_read_no_further(banded: tuple[Path, Package]) -> None:
     image, _, _ = lines_page()
     engine = LineReader()
     answer = make_exit_point(load_package(banded[1]), "text.25").predict(Page(image, ocr=engine))
@@ -166,7 +166,7 @@ def test_a_page_that_leaves_at_a_band_is_read_no_further(banded: tuple[Path, Pac
     assert 250 <= height <= 300
 
 
-def test_a_band_that_is_not_asked_is_not_read_in_a_strip_of_its_own(banded: tuple[Path, Package]) -> None:
+def test_a_band_that_is_not_evaluated_gets_no_strip(banded: tuple[Path, Package]) -> None:
     image, _, _ = lines_page()
     for evaluated, strips in (((), 1), (("text.25",), 2), (("text.25", "text.60"), 3)):
         engine = LineReader()
@@ -187,7 +187,7 @@ def test_strips_give_the_answer_that_the_given_words_give(banded: tuple[Path, Pa
     assert list(given.probabilities.values()) == pytest.approx(list(by_strips.probabilities.values()), abs=2e-3)
 
 
-def test_batches_of_pages_with_and_without_words_leave_as_one_by_one(
+def test_batches_of_pages_with_and_without_words_exit_as_single_pages_do(
     banded: tuple[Path, Package], pages_folder: Path
 ) -> None:
     chain = load_package(banded[1])
@@ -207,7 +207,7 @@ def test_batches_of_pages_with_and_without_words_leave_as_one_by_one(
     assert len(with_deadline) == len(pages)
 
 
-def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
+def test_the_tuner_evaluates_bands_if_reading_them_first_is_cheaper(
     banded: tuple[Path, Package], pages_folder: Path
 ) -> None:
     package = banded[1]

@@ -53,7 +53,9 @@ def fixed(chain: Chain, size: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("streams", [1, 3])
-def test_pages_get_in_order_what_they_get_one_by_one(mixed: Chain, pages: list[Page], batch: int, streams: int) -> None:
+def test_pages_get_the_answers_of_single_pages_in_order(
+    mixed: Chain, pages: list[Page], batch: int, streams: int
+) -> None:
     together = answered(mixed.predict_many(pages, batch=fixed(mixed, batch), streams=streams))
     assert {answer.exit for answer in together} == {"vision", "encoder.1", "final"}
     for answer, page in zip(together, pages, strict=True):
@@ -109,7 +111,7 @@ def counted(pages: list[Page], times: int, taken: list[int]) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_few_pages_are_under_way_whatever_is_given(chain: Chain, pages: list[Page], streams: int) -> None:
+def test_the_number_of_pages_in_progress_is_bounded(chain: Chain, pages: list[Page], streams: int) -> None:
     taken = [0]
     every_page_stays = leaving(chain)
     results = every_page_stays.predict_many(counted(pages, 6, taken), batch=fixed(chain, 4), streams=streams)
@@ -119,7 +121,7 @@ def test_few_pages_are_under_way_whatever_is_given(chain: Chain, pages: list[Pag
     assert given + 1 == taken[0] == 6 * len(pages)
 
 
-def test_one_page_that_stays_does_not_hold_up_all_that_leave(chain: Chain, pages: list[Page]) -> None:
+def test_one_remaining_page_does_not_block_the_pages_that_exit(chain: Chain, pages: list[Page]) -> None:
     scores = sorted((answer.score, at) for at, answer in enumerate(leaving(chain, vision=0.0).predict_batch(pages)))
     stays, *others = (pages[at] for _, at in scores)
     one_stays = leaving(chain, vision=(scores[0][0] + scores[1][0]) / 2)
@@ -134,7 +136,7 @@ def test_one_page_that_stays_does_not_hold_up_all_that_leave(chain: Chain, pages
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_a_bad_page_is_answered_by_its_error_and_the_others_as_ever(
+def test_a_bad_page_gets_its_error_and_the_others_get_their_answers(
     mixed: Chain, pages: list[Page], tmp_path: Path, streams: int
 ) -> None:
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no more than this")
@@ -156,7 +158,7 @@ def test_a_bad_page_is_answered_by_its_error_and_the_others_as_ever(
     assert [answer.exit for answer in answers] == [mixed.predict(page).exit for page in good]
 
 
-def test_a_page_without_text_is_an_error_only_where_text_is_needed(mixed: Chain, pages: list[Page]) -> None:
+def test_a_page_without_text_is_an_error_only_if_text_is_needed(mixed: Chain, pages: list[Page]) -> None:
     bare = [Page(page.image, name=f"bare {at}") for at, page in enumerate(pages)]
     results = mixed.predict_many(bare, batch=fixed(mixed, 4))
     for at, (result, page) in enumerate(zip(results, pages, strict=True)):
@@ -208,7 +210,7 @@ def test_an_ocr_engine_that_crashes_is_the_answer_of_its_page(mixed: Chain, page
             assert result.exit == alone.exit
 
 
-def test_logits_that_are_not_finite_are_the_answer_of_their_page_alone(
+def test_logits_that_are_not_finite_are_an_error_of_their_page_only(
     mixed: Chain, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment = next(segment for segment in mixed.segments if segment.exit == "final")
@@ -236,7 +238,7 @@ def test_logits_that_are_not_finite_are_the_answer_of_their_page_alone(
             ]
 
 
-def test_answers_may_be_left_unasked(mixed: Chain, pages: list[Page]) -> None:
+def test_answers_need_not_all_be_consumed(mixed: Chain, pages: list[Page]) -> None:
     results = mixed.predict_many(pages, batch=fixed(mixed, 4), streams=2)
     assert isinstance(next(results), Answer)
     assert isinstance(results, Generator)

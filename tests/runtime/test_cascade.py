@@ -122,7 +122,7 @@ def require_expected(package: Package, pages: Sequence[Page], answers: Sequence[
         np.testing.assert_allclose(list(answer.probabilities.values()), odds / odds.sum(), atol=1e-4)
 
 
-def test_pages_alone_and_together_are_answered_as_by_two_models_apart(package: Package, chain: Chain) -> None:
+def test_single_and_batched_pages_get_the_answers_of_the_two_models(package: Package, chain: Chain) -> None:
     pages = pages_of(9)
     require_expected(package, pages, [chain.predict(page) for page in pages])
     require_expected(package, pages, chain.predict_batch(pages))
@@ -170,7 +170,7 @@ def test_ocr_runs_once_for_both_models(package: Package, chain: Chain) -> None:
     require_expected(package, pages, answers)
 
 
-def test_a_page_that_fails_at_the_second_model_fails_alone(
+def test_a_page_that_fails_at_the_second_model_does_not_fail_others(
     package: Package, chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = pages_of(4)

@@ -43,7 +43,7 @@ def spread_out(chain: Chain, pages: list[Page]) -> Chain:
     return leaving(chain, **thresholds)
 
 
-def test_a_page_that_leaves_at_vision_is_never_ocred(chain: Chain, page_image: Image.Image) -> None:
+def test_a_page_that_exits_at_vision_is_never_ocred(chain: Chain, page_image: Image.Image) -> None:
     def ocr(image: Image.Image):
         raise AssertionError("OCR was asked for a page that had left")
 
@@ -73,14 +73,14 @@ def test_a_page_with_no_words_is_a_normal_page(chain: Chain, page_image: Image.I
     assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_full_runs_every_layer_and_says_so(chain: Chain, pages: list[Page]) -> None:
+def test_full_runs_every_layer_and_records_it_in_the_trace(chain: Chain, pages: list[Page]) -> None:
     answer = chain.at("full").predict(pages[0])
     assert [step.name for step in answer.trace][-4:] == ["encoder.1", "encoder.2", "encoder.3", "final"]
     assert all(step.duration_ms > 0 for step in answer.trace)
     assert [step.left for step in answer.trace] == [False] * (len(answer.trace) - 1) + [True]
 
 
-def test_a_batch_gives_what_its_pages_give_one_by_one(chain: Chain, pages: list[Page]) -> None:
+def test_a_batch_gives_the_answers_of_its_single_pages(chain: Chain, pages: list[Page]) -> None:
     mixed = spread_out(chain, pages)
     together = mixed.predict_batch(pages)
     assert len({answer.exit for answer in together}) >= 4, "the test needs pages that leave at many exits"
@@ -157,7 +157,7 @@ def test_latency_counts_the_time_of_ocr(chain: Chain, page_image: Image.Image) -
     assert next(step for step in answer.trace if step.name == "ocr").duration_ms >= 50
 
 
-def test_a_page_without_words_or_ocr_says_what_to_do(chain: Chain, page_image: Image.Image) -> None:
+def test_a_page_without_words_or_ocr_is_refused_with_the_remedy(chain: Chain, page_image: Image.Image) -> None:
     with pytest.raises(NoText, match=r"neither words nor an OCR engine.*tesseract-ocr"):
         chain.at("full").predict(Page(page_image))
 
@@ -167,7 +167,7 @@ def test_an_ocr_engine_that_returns_nonsense_is_named(chain: Chain, page_image: 
         chain.at("full").predict(Page(page_image, ocr=lambda image: (["a", "b"], [[0, 0, 1, 1]])))
 
 
-def test_unknown_targets_and_operating_points_list_the_known(tiny_package: Package) -> None:
+def test_unknown_targets_and_operating_points_are_refused_with_the_valid_ones(tiny_package: Package) -> None:
     with pytest.raises(BadRequest, match=r"unknown target 'cpu-int4'.*cpu-fp32"):
         ee_export.load(tiny_package.path, target="cpu-int4")
     with pytest.raises(BadRequest, match=r"unknown operating point 'fast'.*full, default"):

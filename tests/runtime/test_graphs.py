@@ -187,7 +187,7 @@ def test_a_truncated_graph_is_refused(package: Path, share: float) -> None:
         ee_export.load(with_manifest(package), threads=1)
 
 
-def test_an_operator_that_nobody_knows_is_refused(package: Path) -> None:
+def test_an_unknown_operator_is_refused(package: Path) -> None:
     def unknown(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid("com.example", 1))
         _after_logits(model, "Guess", ["B", 7], TensorProto.FLOAT, domain="com.example")

@@ -139,7 +139,7 @@ def odd_pages(folder: Path, image: Image.Image) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_every_odd_page_has_an_error_and_the_others_are_answered(
+def test_every_odd_page_gets_an_error_and_the_others_get_answers(
     chain: Chain, pages: list[Page], page_image: Image.Image, tmp_path: Path, streams: int
 ) -> None:
     odd = odd_pages(tmp_path, page_image)
@@ -182,7 +182,7 @@ def test_the_answers_of_a_batch_are_those_without_its_bad_pages(
     assert [untimed(answer) for answer in good] == [untimed(answer) for answer in before]
 
 
-def test_an_error_nobody_foresaw_names_page_and_exception_and_keeps_its_traceback(
+def test_an_unexpected_error_names_page_and_exception_and_keeps_its_traceback(
     chain: Chain, page_image: Image.Image, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def text(words: object, boxes: object) -> None:
@@ -221,7 +221,7 @@ def test_a_tokenizer_that_panics_is_that_pages_error(
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_meant_to_stop_a_program_stops_it(chain: Chain, page_image: Image.Image, stop: type) -> None:
+def test_keyboard_interrupt_and_system_exit_stop_the_program(chain: Chain, page_image: Image.Image, stop: type) -> None:
     page = Page(page_image, ocr=engine(stop()))
     with pytest.raises(stop):
         chain.predict(page)
@@ -289,7 +289,7 @@ def test_a_segment_that_fails_only_for_many_pages_together_answers_them_one_by_o
         assert [untimed(answer)[:3] for answer in results] == [untimed(answer)[:3] for answer in before]
 
 
-def test_pages_whose_logits_are_not_finite_fail_alone(
+def test_pages_whose_logits_are_not_finite_do_not_fail_others(
     chain: Chain, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = chain.predict_batch(pages)
@@ -338,7 +338,7 @@ def test_a_page_without_text_is_no_fault_of_ours(chain: Chain, page_image: Image
     assert str(result).startswith("page 0 of the input, counted from 0: a int, not a Page")
 
 
-def test_many_odd_pages_among_others_leave_no_memory_behind(chain: Chain, pages: list[Page]) -> None:
+def test_many_odd_pages_leak_no_memory(chain: Chain, pages: list[Page]) -> None:
     def given(count: int):
         for at in range(count):
             yield pages[0] if at % 3 else Page(b"no image %d" % at, **TEXT)

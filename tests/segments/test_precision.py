@@ -67,7 +67,7 @@ def test_logits_are_near_the_trained_models_and_float32(precision: Precision, pr
     assert all(state[f"{name}.logits"].argmax() == expected.argmax() for name, expected in page.logits.items())
 
 
-def test_padding_of_any_length_gives_finite_numbers(prepared: Prepared, sample: Path) -> None:
+def test_padding_of_any_length_gives_finite_values(prepared: Prepared, sample: Path) -> None:
     page = golden.synthetic_inputs(224, [24], 4000)[0]
     wide: Arrays = {name: np.repeat(value, 2, 0) for name, value in page.items()}
     wide["attention_mask"][1, 1:] = 0  # all but the token that stands for the page
@@ -175,7 +175,7 @@ def masked(bias: float) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("islands", [FLOAT32_PARTS, ()])
-def test_a_row_of_padding_alone_is_finite_and_padding_has_no_share(
+def test_a_row_of_only_padding_is_finite_and_padding_gets_no_attention(
     precision: Precision, islands: tuple[str, ...]
 ) -> None:
     model = cast_graph(masked(-200.0), precision, islands)

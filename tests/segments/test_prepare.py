@@ -158,7 +158,7 @@ def test_int8_without_pages_or_with_an_unknown_exit_or_tool_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_modelopt_finds_the_scales_where_it_is_installed(sample: Path, tmp_path: Path) -> None:
+def test_modelopt_computes_the_scales_if_it_is_installed(sample: Path, tmp_path: Path) -> None:
     pytest.importorskip("modelopt.onnx.quantization", reason="NVIDIA ModelOpt is not installed")
     package = open_package(sample)
     pages = [page.inputs for page in golden.read(package)[0]]

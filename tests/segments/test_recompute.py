@@ -73,7 +73,7 @@ def test_logits_are_those_of_a_bias_that_is_passed_on(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_as_the_graphs_say_it_they_are_equal_to_the_last_bit(
+def test_carried_and_recomputed_graphs_are_equal_to_the_last_bit(
     precision: Any, tiny_package: Package, tmp_path: Path
 ) -> None:
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention="plain"), tmp_path)
@@ -96,7 +96,7 @@ def test_int8_is_the_same_either_way(tiny_package: Package, tmp_path: Path) -> N
             assert np.abs(logits - expected[name]).max() <= 1e-3, name
 
 
-def test_the_manifest_says_which_inputs_each_segment_takes_and_files_hardly_grow(sample: Path, tmp_path: Path) -> None:
+def test_the_manifest_states_the_inputs_of_each_segment_and_files_hardly_grow(sample: Path, tmp_path: Path) -> None:
     carried, recomputed = both(open_package(sample), FP16, tmp_path)
     names = [
         {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
@@ -121,7 +121,7 @@ def test_the_manifest_says_which_inputs_each_segment_takes_and_files_hardly_grow
     assert sizes[0] == sizes[1], "the tables are stored once for all segments"
 
 
-def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> None:
+def test_text_is_read_at_the_same_exits(sample: Path, tmp_path: Path) -> None:
     package = open_package(sample)
     point = OperatingPoint("max_probability", dict.fromkeys(package.manifest.exits[:-1], 0.9))
     plans = []
@@ -135,7 +135,7 @@ def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["beit", pytest.param("vit", marks=pytest.mark.exhaustive)])
-def test_a_model_without_such_a_bias_says_so_where_it_is_asked_and_is_as_it_was_where_not(
+def test_a_model_without_such_a_bias_refuses_recomputation_and_is_otherwise_unchanged(
     kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     package = exported(kind, tmp_path_factory)
@@ -223,7 +223,7 @@ def chain_of(*parts: tuple[ModelProto, SegmentSpec]) -> tuple[list[ModelProto], 
     return [graph for graph, _ in parts], tuple(spec for _, spec in parts)
 
 
-def test_any_square_state_of_integers_is_found_and_sizes_are_read_of_the_integers() -> None:
+def test_any_square_state_of_integers_is_recomputed_with_sizes_of_the_integers() -> None:
     graphs, specs = chain_of(maker(), reader())
     given = {
         "seen": np.arange(12, dtype=np.float32).reshape(2, 3, 2),
@@ -245,7 +245,7 @@ def test_any_square_state_of_integers_is_found_and_sizes_are_read_of_the_integer
     assert (np.asarray(outputs) == np.asarray(expected)).all()
 
 
-def test_a_square_state_of_what_was_computed_is_carried() -> None:
+def test_a_square_state_of_computed_values_is_carried() -> None:
     graphs, specs = chain_of(maker("mean"), reader())
     before = [graph.SerializeToString() for graph in graphs]
     assert recompute(graphs, specs) == specs

@@ -53,7 +53,7 @@ def test_a_package_equals_its_copy(sample: Path, copy: Path) -> None:
     assert json.loads(run(sample, copy, "--json").output)["equal"] is True
 
 
-def test_what_differs_stands_in_its_group(sample: Path, tmp_path: Path) -> None:
+def test_differences_are_listed_by_group(sample: Path, tmp_path: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
         swap_labels(manifest)
         target = manifest["targets"]["cpu-fp32"]
@@ -140,9 +140,7 @@ def chain_answer(chain: Chain, path: Path) -> str:
     return chain.predict(read_page(path)).label
 
 
-def test_a_page_that_one_package_alone_cannot_answer_has_a_row_of_its_own(
-    sample: Path, pages_folder: Path, tmp_path: Path
-) -> None:
+def test_a_page_that_only_one_package_answers_has_its_own_row(sample: Path, pages_folder: Path, tmp_path: Path) -> None:
     image = next(path for path in sorted((pages_folder / "receipt").iterdir()) if path.suffix != ".json")
     bare = Path(shutil.copy(image, tmp_path / f"bare{image.suffix}"))  # without its words
     whole = load_package(open_package(sample))
@@ -156,7 +154,7 @@ def test_a_page_that_one_package_alone_cannot_answer_has_a_row_of_its_own(
 
 
 @pytest.mark.parametrize("missing", ["a", "pages"])
-def test_what_is_not_there_ends_in_one_line(sample: Path, tmp_path: Path, missing: str) -> None:
+def test_missing_packages_and_pages_are_reported_in_one_line(sample: Path, tmp_path: Path, missing: str) -> None:
     nowhere = tmp_path / "nowhere"
     arguments = [nowhere, sample] if missing == "a" else [sample, sample, nowhere]
     done = run(*arguments)

@@ -53,7 +53,7 @@ def cut_package(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> tuple[
     return made(folder, WHOLE + CUT.replace("relu1", "/block1/Relu") + brought + ENCODING, lines.append), lines
 
 
-def test_a_whole_graph_that_is_cut_answers_as_it_did_uncut(cut_package: tuple[Package, list[str]]) -> None:
+def test_a_cut_graph_gives_the_same_answers_as_the_uncut_one(cut_package: tuple[Package, list[str]]) -> None:
     package, lines = cut_package
     chain = load(package.path, operating_point="full")
     pixels = np.random.default_rng(2).normal(0, 1, (4, 3, SIDE, SIDE)).astype(np.float32)
@@ -178,7 +178,7 @@ def test_a_graph_that_reads_no_page_is_a_package_of_arrays(tmp_path: Path) -> No
     assert chain.predict_encoded({"measures": rows[:1]}).label in LABELS
 
 
-def test_a_graph_for_one_page_at_a_time_takes_several_where_it_can(folder: Path) -> None:
+def test_a_graph_exported_for_one_page_takes_several_if_its_nodes_allow_it(folder: Path) -> None:
     onnx.save(net(batch=1), folder / "net.onnx")
     package = made(folder, WHOLE + ENCODING)
     chain = load(package.path, operating_point="full")
