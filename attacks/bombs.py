@@ -1,4 +1,4 @@
-"""Small inputs that ask for much: pixels, memory or time. Each is answered or refused within a minute and 1.5 GB."""
+"""Small inputs that need much memory, time or many pixels. Each is answered or refused within a minute and 1.5 GB."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from ee_export import Page, read_page
 from ee_export.errors import EeError
 
 Prepare = Callable[[Ground], Callable[[], object]]
-"""Makes a bomb, whose own cost does not count, and returns the callable that sets it off."""
+"""Makes a bomb, which is not measured, and returns the callable that runs it."""
 
 
 def bomb(ground: Ground, index: int) -> Attack:
@@ -106,7 +106,7 @@ def _group4(width: int, height: int) -> bytes:
 
 
 def _tiff_frames(number: int) -> bytes:
-    """A TIFF whose directories are a ring of ``number``."""
+    """A TIFF with a ring of ``number`` directories."""
     frame = struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 1, 9)
     size = len(frame) + 4
     parts = [frame + struct.pack("<I", 8 + size * ((at + 1) % number)) for at in range(number)]
@@ -145,7 +145,7 @@ def _sparse_manifest(ground: Ground) -> None:
 
 
 def _many_files(ground: Ground) -> None:
-    """20,000 extra files in the folder; the refusal names one of them."""
+    """20,000 extra files in the folder. The refusal names one of them."""
     package = copy_package(ground)
     for at in range(20_000):
         (package / f"extra{at}").touch()
@@ -236,7 +236,7 @@ BOMBS: tuple[tuple[str, Prepare], ...] = (
     ("a folder 1,500 levels deep in a package", _direct(_deep_package)),
     ("2,000 pages of which half fail", _direct(_many_pages)),
 )  # fmt: skip
-"""Name of each bomb, and what prepares it."""
+"""Name of each bomb, and its maker."""
 
 
 def _saved(image: Image.Image, format_name: str, **options: object) -> bytes:

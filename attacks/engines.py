@@ -26,7 +26,7 @@ _BOX = [1, 1, 9, 9]
 
 
 class PanicException(BaseException):
-    """Stands for ``pyo3_runtime.PanicException``, with which engines written in Rust end: it is no ``Exception``."""
+    """Stand-in for ``pyo3_runtime.PanicException``, which engines written in Rust raise. It is no ``Exception``."""
 
 
 class _Unprintable(Exception):
@@ -35,7 +35,7 @@ class _Unprintable(Exception):
 
 
 class _Odd:
-    """A value whose every use raises."""
+    """A value that raises at every use."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(name)
@@ -262,7 +262,7 @@ class _Sized:
 
 
 def _arguments() -> tuple[tuple[str, Callable[[], dict[str, Any]]], ...]:
-    """Odd arguments of Page; each in a callable, so that one which cannot be made is a row of its own."""
+    """Odd arguments of Page. Each is made by a callable, so that one that cannot be made has its own row."""
     image = drawn_page()
     words: dict[str, Any] = {"words": ["a"], "boxes": [_BOX]}
     closed = image.copy()

@@ -292,7 +292,8 @@ def _streams(ground: Ground) -> None:
 
 
 def _odd_labels(ground: Ground) -> None:
-    """A package whose labels and names are markup, escape sequences and half surrogate pairs: refused, or shown escaped."""
+    """A package with markup, escape sequences and half surrogate pairs in its labels and names. It is refused, or
+    they are escaped."""
     folder = ground.folder("pages")
     good = _pages(folder)
     for label in ("[bold]x[/nope]", "\x1b[31mred", "a\nb", "\ud800", "", " ", "x" * 100_000, "\u202ex"):
@@ -328,7 +329,7 @@ FOLDERS: tuple[tuple[str, Callable[[Ground], None]], ...] = (
     ("odd streams", _streams),
     ("odd labels", _odd_labels),
 )
-"""Name of each attack, and what carries it out."""
+"""Name of each attack, and the function that runs it."""
 
 
 def folder_attack(ground: Ground, index: int) -> Attack:

@@ -1,4 +1,4 @@
-"""golden.npz with other contents than a build writes: bombs, headers that lie, pickles, and damage, sealed anew."""
+"""golden.npz with other contents than a build writes: bombs, false headers, pickles and damage, sealed again."""
 
 import io
 import pickle
@@ -149,7 +149,7 @@ def mutation(ground: Ground, index: int) -> Attack:
             changed = _zip(_without_or_swapped(_members(data), rng))
         elif index % 3 == 1:
             changed = damaged(data, rng)[1]
-        else:  # the archive is whole, and what a member holds is damaged
+        else:  # the archive is complete, and the content of a member is damaged
             members = _members(data)
             name = rng.choice(list(members))
             changed = _zip(members | {name: damaged(members[name], rng)[1]})
@@ -163,7 +163,8 @@ def mutation(ground: Ground, index: int) -> Attack:
 
 
 def _array_change(place: str, make: Callable[[np.ndarray], object]) -> Change:
-    """A change of an array whose name has ``place`` in it, or of any if there is none: packages differ in their inputs."""
+    """A change of an array with ``place`` in its name, or of any array if there is none, because packages differ in
+    their inputs."""
 
     def change(members: Members, rng: random.Random) -> Members:
         name = rng.choice([name for name in members if place in name] or list(members))
@@ -201,7 +202,7 @@ def _zip(
     comment: bytes = b"",
     bomb: int = 0,
 ) -> bytes:
-    """An archive of the members; one whose content is ``None`` holds ``bomb`` bytes of zeros as a float32 array."""
+    """An archive of the members. A member with the content ``None`` holds ``bomb`` bytes of zeros as a float32 array."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.comment = comment

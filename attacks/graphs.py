@@ -1,4 +1,4 @@
-"""Graphs in place of a segment's: other names, types, ranks and values than the manifest says, and files that lie."""
+"""Graphs in place of a segment's: other names, types, ranks and values than the manifest states, and invalid files."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Place:
 
 
 Writes = Callable[[Place], "onnx.ModelProto | bytes | None"]
-"""Returns the graph that replaces the segment's; ``None``: it changed the copy itself."""
+"""Returns the graph that replaces the segment's, or ``None`` if it changed the copy itself."""
 
 
 def replaced_graph(ground: Ground, index: int) -> Attack:
@@ -153,7 +153,7 @@ def _tied(model: "onnx.ModelProto", place: Place, value: str) -> "onnx.ModelProt
 
 
 def _with_node(operator: str, domain: str = "", **attributes: Any) -> Writes:
-    """The constant graph with one more node, whose result nothing reads."""
+    """The constant graph with one more node, whose result no node reads."""
 
     def write(place: Place) -> "onnx.ModelProto":
         from onnx import helper
@@ -363,7 +363,7 @@ def _next_graph(place: Place) -> bytes:
 
 
 def _initializer_of(dims: list[int], raw: bytes) -> Writes:
-    """A weight whose stated shape does not fit its bytes."""
+    """A weight with a stated shape that differs from the number of its bytes."""
 
     def write(place: Place) -> "onnx.ModelProto":
         from onnx import TensorProto, helper
@@ -492,6 +492,6 @@ GRAPHS: tuple[tuple[str, str, Writes], ...] = (
     ("deep protobuf groups", "first", _real(lambda data: b"\x3a\xff\x7f" + b"\x0b" * 16_000)),
     ("the graph of the next segment", "first", _next_graph),
 )  # fmt: skip
-"""Name, segment that is replaced (``first``, ``state``, ``last``), and what writes the graph."""
+"""Name, replaced segment (``first``, ``state``, ``last``), and the function that writes the graph."""
 
 FAMILIES = (Family("graphs", lambda package: len(GRAPHS), replaced_graph, least=20, memory_mb=1536),)

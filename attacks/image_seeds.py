@@ -40,7 +40,7 @@ _OTHERS = (
 
 @cache
 def seeds() -> tuple[tuple[str, bytes], ...]:
-    """Name and bytes of every seed file; a format whose codec is missing is left out."""
+    """Name and bytes of every seed file. Formats without a codec are left out."""
     seeds = []
     for name, mode, format_name, options in _kinds():
         with contextlib.suppress(Exception):

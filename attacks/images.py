@@ -22,7 +22,7 @@ def cut(ground: Ground, index: int) -> Attack:
 
 
 def flip(ground: Ground, index: int) -> Attack:
-    """An image file with one to eight bytes changed; of PNG files, every second has checksums that fit."""
+    """An image file with one to eight changed bytes. Every second PNG file has matching checksums."""
     rng, (name, data) = ground.rng("images-flip", index), seeds()[index % len(seeds())]
     resealed = data.startswith(b"\x89PNG") and rng.random() < 0.5
     if resealed:

@@ -12,7 +12,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Text that stands in the document as it is."""
+    """Text that is inserted into the document unchanged."""
 
     text: str
 
@@ -78,7 +78,7 @@ WRONG_VALUES: tuple[tuple[str, Any], ...] = (
     ("nested lists", Raw("[" * 100_000 + "]" * 100_000)),
     ("nested objects", Raw('{"a":' * 5_000 + "1" + "}" * 5_000)),
 )
-"""Values to put in the place of every field, and what they are called."""
+"""Values that replace every field, and their names."""
 
 CHANGES = ("missing", "twice the same", "twice, null last", "unknown key beside", "items doubled", "items reversed")
 """Changes of a field other than another value."""

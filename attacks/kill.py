@@ -119,7 +119,7 @@ def _killed_run(name: str, package: Path, data: Path, duration: Duration, share:
 
 
 def _staging_seen(process: subprocess.Popen[bytes], package: Path) -> float:
-    """Wait until a staging folder that was not there appears, or the process ends; returns the time."""
+    """Wait until a new staging folder appears or the process ends. Returns the time."""
     before = set(_stagings(package))
     while process.poll() is None and not set(_stagings(package)) - before:
         time.sleep(0.0005)

@@ -34,7 +34,7 @@ def odd_images() -> tuple[tuple[str, bytes], ...]:
 
 
 def odd_image(ground: Ground, index: int) -> Attack:
-    """An odd image, alone and between two good pages; every second one from a file with a wrong ending."""
+    """An odd image, alone and between two good pages. Every second one comes from a file with a wrong suffix."""
     name, data = odd_images()[index // 2]
     foreign = name in _FOREIGN
 
@@ -69,7 +69,7 @@ def exif(entries: list[tuple[int, int, int, bytes]], order: bytes = b"II", end: 
 
 
 def tiff(entries: list[tuple[int, int, int, int]], data: bytes = b"\0" * 4096) -> bytes:
-    """A little-endian TIFF file with one directory of these entries; its strip begins at byte 1024."""
+    """A little-endian TIFF file with one directory of these entries. Its strip begins at byte 1024."""
     directory = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
     for tag, kind, count, value in entries:
         directory += struct.pack("<HHII", tag, kind, count, value)

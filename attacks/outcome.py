@@ -45,7 +45,8 @@ class Outcome:
 
 
 def judge(error: BaseException | None) -> tuple[str, str, str, str]:
-    """Kind, exception type, message and innermost ee_export frame of what an attack raised; ``None``: it returned."""
+    """Kind, exception type, message and innermost ee_export frame of an attack's exception. ``None`` means that it
+    returned."""
     if error is None:
         return "answered", "", "", ""
     name, message = type(error).__name__, _text(error)

@@ -17,7 +17,7 @@ LINES = (
 
 @cache
 def drawn_page(width: int = 240, height: int = 320) -> Image.Image:
-    """A small receipt in mode ``L``, dark on grey paper; one image for all, so do not change it."""
+    """A small receipt in mode ``L``, dark on grey paper. All callers share the image, so do not change it."""
     image = Image.new("L", (width, height), 235)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(8, width // 14))

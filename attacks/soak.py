@@ -65,7 +65,7 @@ def _new_words(number: int, length: int) -> Page:
 
 
 def good_pages(folder: Path | None) -> list[MakesPage]:
-    """Up to 200 pages of a folder, each read anew every time, and one that is drawn."""
+    """Up to 200 pages of a folder, read again at every use, and a drawn page."""
     makers: list[MakesPage] = [lambda: Page(drawn_page(), *words_of_page(), name="a good page")]
     if folder is not None:
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".tif"})
@@ -83,7 +83,8 @@ def resident_mb() -> float:
 def predictions(
     package: Path, pages: Path | None, number: int, seed: int, scratch: Path
 ) -> tuple[list[float], dict[str, int], dict[str, int]]:
-    """Predict ``number`` pages, every second an odd one; the samples of memory, how many pages ended how, and untyped exceptions."""
+    """Predict ``number`` pages, every second an odd one. Returns the samples of memory, the counts of outcomes, and
+    untyped exceptions."""
     ground = Ground(package, scratch, seed)
     chain = load(package, operating_point="full", threads=1)
     folder = scratch / "words"
@@ -111,7 +112,7 @@ def predictions(
 
 
 def loads(package: Path, number: int) -> list[float]:
-    """Open the package, predict a page, and drop it, ``number`` times; the samples of memory."""
+    """Open the package, predict a page, and drop it, ``number`` times. Returns the samples of memory."""
     samples = []
     page = Page(drawn_page(), *words_of_page(), name="a good page")
     for at in range(number):
@@ -182,7 +183,7 @@ def _lines(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _quiet_codecs() -> Iterator[None]:
-    """Keep what image codecs write on stderr, a line for each odd page, out of the report."""
+    """Keep the output of image codecs on stderr, a line for each odd page, out of the report."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -34,10 +34,10 @@ FATAL = ("wrong answers", "damaged packages accepted", "intact packages refused"
 """Counts that must be 0."""
 
 _TARGET = "cpu-fp32"
-_WHOLE = 20  # one prediction in so many runs all segments; the others stop at the first exit, which costs a tenth
+_WHOLE = 20  # one prediction in this many runs all segments; the others exit at the first exit, which costs a tenth
 _TOLERANCE = 1e-5
 _KEPT_ERRORS = 8
-_PAUSE_S = (0.02, 1.5)  # between two swaps; a load takes some tenths of a second
+_PAUSE_S = (0.02, 1.5)  # seconds between two swaps; a load takes some tenths of a second
 
 Answers = list[tuple[np.ndarray, np.ndarray]]
 """Per page, the probabilities of the first exit and those of the last."""
@@ -91,7 +91,7 @@ class Scene:
             return next(self._left) > 0
 
     def put(self, chain: Chain, name: str) -> None:
-        """Let the predicting threads use a chain; its answers must be those of the package of that name."""
+        """Let the predicting threads use a chain. Its answers must be those of the package of that name."""
         with self._lock:
             self.chains = [*self.chains[-2:], (chain, name)]
 
@@ -166,7 +166,8 @@ def load_damaged(scene: Scene, choice: random.Random) -> None:
 
 
 def load_current(scene: Scene, choice: random.Random) -> None:
-    """Whichever package it is, the chain is of that one whole: it is known by its first answer, and must stay with it."""
+    """The chain belongs completely to one package. Its first answer identifies the package, and later answers must
+    match it."""
     while not scene.ended.is_set():
         try:
             chain = scene.load("current", choice)
@@ -211,7 +212,7 @@ def exchange_weights(scene: Scene, choice: random.Random) -> None:
 
 
 def at_first_exit(chain: Chain) -> Chain:
-    """The same sessions; each page exits at the first."""
+    """The same sessions. Each page exits at the first exit."""
     first, *others = chain.exits[:-1]
     return chain.with_point(OperatingPoint("max_probability", {first: 0.0, **dict.fromkeys(others)}))
 
@@ -228,7 +229,7 @@ def negate_heads(weights: Path) -> None:
 
 
 def read_pages(chain: Chain, folder: Path, most: int) -> list[Arrays]:
-    """Encoded pages of a folder, the first ``most`` by name; a page without words is read as an empty one."""
+    """Encoded pages of a folder, the first ``most`` by name. A page without words is read as an empty one."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return [chain.encode([read_page(path, lambda image: ([], []))]) for path in paths[:: max(1, len(paths) // most)]]
 
@@ -238,7 +239,7 @@ def _probabilities(chain: Chain, page: Arrays) -> np.ndarray:
 
 
 def _seal(package: Path) -> None:
-    """Hash a package's files anew."""
+    """Hash a package's files again."""
     path = package / "manifest.json"
     manifest = json.loads(path.read_bytes())
     for name, entry in manifest["files"].items():

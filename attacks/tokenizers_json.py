@@ -1,4 +1,5 @@
-"""tokenizer.json with other contents than a build writes: parts that this toolkit does not read, and damage, sealed anew."""
+"""tokenizer.json with other contents than a build writes: parts that this toolkit does not read, and damage, sealed
+again."""
 
 import base64
 import copy

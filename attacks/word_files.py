@@ -53,7 +53,7 @@ def _link_to_a_file(path: Path) -> None:
 
 @cache
 def word_files() -> tuple[tuple[str, Write], ...]:
-    """Name of each odd word file, and what writes it. All are small, and none takes long to read."""
+    """Name of each odd word file, and the function that writes it. All are small, and none takes long to read."""
     box = [1, 1, 9, 9]
     good = json.dumps({"words": ["TOTAL", "é日"], "boxes": [box, box]}, ensure_ascii=False)
     files: list[tuple[str, Write]] = [

@@ -1,4 +1,4 @@
-"""Packages made by hand from small ONNX graphs, as somebody brings them: any exits, any inputs, no trunk of ours."""
+"""Packages made by hand from small ONNX graphs, like those of users: any exits, any inputs, no trunk of ours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

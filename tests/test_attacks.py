@@ -1,6 +1,7 @@
-"""A bounded run of the attack suite: each family is attacked, and nothing is untyped, crashes, hangs or takes memory without bound.
+"""A bounded run of the attack suite. Each family runs, and no attack is untyped, crashes, hangs or uses unbounded
+memory.
 
-The whole run is ``python -m attacks PACKAGE --whole``; see docs/testing.md.
+The full run is ``python -m attacks PACKAGE --whole``, see docs/testing.md.
 """
 
 import subprocess

@@ -35,7 +35,7 @@ def page(folder: Path, words: object = None, boxes: object = None, name: str = "
 
 
 def huge_png(path: Path, side: int) -> None:
-    """A PNG that says it is ``side`` pixels square, in a few bytes."""
+    """A PNG that declares ``side`` x ``side`` pixels in a few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -21,7 +21,8 @@ LAYERS = (
     ("bench",),
     ("export", "__init__"),
 )
-"""From the ground up. A room imports from lower layers only; rooms of one layer do not import each other, except on the ground."""
+"""Layers from the bottom up. A module imports from lower layers only. Modules of one layer do not import each other,
+except in the lowest."""
 LIGHT = ("errors", "places", "progress", "version", "policy", "package", "data", "runtime", "verify", "doctor")
 """Rooms that a machine without torch runs."""
 HEAVY = {"torch", "transformers", "onnx", "onnxscript", "safetensors", "faker"}

@@ -1,4 +1,4 @@
-"""The shipped sample does what the README says of it, on real pages where they are."""
+"""The shipped sample has the properties that the README states, on real pages if they are available."""
 
 from pathlib import Path
 

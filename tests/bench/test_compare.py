@@ -1,4 +1,4 @@
-"""`ee-bench compare` and `diff`: the same pages to every contender, and what is said of their times."""
+"""`ee-bench compare` and `diff`: every contender gets the same pages, and the output compares their times."""
 
 import json
 from pathlib import Path
@@ -136,4 +136,4 @@ def test_openvino_computes_the_logits_of_the_full_model(tiny_package: Package, p
     chain = load_package(tiny_package)
     arrays = chain.encode([read_dataset(pages_folder).page(0)])
     run, _ = PEERS["openvino"](Subject(str(tiny_package.path), "cpu-fp32", "default", None, 1))
-    assert run(arrays) == pytest.approx(chain.logits(arrays)["final"], abs=0.02)  # bfloat16 where the processor has it
+    assert run(arrays) == pytest.approx(chain.logits(arrays)["final"], abs=0.02)  # bfloat16 if the processor has it

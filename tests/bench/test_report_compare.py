@@ -1,4 +1,4 @@
-"""`ee-bench report`: the page of a recorded comparison says what its figures say, and needs nothing else."""
+"""`ee-bench report`: the page shows the figures of a recorded comparison and needs no other file."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`ee-bench run` and `record`: MLPerf's scenarios, what they may say, and what they refuse."""
+"""`ee-bench run` and `record`: the scenarios of MLPerf, their results, and their refusals."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def recorded(sample: Path, pages_folder: Path, tmp_path_factory: pytest.TempPath
 
 
 class VirtualTime:
-    """Stands in for the module ``time``: nothing passes but what is slept or worked."""
+    """Replacement of the module ``time``, whose clock advances only by sleep and work."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -72,7 +72,7 @@ def works_for(clock: VirtualTime, service_s: Callable[[int], float]) -> Callable
     return answer
 
 
-# What the scenarios say
+# Results of the scenarios
 
 
 def test_single_stream_quotes_the_percentiles_that_it_has_samples_for(sample: Path, pages_folder: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_busy_machine_is_warned_of() -> None:
     assert "others kept 1.5 of" in (describe_disturbance({**quiet, "others_cpus": 1.5}) or "")
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A model of the user's own, given as parts: built by the command and from Python, and refused in one line where it does not fit."""
+"""A user's model, given as parts. The command and Python build it, and refuse an unsuitable one in one line."""
 
 import json
 from collections.abc import Callable

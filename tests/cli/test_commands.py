@@ -1,4 +1,4 @@
-"""The commands at work: what they print, and what they leave alone."""
+"""The commands: their output, and the files that they keep."""
 
 import json
 import shutil
@@ -88,7 +88,9 @@ def test_a_certificate_is_stored_and_printed_as_a_sentence(package: Path, pages_
 
 def test_a_certificate_on_average_needs_fewer_pages(package: Path, pages_folder: Path) -> None:
     pages = json.loads((package / "manifest.json").read_text())["split"]["pages"]["certify"]
-    epsilon = 1.01 / (pages + 1)  # the least that a mean can certify; with probability 90 % twice that is refused
+    epsilon = 1.01 / (
+        pages + 1
+    )  # the smallest share that a mean can certify; with a probability of 90 % twice the share is refused
     out = run("tune", package, pages_folder, "--epsilon", epsilon, "--on-average")
     assert "certified: on average, at most" in out
     point = json.loads((package / "manifest.json").read_text())["targets"]["cpu-fp32"]["operating_points"]["default"]

@@ -1,4 +1,4 @@
-"""Encoding pages: what is remembered between them changes nothing."""
+"""Encoding of pages. Cached words change no result."""
 
 import functools
 import random
@@ -44,7 +44,7 @@ def test_tokens_equal_those_of_the_tokenizer_for_the_full_page(package: Package)
         encoded = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
         room = encoding.max_text_tokens - 2
         assert arrays["input_ids"][0].tolist() == [encoding.bos_id, *encoded.ids[:room], encoding.eos_id]
-        # What the bands do to the order is theirs to test: every token's box here grows with its word.
+        # Other tests cover the order by bands. Here each token's box grows with its word.
         assert arrays["bbox"][0, 1:-1, 0].tolist() == encoded.word_ids[:room]
         assert arrays["attention_mask"].all() and arrays["bbox"].shape == (1, len(encoded.ids[:room]) + 2, 4)
 
@@ -104,7 +104,7 @@ def long_texts() -> dict[str, list[str]]:
 
 
 def word_pieces() -> Tokenizer:
-    """A small tokenizer of BERT's kind: a word of over 100 letters is one piece."""
+    """A small tokenizer of BERT's kind. A word of over 100 letters is one token."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.-é"
     vocabulary = ["<s>", "<pad>", "</s>", "[UNK]", *letters, *(f"##{letter}" for letter in letters), "##oice", "inv"]
     tokenizer = Tokenizer(models.WordPiece({piece: at for at, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
@@ -120,7 +120,7 @@ def test_a_truncated_text_has_the_first_tokens_of_the_full_text(package: Package
     page_encoder, words = Encoder(package.manifest.page_encoding(), cuts), long_texts()[kind]
     room = package.manifest.page_encoding().max_text_tokens - 2
     whole = cuts.encode(words, is_pretokenized=True, add_special_tokens=False)
-    for _ in range(2):  # with some words known
+    for _ in range(2):  # the second pass finds words in the cache
         arrays = page_encoder.text(words, [[1, 1, 9, 9]] * len(words))
         assert arrays["input_ids"][0, 1:-1].tolist() == whole.ids[:room]
 
@@ -149,7 +149,7 @@ def test_only_the_readable_part_of_a_text_is_tokenized(package: Package) -> None
 
 
 def unigram_pieces() -> Tokenizer:
-    """A small tokenizer of XLM-RoBERTa's kind: letters that are not known are one piece together."""
+    """A small tokenizer of XLM-RoBERTa's kind. Consecutive unknown letters are one token."""
     pieces = [
         ("<s>", 0.0),
         ("<pad>", 0.0),

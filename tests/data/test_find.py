@@ -25,7 +25,7 @@ def make(folder: Path, *names: str) -> Path:
 
 
 def names_in(folder: Path, *, words_alone: bool = False) -> tuple[list[str], str]:
-    """Names of the pages, below the folder, and what is said of the others."""
+    """Names of the pages, relative to the folder, and the message about skipped files."""
     skipped = Skipped()
     pages = [str(page.relative_to(folder)) for page in find_pages(folder, skipped, words_alone=words_alone)]
     return pages, str(skipped) if skipped else ""

@@ -1,4 +1,4 @@
-"""The golden page: a package proves that this Pillow and these tokenizers make of a file what was made of it at the build."""
+"""The golden page. A package verifies that this Pillow and these tokenizers encode a file as those of the build did."""
 
 import io
 import json
@@ -26,7 +26,7 @@ Change = Callable[[golden.GoldenPage], golden.GoldenPage]
 
 
 def with_golden_page(package: Path, change: Change) -> Package:
-    """A package whose golden page is changed."""
+    """A package with a changed golden page."""
     opened = open_package(package)
     pages, _ = golden.read(opened)
     changed = [page if page.words is None else change(page) for page in pages]

@@ -1,4 +1,4 @@
-"""Images of all kinds: one picture for every reader of a page, or a refusal; never a guess, never a traceback."""
+"""Images of all kinds. Every reader of a page decodes the same picture, or refuses the file with one line."""
 
 import io
 import itertools

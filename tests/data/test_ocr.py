@@ -1,4 +1,4 @@
-"""The OCR engine, where Tesseract is installed."""
+"""The OCR engine, if Tesseract is installed."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Pages from outside: which words, boxes and files of words are accepted, and what is said of the others."""
+"""Pages from outside: the accepted words, boxes and word files, and the messages for the others."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Resizing in a named order: the same pixels with every Pillow, and a package says which."""
+"""Resize in a named order. The pixels are the same with every Pillow, and the package states the order."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""tokenizer.json from outside: it cuts words as the file says, or is refused; nothing panics and nothing ends the process."""
+"""tokenizer.json from outside. It tokenizes as the file states, or it is refused. Nothing panics or ends the process."""
 
 import base64
 import json

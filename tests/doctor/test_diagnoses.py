@@ -44,7 +44,7 @@ def found(changes: dict[str, dict[str, Any]] | None = None, *targets: str) -> di
 
 @pytest.fixture(autouse=True)
 def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip can compile pycuda here, whether or not it can."""
+    """Let pip compile pycuda, independent of this machine."""
     monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: True)
 
 

@@ -1,4 +1,5 @@
-"""`ee-export doctor`: what it says of this machine, of real bindings without their libraries, and of a simulated driver."""
+"""`ee-export doctor`: its report of this machine, of real bindings without their libraries, and of a simulated
+driver."""
 
 import ctypes
 import json
@@ -69,7 +70,7 @@ def simulated_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *, version: 
 
 @pytest.fixture(autouse=True)
 def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip can compile pycuda here, whether or not it can."""
+    """Let pip compile pycuda, independent of this machine."""
     monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: True)
 
 
@@ -222,7 +223,7 @@ def test_a_failed_probe_fails_only_the_checks_that_need_it(name: str) -> None:
     assert checks["libraries"].status == "ok"
 
 
-# Real bindings, whose libraries are not there.
+# Real bindings without their libraries.
 
 
 @pytest.mark.parametrize("major", ["10", "11"])
@@ -271,7 +272,7 @@ def test_pycuda_without_a_driver_is_installed_but_cannot_be_loaded(
     assert (check.status, check.detail) == ("skipped", "2026.1; cannot be loaded without a driver")
 
 
-# A simulated driver: what is asked of libcuda itself.
+# A simulated driver, for the calls of libcuda itself.
 
 
 def test_the_driver_and_its_gpu_are_read_from_libcuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ LOGITS: dict[tuple[str, bytes], dict[str, np.ndarray]] = {}
 
 
 class OnCpu:
-    """The chain's segments on the CPU, all of them for every page, and the policy afterwards; what it answers can be damaged."""
+    """The chain's segments on the CPU. All of them run for every page, and the policy runs afterwards. A test can
+    damage the answer."""
 
     def __init__(self, package: Package, target: str, damage: DAMAGE = lambda left, logits: (left, logits)) -> None:
         self.chain = load_package(package, target)
@@ -138,7 +139,7 @@ def test_the_trial_does_not_change_the_package(
 
 
 def off_by_a_bit(left: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One bit of one page, where a batch is larger than one."""
+    """One bit of one page, if a batch has several pages."""
     if len(left) == 1:
         return left, logits
     changed = logits.copy()
@@ -179,7 +180,8 @@ def test_engines_with_other_answers_than_the_trained_model_fail_at_any_tolerance
 ) -> None:
     real = golden.read
 
-    def drifted(package: Package):  # a target's own golden logits are what it said itself: always within its tolerance
+    # A target's own golden logits are its own output, so they are always within its tolerance.
+    def drifted(package: Package):
         pages, exits = real(package)
         flipped = [
             dataclasses.replace(
@@ -252,7 +254,7 @@ def test_an_executor_that_does_not_close_is_reported(opened: list[OnCpu], monkey
 def test_the_command_reports_the_trial_with_its_times(
     opened: list[OnCpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole command on an invented GPU; the trial is of the CPU's target under another name."""
+    """The full command on an invented GPU. The trial is of the CPU's target under another name."""
 
     def compiles(package: Package, target: str, progress: Progress) -> Package:
         own = dataclasses.replace(package.manifest.targets[TARGET], compiled={"GPU": "none: simulated"})
@@ -262,7 +264,7 @@ def test_the_command_reports_the_trial_with_its_times(
     real = golden.read
 
     def read(package: Package):
-        pages, exits = real(open_package(package.path))  # the invented target stands in no file
+        pages, exits = real(open_package(package.path))  # no file contains the invented target
         return pages, {
             **exits,
             **{name.replace(TARGET, "tensorrt-fp16"): exit_indices for name, exit_indices in exits.items()},

@@ -1,8 +1,8 @@
-"""Write down what an installed binding offers: every class, method, parameter, property, enum member and function.
+"""Describe the members of an installed binding: every class, method, parameter, property, enum member and function.
 
-Run by `bindings.surface` as a script, in a process of its own where the real packages import:
-`describe.py tensorrt|cuda|pycuda` prints the surface as JSON. The three packages ship no stubs, so signatures come
-from what they do have: pybind11's, Cython's and Boost.Python's docstrings, and the objects themselves.
+`bindings.surface` runs this script in a separate process that imports the real packages. `describe.py
+tensorrt|cuda|pycuda` prints the surface as JSON. The three packages ship no stubs. Signatures come from the docstrings
+of pybind11, Cython and Boost.Python, and from the objects.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Tensorrt:
         "attr",
         "value",
     }  # not meant, but NVIDIA's star import exports them
-    # What the bindings convert by themselves, and what supports the buffer protocol, is in no docstring.
+    # No docstring states the implicit conversions of the bindings and the classes with the buffer protocol.
     accepts: ClassVar = {
         "Dims": "Dims | collections.abc.Sequence[typing.SupportsInt]",
         "Permutation": "Permutation | collections.abc.Sequence[typing.SupportsInt]",
         "Weights": "Any",
     }
     buffers: ClassVar = {"IHostMemory"}
-    # What gives None where it fails, which the signatures do not say either.
+    # Functions that return None on failure. Their signatures do not state it.
     nullable: ClassVar = {
         "build_serialized_network",
         "build_engine_with_config",
@@ -123,7 +123,8 @@ class Tensorrt:
         return self.signatures("__init__", value, method=True)  # none: pybind11's own, which only raises
 
     def called_back(self, member: JSON) -> None:
-        """An interface that we subclass: TensorRT gives its methods numbers, and not what can be made one."""
+        """An interface for subclasses. TensorRT passes numbers to its methods, not values that are convertible to
+        one."""
         for function in member["members"].values() if member["members"].get("__init__", {}).get("signatures") else ():
             for signature in function.get("signatures", []):
                 for one in signature["parameters"]:
@@ -142,7 +143,7 @@ class Tensorrt:
 
 
 class Cuda:
-    """Cython: real signatures for the names, NumPy-style docstrings for the types and what is returned."""
+    """Cython: real signatures for the names, and NumPy-style docstrings for the types and results."""
 
     modules: ClassVar = {"cuda.bindings.driver": "cuda.bindings.driver", "cuda.bindings.nvrtc": "cuda.bindings.nvrtc"}
     private: ClassVar = {"Any", "Optional", "sizeof"}
@@ -174,7 +175,7 @@ class Cuda:
         return qualified(text) if words <= self.classes else "Any"
 
     def documented(self, value: Any, section: str) -> list[tuple[str, str]]:
-        """The (name, type) pairs of a docstring's section; (type, "") where it names no value."""
+        """The (name, type) pairs of a docstring's section. A value without a name gives (type, "")."""
         # Of some docstrings only a part is indented, so the section's own indentation counts.
         pattern = rf"^( *){section}\n\1-+\n(.*?)(?=\n\n\1\w[\w ]+\n\1---|\Z)"
         section_match = re.search(pattern, inspect.getdoc(value) or "", re.M | re.S)
@@ -191,7 +192,7 @@ class Cuda:
             kind = self.type(annotated or kinds.get(p.name, "Any"), given=True)
             parameters.append(parameter(p.name, kind, None if p.default is p.empty else repr(p.default)))
         outputs = [self.type(kind or name, given=False) for name, kind in self.documented(value, "Returns")]
-        # Every call answers a tuple, its status first (nvrtcGetErrorString too, where the docstring forgets it).
+        # Every call returns a tuple with its status first (nvrtcGetErrorString too, although its docstring omits it).
         status = "nvrtcResult" if name.startswith("nvrtc") else "CUresult"
         outputs = [status, *outputs] if outputs and outputs[0] != status else outputs
         returns = f"builtins.tuple[{', '.join(outputs)}]" if outputs else "Any"
@@ -214,8 +215,8 @@ class Cuda:
             one = owner()
             held = getattr(one, name)
             if type(held).__name__ in self.classes or (kind == "bytes" and type(held) is int):
-                kind = type(held).__name__  # the docstring says bytes for a char
-            if isinstance(held, list) and not kind.startswith("list["):  # `phGraph_out`: CUgraph, says the docstring
+                kind = type(held).__name__  # the docstring states bytes for a char
+            if isinstance(held, list) and not kind.startswith("list["):  # the docstring states `phGraph_out`: CUgraph
                 kind = f"list[{kind}]"
             setattr(one, name, held)
         except AttributeError as error:
@@ -285,7 +286,7 @@ def accepts_keyword(owner: Any, name: str) -> bool:
 
 Reader = Tensorrt | Cuda | Pycuda
 
-# Without a docstring of their own: what Python's own protocols ask of these classes.
+# Members of Python's own protocols, which have no docstring in these classes.
 PROTOCOLS = {
     "__int__": "builtins.int",
     "__index__": "builtins.int",

@@ -35,7 +35,7 @@ JSON = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Call:
     name: str
-    on: str  # the object's label; "" for a function of a module
+    on: str  # the object's label, or "" for a function of a module
     arguments: dict[str, Any]
 
 
@@ -150,7 +150,7 @@ class Fake:
         vars(one).update(name=name, value=value)
         return one
 
-    # What the objects do.
+    # Behaviour of the objects.
 
     @staticmethod
     def _member(kind: Any, value: int) -> Any:
@@ -225,7 +225,7 @@ class Fake:
         )
 
     def _some(self, kind: str) -> Any:
-        """Something of a type; None where it is not known."""
+        """A value of a type, or None if the type is unknown."""
         kind = kind.removesuffix(" | None")
         if kind in self._classes:
             members = [one for one in vars(self._classes[kind]).values() if isinstance(one, self._classes[kind])]

@@ -1,9 +1,10 @@
-"""A simulated CUDA driver: the real signatures of cuda-bindings (`fake.py`), and the rules of the driver, on host memory.
+"""A simulated CUDA driver: the real signatures of cuda-bindings (`fake.py`) and the rules of the driver, on host
+memory.
 
-Nothing here is a GPU. Device memory is host memory that only what the driver runs may touch; a stream is a queue that runs no
-earlier than somebody waits for it, so that a missing wait shows; a graph is run in a random order that its edges allow, so that a
-missing edge shows; the kernels are `kernels.cu`, by g++. What the driver forbids is refused with its status. What would corrupt
-memory on a GPU, where nobody looks, is kept in `faults`; what was never given back, `leaks()` lists.
+Nothing here is a GPU. Device memory is host memory that only work of the driver may touch. A stream is a queue that
+runs only at a wait, so a missing wait shows. A graph runs in a random order that its edges allow, so a missing edge
+shows. The kernels are `kernels.cu`, compiled by g++. A call that the driver forbids is refused with the driver's
+status. `faults` records accesses that would corrupt memory on a GPU. `leaks()` lists resources that were not released.
 """
 
 from __future__ import annotations
@@ -151,13 +152,15 @@ class Simulator:
         self._attach()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """`import cuda.bindings.driver` gives this driver; our modules that did so before are imported anew."""
+        """`import cuda.bindings.driver` gives this driver. Modules of ours that imported it before are imported
+        again."""
         self.fake.install(monkeypatch)
         folder = Path(gpu.__path__[0])
         names = [".".join(file.relative_to(folder).with_suffix("").parts) for file in folder.rglob("*.py")]
         modules = [f"{gpu.__name__}.{name.removesuffix('.__init__')}" for name in names if name != "__init__"]
         for name in [*modules, "benchmarks.gpu_segments", "benchmarks.gpu_executors"]:
-            # Set first, so that what is imported from now on is forgotten with the test: a real GPU's tests must not find it.
+            # Set first, so that modules imported from here on are removed after the test. Tests on a real GPU must not
+            # use them.
             above, _, leaf = name.rpartition(".")
             monkeypatch.setitem(sys.modules, name, sys.modules.get(name, gpu))
             monkeypatch.delitem(sys.modules, name)
@@ -167,7 +170,7 @@ class Simulator:
                     monkeypatch.delattr(package, leaf)
                     break
 
-    # What a test does to it.
+    # Controls for tests.
 
     def fail(self, call: str, status: str = "CUDA_ERROR_UNKNOWN", at: int = 1) -> None:
         """The ``at``-th of these calls from now on fails, and all that follow."""
@@ -180,7 +183,7 @@ class Simulator:
         return handle
 
     def array(self, address: int, shape: tuple[int, ...], dtype: str, kind: str = "device") -> np.ndarray:
-        """Memory as a kernel sees it; a fault where it is not there."""
+        """Memory as a kernel accesses it. An access outside is a fault."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._at(address, size, kind)
         return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.dtype(dtype)).reshape(shape)
@@ -208,7 +211,7 @@ class Simulator:
         for name in [name for name in dir(self) if name.startswith("cu")]:
             if name in names:
                 self._answer(name, getattr(self, name))
-        # From 13 on, cuGraphAddNode takes edge data before the count; in 12 it is `_v2` that does.
+        # From 13 on, cuGraphAddNode has edge data before the count. In 12, `_v2` has it.
         self.fake.on("nvrtcVersion", lambda: (self._nvrtc(), self.driver.CUDA_VERSION // 1000, 0))
         self.fake.on("nvrtcGetSupportedArchs", lambda: (self._nvrtc(), [75, 80, 86, 89, 90]))
         self.fake.on("nvrtcGetCUBINSize", lambda program: (self._nvrtc(), 8))
@@ -340,7 +343,9 @@ class Simulator:
                 ctypes.memmove(to, source, size)
 
         if not any(one.address <= source < one.address + one.size for one in self._memory.values()):
-            raise Refused("CUDA_ERROR_INVALID_VALUE")  # the driver takes pageable memory, and waits; we never mean that
+            raise Refused(
+                "CUDA_ERROR_INVALID_VALUE"
+            )  # the driver accepts pageable memory and waits, but our code must not use it
         self._append(stream, "MEMCPY", copy)
 
     def cuMemsetD8Async(self, address: Any, byte: int, size: int, stream: Any) -> None:
@@ -519,7 +524,7 @@ class Simulator:
 
     def cuStreamBeginCapture(self, stream: Any, mode: Any) -> None:
         held = self._stream(stream)
-        self._forbid_in_capture()  # the driver would take a second one; our rule is never to nest
+        self._forbid_in_capture()  # the driver would accept a second one, but our code must not nest contexts
         if int(stream) in (0, 1):
             raise Refused("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
         held.capturing, held.broken = Graph(), False
@@ -643,7 +648,7 @@ class Simulator:
         uses: Counter[int] = Counter()
         for inner in graph.everything():
             if inner.above is not None and (not inner.nodes or any(not _fits(node) for node in inner.nodes)):
-                raise Refused("CUDA_ERROR_INVALID_VALUE")  # the driver hangs, or says no more than this
+                raise Refused("CUDA_ERROR_INVALID_VALUE")  # the driver hangs, or reports no cause
             for node in inner.nodes:
                 if node.kind == "CONDITIONAL":
                     uses[node.handle] += 1
@@ -711,7 +716,7 @@ def _fits(node: Node) -> bool:
 
 
 def driver_of(binding: str, monkeypatch: pytest.MonkeyPatch) -> Simulator:
-    """A simulated driver, in place of the binding; skips where that is not installed."""
+    """A simulated driver in place of the binding. Skips if the binding is not installed."""
     try:
         made = Simulator(binding)
     except bindings.Missing as error:

@@ -1,7 +1,8 @@
-"""A small chain for the executors' tests: five segments like those of a document model, and what they compute, by numpy.
+"""A small chain for the executors' tests: five segments like those of a document model, and their computation in
+numpy.
 
-A row's numbers do not depend on the rows beside it, nor on padding that the mask hides, to the last bit: so every executor,
-batch size and length must give the very same logits.
+The values of a row do not depend, to the last bit, on the rows beside it or on masked padding. So every executor,
+batch size and length must give the same logits.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class Bound:
 
 @dataclass
 class SimulatedSegment:
-    """A segment whose kernel is numpy's, on the simulator. ``spoil``: called at each enqueue, with the stream, for tests that break it."""
+    """A segment with a numpy kernel on the simulator. ``spoil`` is called with the stream at each enqueue, for tests
+    that break it."""
 
     simulator: Simulator
     exit: str
@@ -130,7 +132,7 @@ class SimulatedSegment:
             return self.simulator.array(addresses[spec.name], shape, spec.dtype)
 
         def kernel() -> None:
-            with np.errstate(all="ignore"):  # rows that nobody uses hold anything
+            with np.errstate(all="ignore"):  # unused rows hold anything
                 made = self.compute({spec.name: view(spec) for spec in self.inputs})
             for spec in self.outputs:
                 view(spec)[...] = made[spec.name]
@@ -154,7 +156,7 @@ def segments_on(simulator: Simulator) -> list[SimulatedSegment]:
 
 
 def pages(count: int, tokens: int, seed: int = 0) -> Arrays:
-    """Inputs of some pages whose texts are of 1 to ``tokens`` tokens, the last of them of all."""
+    """Inputs of some pages with texts of 1 to ``tokens`` tokens. The last page has all tokens."""
     random = np.random.default_rng(seed)
     lengths = random.integers(1, tokens + 1, count)
     lengths[-1] = tokens

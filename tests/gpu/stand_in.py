@@ -1,7 +1,7 @@
-"""A TensorRT that computes, with onnxruntime in host memory, behind the real signatures of TensorRT 10 and 11.
+"""A TensorRT that computes with onnxruntime in host memory, behind the real signatures of TensorRT 10 and 11.
 
-An engine's file is its ONNX graph with all weights in it; a context runs it over the addresses that it was given. So
-everything that is ours runs whole: graphs, profiles, files, manifests, bindings, chain; nothing is learnt of TensorRT.
+The file of an engine is its ONNX graph with all weights. A context runs it over the given addresses. So all our code
+runs completely: graphs, profiles, files, manifests, bindings, chain. The tests show nothing about TensorRT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""TensorRT's real surface, old and new, behaving as an engine of given tensors would; and host memory as a device."""
+"""TensorRT's real surface, old and new, with the behaviour of an engine of given tensors, and a device in host
+memory."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.gpu import bindings
 from tests.gpu.fake import Fake
 
 OURS = ("ee_export.runtime.gpu.tensorrt_log", "ee_export.runtime.gpu.tensorrt", "ee_export.builder.tensorrt_builder")
-"""Modules that import tensorrt: each test gets them anew, with the fake in its place."""
+"""Modules that import tensorrt. Each test imports them again, with the fake in its place."""
 
 SPEC = SegmentSpec(
     "encoder.1",
@@ -36,7 +37,7 @@ ADDRESSES = {"text": 0x1000, "bbox": 0x2000, "encoder.1.logits": 0x3000, "hidden
 
 
 class Gpu:
-    """A device by host memory, ``size`` bytes of it, that keeps what it gave and is current only when asked to be."""
+    """A device with ``size`` bytes of host memory. It keeps its allocations and is current only inside ``current()``."""
 
     def __init__(self, size: int = 1 << 32) -> None:
         self.index = 0
@@ -194,7 +195,7 @@ class FakeTensorRt:
 
 
 def fakes(binding: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:
-    """A fake in the place of ``tensorrt``, for as long as a test takes; skips where the real surface is not installed."""
+    """A fake in place of ``tensorrt`` for the duration of a test. Skips if the real surface is not installed."""
     try:
         fake = Fake(binding)
     except bindings.Missing as error:

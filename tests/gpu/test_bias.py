@@ -117,7 +117,7 @@ def test_both_ways_are_timed_on_the_device_at_the_largest_batch_and_its_memory_i
         return times
 
     monkeypatch.setattr(gpu_bias, "measure_bias", watched)
-    package = compile(strip=True, refit="identical")  # what is timed keeps its weights all the same
+    package = compile(strip=True, refit="identical")  # the timed segment keeps its weights anyway
     texts = package.target(TARGET).compiled
     tokens = package.manifest.page_encoding().max_text_tokens + int(texts["visual_tokens"])
     assert moved[:2] == [8 * 2 * tokens * tokens * 2] * 2, "half of 16 pages, two heads, float16"
@@ -208,7 +208,8 @@ def test_pages_exit_at_the_same_exits_as_with_a_carried_bias(
 
 
 def point_between(chain: Chain, probe: list[Page]) -> OperatingPoint:
-    """Pages leave at several exits, so that a batch is packed more than once: a threshold is where scores lie widest apart."""
+    """A threshold in the widest gap of the scores, so that pages exit at several exits and a batch is packed more
+    than once."""
     thresholds = {}
     for name in chain.exits[:-1]:
         there = chain.with_point(make_exit_point(chain.exits, name))

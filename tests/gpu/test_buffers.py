@@ -31,7 +31,8 @@ def random_chain(seed: int) -> tuple[list[Any], list[str], dict[str, TensorSpec]
 
 
 def lives(segments: list[Any], inputs: list[str]) -> dict[str, tuple[int, int]]:
-    """When each tensor is made and last read, by segment; inputs keep their place, and what nobody reads is the host's to read."""
+    """The segments that make and last read each tensor. Inputs keep their memory, and unread outputs stay for the
+    host."""
     spans = {name: (-1, len(segments)) for name in inputs}
     for position, segment in enumerate(segments):
         for spec in segment.outputs:
@@ -52,7 +53,7 @@ def test_tensors_that_are_needed_at_once_never_share_memory_and_integers_never_d
             if one < other and place_of[one] == place_of[other]:
                 assert specs[one].dtype != "int64" and specs[other].dtype != "int64"
                 (first, last), (begin, end) = living[one], living[other]
-                assert last < begin or end < first  # a segment never writes where it reads
+                assert last < begin or end < first  # a segment never writes to the memory that it reads
 
 
 def test_a_row_of_hidden_states_alternates_between_two_places() -> None:

@@ -1,4 +1,4 @@
-"""Engines that were built elsewhere are told from those that run here."""
+"""Engines that were built for other machines are refused."""
 
 from dataclasses import replace
 

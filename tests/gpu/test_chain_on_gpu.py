@@ -1,6 +1,7 @@
-"""`load(…, target="tensorrt-fp16")` on the simulated driver: every executor answers as the same segments run one by one do.
+"""`load(…, target="tensorrt-fp16")` on the simulated driver. Every executor gives the answers of the same segments run
+one by one.
 
-What is shown is the toolkit's own part: engines are the stand-in's, which computes with onnxruntime.
+These tests cover the toolkit's part. The engines are those of the stand-in, which computes with onnxruntime.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def pages(tiny_package: Package, pages_folder: Path) -> list[Page]:
 
 
 def executor_of(chain: Chain) -> GpuExecutor:
-    """The chain's executor. Its module was imported anew over the fake driver, so its class is another one."""
+    """The chain's executor. Its module was imported again over the fake driver, so its class is another one."""
     return cast(GpuExecutor, chain.executor)
 
 
@@ -66,7 +67,7 @@ def one_by_one(chain: Chain) -> Chain:
 
 
 def points(chain: Chain, probe: list[Page]) -> list[OperatingPoint]:
-    """One that lets pages leave at several exits, every criterion once, and every exit forced."""
+    """An operating point with exits at several places, one of every criterion, and one for every forced exit."""
     scores = {}
     for name in chain.exits[:-1]:
         scores_here = sorted(
@@ -93,7 +94,7 @@ def test_an_executor_gives_the_answers_of_its_segments_run_one_by_one(
         for answer, expected in zip(tuned.predict_batch(pages), one_by_one(tuned).predict_batch(pages), strict=True):
             assert (answer.exit, answer.label) == (expected.exit, expected.label)
             assert answer.score == pytest.approx(expected.score, abs=2e-3)  # text is padded otherwise, in 16 bits
-            evaluated = {step.name for step in answer.trace}  # also the exits where nobody could leave
+            evaluated = {step.name for step in answer.trace}  # includes the exits at which no page could exit
             assert evaluated >= {step.name for step in expected.trace}
             assert answer.probabilities == pytest.approx(expected.probabilities, abs=2e-3)
             exits.add(answer.exit)
@@ -236,7 +237,7 @@ def test_state_that_other_pages_displaced_on_the_gpu_is_recomputed(
         device._lock,
     )
     assert halved._makes_state == [False, True, False]
-    # Of nearly one length, so that they stay together; but they are packed in another order than that of their lengths.
+    # Texts of nearly the same length stay in one batch, but they are packed in another order than by length.
     alike = [
         Page(page.image, ["total"] * (20 - index % 3), [[10 * index, 10, 10 * index + 90, 30]] * (20 - index % 3))
         for index, page in enumerate(pages)

@@ -1,4 +1,4 @@
-"""`ee-export compile` for a GPU: everything but TensorRT itself runs, on a stand-in that computes with onnxruntime."""
+"""`ee-export compile` for a GPU. Everything but TensorRT itself runs, on a stand-in that computes with onnxruntime."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_only_the_typed_graphs_are_written_without_a_gpu(package: Path, pages_fo
 
 
 def change(package: Path, edit: Any) -> None:
-    """Change what a manifest says of the target's making."""
+    """Change the fields of a target's provenance in a manifest."""
     manifest = json.loads((package / "manifest.json").read_text())
     edit(manifest["targets"][TARGET]["compiled"])
     (package / "manifest.json").write_text(json.dumps(manifest))

@@ -13,7 +13,7 @@ import pytest
 from tests.gpu import bindings
 
 HERE = 77
-"""Exit status where there is a driver: what is given here is no handle of its own."""
+"""Exit status if there is a driver, because the handles here are invalid."""
 
 
 @pytest.mark.parametrize("binding", ["cuda-12", "cuda-13"])

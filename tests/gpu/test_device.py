@@ -1,4 +1,4 @@
-"""Opening a GPU: what is said where there is none, and both libraries doing the same; arrays of other libraries."""
+"""Opening of a GPU: the messages without one, the same behaviour of both libraries, and arrays of other libraries."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_a_separate_context_of_pycuda_is_refused(
 
 
 def on_host(values: np.ndarray) -> arrays.DeviceArray:
-    """An array that says it is the CPU's, so that numpy and torch can take it here."""
+    """An array that declares CPU memory, so that numpy and torch can import it here."""
     address = int(values.ctypes.data)
     return arrays.DeviceArray(address, values.shape, str(values.dtype), owner=values, device_type=arrays.CPU)
 

@@ -1,6 +1,8 @@
-"""`doctor --gpu` whole: real executors on the simulated CUDA driver, engines by the TensorRT that computes with onnxruntime.
+"""The full `doctor --gpu`: real executors on the simulated CUDA driver, and engines of a TensorRT that computes with
+onnxruntime.
 
-What NVIDIA's libraries do is not shown by it; that ours fit together, and that the trial finds what is wrong with them, is.
+The tests show that our parts work together and that the trial detects errors in them. They do not show the behaviour
+of NVIDIA's libraries.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ BATCHES, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (5, 9)
 
 @pytest.fixture(params=["cuda-13", pytest.param("cuda-12", marks=pytest.mark.exhaustive)])
 def simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    """A driver; at the end nothing is left in it, and nothing touched memory that was not there."""
+    """A driver. At the end of a test it must hold no resources and have recorded no faults."""
     made = driver_of(request.param, monkeypatch)
     yield made
     assert made.faults == []
@@ -79,7 +79,7 @@ def run(executor: Any, *arguments: Any) -> Any:
 
 
 def check(executor: Any, inputs: dict[str, np.ndarray], how: Any, tokens: np.ndarray | None = None) -> list[int]:
-    """Compare with numpy and the CPU's policy; the exits."""
+    """Compare with numpy and the CPU's policy. Returns the exits."""
     rows = len(inputs["pixel_values"])
     executor.retune(how)
     page_exits = run(executor, inputs, rows, tokens)
@@ -265,7 +265,7 @@ def test_a_policy_of_other_exits_or_classes_is_refused(simulator: Simulator) -> 
 
 
 def spoiled(simulator: Simulator, call: str) -> Any:
-    """Segments of which one does what a conditional body may not hold, or a capture does not allow."""
+    """Segments of which one does work that a conditional body or a capture does not allow."""
     segments = segments_on(simulator)
     driver = simulator.driver
     does = {
@@ -406,7 +406,7 @@ def test_auto_measures_the_executors_and_uses_the_fastest(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", ["cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate"])
-def test_a_failed_executor_raises_and_leaks_nothing(simulator: Simulator, kind: str, call: str) -> None:
+def test_a_failed_executor_leaks_nothing(simulator: Simulator, kind: str, call: str) -> None:
     for at in (1, 2, 3, 7):
         simulator.fail(call, "CUDA_ERROR_UNKNOWN", at)
         with contextlib.suppress(DeviceError), opened(simulator, kind, batches=(1, 4)):
@@ -558,7 +558,7 @@ def test_an_array_that_its_owner_releases_is_kept_until_it_is_copied(simulator: 
 
 
 def _interface(view: Any) -> Any:
-    """A consumer that knows `__cuda_array_interface__` only."""
+    """An array with `__cuda_array_interface__` only."""
     return type("Other", (), {"__cuda_array_interface__": view.__cuda_array_interface__, "shape": view.shape})()
 
 

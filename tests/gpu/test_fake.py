@@ -1,4 +1,4 @@
-"""The stand-in for a binding has the real signatures, refuses what they refuse, and records what is done with it."""
+"""The stand-in for a binding has the real signatures, refuses the same arguments, and records its calls."""
 
 import gc
 import importlib

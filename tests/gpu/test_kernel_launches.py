@@ -1,4 +1,4 @@
-"""How the device's kernels are launched and compiled, as far as that goes without a GPU."""
+"""Launch and compilation of the device's kernels, as far as they run without a GPU."""
 
 import ctypes
 import os

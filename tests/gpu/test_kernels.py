@@ -219,7 +219,7 @@ def test_scores_and_logits_of_remaining_pages_are_kept_for_a_trace(library: ctyp
 
 
 def packed(library: ctypes.CDLL, stays: Sequence[bool], flags: int) -> Batch:
-    """A second decision after one where nobody left but the order turned, by hand."""
+    """A second decision by hand, after one at which no page exited but the order changed."""
     batch = Batch.of(len(stays), 2)
     batch.ids[:] = np.arange(len(stays))[::-1]
     logits = np.empty((len(stays), 2))

@@ -1,4 +1,5 @@
-"""The three executors on a real GPU, with segments that are NVRTC kernels (`benchmarks/gpu_segments.py`): skipped where there is none."""
+"""The three executors on a real GPU, with segments that are NVRTC kernels (`benchmarks/gpu_segments.py`). Skipped
+without a GPU."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def device() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def executors(device: Any) -> Iterator[list[DeviceChain]]:
-    """Every kind, over the same segments; a fallback fails."""
+    """Executors of every kind over the same segments. A fallback fails the test."""
     with device.current():
         segments = kernel_chain(device, SEGMENTS, WIDTH)
     sizes = Sizes((1, 2, 4, 8, 16, 32, 64))
@@ -75,7 +76,8 @@ def require_equal(executors: list[DeviceChain], inputs: dict[str, np.ndarray], p
         for page, (page_exit, host_exit) in enumerate(zip(page_exits, exits_by_executor[-1], strict=True)):
             assert page_exit.exit == host_exit.exit, f"page {page} of {rows}"
             np.testing.assert_array_equal(page_exit.logits, host_exit.logits)
-            # CUDA's exp and log differ from libm's in the last digit of a probability; a small margin is a difference of two
+            # CUDA's exp and log differ from libm's in the last digit of a probability, and a small margin is a
+            # difference of two
             np.testing.assert_allclose(page_exit.scores, host_exit.scores, rtol=1e-12, atol=1e-14)
     return [page_exit.exit for page_exit in exits_by_executor[-1] if page_exit.exit is not None]
 

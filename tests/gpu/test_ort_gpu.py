@@ -1,4 +1,4 @@
-"""Sessions over tensors at fixed addresses: ONNX Runtime's CPU provider and host memory stand in for those of a GPU."""
+"""Sessions over tensors at fixed addresses. ONNX Runtime's CPU provider and host memory stand in for those of a GPU."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +144,7 @@ def test_the_tensorrt_provider_gets_every_profile_and_no_precision(tmp_path: Pat
     assert (options["device_id"], options["user_compute_stream"]) == ("1", "42")
     assert options["trt_max_workspace_size"] == str(512 << 20)
     assert not {key for key in options if key.endswith(("fp16_enable", "bf16_enable", "int8_enable"))}
-    # The Python binding of onnxruntime-gpu 1.31.1 knows no other of its names than these, and flags by these words only.
+    # The Python binding of onnxruntime-gpu 1.31.1 accepts only these names and these values of flags.
     flags = {"trt_engine_cache_enable", "trt_timing_cache_enable", "trt_engine_hw_compatible"}
     flags |= {"trt_weight_stripped_engine_enable"}
     assert {options[key] for key in flags & options.keys()} == {"True"}

@@ -1,4 +1,4 @@
-"""The simulated driver refuses what the real one does (or what would corrupt memory there): else the executors' tests show nothing."""
+"""The simulated driver refuses the calls that the real one refuses, or that would corrupt memory on a GPU."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_no_garbage_is_collected_in_a_capture(simulator: Simulator, device: Any,
 def conditional(
     simulator: Simulator, device: Any, graphs: Any, kernel: str, *, switch: bool = False
 ) -> tuple[Any, Any, list[Any]]:
-    """A graph with a conditional node, each of whose bodies holds a captured kernel."""
+    """A graph with a conditional node. Each of its bodies holds a captured kernel."""
     stream, graph = device.create_stream(), graphs.new_graph()
     handle = graphs.new_handle(graph, device.context, 1)
     if switch:
@@ -178,7 +178,7 @@ def test_a_body_is_neither_empty_nor_holds_other_than_device_work(
         graphs.instantiate(graph, stream, "it")
     with pytest.raises(DeviceError, match="node of type 'host'"):  # we find it first
         graphs.require_embeddable(captured, "it")
-    alone = graphs.instantiate(captured, stream, "it")  # outside of a body it may stand
+    alone = graphs.instantiate(captured, stream, "it")  # outside of a body it is allowed
     alone.launch(stream)
     alone.close()
 
@@ -217,7 +217,7 @@ def test_a_call_outside_of_the_context_is_refused(simulator: Simulator) -> None:
 def test_the_gpu_benchmark_and_its_segments_run(
     simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So that it does not fail at its first GPU; what it measures here is nothing."""
+    """The benchmark runs, so it does not fail on its first GPU. Its figures here have no meaning."""
 
     def segment(arguments: Any) -> None:
         state, following, logits, width, classes, salt, _, _, rows = arguments

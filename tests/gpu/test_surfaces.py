@@ -1,4 +1,4 @@
-"""Our code touches only what the real TensorRT, CUDA and pycuda bindings have, in their oldest and newest version."""
+"""Our code uses only names that the real TensorRT, CUDA and pycuda bindings have, in their oldest and newest version."""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def uses(
 ) -> None:
 """
 
-# What is wrong, the line, the name that the finding says, and how many of the two runs find it.
+# The error, the line, the name in the message, and the number of the two runs that report it.
 MISUSES: list[tuple[str, str, str, int]] = [
     ("class, TensorRT", "trt.Bilder", "Bilder", 2),
     ("class, CUDA", "driver.CUgraphNodeParameters()", "CUgraphNodeParameters", 2),
@@ -202,4 +202,4 @@ def kinds(members: dict[str, Any]) -> Iterator[str]:
 def test_few_types_are_unknown(surface: dict[str, Any]) -> None:
     names = [kind for members in surface["modules"].values() for kind in kinds(members)]
     unknown = sum(kind == "Any" for kind in names) / len(names)
-    assert unknown < (0.45 if "pycuda.driver" in surface["modules"] else 0.1)  # Boost.Python says `object` often
+    assert unknown < (0.45 if "pycuda.driver" in surface["modules"] else 0.1)  # Boost.Python often states `object`

@@ -1,4 +1,4 @@
-"""Training that begins from a checkpoint of transformers: its classifier keeps its labels, or is replaced if the user says so."""
+"""Training that starts from a checkpoint of transformers. Its classifier keeps its labels, or an option replaces it."""
 
 import json
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_an_unknown_trunk_is_one_line(
     save_vit(ViTForImageClassification, LABELS, tmp_path / "stock")
     config = json.loads((tmp_path / "stock" / "config.json").read_text())
     (tmp_path / "stock" / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
-    capsys.readouterr()  # transformers' own bars
+    capsys.readouterr()  # the progress bars of transformers
     for command in (
         ("train", pages_folder, "--init", tmp_path / "stock"),
         ("add-exits", tmp_path / "stock", pages_folder),
@@ -121,7 +121,7 @@ def test_wrong_arguments_are_one_line_and_write_nothing(
         (tmp_path / "tiny" / label).mkdir(parents=True)
         page = next((pages_folder / label).glob("*.jpg"))
         (tmp_path / "tiny" / label / page.name).write_bytes(page.read_bytes())
-    capsys.readouterr()  # transformers' own bars
+    capsys.readouterr()  # the progress bars of transformers
     before = sorted(tmp_path.iterdir())
     stock, out = tmp_path / "stock", tmp_path / "out"
     for arguments, message in (

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def tiny(**changes) -> EarlyExitModel:
-    """A model without dropout, whose exits before `final` read text and the first layer."""
+    """A model without dropout. Its exits before `final` read text and the first layer."""
     config = tiny_config(exits=["text", "encoder.1"], max_text_tokens=32, input_size=64, **changes)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     config.heads = {name: {"dropout": 0.0} for name in ("text", "encoder.1")}
@@ -32,7 +32,7 @@ def tiny(**changes) -> EarlyExitModel:
 
 
 def pages_of(model: EarlyExitModel, count: int, seed: int = 0) -> EncodedPages:
-    """Pages of noise; the first token of each states its label."""
+    """Pages of noise. The first token of each gives its label."""
     rng = np.random.default_rng(seed)
     targets = np.sort(rng.integers(0, 7, count) * rng.integers(0, 2, count))  # class 0 has most pages
     ids = rng.integers(20, 300, (count, 12), np.int32)

@@ -55,7 +55,8 @@ EXPORTED = pytest.mark.parametrize(
     "kind",
     [kind if kind in ("roberta", "beit") else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in STOCK],
 )
-"""All kinds; by default the two that pass a bias or a padding from segment to segment, and positions of their own."""
+"""All kinds. By default only the two that pass a bias or a padding from segment to segment, and have their own
+positions."""
 IMAGES = ("beit", "vit")
 
 BEITS = {
@@ -297,7 +298,7 @@ def test_layer_wise_training_moves_every_parameter_once_and_a_layer_with_its_exi
 
 
 def words_folder(folder: Path, pages: int) -> Path:
-    """Pages of words alone, two classes that a word tells apart."""
+    """Pages with words only, in two classes that differ in one word."""
     for label in ("invoice", "letter"):
         (folder / label).mkdir(parents=True)
         for at in range(pages):
@@ -307,7 +308,7 @@ def words_folder(folder: Path, pages: int) -> Path:
 
 
 def recipe_of(kind: str) -> TrainingRecipe:
-    """A tiny trunk of a kind; one that reads words learns to tell two of them apart."""
+    """A tiny trunk of a kind. A text trunk learns to separate two classes."""
     sizes: dict[str, Any] = {**TINY, "num_hidden_layers": 2}
     if kind in IMAGES:
         sizes |= {"image_size": 64, "exits": ["encoder.1"]}

@@ -1,4 +1,4 @@
-"""Every kind of head goes the whole way: checkpoint, segments, package, policy, chain."""
+"""Every kind of head works from end to end: checkpoint, segments, package, policy, chain."""
 
 import json
 import shutil

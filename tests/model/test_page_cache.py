@@ -1,4 +1,4 @@
-"""Pages are encoded once, in files that an interrupted run goes on with."""
+"""Pages are encoded once, into files with which an interrupted run resumes."""
 
 import json
 import shutil

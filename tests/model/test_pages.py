@@ -1,4 +1,4 @@
-"""Batches that train read pages as the encoding says, which is how the runtime reads them."""
+"""Training batches encode pages by the encoding, as the runtime does."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ BROUGHT = {"image_mode": "RGB", "image_mean": [0.3, 0.2, 0.1], "image_std": [0.5
 
 
 def encoded(model: EarlyExitModel) -> tuple[EncodedPages, Encoder, list[Image.Image]]:
-    """Three pages of noise as they are kept for training, what encoded them, and their images."""
+    """Three pages of noise as they are kept for training, their encoder, and their images."""
     encoder = Encoder(encoding_of(model.config), Tokenizer(models.WordLevel()))
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (90, 70, 3), np.uint8)) for _ in range(3)]

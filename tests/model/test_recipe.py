@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Nobody looks."""
+    """Accept the line without a check."""
 
 
 SIZED_APART = ("layoutlmv3", "lilt", "distilbert", "siglip", "swin", "convnext")
-"""Trunks whose small sizes are not those of all; `vit` and `bert` stand for the others."""
+"""Trunks with other small sizes than the rest. `vit` and `bert` represent the rest."""
 
 
 @pytest.mark.parametrize("trunk", [*SIZED_APART, "vit", "bert"])

@@ -1,4 +1,4 @@
-"""Training strategies: which parameters move when, and what each loss is."""
+"""Training strategies: the parameters that each phase changes, and each loss."""
 
 import math
 
@@ -136,7 +136,7 @@ def moved(strategy: str, phase: int) -> set[str]:
 
 
 def parts_of(names: set[str]) -> set[str]:
-    """``trunk`` and the exits whose heads are among the names."""
+    """``trunk`` and the exits with heads among the names."""
     parts = {"trunk"} if any(name.startswith("layoutlmv3.") for name in names) else set()
     return parts | {exit for exit in EXITS if any(name.startswith(head_prefix(exit)) for name in names)}
 

@@ -1,4 +1,4 @@
-"""Heads are trained on the device where the model is, from features that worker processes may help to compute."""
+"""Heads are trained on the device of the model. Worker processes may help to compute the features."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ EXITS = {"text", "fusion", "encoder.1", "encoder.2", "encoder.3"}
 
 
 class NoMemory(TorchDispatchMode):
-    """The device ``meta``, which refuses operands from another one, stands in for a GPU. What is copied from it is 0."""
+    """The device ``meta`` stands in for a GPU, because it refuses operands from another device. Copies from it are 0."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -22,7 +22,7 @@ def arguments(small_model: str, pages_folder: Path, tmp_path: Path) -> list[str]
 
 
 def interrupted_build(arguments: list[str], folder: Path, number: int) -> int:
-    """Send a signal to a build as soon as it has begun to write a segment; returns its exit status."""
+    """Send a signal to a build when it begins to write a segment. Returns its exit status."""
     process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(folder.glob(".out.ee.staging-*/**/*.onnx")):

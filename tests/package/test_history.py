@@ -46,7 +46,7 @@ def with_point(target: Target, name: str, point: OperatingPoint, mark: Stamp = T
 
 
 def recalibrated(target: Target) -> Target:
-    """As `calibrate` leaves a target: another calibration, and no other points than full and default."""
+    """The target after `calibrate`: another calibration, and no other points than full and default."""
     calibration = {name: Calibration((2.0,) * len(fit.scale), fit.bias) for name, fit in target.calibration.items()}
     points = {name: _at(target.operating_points[name], 0.5) for name in ("full", "default")}
     points["full"] = target.operating_points["full"]

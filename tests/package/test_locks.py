@@ -24,7 +24,7 @@ with lock_file(Path(sys.argv[1]), lambda holder: print("waits for", holder, flus
 
 
 def holder(path: Path) -> subprocess.Popen[str]:
-    """Another process that holds the lock until it is told a line, or killed."""
+    """Another process, which holds the lock until it reads a line or is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""Packages that were damaged, changed or made to harm: refused with a message that says what to do."""
+"""Packages that were damaged, changed or made to harm are refused with the remedy."""
 
 import hashlib
 import io

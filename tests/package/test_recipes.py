@@ -1,4 +1,4 @@
-"""Recipes of targets: shipped ones, a user's own, and what is wrong with one said by file, key and remedy."""
+"""Target recipes, shipped ones and a user's. An error names file, key and remedy."""
 
 import shutil
 import subprocess

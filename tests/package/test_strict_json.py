@@ -1,4 +1,4 @@
-"""JSON that parsers read differently, or that breaks who reads it: refused in one line."""
+"""JSON is refused in one line if parsers read it differently or it breaks a reader."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Several who change one package, and those that are killed while they do: nobody's work is lost, and the package is whole."""
+"""Concurrent writers of one package, and killed ones. No change is lost, and the package stays complete."""
 
 import os
 import random

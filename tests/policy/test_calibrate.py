@@ -1,4 +1,4 @@
-"""Calibration and failure prediction: what is fitted is what made the data."""
+"""Calibration and failure prediction. The fit recovers the parameters that made the data."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,8 @@ def test_vector_scaling_of_few_pages_stays_near_the_temperature() -> None:
 
 
 def torn_pages(pages: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Two exits of three classes; the second is as sure when the first contradicts it, but then wrong half of the time."""
+    """Two exits of three classes. If the first contradicts the second, the second is as confident but wrong half of
+    the time."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, 3, pages)
     torn = rng.random(pages) < 0.3

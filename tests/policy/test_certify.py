@@ -1,4 +1,4 @@
-"""Certificates: what they promise is simulated, with pages whose true risk is known."""
+"""Certificates. Simulations with pages of known true risk test their guarantee."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from ee_export.policy import certify
 
 
 def population(rng: np.random.Generator, pages: int, candidates: int = 60) -> np.ndarray:
-    """Losses ``[K, N]`` of drawn pages. A page is lost by every candidate bolder than its own limit; candidate k's true risk
-    is ``k / K · 0.1``."""
+    """Losses ``[K, N]`` of drawn pages. Every candidate bolder than a page's limit loses the page. The true risk of
+    candidate k is ``k / K · 0.1``."""
     limit = rng.random(pages)
     risk = np.arange(1, candidates + 1) / candidates * 0.1
     return limit[None, :] < risk[:, None]
@@ -51,7 +51,7 @@ def test_conformal_risk_control_keeps_the_risk_on_average() -> None:
 
 def test_the_sequence_stops_at_the_first_failure() -> None:
     losses = np.zeros((3, 100), bool)
-    losses[1, :30] = True  # the second fails; the third, however good, is not reached
+    losses[1, :30] = True  # the second fails, so the third is not reached although it is good
     certificate = certify.fixed_sequence(losses, 0.05, 0.1)
     assert certificate is not None
     assert (certificate.candidate, certificate.losses) == (0, 0)

@@ -1,4 +1,4 @@
-"""The drift guard's tests: how often they alarm on the same kind of pages, and whether they do on others."""
+"""The drift guard's tests: their rate of alarms on the same kind of pages and on others."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from ee_export.policy.drift import BINS, compare, histogram
 
 
 def drawn(rng: np.random.Generator, pages: int, sure: float) -> tuple[list[int], dict[str, list[float]]]:
-    """Exits and scores of drawn pages; the larger ``sure``, the more leave at the first of two exits."""
+    """Exits and scores of drawn pages. The larger ``sure``, the more pages exit at the first of two exits."""
     scores = rng.beta(sure, 1, pages)
     left = scores >= 0.9
     return [int(left.sum()), int((~left).sum())], {"vision": scores.tolist(), "final": scores[~left].tolist()}

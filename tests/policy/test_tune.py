@@ -1,4 +1,4 @@
-"""The tuner: on drawn pages, against every combination where those can be listed."""
+"""The tuner on drawn pages, compared with every combination if those can be listed."""
 
 import itertools
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def seen(draw) -> PageScores:
 
 
 def lost(pages: PageScores, exits: np.ndarray) -> np.ndarray:
-    """Pages that leave with a wrong answer where ``final`` is right."""
+    """Pages that exit with a wrong answer although ``final`` is right."""
     pages_lost: np.ndarray = pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]
     return pages_lost
 
@@ -162,7 +162,7 @@ def test_an_impossible_tuning_goal_is_refused_with_the_best_possible_one() -> No
 
 
 def not_asked(pages: PageScores, exit: int) -> PageScores:
-    """The same pages with an exit at which none can leave."""
+    """The same pages, with an exit at which none can exit."""
     scores = pages.scores.copy()
     scores[exit] = NOT_EVALUATED
     return PageScores(scores, pages.answers, pages.targets, pages.cost_ms)

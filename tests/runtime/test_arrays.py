@@ -1,4 +1,4 @@
-"""Packages of arrays: no pages, no encoder, no tokenizer; the caller gives the tensors."""
+"""Packages of arrays. They have no pages, encoder or tokenizer, and the caller gives the tensors."""
 
 import json
 import shutil

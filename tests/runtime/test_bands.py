@@ -1,4 +1,4 @@
-"""Bands: text is read from the top down, no further than an exit asks, and no word is lost or doubled on the way."""
+"""Bands. Text is read from the top down, only as far as an exit reads, and no word is lost or repeated."""
 
 import json
 from collections import Counter
@@ -31,7 +31,7 @@ EXITS = ["vision", "text.25", "text.60", "text", "encoder.2"]
 
 
 def lines_page(lines: int = 20, height: int = 1000) -> tuple[Image.Image, list[str], list[list[int]]]:
-    """A page of equally spaced dark lines, and what an ideal engine reads: one word a line."""
+    """A page of equally spaced dark lines, and the output of an ideal engine: one word per line."""
     image = Image.new("L", (400, height), 255)
     pen = ImageDraw.Draw(image)
     words, boxes = [], []
@@ -45,7 +45,7 @@ def lines_page(lines: int = 20, height: int = 1000) -> tuple[Image.Image, list[s
 
 
 class LineReader:
-    """An OCR engine that sees dark blocks, and names each by its height in the page it was told of; remembers its calls."""
+    """An OCR engine that detects dark blocks and names each by its height in the page. Records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
@@ -138,7 +138,8 @@ def banded(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> tupl
 
 
 def make_exit_point(chain: Chain, name: str, evaluated: tuple[str, ...] = ()) -> Chain:
-    """The chain with thresholds that let every page leave at one exit; those in ``asked`` are asked and let none go."""
+    """The chain with thresholds by which every page exits at one exit. Exits in ``evaluated`` are evaluated, but no
+    page exits there."""
     thresholds: dict[str, float | tuple[float | None, ...] | None] = dict.fromkeys(chain.exits[:-1])
     thresholds |= dict.fromkeys(evaluated, 1.1)
     if name != "final":
@@ -216,7 +217,7 @@ def test_the_tuner_evaluates_bands_if_reading_them_first_is_cheaper(
         package, "cpu-fp32", pages_folder, 0, None, tune.TuningGoal(), lambda stage, done, total: None
     )
     for predictions in parts.values():
-        for name in ("text.25", "final"):  # both exits know every label, the others nothing
+        for name in ("text.25", "final"):  # both exits predict every label, the others none
             predictions.logits[name][:] = 10 * np.eye(7)[predictions.targets]
         for name in ("vision", "text.60", "text", "encoder.2"):
             predictions.logits[name][:] = 0

@@ -26,7 +26,7 @@ def pages(pages_folder: Path) -> list[Page]:
 
 @pytest.fixture(scope="module")
 def mixed(chain: Chain, pages: list[Page]) -> Chain:
-    """A third of the pages leaves at vision, a third at encoder.1, a third at final; no score is near a threshold."""
+    """A third of the pages exits at vision, a third at encoder.1, a third at final. No score is near a threshold."""
     thresholds: dict[str, float] = {}
     for name, share in (("vision", 2 / 3), ("encoder_1", 1 / 2)):
         answers = leaving(chain, **thresholds, **{name: 0.0}).predict_batch(pages)

@@ -70,7 +70,7 @@ def encoder_of(encoding: Encoding, data: bytes) -> Encoder:
 
 
 def apart(package: Package, page: Page) -> Arrays:
-    """The inputs of a page as two encoders make them that know nothing of each other."""
+    """The inputs of a page, made by two independent encoders."""
     data = package.read("tokenizer.json")
     made_of: Arrays = {}
     for prefix, encoding in (("", SMALL), ("large.", LARGE)):
@@ -100,7 +100,7 @@ def chain(package: Package) -> Chain:
 
 
 def pages_of(count: int, ocr: Any = None) -> list[Page]:
-    """Pages of different sizes and text lengths; JPEG files, which are decoded by draft."""
+    """Pages of different sizes and text lengths, as JPEG files, which are decoded by draft."""
     rng, pages = np.random.default_rng(5), []
     for at in range(count):
         buffer = io.BytesIO()

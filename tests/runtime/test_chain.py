@@ -29,10 +29,8 @@ def pages(pages_folder: Path) -> list[Page]:
 
 
 def spread_out(chain: Chain, pages: list[Page]) -> Chain:
-    """Thresholds by which pages leave at many exits: amid the widest gap in the middle half of the scores at each.
-
-    A page's own score will not do: in a batch it differs in the last digits.
-    """
+    """Thresholds by which pages exit at many exits. Each is in the widest gap of the middle half of the scores,
+    because a page's score differs in its last digits in a batch."""
     thresholds: dict[str, float] = {}
     for name in chain.exits[:-1]:
         answers = leaving(chain, **thresholds, **{name: 0.0}).predict_batch(pages)
@@ -207,7 +205,7 @@ def test_a_large_jpeg_file_is_decoded_small_and_its_ocr_engine_is_given_all_of_i
     assert side <= min(small.size) < 2 * side
     turned = Image.open(io.BytesIO(buffer.getvalue())).transpose(Image.Transpose.ROTATE_270)
     near, exact = (chain.encoder.pixels(decoded).astype(int) for decoded in (small, turned))
-    assert np.abs(near - exact).mean() < 8  # of noise, which suffers most; unlike images differ by 50
+    assert np.abs(near - exact).mean() < 8  # noise suffers most, and unlike images differ by 50
     leaving(chain).predict(page)
     assert ocr_inputs == [(mode, (9 * side, 11 * side))]
 

@@ -45,7 +45,7 @@ def fork(work):
 
 
 def outcome(script: str, package: Path) -> str:
-    """Last line that a script prints; ``path`` is the package in it."""
+    """Last line that a script prints. ``path`` is the package in it."""
     done = subprocess.run(
         [sys.executable, "-c", f"{COMMON}\npath = {str(package)!r}\n{script}"],
         capture_output=True,
@@ -254,7 +254,7 @@ def classify():
 
 @contextmanager
 def service(command: list[str], folder: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """A running program, whose output lies in a file; it and all that it started are ended afterwards."""
+    """A running program with its output in a file. It and its child processes are ended afterwards."""
     root = Path(__file__).resolve().parents[2]
     given = {**os.environ, "PYTHONPATH": f"{root}:{folder}", **variables}
     with (folder / "log").open("w") as log:

@@ -1,4 +1,4 @@
-"""Graphs with right hashes that are not what the manifest states are refused, at load if it shows there, else at the run."""
+"""Graphs with right hashes that differ from the manifest are refused, at load if possible, or at the run."""
 
 import os
 import re
@@ -104,7 +104,7 @@ def no_rows_of_state(model: onnx.ModelProto) -> None:
 
 
 def _cut_rows(model: onnx.ModelProto, name: str, shape: list[Any]) -> None:
-    """Leave no rows of an output, which no shape inference can foresee."""
+    """Remove all rows of an output, which no shape inference can detect."""
     for node in model.graph.node:
         node.input[:] = ["before" if each == name else each for each in node.input]
         node.output[:] = ["before" if each == name else each for each in node.output]

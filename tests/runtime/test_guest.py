@@ -103,7 +103,7 @@ def test_nothing_is_written_to_the_home_folder(sample: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_a_chain_makes_no_name_lookup_while_it_works_and_idles(sample: Path, tmp_path: Path) -> None:
-    # With telemetry on, onnxruntime 1.32 looks its host up nine seconds after it was imported.
+    # With telemetry on, onnxruntime 1.32 resolves its host nine seconds after its import.
     script = f"{PREDICT}\nimport time\nee_export.load({str(sample)!r}).predict(page)\ntime.sleep(14)"
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")

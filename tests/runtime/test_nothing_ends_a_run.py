@@ -1,4 +1,4 @@
-"""Whatever is wrong with a page, or with what makes and reads it, is the answer of that page alone."""
+"""Every fault of a page, its maker or its reader is an error of that page only."""
 
 import gc
 import logging
@@ -43,7 +43,7 @@ def untimed(answer: Answer | EeError) -> tuple[Any, ...]:
 
 
 class Odd(BaseException):
-    """Stands for what a library in Rust raises, which is no Exception."""
+    """Stand-in for an exception of a library in Rust, which is no subclass of Exception."""
 
 
 Odd.__name__ = "PanicException"

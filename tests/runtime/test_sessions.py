@@ -1,4 +1,4 @@
-"""Chains share sessions only of files that a load verified, and run only what it hashed."""
+"""Chains share sessions only of verified files, and run only hashed files."""
 
 import contextlib
 import os

@@ -29,7 +29,7 @@ def test_every_exit_equals_the_unmodified_model(tiny_package: Package, tiny_chec
 def test_the_proof_detects_a_changed_weight(tiny_package: Package, tiny_checkpoint) -> None:
     model, _ = checkpoint.load(tiny_checkpoint)
     with torch.no_grad():
-        model.layoutlmv3.encoder.layer[1].output.dense.bias[0] += 1  # all of them alike would leave with the LayerNorm
+        model.layoutlmv3.encoder.layer[1].output.dense.bias[0] += 1  # equal values would vanish in the LayerNorm
     changed = checkpoint.make_parted_model(model)
     differences = equality.largest_differences(
         changed, load_package(tiny_package).logits, equality.make_cases(changed)[:3]

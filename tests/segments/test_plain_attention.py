@@ -1,4 +1,4 @@
-"""Attention in plain nodes: the same numbers as the operator's, scaled before the product, and refused where it does more."""
+"""Attention in plain nodes. It equals the operator, scales before the product, and refuses unsupported forms."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Graphs in 16 bits: typed, near those in float32, finite where pages are padded, and cast no more than needed."""
+"""Graphs in 16 bits: typed, near those in float32, finite with padding, and cast no more than needed."""
 
 from pathlib import Path
 from typing import Literal
@@ -70,7 +70,7 @@ def test_logits_are_near_the_trained_models_and_float32(precision: Precision, pr
 def test_padding_of_any_length_gives_finite_values(prepared: Prepared, sample: Path) -> None:
     page = golden.synthetic_inputs(224, [24], 4000)[0]
     wide: Arrays = {name: np.repeat(value, 2, 0) for name, value in page.items()}
-    wide["attention_mask"][1, 1:] = 0  # all but the token that stands for the page
+    wide["attention_mask"][1, 1:] = 0  # all but the token of the page
     state = replayed(prepared, wide)
     for spec in prepared[1]:
         for tensor in spec.outputs:
@@ -150,7 +150,8 @@ def test_weights_that_segments_share_are_stored_once_and_in_half_the_size(sample
 
 
 def masked(bias: float) -> onnx.ModelProto:
-    """Shares of scores ``[B, L]`` under a mask, as models write it: the smallest float where there is padding, and a bias."""
+    """Attention weights of scores ``[B, L]`` under a mask, as models write it: the smallest float for padding, and a
+    bias."""
     constants = {"one": 1.0, "lowest": np.finfo(np.float32).min, "near": bias}
     nodes = [
         helper.make_node("Cast", ["mask"], ["seen"], to=TensorProto.FLOAT),

@@ -1,4 +1,5 @@
-"""The bias computed in each segment that reads it: the same answers as passed on, found by what a graph computes and not by names."""
+"""The bias recomputed in each segment that reads it gives the same answers. It is recognised by its computation, not
+by names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -50,7 +51,7 @@ def answers(folder: Path, specs: Sequence[SegmentSpec], page: Arrays) -> dict[st
 
 
 def referred(folder: Path, specs: Sequence[SegmentSpec], page: Arrays) -> dict[str, np.ndarray]:
-    """The same by ONNX's reference, which rounds after every node as the graph says."""
+    """The same by ONNX's reference evaluator, which rounds after every node as the graph states."""
     state: dict[str, Any] = dict(page)
     for spec in specs:
         run = ReferenceEvaluator(onnx.load(folder / spec.file))
@@ -64,7 +65,7 @@ def referred(folder: Path, specs: Sequence[SegmentSpec], page: Arrays) -> dict[s
 def test_logits_are_those_of_a_bias_that_is_passed_on(
     precision: Any, limit: float, attention: Any, tiny_package: Package, tmp_path: Path
 ) -> None:
-    # In fp16 onnxruntime's processor computes in float32 and rounds where it must: at the end of a segment, not inside one.
+    # In fp16 onnxruntime's CPU provider computes in float32 and rounds only at the end of a segment.
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention=attention), tmp_path)
     for page in equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]:
         expected = answers(*carried, page)
@@ -128,7 +129,7 @@ def test_text_is_read_at_the_same_exits(sample: Path, tmp_path: Path) -> None:
     for _, specs in both(package, FP16, tmp_path):
         target = Target("onnxruntime", 0.0, {}, specs)
         plan = make_plan(package.manifest, target, point)
-        # What a stretch carries differs: that is what recomputing changes.
+        # Recomputation changes the state that a stretch carries.
         stretches = [stretch._replace(carried=frozenset()) for stretch in plan.stretches(every_step=False)]
         plans.append(([rule.reads for rule in make_rules(package.manifest, target, {})], stretches))
     assert plans[0] == plans[1]
@@ -157,7 +158,7 @@ def test_a_text_model_s_padding_is_recomputed_too(tmp_path: Path, tmp_path_facto
             assert np.abs(logits - expected[name]).max() <= 1e-3, name
 
 
-# Graphs of no known model.
+# Graphs of no shipped model.
 
 SEEN = TensorSpec("seen", "float32", ("B", "T", 2))
 PLACES = TensorSpec("places", "int32", ("B", "T"))
@@ -181,7 +182,8 @@ def model(
 
 
 def maker(weighed: str = "distance") -> tuple[ModelProto, SegmentSpec]:
-    """Makes ``apart`` of places, widened by zeros of the shape of ``seen``; of ``seen`` itself where that is ``weighed``."""
+    """Makes ``apart`` from places, widened by zeros of the shape of ``seen``, or from ``seen`` itself if that is
+    ``weighed``."""
     spec = SegmentSpec("one", "one.onnx", (SEEN, PLACES), (LOGITS, APART))
     nodes = [
         helper.make_node("Shape", ["seen"], ["sizes"]),
@@ -210,7 +212,7 @@ def maker(weighed: str = "distance") -> tuple[ModelProto, SegmentSpec]:
 
 
 def reader(opset: int = 23) -> tuple[ModelProto, SegmentSpec]:
-    """Reads it; its own values have the names of the maker's, and one that a prefix could collide with."""
+    """Reads ``apart``. Its values have the names of the maker's, and one name that a prefix could collide with."""
     spec = SegmentSpec("two", "two.onnx", (SEEN, APART), (TensorSpec("two.logits", "float32", ("B", "T", 2)),))
     nodes = [
         helper.make_node("Mul", ["apart", "table"], ["apart/rows"]),

@@ -1,4 +1,5 @@
-"""golden.npz from outside: what it holds is known before it is unpacked, and only what the manifest describes is taken."""
+"""golden.npz from outside. Its size is checked before it is unpacked, and only entries that the manifest describes
+are read."""
 
 import hashlib
 import io
@@ -87,7 +88,7 @@ def test_an_entry_that_the_manifest_does_not_describe_is_named(
 
 
 def bomb(arrays: dict[str, np.ndarray], start: bytes) -> bytes:
-    """A golden file one of whose entries begins with ``start`` and goes on for 200 MB of zeros."""
+    """A golden file with an entry that begins with ``start`` and continues with 200 MB of zeros."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, values in arrays.items():

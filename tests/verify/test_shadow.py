@@ -57,7 +57,7 @@ def never_early(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(*arguments: object) -> Result:
-    """`predict` where no OCR engine is installed."""
+    """`predict` without an installed OCR engine."""
     return CliRunner(env={"PATH": ""}).invoke(cli, ["predict", *map(str, arguments), "--jsonl"])
 
 

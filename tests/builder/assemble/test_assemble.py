@@ -43,7 +43,8 @@ from tests.builder.assemble.graphs import (
 
 @pytest.fixture(scope="module")
 def cut_package(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> tuple[Package, list[str]]:
-    """The whole graph cut twice, with a head that was trained and a head that was brought; and the lines that were reported."""
+    """The full graph with two cuts, one with a trained head and one with a given head. Returns the reported lines
+    too."""
     folder = tmp_path_factory.mktemp("cut")
     (folder / "pages").symlink_to(pages)
     onnx.save(net(), folder / "net.onnx")

@@ -1,4 +1,4 @@
-"""`ee-export assemble` refuses what no package can hold in one line, and leaves nothing behind."""
+"""`ee-export assemble` refuses unsuitable graphs and recipes in one line, and writes nothing."""
 
 from pathlib import Path
 
