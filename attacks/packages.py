@@ -71,14 +71,14 @@ def exercise(
 
     Args:
         package: the folder.
-        commands: show it with ``ee-export inspect`` too.
-        drift: compare an answer with what the operating points saw when they were tuned too, which takes half a second.
-        verify: replay its golden pages too.
-        logits: run all its segments on one page and on two pages too.
+        commands: also show it with ``ee-export inspect``.
+        drift: also compare an answer with the reference statistics of the operating points, which takes half a second.
+        verify: also replay its golden pages.
+        logits: also run all its segments on one page and on two pages.
 
     Raises:
         EeError: the package is refused.
-        Wrong: an answer is not one, or the output is not printable.
+        Wrong: an answer is invalid, or the output is not printable.
     """
     from ee_export.package.store import open_package
     from ee_export.verify import drift as monitor

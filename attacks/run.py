@@ -1,4 +1,4 @@
-"""Run attacks in worker processes, so that a crash or a hang of one is a row and the run goes on."""
+"""Run attacks in worker processes, so that a crash or a hang of one becomes a row and the run continues."""
 
 import json
 import math
@@ -43,12 +43,12 @@ def run_attacks(
     workers: int = 2,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Carry the attacks out; outcomes in the order in which they ended.
+    """Run the attacks. Returns the outcomes in the order of completion.
 
     Args:
-        package: the package folder, which stays as it is.
+        package: the package folder, which is not changed.
         attacks: family and index of each.
-        seed: of everything that is drawn.
+        seed: seed of all random choices.
         workers: number of processes at a time.
         report: called with each outcome.
     """

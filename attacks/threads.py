@@ -44,10 +44,10 @@ Answers = list[tuple[np.ndarray, np.ndarray]]
 
 
 class Scene:
-    """The packages, which chains are loaded now, and what was counted.
+    """The packages, the loaded chains, and the counts of outcomes.
 
     ``intact.ee`` never changes. ``damaged.ee`` has other weights than its manifest states. ``current.ee`` is a link to
-    ``intact.ee`` or ``changed.ee``, which has other weights and right hashes, and is turned all the time. In ``torn.ee`` the
+    ``intact.ee`` or ``changed.ee``, which has other weights and right hashes. A thread changes its target all the time. In ``torn.ee`` the
     weights are exchanged all the time, so that each second hash is right.
     """
 
@@ -97,13 +97,13 @@ class Scene:
 
 
 def attack(package: Path, pages: Sequence[Arrays], predictions: int, seed: int = 0) -> Counter[str]:
-    """Predict in 16 threads while four others load packages; returns what happened how often, see :data:`FATAL`.
+    """Predict in 16 threads while four others load packages. Returns the counts of outcomes, see :data:`FATAL`.
 
     Args:
         package: one with a target cpu-fp32 whose weights lie in ``weights.bin``.
         pages: encoded inputs, one page each.
-        predictions: how many in all.
-        seed: of the pages and chains that the threads choose.
+        predictions: total number of predictions.
+        seed: seed of the pages and chains that the threads choose.
     """
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(package, pages, Path(folder), predictions)

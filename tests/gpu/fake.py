@@ -1,16 +1,16 @@
-"""A binding without its library: modules with a real surface's classes and signatures, and a test's behaviour.
+"""A binding without its library: modules with the classes and signatures of a real surface, and the behaviour that a test sets.
 
     fake = Fake("tensorrt-10")
-    fake.on("ICudaEngine.num_io_tensors", lambda engine: 2)                         # what reading a property gives
+    fake.on("ICudaEngine.num_io_tensors", lambda engine: 2)                         # value of a property
     fake.on("Builder.build_serialized_network", lambda builder, network, config: None)
     fake.install(monkeypatch)                                                       # `import tensorrt` gives the fake
     …
     fake.names   # ["Logger.__init__", "Builder.__init__", …, "~Builder"]: calls, settings and deaths, in order
-    fake.calls   # with the object and the arguments; for the fake's own objects, their labels: "Builder#1"
+    fake.calls   # the same with the object and the arguments. A fake object has a label, such as "Builder#1"
 
-What the real thing does not have is refused as it refuses it: AttributeError for a name, TypeError for arguments that no
-signature takes, for a value of another class, and for a class that cannot be made. What has no behaviour gives something
-of the type that the surface declares: a new object of that class, 0, "", True, and for CUDA a success.
+The fake raises the errors of the real binding: AttributeError for a missing name, and TypeError for arguments that no
+signature takes, for a value of another class, and for a class without a constructor. A call without behaviour returns a
+value of the declared type: a new object of that class, 0, "", True, and for CUDA a success.
 """
 
 from __future__ import annotations
