@@ -56,7 +56,7 @@ class _Huge(collections.abc.Sequence):
     def __len__(self) -> int:
         return 2**62
 
-    def __getitem__(self, at: Any) -> str:
+    def __getitem__(self, index: Any) -> str:
         return "word"
 
 
@@ -255,8 +255,8 @@ class _Sized:
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, at: int) -> str:
-        if at:
+    def __getitem__(self, index: int) -> str:
+        if index:
             raise IndexError
         return "a"
 

@@ -107,7 +107,7 @@ def _named() -> list[tuple[str, Change]]:
         ("a bare array of objects", lambda members, rng: _npy(np.array([_Loud()], object))),
         ("a bomb: 1 GB in one member", lambda members, rng: _zip(members | {_first(members): None}, bomb=2**30)),
         ("a bomb: 1 GB in an extra member", lambda members, rng: _zip(members | {"extra.npy": None}, bomb=2**30)),
-        ("a bomb: 40,000 members", lambda members, rng: members | {f"x{at}.npy": b"" for at in range(40_000)}),
+        ("a bomb: 40,000 members", lambda members, rng: members | {f"x{index}.npy": b"" for index in range(40_000)}),
         ("an extra member", lambda members, rng: members | {"extra.npy": _npy(np.zeros(3))}),
         ("an extra member that is no array", lambda members, rng: members | {"notes.txt": b"hello"}),
         ("a member that leaves the folder", lambda members, rng: members | {"../../x.npy": _npy(np.zeros(3))}),
@@ -223,25 +223,25 @@ def _zip(
 def _flagged(data: bytes, flag: int) -> bytes:
     out = bytearray(data)
     for magic, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        at = data.find(magic)
-        while at >= 0:
-            out[at + place] |= flag
-            at = data.find(magic, at + 4)
+        index = data.find(magic)
+        while index >= 0:
+            out[index + place] |= flag
+            index = data.find(magic, index + 4)
     return bytes(out)
 
 
 def _recompressed(data: bytes, method: int) -> bytes:
     out = bytearray(data)
     for magic, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
-        at = data.find(magic)
-        out[at + place : at + place + 2] = struct.pack("<H", method)
+        index = data.find(magic)
+        out[index + place : index + place + 2] = struct.pack("<H", method)
     return bytes(out)
 
 
 def _lying_sizes(members: Members, rng: random.Random) -> bytes:
     data = bytearray(_zip(members))
-    at = data.find(b"PK\x01\x02")
-    data[at + 24 : at + 28] = struct.pack("<I", rng.choice((0, 1, 2**31, 2**32 - 2)))
+    index = data.find(b"PK\x01\x02")
+    data[index + 24 : index + 28] = struct.pack("<I", rng.choice((0, 1, 2**31, 2**32 - 2)))
     return bytes(data)
 
 

@@ -27,8 +27,8 @@ def flip(ground: Ground, index: int) -> Attack:
     resealed = data.startswith(b"\x89PNG") and rng.random() < 0.5
     if resealed:
         chunks = png_chunks(data)
-        at = rng.randrange(len(chunks) - 1)
-        chunks[at] = (chunks[at][0], _flipped(chunks[at][1], rng))
+        position = rng.randrange(len(chunks) - 1)
+        chunks[position] = (chunks[position][0], _flipped(chunks[position][1], rng))
         changed = png(chunks)
     else:
         changed = _flipped(data, rng)
@@ -73,8 +73,8 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
     if not out:
         return bytes(out)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
-        at = rng.randrange(min(len(out), 200)) if rng.random() < 0.5 else rng.randrange(len(out))
-        out[at] = rng.choice((out[at] ^ (1 << rng.randrange(8)), rng.randrange(256), 0, 0xFF))
+        index = rng.randrange(min(len(out), 200)) if rng.random() < 0.5 else rng.randrange(len(out))
+        out[index] = rng.choice((out[index] ^ (1 << rng.randrange(8)), rng.randrange(256), 0, 0xFF))
     return bytes(out)
 
 

@@ -226,8 +226,8 @@ def _without_folder(ground: Ground) -> None:
 def _odd_times(ground: Ground) -> None:
     """Files of 1901 and of the year 2400."""
     package = copy_package(ground)
-    for at, path in enumerate(sorted(package.rglob("*"))):
-        when = -(2**31) if at % 2 else 13_569_465_600
+    for index, path in enumerate(sorted(package.rglob("*"))):
+        when = -(2**31) if index % 2 else 13_569_465_600
         data = path.read_bytes() if path.is_file() else None
         if data is not None:
             replace_file(package, path.relative_to(package).as_posix(), data)

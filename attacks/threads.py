@@ -108,8 +108,8 @@ def attack(package: Path, pages: Sequence[Arrays], predictions: int, seed: int =
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(package, pages, Path(folder), predictions)
         works = (load_intact, load_damaged, load_current, load_torn, turn_current, exchange_weights)
-        predicting = [_thread(scene, predict, seed + at) for at in range(PREDICTORS)]
-        others = [_thread(scene, work, seed + at) for at, work in enumerate(works)]
+        predicting = [_thread(scene, predict, seed + index) for index in range(PREDICTORS)]
+        others = [_thread(scene, work, seed + index) for index, work in enumerate(works)]
         for thread in (*others, *predicting):
             thread.start()
         for thread in predicting:

@@ -114,7 +114,7 @@ def word_files() -> tuple[tuple[str, Write], ...]:
         ("true", _json(True)),
         ("words twice", _json({"words": Twice(["a"], ["b"]), "boxes": [box]})),
         ("boxes twice", _json({"words": ["a"], "boxes": Twice([box], [])})),
-        ("500 unknown keys", _json({"words": ["a"], "boxes": [box], **{f"k{at}": at for at in range(500)}})),
+        ("500 unknown keys", _json({"words": ["a"], "boxes": [box], **{f"k{index}": index for index in range(500)}})),
         ("nested 500 deep", _json({"words": ["a"], "boxes": [box], "more": Raw("[" * 500 + "]" * 500)})),
         ("nested 100,000 deep", _json({"words": ["a"], "boxes": [box], "more": Raw("[" * 100_000 + "]" * 100_000)})),
         ("a box nested 900 deep", _page(["a"], [Raw("[" * 900 + "]" * 900)])),

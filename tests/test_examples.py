@@ -41,7 +41,7 @@ def labels_of(model: PartedModel, arrays: dict[str, np.ndarray]) -> dict[str, li
     inputs = {name: torch.from_numpy(arrays[name]) for name in model.inputs_read()}
     with torch.no_grad():
         logits = model.module(**inputs)
-    return {name: [model.labels[at] for at in values.argmax(1).tolist()] for name, values in logits.items()}
+    return {name: [model.labels[index] for index in values.argmax(1).tolist()] for name, values in logits.items()}
 
 
 @pytest.mark.parametrize(

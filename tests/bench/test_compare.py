@@ -74,8 +74,8 @@ def test_nested_ifs_exit_at_the_same_exits_as_the_chain(sample: Path, pages_fold
     names = [value.name for value in session.get_inputs()]
     data = read_dataset(pages_folder)
     exits = set()
-    for at in range(len(data)):
-        arrays = chain.encode([data.page(at)])
+    for index in range(len(data)):
+        arrays = chain.encode([data.page(index)])
         answer = chain.predict_encoded(arrays)
         exits.add(answer.exit)
         (logits,) = session.run(None, {name: arrays[name] for name in names})

@@ -168,7 +168,7 @@ def test_the_sample_in_integers_is_as_accurate_and_less_than_a_third_in_size(
     assert sizes[0] <= 0.3 * sizes[1]
     assert "float" not in package.target("cpu-int8").compiled, "no segment had to be left float"
     test = read_dataset(real_pages / "test", package.manifest.labels)
-    pages = [test.page(at) for at in range(len(test))]
+    pages = [test.page(index) for index in range(len(test))]
     for point in ("full", "default"):
         floats, integers = (
             [answer.label for answer in load_package(package, name, point).predict_batch(pages)]

@@ -112,11 +112,11 @@ def fields_of(net: Net) -> dict[str, Any]:
     }
 
 
-def with_part(at: int, **changes: Any) -> Callable[[Net, dict[str, Any]], None]:
+def with_part(index: int, **changes: Any) -> Callable[[Net, dict[str, Any]], None]:
     """Changes one part."""
 
     def change(net: Net, fields: dict[str, Any]) -> None:
-        fields["parts"][at] = replace(fields["parts"][at], **changes)
+        fields["parts"][index] = replace(fields["parts"][index], **changes)
 
     return change
 

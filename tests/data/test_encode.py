@@ -23,7 +23,7 @@ WORDS = ["Invoice", "no.", "2024-117", "Invoice", "naïve", "\u200b", "日本", 
 
 
 def boxes(count: int) -> list[list[int]]:
-    return [[at, at, at + 1, at + 2] for at in range(count)]
+    return [[index, index, index + 1, index + 2] for index in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def long_texts() -> dict[str, list[str]]:
         "any letters": ["".join(rng.choice(letters) for _ in range(30_000))],
         "after short words": ["Invoice", "no.", "x" * 40_000, "no.", "2024-117"],
         "long words among short ones": [*["x" * 30_000, "no."] * 9, *["1" * 300, "Invoice"] * 30],
-        "many long words": [f"{at}" + "ab1." * 500 for at in range(100)],
-        "many long words twice": [f"{at % 7}" + "ab1." * 500 for at in range(100)],
-        "a megabyte of short words": [f"word{at}" for at in range(120_000)],
+        "many long words": [f"{index}" + "ab1." * 500 for index in range(100)],
+        "many long words twice": [f"{index % 7}" + "ab1." * 500 for index in range(100)],
+        "a megabyte of short words": [f"word{index}" for index in range(120_000)],
     }
 
 
@@ -107,7 +107,7 @@ def word_pieces() -> Tokenizer:
     """A small tokenizer of BERT's kind. A word of over 100 letters is one token."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.-é"
     vocabulary = ["<s>", "<pad>", "</s>", "[UNK]", *letters, *(f"##{letter}" for letter in letters), "##oice", "inv"]
-    tokenizer = Tokenizer(models.WordPiece({piece: at for at, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
@@ -177,7 +177,7 @@ def test_of_ten_megabytes_of_words_a_few_thousand_characters_are_cut(
 ) -> None:
     counting = Counting(TOKENIZERS[tokenizer]())
     changed = replace(package.manifest.page_encoding(), text=text, truncation=side, bands=())
-    words = [f"word{at}" for at in range(1_000_000)]
+    words = [f"word{index}" for index in range(1_000_000)]
     ids = Encoder(changed, counting).text(words, [])["input_ids"][0]  # type: ignore[arg-type]
     ends = words[:600] if side == "right" else words[-600:]
     whole = counting.tokenizer.encode(" ".join(ends), add_special_tokens=False).ids
@@ -195,7 +195,7 @@ def test_characters_without_end_that_make_few_pieces_are_refused(package: Packag
     assert known == [5, 4, 3, 5]
     for words in (
         ["日" * 5_000_000],
-        ["日" * 9000 + str(at) for at in range(100)],
+        ["日" * 9000 + str(index) for index in range(100)],
         ["日" * 100_000, "月" * 100_000, "火" * 100_000],
     ):
         with pytest.raises(BadText, match=r"over 262,144 characters .* fewer than the \d+ tokens"):

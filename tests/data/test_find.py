@@ -32,7 +32,7 @@ def names_in(folder: Path, *, words_alone: bool = False) -> tuple[list[str], str
 
 
 def test_images_are_found_by_every_suffix_that_pillow_reads_in_upper_and_lower_case(tmp_path: Path) -> None:
-    make(tmp_path, *(f"{at}{suffix}" for at, suffix in enumerate(sorted(IMAGE_SUFFIXES))), "A.JPG", "B.Tiff")
+    make(tmp_path, *(f"{index}{suffix}" for index, suffix in enumerate(sorted(IMAGE_SUFFIXES))), "A.JPG", "B.Tiff")
     pages, rest = names_in(tmp_path)
     assert len(pages) == len(IMAGE_SUFFIXES) + 2
     assert {".jfif", ".jpe", ".jp2", ".avif", ".pbm", ".pnm"} <= IMAGE_SUFFIXES

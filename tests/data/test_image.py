@@ -36,8 +36,8 @@ def drawn(ink: int = 60, paper: int = 235) -> Image.Image:
     page = Image.new("L", (620, 500), paper)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=26)
     lines = ("ORDER FORM", "Two chairs 120.00", "One table 349.50", "Delivery to the harbour", "Total amount 469.50")
-    for at, line in enumerate(lines):
-        pen.text((60, 50 + 80 * at), line, fill=ink, font=font)
+    for index, line in enumerate(lines):
+        pen.text((60, 50 + 80 * index), line, fill=ink, font=font)
     return page
 
 
@@ -442,9 +442,9 @@ def test_a_damaged_file_of_any_format_is_refused_or_read_and_never_raises_anythi
     files = [saved(colours, kind) for kind in kinds] + [tiff(WIDE[:30, :30]), palette_page(7)]
     refused = 0
     for data in files:
-        for at in range(40):
-            damaged = bytearray(data[: rng.integers(len(data))] if at % 2 else data)
-            for _ in range(at % 5):
+        for index in range(40):
+            damaged = bytearray(data[: rng.integers(len(data))] if index % 2 else data)
+            for _ in range(index % 5):
                 if damaged:
                     damaged[rng.integers(min(len(damaged), 400))] = rng.integers(256)
             try:

@@ -164,7 +164,7 @@ def test_words_beside_an_image_are_read_with_suffixes_of_any_case(image: Path, s
         ('{"words": null, "boxes": null}', "must be lists"),
         ('{"words": ["a"], "words": ["b"], "boxes": [[1, 2, 3, 4]]}', "the key 'words' is repeated"),
         (
-            "{" + ", ".join(f'"{at}": 0' for at in range(300_000)) + ', "299999": 1}',
+            "{" + ", ".join(f'"{index}": 0' for index in range(300_000)) + ', "299999": 1}',
             "the key '299999' is repeated",
         ),
         ('{"words": ["a"], "boxes": [[1, 2, 3, NaN]]}', "box 0 is [1, 2, 3, nan]"),

@@ -49,7 +49,7 @@ def test_the_samples_words_are_cut_as_the_library_cuts_them(sample: Path) -> Non
 @pytest.mark.parametrize("accents", [None, True, False])
 def test_a_berts_words_are_cut_as_the_library_cuts_them(lowercase: bool, accents: bool | None) -> None:
     pieces = {
-        word: at for at, word in enumerate(["[UNK]", "[CLS]", "in", "##voice", "page", "é", "e", "##e", ",", "E"])
+        word: index for index, word in enumerate(["[UNK]", "[CLS]", "in", "##voice", "page", "é", "e", "##e", ",", "E"])
     }
     bert = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=50))
     bert.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)
@@ -84,11 +84,11 @@ def test_500_changed_character_maps_normalize_or_are_refused() -> None:
     for _ in range(500):
         changed = bytearray(CHARSMAP)
         for _ in range(chance.choice([1, 1, 2, 8])):
-            at = chance.choice([chance.randrange(4), chance.randrange(4, 1028), chance.randrange(len(changed))])
+            index = chance.choice([chance.randrange(4), chance.randrange(4, 1028), chance.randrange(len(changed))])
             if chance.random() < 0.1:
-                del changed[at : at + chance.randint(1, 9)]
+                del changed[index : index + chance.randint(1, 9)]
             else:
-                changed[at % len(changed)] = chance.randrange(256)
+                changed[index % len(changed)] = chance.randrange(256)
         charsmap = base64.b64encode(changed).decode()
         normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
         try:
@@ -135,8 +135,8 @@ def test_changed_tokenizers_encode_or_are_refused(sample: Path) -> None:
     data = (sample / "tokenizer.json").read_bytes()
     chance = random.Random(0)
     refused, tries = 0, 2 * settings().max_examples
-    for at in range(tries):
-        if at % 5 == 0:
+    for index in range(tries):
+        if index % 5 == 0:
             changed = bytearray(data)
             changed[chance.randrange(len(data))] = chance.randrange(256)
             text = bytes(changed)

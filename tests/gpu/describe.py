@@ -29,11 +29,11 @@ def parameter(name: str, kind: str, default: str | None = None) -> JSON:
 def split(text: str) -> list[str]:
     """Split at the commas that are in no brackets."""
     parts, depth, start = [], 0, 0
-    for at, letter in enumerate(text):
-        depth += (letter in "([<{") - (letter in ")]}" or (letter == ">" and text[at - 1] != "-"))
+    for index, letter in enumerate(text):
+        depth += (letter in "([<{") - (letter in ")]}" or (letter == ">" and text[index - 1] != "-"))
         if letter == "," and not depth:
-            parts.append(text[start:at])
-            start = at + 1
+            parts.append(text[start:index])
+            start = index + 1
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]
 
 

@@ -259,9 +259,11 @@ def signature_of(declared: JSON) -> inspect.Signature:
         default = inspect.Parameter.empty if one["default"] is None else one["default"]
         name = f"{name}_" if keyword.iskeyword(name) else name
         parameters.append(inspect.Parameter(name, kind, default=default))
-    required = [at for at, one in enumerate(parameters) if one.default is one.empty and one.kind < one.VAR_POSITIONAL]
-    for at in range(max(required, default=0)):  # a default before one that has none cannot be left out
-        parameters[at] = parameters[at].replace(default=inspect.Parameter.empty)
+    required = [
+        index for index, one in enumerate(parameters) if one.default is one.empty and one.kind < one.VAR_POSITIONAL
+    ]
+    for index in range(max(required, default=0)):  # a default before one that has none cannot be left out
+        parameters[index] = parameters[index].replace(default=inspect.Parameter.empty)
     return inspect.Signature(parameters)
 
 

@@ -172,9 +172,9 @@ class Simulator:
 
     # Controls for tests.
 
-    def fail(self, call: str, status: str = "CUDA_ERROR_UNKNOWN", at: int = 1) -> None:
+    def fail(self, call: str, status: str = "CUDA_ERROR_UNKNOWN", index: int = 1) -> None:
         """The ``at``-th of these calls from now on fails, and all that follow."""
-        self._fails[call] = (self._counts[call] + at, status)
+        self._fails[call] = (self._counts[call] + index, status)
 
     def function(self, name: str, run: Callable[[], None]) -> int:
         """A kernel of a test's own, without arguments."""

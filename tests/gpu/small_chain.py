@@ -31,7 +31,7 @@ def spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
 PIXELS = spec("pixel_values", "float32", 3, 4)
 IDS, BOXES, MASK = spec("input_ids", "int64", "T"), spec("bbox", "int64", "T", 4), spec("attention_mask", "int64", "T")
 SEEN, READ = spec("visual", "float32", VISUAL, WIDTH), spec("text", "float32", "T", WIDTH)
-HIDDEN = [spec(f"hidden.{at}", "float32", "L", WIDTH) for at in range(3)]
+HIDDEN = [spec(f"hidden.{index}", "float32", "L", WIDTH) for index in range(3)]
 BIAS = spec("bias", "float16", 1, "L", "L")
 
 _random = np.random.default_rng(7)
@@ -47,16 +47,16 @@ def logits_of(features: np.ndarray, which: int) -> np.ndarray:
 def masked_mean(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Mean over the positions that a mask shows, one after another so that padding changes no rounding."""
     total, count = np.zeros((len(hidden), hidden.shape[2]), np.float32), np.zeros((len(hidden), 1), np.float32)
-    for at in range(hidden.shape[1]):
-        shown = mask[:, at : at + 1].astype(np.float32)
-        total += np.where(shown > 0, hidden[:, at], np.float32(0))
+    for index in range(hidden.shape[1]):
+        shown = mask[:, index : index + 1].astype(np.float32)
+        total += np.where(shown > 0, hidden[:, index], np.float32(0))
         count += shown
     return total / np.maximum(count, 1)
 
 
 def see(given: Mapping[str, np.ndarray]) -> Arrays:
     pixels = given["pixel_values"].reshape(len(given["pixel_values"]), -1)
-    visual = np.stack([np.roll(pixels, at, axis=1)[:, :WIDTH] for at in range(VISUAL)], axis=1)
+    visual = np.stack([np.roll(pixels, index, axis=1)[:, :WIDTH] for index in range(VISUAL)], axis=1)
     return {"vision.logits": logits_of(visual[:, 0], 0), "visual": visual}
 
 

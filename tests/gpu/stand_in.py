@@ -42,8 +42,8 @@ def computing(tensorrt: FakeTensorRt) -> None:
 
     def build(builder: Any, network: Any, config: Any) -> bytes:
         model = onnx.load(graphs[-1])
-        for at, shapes in enumerate(profiles):
-            model.metadata_props.add(key=f"profile{at}", value=repr(shapes))
+        for index, shapes in enumerate(profiles):
+            model.metadata_props.add(key=f"profile{index}", value=repr(shapes))
         return model.SerializeToString()
 
     def set_shape(profile: Any, name: str, *shapes: Any) -> None:
@@ -86,7 +86,7 @@ def computing(tensorrt: FakeTensorRt) -> None:
     fake.on("Runtime.deserialize_cuda_engine", deserialize)
     fake.on("ICudaEngine.create_execution_context", create_context)
     fake.on("ICudaEngine.num_io_tensors", lambda engine: len(of(engine).tensors))
-    fake.on("ICudaEngine.get_tensor_name", lambda engine, at: list(of(engine).tensors)[at])
+    fake.on("ICudaEngine.get_tensor_name", lambda engine, index: list(of(engine).tensors)[index])
     mode = trt.TensorIOMode
     fake.on(
         "ICudaEngine.get_tensor_mode", lambda engine, name: mode.INPUT if name in of(engine).inputs else mode.OUTPUT

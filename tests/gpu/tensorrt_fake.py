@@ -154,13 +154,13 @@ class FakeTensorRt:
         inputs = {tensor.name for tensor in spec.inputs}
 
         def shapes(_: Any, name: str, profile: int) -> list[tuple[int, ...]]:
-            def size(axis: int | str, at: int) -> int:
+            def size(axis: int | str, index: int) -> int:
                 ranges = profiles[profile]
                 if isinstance(axis, int):
                     return axis
-                return ranges["T"][at] + VISUAL if axis == "L" else ranges[axis][at]
+                return ranges["T"][index] + VISUAL if axis == "L" else ranges[axis][index]
 
-            return [tuple(size(axis, at) for axis in tensors[name].shape) for at in range(3)]
+            return [tuple(size(axis, index) for axis in tensors[name].shape) for index in range(3)]
 
         given: dict[str, int] = {}
 
@@ -176,7 +176,7 @@ class FakeTensorRt:
 
         mode = trt.TensorIOMode
         fake.on("ICudaEngine.num_io_tensors", lambda engine: len(tensors))
-        fake.on("ICudaEngine.get_tensor_name", lambda engine, at: list(tensors)[at])
+        fake.on("ICudaEngine.get_tensor_name", lambda engine, index: list(tensors)[index])
         fake.on("ICudaEngine.get_tensor_mode", lambda engine, name: mode.INPUT if name in inputs else mode.OUTPUT)
         fake.on("ICudaEngine.get_tensor_dtype", lambda engine, name: self.runtime.DTYPES[tensors[name].dtype])
         fake.on(

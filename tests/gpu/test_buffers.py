@@ -17,13 +17,13 @@ from ee_export.runtime.gpu.sizes import Sizes
 
 def random_chain(seed: int) -> tuple[list[Any], list[str], dict[str, TensorSpec]]:
     random = np.random.default_rng(seed)
-    inputs = [TensorSpec(f"in.{at}", str(random.choice(["float32", "int64"])), ("B", 4)) for at in range(2)]
+    inputs = [TensorSpec(f"in.{index}", str(random.choice(["float32", "int64"])), ("B", 4)) for index in range(2)]
     there, segments = list(inputs), []
     for step in range(8):
         read = [spec for spec in there if random.random() < 0.4]
         made = [
-            TensorSpec(f"{step}.{at}", str(random.choice(["float32", "float16", "int64"])), ("B", 4))
-            for at in range(int(random.integers(1, 4)))
+            TensorSpec(f"{step}.{index}", str(random.choice(["float32", "float16", "int64"])), ("B", 4))
+            for index in range(int(random.integers(1, 4)))
         ]
         segments.append(SimpleNamespace(inputs=tuple(read), outputs=tuple(made)))
         there += made
@@ -57,7 +57,7 @@ def test_tensors_that_are_needed_at_once_never_share_memory_and_integers_never_d
 
 
 def test_a_row_of_hidden_states_alternates_between_two_places() -> None:
-    hidden = [TensorSpec(f"hidden.{at}", "float32", ("B", 4)) for at in range(12)]
+    hidden = [TensorSpec(f"hidden.{index}", "float32", ("B", 4)) for index in range(12)]
     segments: list[Any] = [SimpleNamespace(inputs=(a,), outputs=(b,)) for a, b in pairwise(hidden)]
     segments.append(SimpleNamespace(inputs=(hidden[-1],), outputs=(TensorSpec("final.logits", "float32", ("B", 4)),)))
     _, places = _places(segments, ["hidden.0"], {spec.name: 16 for spec in (*hidden, *segments[-1].outputs)})

@@ -53,7 +53,7 @@ _COMPILED: dict[str, Path] = {}
 @pytest.fixture
 def pages(tiny_package: Package, pages_folder: Path) -> list[Page]:
     data = read_dataset(pages_folder, tiny_package.manifest.labels)
-    return [data.page(at) for at in range(0, len(data), 5)]
+    return [data.page(index) for index in range(0, len(data), 5)]
 
 
 def executor_of(chain: Chain) -> GpuExecutor:

@@ -96,14 +96,14 @@ def main() -> None:
             lambda: nvrtc.nvrtcGetCUBIN(program, bytes(10)),
             lambda: nvrtc.nvrtcDestroyProgram(program),
         ]
-    for at, call in enumerate(calls):
+    for index, call in enumerate(calls):
         try:
             given = call()
         except Exception as error:
             if type(error).__name__ != "DynamicLibNotFoundError":
-                print(f"call {at}: {type(error).__name__}: {error}")
+                print(f"call {index}: {type(error).__name__}: {error}")
         else:
-            print(f"call {at}: {given}")
+            print(f"call {index}: {given}")
 
 
 if __name__ == "__main__":

@@ -134,11 +134,11 @@ def test_every_subset_of_a_batch_can_exit_at_an_exit(simulator: Simulator, kind:
 @pytest.mark.parametrize("rows", [1, 7])
 def test_pages_can_be_forced_to_any_exit_and_no_later_segment_runs(simulator: Simulator, kind: str, rows: int) -> None:
     with opened(simulator, kind) as executor:
-        for at in range(len(EXITS)):
+        for index in range(len(EXITS)):
             simulator.ran.clear()
-            how = policy([0.0 if exit == at else None for exit in range(4)])
-            assert check(executor, pages(rows, 4, at), how) == [at] * rows
-            assert [simulator.ran[exit] for exit in EXITS] == [1] * (at + 1) + [0] * (4 - at)
+            how = policy([0.0 if exit == index else None for exit in range(4)])
+            assert check(executor, pages(rows, 4, index), how) == [index] * rows
+            assert [simulator.ran[exit] for exit in EXITS] == [1] * (index + 1) + [0] * (4 - index)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -212,8 +212,8 @@ def test_text_is_read_only_for_pages_that_the_image_does_not_decide(simulator: S
 def test_the_conditional_graph_is_one_launch_and_one_wait_at_every_exit(simulator: Simulator, rows: int) -> None:
     with opened(simulator, "conditional") as executor:
         traces = []
-        for at in range(len(EXITS)):
-            executor.retune(policy([0.0 if exit == at else None for exit in range(4)]))
+        for index in range(len(EXITS)):
+            executor.retune(policy([0.0 if exit == index else None for exit in range(4)]))
             simulator.trace.clear()
             run(executor, pages(rows, 5), rows)
             traces.append([call for call in simulator.trace if not call.startswith("cuCtx")])
@@ -355,12 +355,12 @@ REPEATED = {call for call, _ in CALLS} - {"cuModuleLoadData"}
 
 
 @pytest.mark.parametrize(
-    ("call", "kind", "at"), [(*one, at) for one in CALLS for at in (1, 2) if one[0] in REPEATED or at == 1]
+    ("call", "kind", "index"), [(*one, index) for one in CALLS for index in (1, 2) if one[0] in REPEATED or index == 1]
 )
 def test_a_refusal_of_the_driver_falls_back_and_leaks_nothing(
-    simulator: Simulator, caplog: pytest.LogCaptureFixture, call: str, kind: str, at: int
+    simulator: Simulator, caplog: pytest.LogCaptureFixture, call: str, kind: str, index: int
 ) -> None:
-    simulator.fail(call, "CUDA_ERROR_NOT_SUPPORTED", at)
+    simulator.fail(call, "CUDA_ERROR_NOT_SUPPORTED", index)
     with opened(simulator, "conditional", batches=(1, 4)) as executor:
         assert executor.kind == kind
         check(executor, pages(3, 5), policy())
@@ -407,8 +407,8 @@ def test_auto_measures_the_executors_and_uses_the_fastest(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", ["cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate"])
 def test_a_failed_executor_leaks_nothing(simulator: Simulator, kind: str, call: str) -> None:
-    for at in (1, 2, 3, 7):
-        simulator.fail(call, "CUDA_ERROR_UNKNOWN", at)
+    for index in (1, 2, 3, 7):
+        simulator.fail(call, "CUDA_ERROR_UNKNOWN", index)
         with contextlib.suppress(DeviceError), opened(simulator, kind, batches=(1, 4)):
             pass
         assert simulator.leaks() == []

@@ -53,12 +53,12 @@ def test_the_vectors_that_every_implementation_of_the_policy_passes(library: cty
     def run(bars: Sequence[Threshold]) -> Batch:
         batch = Batch.of(1, classes)
         policy = policy_block(rules, case["criterion"], bars, classes)
-        for at, step in enumerate(steps):
-            if at and not batch.rows[0]:
+        for index, step in enumerate(steps):
+            if index and not batch.rows[0]:
                 break
             tokens = np.array([case["tokens"]]) if step["after_text"] else None
             logits = np.array([step["logits"]])
-            batch.decide(library, policy, at, logits, tokens=tokens, flags=0 if at else FIRST)
+            batch.decide(library, policy, index, logits, tokens=tokens, flags=0 if index else FIRST)
             assert batch.scratch[0, :classes] == pytest.approx(step["probabilities"], abs=1e-9)
             assert batch.scores[0] == pytest.approx(step["score"], abs=1e-9)
         return batch
@@ -243,7 +243,7 @@ def check_packing(library: ctypes.CDLL, stays: Sequence[bool]) -> None:
     moved = np.flatnonzero(source != np.arange(len(source)))
     assert len(moved) <= min(len(survivors), len(stays) - len(survivors))
     assert not set(moved) & set(source[moved])
-    assert not any(stays[int(at)] for at in moved)
+    assert not any(stays[int(index)] for index in moved)
 
 
 @pytest.mark.parametrize("pages", range(1, 9))

@@ -100,9 +100,12 @@ def test_executors_agree_in_every_batch_size(executors: list[DeviceChain]) -> No
 
 @pytest.mark.parametrize("rows", [1, 9])
 def test_pages_can_be_forced_to_any_exit(executors: list[DeviceChain], rows: int) -> None:
-    for at in range(SEGMENTS):
-        thresholds = tuple(0.0 if exit == at else None for exit in range(SEGMENTS - 1))
-        assert require_equal(executors, pages(rows, at), replace(some_policy(at), thresholds=thresholds)) == [at] * rows
+    for index in range(SEGMENTS):
+        thresholds = tuple(0.0 if exit == index else None for exit in range(SEGMENTS - 1))
+        assert (
+            require_equal(executors, pages(rows, index), replace(some_policy(index), thresholds=thresholds))
+            == [index] * rows
+        )
 
 
 @pytest.mark.parametrize("rows", [1, 9])

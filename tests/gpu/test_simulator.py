@@ -77,7 +77,9 @@ def test_calls_that_a_capture_does_not_allow_are_refused(
 ) -> None:
     stream, other = device.create_stream(), device.create_stream()
     does = {
-        "a second capture": lambda _: graphs.capture(device, other, lambda at: launch(simulator, "k", at), "inner"),
+        "a second capture": lambda _: graphs.capture(
+            device, other, lambda index: launch(simulator, "k", index), "inner"
+        ),
         "a wait": lambda _: device.synchronize(stream),
         "an allocation": lambda _: device.allocate(64),
         "the legacy stream": lambda _: None,
@@ -85,7 +87,7 @@ def test_calls_that_a_capture_does_not_allow_are_refused(
     with pytest.raises(DeviceError, match="900"):
         graphs.capture(device, 0 if what == "the legacy stream" else stream, does[what], "it")
     graphs.destroy(
-        graphs.capture(device, stream, lambda at: launch(simulator, "k", at), "it")
+        graphs.capture(device, stream, lambda index: launch(simulator, "k", index), "it")
     )  # the stream is still of use
     assert simulator.ran["k"] == 0
 
@@ -114,8 +116,8 @@ def conditional(
         _, bodies = graphs.add_switch(graph, [], handle, 2, device.context)
     else:
         bodies = [graphs.add_if(graph, [], handle, device.context)[1]]
-    for at, body in enumerate(bodies):
-        child = graphs.capture(device, stream, lambda to, at=at: launch(simulator, f"{kernel}{at}", to), "it")
+    for index, body in enumerate(bodies):
+        child = graphs.capture(device, stream, lambda to, index=index: launch(simulator, f"{kernel}{index}", to), "it")
         graphs.add_child(body, [], child)
     return graph, handle, bodies
 

@@ -16,7 +16,7 @@ UNSORTED = (*reversed(LABELS), "letter")
 def save_vit(kind: type[PreTrainedModel], labels: tuple[str, ...], folder: Path) -> None:
     """A small ViT of random weights."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     torch.manual_seed(5)
     kind(ViTConfig(**sizes, **names, image_size=32, patch_size=16)).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)

@@ -123,7 +123,7 @@ def test_the_recipe_keeps_the_epoch_with_the_lowest_validation_loss_or_the_last_
 def test_a_stage_ends_after_the_recipes_number_of_epochs_without_a_lower_loss() -> None:
     _, _, losses, _ = run(RUN)
     model, val, fewer, done = run(replace(RUN, patience=1))
-    end = next(at for at in range(1, len(losses)) if losses[at] > min(losses[:at])) + 1
+    end = next(index for index in range(1, len(losses)) if losses[index] > min(losses[:index])) + 1
     assert fewer == losses[:end] and end < len(losses)
     assert done == 8 * 3, "a stage that ended early is done"
     assert loss_of(model, val) == pytest.approx(min(fewer), abs=1e-3)

@@ -186,7 +186,7 @@ def test_a_stock_bert_reads_words_between_the_ends_of_its_tokenizer(saved_by: st
         (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
         BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
     else:
-        pieces = Tokenizer(models.WordPiece({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
+        pieces = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
         pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
         pieces.enable_padding(length=32)
         pieces.enable_truncation(1)
@@ -301,9 +301,9 @@ def words_folder(folder: Path, pages: int) -> Path:
     """Pages with words only, in two classes that differ in one word."""
     for label in ("invoice", "letter"):
         (folder / label).mkdir(parents=True)
-        for at in range(pages):
-            words = [label, "page", str(at), *["word"] * (at % 5)]
-            (folder / label / f"{at}.json").write_text(json.dumps({"words": words}))
+        for index in range(pages):
+            words = [label, "page", str(index), *["word"] * (index % 5)]
+            (folder / label / f"{index}.json").write_text(json.dumps({"words": words}))
     return folder
 
 

@@ -158,9 +158,9 @@ def test_real_pages_have_the_pixels_that_transformers_makes_of_them(real_pages: 
         (BEIT, {"size": 224, **IMAGENET}),
         (BIT, {"size": {"shortest_edge": 256}}),
     ]
-    for at, (kind, settings) in enumerate(processors):
-        encoder = encoder_of(saved(tmp_path / str(at), kind, settings), 224)
-        processor = AutoImageProcessor.from_pretrained(tmp_path / str(at), backend="pil")
+    for index, (kind, settings) in enumerate(processors):
+        encoder = encoder_of(saved(tmp_path / str(index), kind, settings), 224)
+        processor = AutoImageProcessor.from_pretrained(tmp_path / str(index), backend="pil")
         for path in paths:
             expected = processor(images=Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"]
             assert np.array_equal(encoder.image(encoder.open(read_page(path))[0])["pixel_values"], expected), path

@@ -86,7 +86,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 def stock_of(kind: str, **changes: Any) -> PreTrainedModel:
     """transformers' own classifier, with weights large enough that wrong arithmetic shows in the logits."""
     torch.manual_seed(0)
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: at for at, label in enumerate(LABELS)}}
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
     config = AutoConfig.for_model(kind, **{**SIZES, **STOCK[kind], **changes, **names})
     model = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():

@@ -24,7 +24,7 @@ from ee_export.verify.replay import verify_package
 
 TARGET = "cpu-fp32"
 TUNED, CALIBRATED, BACK = (
-    Stamp(by, f"2026-11-28T00:00:0{at}Z") for at, by in enumerate(("tune", "calibrate", "rollback"))
+    Stamp(by, f"2026-11-28T00:00:0{index}Z") for index, by in enumerate(("tune", "calibrate", "rollback"))
 )
 
 
@@ -72,9 +72,9 @@ def test_nothing_is_kept_of_a_point_that_comes_out_the_same_or_is_new(target: Ta
 
 def test_of_each_name_the_newest_ten_are_kept(target: Target) -> None:
     after = target
-    for at in range(13):
-        after = with_point(after, "default", _at(target.operating_points["default"], at / 100))
-        after = with_point(after, "strict", _at(target.operating_points["default"], at / 50))
+    for index in range(13):
+        after = with_point(after, "default", _at(target.operating_points["default"], index / 100))
+        after = with_point(after, "strict", _at(target.operating_points["default"], index / 50))
     assert [entry.name for entry in after.history].count("default") == history.MOST
     assert [entry.name for entry in after.history].count("strict") == history.MOST
     assert after.history[1].point == _at(target.operating_points["default"], 0.11)

@@ -111,12 +111,12 @@ def test_a_manifest_with_a_wrong_field_names_it(package: Path, change, message: 
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(at=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
+@given(share=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 def test_no_byte_of_a_manifest_can_do_more_than_be_refused(
-    package: Path, tiny_package: Package, at: float, value: int
+    package: Path, tiny_package: Package, share: float, value: int
 ) -> None:
     data = bytearray((tiny_package.path / "manifest.json").read_bytes())
-    data[int(at * len(data))] = value
+    data[int(share * len(data))] = value
     (package / "manifest.json").write_bytes(data)
     try:
         opened = open_package(package)

@@ -125,8 +125,8 @@ for at in range(10_000):
 def test_a_package_is_complete_at_every_kill_of_its_writer(copy: Path) -> None:
     chance = random.Random(0)
     names = set()
-    for at in range(12):
-        run = subprocess.Popen([sys.executable, "-c", WRITE, copy, str(at)], stdout=subprocess.PIPE, text=True)
+    for index in range(12):
+        run = subprocess.Popen([sys.executable, "-c", WRITE, copy, str(index)], stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None and run.stdout.readline() == "wrote\n"
         time.sleep(0.1 * chance.random())
         run.send_signal(signal.SIGKILL)

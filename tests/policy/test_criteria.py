@@ -97,11 +97,11 @@ def test_many_pages_are_scored_as_one_by_one(name: str) -> None:
     probabilities, scores = score_pages(logits, rules, name, tokens)
     for page in range(9):
         known = ExitHistory()
-        for at, rule in enumerate(rules):
-            known.probabilities.append(calibrate_logits(logits[at][page].tolist(), rule.scale, rule.bias))
-            known.tokens = page if at else 0
-            assert probabilities[at, page].tolist() == known.probabilities[-1]
-            assert scores[at, page] == CRITERIA[name](known, weights)
+        for index, rule in enumerate(rules):
+            known.probabilities.append(calibrate_logits(logits[index][page].tolist(), rule.scale, rule.bias))
+            known.tokens = page if index else 0
+            assert probabilities[index, page].tolist() == known.probabilities[-1]
+            assert scores[index, page] == CRITERIA[name](known, weights)
 
 
 def test_a_page_exits_at_the_first_exit_whose_score_reaches_its_threshold() -> None:
@@ -125,13 +125,13 @@ def test_the_vectors_that_every_implementation_of_the_policy_passes(case: dict) 
     rules = [ExitRule(exit["scale"], exit["bias"], exit["weights"]) for exit in case["exits"]]
     known = ExitHistory()
     left = None
-    for at, (rule, exit) in enumerate(zip(rules, case["exits"], strict=True)):
+    for index, (rule, exit) in enumerate(zip(rules, case["exits"], strict=True)):
         known.probabilities.append(calibrate_logits(exit["logits"], rule.scale, rule.bias))
         known.tokens = case["tokens"] if exit["after_text"] else 0
         assert known.probabilities[-1] == pytest.approx(exit["probabilities"], abs=1e-9)
         score = CRITERIA[case["criterion"]](known, rule.weights)
         assert score == pytest.approx(exit["score"], abs=1e-9)
         bars = limits(tuple(t) if isinstance(t := exit["threshold"], list) else t, len(exit["logits"]))
-        if left is None and (at == len(rules) - 1 or score >= bars[int(np.argmax(known.probabilities[-1]))]):
-            left = at
+        if left is None and (index == len(rules) - 1 or score >= bars[int(np.argmax(known.probabilities[-1]))]):
+            left = index
     assert left == case["leaves_at"]

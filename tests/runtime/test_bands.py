@@ -35,11 +35,11 @@ def lines_page(lines: int = 20, height: int = 1000) -> tuple[Image.Image, list[s
     image = Image.new("L", (400, height), 255)
     pen = ImageDraw.Draw(image)
     words, boxes = [], []
-    for at in range(lines):
-        top = round((at + 0.25) * height / lines)
-        bottom = round((at + 0.75) * height / lines)
+    for index in range(lines):
+        top = round((index + 0.25) * height / lines)
+        bottom = round((index + 0.75) * height / lines)
         pen.rectangle((40, top, 360, bottom), fill=0)
-        words.append(f"line{at}")
+        words.append(f"line{index}")
         boxes.append([100, round(1000 * top / height), 900, round(1000 * bottom / height)])
     return image, words, boxes
 
@@ -193,7 +193,7 @@ def test_batches_of_pages_with_and_without_words_exit_as_single_pages_do(
 ) -> None:
     chain = load_package(banded[1])
     bars: dict[str, float | tuple[float | None, ...] | None] = {
-        name: 0.3 + 0.05 * at for at, name in enumerate(chain.exits[:-1])
+        name: 0.3 + 0.05 * index for index, name in enumerate(chain.exits[:-1])
     }
     chain = chain.with_point(OperatingPoint("failure_prediction", bars, dict.fromkeys(chain.exits, (1.0,) * 14)))
     image, _, _ = lines_page()

@@ -102,15 +102,15 @@ def chain(package: Package) -> Chain:
 def pages_of(count: int, ocr: Any = None) -> list[Page]:
     """Pages of different sizes and text lengths, as JPEG files, which are decoded by draft."""
     rng, pages = np.random.default_rng(5), []
-    for at in range(count):
+    for index in range(count):
         buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (60 + 7 * at, 90, 3), np.uint8)).save(buffer, "JPEG")
-        words = [f"word{at}"] * (3 * at)
+        Image.fromarray(rng.integers(0, 256, (60 + 7 * index, 90, 3), np.uint8)).save(buffer, "JPEG")
+        words = [f"word{index}"] * (3 * index)
         boxes = rng.integers(0, 500, (len(words), 4)) + np.array([0, 0, 500, 500])
         if ocr is None:
-            pages.append(Page(buffer.getvalue(), words=words, boxes=boxes.tolist(), name=f"page {at}"))
+            pages.append(Page(buffer.getvalue(), words=words, boxes=boxes.tolist(), name=f"page {index}"))
         else:
-            pages.append(Page(buffer.getvalue(), ocr=ocr, name=f"page {at}"))
+            pages.append(Page(buffer.getvalue(), ocr=ocr, name=f"page {index}"))
     return pages
 
 

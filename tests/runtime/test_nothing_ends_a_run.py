@@ -32,7 +32,7 @@ def chain(tiny_package: Package) -> Chain:
 @pytest.fixture(scope="module")
 def pages(pages_folder: Path) -> list[Page]:
     data = read_dataset(pages_folder)
-    return [data.page(at) for at in range(0, 24, 4)]
+    return [data.page(index) for index in range(0, 24, 4)]
 
 
 def untimed(answer: Answer | EeError) -> tuple[Any, ...]:
@@ -144,17 +144,17 @@ def test_every_odd_page_gets_an_error_and_the_others_get_answers(
 ) -> None:
     odd = odd_pages(tmp_path, page_image)
     given: list[Any] = []
-    for at, page in enumerate(odd.values()):
-        given += [pages[at % len(pages)], page]
+    for index, page in enumerate(odd.values()):
+        given += [pages[index % len(pages)], page]
     results = list(chain.predict_many(given, batch=dict.fromkeys(chain.exits, 4), streams=streams))
     assert len(results) == len(given)
     alone = [chain.predict(page) for page in pages]
-    for at, (name, failed) in enumerate(zip(odd, results[1::2], strict=True)):
+    for index, (name, failed) in enumerate(zip(odd, results[1::2], strict=True)):
         assert isinstance(failed, EeError), name
         assert str(failed).isprintable() and len(str(failed)) < 500, name
-        answer = results[2 * at]
+        answer = results[2 * index]
         assert isinstance(answer, Answer)
-        same = alone[at % len(pages)]
+        same = alone[index % len(pages)]
         assert (answer.label, answer.exit) == (same.label, same.exit)
         assert answer.probabilities == pytest.approx(same.probabilities, abs=2e-4)
 
@@ -303,11 +303,11 @@ def test_pages_whose_logits_are_not_finite_do_not_fail_others(
 
     monkeypatch.setattr(segment, "run", poisoned)
     results = chain.predict_batch(pages, return_errors=True)
-    failed = [at for at, result in enumerate(results) if isinstance(result, BadLogits)]
+    failed = [index for index, result in enumerate(results) if isinstance(result, BadLogits)]
     assert 1 <= len(failed) < len(pages), "as many as there are batches"
-    for at, (result, same) in enumerate(zip(results, before, strict=True)):
-        if at in failed:
-            assert pages[at].name in str(result)
+    for index, (result, same) in enumerate(zip(results, before, strict=True)):
+        if index in failed:
+            assert pages[index].name in str(result)
         else:
             assert isinstance(result, Answer)
             assert result.probabilities == pytest.approx(same.probabilities, abs=2e-4)
@@ -340,8 +340,8 @@ def test_a_page_without_text_is_no_fault_of_ours(chain: Chain, page_image: Image
 
 def test_many_odd_pages_leak_no_memory(chain: Chain, pages: list[Page]) -> None:
     def given(count: int):
-        for at in range(count):
-            yield pages[0] if at % 3 else Page(b"no image %d" % at, **TEXT)
+        for index in range(count):
+            yield pages[0] if index % 3 else Page(b"no image %d" % index, **TEXT)
 
     for _ in chain.predict_many(given(60)):
         pass

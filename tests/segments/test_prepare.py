@@ -58,9 +58,9 @@ def test_pooling_and_single_layer_heads_agree_with_the_chain_at_every_batch(
 def encoded(package: Package, folder: Path, count: int) -> tuple[list[Arrays], list[int]]:
     """Some pages of a data folder, with their classes."""
     data = read_dataset(folder, package.manifest.labels)
-    chosen = [int(at) for at in np.random.default_rng(5).permutation(len(data))[:count]]
+    chosen = [int(index) for index in np.random.default_rng(5).permutation(len(data))[:count]]
     chain = load_package(package)
-    return [chain.encode([data.page(at)]) for at in chosen], [data.targets[at] for at in chosen]
+    return [chain.encode([data.page(index)]) for index in chosen], [data.targets[index] for index in chosen]
 
 
 @pytest.mark.parametrize("attention", ["plain", pytest.param("operator", marks=pytest.mark.exhaustive)])

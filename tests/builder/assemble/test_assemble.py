@@ -85,7 +85,7 @@ def test_a_trained_head_learns_the_labels(cut_package: tuple[Package, list[str]]
     chain = load(cut_package[0].path, operating_point="full")
     colours = [path for label in LABELS for path in sorted((pages / label).iterdir())[:8]]
     logits = np.concatenate([chain.logits(chain.encode([Page(path)]))["early"] for path in colours])
-    right = [LABELS[at] == path.parent.name for at, path in zip(logits.argmax(1), colours, strict=True)]
+    right = [LABELS[index] == path.parent.name for index, path in zip(logits.argmax(1), colours, strict=True)]
     assert np.mean(right) > 0.9
 
 
