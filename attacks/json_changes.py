@@ -32,8 +32,8 @@ def dump(value: Any) -> str:
     if isinstance(value, dict):
         entries = []
         for key, item in value.items():
-            for each in (item.first, item.second) if isinstance(item, Twice) else (item,):
-                entries.append(f"{json.dumps(key)}: {dump(each)}")
+            for occurrence in (item.first, item.second) if isinstance(item, Twice) else (item,):
+                entries.append(f"{json.dumps(key)}: {dump(occurrence)}")
         return "{" + ", ".join(entries) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(dump(item) for item in value) + "]"

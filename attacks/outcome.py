@@ -61,11 +61,11 @@ def judge(error: BaseException | None) -> tuple[str, str, str, str]:
         if problem := _message_problem(message):
             return "wrong", name, f"error message {problem}: {message[:300]!r}", innermost_frame(error.__traceback__)
         return "refused", name, message, ""
-    for each in (error, error.__cause__, error.__context__):
-        if each is not None and any(
-            "/ee_export/" in frame.filename for frame in traceback.extract_tb(each.__traceback__)
+    for related in (error, error.__cause__, error.__context__):
+        if related is not None and any(
+            "/ee_export/" in frame.filename for frame in traceback.extract_tb(related.__traceback__)
         ):
-            return "untyped", name, message, innermost_frame(each.__traceback__)
+            return "untyped", name, message, innermost_frame(related.__traceback__)
     return "broken", name, message, innermost_frame(error.__traceback__)
 
 

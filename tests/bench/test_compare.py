@@ -34,7 +34,7 @@ def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, t
         5,
     ]
     written = ["--record", path, "--report", path.with_suffix(".html")]
-    done = CliRunner().invoke(cli, [str(each) for each in ("compare", *arguments, *written)])
+    done = CliRunner().invoke(cli, [str(argument) for argument in ("compare", *arguments, *written)])
     assert done.exit_code == 0, done.output
     assert "the chain's pages exit at" in done.stdout
     assert "without reading and decoding, ms a page (of " in done.stdout

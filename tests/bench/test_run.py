@@ -25,7 +25,7 @@ from ee_export.runtime.load import load
 
 
 def invoke(*arguments: object) -> str:
-    done = CliRunner().invoke(cli, [str(each) for each in arguments])
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     if done.exception is not None:
         raise done.exception
     return done.stdout

@@ -61,7 +61,8 @@ OTHER = [
 @pytest.mark.parametrize(("fields", "other"), OTHER)
 def test_the_drawn_page_suits_every_encoding_and_differs_between_encodings(fields: dict, other: dict) -> None:
     first, second = (
-        Encoding(64, "RGB", (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1, **{"draft": False, **each}) for each in (fields, other)
+        Encoding(64, "RGB", (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1, **{"draft": False, **changes})
+        for changes in (fields, other)
     )
     file, _ = golden_page.draw({"pixel_values": "image"}, first)
     page = golden_page.read_golden_page(file, None, "golden page")

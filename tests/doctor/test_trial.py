@@ -103,20 +103,20 @@ def run_trial(setup: trial.TrialSetup, barred: dict[str, str] | None = None) -> 
 
 
 def states(checks: dict[str, Check]) -> dict[str, str]:
-    return {name: one.status for name, one in checks.items()}
+    return {name: check.status for name, check in checks.items()}
 
 
 def test_executors_that_agree_are_ok_and_compared_with_one_engine(opened: list[OnCpu]) -> None:
     checks = run_trial(make_setup(opened))
     assert set(states(checks).values()) == {"ok"}
     assert list(checks) == ["engines", *EXECUTORS, "agreement", "latency"]
-    assert all(one.required for one in checks.values())
+    assert all(check.required for check in checks.values())
     assert "bit for bit the same on host, graphs, conditional" in checks["agreement"].detail
     rows = checks["latency"].facts["rows"]
     assert [row["executor"] for row in rows if row["exit"] == "never"] == ["one engine", *EXECUTORS]
     assert {row["exit"] for row in rows if row["executor"] == HOST} > {"never", "vision", "encoder.4"}
     assert "of one engine's time" in checks["latency"].detail
-    assert [one.closed for one in opened] == [True] * 3
+    assert [executor.closed for executor in opened] == [True] * 3
 
 
 def test_the_trial_does_not_change_the_package(
@@ -149,13 +149,13 @@ def off_by_a_bit(left: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.n
 
 def test_one_bit_of_one_logit_in_a_batch_is_a_disagreement(opened: list[OnCpu]) -> None:
     checks = run_trial(make_setup(opened, **{CONDITIONAL: off_by_a_bit}))
-    assert [name for name, one in checks.items() if one.wrong] == ["agreement"]
+    assert [name for name, check in checks.items() if check.wrong] == ["agreement"]
     assert "conditional and host, batch 3: same exits, logits differ by" in checks["agreement"].detail
 
 
 def test_an_executor_with_other_exits_fails_and_the_others_are_still_compared(opened: list[OnCpu]) -> None:
     checks = run_trial(make_setup(opened, **{PER_SEGMENT: lambda left, logits: (np.minimum(left + 1, 6), logits)}))
-    assert [name for name, one in checks.items() if one.wrong] == [PER_SEGMENT]
+    assert [name for name, check in checks.items() if check.wrong] == [PER_SEGMENT]
     assert "a page that must exit at vision exits at text.40" in checks[PER_SEGMENT].detail
     assert checks["agreement"].detail.endswith("on host, conditional")
     assert PER_SEGMENT not in {row["executor"] for row in checks["latency"].facts["rows"]}
@@ -204,15 +204,15 @@ def test_an_executor_that_does_not_open_fails_without_the_others(opened: list[On
         raise DeviceError("cuGraphInstantiate: CUDA_ERROR_NOT_SUPPORTED")
 
     checks = run_trial(dataclasses.replace(whole, executors={**whole.executors, CONDITIONAL: refuses}))
-    assert [name for name, one in checks.items() if one.wrong] == [CONDITIONAL]
+    assert [name for name, check in checks.items() if check.wrong] == [CONDITIONAL]
     assert checks[CONDITIONAL].detail == "cuGraphInstantiate: CUDA_ERROR_NOT_SUPPORTED"
-    assert [one.closed for one in opened] == [True] * 2
+    assert [executor.closed for executor in opened] == [True] * 2
 
 
 def test_an_executor_that_cannot_run_here_is_skipped_and_not_wrong(opened: list[OnCpu]) -> None:
     checks = run_trial(make_setup(opened), {CONDITIONAL: "the driver is too old"})
     assert (checks[CONDITIONAL].status, checks[CONDITIONAL].detail) == ("skipped", "the driver is too old")
-    assert not [name for name, one in checks.items() if one.wrong]
+    assert not [name for name, check in checks.items() if check.wrong]
 
 
 def test_a_single_executor_is_not_reported_as_equal_to_others(opened: list[OnCpu]) -> None:
@@ -229,7 +229,7 @@ def test_checks_that_need_engines_are_skipped_if_the_build_fails(opened: list[On
     checks = run_trial(dataclasses.replace(make_setup(opened), compile=fails))
     assert "out of memory" in checks["engines"].detail
     assert {status for name, status in states(checks).items() if name != "engines"} == {"skipped"}
-    assert all(one.wrong for one in checks.values())
+    assert all(check.wrong for check in checks.values())
 
 
 def test_one_engine_that_gives_other_logits_is_not_compared_with(opened: list[OnCpu]) -> None:
@@ -238,7 +238,7 @@ def test_one_engine_that_gives_other_logits_is_not_compared_with(opened: list[On
         whole=lambda package, target: Whole(package, target, lambda left, logits: (left, logits + 1)),
     )
     checks = run_trial(wrong)
-    assert [name for name, one in checks.items() if one.wrong] == ["latency"]
+    assert [name for name, check in checks.items() if check.wrong] == ["latency"]
     assert "as one engine: exit 'final': golden logits differ" in checks["latency"].detail
 
 
@@ -248,7 +248,7 @@ def test_an_executor_that_does_not_close_is_reported(opened: list[OnCpu], monkey
 
     monkeypatch.setattr(OnCpu, "close", fails)
     checks = run_trial(make_setup(opened))
-    assert sum(name.startswith("closing") and one.wrong for name, one in checks.items()) == 3
+    assert sum(name.startswith("closing") and check.wrong for name, check in checks.items()) == 3
 
 
 def test_the_command_reports_the_trial_with_its_times(

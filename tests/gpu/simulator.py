@@ -92,7 +92,13 @@ class Graph:
         twins: dict[Node, Node] = {}
         for node in self.nodes:
             twins[node] = Node(
-                node.kind, [twins[one] for one in node.after], node.run, None, [], node.handle, node.switch
+                node.kind,
+                [twins[node_before] for node_before in node.after],
+                node.run,
+                None,
+                [],
+                node.handle,
+                node.switch,
             )
             twins[node].child = node.child.copy() if node.child else None
             twins[node].bodies = [body.copy(made) for body in node.bodies]
@@ -173,7 +179,7 @@ class Simulator:
     # Controls for tests.
 
     def fail(self, call: str, status: str = "CUDA_ERROR_UNKNOWN", index: int = 1) -> None:
-        """The ``at``-th of these calls from now on fails, and all that follow."""
+        """The ``index``-th of these calls from now on fails, and all that follow."""
         self._fails[call] = (self._counts[call] + index, status)
 
     def function(self, name: str, run: Callable[[], None]) -> int:
@@ -203,10 +209,10 @@ class Simulator:
 
     def _attach(self) -> None:
         for kind in HANDLES:
-            self.fake.on(f"{kind}.__init__", lambda one, value=0, *_: vars(one).update(handle=int(value)))
-            self.fake.on(f"{kind}.__int__", lambda one: vars(one).get("handle", 0))
+            self.fake.on(f"{kind}.__init__", lambda instance, value=0, *_: vars(instance).update(handle=int(value)))
+            self.fake.on(f"{kind}.__int__", lambda instance: vars(instance).get("handle", 0))
             if "__index__" in self.fake.surface["modules"]["cuda.bindings.driver"][kind]["members"]:
-                self.fake.on(f"{kind}.__index__", lambda one: vars(one).get("handle", 0))
+                self.fake.on(f"{kind}.__index__", lambda instance: vars(instance).get("handle", 0))
         names = vars(self.driver)
         for name in [name for name in dir(self) if name.startswith("cu")]:
             if name in names:
@@ -246,9 +252,9 @@ class Simulator:
         return self._next
 
     def _made(self, kind: str, handle: int) -> Any:
-        one = self.fake.new(kind)
-        vars(one)["handle"] = handle
-        return one
+        instance = self.fake.new(kind)
+        vars(instance)["handle"] = handle
+        return instance
 
     def _fault(self, text: str) -> None:
         self.faults.append(text)
@@ -291,7 +297,9 @@ class Simulator:
     # Memory.
 
     def cuMemGetInfo(self) -> tuple[int, int]:
-        return self.total - sum(one.size for one in self._memory.values() if one.kind == "device"), self.total
+        return self.total - sum(
+            allocation.size for allocation in self._memory.values() if allocation.kind == "device"
+        ), self.total
 
     def cuMemAlloc(self, size: int) -> Any:
         self._forbid_in_capture()
@@ -328,10 +336,14 @@ class Simulator:
         self._freed.append(self._memory.pop(address))
 
     def _at(self, address: int, size: int, kind: str | None = None) -> Allocation | None:
-        for one in self._memory.values():
-            if one.address <= address and address + size <= one.address + one.size and kind in (None, one.kind):
-                return one
-        freed = any(one.address <= address < one.address + one.size for one in self._freed)
+        for allocation in self._memory.values():
+            if (
+                allocation.address <= address
+                and address + size <= allocation.address + allocation.size
+                and kind in (None, allocation.kind)
+            ):
+                return allocation
+        freed = any(allocation.address <= address < allocation.address + allocation.size for allocation in self._freed)
         self._fault(f"{size} bytes at {address:#x} are {'freed' if freed else 'not'} {kind or ''} memory")
         return None
 
@@ -342,7 +354,9 @@ class Simulator:
             if self._at(to, size) and self._at(source, size):
                 ctypes.memmove(to, source, size)
 
-        if not any(one.address <= source < one.address + one.size for one in self._memory.values()):
+        if not any(
+            allocation.address <= source < allocation.address + allocation.size for allocation in self._memory.values()
+        ):
             raise Refused(
                 "CUDA_ERROR_INVALID_VALUE"
             )  # the driver accepts pageable memory and waits, but our code must not use it
@@ -477,7 +491,7 @@ class Simulator:
         argument: Any = None
         if isinstance(kind, list):
             pointers = (ctypes.c_uint64 * len(kind)).from_address(params)
-            argument = [one.from_address(pointer).value for one, pointer in zip(kind, pointers, strict=True)] + [
+            argument = [c_type.from_address(pointer).value for c_type, pointer in zip(kind, pointers, strict=True)] + [
                 shape[0]
             ]
         elif kind is not None:
@@ -582,8 +596,8 @@ class Simulator:
         held = self._graph(graph)
         if count != len(after or []):
             raise Refused("CUDA_ERROR_INVALID_VALUE")
-        for one in after or []:
-            owner, before = self._nodes[int(one)]
+        for node_before in after or []:
+            owner, before = self._nodes[int(node_before)]
             if owner is not held:
                 raise Refused("CUDA_ERROR_INVALID_VALUE")
             node.after.append(before)
@@ -692,7 +706,9 @@ class Simulator:
         done: set[Node] = set()
         waiting = list(graph.nodes)
         while waiting and not self._sticky:
-            node = self.random.choice([one for one in waiting if all(before in done for before in one.after)])
+            node = self.random.choice(
+                [candidate for candidate in waiting if all(before in done for before in candidate.after)]
+            )
             waiting.remove(node)
             if node.run is not None:
                 node.run()

@@ -25,8 +25,8 @@ def computing(tensorrt: FakeTensorRt) -> None:
     loaded: dict[str, Engine] = {}
     contexts: dict[str, dict[str, Any]] = {}
 
-    def label(one: Any) -> str:
-        return str(vars(one)["_label"])
+    def label(instance: Any) -> str:
+        return str(vars(instance)["_label"])
 
     profiles: list[dict[str, tuple[Any, ...]]] = []
     graphs: list[str] = []
@@ -114,12 +114,14 @@ class Tensor:
 class Engine:
     def __init__(self, plan: bytes) -> None:
         model = onnx.load_from_string(plan)
-        weights = {one.name for one in model.graph.initializer}
+        weights = {entry.name for entry in model.graph.initializer}
         self.inputs = [value.name for value in model.graph.input if value.name not in weights]
         self.outputs = [value.name for value in model.graph.output]
         values = [*model.graph.input, *model.graph.output]
         self.tensors = {value.name: Tensor(value) for value in values if value.name not in weights}
-        self.profiles = [eval(one.value, {"__builtins__": {}}) for one in model.metadata_props if "profile" in one.key]
+        self.profiles = [
+            eval(entry.value, {"__builtins__": {}}) for entry in model.metadata_props if "profile" in entry.key
+        ]
         self._session = open_session(plan, 1)
 
     def shape(self, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:

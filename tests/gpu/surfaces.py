@@ -271,7 +271,7 @@ def annotated_names(tree: ast.Module) -> Iterator[str]:
     """The dotted names in annotations, for which mypy has types but no expressions."""
     for node in ast.walk(tree):
         held = [getattr(node, name, None) for name in ("annotation", "returns")]
-        for part in (part for one in held if isinstance(one, ast.AST) for part in ast.walk(one)):
+        for part in (part for item in held if isinstance(item, ast.AST) for part in ast.walk(item)):
             if isinstance(part, ast.Attribute):
                 yield ast.unparse(part)
 

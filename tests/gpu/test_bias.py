@@ -70,7 +70,9 @@ _COMPILED: dict[str, tuple[Path, Path]] = {}
 def asked(package: Package) -> list[set[str]]:
     """Names of the inputs of two segments that read the bias which an earlier one makes."""
     segments = package.target(TARGET).segments
-    return [{tensor.name for tensor in each.inputs} for each in segments if each.exit in ("encoder.2", "encoder.3")]
+    return [
+        {tensor.name for tensor in segment.inputs} for segment in segments if segment.exit in ("encoder.2", "encoder.3")
+    ]
 
 
 @pytest.mark.parametrize("choice", CHEAPER)

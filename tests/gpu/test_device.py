@@ -120,13 +120,13 @@ def pycuda(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Fake:
         simulator.cuDevicePrimaryCtxRetain(0)
         return context
 
-    def number(one: Any) -> int:
-        return held[vars(one)["_label"]][0]
+    def number(instance: Any) -> int:
+        return held[vars(instance)["_label"]][0]
 
     def keep(kind: str, handle: int) -> Any:
-        one = fake.new(kind)
-        held[vars(one)["_label"]] = [handle]
-        return one
+        instance = fake.new(kind)
+        held[vars(instance)["_label"]] = [handle]
+        return instance
 
     def locked(size: int, dtype: Any, *_: Any) -> np.ndarray:
         address = simulator.cuMemHostAlloc(size, 0)
@@ -136,9 +136,9 @@ def pycuda(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
     class Held(np.ndarray):  # `base` is the allocation, as pycuda has it
         def __new__(cls, base: Any) -> Any:
-            one = np.asarray(base).view(cls)
-            one.allocation = base
-            return one
+            instance = np.asarray(base).view(cls)
+            instance.allocation = base
+            return instance
 
         @property
         def base(self) -> Any:
@@ -147,33 +147,35 @@ def pycuda(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Fake:
         def __array_finalize__(self, other: Any) -> None:
             self.allocation = getattr(other, "allocation", None)
 
-    def stream_of(one: Any) -> int:
-        return number(one)
+    def stream_of(instance: Any) -> int:
+        return number(instance)
 
     fake.on("Device.count", lambda *_: 1)
-    fake.on("Device.name", lambda one: "Simulated GPU")
-    fake.on("Device.compute_capability", lambda one: (9, 0))
+    fake.on("Device.name", lambda instance: "Simulated GPU")
+    fake.on("Device.compute_capability", lambda instance: (9, 0))
     fake.on("Device.retain_primary_context", retained)
-    fake.on("Context.handle", lambda one: 0x77)
-    fake.on("Context.push", lambda one: simulator.cuCtxPushCurrent(0x77))
+    fake.on("Context.handle", lambda instance: 0x77)
+    fake.on("Context.push", lambda instance: simulator.cuCtxPushCurrent(0x77))
     fake.on("Context.pop", lambda *_: simulator._contexts.pop() and None)
-    fake.on("Context.detach", lambda one: simulator.cuDevicePrimaryCtxRelease(0))
+    fake.on("Context.detach", lambda instance: simulator.cuDevicePrimaryCtxRelease(0))
     fake.on("Context.get_current", lambda *_: context)
     fake.on("get_driver_version", lambda: 13000)
     fake.on("mem_alloc", lambda size: keep("DeviceAllocation", int(simulator.cuMemAlloc(size))))
     fake.on("DeviceAllocation.__int__", number)
-    fake.on("DeviceAllocation.free", lambda one: simulator.cuMemFree(number(one)))
+    fake.on("DeviceAllocation.free", lambda instance: simulator.cuMemFree(number(instance)))
     fake.on("pagelocked_empty", locked)
     fake.on(
-        "Stream.__init__", lambda one, flags=0: held.update({vars(one)["_label"]: [int(simulator.cuStreamCreate(1))]})
+        "Stream.__init__",
+        lambda instance, flags=0: held.update({vars(instance)["_label"]: [int(simulator.cuStreamCreate(1))]}),
     )
     fake.on("Stream.handle", number)
-    fake.on("Stream.synchronize", lambda one: simulator.cuStreamSynchronize(number(one)))
+    fake.on("Stream.synchronize", lambda instance: simulator.cuStreamSynchronize(number(instance)))
     fake.on(
-        "Event.__init__", lambda one, flags=0: held.update({vars(one)["_label"]: [int(simulator.cuEventCreate(0))]})
+        "Event.__init__",
+        lambda instance, flags=0: held.update({vars(instance)["_label"]: [int(simulator.cuEventCreate(0))]}),
     )
-    fake.on("Event.record", lambda one, stream=None: simulator.cuEventRecord(number(one), stream_of(stream)))
-    fake.on("Event.synchronize", lambda one: simulator.cuEventSynchronize(number(one)))
+    fake.on("Event.record", lambda instance, stream=None: simulator.cuEventRecord(number(instance), stream_of(stream)))
+    fake.on("Event.synchronize", lambda instance: simulator.cuEventSynchronize(number(instance)))
     copy = simulator.cuMemcpyAsync
     fake.on("memcpy_htod_async", lambda to, src, stream: copy(to, src.ctypes.data, src.nbytes, stream_of(stream)))
     fake.on("memcpy_dtoh_async", lambda to, src, stream: copy(to.ctypes.data, src, to.nbytes, stream_of(stream)))
@@ -216,10 +218,10 @@ def test_every_executor_runs_in_pycudas_memory_and_streams(simulator: Simulator,
 def test_a_separate_context_of_pycuda_is_refused(
     simulator: Simulator, pycuda: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pycuda.on("Context.handle", lambda one: 0x77 if vars(one)["_label"] == "Context#1" else 0x99)
+    pycuda.on("Context.handle", lambda instance: 0x77 if vars(instance)["_label"] == "Context#1" else 0x99)
     other = pycuda.new("Context")
     pycuda.on("Context.get_current", lambda *_: other)
-    pycuda.on("Context.handle", lambda one: 0x99 if one is other else 0x77)
+    pycuda.on("Context.handle", lambda instance: 0x99 if instance is other else 0x77)
     with pytest.raises(DeviceError, match=r"pycuda\.autoprimaryctx instead of pycuda\.autoinit"):
         module("device").open_device(0, "pycuda")
     pycuda.on("Context.get_current", lambda *_: None)

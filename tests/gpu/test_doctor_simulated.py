@@ -54,4 +54,6 @@ def test_an_uninstantiable_graph_is_reported_and_the_host_chain_still_replays(
 
 def test_all_that_the_trial_made_on_the_gpu_is_given_back(machine: Machine, tiny_package: Package) -> None:
     tried(tiny_package)
-    assert [one for one in machine.driver.leaks() if not one.startswith("the primary context")] == []  # the process's
+    assert [
+        leak for leak in machine.driver.leaks() if not leak.startswith("the primary context")
+    ] == []  # the process's

@@ -355,7 +355,8 @@ REPEATED = {call for call, _ in CALLS} - {"cuModuleLoadData"}
 
 
 @pytest.mark.parametrize(
-    ("call", "kind", "index"), [(*one, index) for one in CALLS for index in (1, 2) if one[0] in REPEATED or index == 1]
+    ("call", "kind", "index"),
+    [(*call, index) for call in CALLS for index in (1, 2) if call[0] in REPEATED or index == 1],
 )
 def test_a_refusal_of_the_driver_falls_back_and_leaks_nothing(
     simulator: Simulator, caplog: pytest.LogCaptureFixture, call: str, kind: str, index: int
@@ -573,10 +574,10 @@ def test_results_on_the_device_are_those_on_the_host(simulator: Simulator, kind:
             simulator.array(arrays[name].address, arrays[name].shape, arrays[name].dtype)
             for name in ("exits", "scores", "answers")
         )
-        assert exits.tolist() == [one.exit for one in left]
-        for page, one in enumerate(left):
-            np.testing.assert_array_equal(answers[: one.exit + 1, page], one.logits)
-            np.testing.assert_array_equal(scores[: one.exit + 1, page], one.scores)
+        assert exits.tolist() == [page_exit.exit for page_exit in left]
+        for page, page_exit in enumerate(left):
+            np.testing.assert_array_equal(answers[: page_exit.exit + 1, page], page_exit.logits)
+            np.testing.assert_array_equal(scores[: page_exit.exit + 1, page], page_exit.scores)
 
 
 def test_a_chain_runs_in_a_stream_of_the_user(simulator: Simulator) -> None:

@@ -44,9 +44,10 @@ def executors(device: Any) -> Iterator[list[DeviceChain]]:
         segments = kernel_chain(device, SEGMENTS, WIDTH)
     sizes = Sizes((1, 2, 4, 8, 16, 32, 64))
     first, second, third = (open_device_chain(device, segments, some_policy(0), sizes, kind=kind) for kind in KINDS)
-    with first as one, second as two, third as three:
-        assert [one.kind, two.kind, three.kind] == list(KINDS)
-        yield [one, two, three]
+    with first as conditional, second as graphs, third as host:
+        chains = [conditional, graphs, host]
+        assert [chain.kind for chain in chains] == list(KINDS)
+        yield chains
 
 
 def some_policy(seed: int, criterion: str = "max_probability") -> ExitPolicy:
@@ -128,6 +129,6 @@ def test_torch_exchanges_inputs_and_results_without_a_copy_to_the_host(executors
         executor.retune(some_policy(4))
         left = run_chain(executor, {"state.0": torch.tensor(inputs["state.0"], device="cuda")}, 8)
         exits = torch.from_dlpack(executor.results_on_device()["exits"])
-        assert exits.is_cuda and exits.tolist() == [one.exit for one in left]
+        assert exits.is_cuda and exits.tolist() == [page_exit.exit for page_exit in left]
         view = torch.as_tensor(executor.buffers.view("state.0", 8), device="cuda")
         assert view.data_ptr() == executor.buffers.addresses["state.0"]

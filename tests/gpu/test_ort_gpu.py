@@ -29,9 +29,9 @@ def opened(spec: SegmentSpec, graph: Path) -> OrtGpuSegment:
 
 def test_a_segment_writes_the_outputs_of_a_plain_session_to_its_bound_addresses(tiny_package: Package) -> None:
     spec = next(
-        each
-        for each in tiny_package.target("cpu-fp32").segments
-        if {tensor.name for tensor in each.inputs} == {"pixel_values"}
+        spec
+        for spec in tiny_package.target("cpu-fp32").segments
+        if {tensor.name for tensor in spec.inputs} == {"pixel_values"}
     )
     graph = tiny_package.path / spec.file
     pixels = np.random.default_rng(0).standard_normal(shape_of(spec.inputs[0], {"B": 2}), np.float32)

@@ -96,7 +96,7 @@ def test_a_built_package_has_the_origin_of_its_checkpoint(tiny_package: Package,
     assert origin is not None and origin.date is not None
     assert replace(origin, date=None) == Origin(__version__, None, checkpoint_digest(tiny_checkpoint), None)
     made = {point.made for point in tiny_package.target("cpu-fp32").operating_points.values()}
-    assert {each.by for each in made if each} == {"build"}
+    assert {stamp.by for stamp in made if stamp} == {"build"}
 
 
 def test_a_package_without_an_origin_is_read_and_a_rewritten_one_keeps_its_origin(

@@ -67,7 +67,7 @@ def some_arrays(chain: Chain, tokens: int = 12) -> Arrays:
     return arrays
 
 
-def same_logits(one: Chain, other: Chain) -> bool:
+def same_logits(first: Chain, second: Chain) -> bool:
     """True if two chains give the same logits, bit for bit, at every exit."""
-    ours, theirs = one.logits(some_arrays(one)), other.logits(some_arrays(other))
-    return all(np.array_equal(ours[name], theirs[name]) for name in one.exits)
+    ours, theirs = first.logits(some_arrays(first)), second.logits(some_arrays(second))
+    return all(np.array_equal(ours[name], theirs[name]) for name in first.exits)

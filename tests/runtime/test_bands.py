@@ -198,7 +198,7 @@ def test_batches_of_pages_with_and_without_words_exit_as_single_pages_do(
     chain = chain.with_point(OperatingPoint("failure_prediction", bars, dict.fromkeys(chain.exits, (1.0,) * 14)))
     image, _, _ = lines_page()
     given = [read_page(path) for path in sorted(pages_folder.rglob("*.jpg"))[::5]]
-    pages = [page for one in given for page in (one, Page(image, ocr=LineReader()))]
+    pages = [page for page_with_words in given for page in (page_with_words, Page(image, ocr=LineReader()))]
     together = chain.predict_batch(pages)
     for answer, page in zip(together, pages, strict=True):
         alone = chain.predict(page)

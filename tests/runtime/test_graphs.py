@@ -106,8 +106,8 @@ def no_rows_of_state(model: onnx.ModelProto) -> None:
 def _cut_rows(model: onnx.ModelProto, name: str, shape: list[Any]) -> None:
     """Remove all rows of an output, which no shape inference can detect."""
     for node in model.graph.node:
-        node.input[:] = ["before" if each == name else each for each in node.input]
-        node.output[:] = ["before" if each == name else each for each in node.output]
+        node.input[:] = ["before" if value == name else value for value in node.input]
+        node.output[:] = ["before" if value == name else value for value in node.output]
     constants = {"zero": np.array([0]), "one": np.array([1])}
     model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
     model.graph.node.extend(
@@ -117,7 +117,7 @@ def _cut_rows(model: onnx.ModelProto, name: str, shape: list[Any]) -> None:
             helper.make_node("Slice", ["before", "zero", "none", "zero", "one"], [name]),
         ]
     )
-    output = next(each for each in model.graph.output if each.name == name)
+    output = next(value for value in model.graph.output if value.name == name)
     output.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
 

@@ -78,7 +78,7 @@ def test_packages_with_segments_at_the_root_do_not_share_weights(package: Path, 
     flattened(package)
     other = copied(package, tmp_path / "other.ee")
     negate_heads(other / "weights.bin")
-    chains = [ee_export.load(each, threads=1) for each in (package, with_manifest(other))]
+    chains = [ee_export.load(path, threads=1) for path in (package, with_manifest(other))]
     assert same_logits(chains[0], intact)
     assert not same_logits(chains[1], intact)
 

@@ -94,10 +94,10 @@ def test_state_is_in_the_precision_and_pixels_logits_and_integers_are_as_before(
             assert tensor.dtype == (was.dtype if kept else low)
             assert (tensor.name, tensor.shape) == (was.name, was.shape)
         graph = onnx.load(folder / spec.file, load_external_data=False).graph
-        declared = {each.name: each.type.tensor_type.elem_type for each in (*graph.input, *graph.output)}
+        declared = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
         expected = {
-            each.name: helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(each.dtype)))
-            for each in (*spec.inputs, *spec.outputs)
+            value.name: helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(value.dtype)))
+            for value in (*spec.inputs, *spec.outputs)
         }
         assert declared == expected, "a weight is no input, and every type is the manifest's"
 

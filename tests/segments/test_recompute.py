@@ -104,8 +104,10 @@ def test_the_manifest_states_the_inputs_of_each_segment_and_files_hardly_grow(sa
         for _, specs in (carried, recomputed)
         for spec in specs
     ]
-    assert [("bias" in each) for each in names].count(True) == 3, "carried: made by one segment, read by two"
-    assert all("bias" not in each for each in names[len(carried[1]) :])
+    assert [("bias" in names_read) for names_read in names].count(True) == 3, (
+        "carried: made by one segment, read by two"
+    )
+    assert all("bias" not in names_read for names_read in names[len(carried[1]) :])
     for before, spec in zip(carried[1], recomputed[1], strict=True):
         if "bias" in {tensor.name for tensor in before.inputs}:
             kept = [tensor for tensor in before.inputs if tensor.name != "bias"]
