@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ee_export.builder.build import build_model
-from ee_export.data.dataset import Splittable, read_dataset, stratified_split
+from ee_export.data.dataset import Splittable, read_dataset, split_stratified
 from ee_export.data.encode import Encoder
 from ee_export.data.labelled import Labelled
 from ee_export.data.labelled.find import read_labelled
@@ -130,9 +130,9 @@ def split_for_heads(data: Held, train_data: Train | None, seed: int) -> tuple[He
     """Divide pages into held-out pages, pages that train, and pages that validate."""
     rest: Held | Train | None = train_data
     if rest is None:
-        shares = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
+        shares = split_stratified(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
         data, rest = shares["held_out"], shares["train"]
-    parts = stratified_split(rest, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
+    parts = split_stratified(rest, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
     for purpose, part in parts.items():
         if len(part) < 2:
             raise BadData(f"{rest.root}: too few pages ({len(rest)}) to {purpose} heads; add pages to every class")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ee_export.data.dataset import read_dataset, stratified_split
+from ee_export.data.dataset import read_dataset, split_stratified
 from ee_export.data.find import IMAGE_SUFFIXES, Skipped, find_pages
 from ee_export.errors import BadData
 
@@ -125,7 +125,7 @@ def test_a_class_folder_that_is_not_utf_8_is_refused_and_such_a_page_is_not(tmp_
         words_page(tmp_path / label, os.fsdecode(b"M\xe4rz"))
     data = read_dataset(tmp_path)
     assert len(data.digest()) == 64
-    assert sum(map(len, stratified_split(data, {"one": 0.5, "two": 0.5}, 0).values())) == 2
+    assert sum(map(len, split_stratified(data, {"one": 0.5, "two": 0.5}, 0).values())) == 2
     words_page(tmp_path / os.fsdecode(b"M\xe4rz"))
     with pytest.raises(BadData, match=r"M\\udce4rz: the class folder's name is not UTF-8"):
         read_dataset(tmp_path)
