@@ -1,4 +1,4 @@
-"""Small inputs that ask for much: pixels, memory or time. Each is answered or refused within a minute and 1.5 GB."""
+"""Small inputs that need much memory, time or many pixels. Each is answered or refused within a minute and 1.5 GB."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from ee_export import Page, read_page
 from ee_export.errors import EeError
 
 Prepare = Callable[[Ground], Callable[[], object]]
-"""Makes a bomb, whose own cost does not count, and returns the callable that sets it off."""
+"""Makes a bomb, which is not measured, and returns the callable that runs it."""
 
 
 def bomb(ground: Ground, index: int) -> Attack:
@@ -106,10 +106,10 @@ def _group4(width: int, height: int) -> bytes:
 
 
 def _tiff_frames(number: int) -> bytes:
-    """A TIFF whose directories are a ring of ``number``."""
+    """A TIFF with a ring of ``number`` directories."""
     frame = struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 1, 9)
     size = len(frame) + 4
-    parts = [frame + struct.pack("<I", 8 + size * ((at + 1) % number)) for at in range(number)]
+    parts = [frame + struct.pack("<I", 8 + size * ((index + 1) % number)) for index in range(number)]
     return struct.pack("<2sHI", b"II", 42, 8) + b"".join(parts)
 
 
@@ -145,10 +145,10 @@ def _sparse_manifest(ground: Ground) -> None:
 
 
 def _many_files(ground: Ground) -> None:
-    """20,000 extra files in the folder; the refusal names one of them."""
+    """20,000 extra files in the folder. The refusal names one of them."""
     package = copy_package(ground)
-    for at in range(20_000):
-        (package / f"extra{at}").touch()
+    for index in range(20_000):
+        (package / f"extra{index}").touch()
     exercise(package)
 
 
@@ -184,8 +184,8 @@ def _many_pages(ground: Ground) -> None:
     bad = Page(b"", ["a"], [[1, 1, 9, 9]], name="a bad page")
 
     def pages() -> Iterator[Page]:
-        for at in range(2000):
-            yield bad if at % 2 else good
+        for index in range(2000):
+            yield bad if index % 2 else good
 
     answers = list(chain.predict_many(pages(), batch=dict.fromkeys(chain.exits, 8)))
     failed = [isinstance(answer, EeError) for answer in answers]
@@ -218,8 +218,8 @@ BOMBS: tuple[tuple[str, Prepare], ...] = (
     ("JPEG of 2 x 65,500 pixels", _image(lambda: _saved(Image.new("L", (2, 65_500)), "JPEG"))),
     ("JPEG with 500,000 restart markers", _image(lambda: _saved(Image.new("L", (64, 64)), "JPEG")[:-2] + b"\xff\xd0" * 500_000 + b"\xff\xd9")),
     ("one word of 10 MB", _words(_repeated("a" * 10_000_000, 1))),
-    ("one word of 3 MB, all different letters", _words(lambda: json.dumps({"words": ["".join(chr(0x4E00 + at % 20_000) for at in range(1_000_000))], "boxes": [[1, 1, 9, 9]]}, ensure_ascii=False))),
-    ("a hundred words of 100,000 letters", _words(lambda: json.dumps({"words": [f"{at}" + "ab" * 50_000 for at in range(100)], "boxes": [[1, 1, 9, 9]] * 100}))),
+    ("one word of 3 MB, all different letters", _words(lambda: json.dumps({"words": ["".join(chr(0x4E00 + index % 20_000) for index in range(1_000_000))], "boxes": [[1, 1, 9, 9]]}, ensure_ascii=False))),
+    ("a hundred words of 100,000 letters", _words(lambda: json.dumps({"words": [f"{index}" + "ab" * 50_000 for index in range(100)], "boxes": [[1, 1, 9, 9]] * 100}))),
     ("a million words", _words(_repeated("total", 1_000_000))),
     ("300,000 words", _words(_repeated("total", 300_000))),
     ("words of special tokens alone", _words(_repeated("</s><s><pad><mask>" * 50, 2000))),
@@ -236,7 +236,7 @@ BOMBS: tuple[tuple[str, Prepare], ...] = (
     ("a folder 1,500 levels deep in a package", _direct(_deep_package)),
     ("2,000 pages of which half fail", _direct(_many_pages)),
 )  # fmt: skip
-"""Name of each bomb, and what prepares it."""
+"""Name of each bomb, and its maker."""
 
 
 def _saved(image: Image.Image, format_name: str, **options: object) -> bytes:

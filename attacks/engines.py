@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from attacks.family import Attack, Family, Ground, Wrong
-from attacks.images import predict_among, same
+from attacks.images import answers_agree, predict_among
 from attacks.odd_images import _blank_png
 from attacks.packages import check_answer
 from attacks.pages import drawn_page, read_nothing
@@ -26,7 +26,7 @@ _BOX = [1, 1, 9, 9]
 
 
 class PanicException(BaseException):
-    """Stands for ``pyo3_runtime.PanicException``, with which engines written in Rust end: it is no ``Exception``."""
+    """Stand-in for ``pyo3_runtime.PanicException``, which engines written in Rust raise. It is no ``Exception``."""
 
 
 class _Unprintable(Exception):
@@ -35,7 +35,7 @@ class _Unprintable(Exception):
 
 
 class _Odd:
-    """A value whose every use raises."""
+    """A value that raises at every use."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(name)
@@ -56,7 +56,7 @@ class _Huge(collections.abc.Sequence):
     def __len__(self) -> int:
         return 2**62
 
-    def __getitem__(self, at: Any) -> str:
+    def __getitem__(self, index: Any) -> str:
         return "word"
 
 
@@ -245,7 +245,7 @@ def _predict_after(ground: Ground) -> None:
     """The chain answers a good page as before, whatever an engine did."""
     good = Page(drawn_page(), ["a"], [_BOX], name="a good page")
     first, second = ground.chain.predict(good), ground.chain.predict(good)
-    if not same(first, second):
+    if not answers_agree(first, second):
         raise Wrong("two predictions of one page differ")
 
 
@@ -255,14 +255,14 @@ class _Sized:
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, at: int) -> str:
-        if at:
+    def __getitem__(self, index: int) -> str:
+        if index:
             raise IndexError
         return "a"
 
 
 def _arguments() -> tuple[tuple[str, Callable[[], dict[str, Any]]], ...]:
-    """Odd arguments of Page; each in a callable, so that one which cannot be made is a row of its own."""
+    """Odd arguments of Page. Each is made by a callable, so that one that cannot be made has its own row."""
     image = drawn_page()
     words: dict[str, Any] = {"words": ["a"], "boxes": [_BOX]}
     closed = image.copy()

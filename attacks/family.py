@@ -32,9 +32,9 @@ class Attack:
 
 @dataclass(frozen=True)
 class Ground:
-    """The place where a worker attacks: the package, a scratch folder of its own, and the seed.
+    """The ground on which a worker attacks: the package, its own scratch folder, and the seed.
 
-    Everything that an attack draws comes from :meth:`rng`, so that one attack can be replayed without those before it.
+    All random choices of an attack come from :meth:`rng`, so that one attack can be replayed without those before it.
     """
 
     package: Path

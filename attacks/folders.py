@@ -24,7 +24,7 @@ _WORDS = json.dumps({"words": ["TOTAL", "10.53"], "boxes": [[83, 600, 283, 660],
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a command did: its exit status, and the bytes that it wrote."""
+    """Exit status of a command and the bytes that it wrote."""
 
     status: int
     output: bytes
@@ -89,10 +89,10 @@ def rows_of(folder: Path, ground: Ground, pages: list[str], *, package: Path | N
 def _pages(folder: Path, number: int = 3) -> list[str]:
     """Put a few good pages with words into a folder."""
     names = []
-    for at in range(number):
-        name = f"good{at}.png"
+    for index in range(number):
+        name = f"good{index}.png"
         drawn_page().save(folder / name)
-        (folder / f"good{at}.json").write_text(_WORDS)
+        (folder / f"good{index}.json").write_text(_WORDS)
         names.append(name)
     return names
 
@@ -107,30 +107,30 @@ def _answered(rows: list[dict[str, object]], names: list[str]) -> None:
 def _odd_images(ground: Ground) -> None:
     folder = ground.folder("pages")
     good, names = _pages(folder), []
-    for at, (_, data) in enumerate(odd_images()):
-        names.append(f"odd{at}{'.jpg' if at % 2 else '.tif'}")
+    for index, (_, data) in enumerate(odd_images()):
+        names.append(f"odd{index}{'.jpg' if index % 2 else '.tif'}")
         (folder / names[-1]).write_bytes(data)
-        (folder / f"odd{at}.json").write_text(_WORDS)
+        (folder / f"odd{index}.json").write_text(_WORDS)
     _answered(rows_of(folder, ground, [*good, *names]), good)
 
 
 def _cut_images(ground: Ground) -> None:
     folder = ground.folder("pages")
     good, names = _pages(folder), []
-    for at, (_, data) in enumerate(seeds()):
-        names.append(f"cut{at}.png")
+    for index, (_, data) in enumerate(seeds()):
+        names.append(f"cut{index}.png")
         (folder / names[-1]).write_bytes(data[: len(data) * 2 // 3])
-        (folder / f"cut{at}.json").write_text(_WORDS)
+        (folder / f"cut{index}.json").write_text(_WORDS)
     _answered(rows_of(folder, ground, [*good, *names]), good)
 
 
 def _odd_words(ground: Ground) -> None:
     folder = ground.folder("pages")
     good, names = _pages(folder), []
-    for at, (_, write) in enumerate(word_files()):
-        names.append(f"page{at}.png")
+    for index, (_, write) in enumerate(word_files()):
+        names.append(f"page{index}.png")
         drawn_page().save(folder / names[-1])
-        write(folder / f"page{at}.json")
+        write(folder / f"page{index}.json")
     _answered(rows_of(folder, ground, [*good, *names]), good)
 
 
@@ -216,17 +216,17 @@ def _vanishing(ground: Ground) -> None:
     folder = ground.folder("pages")
     good = _pages(folder)
     (folder / "sub").mkdir()
-    for at in range(300):
-        drawn_page().save(folder / "sub" / f"z{at:03}.png")
-        (folder / "sub" / f"z{at:03}.json").write_text(_WORDS)
+    for index in range(300):
+        drawn_page().save(folder / "sub" / f"z{index:03}.png")
+        (folder / "sub" / f"z{index:03}.json").write_text(_WORDS)
     stop = threading.Event()
 
     def remove() -> None:
-        for at in range(299, -1, -1):
+        for index in range(299, -1, -1):
             if stop.wait(0.01):
                 return
-            (folder / "sub" / f"z{at:03}.png").unlink()
-            (folder / "sub" / f"z{at:03}.json").unlink()
+            (folder / "sub" / f"z{index:03}.png").unlink()
+            (folder / "sub" / f"z{index:03}.json").unlink()
 
     thread = threading.Thread(target=remove)
     thread.start()
@@ -292,13 +292,14 @@ def _streams(ground: Ground) -> None:
 
 
 def _odd_labels(ground: Ground) -> None:
-    """A package whose labels and names are markup, escape sequences and half surrogate pairs: refused, or shown escaped."""
+    """A package with markup, escape sequences and half surrogate pairs in its labels and names. It is refused, or
+    they are escaped."""
     folder = ground.folder("pages")
     good = _pages(folder)
     for label in ("[bold]x[/nope]", "\x1b[31mred", "a\nb", "\ud800", "", " ", "x" * 100_000, "\u202ex"):
         package = copy_package(ground)
         manifest = read_manifest(package)
-        manifest["labels"] = [f"{label}{at}" for at in range(len(manifest["labels"]))]
+        manifest["labels"] = [f"{label}{index}" for index in range(len(manifest["labels"]))]
         manifest["name"] = label
         replace_file(package, MANIFEST, json.dumps(manifest))
         shown = run(["inspect", package])
@@ -328,7 +329,7 @@ FOLDERS: tuple[tuple[str, Callable[[Ground], None]], ...] = (
     ("odd streams", _streams),
     ("odd labels", _odd_labels),
 )
-"""Name of each attack, and what carries it out."""
+"""Name of each attack, and the function that runs it."""
 
 
 def folder_attack(ground: Ground, index: int) -> Attack:

@@ -1,4 +1,4 @@
-"""golden.npz with other contents than a build writes: bombs, headers that lie, pickles, and damage, sealed anew."""
+"""golden.npz with other contents than a build writes: bombs, false headers, pickles and damage, sealed again."""
 
 import io
 import pickle
@@ -107,7 +107,7 @@ def _named() -> list[tuple[str, Change]]:
         ("a bare array of objects", lambda members, rng: _npy(np.array([_Loud()], object))),
         ("a bomb: 1 GB in one member", lambda members, rng: _zip(members | {_first(members): None}, bomb=2**30)),
         ("a bomb: 1 GB in an extra member", lambda members, rng: _zip(members | {"extra.npy": None}, bomb=2**30)),
-        ("a bomb: 40,000 members", lambda members, rng: members | {f"x{at}.npy": b"" for at in range(40_000)}),
+        ("a bomb: 40,000 members", lambda members, rng: members | {f"x{index}.npy": b"" for index in range(40_000)}),
         ("an extra member", lambda members, rng: members | {"extra.npy": _npy(np.zeros(3))}),
         ("an extra member that is no array", lambda members, rng: members | {"notes.txt": b"hello"}),
         ("a member that leaves the folder", lambda members, rng: members | {"../../x.npy": _npy(np.zeros(3))}),
@@ -149,7 +149,7 @@ def mutation(ground: Ground, index: int) -> Attack:
             changed = _zip(_without_or_swapped(_members(data), rng))
         elif index % 3 == 1:
             changed = damaged(data, rng)[1]
-        else:  # the archive is whole, and what a member holds is damaged
+        else:  # the archive is complete, and the content of a member is damaged
             members = _members(data)
             name = rng.choice(list(members))
             changed = _zip(members | {name: damaged(members[name], rng)[1]})
@@ -163,7 +163,8 @@ def mutation(ground: Ground, index: int) -> Attack:
 
 
 def _array_change(place: str, make: Callable[[np.ndarray], object]) -> Change:
-    """A change of an array whose name has ``place`` in it, or of any if there is none: packages differ in their inputs."""
+    """A change of an array with ``place`` in its name, or of any array if there is none, because packages differ in
+    their inputs."""
 
     def change(members: Members, rng: random.Random) -> Members:
         name = rng.choice([name for name in members if place in name] or list(members))
@@ -201,7 +202,7 @@ def _zip(
     comment: bytes = b"",
     bomb: int = 0,
 ) -> bytes:
-    """An archive of the members; one whose content is ``None`` holds ``bomb`` bytes of zeros as a float32 array."""
+    """An archive of the members. A member with the content ``None`` holds ``bomb`` bytes of zeros as a float32 array."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.comment = comment
@@ -222,25 +223,25 @@ def _zip(
 def _flagged(data: bytes, flag: int) -> bytes:
     out = bytearray(data)
     for magic, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        at = data.find(magic)
-        while at >= 0:
-            out[at + place] |= flag
-            at = data.find(magic, at + 4)
+        index = data.find(magic)
+        while index >= 0:
+            out[index + place] |= flag
+            index = data.find(magic, index + 4)
     return bytes(out)
 
 
 def _recompressed(data: bytes, method: int) -> bytes:
     out = bytearray(data)
     for magic, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
-        at = data.find(magic)
-        out[at + place : at + place + 2] = struct.pack("<H", method)
+        index = data.find(magic)
+        out[index + place : index + place + 2] = struct.pack("<H", method)
     return bytes(out)
 
 
 def _lying_sizes(members: Members, rng: random.Random) -> bytes:
     data = bytearray(_zip(members))
-    at = data.find(b"PK\x01\x02")
-    data[at + 24 : at + 28] = struct.pack("<I", rng.choice((0, 1, 2**31, 2**32 - 2)))
+    index = data.find(b"PK\x01\x02")
+    data[index + 24 : index + 28] = struct.pack("<I", rng.choice((0, 1, 2**31, 2**32 - 2)))
     return bytes(data)
 
 

@@ -1,4 +1,4 @@
-"""Graphs in place of a segment's: other names, types, ranks and values than the manifest says, and files that lie."""
+"""Graphs in place of a segment's: other names, types, ranks and values than the manifest states, and invalid files."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Place:
 
 
 Writes = Callable[[Place], "onnx.ModelProto | bytes | None"]
-"""Returns the graph that replaces the segment's; ``None``: it changed the copy itself."""
+"""Returns the graph that replaces the segment's, or ``None`` if it changed the copy itself."""
 
 
 def replaced_graph(ground: Ground, index: int) -> Attack:
@@ -56,7 +56,7 @@ def _place(package: Path, place_at: str) -> Place:
     segments = next(iter(read_manifest(package)["targets"].values()))["segments"]
     number = {"first": 0, "last": len(segments) - 1}.get(place_at)
     if number is None:
-        number = next((at for at, segment in enumerate(segments) if len(segment["outputs"]) > 1), None)
+        number = next((index for index, segment in enumerate(segments) if len(segment["outputs"]) > 1), None)
         if number is None:
             raise Skipped("no segment of the package passes state on")
     segment = segments[number]
@@ -104,32 +104,32 @@ def _graph(
         helper.make_node("Identity", ["pages"], ["rows_B"]),
     ]
     outputs = []
-    for at, (name, (_, dtype, shape)) in enumerate(zip(out_names, place.outputs, strict=False)):
-        kind = type_out if type_out is not None and at == 0 else _ONNX_TYPES.get(dtype, 1)
+    for index, (name, (_, dtype, shape)) in enumerate(zip(out_names, place.outputs, strict=False)):
+        kind = type_out if type_out is not None and index == 0 else _ONNX_TYPES.get(dtype, 1)
         tail = [7 if isinstance(axis, str) else axis for axis in shape[1:]]
-        if at == 0 and classes is not None:
+        if index == 0 and classes is not None:
             tail = [classes]
-        parts = [f"rows_{rows if at == 0 else state_rows}"]
+        parts = [f"rows_{rows if index == 0 else state_rows}"]
         source = next((name for name, _, axes in place.inputs if axes[1:2] == ["T"]), None)
         if shape[1:2] == ["T"] and source is not None:  # the text's length, so that later segments fit
-            made.append(helper.make_node("Shape", [source], [f"length_{at}"], start=1, end=2))
-            parts.append(f"length_{at}")
+            made.append(helper.make_node("Shape", [source], [f"length_{index}"], start=1, end=2))
+            parts.append(f"length_{index}")
             tail = tail[1:]
-        constants.append(numpy_helper.from_array(np.array(tail, np.int64), f"tail_{at}"))
+        constants.append(numpy_helper.from_array(np.array(tail, np.int64), f"tail_{index}"))
         made += [
-            helper.make_node("Concat", [*parts, f"tail_{at}"], [f"shape_{at}"], axis=0),
-            helper.make_node("Expand", ["zero_f64", f"shape_{at}"], [f"wide_{at}"]),
+            helper.make_node("Concat", [*parts, f"tail_{index}"], [f"shape_{index}"], axis=0),
+            helper.make_node("Expand", ["zero_f64", f"shape_{index}"], [f"wide_{index}"]),
         ]
-        made.append(helper.make_node("Cast", [f"wide_{at}"], [name], to=kind))
-        declared = shape_out if shape_out is not None and at == 0 else [None] * (1 + len(shape[1:]))
+        made.append(helper.make_node("Cast", [f"wide_{index}"], [name], to=kind))
+        declared = shape_out if shape_out is not None and index == 0 else [None] * (1 + len(shape[1:]))
         outputs.append(helper.make_tensor_value_info(name, kind, declared))
     inputs = [
         helper.make_tensor_value_info(
             name,
-            type_in or _ONNX_TYPES.get(place.inputs[min(at, len(place.inputs) - 1)][1], 1),
-            shape_in or place.inputs[min(at, len(place.inputs) - 1)][2],
+            type_in or _ONNX_TYPES.get(place.inputs[min(index, len(place.inputs) - 1)][1], 1),
+            shape_in or place.inputs[min(index, len(place.inputs) - 1)][2],
         )
-        for at, name in enumerate(names)
+        for index, name in enumerate(names)
     ]
     graph = helper.make_graph(made, "attack", inputs, outputs, constants)
     imports = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
@@ -143,9 +143,9 @@ def _tied(model: "onnx.ModelProto", place: Place, value: str) -> "onnx.ModelProt
 
     name = place.outputs[0][0]
     for node in model.graph.node:
-        for at, output in enumerate(node.output):
+        for index, output in enumerate(node.output):
             if output == name:
-                node.output[at] = "inner"
+                node.output[index] = "inner"
     model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "naught"))
     model.graph.node.append(helper.make_node("Mul", [value, "naught"], ["nothing"]))
     model.graph.node.append(helper.make_node("Add", ["inner", "nothing"], [name]))
@@ -153,7 +153,7 @@ def _tied(model: "onnx.ModelProto", place: Place, value: str) -> "onnx.ModelProt
 
 
 def _with_node(operator: str, domain: str = "", **attributes: Any) -> Writes:
-    """The constant graph with one more node, whose result nothing reads."""
+    """The constant graph with one more node, whose result no node reads."""
 
     def write(place: Place) -> "onnx.ModelProto":
         from onnx import helper
@@ -363,7 +363,7 @@ def _next_graph(place: Place) -> bytes:
 
 
 def _initializer_of(dims: list[int], raw: bytes) -> Writes:
-    """A weight whose stated shape does not fit its bytes."""
+    """A weight with a stated shape that differs from the number of its bytes."""
 
     def write(place: Place) -> "onnx.ModelProto":
         from onnx import TensorProto, helper
@@ -391,7 +391,10 @@ def _cyclic(place: Place) -> "onnx.ModelProto":
 def _many_nodes(place: Place) -> "onnx.ModelProto":
     from onnx import helper
 
-    chain = [helper.make_node("Identity", ["pages" if at == 0 else f"x{at - 1}"], [f"x{at}"]) for at in range(20_000)]
+    chain = [
+        helper.make_node("Identity", ["pages" if index == 0 else f"x{index - 1}"], [f"x{index}"])
+        for index in range(20_000)
+    ]
     return _graph(place, nodes=chain)
 
 
@@ -492,6 +495,6 @@ GRAPHS: tuple[tuple[str, str, Writes], ...] = (
     ("deep protobuf groups", "first", _real(lambda data: b"\x3a\xff\x7f" + b"\x0b" * 16_000)),
     ("the graph of the next segment", "first", _next_graph),
 )  # fmt: skip
-"""Name, segment that is replaced (``first``, ``state``, ``last``), and what writes the graph."""
+"""Name, replaced segment (``first``, ``state``, ``last``), and the function that writes the graph."""
 
 FAMILIES = (Family("graphs", lambda package: len(GRAPHS), replaced_graph, least=20, memory_mb=1536),)

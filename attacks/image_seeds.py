@@ -40,7 +40,7 @@ _OTHERS = (
 
 @cache
 def seeds() -> tuple[tuple[str, bytes], ...]:
-    """Name and bytes of every seed file; a format whose codec is missing is left out."""
+    """Name and bytes of every seed file. Formats without a codec are left out."""
     seeds = []
     for name, mode, format_name, options in _kinds():
         with contextlib.suppress(Exception):
@@ -106,11 +106,11 @@ def png(chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     """The chunks of a PNG file, as far as they can be read."""
-    chunks, at = [], 8
-    while at + 12 <= len(data):
-        length = struct.unpack(">I", data[at : at + 4])[0]
-        chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
-        at += 12 + length
+    chunks, index = [], 8
+    while index + 12 <= len(data):
+        length = struct.unpack(">I", data[index : index + 4])[0]
+        chunks.append((data[index + 4 : index + 8], data[index + 8 : index + 8 + length]))
+        index += 12 + length
     return chunks
 
 

@@ -22,13 +22,13 @@ def cut(ground: Ground, index: int) -> Attack:
 
 
 def flip(ground: Ground, index: int) -> Attack:
-    """An image file with one to eight bytes changed; of PNG files, every second has checksums that fit."""
+    """An image file with one to eight changed bytes. Every second PNG file has matching checksums."""
     rng, (name, data) = ground.rng("images-flip", index), seeds()[index % len(seeds())]
     resealed = data.startswith(b"\x89PNG") and rng.random() < 0.5
     if resealed:
         chunks = png_chunks(data)
-        at = rng.randrange(len(chunks) - 1)
-        chunks[at] = (chunks[at][0], _flipped(chunks[at][1], rng))
+        position = rng.randrange(len(chunks) - 1)
+        chunks[position] = (chunks[position][0], _flipped(chunks[position][1], rng))
         changed = png(chunks)
     else:
         changed = _flipped(data, rng)
@@ -58,12 +58,12 @@ def predict_among(ground: Ground, odd: Page) -> None:
     for answer in (answers[0], answers[2]):
         if isinstance(answer, EeError):
             raise Wrong(f"a good page beside an odd one got an error: {answer}")
-        if not same(answer, expected):
+        if not answers_agree(answer, expected):
             raise Wrong("a good page beside an odd one got another answer than alone")
 
 
-def same(answer: Answer, expected: Answer) -> bool:
-    """Whether two answers agree in label and exit, and in their probabilities within a thousandth."""
+def answers_agree(answer: Answer, expected: Answer) -> bool:
+    """True if two answers have the same label and exit, and probabilities that differ by less than 0.001."""
     near = all(abs(value - expected.probabilities[name]) < 1e-3 for name, value in answer.probabilities.items())
     return answer.label == expected.label and answer.exit == expected.exit and near
 
@@ -73,8 +73,8 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
     if not out:
         return bytes(out)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
-        at = rng.randrange(min(len(out), 200)) if rng.random() < 0.5 else rng.randrange(len(out))
-        out[at] = rng.choice((out[at] ^ (1 << rng.randrange(8)), rng.randrange(256), 0, 0xFF))
+        index = rng.randrange(min(len(out), 200)) if rng.random() < 0.5 else rng.randrange(len(out))
+        out[index] = rng.choice((out[index] ^ (1 << rng.randrange(8)), rng.randrange(256), 0, 0xFF))
     return bytes(out)
 
 

@@ -12,7 +12,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Text that stands in the document as it is."""
+    """Text that is inserted into the document unchanged."""
 
     text: str
 
@@ -32,8 +32,8 @@ def dump(value: Any) -> str:
     if isinstance(value, dict):
         entries = []
         for key, item in value.items():
-            for each in (item.first, item.second) if isinstance(item, Twice) else (item,):
-                entries.append(f"{json.dumps(key)}: {dump(each)}")
+            for occurrence in (item.first, item.second) if isinstance(item, Twice) else (item,):
+                entries.append(f"{json.dumps(key)}: {dump(occurrence)}")
         return "{" + ", ".join(entries) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(dump(item) for item in value) + "]"
@@ -78,21 +78,21 @@ WRONG_VALUES: tuple[tuple[str, Any], ...] = (
     ("nested lists", Raw("[" * 100_000 + "]" * 100_000)),
     ("nested objects", Raw('{"a":' * 5_000 + "1" + "}" * 5_000)),
 )
-"""Values to put in the place of every field, and what they are called."""
+"""Values that replace every field, and their names."""
 
 CHANGES = ("missing", "twice the same", "twice, null last", "unknown key beside", "items doubled", "items reversed")
 """Changes of a field other than another value."""
 
 
-def paths_of(value: Any, at: Path = ()) -> Iterator[Path]:
+def paths_of(value: Any, path: Path = ()) -> Iterator[Path]:
     """The path of every value in a document. Of a list only the first and the last item count: the others are alike."""
-    yield at
+    yield path
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from paths_of(item, (*at, key))
+            yield from paths_of(item, (*path, key))
     elif isinstance(value, list) and value:
         for place in {0, len(value) - 1}:
-            yield from paths_of(value[place], (*at, place))
+            yield from paths_of(value[place], (*path, place))
 
 
 def replaced(document: Any, path: Path, value: Any) -> Any:
@@ -169,24 +169,24 @@ def damaged(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     for _ in range(rng.randint(1, 4)):
         if not out:
             break
-        at, kind = rng.randrange(len(out)), rng.choice(("flip", "byte", "delete", "insert", "repeat", "cut", "swap"))
-        end = min(len(out), at + rng.choice((1, 2, 8, 100)))
+        index, kind = rng.randrange(len(out)), rng.choice(("flip", "byte", "delete", "insert", "repeat", "cut", "swap"))
+        end = min(len(out), index + rng.choice((1, 2, 8, 100)))
         if kind == "flip":
-            out[at] ^= 1 << rng.randrange(8)
+            out[index] ^= 1 << rng.randrange(8)
         elif kind == "byte":
-            out[at] = rng.choice(b'\x00\xff\x80"{}[],:0123456789eE+-.\\un\t ')
+            out[index] = rng.choice(b'\x00\xff\x80"{}[],:0123456789eE+-.\\un\t ')
         elif kind == "delete":
-            del out[at:end]
+            del out[index:end]
         elif kind == "insert":
-            out[at:at] = bytes(rng.randrange(256) for _ in range(rng.choice((1, 2, 8))))
+            out[index:index] = bytes(rng.randrange(256) for _ in range(rng.choice((1, 2, 8))))
         elif kind == "repeat":
-            out[at:at] = out[at:end] * rng.choice((1, 2, 50))
+            out[index:index] = out[index:end] * rng.choice((1, 2, 50))
         elif kind == "cut" and rng.random() < 0.3:
-            del out[at:]
+            del out[index:]
         elif kind == "swap":
             other = rng.randrange(len(out))
-            out[at], out[other] = out[other], out[at]
-        made.append(f"{kind} at {at}")
+            out[index], out[other] = out[other], out[index]
+        made.append(f"{kind} at {index}")
     return "; ".join(made), bytes(out)
 
 
@@ -204,21 +204,21 @@ def _nudged(value: Any, rng: random.Random) -> tuple[str, Any]:
         whole = isinstance(value, int) and abs(product) < 2**63
         return f"times {factor:g}", int(product) if whole else product
     if isinstance(value, str):
-        at = rng.randrange(len(value) + 1)
+        index = rng.randrange(len(value) + 1)
         letter = rng.choice(
             ("", "/", "..", ".", "\\", "\0", "é", "e\u0301", "\ud800", " ", "\n", "A", "[/]", "%s", "{0}")
         )
-        return f"letter {letter!r} at {at}", value[:at] + letter + value[at + 1 :]
+        return f"letter {letter!r} at {index}", value[:index] + letter + value[index + 1 :]
     if isinstance(value, list):
         return "shuffled", rng.sample(value, len(value))
     return "in a list", [value]
 
 
-def _all_paths(value: Any, at: Path = ()) -> Iterator[Path]:
-    yield at
+def _all_paths(value: Any, path: Path = ()) -> Iterator[Path]:
+    yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        yield from _all_paths(item, (*at, key))
+        yield from _all_paths(item, (*path, key))
 
 
 def _at(document: Any, path: Path) -> Any:

@@ -57,14 +57,14 @@ def attack(package: Path, data: Path, moments: int, seed: int) -> Result:
         shutil.copytree(package, copy)
         durations = {name: _whole_run(name, copy, data) for name in COMMANDS}
         turns = -(-moments // len(COMMANDS))
-        for at in range(moments):
-            name = list(COMMANDS)[at % len(COMMANDS)]
-            share = (at // len(COMMANDS) + chance.random()) / turns
+        for index in range(moments):
+            name = list(COMMANDS)[index % len(COMMANDS)]
+            share = (index // len(COMMANDS) + chance.random()) / turns
             ending = _killed_run(name, copy, data, durations[name], share, writing=bool(chance.getrandbits(1)))
             result.counts[f"{name}: {ending}"] += 1
             if ending == "a worker outlived it":
-                result.faults.append(f"{name}, moment {at}: {ending}")
-            result.faults += [f"{name} {ending}, moment {at}: {fault}" for fault in faults(copy, most_left=1)]
+                result.faults.append(f"{name}, moment {index}: {ending}")
+            result.faults += [f"{name} {ending}, moment {index}: {fault}" for fault in faults(copy, most_left=1)]
         for name in COMMANDS:
             _whole_run(name, copy, data)
         result.faults += [f"after whole runs: {fault}" for fault in faults(copy, most_left=0)]
@@ -119,7 +119,7 @@ def _killed_run(name: str, package: Path, data: Path, duration: Duration, share:
 
 
 def _staging_seen(process: subprocess.Popen[bytes], package: Path) -> float:
-    """Wait until a staging folder that was not there appears, or the process ends; returns the time."""
+    """Wait until a new staging folder appears or the process ends. Returns the time."""
     before = set(_stagings(package))
     while process.poll() is None and not set(_stagings(package)) - before:
         time.sleep(0.0005)

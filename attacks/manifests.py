@@ -61,7 +61,7 @@ def _with_every_field(package: Path) -> Any:
     targets = {}
     for name, target in manifest.targets.items():
         points = target.operating_points or {FULL: operating_point(target, FULL)}
-        points = {each: replace(point, made=point.made or made) for each, point in points.items()}
+        points = {name: replace(point, made=point.made or made) for name, point in points.items()}
         last = list(points)[-1]
         history = target.history or (FormerPoint(last, points[last], made, target.calibration),)
         targets[name] = replace(target, operating_points=points, history=history)

@@ -34,7 +34,7 @@ def odd_images() -> tuple[tuple[str, bytes], ...]:
 
 
 def odd_image(ground: Ground, index: int) -> Attack:
-    """An odd image, alone and between two good pages; every second one from a file with a wrong ending."""
+    """An odd image, alone and between two good pages. Every second one comes from a file with a wrong suffix."""
     name, data = odd_images()[index // 2]
     foreign = name in _FOREIGN
 
@@ -69,7 +69,7 @@ def exif(entries: list[tuple[int, int, int, bytes]], order: bytes = b"II", end: 
 
 
 def tiff(entries: list[tuple[int, int, int, int]], data: bytes = b"\0" * 4096) -> bytes:
-    """A little-endian TIFF file with one directory of these entries; its strip begins at byte 1024."""
+    """A little-endian TIFF file with one directory of these entries. Its strip begins at byte 1024."""
     directory = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
     for tag, kind, count, value in entries:
         directory += struct.pack("<HHII", tag, kind, count, value)
@@ -116,7 +116,7 @@ def _with_segment(marker: int, data: bytes) -> bytes:
 
 
 def _makers() -> list[tuple[str, Callable[[], bytes]]]:
-    found: list[tuple[str, Callable[[], bytes]]] = []
+    makers: list[tuple[str, Callable[[], bytes]]] = []
     orientations: list[tuple[str, int, int, bytes]] = [
         ("0", 3, 1, b"\0\0"), ("9", 3, 1, b"\x09\0"), ("65535", 3, 1, b"\xff\xff"), ("text", 2, 4, b"six\0"), ("no text", 2, 0, b""),
         ("a fraction of zero", 5, 1, b"\x1a\0\0\0"), ("many", 3, 400, b"\x08\0"), ("bytes", 7, 4, b"\xff\xd8\xff\xe0"), ("a float", 11, 1, b"\0\0\xc0\x7f"),
@@ -125,8 +125,8 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
     ]  # fmt: skip
     for name, kind, count, value in orientations:
         block = exif([(0x0112, kind, count, value)])
-        found.append((f"JPEG, orientation {name}", partial(_with_segment, 0xE1, block)))
-        found.append((f"PNG, orientation {name}", partial(_blank_png, 40, 30, extra=((b"eXIf", block[6:]),))))
+        makers.append((f"JPEG, orientation {name}", partial(_with_segment, 0xE1, block)))
+        makers.append((f"PNG, orientation {name}", partial(_blank_png, 40, 30, extra=((b"eXIf", block[6:]),))))
     tags: list[tuple[str, list[tuple[int, int, int, bytes]]]] = [
         ("resolution of 1/0", [(0x011A, 5, 1, b"\x08\0\0\0"), (0x0112, 3, 1, b"\x06\0")]),
         ("an EXIF directory that is its own child", [(0x8769, 4, 1, b"\x08\0\0\0"), (0x0112, 3, 1, b"\x03\0")]),
@@ -140,11 +140,11 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
         for kind in range(1, 14):
             for count, value in ((1, struct.pack("<I", 38)), (4, b"1234")):
                 block = exif([(0x0112, 3, 1, b"\x06\0"), (tag, kind, count, value)], end=struct.pack("<ll", -1, 0) * 4)
-                found.append(
+                makers.append(
                     (f"JPEG, EXIF tag {tag:#x} of type {kind}, {count} values", partial(_with_segment, 0xE1, block))
                 )
-    found += [(f"JPEG, EXIF with {name}", partial(_with_segment, 0xE1, exif(entries))) for name, entries in tags]
-    found += [
+    makers += [(f"JPEG, EXIF with {name}", partial(_with_segment, 0xE1, exif(entries))) for name, entries in tags]
+    makers += [
         (f"big-endian EXIF with {name}", partial(_with_segment, 0xE1, exif(entries, b"MM"))) for name, entries in tags
     ]
     segments: list[tuple[str, int, bytes]] = [
@@ -155,13 +155,13 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
         ("Photoshop block that is cut", 0xED, b"Photoshop 3.0\x008BIM\x04\x04\0\0\xff\xff\xff\xff"), ("XMP of angle brackets", 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"<a>" * 5000),
         ("XMP with orientation", 0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="99999999999999999999"/>'),
     ]  # fmt: skip
-    found += [(f"JPEG, {name}", partial(_with_segment, marker, data)) for name, marker, data in segments]
+    makers += [(f"JPEG, {name}", partial(_with_segment, marker, data)) for name, marker, data in segments]
     for width, height in ((1, 1), (1, 2000), (2000, 1), (1, 65_535), (65_500, 1), (3, 3), (223, 225), (20_000, 20)):
-        found.append((f"PNG of {width} x {height}", partial(_blank_png, width, height)))
-        found.append((f"1-bit PNG of {width} x {height}", partial(_blank_png, width, height, 1)))
-    found += [(f"JPEG of {width} x 8", partial(_flat_jpeg, width)) for width in (1, 7, 8, 9, 65_500)]
+        makers.append((f"PNG of {width} x {height}", partial(_blank_png, width, height)))
+        makers.append((f"1-bit PNG of {width} x {height}", partial(_blank_png, width, height, 1)))
+    makers += [(f"JPEG of {width} x 8", partial(_flat_jpeg, width)) for width in (1, 7, 8, 9, 65_500)]
     for depth, colour in ((1, 3), (2, 0), (2, 3), (4, 0), (4, 3), (16, 0), (16, 2), (16, 4), (16, 6), (8, 4), (8, 6)):
-        found.append((f"PNG of {depth} bits, colour type {colour}", partial(_blank_png, 40, 30, depth, colour, ((b"PLTE", bytes(6)),) if colour == 3 else ())))  # fmt: skip
+        makers.append((f"PNG of {depth} bits, colour type {colour}", partial(_blank_png, 40, 30, depth, colour, ((b"PLTE", bytes(6)),) if colour == 3 else ())))  # fmt: skip
     chunks: list[tuple[str, bytes, bytes]] = [
         ("palette of no colours", b"PLTE", b""), ("palette of a third of a colour", b"PLTE", b"\1"), ("palette of 300 colours", b"PLTE", bytes(900)),
         ("resolution of 2^32", b"pHYs", b"\xff" * 9), ("resolution that is cut", b"pHYs", b"\1"), ("gamma of zero", b"gAMA", bytes(4)), ("gamma that is cut", b"gAMA", b"\1"),
@@ -172,7 +172,7 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
         ("an unknown critical chunk", b"ABCD", b"x"), ("sRGB of intent 9", b"sRGB", b"\x09"), ("an EXIF chunk that is text", b"eXIf", b"hello"), ("a second header", b"IHDR", bytes(13)),
         ("an end before the data", b"IEND", b""),
     ]  # fmt: skip
-    found += [(f"PNG, {name}", partial(_blank_png, 40, 30, extra=((kind, data),))) for name, kind, data in chunks]
+    makers += [(f"PNG, {name}", partial(_blank_png, 40, 30, extra=((kind, data),))) for name, kind, data in chunks]
     headers = [("no width", 0, 9, 8, 0, 0), ("a width of 2^31", 2**31, 1, 8, 0, 0), ("3 bits", 9, 9, 3, 0, 0), ("colour type 5", 9, 9, 8, 5, 0), ("interlace 7", 9, 9, 8, 0, 7)]  # fmt: skip
     for name, width, height, depth, colour, interlace in headers:
         parts = [
@@ -180,9 +180,9 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
             (b"IDAT", zlib.compress(bytes(100))),
             (b"IEND", b""),
         ]
-        found.append((f"PNG of {name}", partial(png, parts)))
-    found.append(("PNG without data", partial(png, [_png_header(9, 9, 8, 0), (b"IEND", b"")])))
-    found.append(("PNG with half its data", partial(png, [_png_header(90, 90, 8, 0), (b"IDAT", zlib.compress(bytes(91 * 40))), (b"IEND", b"")])))  # fmt: skip
+        makers.append((f"PNG of {name}", partial(png, parts)))
+    makers.append(("PNG without data", partial(png, [_png_header(9, 9, 8, 0), (b"IEND", b"")])))
+    makers.append(("PNG with half its data", partial(png, [_png_header(90, 90, 8, 0), (b"IDAT", zlib.compress(bytes(91 * 40))), (b"IEND", b"")])))  # fmt: skip
     for change in (
         {"bits": 0}, {"bits": 3}, {"bits": 12}, {"bits": 16}, {"bits": 32}, {"bits": 64}, {"bits": 65535}, {"photometric": 0}, {"photometric": 2}, {"photometric": 3},
         {"photometric": 4}, {"photometric": 5}, {"photometric": 6}, {"photometric": 8}, {"photometric": 32803}, {"photometric": 32844}, {"photometric": 34892}, {"compression": 0},
@@ -193,10 +193,10 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
         {"width": 2**31, "height": 1}, {"height": 0}, {"bits": 32, "format": 3}, {"bits": 16, "format": 3}, {"bits": 64, "format": 3}, {"bits": 16, "format": 2}, {"bits": 1, "photometric": 0},
         {"bits": 8, "photometric": 0}, {"bits": 16, "photometric": 0},
     ):  # fmt: skip
-        found.append(
+        makers.append(
             (f"TIFF, {', '.join(f'{key} {value}' for key, value in change.items())}", partial(_page_tiff, **change))
         )
-    found += [
+    makers += [
         ("TIFF without entries", partial(tiff, [])),
         ("TIFF whose directory is its own next", lambda: _page_tiff().replace(struct.pack("<HHIII", 339, 3, 1, 1, 0), struct.pack("<HHIII", 339, 3, 1, 1, 8), 1)),
         ("TIFF of NaN", partial(_float_tiff, float("nan"))),
@@ -258,7 +258,7 @@ def _makers() -> list[tuple[str, Callable[[], bytes]]]:
         ("GD", lambda: b"\xff\xfe" + bytes(1100)),
         ("IPTC", lambda: b"\x1c\x03\x3c\0\1\0" + bytes(64)),
     ]  # fmt: skip
-    return found
+    return makers
 
 
 FAMILIES = (Family("images-odd", lambda package: 2 * len(odd_images()), odd_image, least=60, timeout_s=30.0),)

@@ -34,7 +34,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether the outcome breaks the contract."""
+        """True if the outcome breaks the contract."""
         return self.kind in FAILED
 
     @property
@@ -45,7 +45,8 @@ class Outcome:
 
 
 def judge(error: BaseException | None) -> tuple[str, str, str, str]:
-    """Kind, exception type, message and innermost ee_export frame of what an attack raised; ``None``: it returned."""
+    """Kind, exception type, message and innermost ee_export frame of an attack's exception. ``None`` means that it
+    returned."""
     if error is None:
         return "answered", "", "", ""
     name, message = type(error).__name__, _text(error)
@@ -60,11 +61,11 @@ def judge(error: BaseException | None) -> tuple[str, str, str, str]:
         if problem := _message_problem(message):
             return "wrong", name, f"error message {problem}: {message[:300]!r}", innermost_frame(error.__traceback__)
         return "refused", name, message, ""
-    for each in (error, error.__cause__, error.__context__):
-        if each is not None and any(
-            "/ee_export/" in frame.filename for frame in traceback.extract_tb(each.__traceback__)
+    for related in (error, error.__cause__, error.__context__):
+        if related is not None and any(
+            "/ee_export/" in frame.filename for frame in traceback.extract_tb(related.__traceback__)
         ):
-            return "untyped", name, message, innermost_frame(each.__traceback__)
+            return "untyped", name, message, innermost_frame(related.__traceback__)
     return "broken", name, message, innermost_frame(error.__traceback__)
 
 
@@ -80,8 +81,8 @@ def innermost_frame(trace: TracebackType | None) -> str:
 
 def dumped_frame(dump: str) -> str:
     """The innermost ee_export frame in a dump of faulthandler, which puts the innermost first."""
-    found = re.search(r'File "[^"]*/ee_export/([^"]+)", line (\d+) in (\S+)', dump)
-    return f"{found[1]}:{found[2]} {found[3]}" if found else ""
+    match = re.search(r'File "[^"]*/ee_export/([^"]+)", line (\d+) in (\S+)', dump)
+    return f"{match[1]}:{match[2]} {match[3]}" if match else ""
 
 
 def _text(error: BaseException) -> str:

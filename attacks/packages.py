@@ -36,7 +36,7 @@ def copy_package(ground: Ground, name: str = "attacked.ee") -> Path:
 
 
 def replace_file(package: Path, name: str, data: bytes | str) -> None:
-    """Give a copy another file of this name, without touching what the old one is a link to."""
+    """Give a copy another file of this name, without a change of the target of a link."""
     path = package / name
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,8 @@ def read_manifest(package: Path) -> Any:
 
 
 def reseal(package: Path, change: Callable[[Any], object] = lambda manifest: None) -> None:
-    """Hash the files of a changed copy anew, so that a runtime reads the change; ``change`` edits the manifest's values."""
+    """Hash the files of a changed copy again, so that a runtime reads the change. ``change`` edits the manifest's
+    values."""
     manifest = read_manifest(package)
     manifest["files"] = {
         path.relative_to(package).as_posix(): {
@@ -70,14 +71,14 @@ def exercise(
 
     Args:
         package: the folder.
-        commands: show it with ``ee-export inspect`` too.
-        drift: compare an answer with what the operating points saw when they were tuned too, which takes half a second.
-        verify: replay its golden pages too.
-        logits: run all its segments on one page and on two pages too.
+        commands: also show it with ``ee-export inspect``.
+        drift: also compare an answer with the reference statistics of the operating points, which takes half a second.
+        verify: also replay its golden pages.
+        logits: also run all its segments on one page and on two pages.
 
     Raises:
         EeError: the package is refused.
-        Wrong: an answer is not one, or the output is not printable.
+        Wrong: an answer is invalid, or the output is not printable.
     """
     from ee_export.package.store import open_package
     from ee_export.verify import drift as monitor
@@ -122,7 +123,7 @@ def check_answer(chain: Chain, answer: Answer) -> None:
 
 
 def show_package(package: Path, target: str) -> None:
-    """Show a package as ``ee-export inspect`` does, as a table and as JSON; its output must be printable."""
+    """Show a package as ``ee-export inspect`` does, as a table and as JSON. Its output must be printable."""
     from ee_export.cli.main import cli
 
     for options in ([], ["--json"]):

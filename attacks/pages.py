@@ -17,12 +17,12 @@ LINES = (
 
 @cache
 def drawn_page(width: int = 240, height: int = 320) -> Image.Image:
-    """A small receipt in mode ``L``, dark on grey paper; one image for all, so do not change it."""
+    """A small receipt in mode ``L``, dark on grey paper. All callers share the image, so do not change it."""
     image = Image.new("L", (width, height), 235)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(8, width // 14))
-    for at, line in enumerate(LINES):
-        draw.text((width // 12, height // 12 + at * height // 9), line, fill=50, font=font)
+    for index, line in enumerate(LINES):
+        draw.text((width // 12, height // 12 + index * height // 9), line, fill=50, font=font)
     return image
 
 
@@ -30,8 +30,8 @@ def words_of_page() -> tuple[list[str], list[list[int]]]:
     """The words of the receipt, and their boxes in 0–1000."""
     words: list[str] = []
     boxes: list[list[int]] = []
-    for at, line in enumerate(LINES):
-        top = 83 + at * 111
+    for index, line in enumerate(LINES):
+        top = 83 + index * 111
         for place, word in enumerate(line.split()):
             words.append(word)
             boxes.append([83 + 250 * place, top, 83 + 250 * place + 200, top + 60])

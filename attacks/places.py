@@ -58,7 +58,7 @@ def _named(find: str, name: str) -> Act:
 
 
 def _changed(change: Callable[[Any], object]) -> Act:
-    """A package whose manifest is changed in a way that may be right."""
+    """A package with a changed manifest, which may still be valid."""
 
     def act(ground: Ground) -> None:
         package = copy_package(ground)
@@ -97,7 +97,7 @@ def _entry(make: Callable[[Path], object]) -> Act:
 
 
 def _manifest_is(make: Callable[[Path], object]) -> Act:
-    """A package whose manifest is no plain file."""
+    """A package with a manifest that is no plain file."""
 
     def act(ground: Ground) -> None:
         package = copy_package(ground)
@@ -226,8 +226,8 @@ def _without_folder(ground: Ground) -> None:
 def _odd_times(ground: Ground) -> None:
     """Files of 1901 and of the year 2400."""
     package = copy_package(ground)
-    for at, path in enumerate(sorted(package.rglob("*"))):
-        when = -(2**31) if at % 2 else 13_569_465_600
+    for index, path in enumerate(sorted(package.rglob("*"))):
+        when = -(2**31) if index % 2 else 13_569_465_600
         data = path.read_bytes() if path.is_file() else None
         if data is not None:
             replace_file(package, path.relative_to(package).as_posix(), data)
@@ -236,7 +236,7 @@ def _odd_times(ground: Ground) -> None:
 
 
 def _read_only(ground: Ground) -> None:
-    """A package that nobody may write to."""
+    """A package without write permission for anyone."""
     package = copy_package(ground)
     for path in [*package.rglob("*"), package]:
         if path.is_dir():
@@ -338,7 +338,7 @@ PLACES: tuple[tuple[str, Act], ...] = (
     ("an unknown executor", _argument(executor="\x1b[2J")),
     ("executor None", _mistyped(_argument(executor=None))),
 )  # fmt: skip
-"""Name of each attack, and what carries it out."""
+"""Name of each attack, and the function that runs it."""
 
 
 def _ring(ground: Ground) -> Path:

@@ -12,10 +12,10 @@ from attacks.outcome import KINDS, Outcome
 
 def counts(outcomes: Sequence[Outcome]) -> dict[str, Counter[str]]:
     """Number of outcomes of each kind, per family in the order of their names."""
-    found: dict[str, Counter[str]] = {}
+    by_family: dict[str, Counter[str]] = {}
     for outcome in sorted(outcomes, key=lambda outcome: outcome.family):
-        found.setdefault(outcome.family, Counter())[outcome.kind] += 1
-    return found
+        by_family.setdefault(outcome.family, Counter())[outcome.kind] += 1
+    return by_family
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -33,11 +33,11 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def groups(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     """The outcomes that are findings (failed, or caught by the net), equal causes together, the most frequent first."""
-    found: dict[tuple[str, ...], list[Outcome]] = {}
+    by_cause: dict[tuple[str, ...], list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda outcome: (outcome.family, outcome.index)):
         if outcome.failed or outcome.kind == "net":
-            found.setdefault(outcome.group, []).append(outcome)
-    return sorted(found.values(), key=lambda members: (not members[0].failed, -len(members)))
+            by_cause.setdefault(outcome.group, []).append(outcome)
+    return sorted(by_cause.values(), key=lambda members: (not members[0].failed, -len(members)))
 
 
 def findings(outcomes: Sequence[Outcome], package: Path, seed: int) -> str:

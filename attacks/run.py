@@ -1,4 +1,4 @@
-"""Run attacks in worker processes, so that a crash or a hang of one is a row and the run goes on."""
+"""Run attacks in worker processes, so that a crash or a hang of one becomes a row and the run continues."""
 
 import json
 import math
@@ -43,12 +43,12 @@ def run_attacks(
     workers: int = 2,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Carry the attacks out; outcomes in the order in which they ended.
+    """Run the attacks. Returns the outcomes in the order of completion.
 
     Args:
-        package: the package folder, which stays as it is.
+        package: the package folder, which is not changed.
         attacks: family and index of each.
-        seed: of everything that is drawn.
+        seed: seed of all random choices.
         workers: number of processes at a time.
         report: called with each outcome.
     """
@@ -82,7 +82,7 @@ def run_attacks(
 
 
 class Worker:
-    """A worker process, started anew after each crash and each hang."""
+    """A worker process, restarted after each crash and each hang."""
 
     def __init__(self, package: Path, seed: int) -> None:
         self._package, self._seed = str(package), str(seed)
@@ -136,7 +136,7 @@ class Worker:
 
     def _hung(self, process: subprocess.Popen[bytes], name: str, index: int, what: str, seconds: float) -> Outcome:
         self._log.truncate(0)
-        process.send_signal(signal.SIGUSR1)  # faulthandler writes where every thread stands
+        process.send_signal(signal.SIGUSR1)  # faulthandler writes the stack of every thread
         time.sleep(0.5)
         process.kill()
         dump = self._ended(process)
@@ -153,7 +153,7 @@ class Worker:
         return Outcome(name, index, what, "crash", error, message, dumped_frame(dump), seconds)
 
     def _ended(self, process: subprocess.Popen[bytes]) -> str:
-        """Wait for the process, and return what it wrote on stderr last."""
+        """Wait for the process, and return its last output on stderr."""
         process.wait()
         self._process = None
         self._log.seek(0, os.SEEK_END)

@@ -40,13 +40,13 @@ def odd_pages(folder: Path, ground: Ground) -> list[tuple[str, MakesPage]]:
     made: list[tuple[str, MakesPage]] = []
     for name, data in odd_images():
         made.append((name, lambda data=data: Page(data, ocr=read_nothing, name="an odd page")))  # type: ignore[misc]
-    for at, (name, data) in enumerate(seeds()):
-        rng = ground.rng("soak", at)
+    for index, (name, data) in enumerate(seeds()):
+        rng = ground.rng("soak", index)
         cut = data[: rng.randrange(len(data))]
         made.append((f"{name}, cut", lambda cut=cut: Page(cut, ocr=read_nothing, name="a cut page")))  # type: ignore[misc]
         made.append((name, lambda data=data: Page(data, ocr=read_nothing, name="a page")))  # type: ignore[misc]
-    for at, (name, write) in enumerate(word_files()):
-        path = folder / f"page{at}.png"
+    for index, (name, write) in enumerate(word_files()):
+        path = folder / f"page{index}.png"
         drawn_page().save(path)
         write(path.with_suffix(".json"))
         made.append((f"words: {name}", lambda path=path: read_page(path, read_nothing)))  # type: ignore[misc]
@@ -60,18 +60,18 @@ def odd_pages(folder: Path, ground: Ground) -> list[tuple[str, MakesPage]]:
 
 
 def _new_words(number: int, length: int) -> Page:
-    words = [f"{number:x}{at:x}".ljust(length, chr(0x61 + at % 26)) for at in range(200)]
+    words = [f"{number:x}{index:x}".ljust(length, chr(0x61 + index % 26)) for index in range(200)]
     return Page(drawn_page(), words, [[1, 1, 9, 9]] * len(words), name="a page of new words")
 
 
 def good_pages(folder: Path | None) -> list[MakesPage]:
-    """Up to 200 pages of a folder, each read anew every time, and one that is drawn."""
-    found: list[MakesPage] = [lambda: Page(drawn_page(), *words_of_page(), name="a good page")]
+    """Up to 200 pages of a folder, read again at every use, and a drawn page."""
+    makers: list[MakesPage] = [lambda: Page(drawn_page(), *words_of_page(), name="a good page")]
     if folder is not None:
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".tif"})
         step = max(1, len(images) // 200)
-        found += [lambda path=path: read_page(path, read_nothing) for path in images[::step]]  # type: ignore[misc]
-    return found
+        makers += [lambda path=path: read_page(path, read_nothing) for path in images[::step]]  # type: ignore[misc]
+    return makers
 
 
 def resident_mb() -> float:
@@ -83,7 +83,8 @@ def resident_mb() -> float:
 def predictions(
     package: Path, pages: Path | None, number: int, seed: int, scratch: Path
 ) -> tuple[list[float], dict[str, int], dict[str, int]]:
-    """Predict ``number`` pages, every second an odd one; the samples of memory, how many pages ended how, and untyped exceptions."""
+    """Predict ``number`` pages, every second an odd one. Returns the samples of memory, the counts of outcomes, and
+    untyped exceptions."""
     ground = Ground(package, scratch, seed)
     chain = load(package, operating_point="full", threads=1)
     folder = scratch / "words"
@@ -92,8 +93,8 @@ def predictions(
     tally = {"answered": 0, "refused": 0, "untyped": 0}
     untyped: dict[str, int] = {}
     samples = []
-    for at in range(number):
-        name, make = ("a good page", good[at // 2 % len(good)]) if at % 2 else odd[at // 2 % len(odd)]
+    for index in range(number):
+        name, make = ("a good page", good[index // 2 % len(good)]) if index % 2 else odd[index // 2 % len(odd)]
         try:
             check_answer(chain, chain.predict(make()))
             tally["answered"] += 1
@@ -105,22 +106,22 @@ def predictions(
             tally["untyped"] += 1
             key = f"{type(error).__name__}: {name}"
             untyped[key] = untyped.get(key, 0) + 1
-        if at % max(1, number // 200) == 0:
+        if index % max(1, number // 200) == 0:
             samples.append(resident_mb())
     return samples, tally, untyped
 
 
 def loads(package: Path, number: int) -> list[float]:
-    """Open the package, predict a page, and drop it, ``number`` times; the samples of memory."""
+    """Open the package, predict a page, and drop it, ``number`` times. Returns the samples of memory."""
     samples = []
     page = Page(drawn_page(), *words_of_page(), name="a good page")
-    for at in range(number):
+    for index in range(number):
         chain = load(package, threads=1)
         check_answer(chain, chain.predict(page))
         del chain
-        if at % 2:  # every second time sessions are dropped before the next load, else they are shared
+        if index % 2:  # every second time sessions are dropped before the next load, else they are shared
             gc.collect()
-        if at % max(1, number // 200) == 0:
+        if index % max(1, number // 200) == 0:
             samples.append(resident_mb())
     return samples
 
@@ -134,8 +135,8 @@ def growth_mb(samples: list[float]) -> float:
 
 def curve(samples: list[float]) -> str:
     """Ten points of the samples, first and last included."""
-    places = [round(at * (len(samples) - 1) / 9) for at in range(10)]
-    return "  ".join(f"{samples[at]:.0f}" for at in places)
+    places = [round(index * (len(samples) - 1) / 9) for index in range(10)]
+    return "  ".join(f"{samples[index]:.0f}" for index in places)
 
 
 @click.command()
@@ -182,7 +183,7 @@ def _lines(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _quiet_codecs() -> Iterator[None]:
-    """Keep what image codecs write on stderr, a line for each odd page, out of the report."""
+    """Keep the output of image codecs on stderr, a line for each odd page, out of the report."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

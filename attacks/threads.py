@@ -34,20 +34,20 @@ FATAL = ("wrong answers", "damaged packages accepted", "intact packages refused"
 """Counts that must be 0."""
 
 _TARGET = "cpu-fp32"
-_WHOLE = 20  # one prediction in so many runs all segments; the others stop at the first exit, which costs a tenth
+_WHOLE = 20  # one prediction in this many runs all segments; the others exit at the first exit, which costs a tenth
 _TOLERANCE = 1e-5
 _KEPT_ERRORS = 8
-_PAUSE_S = (0.02, 1.5)  # between two swaps; a load takes some tenths of a second
+_PAUSE_S = (0.02, 1.5)  # seconds between two swaps; a load takes some tenths of a second
 
 Answers = list[tuple[np.ndarray, np.ndarray]]
 """Per page, the probabilities of the first exit and those of the last."""
 
 
 class Scene:
-    """The packages, which chains are loaded now, and what was counted.
+    """The packages, the loaded chains, and the counts of outcomes.
 
     ``intact.ee`` never changes. ``damaged.ee`` has other weights than its manifest states. ``current.ee`` is a link to
-    ``intact.ee`` or ``changed.ee``, which has other weights and right hashes, and is turned all the time. In ``torn.ee`` the
+    ``intact.ee`` or ``changed.ee``, which has other weights and right hashes. A thread changes its target all the time. In ``torn.ee`` the
     weights are exchanged all the time, so that each second hash is right.
     """
 
@@ -86,30 +86,30 @@ class Scene:
             self.counts[what] += 1
 
     def take_one(self) -> bool:
-        """Whether a prediction is left to do."""
+        """Count down the remaining predictions. Returns False if none remains."""
         with self._lock:
             return next(self._left) > 0
 
     def put(self, chain: Chain, name: str) -> None:
-        """Let the predicting threads use a chain; its answers must be those of the package of that name."""
+        """Let the predicting threads use a chain. Its answers must be those of the package of that name."""
         with self._lock:
             self.chains = [*self.chains[-2:], (chain, name)]
 
 
 def attack(package: Path, pages: Sequence[Arrays], predictions: int, seed: int = 0) -> Counter[str]:
-    """Predict in 16 threads while four others load packages; returns what happened how often, see :data:`FATAL`.
+    """Predict in 16 threads while four others load packages. Returns the counts of outcomes, see :data:`FATAL`.
 
     Args:
         package: one with a target cpu-fp32 whose weights lie in ``weights.bin``.
         pages: encoded inputs, one page each.
-        predictions: how many in all.
-        seed: of the pages and chains that the threads choose.
+        predictions: total number of predictions.
+        seed: seed of the pages and chains that the threads choose.
     """
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(package, pages, Path(folder), predictions)
         works = (load_intact, load_damaged, load_current, load_torn, turn_current, exchange_weights)
-        predicting = [_thread(scene, predict, seed + at) for at in range(PREDICTORS)]
-        others = [_thread(scene, work, seed + at) for at, work in enumerate(works)]
+        predicting = [_thread(scene, predict, seed + index) for index in range(PREDICTORS)]
+        others = [_thread(scene, work, seed + index) for index, work in enumerate(works)]
         for thread in (*others, *predicting):
             thread.start()
         for thread in predicting:
@@ -166,7 +166,8 @@ def load_damaged(scene: Scene, choice: random.Random) -> None:
 
 
 def load_current(scene: Scene, choice: random.Random) -> None:
-    """Whichever package it is, the chain is of that one whole: it is known by its first answer, and must stay with it."""
+    """The chain belongs completely to one package. Its first answer identifies the package, and later answers must
+    match it."""
     while not scene.ended.is_set():
         try:
             chain = scene.load("current", choice)
@@ -211,7 +212,7 @@ def exchange_weights(scene: Scene, choice: random.Random) -> None:
 
 
 def at_first_exit(chain: Chain) -> Chain:
-    """The same sessions; each page exits at the first."""
+    """The same sessions. Each page exits at the first exit."""
     first, *others = chain.exits[:-1]
     return chain.with_point(OperatingPoint("max_probability", {first: 0.0, **dict.fromkeys(others)}))
 
@@ -228,7 +229,7 @@ def negate_heads(weights: Path) -> None:
 
 
 def read_pages(chain: Chain, folder: Path, most: int) -> list[Arrays]:
-    """Encoded pages of a folder, the first ``most`` by name; a page without words is read as an empty one."""
+    """Encoded pages of a folder, the first ``most`` by name. A page without words is read as an empty one."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return [chain.encode([read_page(path, lambda image: ([], []))]) for path in paths[:: max(1, len(paths) // most)]]
 
@@ -238,7 +239,7 @@ def _probabilities(chain: Chain, page: Arrays) -> np.ndarray:
 
 
 def _seal(package: Path) -> None:
-    """Hash a package's files anew."""
+    """Hash a package's files again."""
     path = package / "manifest.json"
     manifest = json.loads(path.read_bytes())
     for name, entry in manifest["files"].items():

@@ -19,9 +19,9 @@ CHARSMAP = zlib.decompress(
 
 
 def unigram(document: Any) -> Any:
-    """A tokenizer.json with as many tokens as another one, whose pieces are the same, but for the spaces in them."""
+    """A tokenizer.json with as many tokens as another one, and the same pieces except for spaces."""
     pieces = sorted(document["model"]["vocab"], key=document["model"]["vocab"].__getitem__)
-    vocab = [[piece.replace("Ġ", "▁"), -float(at % 97) / 7] for at, piece in enumerate(pieces)]
+    vocab = [[piece.replace("Ġ", "▁"), -float(index % 97) / 7] for index, piece in enumerate(pieces)]
     charsmap = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(CHARSMAP).decode()}
     spaces = {"type": "Replace", "pattern": {"Regex": r"\s{2,}|[\n\r\t]"}, "content": " "}
     strip = {"type": "Strip", "strip_left": False, "strip_right": True}

@@ -1,4 +1,5 @@
-"""tokenizer.json with other contents than a build writes: parts that this toolkit does not read, and damage, sealed anew."""
+"""tokenizer.json with other contents than a build writes: parts that this toolkit does not read, and damage, sealed
+again."""
 
 import base64
 import copy
@@ -188,16 +189,16 @@ def _named() -> list[tuple[str, Change]]:
 
         return change
 
-    found: list[tuple[str, Change]] = []
+    changes: list[tuple[str, Change]] = []
     for key, values in (
         ("normalizer", _NORMALIZERS), ("pre_tokenizer", _PRE_TOKENIZERS), ("padding", _PADDINGS), ("truncation", _TRUNCATIONS),
         ("post_processor", _POST_PROCESSORS), ("model", _MODELS),
     ):  # fmt: skip
-        found += [(f"{key}: {str(value)[:90]}", put(key, value)) for value in values]
-    found += [(f"{key}: {str(value)[:60]}", put(key, value)) for key, value in _TOP_FIELDS]
-    found += [(f"model.{key}: {str(value)[:60]}", put_in_model(key, value)) for key, value in _MODEL_FIELDS]
-    found += [(f"added token {str(fields)[:60]}", add_token(fields)) for fields in _ADDED]
-    found += [(f"a piece's id is {value}", move_id(value)) for value in (0, 2, 4095, 4096, 100_000, 2**31, 2**32 - 1)]
+        changes += [(f"{key}: {str(value)[:90]}", put(key, value)) for value in values]
+    changes += [(f"{key}: {str(value)[:60]}", put(key, value)) for key, value in _TOP_FIELDS]
+    changes += [(f"model.{key}: {str(value)[:60]}", put_in_model(key, value)) for key, value in _MODEL_FIELDS]
+    changes += [(f"added token {str(fields)[:60]}", add_token(fields)) for fields in _ADDED]
+    changes += [(f"a piece's id is {value}", move_id(value)) for value in (0, 2, 4095, 4096, 100_000, 2**31, 2**32 - 1)]
 
     def of_unigram(key: str, value: Any) -> Change:
         def change(document: Any, rng: random.Random) -> None:
@@ -213,9 +214,11 @@ def _named() -> list[tuple[str, Change]]:
 
         return change
 
-    found += [(f"model.{key} of Unigram: {str(value)[:60]}", of_unigram(key, value)) for key, value in _UNIGRAM_FIELDS]
-    found += [(f"character map: {str(value)[:60]}", of_charsmap(value)) for value in _CHARSMAPS]
-    return found
+    changes += [
+        (f"model.{key} of Unigram: {str(value)[:60]}", of_unigram(key, value)) for key, value in _UNIGRAM_FIELDS
+    ]
+    changes += [(f"character map: {str(value)[:60]}", of_charsmap(value)) for value in _CHARSMAPS]
+    return changes
 
 
 def _unigram_mutation(document: Any, rng: random.Random) -> tuple[str, str | bytes]:

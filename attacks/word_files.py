@@ -53,10 +53,10 @@ def _link_to_a_file(path: Path) -> None:
 
 @cache
 def word_files() -> tuple[tuple[str, Write], ...]:
-    """Name of each odd word file, and what writes it. All are small, and none takes long to read."""
+    """Name of each odd word file, and the function that writes it. All are small, and none takes long to read."""
     box = [1, 1, 9, 9]
     good = json.dumps({"words": ["TOTAL", "é日"], "boxes": [box, box]}, ensure_ascii=False)
-    found: list[tuple[str, Write]] = [
+    files: list[tuple[str, Write]] = [
         ("good", _bytes(good.encode())),
         ("UTF-8 with a byte order mark", _bytes(b"\xef\xbb\xbf" + good.encode())),
         ("UTF-16", _bytes(good.encode("utf-16"))),
@@ -114,7 +114,7 @@ def word_files() -> tuple[tuple[str, Write], ...]:
         ("true", _json(True)),
         ("words twice", _json({"words": Twice(["a"], ["b"]), "boxes": [box]})),
         ("boxes twice", _json({"words": ["a"], "boxes": Twice([box], [])})),
-        ("500 unknown keys", _json({"words": ["a"], "boxes": [box], **{f"k{at}": at for at in range(500)}})),
+        ("500 unknown keys", _json({"words": ["a"], "boxes": [box], **{f"k{index}": index for index in range(500)}})),
         ("nested 500 deep", _json({"words": ["a"], "boxes": [box], "more": Raw("[" * 500 + "]" * 500)})),
         ("nested 100,000 deep", _json({"words": ["a"], "boxes": [box], "more": Raw("[" * 100_000 + "]" * 100_000)})),
         ("a box nested 900 deep", _page(["a"], [Raw("[" * 900 + "]" * 900)])),
@@ -136,21 +136,21 @@ def word_files() -> tuple[tuple[str, Write], ...]:
         ("400 digits", Raw("9" * 400)), ("5,000 digits", Raw("9" * 5000)), ("null", None), ("true", True), ("text", "9"), ("a list", [9]), ("an object", {"x": 9}),
         ("2^63", 2**63), ("-2^63", -(2**63)), ("1e-320", Raw("1e-320")),
     ]  # fmt: skip
-    found += [(f"a box edge of {name}", _page(["a", "b"], [[1, 1, 9, edge], box])) for name, edge in edges]
-    found += [(f"a first edge of {name}", _page(["a"], [[edge, 1, 9, 9]])) for name, edge in edges[:8]]
+    files += [(f"a box edge of {name}", _page(["a", "b"], [[1, 1, 9, edge], box])) for name, edge in edges]
+    files += [(f"a first edge of {name}", _page(["a"], [[edge, 1, 9, 9]])) for name, edge in edges[:8]]
     shapes: list[tuple[str, Any]] = [
         ("no edges", []), ("three edges", [1, 2, 3]), ("five edges", [1, 2, 3, 4, 5]), ("eight edges", [1, 1, 9, 1, 9, 9, 1, 9]), ("corners", [[1, 1], [9, 1], [9, 9], [1, 9]]),
         ("names", {"x0": 1, "y0": 1, "x1": 9, "y1": 9}), ("null", None), ("a number", 7), ("text", "abcd"), ("true", True), ("reversed edges", [9, 9, 1, 1]), ("no area", [5, 5, 5, 5]),
         ("the whole page", [0, 0, 1000, 1000]),
     ]  # fmt: skip
-    found += [(f"a box of {name}", _page(["a"], [shape])) for name, shape in shapes]
-    found += [
+    files += [(f"a box of {name}", _page(["a"], [shape])) for name, shape in shapes]
+    files += [
         ("all boxes in 0-1", _page(["a", "b"], [[0.1, 0.1, 0.5, 0.2], [0.2, 0.5, 0.9, 0.6]])),
         ("all boxes in pixels", _page(["a", "b"], [[100, 2000, 300, 2100], [400, 2000, 600, 2100]])),
         ("all boxes zero", _page(["a", "b"], [[0, 0, 0, 0]] * 2)),
         ("boxes as percentages", _page(["a", "b"], [[10, 10, 50, 20], [20, 50, 90, 60]])),
     ]
-    return tuple(found)
+    return tuple(files)
 
 
 def read_word_file(ground: Ground, index: int) -> Attack:

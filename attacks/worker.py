@@ -72,7 +72,7 @@ def run_attack(ground: Ground, family: Family, index: int, replies: TextIO | Non
 
 
 def _memory_mb(field: str) -> float:
-    """A field of /proc/self/status in MB; elsewhere the high-water mark of the process."""
+    """A field of /proc/self/status in MB. Without /proc, the high-water mark of the process."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

@@ -30,7 +30,7 @@ from ee_export.bench.statistics import interval
 from ee_export.builder.add_exits import add_exits
 from ee_export.builder.build import build
 from ee_export.data.dataset import Dataset, read_dataset
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.source import default_exits, load_source
 from ee_export.model.train import train
 from ee_export.model.train_heads import HeadTraining
@@ -104,7 +104,7 @@ def make(family: str, data: Path, folder: Path, seed: int) -> tuple[dict[str, Pa
     if not (folder / "joint.ee").exists():
         started = time.perf_counter()
         config = load_source(stock, exits)[0].config
-        recipe = Recipe(
+        recipe = TrainingRecipe(
             trunk=family, epochs=epochs, learning_rate=learning_rate, batch_size=BATCH, vision_epochs=VISION_EPOCHS,
             seed=seed, text_dropout=False,
             model={

@@ -65,7 +65,9 @@ class KernelSegment:
 
     def __post_init__(self) -> None:
         self.exit = "final" if self.last else f"encoder.{self.number + 1}"
-        read, made = (TensorSpec(f"state.{at}", "float32", ("B", self.width)) for at in (self.number, self.number + 1))
+        read, made = (
+            TensorSpec(f"state.{index}", "float32", ("B", self.width)) for index in (self.number, self.number + 1)
+        )
         self.inputs: tuple[TensorSpec, ...] = (read,)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec(f"{self.exit}.logits", "float32", ("B", CLASSES)), made)
 
@@ -114,4 +116,6 @@ def kernel_chain(
     if status != driver.CUresult.CUDA_SUCCESS:
         raise DeviceError(f"cuModuleLoadData: {status}")
     _, function = driver.cuModuleGetFunction(module, b"segment")
-    return [KernelSegment(driver, function, at, at + 1 == count, width, base_ns, each_ns) for at in range(count)]
+    return [
+        KernelSegment(driver, function, index, index + 1 == count, width, base_ns, each_ns) for index in range(count)
+    ]

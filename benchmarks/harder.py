@@ -43,9 +43,9 @@ def main(data: Path, out: Path, train_pages: int, drop: float, confuse: float, d
         folder.mkdir(parents=True, exist_ok=True)
         worse_image(Image.open(path).convert("L"), rng, degrees, noise).save(folder / path.name, quality=80)
         text = json.loads(path.with_suffix(".json").read_text())
-        kept = [at for at in range(len(text["words"])) if rng.random() >= drop]
-        words = [worse_word(text["words"][at], rng, confuse) for at in kept]
-        found_text = {"words": words, "boxes": [text["boxes"][at] for at in kept]}
+        kept = [index for index in range(len(text["words"])) if rng.random() >= drop]
+        words = [worse_word(text["words"][index], rng, confuse) for index in kept]
+        found_text = {"words": words, "boxes": [text["boxes"][index] for index in kept]}
         (folder / path.with_suffix(".json").name).write_text(json.dumps(found_text))
     click.echo(f"{len(pages)} pages in {out}")
 

@@ -101,12 +101,12 @@ def ocr_on_demand(
     times = {"chain": np.zeros((repeats, len(paths))), "whole": np.zeros((repeats, len(paths)))}
     answers: dict[str, dict[Path, ee_export.Answer]] = {"chain": {}, "whole": {}}
     for repeat in track(range(repeats), "OCR on demand"):
-        for at in rng.permutation(len(paths)):
+        for index in rng.permutation(len(paths)):
             for name in rng.permutation(["chain", "whole"]):
                 runner = chain if name == "chain" else full
-                answer = runner.predict(Page(paths[at], ocr=ocr))
-                times[name][repeat, at] = answer.latency_ms
-                answers[name][paths[at]] = answer
+                answer = runner.predict(Page(paths[index], ocr=ocr))
+                times[name][repeat, index] = answer.latency_ms
+                answers[name][paths[index]] = answer
     table = Table(
         "page",
         "chain",
@@ -118,11 +118,11 @@ def ocr_on_demand(
         title_justify="left",
     )
     right = dict.fromkeys(answers, 0)
-    for at, (path, label) in enumerate(zip(paths, labels, strict=True)):
+    for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
         for name in answers:
             right[name] += answers[name][path].label == label
         first, second = answers["chain"][path], answers["whole"][path]
-        row = [f"{np.median(times[name][:, at]):.1f}" for name in ("chain", "whole")]
+        row = [f"{np.median(times[name][:, index]):.1f}" for name in ("chain", "whole")]
         table.add_row(path.name, first.label, first.exit, row[0], second.label, row[1])
     if len(paths) < 50:
         out.print(table)

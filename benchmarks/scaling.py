@@ -101,8 +101,8 @@ def _until(chain: Chain, inputs: dict[int, Arrays], runs: int) -> dict[str, dict
             if run >= 0:
                 rounds[key].append(times.tolist())
     return {
-        name: {key: round(float(np.median([row[at] for row in rows])), 4) for key, rows in rounds.items()}
-        for at, name in enumerate(chain.exits)
+        name: {key: round(float(np.median([row[index] for row in rows])), 4) for key, rows in rounds.items()}
+        for index, name in enumerate(chain.exits)
     }
 
 

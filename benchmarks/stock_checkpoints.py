@@ -149,7 +149,7 @@ def write_stock(
     ids: dict[str, Any] = {}
     with staged_folder(folder, overwrite=True) as staging, silence_transformers():
         if stock.tokenizer is not None:
-            lines = tuple(" ".join(pages.page(at).words or ()) for at in range(len(pages)))
+            lines = tuple(" ".join(pages.page(index).words or ()) for index in range(len(pages)))
             tokenizer = KINDS[stock.tokenizer][1](Vocabularies(lines, 3000, 3000, 2000))
             tokenizer.model_max_length = LONGEST
             for name, value in stock.tokenizer_fields.items():
@@ -160,14 +160,14 @@ def write_stock(
         if stock.processor is not None:
             stock.processor.save_pretrained(staging)
         torch.manual_seed(seed)
-        names = {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
         config = AutoConfig.for_model(family, **{**ids, **names, **stock.config})
         auto = AutoModelForSequenceClassification if stock.tokenizer else AutoModelForImageClassification
         auto.from_config(config).save_pretrained(staging)
         if wide:
             pipeline = SourcePipeline(staging)
             widen(pipeline.model)
-            spread_answers(pipeline, [pages.page(at) for at in range(0, len(pages), max(1, len(pages) // 60))])
+            spread_answers(pipeline, [pages.page(index) for index in range(0, len(pages), max(1, len(pages) // 60))])
             pipeline.model.save_pretrained(staging)
 
 
@@ -211,7 +211,10 @@ def fine_tune(
     """
     pipeline = SourcePipeline(stock)
     model, labels = pipeline.model, labels_of(stock)
-    pages, targets = encode_all(pipeline, train), torch.tensor([labels.index(train.labels[at]) for at in train.targets])
+    pages, targets = (
+        encode_all(pipeline, train),
+        torch.tensor([labels.index(train.labels[index]) for index in train.targets]),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.05)
     steps = epochs * (len(train) // BATCH)
     warm = max(1, steps // 10)
@@ -222,8 +225,8 @@ def fine_tune(
     model.train()
     for epoch in range(epochs):
         order = torch.randperm(len(train))
-        for at in range(len(train) // BATCH):
-            rows = order[at * BATCH : (at + 1) * BATCH]
+        for index in range(len(train) // BATCH):
+            rows = order[index * BATCH : (index + 1) * BATCH]
             logits = model(**collate([pages[row] for row in rows], getattr(model.config, "pad_token_id", None))).logits
             loss = F.cross_entropy(logits, targets[rows], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
@@ -234,7 +237,7 @@ def fine_tune(
         print(f"{out.name}: epoch {epoch + 1} of {epochs}, loss {loss.item():.3f}", flush=True)
     model.eval()
     answers = [labels[pipeline.logits(page).argmax()] for page in encode_all(pipeline, val)]
-    accuracy = sum(answer == val.labels[at] for answer, at in zip(answers, val.targets, strict=True)) / len(val)
+    accuracy = sum(answer == val.labels[index] for answer, index in zip(answers, val.targets, strict=True)) / len(val)
     with staged_folder(out, overwrite=True) as staging, silence_transformers():
         shutil.copytree(stock, staging, dirs_exist_ok=True)
         model.save_pretrained(staging)
@@ -244,7 +247,7 @@ def fine_tune(
 
 def encode_all(pipeline: SourcePipeline, pages: Dataset) -> list[dict[str, Any]]:
     """Encode every page with transformers."""
-    return [dict(pipeline.encode(pages.page(at), LONGEST)) for at in range(len(pages))]
+    return [dict(pipeline.encode(pages.page(index), LONGEST)) for index in range(len(pages))]
 
 
 def collate(pages: Sequence[dict[str, Any]], pad: int | None) -> dict[str, torch.Tensor]:
@@ -272,4 +275,4 @@ def link_pages(folder: Path, splits: Sequence[Path], each: int | None = None) ->
 def labels_of(folder: Path) -> list[str]:
     """Read the labels of a checkpoint in the order of the logits."""
     names = json.loads((folder / "config.json").read_text())["id2label"]
-    return [names[str(at)] for at in range(len(names))]
+    return [names[str(index)] for index in range(len(names))]

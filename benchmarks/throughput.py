@@ -204,8 +204,8 @@ def segment_costs(chain: Chain, pages: list[Arrays], size: int) -> dict[str, flo
     """Measure milliseconds per page of every segment without early exits, in full batches of similar length."""
     total = dict.fromkeys(chain.exits, 0.0)
     full = len(pages) // size
-    for at in range(full):
-        batch = pages[at * size : (at + 1) * size]
+    for index in range(full):
+        batch = pages[index * size : (index + 1) * size]
         state = chain.encoder.collate([{name: page[name] for name in page if name != "pixel_values"} for page in batch])
         state["pixel_values"] = np.concatenate([page["pixel_values"] for page in batch])
         for segment in chain.segments:

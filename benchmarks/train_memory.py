@@ -163,21 +163,21 @@ def train(data: Path, out: Path, workers: int | None) -> dict[str, Any]:
     import torch
 
     from ee_export.builder.costs import machine_name
-    from ee_export.data.dataset import stratified_split
+    from ee_export.data.dataset import split_stratified
     from ee_export.data.labelled.find import read_labelled
     from ee_export.model import train as training
     from ee_export.model.device import Machine, find_device
     from ee_export.model.loader import workers_to_encode
-    from ee_export.model.recipe import Recipe
+    from ee_export.model.recipe import TrainingRecipe
 
     began = time.perf_counter()
     pages = read_labelled(data)
-    parts = stratified_split(pages, {"train": 0.9, "val": 0.1}, 0)
+    parts = split_stratified(pages, {"train": 0.9, "val": 0.1}, 0)
     stages = {"list": (len(pages), time.perf_counter() - began)}
     model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     model |= {"coordinate_size": 6, "shape_size": 4, "patch_size": 32, "input_size": 224, "image_mode": "L"}
     model |= {"max_text_tokens": 256, "max_position_embeddings": 258, "exits": ["text"]}
-    recipe = Recipe(model=model, epochs=1, vision_epochs=0, batch_size=32)
+    recipe = TrainingRecipe(model=model, epochs=1, vision_epochs=0, batch_size=32)
     last = {"begin": time.perf_counter()}
 
     def progress(stage: str, done: int, total: int) -> None:

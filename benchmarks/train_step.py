@@ -38,7 +38,7 @@ from ee_export.model.families import FAMILIES
 from ee_export.model.heads import Ramp
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import EncodedPages, encoding_digest, make_batch
-from ee_export.model.recipe import Recipe, with_defaults
+from ee_export.model.recipe import TrainingRecipe, with_defaults
 
 
 class Plain(nn.Module):
@@ -148,11 +148,11 @@ def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: s
 
 def prepare(
     scratch: Path, trunk: str, hidden: int, layers: int, batch: int
-) -> tuple[EarlyExitModel, EncodedPages, Recipe]:
+) -> tuple[EarlyExitModel, EncodedPages, TrainingRecipe]:
     """Make a model with an exit after every layer, and encode drawn pages for it."""
     draw_folder(scratch / "pages", 8, seed=1)
     data = read_dataset(scratch / "pages")
-    sizes = dict(with_defaults(Recipe(trunk=trunk)).model)
+    sizes = dict(with_defaults(TrainingRecipe(trunk=trunk)).model)
     sizes |= {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers}
     sizes |= {"num_attention_heads": max(1, hidden // 64)}
     if trunk == "layoutlmv3":
@@ -168,7 +168,7 @@ def prepare(
     encoder = Encoder(checkpoint.encoding_of(model.config), tokenizer)
     encoding = encoding_digest(encoder, tokenizer, model)
     pages = encode_pages(data, encoder, model, scratch / "cache", encoding, lambda done, total: None)
-    return model, pages, Recipe(trunk=trunk, epochs=1000, batch_size=batch, text_dropout=False)
+    return model, pages, TrainingRecipe(trunk=trunk, epochs=1000, batch_size=batch, text_dropout=False)
 
 
 def time_step(

@@ -98,8 +98,8 @@ def fit(head: nn.Module, pages: EncodedPages, epochs: int, name: str) -> None:
     head.train()
     for _ in track(range(epochs), name):
         order = rng.permutation(len(pages))
-        for at in range(0, len(order) - BATCH + 1, BATCH):
-            rows = order[at : at + BATCH].tolist()
+        for index in range(0, len(order) - BATCH + 1, BATCH):
+            rows = order[index : index + BATCH].tolist()
             pixels = augment_images(levels(pages, rows) / 255, rng).expand(-1, 3, -1, -1) * 2 - 1
             loss = F.cross_entropy(head(pixels), pages.targets[rows], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
@@ -113,8 +113,8 @@ def evaluate(head: nn.Module, pages: EncodedPages) -> tuple[float, float]:
     """Compute accuracy, and the share of pages with a higher score than every wrong one."""
     head.eval()
     scores, right = [], []
-    for at in range(0, len(pages), BATCH):
-        rows = range(at, min(at + BATCH, len(pages)))
+    for index in range(0, len(pages), BATCH):
+        rows = range(index, min(index + BATCH, len(pages)))
         probabilities = head(levels(pages, rows).expand(-1, 3, -1, -1) / 127.5 - 1).softmax(1)
         scores.append(probabilities.max(1).values)
         right.append(probabilities.argmax(1) == pages.targets[rows])

@@ -1,6 +1,6 @@
 """The errors a user can meet: one small tree under EeError.
 
-Each message is one line: the file or field first, what was found, what was expected, and the remedy last.
+Each message is one line: the file or field first, then the found and the expected value, and the remedy last.
 """
 
 import difflib
@@ -11,7 +11,7 @@ _LONGEST = 1500
 
 
 class EeError(Exception):
-    """Base of every error that this package raises on purpose; the commands print it and exit with status 2."""
+    """Base of every error that this package raises on purpose. The commands print it and exit with status 2."""
 
     def __str__(self) -> str:
         """The message as one line that is safe to print: names and values in it come from outside."""
@@ -59,11 +59,11 @@ class BadPackage(EeError):
 
 
 class BadRequest(EeError):
-    """An unknown exit, target, operating point or option; the message lists the valid ones."""
+    """An unknown exit, target, operating point or option. The message lists the valid ones."""
 
 
 class NotEqual(EeError):
-    """An exported segment does not give what the trained model gives."""
+    """The outputs of an exported segment differ from those of the trained model."""
 
 
 class DeviceError(EeError):
@@ -78,8 +78,8 @@ class ForkedError(EeError):
     """A chain is used in a process that was forked after the chain was loaded."""
 
 
-def unexpected(name: str, error: BaseException) -> UnexpectedError:
-    """The error that a page gets for an exception nobody foresaw: it names the page, the exception and where to report it."""
+def wrap_unexpected(name: str, error: BaseException) -> UnexpectedError:
+    """Make a page's error for an unexpected exception. It names the page, the exception and the way to report it."""
     return UnexpectedError(
         f"{name}: unexpected {type(error).__name__} ({shorten(error)}); this is a fault of ee-export: report it to its "
         "maintainers with this line and the kind of file (the page itself is not needed)"
@@ -95,7 +95,7 @@ def is_fault(error: BaseException) -> bool:
 
 
 def shorten(value: object, most: int = 200) -> str:
-    """A value as text of at most ``most`` characters, for an error message; its middle is replaced by an ellipsis."""
+    """A value as text of at most ``most`` characters, for an error message. An ellipsis replaces its middle."""
     try:
         text = str(value)
     except Exception as error:  # an object from outside, such as an OCR engine's exception
@@ -127,7 +127,7 @@ def printable(text: object) -> str:
 
 
 def require_known(name: str, valid: Collection[str], what: str) -> None:
-    """Raise BadRequest for a name that is not among ``valid``; the message lists them and says which is nearest."""
+    """Raise BadRequest for a name that is not among ``valid``. The message lists the valid names and the nearest one."""
     if name not in valid:
         name = shorten(name)
         near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)

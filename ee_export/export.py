@@ -96,7 +96,7 @@ def build_package(
         BadModel: the parts do not fit together, or cannot be cut or exported.
         BadData, BadPage: the pages cannot be used.
         BadRequest: ``out`` exists.
-        NotEqual: an exported graph does not give what the model gives.
+        NotEqual: the outputs of an exported graph differ from the model's.
     """
     # Here, because it imports transformers: a module with a factory need not.
     from ee_export.builder.build import build_own

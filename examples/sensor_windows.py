@@ -1,4 +1,4 @@
-"""No document at all: windows of three sensors of a machine, and whether it runs, wobbles or stands. Arrays in, no encoder.
+"""A model of arrays, without documents or an encoder. It classifies windows of three sensors: the machine runs, wobbles or stands.
 
 python sensor_windows.py                                                    # draws windows.npz, trains, writes sensor_windows.pt
 ee-export build sensor_windows.py:make_model windows.npz --out sensors.ee   # cuts, proves, calibrates and tunes
@@ -16,7 +16,7 @@ DATA, WEIGHTS = "windows.npz", "sensor_windows.pt"
 
 
 def draw(windows, seed):
-    """Windows of noise on which a machine that runs or wobbles leaves a tone: arrays as `ee-export build` reads them."""
+    """Windows of noise, with a tone if the machine runs or wobbles, as arrays that `ee-export build` reads."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, len(LABELS), windows)
     pitch = np.choose(label, [rng.uniform(8, 9, windows), np.zeros(windows), rng.uniform(3, 4, windows)])

@@ -1,7 +1,7 @@
 """A vision transformer in plain torch with a ramp behind every layer. It reads a page's image.
 
-A ramp reads the first row alone. So each layer is two parts: that row, on which the answer waits, and the other rows, which are
-computed only for a page that goes on.
+A ramp reads only the first row. So each layer is two parts: the first row, which the answer needs, and the other rows, which are
+computed only for remaining pages.
 
     python vit_ramps.py PAGES                                      # trains, and writes vit_ramps.pt
     ee-export build vit_ramps.py:make_model PAGES --out vit.ee     # cuts, proves, calibrates and tunes
@@ -29,7 +29,7 @@ class Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
 
     def forward(self, x, rows=None):
-        """The first ``rows`` rows ``[B, rows, WIDTH]`` behind the layer, of ``x [B, L, WIDTH]`` before it; all by default."""
+        """The first ``rows`` rows ``[B, rows, WIDTH]`` of the layer's output for ``x [B, L, WIDTH]``. By default all rows."""
         normed = self.norm(x)
         q, k, v = (
             each.unflatten(2, (HEADS, -1)).transpose(1, 2)

@@ -27,7 +27,7 @@ from ee_export.draw import draw_folder
 from ee_export.package.atomic import lock_file, staged_folder
 from ee_export.package.store import Package, open_package
 
-if TYPE_CHECKING:  # torch is imported where it is used: xdist's first process runs no test
+if TYPE_CHECKING:  # torch is imported inside the functions, because the first process of xdist runs no test
     from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 
 settings.register_profile("tests", max_examples=40, deadline=None)
@@ -58,7 +58,7 @@ input_size = 64
 max_position_embeddings = 514
 image_mode = "L"
 """
-"""The beginning of a recipe, as TOML: a trunk of two small layers; more of `[model]` may follow."""
+"""The beginning of a recipe in TOML: a trunk of two small layers. Keys of `[model]` may follow."""
 SMALL_MODEL = f"""
 import torch
 from torch import nn
@@ -84,9 +84,9 @@ def make_model():
         parts=parts, exits=("early", "late"), labels={LABELS}, module=net, encoding=image_encoding(8, mode="L")
     )
 """
-"""A module whose function ``make_model`` makes a model of two segments and 800 kB of weights, which is exported in a second."""
+"""A module whose function ``make_model`` makes a model of two segments and 800 kB of weights. It exports in a second."""
 Call = Callable[..., tuple[int, str, str]]
-"""Runs ``ee-export`` with arguments in this process; returns exit status, stdout and stderr."""
+"""Runs ``ee-export`` with arguments in this process. Returns exit status, stdout and stderr."""
 EXITS = ["vision", "text", "fusion", "encoder.1", "encoder.2", "encoder.3"]
 
 
@@ -94,14 +94,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests run first, so that no process is left alone with one at the end."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    # torch collects its table of operators anew at every export, which is a fifth of the time of a small graph's.
+    # torch collects its table of operators again at every export, which takes a fifth of the time of a small graph
     ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 def tiny_config(**changes: Any) -> EarlyExitLayoutLMv3Config:
-    """A configuration small enough to export in seconds; encoder.2 pools, the others read ``[CLS]``."""
+    """A configuration that exports in seconds. The head of encoder.2 pools, the others read ``[CLS]``."""
     from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3Config
 
     sizes = {
@@ -192,7 +192,7 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What ``ee-export build`` takes to make the small model."""
+    """The small model as ``FILE:FUNCTION``, an argument of ``ee-export build``."""
     folder = make_once(tmp_path_factory, "small", lambda folder: (folder / "small.py").write_text(SMALL_MODEL))
     return f"{folder / 'small.py'}:make_model"
 
@@ -220,7 +220,7 @@ def real_pages() -> Path:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run ``ee-export`` in this process; returns exit status, stdout and stderr."""
+    """Run ``ee-export`` in this process. Returns exit status, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ee-export", *map(str, arguments)])
@@ -229,8 +229,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             run_cli(cli, "ee-export")
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 1
-        found = capsys.readouterr()
-        return status, found.out, found.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
     return run
 

@@ -1,4 +1,4 @@
-"""Packages made by hand from small ONNX graphs, as somebody brings them: any exits, any inputs, no trunk of ours."""
+"""Packages made by hand from small ONNX graphs, like those of users: any exits, any inputs, no trunk of ours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,23 +50,23 @@ def made(exit_name: str, inputs: Sequence[TensorSpec], state: TensorSpec | None 
     rng = np.random.default_rng(seed)
     outputs = [TensorSpec(logits_name(exit_name), "float32", ("B", len(LABELS))), *([state] if state else [])]
     nodes, weights = [], []
-    for at, tensor in enumerate(inputs):
-        value = f"float{at}"
+    for index, tensor in enumerate(inputs):
+        value = f"float{index}"
         nodes.append(helper.make_node("Cast", [tensor.name], [value], to=TensorProto.FLOAT))
         if "T" in tensor.shape:
-            weights.append(numpy_helper.from_array(np.array([1], np.int64), f"axis{at}"))
-            nodes.append(helper.make_node("ReduceSum", [value, f"axis{at}"], [f"sum{at}"], keepdims=0))
-            value = f"sum{at}"
+            weights.append(numpy_helper.from_array(np.array([1], np.int64), f"axis{index}"))
+            nodes.append(helper.make_node("ReduceSum", [value, f"axis{index}"], [f"sum{index}"], keepdims=0))
+            value = f"sum{index}"
         sizes = [axis for axis in tensor.shape[1:] if isinstance(axis, int)]
-        weights.append(numpy_helper.from_array(np.array([-1, int(np.prod(sizes))], np.int64), f"shape{at}"))
-        nodes.append(helper.make_node("Reshape", [value, f"shape{at}"], [f"flat{at}"]))
+        weights.append(numpy_helper.from_array(np.array([-1, int(np.prod(sizes))], np.int64), f"shape{index}"))
+        nodes.append(helper.make_node("Reshape", [value, f"shape{index}"], [f"flat{index}"]))
         size = np.prod(sizes) ** 0.5 * (1000 if tensor.name.endswith("bbox") else 1)
         for to, output in enumerate(outputs):
             matrix = (rng.normal(size=(int(np.prod(sizes)), int(output.shape[1]))) / size).astype(np.float32)
-            weights.append(numpy_helper.from_array(matrix, f"weight{at}.{to}"))
-            nodes.append(helper.make_node("MatMul", [f"flat{at}", f"weight{at}.{to}"], [f"part{at}.{to}"]))
+            weights.append(numpy_helper.from_array(matrix, f"weight{index}.{to}"))
+            nodes.append(helper.make_node("MatMul", [f"flat{index}", f"weight{index}.{to}"], [f"part{index}.{to}"]))
     for to, output in enumerate(outputs):
-        nodes.append(helper.make_node("Sum", [f"part{at}.{to}" for at in range(len(inputs))], [output.name]))
+        nodes.append(helper.make_node("Sum", [f"part{index}.{to}" for index in range(len(inputs))], [output.name]))
     taken, given = (
         [helper.make_tensor_value_info(t.name, _TYPES[t.dtype], t.shape) for t in side] for side in (inputs, outputs)
     )

@@ -21,17 +21,13 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("ee_export", "tests", "benchmarks", "attacks", "examples")
-NOT_CLEAN_YET = (
-    "attacks",
-    "ee_export/draw",
-    "ee_export/package",
-    "ee_export/segments",
-    "tests",
-)
-"""Folders whose errors are counted, but do not fail. A folder leaves this list when it is clean."""
+NOT_CLEAN_YET = ("ee_export/draw", "tests/draw", "tests/bench/test_pareto.py")
+"""Folders and files whose errors are counted, but do not fail. A folder leaves this list when it is clean."""
 
 BEGINNING = re.compile(r"\W*(What|Where|Who|Whether)\b")
 NAMES = frozenset({"found", "said", "told", "asked", "wanted", "mine", "seen"})
+FORMAT = {"ee_export/package/manifest.py": {"seen"}}
+"""Names that a file may keep, because they are keys of a format that packages on disk have."""
 COUNTED = {
     "what": r"\bwhat\b",
     "where": r"\bwhere\b",
@@ -55,10 +51,11 @@ def find_errors(name: str, source: str) -> Iterator[str]:
     for text in docstrings(tree):
         if match := BEGINNING.match(str(text.value)):
             yield f"{name}:{text.lineno}: the docstring begins with '{match[1]}'; begin with a noun or a verb"
+    names = NAMES - FORMAT.get(name, set())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in NAMES:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in names:
             yield f"{name}:{node.lineno}: '{node.id}' does not name its content; rename it"
-        elif isinstance(node, ast.arg) and node.arg in NAMES:
+        elif isinstance(node, ast.arg) and node.arg in names:
             yield f"{name}:{node.lineno}: the parameter '{node.arg}' does not name its content; rename it"
 
 
@@ -121,7 +118,12 @@ def print_table(revision: str) -> None:
 
 def is_clean(name: str) -> bool:
     """True if the folder of a file is clean, so that an error fails."""
-    return not any(name.startswith(f"{folder}/") for folder in NOT_CLEAN_YET)
+    return not any(is_in(folder, name) for folder in NOT_CLEAN_YET)
+
+
+def is_in(folder: str, error: str) -> bool:
+    """True if an error, or the name of a file, is one of this folder or file."""
+    return error.startswith((f"{folder}/", f"{folder}:")) or error == folder
 
 
 def main() -> None:
@@ -133,7 +135,7 @@ def main() -> None:
         print_table(options.table)
         return
     errors = [error for name, source in files_here().items() for error in find_errors(name, source)]
-    open_errors = Counter(folder for folder in NOT_CLEAN_YET for error in errors if error.startswith(f"{folder}/"))
+    open_errors = Counter(folder for folder in NOT_CLEAN_YET for error in errors if is_in(folder, error))
     failed = [error for error in errors if is_clean(error)]
     for error in errors if options.all else failed:
         print(error)

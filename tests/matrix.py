@@ -48,10 +48,12 @@ def sample() -> Path:
 def main() -> None:
     """Print a table, one row a version."""
     requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    floor = next(re.search(r">=1\.(\d+)", each) for each in requirements if each.startswith("onnxruntime"))
+    floor = next(
+        re.search(r">=1\.(\d+)", requirement) for requirement in requirements if requirement.startswith("onnxruntime")
+    )
     assert floor is not None
     versions = sys.argv[1:] or [f"1.{minor}" for minor in range(NEWEST, int(floor[1]) - 1, -1)]
-    others = [each for each in requirements if not each.startswith("onnxruntime")]
+    others = [requirement for requirement in requirements if not requirement.startswith("onnxruntime")]
     failed, newest = False, None
     print(f"{'onnxruntime':<12} {'installed':<10} {'logits differ':>13} {'other answers':>13}  tests", flush=True)
     for version in versions:
@@ -77,8 +79,10 @@ def environment(version: str, others: list[str]) -> Path:
     python = folder / "bin" / "python"
     if not (folder / ".ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        wanted = [f"onnxruntime=={version}.*", *others, "pytest"]
-        subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *wanted], check=True)
+        requirements = [f"onnxruntime=={version}.*", *others, "pytest"]
+        subprocess.run(
+            [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *requirements], check=True
+        )
         (folder / ".ready").touch()
     return python
 

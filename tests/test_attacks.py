@@ -1,6 +1,7 @@
-"""A bounded run of the attack suite: each family is attacked, and nothing is untyped, crashes, hangs or takes memory without bound.
+"""A bounded run of the attack suite. Each family runs, and no attack is untyped, crashes, hangs or uses unbounded
+memory.
 
-The whole run is ``python -m attacks PACKAGE --whole``; see docs/testing.md.
+The full run is ``python -m attacks PACKAGE --whole``, see docs/testing.md.
 """
 
 import subprocess
@@ -34,7 +35,7 @@ def test_every_attack_is_refused_or_answered(outcomes: list[Outcome], sample: Pa
 
 
 @pytest.mark.exhaustive
-def test_attacks_leave_the_package_as_it_is(outcomes: list[Outcome], sample: Path) -> None:
+def test_attacks_do_not_change_the_package(outcomes: list[Outcome], sample: Path) -> None:
     from ee_export.package.store import open_package
 
     open_package(sample).check()
@@ -42,10 +43,10 @@ def test_attacks_leave_the_package_as_it_is(outcomes: list[Outcome], sample: Pat
 
 
 def test_the_suite_notices_a_crash_a_hang_and_memory(sample: Path) -> None:
-    found = run_attacks(sample, [("mistakes", index) for index in range(6)], SEED, workers=1)
-    assert [outcome.kind for outcome in found] == ["crash", "hang", "memory", "wrong", "refused", "answered"]
-    assert [outcome.error for outcome in found[:2]] == ["SIGSEGV", "timeout"]
-    assert found[3].message.startswith("error message has more than one line")
+    outcomes = run_attacks(sample, [("mistakes", index) for index in range(6)], SEED, workers=1)
+    assert [outcome.kind for outcome in outcomes] == ["crash", "hang", "memory", "wrong", "refused", "answered"]
+    assert [outcome.error for outcome in outcomes[:2]] == ["SIGSEGV", "timeout"]
+    assert outcomes[3].message.startswith("error message has more than one line")
 
 
 def test_one_attack_is_replayed_by_its_index(sample: Path) -> None:

@@ -35,7 +35,7 @@ def page(folder: Path, words: object = None, boxes: object = None, name: str = "
 
 
 def huge_png(path: Path, side: int) -> None:
-    """A PNG that says it is ``side`` pixels square, in a few bytes."""
+    """A PNG that declares ``side`` x ``side`` pixels in a few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -102,7 +102,7 @@ def test_a_json_of_another_form_is_named(call, package: Path, tmp_path: Path, te
     one_line(status, err, "page.json", "expected")
 
 
-def test_one_bad_page_is_reported_in_its_row_and_the_others_are_answered(call, package: Path, tmp_path: Path) -> None:
+def test_one_bad_page_is_reported_in_its_row_and_the_others_get_answers(call, package: Path, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         page(tmp_path / "pages", [], [], name)
     (tmp_path / "pages" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -157,7 +157,7 @@ def test_a_class_without_held_out_pages_is_named(
     assert "no pages of 1 of 7 classes (receipt)" in caplog.text
 
 
-def test_too_few_pages_to_certify_say_how_many_are_needed(call, package: Path, pages_folder: Path) -> None:
+def test_too_few_pages_to_certify_are_refused_with_the_number_needed(call, package: Path, pages_folder: Path) -> None:
     status, _, err = call("tune", package, pages_folder, "--epsilon", "0.01")
     one_line(status, err, "35 pages are too few", "at least 230 are needed", "--epsilon 0.064")
     status, _, err = call("tune", package, pages_folder, "--epsilon", "0.01", "--on-average")
@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_refused(
     one_line(status, err, "checkpoint")
 
 
-def test_unknown_names_list_the_valid_ones(call, package: Path, pages_folder: Path, tmp_path: Path) -> None:
+def test_unknown_names_are_refused_with_the_valid_ones(call, package: Path, pages_folder: Path, tmp_path: Path) -> None:
     status, _, err = call("predict", package, pages_folder, "--target", "cpu-int4")
     one_line(status, err, "unknown target 'cpu-int4'", "cpu-fp32")
     status, _, err = call("predict", package, pages_folder, "--operating-point", "fast")
@@ -279,7 +279,7 @@ def test_a_wrong_command_line_is_one_line_and_names_its_help(call, arguments: tu
     one_line(status, err, message, "--help`")
 
 
-def test_what_exists_is_not_overwritten_without_force(
+def test_existing_files_are_not_overwritten_without_force(
     call, package: Path, tiny_checkpoint: Path, pages_folder: Path
 ) -> None:
     before = sorted(path.stat().st_mtime_ns for path in package.rglob("*"))

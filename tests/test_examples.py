@@ -41,7 +41,7 @@ def labels_of(model: PartedModel, arrays: dict[str, np.ndarray]) -> dict[str, li
     inputs = {name: torch.from_numpy(arrays[name]) for name in model.inputs_read()}
     with torch.no_grad():
         logits = model.module(**inputs)
-    return {name: [model.labels[at] for at in values.argmax(1).tolist()] for name, values in logits.items()}
+    return {name: [model.labels[index] for index in values.argmax(1).tolist()] for name, values in logits.items()}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def labels_of(model: PartedModel, arrays: dict[str, np.ndarray]) -> dict[str, li
         pytest.param("vit_ramps", 15, marks=pytest.mark.exhaustive),
     ],
 )
-def test_an_example_of_pages_answers_as_its_own_forward_pass_and_exits_early(
+def test_an_example_of_pages_equals_its_forward_pass_and_exits_early(
     name: str, epochs: int, tmp_path: Path, pages_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,8 @@ LAYERS = (
     ("bench",),
     ("export", "__init__"),
 )
-"""From the ground up. A room imports from lower layers only; rooms of one layer do not import each other, except on the ground."""
+"""Layers from the bottom up. A module imports from lower layers only. Modules of one layer do not import each other,
+except in the lowest."""
 LIGHT = ("errors", "places", "progress", "version", "policy", "package", "data", "runtime", "verify", "doctor")
 """Rooms that a machine without torch runs."""
 HEAVY = {"torch", "transformers", "onnx", "onnxscript", "safetensors", "faker"}
@@ -36,26 +37,26 @@ def test_every_room_has_a_layer() -> None:
 
 def test_imports_point_down() -> None:
     upward = [
-        f"{each.importer}:{each.line} -> {each.imported}"
-        for each in IMPORTS
-        if (source := room_of(each.importer)) != (target := room_of(each.imported))
+        f"{edge.importer}:{edge.line} -> {edge.imported}"
+        for edge in IMPORTS
+        if (source := room_of(edge.importer)) != (target := room_of(edge.imported))
         and (LAYER[target] > LAYER[source] or (LAYER[target] == LAYER[source] and LAYER[target]))
     ]
     assert upward == []
 
 
-def test_policy_imports_numpy_and_scipy_and_of_ours_the_errors_alone() -> None:
+def test_policy_imports_only_numpy_scipy_and_our_errors() -> None:
     allowed = {"errors", "policy"}
     others = [
-        f"{each.importer}:{each.line} -> {each.imported}"
-        for each in IMPORTS
-        if room_of(each.importer) == "policy" and room_of(each.imported) not in allowed
+        f"{edge.importer}:{edge.line} -> {edge.imported}"
+        for edge in IMPORTS
+        if room_of(edge.importer) == "policy" and room_of(edge.imported) not in allowed
     ]
     assert others == []
 
 
 def test_modules_import_each_other_in_no_circle() -> None:
-    assert circles((each.importer, each.imported) for each in IMPORTS) == []
+    assert circles((edge.importer, edge.imported) for edge in IMPORTS) == []
 
 
 @pytest.mark.parametrize("room", LIGHT)
@@ -79,9 +80,9 @@ def test_an_import_in_a_function_or_under_type_checking_counts(tmp_path: Path) -
     )
     (package / "cli.py").write_text("import ee_export.policy.tune\n")
     imports = own_imports(modules_of(tmp_path))
-    assert {(each.importer, each.imported, each.line) for each in imports} == {
+    assert {(edge.importer, edge.imported, edge.line) for edge in imports} == {
         ("ee_export.policy.tune", "ee_export.runtime.chain", 3),
         ("ee_export.policy.tune", "ee_export.cli", 5),
         ("ee_export.cli", "ee_export.policy.tune", 1),
     }
-    assert circles((each.importer, each.imported) for each in imports) == [["ee_export.cli", "ee_export.policy.tune"]]
+    assert circles((edge.importer, edge.imported) for edge in imports) == [["ee_export.cli", "ee_export.policy.tune"]]

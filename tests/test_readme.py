@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, its links lead somewhere, and it stays one screen long."""
+"""The README's code runs unchanged, its links have targets, and it stays one screen long."""
 
 import os
 import re
@@ -55,5 +55,5 @@ def test_its_links_and_those_of_the_docs_lead_to_files() -> None:
 
 
 def test_it_has_at_most_900_words() -> None:
-    text = re.sub(r"^ *[┏┃┡│└].*$", "", README, flags=re.MULTILINE)  # what `make demo` prints
+    text = re.sub(r"^ *[┏┃┡│└].*$", "", README, flags=re.MULTILINE)  # output of `make demo`
     assert len(re.findall(r"[\w'.-]*\w[\w'.-]*", re.sub(r"\]\([^)]*\)", "]", text))) <= 900

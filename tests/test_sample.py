@@ -1,4 +1,4 @@
-"""The shipped sample does what the README says of it, on real pages where they are."""
+"""The shipped sample has the properties that the README states, on real pages if they are available."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_the_sample_is_small(sample: Path) -> None:
     assert size(sample.parent / "documents.checkpoint") <= 10e6
 
 
-def test_the_sample_proves_itself_here(sample: Path) -> None:
+def test_the_sample_verifies_on_this_machine(sample: Path) -> None:
     package = open_package(sample)
     result = verify_package(package, "cpu-fp32")
     assert set(result.operating_points) == {"full", "default"}

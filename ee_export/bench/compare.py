@@ -14,7 +14,7 @@ from ee_export.bench import machine
 from ee_export.bench.contender import Worker
 from ee_export.bench.peers import CHAIN, Subject, parse_contender
 from ee_export.bench.stages import list_stages, sort_stages
-from ee_export.bench.statistics import Interval, interval, samples_needed
+from ee_export.bench.statistics import Interval, count_samples_needed, interval
 from ee_export.data.dataset import Dataset
 from ee_export.errors import BadRequest, require_known
 from ee_export.package.input_specs import only_encoding
@@ -48,7 +48,7 @@ Answer = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ComparisonRules:
     """The rules of a comparison.
 
     ``rounds``: largest number of rounds over all pages. ``in_a_row``: pages that a contender answers before the next
@@ -62,7 +62,9 @@ class Plan:
     ocr: bool = False
 
 
-def compare(subject: Subject, peers: Sequence[str], data: Dataset, plan: Plan, progress: Progress) -> dict[str, Any]:
+def compare(
+    subject: Subject, peers: Sequence[str], data: Dataset, plan: ComparisonRules, progress: Progress
+) -> dict[str, Any]:
     """Measure the chain and its peers, and return the result that docs/bench.md describes.
 
     Chains of one target share a process, also if their pages exit at different exits.
@@ -142,9 +144,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or CHAIN not in (result.get("contenders") or ()):
         raise BadRequest(f"{path}: no result of a comparison; {expected}")
     if result.get("schema") != SCHEMA:
-        raise BadRequest(
-            f"{path}: schema {result.get('schema')!r}, and this version reads {SCHEMA}; measure again with it"
-        )
+        raise BadRequest(f"{path}: schema {result.get('schema')!r}, expected {SCHEMA}; measure again with this version")
     for name, contender in result["contenders"].items():
         if not isinstance(contender, dict) or FIELDS - contender.keys():
             raise BadRequest(f"{path}: the entry of {name} is not complete; {expected}")
@@ -167,7 +167,7 @@ def compute_ratios(before: dict[str, Any], after: dict[str, Any]) -> dict[str, I
 
 
 def _measure(
-    contenders: Mapping[str, Worker], data: Dataset, plan: Plan, progress: Progress
+    contenders: Mapping[str, Worker], data: Dataset, plan: ComparisonRules, progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, list[list[Answer]]]]:
     """Measure milliseconds ``[rounds, N]`` per contender, and collect its answers by round, in the order of pages."""
     rng = np.random.default_rng(plan.seed)
@@ -221,7 +221,7 @@ def _make_figures(
     }
     samples = times.ravel()
     for percent in (50, 90, 99):
-        enough = samples.size >= samples_needed(percent)
+        enough = samples.size >= count_samples_needed(percent)
         percentile = partial(_percentile, samples, percent)
         figures[f"p{percent}_ms"] = interval(percentile, samples.size) if enough else None
     figures["stages_ms"] = _average_stages(times, answers, order)

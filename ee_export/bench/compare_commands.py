@@ -108,7 +108,7 @@ def compare(
         threads or available_threads(),
         None if graph is None else str(graph),
     )
-    plan = comparing.Plan(rounds=rounds, in_a_row=in_a_row, seed=seed, ocr=ocr)
+    plan = comparing.ComparisonRules(rounds=rounds, in_a_row=in_a_row, seed=seed, ocr=ocr)
     with progress_bars() as show:
         result = comparing.compare(
             subject, split_names(peers) or [], read_dataset(data, opened.manifest.labels), plan, show

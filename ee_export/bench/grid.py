@@ -9,7 +9,7 @@ from typing import Any
 from ee_export.builder.calibrate import METHODS
 from ee_export.errors import BadRequest, require_known
 from ee_export.model.exits import PLACEMENTS
-from ee_export.model.recipe import Recipe, prefix_errors
+from ee_export.model.recipe import TrainingRecipe, prefix_errors
 from ee_export.model.strategies import STRATEGIES
 from ee_export.package.strict_json import mismatch
 from ee_export.package.toml_tables import read_table, read_toml, require_table_keys, subtable
@@ -113,10 +113,14 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
     places = read_table(Grid, folders, where, "[data] ", without=_ELSEWHERE, special=special)
     choices = read_table(_Choices, subtable(tables, "grid", where), where, "[grid] ")
     training = read_table(
-        Recipe, subtable(tables, "training", where), where, "[training] ", without=("model", "strategy", "trunk", "add")
+        TrainingRecipe,
+        subtable(tables, "training", where),
+        where,
+        "[training] ",
+        without=("model", "strategy", "trunk", "add"),
     )
     with prefix_errors(f"{where}: [training] "):
-        Recipe(**training)
+        TrainingRecipe(**training)
     for name, value in places.items():
         places[name] = tuple(path.parent / folder for folder in value) if name == "train" else path.parent / value
     with prefix_errors(f"{where}: [grid] "):

@@ -139,11 +139,9 @@ def run(
     from ee_export.runtime.ort import available_threads
 
     opened = open_package(package)
-    plan = scenarios.Plan(**rules)
+    plan = scenarios.RunRules(**rules)
     if against == operating_point:
-        raise BadRequest(
-            f"--against {against}: that is what it would be measured against; name another operating point"
-        )
+        raise BadRequest(f"--against {against}: is the measured operating point; name another one")
     points = [operating_point] if against is None else [operating_point, against]
     work = find_work(opened, data, ocr=ocr, seed=plan.seed)
     with progress_bars() as show:
@@ -168,7 +166,7 @@ def record(package: Path, pages: Path, path: Path, ocr: bool, target: str) -> No
 
     if path.suffix != recording.RECORDED or pages.suffix == recording.RECORDED:
         raise BadRequest(
-            f"{path}: `ee-bench record PACKAGE PAGES --out FILE{recording.RECORDED}` reads a folder of pages"
+            f"{path}: expected --out FILE{recording.RECORDED}, and PAGES as a folder of pages; record with both"
         )
     opened = open_package(package)
     work = recording.find_work(opened, pages, ocr=ocr, seed=0)
@@ -214,9 +212,9 @@ def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_jso
     try:
         lengths = sorted({min(int(part), longest) for part in tokens.split(",")})
     except ValueError:
-        raise BadRequest(f"--tokens is '{tokens}'; expected numbers such as 128,512") from None
+        raise BadRequest(f"--tokens: found '{tokens}', expected numbers such as 128,512") from None
     if lengths[0] < 2:
-        raise BadRequest("--tokens: a text has at least its two special tokens")
+        raise BadRequest(f"--tokens: found {lengths[0]}, expected 2 or more, as a text has two special tokens")
     began = watch()
     with progress_bars() as show:
         latencies = measuring.measure_latency(opened, target, lengths, runs, show)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ee_export.bench import machine
 from ee_export.bench.server import Search, Trial, count_allowed_late, draw_arrivals, search, serve
-from ee_export.bench.statistics import Interval, interval, percentile, samples_needed
+from ee_export.bench.statistics import Interval, count_samples_needed, interval, percentile
 from ee_export.bench.system import System
 from ee_export.bench.work import Work
 from ee_export.errors import BadRequest
@@ -32,7 +32,7 @@ _PASSES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunRules:
     """The rules of a run. docs/bench.md describes each field."""
 
     scenario: str = "SingleStream"
@@ -53,7 +53,7 @@ RateSearch = tuple[System, dict[str, Any], Search]
 
 
 def run(
-    package: Package, target: str, points: Sequence[str], work: Work, threads: int, plan: Plan, progress: Progress
+    package: Package, target: str, points: Sequence[str], work: Work, threads: int, plan: RunRules, progress: Progress
 ) -> dict[str, Any]:
     """Run a scenario, and return the result that docs/bench.md describes.
 
@@ -72,9 +72,9 @@ def run(
             percentiles.
         BadPage, NoText: a page cannot be read.
     """
-    if plan.scenario == "Server" and plan.min_queries < samples_needed(99):
+    if plan.scenario == "Server" and plan.min_queries < count_samples_needed(99):
         raise BadRequest(
-            f"--min-queries {plan.min_queries}: Server judges p99, which takes {samples_needed(99)} queries"
+            f"--min-queries {plan.min_queries}: Server judges p99, which takes {count_samples_needed(99)} queries"
         )
     chain = load_package(package, target, points[0], threads, one_pool=True)
     systems = {point: System(point, chain.at(point), work) for point in points}
@@ -98,7 +98,7 @@ def run(
     }
 
 
-def _single_stream(systems: Sequence[System], pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
+def _single_stream(systems: Sequence[System], pages: int, plan: RunRules, progress: Progress) -> dict[str, Any]:
     """Classify one page after the other. The next page is issued at the answer to the one before."""
     _warm_up(systems, pages)
     latencies = _stream(systems, pages, plan.seed, plan.min_queries, plan.min_seconds, progress)
@@ -106,11 +106,11 @@ def _single_stream(systems: Sequence[System], pages: int, plan: Plan, progress: 
     for system in systems:
         times = latencies[system.name]
         seconds = float(times.sum()) / 1e3
-        if len(times) < samples_needed(90):
-            longer = seconds * samples_needed(90) / len(times)
+        if len(times) < count_samples_needed(90):
+            longer = seconds * count_samples_needed(90) / len(times)
             raise BadRequest(
-                f"SingleStream: p90 takes {samples_needed(90)} queries, and this run had {len(times)} in {seconds:.1f} s; "
-                f"give --min-queries {samples_needed(90)}, or --min-seconds {math.ceil(longer)}"
+                f"SingleStream: p90 takes {count_samples_needed(90)} queries, and this run had {len(times)} in {seconds:.1f} s; "
+                f"give --min-queries {count_samples_needed(90)}, or --min-seconds {math.ceil(longer)}"
             )
         figures[system.name] = {"queries": len(times), "seconds": seconds, **_latency(times), **system.tally()}
     ratio = None
@@ -121,7 +121,7 @@ def _single_stream(systems: Sequence[System], pages: int, plan: Plan, progress: 
     return {"contenders": figures, "ratio": ratio}
 
 
-def _server(systems: Sequence[System], full: System, pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
+def _server(systems: Sequence[System], full: System, pages: int, plan: RunRules, progress: Progress) -> dict[str, Any]:
     """Serve random arrivals at a given rate, or at the highest rate that is held.
 
     ``full``: the system of the bound's median.
@@ -153,7 +153,7 @@ def _server(systems: Sequence[System], full: System, pages: int, plan: Plan, pro
     return {"contenders": figures, "ratio": _compare_rates(figures)}
 
 
-def _offline(systems: Sequence[System], pages: int, plan: Plan, progress: Progress) -> dict[str, Any]:
+def _offline(systems: Sequence[System], pages: int, plan: RunRules, progress: Progress) -> dict[str, Any]:
     """Classify pages that are all given at the beginning."""
     order = np.random.default_rng(plan.seed).permutation(pages).tolist()
     _warm_up(systems, pages)
@@ -223,7 +223,7 @@ def _stream(
     return {name: np.array(times) for name, times in taken.items()}
 
 
-def _search_rates(searches: Sequence[RateSearch], pages: int, plan: Plan, progress: Progress) -> None:
+def _search_rates(searches: Sequence[RateSearch], pages: int, plan: RunRules, progress: Progress) -> None:
     """Search for every contender's highest rate.
 
     Trials alternate, so that a change of the machine affects all contenders.
@@ -249,7 +249,7 @@ def _search_rates(searches: Sequence[RateSearch], pages: int, plan: Plan, progre
 
 
 def _run_trial(
-    system: System, pages: int, rate: float, seed: int, bound_ms: float, plan: Plan, *, give_up: bool
+    system: System, pages: int, rate: float, seed: int, bound_ms: float, plan: RunRules, *, give_up: bool
 ) -> Trial:
     count = max(plan.min_queries, math.ceil(rate * plan.min_seconds))
     rows = np.random.default_rng([seed, 1]).integers(pages, size=count).tolist()
@@ -275,7 +275,7 @@ def _record_trial(entry: dict[str, Any], trial: Trial, system: System) -> None:
         entry["run"] = {**figures, **_latency(trial.latencies_ms), **tally}
 
 
-def _find_bounds(plan: Plan, medians: dict[str, float], name: str, full_name: str) -> dict[str, float]:
+def _find_bounds(plan: RunRules, medians: dict[str, float], name: str, full_name: str) -> dict[str, float]:
     """Return the bounds on p99 of a contender, in milliseconds, by the contender of their median."""
     if plan.bound_ms is not None:
         return {"given": plan.bound_ms}

@@ -34,7 +34,7 @@ def spread(values: np.ndarray) -> Spread:
     return Spread(float(middle), float(low), float(high))
 
 
-def samples_needed(percent: int) -> int:
+def count_samples_needed(percent: int) -> int:
     """Count the samples that a percentile needs: 1,000 for p99, 100 for p90."""
     return math.ceil(_TAIL * 100 / (100 - percent))
 
@@ -54,7 +54,7 @@ def percentile(samples: np.ndarray, percent: int) -> Interval | None:
     Reference: David and Nagaraja, "Order statistics", 3rd edition, 2003, section 7.1.
     """
     count = len(samples)
-    if count < samples_needed(percent):
+    if count < count_samples_needed(percent):
         return None
     below = np.arange(1, count + 1)
     share = percent / 100

@@ -78,13 +78,13 @@ def _read(path: Path, *, ocr: bool) -> Page:
 def _add_timer(stages: Stages, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function, so that its time is added to a stage."""
 
-    def timed(*arguments: Any) -> Any:
+    def run_timed(*arguments: Any) -> Any:
         started = time.perf_counter()
         result = function(*arguments)
         stages[stage] += (time.perf_counter() - started) * 1e3
         return result
 
-    return timed
+    return run_timed
 
 
 def _open_chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ee_export.builder.build import build_model
-from ee_export.data.dataset import Splittable, read_dataset, stratified_split
+from ee_export.data.dataset import Splittable, read_dataset, split_stratified
 from ee_export.data.encode import Encoder
 from ee_export.data.labelled import Labelled
 from ee_export.data.labelled.find import read_labelled
@@ -28,7 +28,7 @@ from ee_export.model.feature_cache import cache_features
 from ee_export.model.loader import workers_to_encode
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import encoding_digest
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.source import load_source
 from ee_export.model.train_heads import HeadTraining, train_heads
 from ee_export.package.atomic import check_destination, staged_folder
@@ -92,7 +92,7 @@ def add_exits(
     if checkpoint_out is not None:
         check_destination(checkpoint_out, overwrite=overwrite)
         if checkpoint_out.resolve() == out.resolve():
-            raise BadRequest(f"--checkpoint-out {checkpoint_out}: is --out too; name two folders")
+            raise BadRequest(f"--checkpoint-out {checkpoint_out}: is the folder of --out; name another folder")
     model, tokenizer = load_source(source, exits, labels)
     if model.config.exit_names() == ("final",):
         raise BadRequest(
@@ -134,9 +134,9 @@ def split_for_heads(data: Held, train_data: Train | None, seed: int) -> tuple[He
     """Divide pages into held-out pages, pages that train, and pages that validate."""
     rest: Held | Train | None = train_data
     if rest is None:
-        shares = stratified_split(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
+        shares = split_stratified(data, {"train": TRAIN_SHARE, "held_out": 1 - TRAIN_SHARE}, seed)
         data, rest = shares["held_out"], shares["train"]
-    parts = stratified_split(rest, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
+    parts = split_stratified(rest, {"train": 1 - VAL_SHARE, "validate": VAL_SHARE}, seed)
     for purpose, part in parts.items():
         if len(part) < 2:
             raise BadData(f"{rest.root}: too few pages ({len(rest)}) to {purpose} heads; add pages to every class")
@@ -215,7 +215,7 @@ def _train_vision(
     progress: Progress,
 ) -> float:
     """Train the small convolutional network of the exit ``vision``. Returns its validation accuracy."""
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         add=["vision"],
         epochs=0,
         vision_epochs=training.vision_epochs,

@@ -48,13 +48,13 @@ class SourceComparison:
     def require_equal(self, name: str) -> None:
         """Raise NotEqual if a logit differs by more than :data:`TOLERANCE`, or a label at all."""
         if self.pages == 0:
-            raise BadData(f"{name}: no page with words to compare with; put a .json beside each image (OCR once)")
+            raise BadData(f"{name}: no page has words to compare; put a .json beside each image (OCR once)")
         logits, labels = self.differences.get("logits", 0.0), self.pages_unlike.get("label", 0)
         if labels or not logits <= TOLERANCE:
             page, stage = self.first or ("", "logits")
             raise NotEqual(
-                f"{name}: {labels} of {self.pages} labels and logits by up to {logits:.2g} differ from those of the source; the first "
-                f"page that differs is {printable(page)}, where {stage} differs first"
+                f"{name}: {labels} of {self.pages} labels differ from the source's, and logits differ by up to {logits:.2g}; the first "
+                f"page that differs is {printable(page)}, and its first difference is in {stage}"
             )
 
 

@@ -13,7 +13,7 @@ import onnx
 from ee_export.builder.add_exits import split_for_heads
 from ee_export.builder.assemble_inputs import PackageInputs, read_inputs
 from ee_export.builder.assemble_proof import make_golden_pages, prove_target, require_padding
-from ee_export.builder.build import TARGET, complete
+from ee_export.builder.build import complete
 from ee_export.builder.predictions import read_pages, split_held_out
 from ee_export.data.dataset import Data, read_dataset
 from ee_export.data.labelled_arrays import ArrayData, read_arrays, require_finite
@@ -24,7 +24,7 @@ from ee_export.model.train_heads import HeadTraining
 from ee_export.package.assemble_recipe import TRAIN, AssembleRecipe, read_assemble_recipe
 from ee_export.package.atomic import check_destination, staged_folder
 from ee_export.package.check_manifest import check
-from ee_export.package.manifest import GRAPHS, SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
+from ee_export.package.manifest import CPU_FP32, GRAPHS, SCHEMA, FileEntry, Manifest, Origin, SegmentSpec, Target
 from ee_export.package.origin import now
 from ee_export.package.ranges import require_labels
 from ee_export.package.store import GOLDEN, Package, open_package
@@ -108,7 +108,7 @@ def assemble(
         assembled = assemble_segments(brought, probe, classes)
 
     origin = Origin(__version__, now(), _digest(recipe), hashlib.sha256(recipe.path.read_bytes()).hexdigest())
-    manifest = _make_manifest(recipe, out, inputs, assembly.make_entries(assembled, TARGET))
+    manifest = _make_manifest(recipe, out, inputs, assembly.make_entries(assembled, CPU_FP32))
     # Before heads are trained, and with the longest text that the encoding allows.
     _require_possible(manifest, origin, where)
     make_golden_pages(assembled, probe, inputs)
@@ -128,15 +128,15 @@ def assemble(
         assembled = cut.assembly(_train_ramps(cut, layers, train, val, inputs, training, ocr, progress, report))
     parts, split = split_held_out(pages, training.seed)
     with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
-        specs = assembly.write(assembled, staging, TARGET)
-        manifest = replace(manifest, targets={TARGET: replace(manifest.targets[TARGET], segments=specs)})
+        specs = assembly.write(assembled, staging, CPU_FP32)
+        manifest = replace(manifest, targets={CPU_FP32: replace(manifest.targets[CPU_FP32], segments=specs)})
         for name, tokenizer in inputs.tokenizers.items():
             (staging / manifest.tokenizer_files()[name]).write_text(tokenizer.to_str())
         (staging / GOLDEN).write_bytes(golden.write(make_golden_pages(assembled, probe, inputs), manifest))
         progress("prove", 0, 1)
         chain = load_package(seal(staging, manifest), one_pool=True)
         target = prove_target(chain, assembled, probe, parts["tune"], inputs, ocr)
-        chain = load_package(seal(staging, replace(manifest, targets={TARGET: target})), one_pool=True)
+        chain = load_package(seal(staging, replace(manifest, targets={CPU_FP32: target})), one_pool=True)
         progress("prove", 1, 1)
         complete(chain, target, parts, split, origin, staging, ocr=ocr, ocr_ms=ocr_ms, progress=progress)
     return open_package(out)
@@ -175,14 +175,14 @@ def _make_manifest(
         encodings={name: encoding for name, encoding in inputs.encodings.items() if name},
         inputs=inputs.sources,
         model={"type": GRAPHS, "files": [path.name for path in _list_files(recipe)]},
-        targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
+        targets={CPU_FP32: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
         files={},
     )
 
 
 def _require_possible(manifest: Manifest, origin: Origin, where: str) -> None:
     """Refuse a manifest that no package can have. Its files are placeholders."""
-    names = (*manifest.tokenizer_files().values(), GOLDEN, *(spec.file for spec in manifest.targets[TARGET].segments))
+    names = (*manifest.tokenizer_files().values(), GOLDEN, *(spec.file for spec in manifest.targets[CPU_FP32].segments))
     try:
         check(replace(manifest, origin=origin, files=dict.fromkeys(names, FileEntry("0" * 64, 0))))
     except Refused as error:

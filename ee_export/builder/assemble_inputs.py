@@ -15,7 +15,7 @@ from ee_export.data.page import Page
 from ee_export.errors import BadGraph, BadRequest, shorten
 from ee_export.package.assemble_recipe import AssembleRecipe
 from ee_export.package.encoding import Encoding
-from ee_export.package.input_specs import encoded_specs
+from ee_export.package.input_specs import make_encoded_specs
 from ee_export.package.manifest import ARRAY, TensorSpec, split_input
 from ee_export.segments.brought import dtype_of
 from ee_export.segments.graph_axes import Probe
@@ -72,7 +72,7 @@ class PackageInputs:
 
     def probe(self) -> Probe:
         """A maker of random arrays for these inputs."""
-        specs = encoded_specs(self.sources, self.encodings) | self.arrays
+        specs = make_encoded_specs(self.sources, self.encodings) | self.arrays
         rows = {
             _input_name(name, "input_ids"): encoding.vocab_size
             for name, encoding in self.encodings.items()
@@ -137,7 +137,7 @@ def _read_array_spec(graphs: Sequence[Graph], name: str, where: str) -> TensorSp
         shape = ", ".join(str(size or "?") for size in sizes)
         raise BadGraph(
             f"{where}: arrays: the graph's input '{shorten(value.name, 80)}' is {dtype or 'of another dtype'} [{shape}], expected float32 or "
-            "int64 with fixed sizes behind the first axis; export it so"
+            "int64 with fixed sizes behind the first axis; export the graph with such an input"
         )
     return TensorSpec(name, dtype, ("B", *sizes[1:]))
 

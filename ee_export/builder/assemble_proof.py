@@ -69,7 +69,7 @@ def require_padding(assembled: Assembly, probe: Probe, inputs: PackageInputs, wh
         if not difference <= _tolerance(largest):
             raise BadGraph(
                 f"{where}: exit '{name}': padding behind a text changes its logits by {difference:.2g}; export the graph with attention_mask, and "
-                "keep padding out by it"
+                "mask the padding with it"
             )
 
 

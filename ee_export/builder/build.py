@@ -25,7 +25,7 @@ from ee_export.model import checkpoint
 from ee_export.model.check_parts import require_fitting
 from ee_export.model.parts import PartedModel
 from ee_export.package.atomic import check_destination, staged_folder
-from ee_export.package.manifest import SCHEMA, SOURCE, Manifest, Origin, Split, Target
+from ee_export.package.manifest import CPU_FP32, SCHEMA, SOURCE, Manifest, Origin, Split, Target
 from ee_export.package.origin import origin_of
 from ee_export.package.ranges import require_labels
 from ee_export.package.store import GOLDEN, TOKENIZER, Package, open_package
@@ -39,8 +39,6 @@ from ee_export.segments.trace import trace
 from ee_export.verify import golden
 from ee_export.verify.replay import seal_verified
 from ee_export.version import __version__
-
-TARGET = "cpu-fp32"
 
 
 def build(
@@ -189,7 +187,7 @@ def build_model(
     with lock_package(out, progress), staged_folder(out, overwrite=overwrite) as staging:
         package = export(model, inputs, staging, out.name.removesuffix(".ee"), progress)
         chain = load_package(package, one_pool=True)
-        target = package.target(TARGET)
+        target = package.target(CPU_FP32)
         if source is not None:
             comparison = compare(chain, SourcePipeline(source), data.paths, partial(progress, "compare"))
             comparison.require_equal(str(out))
@@ -237,8 +235,8 @@ def complete(
     predictions = observe_each(chain, parts, ocr, progress)
     target = tune.initial_target(package.manifest, target, predictions)
     pages, _ = golden.read(package)
-    manifest = replace(package.manifest, targets={TARGET: target}, split=split, origin=origin)
-    seal_verified(staging, manifest, pages, TARGET, progress)
+    manifest = replace(package.manifest, targets={CPU_FP32: target}, split=split, origin=origin)
+    seal_verified(staging, manifest, pages, CPU_FP32, progress)
 
 
 def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: str, progress: Progress) -> Package:
@@ -259,7 +257,7 @@ def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: st
     encoder = encoder_of(model)
     tensors = trace(model, equality.make_inputs(model))
     specs = export_segments(
-        model, tensors, staging, TARGET, lambda exit_name: progress("export", exits.index(exit_name), len(exits))
+        model, tensors, staging, CPU_FP32, lambda exit_name: progress("export", exits.index(exit_name), len(exits))
     )
     progress("export", len(exits), len(exits))
     (staging / TOKENIZER).write_text(tokenizer_of(model).to_str())
@@ -272,7 +270,7 @@ def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: st
         encoding=encoder.encoding,
         inputs=model.sources(),
         model=dict(model.description),
-        targets={TARGET: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
+        targets={CPU_FP32: Target("onnxruntime", equality.TOLERANCE_FP32, {}, specs)},
         files={},
     )
     pages = [golden.GoldenPage(arrays, model.logits(arrays)) for arrays in inputs]
@@ -283,8 +281,8 @@ def export(model: PartedModel, inputs: Sequence[Arrays], staging: Path, name: st
     chain = load_package(seal(staging, manifest), one_pool=True)
     differences = equality.largest_differences(model, chain.logits, equality.make_cases(model))
     equality.require_equal(differences, equality.TOLERANCE_FP32)
-    proven = replace(manifest.targets[TARGET], equality={name: float(f"{d:.3g}") for name, d in differences.items()})
-    package = seal(staging, replace(manifest, targets={TARGET: proven}))
+    proven = replace(manifest.targets[CPU_FP32], equality={name: float(f"{d:.3g}") for name, d in differences.items()})
+    package = seal(staging, replace(manifest, targets={CPU_FP32: proven}))
     progress("prove", 1, 1)
     return package
 

@@ -13,14 +13,14 @@ from ee_export.builder.costs import machine_name, measure
 from ee_export.builder.draft import make_draft_chain
 from ee_export.builder.gpu_target import build_recipe_target, measure_device_costs
 from ee_export.builder.predictions import ExitPredictions, encode_page, observe_each, read_pages, split_held_out
-from ee_export.builder.quantize import SOURCE, quantize_carefully, report_part
+from ee_export.builder.quantize import quantize_carefully, report_part
 from ee_export.data.dataset import read_package_data
 from ee_export.data.encode import Arrays
 from ee_export.data.page import Ocr
 from ee_export.errors import BadRequest, require_known
 from ee_export.package.atomic import staged_folder
 from ee_export.package.input_specs import only_encoding
-from ee_export.package.manifest import Manifest, Target
+from ee_export.package.manifest import CPU_FP32, Manifest, Target
 from ee_export.package.recipe import SHIPPED, TargetRecipe, find_recipe, is_file, recipe_file
 from ee_export.package.store import GOLDEN, Package, open_package
 from ee_export.package.write import link_files, lock_package, require_name_of
@@ -83,7 +83,7 @@ def compile_target(
     with lock_package(package.path, progress):
         package = open_package(package.path)  # another process may have replaced it meanwhile
         if name in package.manifest.targets and not overwrite:
-            raise BadRequest(f"{package.path}: has the target '{name}'; pass --force to replace it")
+            raise BadRequest(f"{package.path}: has the target '{name}' already; pass --force to replace it")
         return _compile(
             package,
             name,
@@ -124,7 +124,7 @@ def write_graphs(package: Package, target_name: str, data: Path, folder: Path, o
             package,
             recipe,
             staging,
-            _encode_samples(recipe, load_package(package, SOURCE, one_pool=True), data, ocr, seed),
+            _encode_samples(recipe, load_package(package, CPU_FP32, one_pool=True), data, ocr, seed),
         )
     return folder / recipe.name
 
@@ -148,10 +148,10 @@ def _compile(
     seed: int,
     progress: Progress,
 ) -> Package:
-    source = package.target(SOURCE)
+    source = package.target(CPU_FP32)
     parts, split = split_held_out(read_package_data(package.manifest, data), seed)
-    before = load_package(package, SOURCE, one_pool=True)
-    reference = observe_each(before, parts, ocr, partial(report_part, progress, SOURCE))
+    before = load_package(package, CPU_FP32, one_pool=True)
+    reference = observe_each(before, parts, ocr, partial(report_part, progress, CPU_FP32))
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         if recipe is not None:
             samples = _encode_samples(recipe, before, data, ocr, seed)
@@ -189,8 +189,8 @@ def _compile(
 
 def make_openvino_target(package: Package) -> Target:
     """Make a target of the same graphs that OpenVINO computes in bfloat16. It is neither measured nor calibrated."""
-    compiled = {"from": SOURCE, "openvino": metadata.version("openvino"), "machine": machine_name()}
-    return Target("openvino", 0.0, {}, package.target(SOURCE).segments, compiled=compiled)
+    compiled = {"from": CPU_FP32, "openvino": metadata.version("openvino"), "machine": machine_name()}
+    return Target("openvino", 0.0, {}, package.target(CPU_FP32).segments, compiled=compiled)
 
 
 def _compare_with_source(
@@ -209,7 +209,7 @@ def _compare_with_source(
             )
             target_exits = tune.decide_exits(manifest, target, point, predictions["tune"] + predictions["certify"])
             counts = {
-                f"{what}_unlike.{SOURCE}": float((source_values != target_values).sum())
+                f"{what}_unlike.{CPU_FP32}": float((source_values != target_values).sum())
                 for what, source_values, target_values in zip(
                     ("exits", "answers"), source_exits, target_exits, strict=True
                 )

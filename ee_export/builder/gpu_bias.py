@@ -93,7 +93,7 @@ def choose_bias(package: Package, context: CompileContext, progress: Progress) -
     try:
         times = measure_bias(recomputations, context)
     except EeError as error:
-        _log.warning("bias: carried, for it could not be measured: %s", error)
+        _log.warning("bias: carried, because the measurement failed: %s", error)
         return "carried", {"bias": "carried"}
     line = f"bias {times.choice}: {times.recomputed_ms:.3f} ms to recompute, {times.moved_ms:.3f} ms to move"
     _log.info("%s (%d pages)", line, context.sizes["B"])

@@ -13,7 +13,7 @@ from ee_export.builder.gpu_bias import Build, CompileContext, choose_bias
 from ee_export.data.encode import Arrays, blank_page
 from ee_export.errors import DeviceError
 from ee_export.package.input_specs import only_encoding
-from ee_export.package.manifest import Costs, SegmentSpec, Target
+from ee_export.package.manifest import CPU_FP32, Costs, SegmentSpec, Target
 from ee_export.package.recipe import TargetRecipe, with_plain_attention
 from ee_export.package.store import Package
 from ee_export.progress import Progress
@@ -24,7 +24,6 @@ from ee_export.runtime.gpu.open import PLAIN, RECIPE, cache_folder, provenance_h
 from ee_export.runtime.gpu.shapes import profile_shapes
 from ee_export.segments.prepare import prepare_segments
 
-SOURCE = "cpu-fp32"
 _log = logging.getLogger("ee_export")
 
 
@@ -61,8 +60,8 @@ def build_recipe_target(
     shutil.rmtree(folder, ignore_errors=True)
     visual = count_visual_tokens(before)
     compiled = {
-        "from": SOURCE,
-        "source": source_hash(package, SOURCE),
+        "from": CPU_FP32,
+        "source": source_hash(package, CPU_FP32),
         "recipe": recipe.hash,
         "precision": recipe.precision,
         "visual_tokens": str(visual),

@@ -9,7 +9,7 @@ from typing import overload
 
 import numpy as np
 
-from ee_export.data.dataset import Data, Dataset, stratified_split
+from ee_export.data.dataset import Data, Dataset, split_stratified
 from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.data.inputs import without_prefix
 from ee_export.data.labelled_arrays import ArrayData
@@ -73,11 +73,11 @@ def split_held_out(data: Data, seed: int) -> tuple[Mapping[str, Data], Split]:
             len(data.labels),
             shorten(", ".join(absent)),
         )
-    parts = stratified_split(data, SHARES, seed)
+    parts = split_stratified(data, SHARES, seed)
     for name, part in parts.items():
         if len(part) < 2:
             raise BadData(
-                f"{data.root}: too few pages ({len(data)}) to keep some apart to {name}; add pages to every class"
+                f"{data.root}: too few pages ({len(data)}) for a held-out part to {name}; add pages to every class"
             )
     return parts, Split(seed, data.digest(), dict(SHARES), {name: len(part) for name, part in parts.items()})
 

@@ -17,14 +17,11 @@ from ee_export.builder.predictions import ExitPredictions, observe_each
 from ee_export.data.dataset import Data
 from ee_export.data.encode import Arrays
 from ee_export.data.page import Ocr
-from ee_export.package.manifest import Target
+from ee_export.package.manifest import CPU_FP32, Target
 from ee_export.package.store import Package
 from ee_export.progress import Progress
 from ee_export.runtime.chain import Chain
 from ee_export.segments.quantize import quantize_segments
-
-SOURCE = "cpu-fp32"
-
 
 LOSS = 0.005
 """Largest share of an exit's right answers that quantization may lose. Segments that lose more stay float."""
@@ -63,9 +60,14 @@ def quantize_target(
     reduced = not _multiplies_bytes()
     # In another process, because onnxruntime's calibration cannot open sessions beside a global thread pool.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent) as worker:
-        arguments = (package.path, SOURCE, folder, kind, samples, tuple(kept), reduced)
+        arguments = (package.path, CPU_FP32, folder, kind, samples, tuple(kept), reduced)
         specs = worker.submit(quantize_segments, *arguments).result()
-    compiled = {"from": SOURCE, "quantization": kind, "weight_bits": "7" if reduced else "8", "machine": machine_name()}
+    compiled = {
+        "from": CPU_FP32,
+        "quantization": kind,
+        "weight_bits": "7" if reduced else "8",
+        "machine": machine_name(),
+    }
     if kept:
         compiled["float"] = ", ".join(kept)
     return Target("onnxruntime", 0.0, {}, specs, compiled=compiled)

@@ -125,7 +125,7 @@ class TuningGoal:
         require_known(self.thresholds, KINDS, "kind of thresholds")
         if sum(aim is not None for aim in (self.min_accuracy, self.max_cost_ms, self.epsilon)) > 1:
             raise BadRequest(
-                "--min-accuracy, --max-cost-ms and --epsilon exclude each other; the whole frontier: --frontier"
+                "--min-accuracy, --max-cost-ms and --epsilon exclude each other; pass one of them, or --frontier for the whole Pareto front"
             )
 
     def choose(self, pages: PageScores) -> list[Threshold]:
@@ -151,9 +151,9 @@ CERTIFIED = TuningGoal(epsilon=0.03)
 """Goal of a new target's operating point if there are enough pages to certify it. Otherwise it must lose no page."""
 
 
-def count_pages_needed() -> int:
+def count_certifying_pages() -> int:
     """Number of certifying pages that a new target's operating point needs."""
-    return certify.pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
+    return certify.count_pages_needed(CERTIFIED.epsilon or 0.0, CERTIFIED.delta)
 
 
 def explain_uncertified(package: Package, target_name: str) -> str:
@@ -163,7 +163,7 @@ def explain_uncertified(package: Package, target_name: str) -> str:
         return ""
     return (
         f"operating point '{POINT}' is not certified: {split.pages['certify']} pages were held out for that, and a risk "
-        f"of {CERTIFIED.epsilon:g} takes {count_pages_needed()}; it loses no right answer on the pages that tuned it"
+        f"of {CERTIFIED.epsilon:g} takes {count_certifying_pages()}; it loses no right answer on the pages that tuned it"
     )
 
 
@@ -176,7 +176,7 @@ def initial_target(
     """
     mark = stamp(by)
     target = calibrate_target(target, parts["calibrate"])
-    enough = len(parts["certify"].targets) >= count_pages_needed()
+    enough = len(parts["certify"].targets) >= count_certifying_pages()
     return stamp_points(tune_target(manifest, target, parts, None, POINT, CERTIFIED if enough else TuningGoal()), mark)
 
 

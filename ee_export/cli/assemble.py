@@ -18,6 +18,7 @@ from ee_export.cli.options import (
 )
 from ee_export.cli.package import print_target
 from ee_export.data.ocr import find_engine
+from ee_export.package.manifest import CPU_FP32
 
 
 @click.command()
@@ -57,7 +58,6 @@ def assemble(
     """
     with export_extra():
         from ee_export.builder import assemble as assembling
-        from ee_export.builder.build import TARGET
         from ee_export.model.train_heads import HeadTraining
     with progress_bars() as show:
         package = assembling.assemble(
@@ -72,4 +72,4 @@ def assemble(
             progress=show,
             report=partial(err.print, soft_wrap=True),
         )
-    print_target(package, TARGET, as_json)
+    print_target(package, CPU_FP32, as_json)

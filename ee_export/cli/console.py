@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from ee_export.errors import EeError, is_fault, one_line, printable, unexpected
+from ee_export.errors import EeError, is_fault, one_line, printable, wrap_unexpected
 from ee_export.package.strict_json import to_json
 from ee_export.progress import Progress
 
@@ -55,7 +55,7 @@ def run_command(command: click.Group, name: str) -> None:
 
     Status 130 is an interrupt. Status 141 means that the reader of standard output closed it, as ``head`` does.
     """
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     _log_to_stderr(name)
     if sys.stdout is None:
         say(f"{name}: standard output is closed; redirect it to a file or to {os.devnull}")
@@ -91,7 +91,7 @@ def run_command(command: click.Group, name: str) -> None:
             _end(f"{name}: the output cannot be written ({error.strerror}); print it to another place")
         if os.environ.get(DEBUG) or not is_fault(error):
             raise
-        _end(f"{one_line(unexpected(name, error))}; {DEBUG}=1 prints the traceback")
+        _end(f"{one_line(wrap_unexpected(name, error))}; {DEBUG}=1 prints the traceback")
 
 
 def say(line: str) -> None:
@@ -163,5 +163,5 @@ def _log_to_stderr(name: str) -> None:
         log.setLevel(logging.DEBUG)
 
 
-def _terminated(number: int, frame: object) -> None:
+def _exit_on_signal(number: int, frame: object) -> None:
     raise SystemExit(128 + number)  # unwinds the stack, which removes staging folders

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ee_export.package.manifest import CPU_FP32
 from ee_export.runtime.threads import MOST_THREADS
 
 Decorator = Callable[[Any], Any]
@@ -17,7 +18,7 @@ GROUP_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 11
 target_option = click.option(
     "--target",
     metavar="TARGET",
-    default="cpu-fp32",
+    default=CPU_FP32,
     show_default=True,
     help="Execution target of the package, such as cpu-fp32, cpu-int8 or openvino-bf16.",
 )

@@ -23,6 +23,7 @@ from ee_export.cli.options import (
 from ee_export.cli.tables import print_package
 from ee_export.data.ocr import find_engine
 from ee_export.errors import BadRequest
+from ee_export.package.manifest import CPU_FP32
 
 _MEASURED = "measured with Tesseract"
 
@@ -46,7 +47,7 @@ _MEASURED = "measured with Tesseract"
 @click.option(
     "--target",
     metavar="[cpu-fp32]",
-    default="cpu-fp32",
+    default=CPU_FP32,
     show_default=True,
     help="Execution target. `ee-export compile` adds others.",
 )
@@ -74,8 +75,8 @@ def build(
     with export_extra():
         from ee_export.builder import build as building
         from ee_export.model.factory import call_factory, is_factory
-    if target != building.TARGET:
-        raise BadRequest(f"unknown target '{target}': build knows {building.TARGET}; others: ee-export compile")
+    if target != CPU_FP32:
+        raise BadRequest(f"unknown target '{target}': `build` makes {CPU_FP32}; for the others use `ee-export compile`")
     ocr = find_engine()
     building.check_destination(out, overwrite=force)  # before the user's code takes its time
     make = (
@@ -237,7 +238,6 @@ def add_exits(
     """
     with export_extra():
         from ee_export.builder import add_exits as adding
-        from ee_export.builder.build import TARGET
         from ee_export.model.device import Machine, find_device
         from ee_export.model.source import find_checkpoint, read_labels
         from ee_export.model.train_heads import HeadTraining
@@ -259,7 +259,7 @@ def add_exits(
             progress=show,
             report=err.print,
         )
-    print_target(package, TARGET, as_json)
+    print_target(package, CPU_FP32, as_json)
 
 
 def print_target(package: Any, target: str, as_json: bool) -> None:

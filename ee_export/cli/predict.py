@@ -102,7 +102,9 @@ def predict(
     from ee_export.verify.drift import summarize_answer
 
     if (shadow is None) != (shadow_log is None):
-        raise BadRequest("--shadow and --shadow-log go together: a package, and the file for what it answers otherwise")
+        raise BadRequest(
+            "--shadow and --shadow-log: one of them is missing; name the second package, and the file for answers that differ"
+        )
     chain = load(package, target, operating_point, threads, one_pool=True)
     reads_arrays = chain.package.manifest.encoding is None
     log = None

@@ -47,10 +47,10 @@ def page_line(widths: tuple[int, int], cells: Sequence[str]) -> str:
     The page comes last, so that its name is never cut and rows are printed one by one.
     """
     label, exit_name, score, ocr, taken, page = map(printable, cells)
-    return f"{_fitted(label, widths[0])}  {_fitted(exit_name, widths[1])}  {score:>5}  {ocr:3}  {taken:>9}  {page}"
+    return f"{_fit_cell(label, widths[0])}  {_fit_cell(exit_name, widths[1])}  {score:>5}  {ocr:3}  {taken:>9}  {page}"
 
 
-def _fitted(text: str, width: int) -> str:
+def _fit_cell(text: str, width: int) -> str:
     return set_cell_size(text, width) if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
 
 

@@ -132,7 +132,7 @@ def _read_recipe(
     from ee_export.model.checkpoint import trunk_of
 
     trunk = changes["trunk"] if init is None else trunk_of(init, changes["trunk"], "--trunk")
-    recipe = recipes.Recipe() if trunk is None else recipes.Recipe(trunk=trunk)
+    recipe = recipes.TrainingRecipe() if trunk is None else recipes.TrainingRecipe(trunk=trunk)
     if path is not None:
         recipe = recipes.read_recipe(path, recipe.trunk)
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
@@ -153,7 +153,7 @@ def _read_recipe(
 
 def _read_pages(data: tuple[Path, ...], val: Path | None, seed: int) -> tuple[Any, Any]:
     """The pages that train and those that validate."""
-    from ee_export.data.dataset import stratified_split
+    from ee_export.data.dataset import split_stratified
 
     with export_extra():
         from ee_export.data.labelled import join
@@ -166,5 +166,5 @@ def _read_pages(data: tuple[Path, ...], val: Path | None, seed: int) -> tuple[An
         return pages, read_labelled(val, pages.labels)
     if val_parts:
         return pages, join(val_parts)
-    splits = stratified_split(pages, {"train": 0.9, "val": 0.1}, seed)
+    splits = split_stratified(pages, {"train": 0.9, "val": 0.1}, seed)
     return splits["train"], splits["val"]

@@ -157,7 +157,7 @@ def read_package_data(manifest: Manifest, path: Path) -> Data:
 
 
 class Splittable(Protocol):
-    """Labelled rows that :func:`stratified_split` can divide, see :class:`Dataset`."""
+    """Labelled rows that :func:`split_stratified` can divide, see :class:`Dataset`."""
 
     def __len__(self) -> int: ...
     @property
@@ -178,7 +178,7 @@ class Splittable(Protocol):
 Divided = TypeVar("Divided", bound=Splittable)
 
 
-def stratified_split(data: Divided, shares: dict[str, float], seed: int) -> dict[str, Divided]:
+def split_stratified(data: Divided, shares: dict[str, float], seed: int) -> dict[str, Divided]:
     """Divide pages by class into named parts, in the order of the hash of seed and file name, or row number.
 
     Every page is in exactly one part. More pages do not change the order of the others.

@@ -254,5 +254,5 @@ def _read_numbers(tags: Any, tag: int) -> list[int]:
 
 def _unknown_values(name: str, reason: str) -> BadPage:
     return BadPage(
-        f"{name}: the image is not understood, {reason}; save it as an 8-bit grey or RGB image (PNG, JPEG or TIFF)"
+        f"{name}: the image cannot be converted, {reason}; save it as an 8-bit grey or RGB image (PNG, JPEG or TIFF)"
     )

@@ -65,7 +65,7 @@ class Page:
             words = [word for word in check_words(self.words, self.name) if word.strip()]
             object.__setattr__(self, "words", words)
         elif (self.words is None) != (self.boxes is None):
-            raise BadPage(f"{self.name}: words and boxes go together; one of them is missing")
+            raise BadPage(f"{self.name}: has only one of words and boxes; give both")
 
     def decode(self) -> Image.Image:
         """Decode the page's picture: 8 bits, mode ``L`` or ``RGB``, upright if it is a file.
@@ -86,7 +86,7 @@ class Page:
 
     def _source(self) -> Source:
         if self.image is None:
-            raise BadPage(f"{self.name}: words alone, and the model reads the page's image; give it one")
+            raise BadPage(f"{self.name}: has words but no image, which the model reads; give the image")
         return self.image
 
     def text(self, image: Image.Image | None) -> tuple[Words, Boxes]:
@@ -101,7 +101,7 @@ class Page:
             return self.words, boxes  # type: ignore[return-value]
         if self.ocr is None:
             raise NoText(
-                f"{self.name}: the page's text is needed, and there are neither words nor an OCR engine; put words and "
+                f"{self.name}: has neither words nor an OCR engine, and the next exit reads text; put words and "
                 "boxes in a .json beside the image, or install tesseract-ocr"
             )
         return self.read(self.decode() if image is None else image)

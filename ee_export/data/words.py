@@ -14,7 +14,7 @@ import numpy as np
 
 from ee_export.data.limits import Limits
 from ee_export.errors import BadPage, shorten
-from ee_export.package.strict_json import repeated_key
+from ee_export.package.strict_json import find_repeated_key
 
 Words = list[str]
 Boxes = list[list[int]]
@@ -131,7 +131,7 @@ def _read(path: Path, most: int) -> bytes:
 def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError(f"the key {repeated_key(pairs)!r} stands there twice")
+        raise ValueError(f"the key {find_repeated_key(pairs)!r} is repeated")
     return value
 
 

@@ -67,7 +67,7 @@ def replay_golden(executor: TrialExecutor, package: Package, target_name: str) -
         if answer != trained:
             labels = package.manifest.labels
             raise NotEqual(
-                f"golden page {number} is answered {labels[answer]}, and by the trained model {labels[trained]}"
+                f"golden page {number} has the label {labels[answer]}, expected {labels[trained]}, the trained model's"
             )
     golden.require_same(differences, target.tolerance, target_name)
     for name, point in target.operating_points.items():

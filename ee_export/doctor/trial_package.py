@@ -7,12 +7,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from ee_export.builder.compile import SOURCE, add_golden_logits
+from ee_export.builder.compile import add_golden_logits
 from ee_export.builder.draft import make_draft_chain
 from ee_export.builder.gpu_target import build_recipe_target
 from ee_export.package.atomic import staged_folder
-from ee_export.package.manifest import SegmentSpec, Target, logits_name
-from ee_export.package.recipe import find_recipe, shipped_file
+from ee_export.package.manifest import CPU_FP32, SegmentSpec, Target, logits_name
+from ee_export.package.recipe import find_recipe, find_shipped_file
 from ee_export.package.store import GOLDEN, TOKENIZER, Package, open_package
 from ee_export.package.write import link_files, seal
 from ee_export.progress import Progress
@@ -35,12 +35,12 @@ def compile_for_trial(package: Package, target_name: str, progress: Progress) ->
     """
     recipe = find_recipe(target_name)
     backends.require_runnable(recipe.backend)
-    source, before = package.target(SOURCE), load_package(package, SOURCE)
+    source, before = package.target(CPU_FP32), load_package(package, CPU_FP32)
     pages, _ = golden.read(package)
     samples = [page.inputs for page in pages] if recipe.precision == "int8" else []
     with staged_folder(package.path, overwrite=True) as staging:
         gpu = backends.open_gpu()
-        made = build_recipe_target(before, recipe, shipped_file(target_name), staging, samples, gpu, progress)
+        made = build_recipe_target(before, recipe, find_shipped_file(target_name), staging, samples, gpu, progress)
         chain = make_draft_chain(before, target_name, made, staging)
         target = replace(made, calibration=source.calibration, operating_points=source.operating_points)
         link_files(package, [name for name in package.manifest.files if name != GOLDEN], staging)
@@ -53,21 +53,21 @@ def compile_for_trial(package: Package, target_name: str, progress: Progress) ->
 
 def build_one_segment(package: Package, folder: Path) -> Package:
     """Build a package in ``folder`` of one segment: the full model of ``cpu-fp32``, as an export without exits."""
-    source, final = package.target(SOURCE), package.manifest.exits[-1]
-    graph = join(package, SOURCE, [logits_name(final)])
+    source, final = package.target(CPU_FP32), package.manifest.exits[-1]
+    graph = join(package, CPU_FP32, [logits_name(final)])
     inputs = {tensor.name: tensor for spec in source.segments for tensor in spec.inputs}
     spec = SegmentSpec(
         final,
-        f"{SOURCE}/{final}.onnx",
+        f"{CPU_FP32}/{final}.onnx",
         tuple(inputs[value.name] for value in graph.graph.input),
         tuple(tensor for tensor in source.segments[-1].outputs if tensor.name == logits_name(final)),
     )
-    (folder / SOURCE).mkdir(parents=True)
-    weights.externalize_weights([graph], folder / SOURCE, constant=True)
+    (folder / CPU_FP32).mkdir(parents=True)
+    weights.externalize_weights([graph], folder / CPU_FP32, constant=True)
     (folder / spec.file).write_bytes(graph.SerializeToString(deterministic=True))
     shutil.copyfile(package.path / TOKENIZER, folder / TOKENIZER)
     target = Target(source.backend, source.tolerance, {}, (spec,))
-    manifest = replace(package.manifest, exits=(final,), targets={SOURCE: target}, files={}, split=None)
+    manifest = replace(package.manifest, exits=(final,), targets={CPU_FP32: target}, files={}, split=None)
     pages = [replace(page, logits={final: page.logits[final]}, own={}) for page in golden.read(package)[0]]
     (folder / GOLDEN).write_bytes(golden.write(pages, manifest))
     return seal(folder, manifest)

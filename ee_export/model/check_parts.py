@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ee_export.errors import BadModel, printable, shorten
-from ee_export.model.parts import DTYPES, Input, Part, PartedModel, encoder_inputs, parts_needed_for
+from ee_export.model.parts import DTYPES, Input, Part, PartedModel, encoder_inputs, find_parts_needed_for
 from ee_export.package.manifest import SOURCES, gate_name, logits_name
 from ee_export.package.ranges import require_labels
 from ee_export.package.strict_json import Refused
@@ -186,7 +186,7 @@ def _check_answers(model: PartedModel) -> None:
             raise BadModel(
                 f"exit '{name}': its gate comes from {makers[gate]}, which runs for an earlier exit; split it"
             )
-        needed = [part for part in parts_needed_for([logits, gate], model.parts) if part not in placed]
+        needed = [part for part in find_parts_needed_for([logits, gate], model.parts) if part not in placed]
         for part in needed:
             for tensor in part.inputs:
                 before = next(

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ee_export.data.tokenizer import FIT_ROWS, LARGEST, read_whole_tokenizer, require_rows
 from ee_export.errors import BadCheckpoint, BadRequest, EeError, require_known, shorten
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.families import FAMILIES, PREFIX, known_trunk
+from ee_export.model.families import FAMILIES, PREFIX, require_trunk
 from ee_export.model.parts import PartedModel, encoder_inputs
 from ee_export.model.strategies import head_prefix
 from ee_export.package.encoding import ORDERS, UNSTATED, Encoding
@@ -112,8 +112,8 @@ def load_stock(
     for name, tokens in ENDS.items():
         if getattr(config, name) is None:
             raise BadCheckpoint(
-                f"{folder / 'config.json'}: has no {name}, and the tokenizer neither {' nor '.join(tokens)}; set {name} to the "
-                "id of the tokenizer's own"
+                f"{folder / 'config.json'}: has no {name}, and the tokenizer has none of {', '.join(tokens)}; set {name} to "
+                "the id of that token"
             )
     return model, tokenizer
 
@@ -147,7 +147,7 @@ def trunk_of(folder: Path, expected: str | None = None, named_by: str = "") -> s
     if expected is not None:
         require_known(expected, FAMILIES, "trunk")
     path, model_type = folder / "config.json", read_config(folder).get("model_type")
-    trunk = known_trunk(path, model_type.removeprefix(PREFIX) if isinstance(model_type, str) else model_type)
+    trunk = require_trunk(path, model_type.removeprefix(PREFIX) if isinstance(model_type, str) else model_type)
     if expected not in (None, trunk):
         raise BadCheckpoint(
             f"{path}: model_type is '{model_type}', expected '{expected}', which {named_by} names; name '{trunk}' there, or take "
@@ -206,7 +206,7 @@ def encoding_of(config: Any) -> Encoding:
             "bos_id": config.bos_token_id,
             "eos_id": config.eos_token_id,
             "pad_id": config.pad_token_id,
-            "bands": config.trained_bands(),
+            "bands": config.word_bands(),
             "vocab_size": config.vocab_size,
             "resize": resize,
             **brought,

@@ -36,7 +36,7 @@ def find_device(name: str) -> torch.device:
     if not has[name]:
         usable = ", ".join(kind for kind, there in has.items() if there)
         raise DeviceError(
-            f"--device {name}: torch {torch.__version__} finds none here; expected one of {usable}; install a build of torch for it, "
+            f"--device {name}: torch {torch.__version__} finds no such device; expected one of {usable}; install a build of torch for it, "
             "or pass --device auto"
         )
     device = torch.device(name)

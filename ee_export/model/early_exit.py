@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from ee_export.errors import BadRequest, require_known
 from ee_export.model.exits import HeadSpec, head_specs, order_exits
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
-from ee_export.model.parts import Part, parts_needed_for
+from ee_export.model.parts import Part, find_parts_needed_for
 from ee_export.package.encoding import band_of
 from ee_export.package.manifest import gate_name, logits_name
 
@@ -68,7 +68,7 @@ class EarlyExitConfig:
         """
         return order_exits(self.exits or (), self.num_hidden_layers, self.BEFORE_ENCODER)
 
-    def trained_bands(self) -> tuple[int, ...]:
+    def word_bands(self) -> tuple[int, ...]:
         """The bands by which the words of a page are ordered, see :class:`~ee_export.package.encoding.Encoding`."""
         if self.encoding is not None and "bands" in self.encoding:
             return tuple(self.encoding["bands"])
@@ -76,7 +76,7 @@ class EarlyExitConfig:
 
     def keep_bands(self) -> None:
         """Fix the order of words before exits are added or dropped, because the trunk was trained with it."""
-        self.encoding = {**(self.encoding or {}), "bands": list(self.trained_bands())}
+        self.encoding = {**(self.encoding or {}), "bands": list(self.word_bands())}
 
     def head_specs(self) -> dict[str, HeadSpec]:
         """Head of every exit but ``final``."""
@@ -226,7 +226,7 @@ class EarlyExitModel(PreTrainedModel):
         """
         exits = [name for name in self.config.exit_names() if only is None or name in only]
         parts = self.parts(answer_first=False)
-        needed = parts_needed_for([logits_name(name) for name in exits], parts)
+        needed = find_parts_needed_for([logits_name(name) for name in exits], parts)
         state = dict(inputs)
         for part in parts:
             if part in needed:

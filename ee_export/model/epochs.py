@@ -15,7 +15,7 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.loader import load_items, workers_to_train
 from ee_export.model.losses import LossSettings, gate_loss, weighted_joint
 from ee_export.model.pages import EncodedPages, make_batch
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.strategies import Phase, head_prefix, heads_only_phase, is_on_path, phases
 
 _VAL_BATCH = 16
@@ -54,7 +54,7 @@ class Result:
     accuracy: float
 
 
-def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
+def stages_of(model: EarlyExitModel, recipe: TrainingRecipe, pages: int) -> list[Stage]:
     """The stages of a recipe, in order: a vision exit that reads pixels, then the phases of the strategy.
 
     If exits are added to a trained model, only their heads are trained.
@@ -78,7 +78,7 @@ def stages_of(model: EarlyExitModel, recipe: Recipe, pages: int) -> list[Stage]:
     return stages
 
 
-def optimizer_of(model: EarlyExitModel, stage: Stage, recipe: Recipe) -> torch.optim.AdamW:
+def optimizer_of(model: EarlyExitModel, stage: Stage, recipe: TrainingRecipe) -> torch.optim.AdamW:
     """AdamW over the parameters that a stage trains."""
     weights = [weight for name, weight in model.named_parameters() if stage.phase.trains(name)]
     return torch.optim.AdamW(weights, lr=stage.learning_rate, weight_decay=recipe.weight_decay)
@@ -90,7 +90,7 @@ def run_stage(
     stage: Stage,
     pages: EncodedPages,
     val_pages: EncodedPages,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     machine: Machine,
     *,
     first: int = 0,
@@ -179,7 +179,7 @@ class Batches(torch.utils.data.Dataset[Any]):
     All randomness comes from (seed, stage, step), so a resumed run repeats an unbroken one, with any process.
     """
 
-    def __init__(self, model: EarlyExitModel, pages: EncodedPages, stage: Stage, recipe: Recipe) -> None:
+    def __init__(self, model: EarlyExitModel, pages: EncodedPages, stage: Stage, recipe: TrainingRecipe) -> None:
         self.model, self.pages, self.stage, self.recipe = model, pages, stage, recipe
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -206,7 +206,7 @@ def train_step(
     model: EarlyExitModel,
     optimizer: torch.optim.Optimizer,
     stage: Stage,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     settings: LossSettings,
     device: torch.device,
     step: int,
@@ -245,7 +245,7 @@ def train_step(
     optimizer.step()
 
 
-def settings_of(model: EarlyExitModel, recipe: Recipe, targets: Tensor, device: torch.device) -> LossSettings:
+def settings_of(model: EarlyExitModel, recipe: TrainingRecipe, targets: Tensor, device: torch.device) -> LossSettings:
     """The settings of the losses, with the weights of the classes if the recipe balances them."""
     sizes = {
         name: sum(

@@ -52,7 +52,7 @@ REFUSED = dict.fromkeys(
 PREFIX = "early_exit_"
 
 
-def known_trunk(path: Path, model_type: object) -> str:
+def require_trunk(path: Path, model_type: object) -> str:
     """Return the kind of trunk of a stock model's ``model_type``.
 
     Raises BadCheckpoint, with the path, for another model.

@@ -221,7 +221,7 @@ def _require_passing(name: str, tensor: Tensor, pages: int) -> None:
         )
 
 
-def parts_needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:
+def find_parts_needed_for(tensors: Iterable[str], parts: Sequence[Part]) -> list[Part]:
     """The parts that some tensors need, directly or not."""
     producer = {output: part for part in parts for output in part.outputs}
     needed: list[Part] = []

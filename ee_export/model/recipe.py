@@ -16,7 +16,7 @@ from ee_export.package.toml_tables import read_table, read_toml, read_value, req
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingRecipe:
     """All settings of a training run besides its data.
 
     ``trunk``: a name in :data:`~ee_export.model.families.FAMILIES`. ``model``: fields of its configuration (sizes,
@@ -129,7 +129,7 @@ _EXITS = "independent_quarter"
 """The default placement of exits, as far as the trunk has such exits."""
 
 
-def with_defaults(recipe: Recipe) -> Recipe:
+def with_defaults(recipe: TrainingRecipe) -> TrainingRecipe:
     """Add defaults for training from scratch: a small trunk if the recipe does not configure one, and exits.
 
     Default exits are those of the default placement that a trunk of this family can have. A vision exit reads pixels.
@@ -165,12 +165,12 @@ def count_layers(trunk: str, model: dict[str, Any]) -> int:
         raise BadRequest(f"[model] of the recipe: {' '.join(str(error).split())}") from None
 
 
-def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
+def read_recipe(path: Path, trunk: str | None = None) -> TrainingRecipe:
     """Read a recipe from TOML, with tables ``[model]`` and ``[training]``. ``exits`` is a list or a placement's name.
 
     Args:
         path: the file.
-        trunk: the trunk of a recipe that names none, default that of :class:`Recipe`.
+        trunk: the trunk of a recipe that names none, default that of :class:`TrainingRecipe`.
 
     Raises:
         BadRequest: the file is no TOML, a key does not exist (the nearest is named), or a value has the wrong type or
@@ -179,9 +179,9 @@ def read_recipe(path: Path, trunk: str | None = None) -> Recipe:
     tables = read_toml(path, "recipe")
     where = str(path)
     require_table_keys(tables, ("model", "training"), where, what="table")
-    training = read_table(Recipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
+    training = read_table(TrainingRecipe, subtable(tables, "training", where), where, "[training] ", without=("model",))
     with prefix_errors(f"{where}: [training] "):
-        recipe = Recipe(**({} if trunk is None else {"trunk": trunk}) | training)
+        recipe = TrainingRecipe(**({} if trunk is None else {"trunk": trunk}) | training)
     model = subtable(tables, "model", where)
     config = FAMILIES[recipe.trunk].config_class
     _check_types(config, model, where)

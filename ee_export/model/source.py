@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ee_export.errors import BadCheckpoint, BadRequest, printable, shorten
 from ee_export.model.checkpoint import catch_load_errors, read_config, silence_transformers, train_tokenizer
 from ee_export.model.early_exit import EarlyExitModel
-from ee_export.model.families import FAMILIES, PREFIX, known_trunk
+from ee_export.model.families import FAMILIES, PREFIX, require_trunk
 from ee_export.model.processor import image_encoding, load_processor
 from ee_export.model.source_tokenizer import text_encoding
 from ee_export.package.ranges import require_labels, to_nfc
@@ -112,7 +112,7 @@ def family_of(folder: Path, content: Mapping[str, Any]) -> type[EarlyExitModel]:
         raise BadCheckpoint(
             f"{path}: model_type is '{printable(model_type)}', which has exits already; run `ee-export build`"
         )
-    family = FAMILIES[known_trunk(path, model_type)]
+    family = FAMILIES[require_trunk(path, model_type)]
     architectures = content.get("architectures") or []
     if not any(task in str(name) for name in architectures for task in _TASKS):
         raise BadCheckpoint(

@@ -24,7 +24,7 @@ from ee_export.model.families import FAMILIES, PREFIX
 from ee_export.model.loader import workers_to_encode
 from ee_export.model.page_cache import encode_pages, remove_if_empty
 from ee_export.model.pages import EncodedPages, encoding_digest
-from ee_export.model.recipe import Recipe, with_defaults
+from ee_export.model.recipe import TrainingRecipe, with_defaults
 from ee_export.model.resume import SavedRun
 from ee_export.model.source import classifier_labels
 from ee_export.package.atomic import check_destination, staged_folder
@@ -36,7 +36,7 @@ def train(
     data: Labelled,
     val: Labelled,
     out: Path,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     init: Path | None,
     progress: Progress,
     force: bool,
@@ -156,7 +156,7 @@ def _encode(
     return train_pages, val_pages
 
 
-def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
+def _new_model(data: Labelled, recipe: TrainingRecipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
     labels = {
         "id2label": dict(enumerate(data.labels)),
         "label2id": {label: index for index, label in enumerate(data.labels)},
@@ -186,10 +186,10 @@ def _new_model(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
         raise BadRequest(f"[model] of the recipe: no such model can be made ({one_line(error, 300)})") from None
 
 
-def _add_exits(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
+def _add_exits(data: Labelled, recipe: TrainingRecipe, init: Path | None) -> tuple[EarlyExitModel, Tokenizer]:
     """Load the model of a checkpoint, with untrained heads at the added exits."""
     if init is None:
-        raise BadRequest("exits are added to a trained checkpoint; name it with --init")
+        raise BadRequest("--add: no trained checkpoint is named; name one with --init")
     trained, _ = checkpoint.load(init)
     has, labels = trained.config.exit_names(), checkpoint.labels_of(trained.config)
     if again := [name for name in recipe.add if name in has]:
@@ -204,5 +204,5 @@ def _add_exits(data: Labelled, recipe: Recipe, init: Path | None) -> tuple[Early
     return checkpoint.load_stock(init, changes, trained.config.model_type.removeprefix(PREFIX))
 
 
-def _identity(data: Labelled, val: Labelled, recipe: Recipe, init: Path | None) -> dict[str, Any]:
+def _identity(data: Labelled, val: Labelled, recipe: TrainingRecipe, init: Path | None) -> dict[str, Any]:
     return {"recipe": asdict(recipe), "data": data.digest(), "val": val.digest(), "init": str(init) if init else None}

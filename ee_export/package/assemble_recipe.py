@@ -165,7 +165,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
             f"{where}: arrays beside [encoding]; a package reads pages or arrays, so leave one of them out"
         )
     if len(set(top.arrays)) < len(top.arrays):
-        raise BadRequest(f"{where}: arrays: a name is there twice; give each input a name of its own")
+        raise BadRequest(f"{where}: arrays: two inputs have the same name; give each input a name of its own")
     if top.encodings and not top.encoding:
         raise BadRequest(
             f"{where}: [encodings] without [encoding]; give the first graph's encoding, whose inputs have no prefix, in [encoding]"
@@ -184,7 +184,7 @@ def read_assemble_recipe(path: Path) -> AssembleRecipe:
     exits = [*(segment.exit for segment in segments), *(cut.exit for cut in cuts), *([graph.exit] if graph else [])]
     for index, name in enumerate(exits):
         if name in exits[:index]:
-            raise BadRequest(f"{where}: exit '{shorten(name)}' is there twice; give each exit a name of its own")
+            raise BadRequest(f"{where}: exit '{shorten(name)}' is named twice; give each exit a name of its own")
     return AssembleRecipe(
         path,
         _labels(top.labels, where, folder),

@@ -62,7 +62,7 @@ def check_target(path: str, target: Target, manifest: Manifest) -> None:
     require_number(f"{path}.tolerance", target.tolerance, 0, LARGEST)
     if target.backend in GPU_BACKENDS and (manifest.encoding is None or manifest.encodings):
         raise Refused(
-            f"{path}.backend", "a GPU's; packages of arrays or of several encodings have targets for the processor only"
+            f"{path}.backend", "a GPU backend; packages of arrays or of several encodings have CPU targets only"
         )
     gated = check_segments(f"{path}.segments", target.segments, manifest)
     answers = (*exits, *map(gate_name, gated))

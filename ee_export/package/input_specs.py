@@ -43,7 +43,7 @@ def texts_of(manifest: Manifest) -> list[str]:
     return texts
 
 
-def encoded_specs(inputs: Mapping[str, str], encodings: Mapping[str, Encoding]) -> dict[str, TensorSpec]:
+def make_encoded_specs(inputs: Mapping[str, str], encodings: Mapping[str, Encoding]) -> dict[str, TensorSpec]:
     """Dtype and shape of every input that an encoding makes.
 
     Args:
@@ -78,7 +78,7 @@ def array_specs(manifest: Manifest) -> dict[str, TensorSpec]:
 
 def input_specs(manifest: Manifest) -> dict[str, TensorSpec]:
     """Dtype and shape of every input."""
-    return encoded_specs(manifest.inputs, manifest.all_encodings()) | array_specs(manifest)
+    return make_encoded_specs(manifest.inputs, manifest.all_encodings()) | array_specs(manifest)
 
 
 def longest_text(manifest: Manifest, name: str) -> int | None:

@@ -11,6 +11,9 @@ from ee_export.package.encoding import Encoding, band_of
 SCHEMA = 1
 TOKENIZER = "tokenizer.json"
 
+CPU_FP32 = "cpu-fp32"
+"""The target of every package in float32, of which the other targets are compiled."""
+
 SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
 """The input tensors that an encoder makes, and the part of a page that each is made from."""
 

@@ -22,8 +22,8 @@ REPAIR = "copy the package again, or rebuild it with `ee-export build`"
 _SETTLED_NS = 20_000_000
 _MOST_WAITS = 50
 _HOLDS_FOLDERS = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
-"""Whether files can be opened by a name in a folder that is held open. Windows cannot: there a folder above the package that is renamed
-while a package is loaded is found by the comparison of identities, or makes the load fail."""
+"""True if files can be opened by name relative to an open folder. Windows cannot do this. There, a rename of a folder
+above the package during a load is detected by the comparison of identities, or the load fails."""
 _PIECE = 2**17
 """Bytes that are read and hashed at a time. A processor's cache holds as many."""
 
@@ -122,7 +122,7 @@ class Reading:
         path, entry = self._folder / name, self._entries[name]
         for folder in (".", *map(str, reversed(PurePosixPath(name).parents[:-1]))):
             if folder not in self._identities:
-                self._identities[folder] = _settled_identity(self._folder / folder, self._name(folder), self._root)
+                self._identities[folder] = _wait_for_identity(self._folder / folder, self._name(folder), self._root)
         try:
             handle = open_plain(self._name(name), self._root)
         except FileNotFoundError:
@@ -135,7 +135,7 @@ class Reading:
                 raise BadPackage(f"{path}: not a plain file; {REPAIR}")
             if status.st_size != entry.size:
                 raise BadPackage(f"{path}: {status.st_size} bytes, the manifest states {entry.size}; {REPAIR}")
-            identity = _settled_identity(path, handle)
+            identity = _wait_for_identity(path, handle)
             digest = hashlib.sha256()
             left = entry.size
             piece = memoryview(bytearray(min(_PIECE, left))) if contents is None else contents
@@ -198,7 +198,7 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _settled_identity(path: Path, file: int | str, root: int | None = None) -> tuple[int, ...]:
+def _wait_for_identity(path: Path, file: int | str, root: int | None = None) -> tuple[int, ...]:
     """The identity of a file or folder. Waits until it is old enough that the next change alters it."""
     for _ in range(_MOST_WAITS):
         try:

@@ -150,7 +150,7 @@ def find_recipe(name_or_path: str | Path) -> TargetRecipe:
 
 def recipe_file(name_or_path: str | Path) -> Path:
     """The file of a recipe that :func:`find_recipe` finds."""
-    return Path(name_or_path) if is_file(name_or_path) else shipped_file(str(name_or_path))
+    return Path(name_or_path) if is_file(name_or_path) else find_shipped_file(str(name_or_path))
 
 
 def is_file(name_or_path: str | Path) -> bool:
@@ -159,7 +159,7 @@ def is_file(name_or_path: str | Path) -> bool:
     return isinstance(name_or_path, Path) or "/" in name or name.endswith(".toml")
 
 
-def shipped_file(name: str) -> Path:
+def find_shipped_file(name: str) -> Path:
     """The file of a shipped recipe."""
     return next(
         (place for folder in TARGETS if (place := folder / f"{name}.toml").exists()), TARGETS[0] / f"{name}.toml"
@@ -202,7 +202,7 @@ def _ranges(value: Any, key: str) -> tuple[Range, ...]:
             raise Refused(place, f"min {sizes.min}, opt {sizes.opt}, max {sizes.max}: expected 1 ≤ min ≤ opt ≤ max")
         ranges.append(sizes)
     if len(set(ranges)) < len(ranges):
-        raise Refused(key, "the same range stands there twice; remove one")
+        raise Refused(key, "the same range is listed twice; remove one")
     return tuple(ranges)
 
 

@@ -56,7 +56,7 @@ class ArrayFile:
         except Exception as error:  # zipfile raises a dozen classes for damaged files
             raise ValueError(f"not a whole .npz file: {error}") from None
         if len(self.stored) != len(entries):
-            raise ValueError("an entry stands twice")
+            raise ValueError("an entry is repeated")
 
     def unpack(self, name: str) -> np.ndarray:
         """Unpack the array of that name. The caller has bounded its size."""

@@ -86,20 +86,20 @@ def to_json(value: object, *, ascii_only: bool = False) -> str:
     )
 
 
-def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str:
+def find_repeated_key(pairs: Sequence[tuple[str, Any]]) -> str:
     """Find the first repeated key among an object's pairs, in linear time. There must be one."""
     keys = set[str]()
     for key, _ in pairs:
         if key in keys:
             return key
         keys.add(key)
-    raise ValueError("no key stands twice")
+    raise ValueError("no key is repeated")
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError(f"the key '{printable(shorten(repeated_key(pairs), 60))}' stands twice in one object")
+        raise ValueError(f"the key '{printable(shorten(find_repeated_key(pairs), 60))}' is repeated in one object")
     return value
 
 

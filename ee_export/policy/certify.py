@@ -87,7 +87,7 @@ def upper_bound(losses: int, pages: int, delta: float) -> float:
     return upper_limit(losses, pages, delta)
 
 
-def pages_needed(epsilon: float, delta: float | None) -> int:
+def count_pages_needed(epsilon: float, delta: float | None) -> int:
     """Fewest pages that can certify ε, which they do if not one of them is lost.
 
     The number is log δ / log(1 − ε), or 1 / ε − 1 for a certificate on average over draws (``delta`` is ``None``).
@@ -99,7 +99,7 @@ def require_pages(pages: int, epsilon: float, delta: float | None, where: str) -
     """Raise BadData if so few pages cannot certify ε even without a loss. The message states the number needed and the ε reached."""
     if not all(0 < share < 1 for share in (epsilon, delta) if share is not None):
         raise BadData(f"epsilon {epsilon} and delta {delta}: both must lie between 0 and 1")
-    needed = pages_needed(epsilon, delta)
+    needed = count_pages_needed(epsilon, delta)
     if pages < needed:
         reached = 1 / (pages + 1) if delta is None else upper_bound(0, pages, delta)
         how = "on average" if delta is None else f"at delta {delta:g}"

@@ -55,7 +55,7 @@ class _Search:
         self._keep(np.array([self.cost[-1].sum()]), np.array([self.right[-1].sum()]), [0] * exits, {})
         self._explore(self._lines)
         if exits > 1:
-            for k in self._nondominated():
+            for k in self._find_nondominated():
                 self._pairs(self.best_cuts[k].copy())
             self._explore(self._lines)
         return self._points()
@@ -75,7 +75,7 @@ class _Search:
     def _explore(self, moves: Callable[[np.ndarray], None]) -> None:
         explored: set[tuple[int, ...]] = set()
         while True:
-            waiting = [tuple(self.best_cuts[k].tolist()) for k in self._nondominated()]
+            waiting = [tuple(self.best_cuts[k].tolist()) for k in self._find_nondominated()]
             waiting = [cuts for cuts in waiting if cuts not in explored]
             if not waiting:
                 return
@@ -93,7 +93,7 @@ class _Search:
     def _lines(self, cuts: np.ndarray) -> None:
         """Try every cut at one exit, the others as they are, for each exit."""
         exits = self._next(cuts)
-        spent = self._spent_before(exits[0])
+        spent = self._sum_before(exits[0])
         for e in range(len(cuts)):
             here = np.flatnonzero(exits[0] >= e)
             later = exits[e + 1, here]
@@ -105,7 +105,7 @@ class _Search:
                 curves.append(before[e] + stays.sum() + np.cumsum(gain))
             self._keep(curves[0], np.rint(curves[1]).astype(np.int64), cuts.tolist(), {e: np.arange(size)})
 
-    def _spent_before(self, exits: np.ndarray) -> list[np.ndarray]:
+    def _sum_before(self, exits: np.ndarray) -> list[np.ndarray]:
         """Cost, and right answers, of the pages that exit before each exit, ``[E]`` each."""
         by_exit = [np.bincount(exits, table[exits, self.columns], len(self.cost)) for table in (self.cost, self.right)]
         return [np.append(0.0, totals[:-1]).cumsum() for totals in by_exit]
@@ -113,7 +113,7 @@ class _Search:
     def _pairs(self, cuts: np.ndarray) -> None:
         """Try every pair of cuts at two exits near each other, the others as they are."""
         exits = self._next(cuts)
-        spent = self._spent_before(exits[0])
+        spent = self._sum_before(exits[0])
         tried = [self._thin_out(e, cut) for e, cut in enumerate(cuts.tolist())]
         # the first cut of `tried` at which a page exits
         places = [np.searchsorted(values, rank + 1) for values, rank in zip(tried, self.rank, strict=True)]
@@ -175,14 +175,14 @@ class _Search:
             values[:, e] = tried[order]
         self.best_cuts[rows] = values
 
-    def _nondominated(self) -> np.ndarray:
+    def _find_nondominated(self) -> np.ndarray:
         """Numbers of right answers that no other reaches or exceeds at the same cost or less."""
         beyond = np.minimum.accumulate(np.append(self.best_cost, np.inf)[::-1])[::-1][1:]
         return np.flatnonzero(np.isfinite(self.best_cost) & (self.best_cost < beyond))
 
     def _points(self) -> list[Point]:
         points = []
-        for k in self._nondominated():
+        for k in self._find_nondominated():
             thresholds = tuple(
                 None if cut == 0 else float(self.values[e][cut - 1]) for e, cut in enumerate(self.best_cuts[k].tolist())
             )

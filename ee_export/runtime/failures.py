@@ -4,7 +4,7 @@ import logging
 import traceback
 
 from ee_export.data.page import Page
-from ee_export.errors import BadLogits, BadPage, BadText, EeError, unexpected
+from ee_export.errors import BadLogits, BadPage, BadText, EeError, wrap_unexpected
 
 _log = logging.getLogger("ee_export")
 
@@ -34,7 +34,7 @@ def page_error(name: str, error: Exception) -> EeError:
             f"{name}: there is not enough memory for this page; scale it down, or lower Limits(max_pixels=…)"
         )
     else:
-        result = unexpected(name, error)
+        result = wrap_unexpected(name, error)
     _log.debug("%s", result, exc_info=error)
     result.__cause__ = error
     return result

@@ -73,8 +73,8 @@ class _Load:
 
 def _raise(remedy: str, *_: object) -> NoReturn:
     raise ForkedError(
-        f"process {os.getpid()}: the chain was loaded before this process was forked, and its threads or its device are not "
-        f"there; {remedy}"
+        f"process {os.getpid()}: the chain was loaded before this process was forked, and its threads or its device do "
+        f"not exist here; {remedy}"
     )
 
 

@@ -1,6 +1,6 @@
 """Find the weights that ONNX graphs take from other files, without the onnx package.
 
-onnxruntime opens such files by path, each time anew, and they might not be the files that were hashed. This module therefore
+onnxruntime opens such files by path, again at each load, and they might not be the files that were hashed. This module therefore
 finds the weights, so that a session gets them as memory.
 """
 

@@ -131,7 +131,7 @@ def open_session(
     options.log_severity_level = 4  # onnxruntime's errors are exceptions too
     # Without this entry another parser, which checks less, reads files in onnxruntime's own format, whatever their names.
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    # Each session plans its memory anew for every length of text and keeps the largest plan. At LayoutLMv3-base size six
+    # Each session plans its memory again for every length of text and keeps the largest plan. At LayoutLMv3-base size six
     # sessions then hold a third more memory than one arena for all. Without plans they hold less than it, and are as fast.
     options.enable_mem_pattern = not options.use_per_session_threads
     if weights:
@@ -216,7 +216,7 @@ def _require_own_pool() -> None:
     if _pool.get("inherited"):
         raise ForkedError(
             f"process {os.getpid()}: onnxruntime's global thread pool was made before this process was forked, and its threads "
-            "are not here; fork first and load a chain then, or load it with one_pool=False before"
+            "do not exist here; load a chain after the fork, or load it with one_pool=False before the fork"
         )
 
 

@@ -12,7 +12,7 @@ from ee_export.data.encode import Arrays
 from ee_export.errors import BadGraph, BadRequest, shorten
 from ee_export.package.manifest import SegmentSpec, TensorSpec, logits_name
 from ee_export.segments import weights
-from ee_export.segments.brought import computed_names
+from ee_export.segments.brought import find_computed_names
 from ee_export.segments.export import check_graph, strip_notes
 from ee_export.segments.graph_axes import unknown_name
 
@@ -99,7 +99,7 @@ def _require_each_once(mapping: Mapping[str, str], where: str) -> None:
         first = next(other for other, value in mapping.items() if value == new)
         if first != name:
             raise BadRequest(
-                f"{where}: '{first}' and '{name}' are both called '{shorten(new, 80)}'; rename one of them"
+                f"{where}: '{first}' and '{name}' both get the name '{shorten(new, 80)}'; rename one of them"
             )
 
 
@@ -133,7 +133,7 @@ def raw_logits(path: Path, model: onnx.ModelProto, name: str | None, where: str,
             listed = shorten(", ".join(outputs), 200)
             raise BadRequest(f"{where}: logits: missing, and the graph has the outputs {listed}; name one of them")
         name = outputs[0]
-    elif name not in (names := computed_names(model)):
+    elif name not in (names := find_computed_names(model)):
         raise unknown_name(name, names, where, "logits: the tensor")
     makers = {output: node for node in model.graph.node for output in node.output}
     tensor = name

@@ -98,7 +98,7 @@ def tensor_names(model: onnx.ModelProto) -> set[str]:
     return made | {value.name for value in graph.input} | {weight.name for weight in graph.initializer}
 
 
-def computed_names(model: onnx.ModelProto) -> list[str]:
+def find_computed_names(model: onnx.ModelProto) -> list[str]:
     """Sorted names of the tensors that an exit can read: the inputs and all outputs of nodes."""
     return sorted(tensor_names(model) - {weight.name for weight in model.graph.initializer})
 

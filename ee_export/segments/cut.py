@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ee_export.model.parts import Part, parts_needed_for
+from ee_export.model.parts import Part, find_parts_needed_for
 from ee_export.package.manifest import gate_name, logits_name
 
 
@@ -27,10 +27,10 @@ def cut_parts(parts: Sequence[Part], exits: Sequence[str]) -> list[Segment]:
     placed: list[Part] = []
     plans: list[list[Part]] = []
     for name in exits:
-        needed = parts_needed_for([logits_name(name), gate_name(name)], parts)
-        mine = [part for part in parts if part in needed and part not in placed]
-        placed += mine
-        plans.append(mine)
+        needed = find_parts_needed_for([logits_name(name), gate_name(name)], parts)
+        own_parts = [part for part in parts if part in needed and part not in placed]
+        placed += own_parts
+        plans.append(own_parts)
 
     segments = []
     for number, (name, plan) in enumerate(zip(exits, plans, strict=True)):

@@ -21,7 +21,7 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, rename_tensors
+from ee_export.segments.brought import at_opset, find_computed_names, load_graph, opset_of, rename_tensors
 from ee_export.segments.graph_axes import (
     GraphRunner,
     Probe,
@@ -73,8 +73,8 @@ def read_own_graph(
     for name, new in names.items():
         if new not in sources:
             raise BadRequest(
-                f"{where}: [graph] inputs: '{shorten(new, 80)}' is no input of a package, expected one of {', '.join(sources)}; say which it "
-                f'is, such as inputs = {{"{shorten(name, 80)}" = "pixel_values"}}, or list it in arrays'
+                f"{where}: [graph] inputs: '{shorten(new, 80)}' is no input of a package, expected one of {', '.join(sources)}; map it to "
+                f'one, such as inputs = {{"{shorten(name, 80)}" = "pixel_values"}}, or list it in arrays'
             )
     logits = raw_logits(entry.file, model, entry.logits, f"{where}: [graph]", report)
     heads: dict[str, tuple[Path, onnx.ModelProto, str]] = {}
@@ -104,7 +104,7 @@ def _tensor(model: onnx.ModelProto, name: str, where: str) -> str:
     constant = {weight.name for weight in model.graph.initializer}
     if name in constant:
         raise BadRequest(f"{where} tensor: '{name}' is a weight; name a tensor that a node makes")
-    names = computed_names(model)
+    names = find_computed_names(model)
     if name in names:
         return name
     made = {node.name: node.output[0] for node in model.graph.node if node.name}
@@ -155,7 +155,7 @@ class CutGraph:
                 continue
             if index == len(self._ends) - 1:
                 raise BadRequest(
-                    f"{self._own.path}: a [[cut]] is behind the logits '{tensor}'; name a tensor before them"
+                    f"{self._own.path}: a [[cut]] comes after the logits '{tensor}'; name a tensor before them"
                 )
             raise BadRequest(
                 f"{self._own.path}: [[cut]] '{name}': '{tensor}' is computed already for the exits before it ({', '.join(before)}); "

@@ -23,7 +23,7 @@ from ee_export.segments.assembly import (
     raw_logits,
     require_logits,
 )
-from ee_export.segments.brought import at_opset, computed_names, load_graph, opset_of, rename_tensors
+from ee_export.segments.brought import at_opset, find_computed_names, load_graph, opset_of, rename_tensors
 from ee_export.segments.graph_axes import (
     GraphRunner,
     Probe,
@@ -74,7 +74,7 @@ def read_own_segments(
                     f"{listed}{remedy}"
                 )
         logits = raw_logits(entry.file, model, entry.logits, place, report)
-        if entry.gate is not None and entry.gate not in (names := computed_names(model)):
+        if entry.gate is not None and entry.gate not in (names := find_computed_names(model)):
             raise unknown_name(entry.gate, names, place, "gate: the tensor")
         answers = {logits, entry.logits, entry.gate} if entry.logits else {value.name for value in model.graph.output}
         outputs = {

@@ -26,7 +26,7 @@ def drop_extra_outputs(model: ModelProto) -> ModelProto:
             for name in node.output[1:]:
                 if name and name in read:
                     raise NotEqual(
-                        f"Attention '{node.name}': its output '{name}' is read, which TensorRT does not give"
+                        f"Attention '{node.name}': a node reads its output '{name}', which TensorRT does not compute"
                     )
             del node.output[1:]
     return changed
@@ -65,7 +65,7 @@ def _expand(node: NodeProto, graph: onnx.GraphProto, widths: dict[str, int]) -> 
     if unlike or len(node.input) > 4 or not heads or given.get("kv_num_heads") != heads:
         reason = f"it sets {unlike[0]}" if unlike else "its heads are grouped or its keys are cached"
         raise NotEqual(
-            f"Attention '{stem}': {reason}, which plain nodes of this toolkit do not do; take attention = \"operator\""
+            f"Attention '{stem}': {reason}, which this toolkit's plain nodes do not support; take attention = \"operator\""
         )
     if width is None or width % heads:
         raise NotEqual(f"Attention '{stem}': the width of its query is not known, so neither is its scale")

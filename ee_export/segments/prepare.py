@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest
-from ee_export.package.manifest import SegmentSpec, TensorSpec
+from ee_export.package.manifest import CPU_FP32, SegmentSpec, TensorSpec
 from ee_export.package.recipe import TargetRecipe
 from ee_export.package.store import Package
 from ee_export.segments import weights
@@ -18,9 +18,6 @@ from ee_export.segments.plain_attention import drop_extra_outputs, expand_attent
 from ee_export.segments.precision import BOUNDARY, DTYPES, cast_graph, is_answer
 from ee_export.segments.qdq import qdq_segments
 from ee_export.segments.recompute import Recomputation, extract_recomputations, is_square, recompute
-
-SOURCE = "cpu-fp32"
-"""Source target of the graphs."""
 
 
 def prepare_segments(
@@ -43,7 +40,7 @@ def prepare_segments(
         BadRequest: int8 without samples, or a bias to recompute in a model that passes no such bias on.
         NotEqual: a graph cannot be written in this precision. The message names the node or value.
     """
-    segments = package.target(SOURCE).segments
+    segments = package.target(CPU_FP32).segments
     if recipe.precision == "int8":
         if not samples:
             raise BadRequest(f"{recipe.name}: int8 takes its scales from pages, and none were given")
@@ -56,7 +53,7 @@ def prepare_segments(
         specs = recompute(graphs, carried)  # after the cast, so that the bias is rounded as a carried one is
         if specs == carried:
             raise BadRequest(
-                f"{recipe.name}: bias: this model passes none on that the text's boxes and mask alone give; "
+                f"{recipe.name}: bias: no bias of this model depends only on the text's boxes and mask; "
                 'set bias = "carried"'
             )
     (folder / recipe.name).mkdir(parents=True, exist_ok=True)
@@ -71,7 +68,7 @@ def prepare_segments(
 def find_recomputations(package: Package, recipe: TargetRecipe) -> list[Recomputation]:
     """Tensors that the segments of a target recompute with ``bias = "recomputed"``, in the target's precision."""
     recomputations = []
-    for segment in package.target(SOURCE).segments:
+    for segment in package.target(CPU_FP32).segments:
         if any(is_square(tensor) for tensor in segment.outputs):
             recomputations += extract_recomputations(_cast(load(package, segment), recipe), _spec(segment, recipe))
     return recomputations

@@ -9,7 +9,7 @@ import numpy as np
 from ee_export.data.encode import TEXT_INPUTS, Arrays, count_tokens_read
 from ee_export.data.inputs import without_prefix
 from ee_export.errors import BadPackage, BadRequest, NotEqual, printable, shorten
-from ee_export.package.input_specs import encoded_specs, input_specs, longest_text, texts_of
+from ee_export.package.input_specs import input_specs, longest_text, make_encoded_specs, texts_of
 from ee_export.package.manifest import ARRAY, SOURCES, Manifest, Target, TensorSpec, gate_name, split_input
 from ee_export.package.store import GOLDEN, Package
 from ee_export.package.stored_arrays import ArrayFile, StoredArray
@@ -88,7 +88,7 @@ def write(pages: Sequence[GoldenPage], manifest: Manifest) -> bytes:
     for target_name, target in manifest.targets.items():
         logits = [page.of(target_name) for page in pages]
         for point in target.operating_points:
-            arrays[f"exits/{target_name}/{point}"] = expected_exits(pages, logits, manifest, target, point)
+            arrays[f"exits/{target_name}/{point}"] = find_expected_exits(pages, logits, manifest, target, point)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **{name: np.ascontiguousarray(a) for name, a in arrays.items()})
     size = max(sum(values.nbytes for values in arrays.values()) / MOST_BYTES, buffer.tell() / LARGEST_FILE)
@@ -216,7 +216,7 @@ def _unread_kinds(manifest: Manifest) -> dict[str, Kind]:
     longest = manifest.encoding.max_text_tokens
     return {
         name: _kind_of_input(spec, longest if SOURCES[name] == "text" else None)
-        for name, spec in encoded_specs(SOURCES, {"": manifest.encoding}).items()
+        for name, spec in make_encoded_specs(SOURCES, {"": manifest.encoding}).items()
         if name not in manifest.inputs
     }
 
@@ -249,7 +249,7 @@ def _find_highest(name: str, manifest: Manifest) -> int:
     return {"bbox": 1000, "attention_mask": 1}.get(base, np.iinfo(np.int64).max if rows is None else rows - 1)
 
 
-def expected_exits(
+def find_expected_exits(
     pages: Sequence[GoldenPage],
     logits: Sequence[Mapping[str, np.ndarray]],
     manifest: Manifest,
@@ -280,5 +280,5 @@ def require_same(differences: dict[str, float], tolerance: float, where: str) ->
         if not difference <= tolerance:
             raise NotEqual(
                 f"{where}: exit '{name}': golden logits differ by {difference:.2e}, more than the target's tolerance "
-                f"{tolerance:.0e}; this machine does not give what was built: rebuild the target here with `ee-export build` or `compile`"
+                f"{tolerance:.0e}; this machine does not reproduce the logits of the build: rebuild the target here with `ee-export build` or `compile`"
             )

@@ -82,12 +82,12 @@ def verify_package(package: Package, target_name: str, point_name: str | None = 
         if point not in target.operating_points:
             known = ", ".join(target.operating_points)
             raise BadRequest(f"unknown operating point '{point}': target '{target_name}' has {known}")
-        expected_exits = expected[f"{target_name}/{point}"]
-        exits = golden.expected_exits(pages, logits, package.manifest, target, point)
-        if (expected_exits != exits).any():
-            index = int(np.flatnonzero(expected_exits != exits)[0])
+        recorded = expected[f"{target_name}/{point}"]
+        exits = golden.find_expected_exits(pages, logits, package.manifest, target, point)
+        if (recorded != exits).any():
+            index = int(np.flatnonzero(recorded != exits)[0])
             raise NotEqual(
                 f"{package.path}: operating point '{point}': golden page {index} exited at {chain.exits[exits[index]]}, expected "
-                f"{chain.exits[expected_exits[index]]}; rebuild the target on this machine with `ee-export build` or `compile`"
+                f"{chain.exits[recorded[index]]}; rebuild the target on this machine with `ee-export build` or `compile`"
             )
     return VerifyResult(target_name, len(pages), target.tolerance, differences, points)

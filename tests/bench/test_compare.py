@@ -1,4 +1,4 @@
-"""`ee-bench compare` and `diff`: the same pages to every contender, and what is said of their times."""
+"""`ee-bench compare` and `diff`: every contender gets the same pages, and the output compares their times."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, t
         5,
     ]
     written = ["--record", path, "--report", path.with_suffix(".html")]
-    done = CliRunner().invoke(cli, [str(each) for each in ("compare", *arguments, *written)])
+    done = CliRunner().invoke(cli, [str(argument) for argument in ("compare", *arguments, *written)])
     assert done.exit_code == 0, done.output
     assert "the chain's pages exit at" in done.stdout
     assert "without reading and decoding, ms a page (of " in done.stdout
@@ -43,21 +43,21 @@ def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, t
     return path
 
 
-def test_every_contender_answers_every_page_as_what_it_stands_for(
+def test_every_contender_gives_the_same_answers_as_the_system_that_it_represents(
     recorded: Path, tiny_package: Package, pages_folder: Path
 ) -> None:
-    found = json.loads(recorded.read_text())["contenders"]
+    contenders = json.loads(recorded.read_text())["contenders"]
     data = read_dataset(pages_folder, tiny_package.manifest.labels)
-    wanted = [data.labels[target] for target in data.targets]
+    labels = [data.labels[target] for target in data.targets]
     for names, point in ((("onnxruntime", "uncut", "transformers"), "full"), (("chain", "nested_if"), "default")):
         chain = load_package(tiny_package, operating_point=point)
-        right = sum(chain.predict(data.page(at)).label == label for at, label in enumerate(wanted))
-        assert {found[name]["right"] for name in names} == {right}
-    assert sum(found["chain"]["exits"].values()) == pytest.approx(1)
-    assert found["chain:encoder.1"]["exits"] == {"encoder.1": 1.0}
-    assert found["chain:final"]["right"] == found["onnxruntime"]["right"]
+        right = sum(chain.predict(data.page(index)).label == label for index, label in enumerate(labels))
+        assert {contenders[name]["right"] for name in names} == {right}
+    assert sum(contenders["chain"]["exits"].values()) == pytest.approx(1)
+    assert contenders["chain:encoder.1"]["exits"] == {"encoder.1": 1.0}
+    assert contenders["chain:final"]["right"] == contenders["onnxruntime"]["right"]
     assert json.loads(recorded.read_text())["fastest"] in ("onnxruntime", "uncut", "transformers")
-    for contender in found.values():
+    for contender in contenders.values():
         middle, low, high = contender["mean_ms"]
         assert 0 < low <= middle <= high
         assert contender["p99_ms"] is None, "a hundredth of some hundred samples says nothing"
@@ -67,15 +67,15 @@ def test_every_contender_answers_every_page_as_what_it_stands_for(
         assert min(contender["load_s"], contender["size_mb"], contender["peak_mb"]) > 0
 
 
-def test_nested_ifs_leave_where_the_chain_leaves(sample: Path, pages_folder: Path) -> None:
+def test_nested_ifs_exit_at_the_same_exits_as_the_chain(sample: Path, pages_folder: Path) -> None:
     package = open_package(sample)
     chain = load_package(package, operating_point="default")
     session = backend.open_session(build_nested_if(package, "cpu-fp32", "default").SerializeToString(), 1)
     names = [value.name for value in session.get_inputs()]
     data = read_dataset(pages_folder)
     exits = set()
-    for at in range(len(data)):
-        arrays = chain.encode([data.page(at)])
+    for index in range(len(data)):
+        arrays = chain.encode([data.page(index)])
         answer = chain.predict_encoded(arrays)
         exits.add(answer.exit)
         (logits,) = session.run(None, {name: arrays[name] for name in names})
@@ -83,16 +83,16 @@ def test_nested_ifs_leave_where_the_chain_leaves(sample: Path, pages_folder: Pat
     assert len(exits) > 1
 
 
-def test_a_result_does_not_differ_from_itself_and_a_slower_one_is_told(recorded: Path, tmp_path: Path) -> None:
+def test_diff_reports_no_difference_from_itself_and_reports_a_slower_result(recorded: Path, tmp_path: Path) -> None:
     same = CliRunner().invoke(cli, ["diff", str(recorded), str(recorded)])
     assert (same.exit_code, same.stdout.count("no difference shown")) == (0, 7)
     slower = json.loads(recorded.read_text())
     chain = slower["contenders"]["chain"]
     chain["pages_ms"] = [1.1 * ms for ms in chain["pages_ms"]]
     (tmp_path / "slower.json").write_text(json.dumps(slower))
-    told = CliRunner().invoke(cli, ["diff", str(recorded), str(tmp_path / "slower.json")])
-    assert told.exit_code == 1
-    assert "chain: 1.100 of the time [1.100 – 1.100], slower" in told.stdout
+    diff = CliRunner().invoke(cli, ["diff", str(recorded), str(tmp_path / "slower.json")])
+    assert diff.exit_code == 1
+    assert "chain: 1.100 of the time [1.100 – 1.100], slower" in diff.stdout
     slower["data"] = "other pages"
     with pytest.raises(BadRequest, match="different pages"):
         compute_ratios(json.loads(recorded.read_text()), slower)
@@ -120,7 +120,7 @@ def test_a_contender_that_cannot_run_is_named(
         raise done.exception
 
 
-def test_a_contender_that_fails_on_a_page_says_why(tiny_package: Package, tmp_path: Path) -> None:
+def test_a_contender_that_fails_on_a_page_reports_the_cause(tiny_package: Package, tmp_path: Path) -> None:
     for label in tiny_package.manifest.labels:
         (tmp_path / label).mkdir()
         (tmp_path / label / "page.jpg").write_bytes(b"no image")
@@ -131,9 +131,9 @@ def test_a_contender_that_fails_on_a_page_says_why(tiny_package: Package, tmp_pa
     assert "page.jpg: not an image file" in str(done.exception)
 
 
-def test_openvino_gives_the_whole_model_s_logits(tiny_package: Package, pages_folder: Path) -> None:
+def test_openvino_computes_the_logits_of_the_full_model(tiny_package: Package, pages_folder: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
     chain = load_package(tiny_package)
     arrays = chain.encode([read_dataset(pages_folder).page(0)])
     run, _ = PEERS["openvino"](Subject(str(tiny_package.path), "cpu-fp32", "default", None, 1))
-    assert run(arrays) == pytest.approx(chain.logits(arrays)["final"], abs=0.02)  # bfloat16 where the processor has it
+    assert run(arrays) == pytest.approx(chain.logits(arrays)["final"], abs=0.02)  # bfloat16 if the processor has it

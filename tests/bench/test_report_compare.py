@@ -1,4 +1,4 @@
-"""`ee-bench report`: the page of a recorded comparison says what its figures say, and needs nothing else."""
+"""`ee-bench report`: the page shows the figures of a recorded comparison and needs no other file."""
 
 import json
 import re
@@ -41,29 +41,31 @@ def text_of(page: str) -> str:
 def test_the_report_holds_every_contender_and_its_numbers(recorded: tuple[dict[str, Any], str]) -> None:
     result, page = recorded
     rows = page.split('class="contenders"')[1].split("</table>")[0].split("<tr")[2:]
-    for (name, found), row in zip(result["contenders"].items(), rows, strict=True):
+    for (name, entry), row in zip(result["contenders"].items(), rows, strict=True):
         words = text_of("<tr" + row).replace("_ ", "_")
-        assert f" {name} {found['right']}, {100 * found['right'] / result['pages']:.1f} % " in words
-        assert f" {found['load_s']:.2f} {found['rss_mb']:.0f} {found['peak_mb']:.0f} {found['size_mb']:.1f} " in words
+        assert f" {name} {entry['right']}, {100 * entry['right'] / result['pages']:.1f} % " in words
+        assert f" {entry['load_s']:.2f} {entry['rss_mb']:.0f} {entry['peak_mb']:.0f} {entry['size_mb']:.1f} " in words
         assert "too few" in words, "p99 of some hundred pages"
-        for figure in (found["mean_ms"], found["p50_ms"], found["p90_ms"]):
+        for figure in (entry["mean_ms"], entry["p50_ms"], entry["p90_ms"]):
             places = 2 if figure[0] < 10 else 1 if figure[0] < 100 else 0
             assert f" {figure[0]:.{places}f} [" in words, figure
     assert result["machine"] in text_of(page)
     assert result["data"] in page
 
 
-def test_the_report_begins_with_what_was_found(recorded: tuple[dict[str, Any], str]) -> None:
+def test_the_report_begins_with_the_result(recorded: tuple[dict[str, Any], str]) -> None:
     result, page = recorded
-    said = text_of(page.split("<h2>Result</h2>")[1].split("</section>")[0])
+    summary = text_of(page.split("<h2>Result</h2>")[1].split("</section>")[0])
     contenders = result["contenders"]
     peers = [name for name in contenders if parse_contender(name).is_full_model]
     fastest = min(peers, key=lambda name: contenders[name]["mean_ms"][0])
-    assert "uncut, which has early exits" not in said
-    assert f"The chain takes {contenders['chain']['mean_ms'][0]:.3g}" in said
-    assert f"The fastest way to run the full model, {fastest}, takes {contenders[fastest]['of_chain'][0]:.3g}" in said
-    assert str(contenders["chain"]["right"]) in said
-    assert ("the machine was busy" in said) == (describe_disturbance(result) is not None)
+    assert "uncut, which has early exits" not in summary
+    assert f"The chain takes {contenders['chain']['mean_ms'][0]:.3g}" in summary
+    assert (
+        f"The fastest way to run the full model, {fastest}, takes {contenders[fastest]['of_chain'][0]:.3g}" in summary
+    )
+    assert str(contenders["chain"]["right"]) in summary
+    assert ("the machine was busy" in summary) == (describe_disturbance(result) is not None)
 
 
 def test_the_report_is_one_file_that_needs_no_network(recorded: tuple[dict[str, Any], str]) -> None:
@@ -77,7 +79,7 @@ def test_the_report_is_one_file_that_needs_no_network(recorded: tuple[dict[str, 
     assert page.count("<figure") == 4
 
 
-def test_a_result_of_a_busy_machine_and_one_whose_stages_are_of_another_round_say_so(tmp_path: Path) -> None:
+def test_the_report_warns_of_a_busy_machine_and_of_stages_from_another_round(tmp_path: Path) -> None:
     result = json.loads((RESULTS / RECORDED[0]).read_text())
     path = tmp_path / "result.json"
     for others, stages in ((0.0, 1.0), (1.5, 0.5)):
@@ -97,7 +99,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda result: result.update(schema=2), "schema 2, and this version reads 1"),
+        (lambda result: result.update(schema=2), "schema 2, expected 1"),
         (lambda result: result["contenders"].pop("chain"), "no result of a comparison"),
         (lambda result: result.pop("schema"), "schema None"),
         (without("stages_ms"), "the entry of chain is not complete"),
@@ -125,11 +127,11 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert f"{target}: cannot be written" in str(done.exception)
 
 
-def test_stages_come_as_a_page_goes_through_them_and_fewer_pages_reach_the_later_ones() -> None:
-    found = ["encoder.10", "final", "text", "policy and rest", "ocr", "encode", "text.40", "vision", "encoder.9"]
+def test_stages_stand_in_the_order_of_execution_and_fewer_pages_reach_later_ones() -> None:
+    stages = ["encoder.10", "final", "text", "policy and rest", "ocr", "encode", "text.40", "vision", "encoder.9"]
     ordered = ["encode", "vision", "ocr", "text.40", "text", "encoder.9", "encoder.10", "final", "policy and rest"]
-    order = order_of({"contenders": {"chain": {"stages_ms": dict.fromkeys(found), "exits": {}}}})
-    assert sort_stages([*found, "what an older version said"], order) == ["what an older version said", *ordered]
+    order = order_of({"contenders": {"chain": {"stages_ms": dict.fromkeys(stages), "exits": {}}}})
+    assert sort_stages([*stages, "what an older version said"], order) == ["what an older version said", *ordered]
     exits = {"vision": 0.5, "text.40": 0.25, "final": 0.25}
     shares = {stage: share_that_reaches(stage, exits, order) for stage in ordered}
     assert [shares[stage] for stage in ("encode", "vision", "ocr", "text.40", "text", "encoder.9", "final")] == [

@@ -1,4 +1,4 @@
-"""`ee-bench run` and `record`: MLPerf's scenarios, what they may say, and what they refuse."""
+"""`ee-bench run` and `record`: the scenarios of MLPerf, their results, and their refusals."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from ee_export.runtime.load import load
 
 
 def invoke(*arguments: object) -> str:
-    done = CliRunner().invoke(cli, [str(each) for each in arguments])
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     if done.exception is not None:
         raise done.exception
     return done.stdout
@@ -33,8 +33,8 @@ def invoke(*arguments: object) -> str:
 
 def measured(package: Path, *arguments: object) -> dict[str, Any]:
     quick = ("--min-seconds", 0, "--min-queries", 120, "--json")
-    found: dict[str, Any] = json.loads(invoke("run", package, *quick, *arguments))
-    return found
+    result: dict[str, Any] = json.loads(invoke("run", package, *quick, *arguments))
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def recorded(sample: Path, pages_folder: Path, tmp_path_factory: pytest.TempPath
 
 
 class VirtualTime:
-    """Stands in for the module ``time``: nothing passes but what is slept or worked."""
+    """Replacement of the module ``time``, whose clock advances only by sleep and work."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -72,14 +72,14 @@ def works_for(clock: VirtualTime, service_s: Callable[[int], float]) -> Callable
     return answer
 
 
-# What the scenarios say
+# Results of the scenarios
 
 
 def test_single_stream_quotes_the_percentiles_that_it_has_samples_for(sample: Path, pages_folder: Path) -> None:
-    found = measured(sample, pages_folder, "--against", "full")
-    assert (found["scenario"], found["work"]["pages"], found["plan"]["warm_up"]) == ("SingleStream", 56, 20)
-    assert set(found["contenders"]) == {"default", "full"}
-    for entry in found["contenders"].values():
+    result = measured(sample, pages_folder, "--against", "full")
+    assert (result["scenario"], result["work"]["pages"], result["plan"]["warm_up"]) == ("SingleStream", 56, 20)
+    assert set(result["contenders"]) == {"default", "full"}
+    for entry in result["contenders"].values():
         assert entry["queries"] == 120
         assert entry["p99_ms"] is None, "a hundredth of 120 samples says nothing"
         for figure in ("mean_ms", "p50_ms", "p90_ms"):
@@ -89,40 +89,42 @@ def test_single_stream_quotes_the_percentiles_that_it_has_samples_for(sample: Pa
         assert sum(parts) == pytest.approx(total)
         assert total == pytest.approx(entry["mean_ms"][0], rel=0.1)
         assert min(entry["stages_ms"][stage] for stage in ("read and decode", "encode", "policy and rest")) > 0
-    assert found["contenders"]["full"]["exits"]["final"] == 1
+    assert result["contenders"]["full"]["exits"]["final"] == 1
 
 
-def test_offline_tells_the_exits_that_the_data_has(sample: Path, pages_folder: Path) -> None:
+def test_offline_reports_the_exit_rates_of_the_data(sample: Path, pages_folder: Path) -> None:
     chain = load(sample, operating_point="default")
     data = read_dataset(pages_folder)
-    left = Counter(chain.predict(data.page(at)).exit for at in range(len(data)))
-    found = measured(sample, pages_folder, "--scenario", "offline", "--batch", 8)["contenders"]["default"]
-    assert found["passes"] == 5
-    assert found["queries"] == 5 * len(data)
-    assert found["exits"] == {name: pytest.approx(left[name] / len(data)) for name in chain.exits}
-    middle, low, high = found["pages_per_s"]
+    exits = Counter(chain.predict(data.page(index)).exit for index in range(len(data)))
+    entry = measured(sample, pages_folder, "--scenario", "offline", "--batch", 8)["contenders"]["default"]
+    assert entry["passes"] == 5
+    assert entry["queries"] == 5 * len(data)
+    assert entry["exits"] == {name: pytest.approx(exits[name] / len(data)) for name in chain.exits}
+    middle, low, high = entry["pages_per_s"]
     assert low <= middle <= high
-    assert middle == pytest.approx(found["queries"] / found["seconds"])
+    assert middle == pytest.approx(entry["queries"] / entry["seconds"])
 
 
-def test_without_data_pages_are_drawn_and_the_output_says_so(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_pages_are_drawn_and_the_output_reports_it(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ee_export.bench.work._DRAWN", 1)
-    said = invoke("run", sample, "--min-queries", 100, "--min-seconds", 0)
-    assert "7 pages drawn, seed 0" in said
-    assert "at least 100 pages and 0 s" in said
-    assert "too few pages" in said
+    output = invoke("run", sample, "--min-queries", 100, "--min-seconds", 0)
+    assert "7 pages drawn, seed 0" in output
+    assert "at least 100 pages and 0 s" in output
+    assert "too few pages" in output
 
 
 def test_withheld_words_are_read_on_demand_and_ocr_is_a_stage(
     sample: Path, pages_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ee_export.bench.work.tesseract", lambda: lambda image: (["words"], [[0, 0, 10, 10]]))
-    found = measured(sample, pages_folder, "--ocr", "--operating-point", "full")
-    assert found["work"]["ocr"]
-    assert found["contenders"]["full"]["stages_ms"]["ocr"] > 0
+    result = measured(sample, pages_folder, "--ocr", "--operating-point", "full")
+    assert result["work"]["ocr"]
+    assert result["contenders"]["full"]["stages_ms"]["ocr"] > 0
 
 
-def test_recorded_inputs_leave_where_their_pages_leave(sample: Path, pages_folder: Path, recorded: Path) -> None:
+def test_recorded_inputs_exit_at_the_same_exits_as_their_pages(
+    sample: Path, pages_folder: Path, recorded: Path
+) -> None:
     pages = measured(sample, pages_folder, "--scenario", "Offline")
     inputs = measured(sample, recorded, "--scenario", "Offline")
     assert inputs["work"]["kind"] == "recorded"
@@ -142,18 +144,18 @@ def test_a_slow_answer_delays_all_that_arrive_meanwhile(
 
     monkeypatch.setattr(Chain, "predict_batch", slow)
     fixed = ("--scenario", "Server", "--rate", 2000, "--bound-ms", 5, "--min-queries", 1000)
-    found = measured(sample, pages_folder, *fixed)["contenders"]["default"]
-    run = found["bounds"]["given"]["run"]
+    entry = measured(sample, pages_folder, *fixed)["contenders"]["default"]
+    run = entry["bounds"]["given"]["run"]
     assert run["queries"] == 1000
     assert not run["held"]
-    assert found["unloaded"]["p50_ms"][0] < 5, "one at a time they are fast"
+    assert entry["unloaded"]["p50_ms"][0] < 5, "one at a time they are fast"
     assert run["p50_ms"][0] > 100, "arriving twice as fast as they are answered, they wait"
 
 
 # Arrivals and the search
 
 
-def test_arrivals_are_a_poisson_process_of_the_rate_that_is_asked() -> None:
+def test_arrivals_are_a_poisson_process_of_the_given_rate() -> None:
     due = server.draw_arrivals(50.0, 20_000, seed=3)
     gaps = np.diff(due, prepend=0)
     assert stats.kstest(gaps, "expon", args=(0, 1 / 50)).pvalue > 0.01
@@ -174,18 +176,18 @@ def test_a_stall_is_counted_for_every_page_that_arrived_in_it(clock: VirtualTime
     assert late == 56, "a clock that starts with the work would count one"
 
 
-def test_workers_take_what_waits_together_and_nothing_twice(clock: VirtualTime) -> None:
-    asked: list[list[int]] = []
+def test_workers_batch_waiting_pages_and_take_each_page_once(clock: VirtualTime) -> None:
+    batches: list[list[int]] = []
 
     def answer(rows: Sequence[int]) -> float:
-        asked.append(list(rows))
+        batches.append(list(rows))
         clock.now += 0.05
         return clock.now
 
     server.serve(answer, np.arange(1, 101) / 100, range(100), most=4)
-    assert [row for rows in asked for row in rows] == list(range(100))
-    assert asked[0] == [0]
-    assert max(map(len, asked)) == 4
+    assert [row for rows in batches for row in rows] == list(range(100))
+    assert batches[0] == [0]
+    assert max(map(len, batches)) == 4
 
 
 @pytest.mark.parametrize("start", [5.0, 300.0])
@@ -200,19 +202,19 @@ def test_the_search_finds_the_rate_that_theory_gives(clock: VirtualTime, start: 
         return server.Trial(rate, seed, bound_ms, latencies, late).held
 
     rates = server.search(start, seed=0)
-    asked = next(rates)
-    seeds = Counter([asked[1]])
+    trial = next(rates)
+    seeds = Counter([trial[1]])
     while True:
         try:
-            asked = rates.send(held(*asked))
+            trial = rates.send(held(*trial))
         except StopIteration as end:
-            found, above = end.value
+            rate_found, above = end.value
             break
-        seeds[asked[1]] += 1
-    assert found < above <= 1.04 * found
+        seeds[trial[1]] += 1
+    assert rate_found < above <= 1.04 * rate_found
     assert seeds[1] == 1, "what was found was tried with other arrivals"
     # The wait behind a server that takes 10 ms, by Lindley's recursion over many more pages.
-    assert _p99_ms(0.93 * found, service_s) < bound_ms < _p99_ms(1.07 * found, service_s)
+    assert _p99_ms(0.93 * rate_found, service_s) < bound_ms < _p99_ms(1.07 * rate_found, service_s)
 
 
 def _p99_ms(rate: float, service_s: float) -> float:
@@ -222,7 +224,7 @@ def _p99_ms(rate: float, service_s: float) -> float:
     return float(np.percentile(wait + service_s, 99)) * 1e3
 
 
-def test_a_hopeless_trial_is_given_up_and_where_no_rate_is_held_the_search_ends(clock: VirtualTime) -> None:
+def test_a_hopeless_trial_is_aborted_and_the_search_ends_if_no_rate_is_held(clock: VirtualTime) -> None:
     due = server.draw_arrivals(1000, 2000, seed=0)
     latencies, late = server.serve(works_for(clock, lambda row: 0.01), due, range(2000), bound_ms=40, give_up=True)
     trial = server.Trial(1000, 0, 40, latencies, late)
@@ -254,15 +256,15 @@ def test_server_finds_a_rate_for_both_and_a_gain(
 
     monkeypatch.setattr(Chain, "predict_batch", predict)
     searched = ("--scenario", "Server", "--against", "full", "--bound-of", "both", "--min-queries", 1000)
-    found = measured(sample, pages_folder, *searched)
-    fast, slow = (found["contenders"][name]["bounds"] for name in ("default", "full"))
+    result = measured(sample, pages_folder, *searched)
+    fast, slow = (result["contenders"][name]["bounds"] for name in ("default", "full"))
     assert fast["whole"]["bound_ms"] == slow["whole"]["bound_ms"] == pytest.approx(80)
     assert "own" not in slow, "that of the whole model is its own"
     assert fast["own"]["bound_ms"] == pytest.approx(20)
-    gain, low, high = found["ratio"]["own"]
+    gain, low, high = result["ratio"]["own"]
     assert gain == pytest.approx(4, rel=0.07), "the same queue in another unit of time"
     assert low <= gain <= high
-    assert found["ratio"]["whole"][0] > gain, "what is fast can let more wait until the same bound"
+    assert result["ratio"]["whole"][0] > gain, "what is fast can let more wait until the same bound"
     for entry in (*fast.values(), *slow.values()):
         assert entry["run"]["held"]
         assert entry["run"]["p99_ms"][0] <= entry["bound_ms"]
@@ -276,9 +278,9 @@ def test_a_percentile_s_interval_covers_it_in_95_of_100_cases() -> None:
     truth = stats.expon.ppf(0.9)
     covered = 0
     for _ in range(1000):
-        found = percentile(rng.exponential(size=300), 90)
-        assert found is not None
-        covered += found[1] <= truth <= found[2]
+        interval = percentile(rng.exponential(size=300), 90)
+        assert interval is not None
+        covered += interval[1] <= truth <= interval[2]
     assert 935 <= covered <= 985
     assert percentile(np.arange(999.0), 99) is None
     assert percentile(np.arange(1.0, 1001), 99) == (990, 983, 997)
@@ -293,7 +295,7 @@ def test_a_busy_machine_is_warned_of() -> None:
     assert "others kept 1.5 of" in (describe_disturbance({**quiet, "others_cpus": 1.5}) or "")
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ def test_a_busy_machine_is_warned_of() -> None:
         (["--against", "fast"], "unknown operating point 'fast'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_requests_that_cannot_be_measured_are_refused(
     sample: Path, pages_folder: Path, options: list[object], message: str
 ) -> None:
     with pytest.raises(BadRequest, match=message):
@@ -315,9 +317,9 @@ def test_what_cannot_be_measured_is_refused(
 def test_a_target_of_another_device_is_named(sample: Path, pages_folder: Path, tmp_path: Path) -> None:
     package = Path(shutil.copytree(sample, tmp_path / "copy.ee"))
     manifest = package / "manifest.json"
-    found = json.loads(manifest.read_text())
-    found["targets"]["npu-fp16"] = {**found["targets"]["cpu-fp32"], "backend": "npu"}
-    manifest.write_text(json.dumps(found))
+    fields = json.loads(manifest.read_text())
+    fields["targets"]["npu-fp16"] = {**fields["targets"]["cpu-fp32"], "backend": "npu"}
+    manifest.write_text(json.dumps(fields))
     with pytest.raises(BadRequest, match="for the backend 'npu', which this version does not have"):
         invoke("run", package, pages_folder, "--target", "npu-fp16")
 
@@ -361,7 +363,7 @@ def test_a_file_of_recorded_inputs_that_cannot_be_read_is_named(sample: Path, re
             invoke("run", sample, path)
     with pytest.raises(BadData, match="no such file"):
         invoke("run", sample, tmp_path / "gone.npz")
-    with pytest.raises(BadRequest, match="reads a folder of pages"):
+    with pytest.raises(BadRequest, match="PAGES as a folder of pages"):
         invoke("record", sample, recorded, "--out", tmp_path / "again.npz")
 
 
@@ -371,7 +373,7 @@ def test_diff_refuses_results_of_another_kind_and_schema(sample: Path, recorded:
     with pytest.raises(BadRequest, match=r"a result of `ee-bench run` \(SingleStream\)"):
         invoke("diff", result, result)
     for content, message in (
-        ('{"schema": 9, "contenders": {"chain": {}}}', "schema 9, and this version reads 1"),
+        ('{"schema": 9, "contenders": {"chain": {}}}', "schema 9, expected 1"),
         ("[1]", "no result of a comparison"),
         ("{", "not JSON"),
     ):
@@ -380,7 +382,7 @@ def test_diff_refuses_results_of_another_kind_and_schema(sample: Path, recorded:
             invoke("diff", other, other)
 
 
-def test_recording_does_not_leave_half_a_file(sample: Path, pages_folder: Path, tmp_path: Path) -> None:
+def test_recording_writes_a_complete_file_or_none(sample: Path, pages_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(pages_folder, tmp_path / "pages")
     next((tmp_path / "pages").rglob("*.jpg")).write_bytes(b"no image")
     with pytest.raises(Exception, match="not an image file"):

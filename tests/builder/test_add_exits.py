@@ -53,7 +53,9 @@ def wordpiece(pages_folder: Path, tmp_path_factory) -> BertTokenizerFast:
     words = [word for path in sorted(pages_folder.rglob("*.json")) for word in json.loads(path.read_text())["words"]]
     pieces = {chr(code) for code in range(33, 127)} | {f"##{chr(code)}" for code in range(33, 127)}
     pieces |= {word.lower() for word in words if word.isalpha()}
-    vocab = {piece: at for at, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(pieces)])}
+    vocab = {
+        piece: index for index, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(pieces)])
+    }
     return BertTokenizerFast(vocab=vocab, model_max_length=96)
 
 
@@ -153,7 +155,7 @@ def test_a_package_answers_as_the_checkpoint_from_the_page_on(
     assert comparison.pages_unlike == {}
 
 
-def test_the_demo_runs_on_a_sample_of_one_s_own_without_tesseract(
+def test_the_demo_runs_on_a_given_sample_without_tesseract(
     bert_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -200,7 +202,7 @@ def test_weights_of_pytorch_model_bin_are_read_without_their_code(bert: Path, tm
 def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path, tmp_path: Path, call: Call) -> None:
     folder = Path(shutil.copytree(bert, tmp_path / "numbered"))
     config = json.loads((folder / "config.json").read_text())
-    config["id2label"] = {str(at): f"LABEL_{at}" for at in range(len(UNSORTED))}
+    config["id2label"] = {str(index): f"LABEL_{index}" for index in range(len(UNSORTED))}
     config.pop("label2id", None)
     (folder / "config.json").write_text(json.dumps(config))
     status, _, err = call("add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1")
@@ -209,7 +211,7 @@ def test_labels_get_the_names_that_the_user_gives(bert: Path, pages_folder: Path
     assert not list(tmp_path.glob("x.ee*"))
     rows = [f"{path},{path.parent.name}" for path in read_dataset(pages_folder).paths]
     (tmp_path / "train.csv").write_text("\n".join(["path,label", *rows]))
-    (tmp_path / "labels.json").write_text(json.dumps({f"LABEL_{at}": name for at, name in enumerate(UNSORTED)}))
+    (tmp_path / "labels.json").write_text(json.dumps({f"LABEL_{index}": name for index, name in enumerate(UNSORTED)}))
     status, _, err = call(
         "add-exits", folder, pages_folder, "--out", tmp_path / "x.ee", "--ocr-ms", "1", "--epochs", "1", "--exits", "text",
         "--labels", tmp_path / "labels.json", "--train", tmp_path / "train.csv",
@@ -312,7 +314,7 @@ def test_a_package_with_another_encoding_fails_the_comparison(
         comparison.require_equal("x")
 
 
-def test_exits_that_are_added_or_dropped_leave_the_order_of_words(tiny_checkpoint: Path) -> None:
+def test_adding_or_dropping_exits_keeps_the_order_of_words(tiny_checkpoint: Path) -> None:
     model, tokenizer = checkpoint.load(tiny_checkpoint)
     model.config.exits = ["vision", "text.40", "encoder.1"]
     before = Encoder(checkpoint.encoding_of(model.config), tokenizer)

@@ -35,9 +35,9 @@ def compiled(request, tiny_package: Package, pages_folder: Path, tmp_path_factor
 def test_the_new_target_verifies_with_its_own_golden_logits_and_the_old_one_as_before(
     compiled: Package, tiny_package: Package
 ) -> None:
-    found = verify_package(compiled, "cpu-int8")
-    assert max(found.differences.values()) == 0
-    assert 0 < max(compiled.target("cpu-int8").equality.values()) <= found.tolerance
+    report = verify_package(compiled, "cpu-int8")
+    assert max(report.differences.values()) == 0
+    assert 0 < max(compiled.target("cpu-int8").equality.values()) <= report.tolerance
     assert verify_package(compiled, "cpu-fp32").operating_points == ("full", "default")
     assert compiled.target("cpu-fp32") == tiny_package.target("cpu-fp32")
     pages, _ = golden.read(compiled)
@@ -58,13 +58,13 @@ def test_products_are_of_integers(compiled: Package) -> None:
 def test_logits_are_near_those_of_floats_at_every_exit_and_batch(compiled: Package, pages_folder: Path) -> None:
     floats, integers = load_package(compiled), load_package(compiled, "cpu-int8")
     data = read_dataset(pages_folder)
-    arrays = floats.encode([data.page(at) for at in range(0, len(data), 11)])
-    expected, found = floats.logits(arrays), integers.logits(arrays)
+    arrays = floats.encode([data.page(index) for index in range(0, len(data), 11)])
+    expected, quantized = floats.logits(arrays), integers.logits(arrays)
     for name, values in expected.items():
-        assert np.abs(found[name] - values).max() < 0.1 * np.abs(values).max()
+        assert np.abs(quantized[name] - values).max() < 0.1 * np.abs(values).max()
 
 
-def test_it_says_on_how_many_pages_it_decides_otherwise(compiled: Package, pages_folder: Path) -> None:
+def test_compile_reports_the_number_of_pages_with_another_label_or_exit(compiled: Package, pages_folder: Path) -> None:
     measured = compiled.target("cpu-int8").operating_points["full"].measured
     assert measured["exits_unlike.cpu-fp32"] == 0
     assert 0 <= measured["answers_unlike.cpu-fp32"] <= measured["pages"]
@@ -92,9 +92,9 @@ def test_a_segment_that_quantizing_harms_stays_float(
         call_factory(small_model), pages_folder, tmp_path / "small.ee", ocr_ms=0.0, progress=lambda *_: None
     )
     monkeypatch.setattr(quantize, "LOSS", -2.0)  # nothing is good enough: one after the other is left float
-    found = compile_target(package, "cpu-int8", pages_folder, progress=lambda *_: None)
-    target = found.target("cpu-int8")
-    assert set(target.compiled["float"].split(", ")) == set(found.manifest.exits)
+    compiled = compile_target(package, "cpu-int8", pages_folder, progress=lambda *_: None)
+    target = compiled.target("cpu-int8")
+    assert set(target.compiled["float"].split(", ")) == set(compiled.manifest.exits)
     assert max(target.equality.values()) < 1e-4
 
 
@@ -116,12 +116,12 @@ def test_openvino_runs_the_same_graphs_in_bfloat16(package: Path, pages_folder: 
         assert "no bfloat16" in str(done.exception)
         pytest.skip("this processor has no bfloat16")
     assert done.exit_code == 0, done.output
-    found = open_package(package)
+    compiled = open_package(package)
     assert {file.name: file.stat().st_size for file in package.rglob("*.onnx")} == before
-    assert max(verify_package(found, "openvino-bf16").differences.values()) < 1e-6
-    floats, chain = load_package(found), load_package(found, "openvino-bf16")
+    assert max(verify_package(compiled, "openvino-bf16").differences.values()) < 1e-6
+    floats, chain = load_package(compiled), load_package(compiled, "openvino-bf16")
     data = read_dataset(pages_folder)
-    pages = [data.page(at) for at in range(0, len(data), 7)]
+    pages = [data.page(index) for index in range(0, len(data), 7)]
     arrays = floats.encode(pages)
     for name, values in floats.logits(arrays).items():
         assert np.abs(chain.logits(arrays)[name] - values).max() < 0.05 * max(1, np.abs(values).max())
@@ -142,7 +142,7 @@ def test_chains_of_one_target_share_their_segments(tiny_package: Package, compil
         (["--quantization", "fast"], "unknown kind of quantization 'fast'.*dynamic, static"),
     ],
 )
-def test_what_it_cannot_do_is_refused_and_nothing_changes(
+def test_impossible_compile_requests_are_refused_and_change_nothing(
     package: Path, pages_folder: Path, options: list[str], message: str
 ) -> None:
     before = (package / "manifest.json").read_bytes()
@@ -153,8 +153,8 @@ def test_what_it_cannot_do_is_refused_and_nothing_changes(
     assert (package / "manifest.json").read_bytes() == before
 
 
-def test_a_target_that_is_there_is_replaced_only_by_force(compiled: Package, pages_folder: Path) -> None:
-    with pytest.raises(BadRequest, match="has the target 'cpu-int8'; pass --force"):
+def test_an_existing_target_is_replaced_only_with_force(compiled: Package, pages_folder: Path) -> None:
+    with pytest.raises(BadRequest, match="has the target 'cpu-int8' already; pass --force"):
         compile_target(compiled, "cpu-int8", pages_folder, progress=lambda *_: None)
 
 
@@ -168,7 +168,7 @@ def test_the_sample_in_integers_is_as_accurate_and_less_than_a_third_in_size(
     assert sizes[0] <= 0.3 * sizes[1]
     assert "float" not in package.target("cpu-int8").compiled, "no segment had to be left float"
     test = read_dataset(real_pages / "test", package.manifest.labels)
-    pages = [test.page(at) for at in range(len(test))]
+    pages = [test.page(index) for index in range(len(test))]
     for point in ("full", "default"):
         floats, integers = (
             [answer.label for answer in load_package(package, name, point).predict_batch(pages)]

@@ -1,4 +1,4 @@
-"""A model of the user's own, given as parts: built by the command and from Python, and refused in one line where it does not fit."""
+"""A user's model, given as parts. The command and Python build it, and refuse an unsuitable one in one line."""
 
 import json
 from collections.abc import Callable
@@ -112,11 +112,11 @@ def fields_of(net: Net) -> dict[str, Any]:
     }
 
 
-def with_part(at: int, **changes: Any) -> Callable[[Net, dict[str, Any]], None]:
+def with_part(index: int, **changes: Any) -> Callable[[Net, dict[str, Any]], None]:
     """Changes one part."""
 
     def change(net: Net, fields: dict[str, Any]) -> None:
-        fields["parts"][at] = replace(fields["parts"][at], **changes)
+        fields["parts"][index] = replace(fields["parts"][index], **changes)
 
     return change
 
@@ -270,7 +270,7 @@ REFUSED: dict[str, tuple[Callable[[Net, dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_a_model_that_does_not_fit_is_refused_in_one_line_and_leaves_nothing(
+def test_an_unsuitable_model_is_refused_in_one_line_and_writes_nothing(
     case: str, tmp_path: Path, pages_folder: Path
 ) -> None:
     change, message = REFUSED[case]
@@ -396,7 +396,7 @@ def test_a_function_that_makes_no_model_is_refused_in_one_line(case: str, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_or_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_or_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadModel, match=r"^not_there: no such module in .* none installed; name a module"):
         call_factory("not_there:make_model")

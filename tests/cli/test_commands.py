@@ -1,4 +1,4 @@
-"""The commands at work: what they print, and what they leave alone."""
+"""The commands: their output, and the files that they keep."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def test_predict_prints_a_table_for_people(package: Path, pages_folder: Path) ->
     assert "drawn-7-0000" in out
 
 
-def test_full_never_leaves_early(package: Path, pages_folder: Path) -> None:
+def test_full_never_exits_early(package: Path, pages_folder: Path) -> None:
     out = run("predict", package, pages_folder / "form", "--jsonl", "--operating-point", "full")
     assert {json.loads(line)["exit"] for line in out.splitlines()} == {"final"}
 
@@ -43,20 +43,20 @@ def test_full_never_leaves_early(package: Path, pages_folder: Path) -> None:
 def test_calibrating_and_tuning_touch_no_graph(package: Path, pages_folder: Path, command: str) -> None:
     before = {path.name: path.read_bytes() for path in (package / "cpu-fp32").iterdir()}
     old = json.loads((package / "manifest.json").read_text())
-    found = json.loads(run(command, package, pages_folder, "--seed", 3, "--operating-point", "other", "--json"))
-    points = found["targets"]["cpu-fp32"]["operating_points"]
+    manifest = json.loads(run(command, package, pages_folder, "--seed", 3, "--operating-point", "other", "--json"))
+    points = manifest["targets"]["cpu-fp32"]["operating_points"]
     assert {path.name: path.read_bytes() for path in (package / "cpu-fp32").iterdir()} == before
-    assert found["split"]["seed"] == 3
+    assert manifest["split"]["seed"] == 3
     assert set(points) == {"full", "other"} | ({"default"} if command == "tune" else set())
-    same = found["targets"]["cpu-fp32"]["calibration"] == old["targets"]["cpu-fp32"]["calibration"]
+    same = manifest["targets"]["cpu-fp32"]["calibration"] == old["targets"]["cpu-fp32"]["calibration"]
     assert same == (command == "tune")
     assert json.loads(run("verify", package, "--json"))["operating_points"] == list(points)
 
 
 @pytest.mark.parametrize("method", ["none", "vector"])
 def test_calibration_methods_are_a_scale_and_a_bias_a_class(package: Path, pages_folder: Path, method: str) -> None:
-    found = json.loads(run("calibrate", package, pages_folder, "--method", method, "--json"))
-    calibration = found["targets"]["cpu-fp32"]["calibration"]["encoder.1"]
+    manifest = json.loads(run("calibrate", package, pages_folder, "--method", method, "--json"))
+    calibration = manifest["targets"]["cpu-fp32"]["calibration"]["encoder.1"]
     alike = len(set(calibration["scale"])) == 1 and not any(calibration["bias"])
     assert alike == (method == "none")
     assert run("verify", package)
@@ -64,18 +64,18 @@ def test_calibration_methods_are_a_scale_and_a_bias_a_class(package: Path, pages
 
 @pytest.mark.parametrize("criterion", ["entropy", "margin", "patience", "failure_prediction"])
 def test_every_criterion_tunes_runs_and_verifies(package: Path, pages_folder: Path, criterion: str) -> None:
-    wish = ("--criterion", criterion, "--max-cost-ms", 400, "--operating-point", criterion)
-    found = json.loads(run("tune", package, pages_folder, *wish, "--json"))
-    point = found["targets"]["cpu-fp32"]["operating_points"][criterion]
+    options = ("--criterion", criterion, "--max-cost-ms", 400, "--operating-point", criterion)
+    manifest = json.loads(run("tune", package, pages_folder, *options, "--json"))
+    point = manifest["targets"]["cpu-fp32"]["operating_points"][criterion]
     assert point["criterion"] == criterion
     assert point["measured"]["mean_cost_ms"] <= 400
-    assert (set(point["weights"]) == set(found["exits"])) == (criterion == "failure_prediction")
+    assert (set(point["weights"]) == set(manifest["exits"])) == (criterion == "failure_prediction")
     rows = run("predict", package, pages_folder / "form", "--jsonl", "--operating-point", criterion).splitlines()
     assert all(0 <= json.loads(row)["score"] <= 1 for row in rows)
     assert criterion in json.loads(run("verify", package, "--json"))["operating_points"]
 
 
-def test_a_certificate_is_stored_and_said_in_a_sentence(package: Path, pages_folder: Path) -> None:
+def test_a_certificate_is_stored_and_printed_as_a_sentence(package: Path, pages_folder: Path) -> None:
     out = run("tune", package, pages_folder, "--epsilon", 0.15, "--risk", "disagreement")
     assert "certified: with probability 90%, at most 15.0% of pages like those tested get another answer" in out
     point = json.loads((package / "manifest.json").read_text())["targets"]["cpu-fp32"]["operating_points"]["default"]
@@ -86,9 +86,11 @@ def test_a_certificate_is_stored_and_said_in_a_sentence(package: Path, pages_fol
     assert proof["data"] != point["data"]
 
 
-def test_a_certificate_on_average_takes_fewer_pages(package: Path, pages_folder: Path) -> None:
+def test_a_certificate_on_average_needs_fewer_pages(package: Path, pages_folder: Path) -> None:
     pages = json.loads((package / "manifest.json").read_text())["split"]["pages"]["certify"]
-    epsilon = 1.01 / (pages + 1)  # the least that a mean can certify; with probability 90 % twice that is refused
+    epsilon = 1.01 / (
+        pages + 1
+    )  # the smallest share that a mean can certify; with a probability of 90 % twice the share is refused
     out = run("tune", package, pages_folder, "--epsilon", epsilon, "--on-average")
     assert "certified: on average, at most" in out
     point = json.loads((package / "manifest.json").read_text())["targets"]["cpu-fp32"]["operating_points"]["default"]
@@ -97,7 +99,7 @@ def test_a_certificate_on_average_takes_fewer_pages(package: Path, pages_folder:
     assert proof["bound"] == pytest.approx(1 / (pages + 1), abs=1e-6)
 
 
-def test_a_package_from_too_few_pages_says_that_its_operating_point_is_not_certified(tiny_package: Package) -> None:
+def test_a_package_from_too_few_pages_reports_that_its_operating_point_is_not_certified(tiny_package: Package) -> None:
     kept = tiny_package.manifest.split
     assert kept is not None
     assert kept.pages["certify"] < 76
@@ -108,10 +110,10 @@ def test_a_package_from_too_few_pages_says_that_its_operating_point_is_not_certi
 
 def test_classes_may_have_thresholds_of_their_own(sample: Path, real_pages: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(sample, tmp_path / "copy.ee")
-    found = json.loads(run("tune", copy, real_pages / "val", "--thresholds", "per_class", "--json"))
-    bars = found["targets"]["cpu-fp32"]["operating_points"]["default"]["thresholds"]
-    assert isinstance(bars["vision"], list)
-    assert len(set(bars["vision"])) > 2
+    manifest = json.loads(run("tune", copy, real_pages / "val", "--thresholds", "per_class", "--json"))
+    thresholds = manifest["targets"]["cpu-fp32"]["operating_points"]["default"]["thresholds"]
+    assert isinstance(thresholds["vision"], list)
+    assert len(set(thresholds["vision"])) > 2
     assert "default" in json.loads(run("verify", copy, "--json"))["operating_points"]
 
 
@@ -123,17 +125,17 @@ def test_the_frontier_is_printed_and_changes_nothing(package: Path, pages_folder
     assert (package / "manifest.json").read_bytes() == before
 
 
-def test_monitor_is_quiet_about_pages_of_the_same_kind_and_alarms_about_others(
+def test_monitor_alarms_only_if_the_pages_are_of_another_kind(
     package: Path, pages_folder: Path, tmp_path: Path
 ) -> None:
     run("tune", package, pages_folder, "--max-cost-ms", 300)
     manifest = json.loads((package / "manifest.json").read_text())
-    seen = manifest["targets"]["cpu-fp32"]["operating_points"]["default"]["seen"]
+    reference = manifest["targets"]["cpu-fp32"]["operating_points"]["default"]["seen"]
     rows = []
-    for name, count in seen["exits"].items():  # the pages of tuning, twice: as like as can be
+    for name, count in reference["exits"].items():  # the pages of tuning, twice: as like as can be
         rows += [{"exit": name, "scores": {}}] * (2 * count)
-    for name, counts in seen["scores"].items():
-        scores = [(at + 0.5) / len(counts) for at, count in enumerate(counts) for _ in range(2 * count)]
+    for name, counts in reference["scores"].items():
+        scores = [(index + 0.5) / len(counts) for index, count in enumerate(counts) for _ in range(2 * count)]
         reached = [
             row
             for row in range(len(rows))
@@ -152,12 +154,12 @@ def test_monitor_is_quiet_about_pages_of_the_same_kind_and_alarms_about_others(
     assert "ALARM" in done.stdout
 
 
-def test_monitor_reads_what_predict_prints(package: Path, pages_folder: Path, tmp_path: Path) -> None:
+def test_monitor_reads_the_output_of_predict(package: Path, pages_folder: Path, tmp_path: Path) -> None:
     lines = tmp_path / "answers.jsonl"
     lines.write_text(run("predict", package, pages_folder, "--jsonl"))
-    found = json.loads(CliRunner().invoke(cli, ["monitor", str(package), str(lines), "--json"]).stdout)
-    assert found["pages"] == 56
-    assert found["tests"][0]["name"] == "exits"
+    report = json.loads(CliRunner().invoke(cli, ["monitor", str(package), str(lines), "--json"]).stdout)
+    assert report["pages"] == 56
+    assert report["tests"][0]["name"] == "exits"
 
 
 def test_inspect_shows_exits_costs_and_points(package: Path) -> None:
@@ -168,13 +170,13 @@ def test_inspect_shows_exits_costs_and_points(package: Path) -> None:
 
 
 def test_bench_measures_the_chain_against_the_uncut_session(package: Path) -> None:
-    found = json.loads(run("exits", package, "--tokens", "16", "--runs", 3, "--loads", 1, "--json", command=bench))
-    (latency,) = found["latency"]
+    report = json.loads(run("exits", package, "--tokens", "16", "--runs", 3, "--loads", 1, "--json", command=bench))
+    (latency,) = report["latency"]
     assert [entry["exit"] for entry in latency["exits"]][-1] == "final"
     for figure in ("chain_of_uncut", "chain_of_whole", "python_us_per_segment"):
         assert 0 < latency[figure]["p10"] <= latency[figure]["median"] <= latency[figure]["p90"]
-    assert found["loading"]["load_s"]["package"]["median"] > 0
-    assert found["machine"]
+    assert report["loading"]["load_s"]["package"]["median"] > 0
+    assert report["machine"]
 
 
 def test_bench_prints_a_table_for_people(package: Path) -> None:
@@ -185,9 +187,9 @@ def test_bench_prints_a_table_for_people(package: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_the_demo_exports_the_sample_anew_and_answers_drawn_pages() -> None:
-    found = json.loads(run("demo", "--json"))
-    assert found["largest_difference"] <= 2e-4
-    assert len(found["pages"]) >= 5
-    assert {page["text_asked"] for page in found["pages"]} == {False, True}
-    assert sum(page["right"] for page in found["pages"]) >= len(found["pages"]) - 1
+def test_the_demo_exports_the_sample_again_and_classifies_drawn_pages() -> None:
+    report = json.loads(run("demo", "--json"))
+    assert report["largest_difference"] <= 2e-4
+    assert len(report["pages"]) >= 5
+    assert {page["text_asked"] for page in report["pages"]} == {False, True}
+    assert sum(page["right"] for page in report["pages"]) >= len(report["pages"]) - 1

@@ -1,4 +1,4 @@
-"""What the commands print and how they end: rows as they come, odd names, streams that take nothing."""
+"""Output and exit status of the commands: streamed rows, odd names, closed and full streams."""
 
 import json
 import os
@@ -60,9 +60,7 @@ def test_rows_of_odd_names_are_printed_escaped_one_a_line(tiny_package: Package,
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
-def test_json_lines_are_json_whatever_the_names_and_the_terminal(
-    tiny_package: Package, odd_pages: Path, encoding: str
-) -> None:
+def test_json_lines_are_json_for_all_names_and_terminals(tiny_package: Package, odd_pages: Path, encoding: str) -> None:
     done = run(COMMAND, "predict", tiny_package.path, odd_pages, "--jsonl", env={"PYTHONIOENCODING": encoding})
     rows = [json.loads(line) for line in done.stdout.decode().splitlines()]
     assert (done.returncode, len(rows), done.stderr) == (1, len(ODD) + 1, b"")
@@ -94,7 +92,7 @@ def test_rows_are_printed_as_they_are_answered(tiny_package: Package, odd_pages:
     assert process.wait(60) == 143
 
 
-def test_one_line_counts_what_predict_passes_over(tiny_package: Package, tmp_path: Path) -> None:
+def test_one_line_counts_the_files_that_predict_skips(tiny_package: Package, tmp_path: Path) -> None:
     page = Image.new("L", (30, 40), 200)
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
     (tmp_path / "a.JSON").write_text(WORDS)
@@ -136,12 +134,12 @@ def filled(name: str, package: Package, pages: Path) -> tuple[list[str], str]:
 
 
 def without_warnings(error: bytes) -> bytes:
-    """What is on stderr less the bench's word about busy machines."""
+    """Lines of stderr without the benchmark's warning about a busy machine."""
     return b"".join(line for line in error.splitlines(keepends=True) if b"machine was busy" not in line)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_under_standard_output_is_one_line_and_status_2(
+def test_a_full_disk_behind_standard_output_is_one_line_and_status_2(
     tiny_package: Package, odd_pages: Path, name: str
 ) -> None:
     command, who = filled(name, tiny_package, odd_pages)
@@ -166,7 +164,7 @@ def test_a_reader_that_is_gone_ends_a_command_silently_with_status_141(
 
 
 @pytest.mark.parametrize("name", ["predict", "inspect", "ee-bench exits"])
-def test_a_closed_standard_output_is_one_line_before_any_work(
+def test_a_closed_standard_output_is_reported_in_one_line_before_any_work(
     tiny_package: Package, odd_pages: Path, name: str
 ) -> None:
     command, who = filled(name, tiny_package, odd_pages)
@@ -199,7 +197,7 @@ def test_terminals_that_lack_letters_get_them_escaped(
     assert done.stderr.count(b"\n") == 1
 
 
-def test_what_nobody_foresaw_is_one_line_and_a_traceback_by_request(tiny_package: Package) -> None:
+def test_an_unexpected_error_is_one_line_with_a_traceback_on_request(tiny_package: Package) -> None:
     broken = "import ee_export.package.store as p\nfrom ee_export.cli.main import main\ndel p.open_package\nmain()"
     done = run([sys.executable, "-c", broken], "inspect", tiny_package.path)
     assert (done.returncode, done.stdout) == (2, b"")

@@ -1,4 +1,4 @@
-"""Encoding pages: what is remembered between them changes nothing."""
+"""Encoding of pages. Cached words change no result."""
 
 import functools
 import random
@@ -23,7 +23,7 @@ WORDS = ["Invoice", "no.", "2024-117", "Invoice", "naïve", "\u200b", "日本", 
 
 
 def boxes(count: int) -> list[list[int]]:
-    return [[at, at, at + 1, at + 2] for at in range(count)]
+    return [[index, index, index + 1, index + 2] for index in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +35,41 @@ def encoder(package: Package) -> Encoder:
     return Encoder(package.manifest.page_encoding(), Tokenizer.from_buffer(package.read(TOKENIZER)))
 
 
-def test_pieces_are_those_of_the_tokenizer_for_the_whole_page(package: Package) -> None:
-    mine = encoder(package)
+def test_tokens_equal_those_of_the_tokenizer_for_the_full_page(package: Package) -> None:
+    page_encoder = encoder(package)
     tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
     encoding = package.manifest.page_encoding()
     for words in (WORDS, WORDS[::-1], [], WORDS * 60):  # the last is cut off within a word or behind one
-        found = mine.text(words, boxes(len(words)))
-        wanted = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+        arrays = page_encoder.text(words, boxes(len(words)))
+        encoded = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
         room = encoding.max_text_tokens - 2
-        assert found["input_ids"][0].tolist() == [encoding.bos_id, *wanted.ids[:room], encoding.eos_id]
-        # What the bands do to the order is theirs to test: every token's box here grows with its word.
-        assert found["bbox"][0, 1:-1, 0].tolist() == wanted.word_ids[:room]
-        assert found["attention_mask"].all() and found["bbox"].shape == (1, len(wanted.ids[:room]) + 2, 4)
+        assert arrays["input_ids"][0].tolist() == [encoding.bos_id, *encoded.ids[:room], encoding.eos_id]
+        # Other tests cover the order by bands. Here each token's box grows with its word.
+        assert arrays["bbox"][0, 1:-1, 0].tolist() == encoded.word_ids[:room]
+        assert arrays["attention_mask"].all() and arrays["bbox"].shape == (1, len(encoded.ids[:room]) + 2, 4)
 
 
-def test_what_is_remembered_is_bounded_and_forgetting_changes_nothing(package: Package, monkeypatch) -> None:
+def test_the_cache_of_words_is_bounded_and_eviction_changes_nothing(package: Package, monkeypatch) -> None:
     monkeypatch.setattr(cut, "_KNOWN_WORDS", 4)
-    mine, fresh = encoder(package), encoder(package)
+    bounded, fresh = encoder(package), encoder(package)
     for _ in range(3):
-        found, wanted = mine.text(WORDS, boxes(len(WORDS))), fresh.text(WORDS, boxes(len(WORDS)))
-        assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
-        assert mine._cutter is not None and len(mine._cutter._pieces) <= 4
+        arrays, expected = bounded.text(WORDS, boxes(len(WORDS))), fresh.text(WORDS, boxes(len(WORDS)))
+        assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
+        assert bounded._cutter is not None and len(bounded._cutter._pieces) <= 4
 
 
 def test_threads_may_share_an_encoder(package: Package, monkeypatch) -> None:
     monkeypatch.setattr(cut, "_KNOWN_WORDS", 8)
-    mine, wrong = encoder(package), []
+    shared, wrong = encoder(package), []
 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
         alone = encoder(package)
         for _ in range(200):
-            words = [WORDS[at] + str(rng.integers(9)) for at in rng.integers(len(WORDS), size=12)]
-            if not np.array_equal(mine.text(words, boxes(12))["input_ids"], alone.text(words, boxes(12))["input_ids"]):
+            words = [WORDS[index] + str(rng.integers(9)) for index in rng.integers(len(WORDS), size=12)]
+            if not np.array_equal(
+                shared.text(words, boxes(12))["input_ids"], alone.text(words, boxes(12))["input_ids"]
+            ):
                 wrong.append(words)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -95,17 +97,17 @@ def long_texts() -> dict[str, list[str]]:
         "any letters": ["".join(rng.choice(letters) for _ in range(30_000))],
         "after short words": ["Invoice", "no.", "x" * 40_000, "no.", "2024-117"],
         "long words among short ones": [*["x" * 30_000, "no."] * 9, *["1" * 300, "Invoice"] * 30],
-        "many long words": [f"{at}" + "ab1." * 500 for at in range(100)],
-        "many long words twice": [f"{at % 7}" + "ab1." * 500 for at in range(100)],
-        "a megabyte of short words": [f"word{at}" for at in range(120_000)],
+        "many long words": [f"{index}" + "ab1." * 500 for index in range(100)],
+        "many long words twice": [f"{index % 7}" + "ab1." * 500 for index in range(100)],
+        "a megabyte of short words": [f"word{index}" for index in range(120_000)],
     }
 
 
 def word_pieces() -> Tokenizer:
-    """A small tokenizer of BERT's kind: a word of over 100 letters is one piece."""
+    """A small tokenizer of BERT's kind. A word of over 100 letters is one token."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.-é"
     vocabulary = ["<s>", "<pad>", "</s>", "[UNK]", *letters, *(f"##{letter}" for letter in letters), "##oice", "inv"]
-    tokenizer = Tokenizer(models.WordPiece({piece: at for at, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
@@ -113,14 +115,14 @@ def word_pieces() -> Tokenizer:
 
 @pytest.mark.parametrize("kind", long_texts())
 @pytest.mark.parametrize("tokenizer", ["of the sample", "of word pieces"])
-def test_a_text_beyond_what_is_read_has_the_pieces_of_the_whole(package: Package, kind: str, tokenizer: str) -> None:
+def test_a_truncated_text_has_the_first_tokens_of_the_full_text(package: Package, kind: str, tokenizer: str) -> None:
     cuts = word_pieces() if tokenizer == "of word pieces" else Tokenizer.from_buffer(package.read(TOKENIZER))
-    mine, words = Encoder(package.manifest.page_encoding(), cuts), long_texts()[kind]
+    page_encoder, words = Encoder(package.manifest.page_encoding(), cuts), long_texts()[kind]
     room = package.manifest.page_encoding().max_text_tokens - 2
     whole = cuts.encode(words, is_pretokenized=True, add_special_tokens=False)
-    for _ in range(2):  # with some words known
-        found = mine.text(words, [[1, 1, 9, 9]] * len(words))
-        assert found["input_ids"][0, 1:-1].tolist() == whole.ids[:room]
+    for _ in range(2):  # the second pass finds words in the cache
+        arrays = page_encoder.text(words, [[1, 1, 9, 9]] * len(words))
+        assert arrays["input_ids"][0, 1:-1].tolist() == whole.ids[:room]
 
 
 class Counting:
@@ -138,16 +140,16 @@ class Counting:
         return getattr(self.tokenizer, name)
 
 
-def test_only_what_can_be_read_of_a_text_is_cut_into_pieces(package: Package) -> None:
+def test_only_the_readable_part_of_a_text_is_tokenized(package: Package) -> None:
     counting = Counting(Tokenizer.from_buffer(package.read(TOKENIZER)))
-    mine = Encoder(package.manifest.page_encoding(), counting)  # type: ignore[arg-type]
+    page_encoder = Encoder(package.manifest.page_encoding(), counting)  # type: ignore[arg-type]
     for words in long_texts().values():
-        mine.text(words, [[1, 1, 9, 9]] * len(words))
+        page_encoder.text(words, [[1, 1, 9, 9]] * len(words))
     assert counting.most < 15_000
 
 
 def unigram_pieces() -> Tokenizer:
-    """A small tokenizer of XLM-RoBERTa's kind: letters that are not known are one piece together."""
+    """A small tokenizer of XLM-RoBERTa's kind. Consecutive unknown letters are one token."""
     pieces = [
         ("<s>", 0.0),
         ("<pad>", 0.0),
@@ -175,7 +177,7 @@ def test_of_ten_megabytes_of_words_a_few_thousand_characters_are_cut(
 ) -> None:
     counting = Counting(TOKENIZERS[tokenizer]())
     changed = replace(package.manifest.page_encoding(), text=text, truncation=side, bands=())
-    words = [f"word{at}" for at in range(1_000_000)]
+    words = [f"word{index}" for index in range(1_000_000)]
     ids = Encoder(changed, counting).text(words, [])["input_ids"][0]  # type: ignore[arg-type]
     ends = words[:600] if side == "right" else words[-600:]
     whole = counting.tokenizer.encode(" ".join(ends), add_special_tokens=False).ids
@@ -193,7 +195,7 @@ def test_characters_without_end_that_make_few_pieces_are_refused(package: Packag
     assert known == [5, 4, 3, 5]
     for words in (
         ["日" * 5_000_000],
-        ["日" * 9000 + str(at) for at in range(100)],
+        ["日" * 9000 + str(index) for index in range(100)],
         ["日" * 100_000, "月" * 100_000, "火" * 100_000],
     ):
         with pytest.raises(BadText, match=r"over 262,144 characters .* fewer than the \d+ tokens"):
@@ -205,13 +207,13 @@ def test_a_page_with_such_words_is_refused_by_its_name(package: Package) -> None
     assert isinstance(refused, BadPage) and str(refused) == "page.png: over 262,144 characters"
 
 
-def test_words_without_a_piece_leave_their_room_to_others(package: Package) -> None:
+def test_words_without_a_token_take_no_space(package: Package) -> None:
     tokenizer, words = word_pieces(), [*["\u200b", "\x07"] * 900, "a", *["\u200d"] * 3000, "b", "\x07"]
     for side in ("right", "left"):
         encoder = Encoder(replace(package.manifest.page_encoding(), truncation=side), tokenizer)
-        found = encoder.text(words, [[1, 2, 3, at % 900 + 2] for at in range(len(words))])
-        assert found["input_ids"][0, 1:-1].tolist() == tokenizer.encode("a b", add_special_tokens=False).ids
-        assert found["bbox"][0, 1:-1, 3].tolist() == [words.index("a") % 900 + 2, words.index("b") % 900 + 2]
+        arrays = encoder.text(words, [[1, 2, 3, index % 900 + 2] for index in range(len(words))])
+        assert arrays["input_ids"][0, 1:-1].tolist() == tokenizer.encode("a b", add_special_tokens=False).ids
+        assert arrays["bbox"][0, 1:-1, 3].tolist() == [words.index("a") % 900 + 2, words.index("b") % 900 + 2]
 
 
 def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) -> None:
@@ -225,21 +227,21 @@ def test_a_joined_text_gives_each_piece_the_box_of_its_word(package: Package) ->
     words = ["Invoice", " no.", "2024-117 x ", "日本", "naïve"]
     for tokenizer in (Tokenizer.from_buffer(package.read(TOKENIZER)), word_pieces(), unigram_pieces()):
         encoder = Encoder(changed, tokenizer)
-        found = encoder.text(words, boxes(5))
+        arrays = encoder.text(words, boxes(5))
         whole = tokenizer.encode(" ".join(words), add_special_tokens=False)
-        assert found["input_ids"][0, 1:-1].tolist() == whole.ids
-        assert found["bbox"][0, [0, -1]].tolist() == [[1, 2, 3, 4], [1000] * 4]
-        letters = [at for at, word in enumerate(words) for _ in range(len(word) + 1)]
+        assert arrays["input_ids"][0, 1:-1].tolist() == whole.ids
+        assert arrays["bbox"][0, [0, -1]].tolist() == [[1, 2, 3, 4], [1000] * 4]
+        letters = [index for index, word in enumerate(words) for _ in range(len(word) + 1)]
         # The space between two words belongs to the second, as in `Ġword`.
         owners = [
             letters[min(end, len(letters) - 1) - 1 + (" ".join(words)[end - 1] == " ")] for _, end in whole.offsets
         ]
-        assert found["bbox"][0, 1:-1, 0].tolist() == owners
+        assert arrays["bbox"][0, 1:-1, 0].tolist() == owners
         assert not encoder.text(words, [])["bbox"][0, 1:-1].any()
         assert encoder.text([], [])["input_ids"].tolist() == [[changed.bos_id, changed.eos_id]]
 
 
-def test_a_page_keeps_its_order_where_the_model_was_not_trained_on_bands(package: Package) -> None:
+def test_a_page_keeps_its_order_if_the_model_was_not_trained_with_bands(package: Package) -> None:
     words, upside_down = ["a", "b", "c"], [[0, 900, 9, 910], [0, 500, 9, 510], [0, 10, 9, 20]]
     tokenizer = Tokenizer.from_buffer(package.read(TOKENIZER))
     for bands, heights in (((30, 60), [10, 500, 900]), ((), [900, 500, 10])):
@@ -249,15 +251,15 @@ def test_a_page_keeps_its_order_where_the_model_was_not_trained_on_bands(package
 
 
 def test_long_words_are_not_remembered_and_pieces_are_bounded(package: Package, monkeypatch) -> None:
-    mine = encoder(package)
-    assert mine._cutter is not None
-    for at in range(20):
-        mine.text([f"{at:030x}" * 1500, *["a"] * 20], [[1, 1, 9, 9]] * 21)
-    assert sum(map(sys.getsizeof, mine._cutter._pieces.values())) < 10_000
+    page_encoder = encoder(package)
+    assert page_encoder._cutter is not None
+    for number in range(20):
+        page_encoder.text([f"{number:030x}" * 1500, *["a"] * 20], [[1, 1, 9, 9]] * 21)
+    assert sum(map(sys.getsizeof, page_encoder._cutter._pieces.values())) < 10_000
     monkeypatch.setattr(cut, "_KNOWN_PIECES", 500)
-    for at in range(200):
-        mine.text([f"{at}日本語日本語日本語"] * 3, boxes(3))
-        assert sum(map(len, mine._cutter._pieces.values())) <= 600
+    for number in range(200):
+        page_encoder.text([f"{number}日本語日本語日本語"] * 3, boxes(3))
+        assert sum(map(len, page_encoder._cutter._pieces.values())) <= 600
 
 
 def image_encoder(**fields: Any) -> Encoder:
@@ -294,14 +296,14 @@ def test_a_factor_applies_before_mean_and_deviation() -> None:
     assert np.array_equal(ours.image(levels())["pixel_values"][0], np.asarray(expected, np.float32))
 
 
-def test_blue_comes_first_and_has_the_first_mean_where_channels_are_bgr() -> None:
+def test_blue_comes_first_with_the_first_mean_if_channels_are_bgr() -> None:
     turned = Image.merge("RGB", levels().split()[::-1])
     ours, plain = image_encoder(bgr=True, **STATISTICS), image_encoder(**STATISTICS)
     assert np.array_equal(ours.pixels(levels()), plain.pixels(turned))
     assert np.array_equal(ours.image(levels())["pixel_values"], plain.image(turned)["pixel_values"])
 
 
-def test_grey_pages_have_the_statistics_of_each_channel_whatever_their_order() -> None:
+def test_grey_pages_have_the_statistics_of_each_channel_in_every_order() -> None:
     grey = levels().getchannel(0)
     for fields in ({"image_mode": "L"}, {"image_mode": "L", "bgr": True}, {}, {"bgr": True}):
         ours = image_encoder(**fields, **STATISTICS)

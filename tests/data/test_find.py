@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ee_export.data.dataset import read_dataset, stratified_split
+from ee_export.data.dataset import read_dataset, split_stratified
 from ee_export.data.find import IMAGE_SUFFIXES, Skipped, find_pages
 from ee_export.errors import BadData
 
@@ -25,14 +25,14 @@ def make(folder: Path, *names: str) -> Path:
 
 
 def names_in(folder: Path, *, words_alone: bool = False) -> tuple[list[str], str]:
-    """Names of the pages, below the folder, and what is said of the others."""
+    """Names of the pages, relative to the folder, and the message about skipped files."""
     skipped = Skipped()
     pages = [str(page.relative_to(folder)) for page in find_pages(folder, skipped, words_alone=words_alone)]
     return pages, str(skipped) if skipped else ""
 
 
-def test_images_are_found_by_every_ending_that_pillow_reads_whatever_its_case(tmp_path: Path) -> None:
-    make(tmp_path, *(f"{at}{suffix}" for at, suffix in enumerate(sorted(IMAGE_SUFFIXES))), "A.JPG", "B.Tiff")
+def test_images_are_found_by_every_suffix_that_pillow_reads_in_upper_and_lower_case(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{index}{suffix}" for index, suffix in enumerate(sorted(IMAGE_SUFFIXES))), "A.JPG", "B.Tiff")
     pages, rest = names_in(tmp_path)
     assert len(pages) == len(IMAGE_SUFFIXES) + 2
     assert {".jfif", ".jpe", ".jp2", ".avif", ".pbm", ".pnm"} <= IMAGE_SUFFIXES
@@ -41,18 +41,18 @@ def test_images_are_found_by_every_ending_that_pillow_reads_whatever_its_case(tm
 
 def test_pages_come_sorted_folder_by_folder(tmp_path: Path) -> None:
     make(tmp_path, "b.png", "a/z.png", "a.png", "a/b/c.png", "c/a.png", "a-1.png")
-    found = [tmp_path / name for name in names_in(tmp_path)[0]]
-    assert found == sorted(tmp_path.rglob("*.png"))
+    paths = [tmp_path / name for name in names_in(tmp_path)[0]]
+    assert paths == sorted(tmp_path.rglob("*.png"))
 
 
-def test_what_systems_leave_behind_is_neither_a_page_nor_counted(tmp_path: Path) -> None:
+def test_files_of_the_operating_system_are_no_pages_and_are_not_counted(tmp_path: Path) -> None:
     make(tmp_path, "a.png", "._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/._a.png", ".git/b.png")
     make(tmp_path, "a.json", "a.JSON")
     assert names_in(tmp_path) == (["a.png"], "")
     assert names_in(tmp_path, words_alone=True) == (["a.png"], "")
 
 
-def test_what_is_passed_over_is_counted_in_one_line(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_in_one_line(tmp_path: Path) -> None:
     make(tmp_path, "a.png", "b.pdf", "sub/c.PDF", "notes.txt", "a.docx", "words.json")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "dangling.png").symlink_to("nowhere")
@@ -125,13 +125,13 @@ def test_a_class_folder_that_is_not_utf_8_is_refused_and_such_a_page_is_not(tmp_
         words_page(tmp_path / label, os.fsdecode(b"M\xe4rz"))
     data = read_dataset(tmp_path)
     assert len(data.digest()) == 64
-    assert sum(map(len, stratified_split(data, {"one": 0.5, "two": 0.5}, 0).values())) == 2
+    assert sum(map(len, split_stratified(data, {"one": 0.5, "two": 0.5}, 0).values())) == 2
     words_page(tmp_path / os.fsdecode(b"M\xe4rz"))
     with pytest.raises(BadData, match=r"M\\udce4rz: the class folder's name is not UTF-8"):
         read_dataset(tmp_path)
 
 
-def test_a_data_folder_counts_what_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_data_folder_counts_the_files_that_it_skips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for label in ("a", "b"):
         words_page(tmp_path / label)
         PAGE.save(tmp_path / label / "page.png")

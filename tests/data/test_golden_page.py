@@ -1,4 +1,4 @@
-"""The golden page: a package proves that this Pillow and these tokenizers make of a file what was made of it at the build."""
+"""The golden page. A package verifies that this Pillow and these tokenizers encode a file as those of the build did."""
 
 import io
 import json
@@ -26,7 +26,7 @@ Change = Callable[[golden.GoldenPage], golden.GoldenPage]
 
 
 def with_golden_page(package: Path, change: Change) -> Package:
-    """A package whose golden page is changed."""
+    """A package with a changed golden page."""
     opened = open_package(package)
     pages, _ = golden.read(opened)
     changed = [page if page.words is None else change(page) for page in pages]
@@ -36,7 +36,7 @@ def with_golden_page(package: Path, change: Change) -> Package:
 
 @pytest.mark.parametrize("side", [64, 224, 384, 1024])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_the_drawn_page_is_small_and_tells_the_orders_apart(side: int, mode: str) -> None:
+def test_the_drawn_page_is_small_and_differs_between_resize_orders(side: int, mode: str) -> None:
     encoding = Encoding(side, mode, (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1)
     file, words = golden_page.draw({"pixel_values": "image", "input_ids": "text", "bbox": "text"}, encoding)
     assert file is not None and words is not None
@@ -59,9 +59,10 @@ OTHER = [
 
 
 @pytest.mark.parametrize(("fields", "other"), OTHER)
-def test_the_drawn_page_fits_every_encoding_and_tells_it_from_others(fields: dict, other: dict) -> None:
+def test_the_drawn_page_suits_every_encoding_and_differs_between_encodings(fields: dict, other: dict) -> None:
     first, second = (
-        Encoding(64, "RGB", (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1, **{"draft": False, **each}) for each in (fields, other)
+        Encoding(64, "RGB", (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1, **{"draft": False, **changes})
+        for changes in (fields, other)
     )
     file, _ = golden_page.draw({"pixel_values": "image"}, first)
     page = golden_page.read_golden_page(file, None, "golden page")
@@ -89,7 +90,7 @@ def test_tuning_keeps_the_golden_page(package: Path) -> None:
     assert [(page.file, page.words) for page in golden.read(again)[0]] == [(page.file, page.words) for page in pages]
 
 
-def test_another_resize_is_found_by_its_pixels(package: Path) -> None:
+def test_another_resize_is_detected_by_its_pixels(package: Path) -> None:
     opened = open_package(package)
     encoding = replace(opened.manifest.page_encoding(), resize="pillow-12")
     other = rewrite_package(opened, replace(opened.manifest, encoding=encoding), {})
@@ -99,7 +100,7 @@ def test_another_resize_is_found_by_its_pixels(package: Path) -> None:
         verify_package(other, "cpu-fp32")
 
 
-def test_another_file_is_found_by_its_pixels(package: Path) -> None:
+def test_another_file_is_detected_by_its_pixels(package: Path) -> None:
     buffer = io.BytesIO()
     Image.new("L", (83, 115), 200).save(buffer, "PNG")
     with pytest.raises(NotEqual, match="of its pixels differ"):
@@ -107,7 +108,7 @@ def test_another_file_is_found_by_its_pixels(package: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["input_ids", "bbox"])
-def test_other_tokens_or_boxes_are_found_by_name(name: str, package: Path) -> None:
+def test_other_tokens_or_boxes_are_detected_and_named(name: str, package: Path) -> None:
     def move(page: golden.GoldenPage) -> golden.GoldenPage:
         values = page.inputs[name].copy()
         values[0, 3] += 1
@@ -125,7 +126,7 @@ def test_damaged_words_are_a_bad_package(words: bytes, package: Path) -> None:
         verify_package(with_golden_page(package, lambda page: replace(page, words=words)), "cpu-fp32")
 
 
-def test_words_of_a_model_without_an_image_stand_alone() -> None:
+def test_the_golden_page_of_a_text_model_has_words_only() -> None:
     encoding = Encoding(224, "L", (0.5,) * 3, (0.5,) * 3, 16, 0, 2, 1)
     file, words = golden_page.draw({"input_ids": "text", "attention_mask": "text"}, encoding)
     assert file is None
@@ -136,6 +137,8 @@ def test_words_of_a_model_without_an_image_stand_alone() -> None:
 def test_the_stored_pixels_are_those_of_the_file(tiny_package: Package) -> None:
     page = next(page for page in golden.read(tiny_package)[0] if page.file is not None)
     side, order = tiny_package.manifest.page_encoding().image_size, tiny_package.manifest.page_encoding().resize
-    seen = np.asarray(resize_to_square(Image.open(io.BytesIO(page.file or b"")).convert("L"), Square(side, "L", order)))
+    levels = np.asarray(
+        resize_to_square(Image.open(io.BytesIO(page.file or b"")).convert("L"), Square(side, "L", order))
+    )
     mean, std = tiny_package.manifest.page_encoding().image_mean[0], tiny_package.manifest.page_encoding().image_std[0]
-    assert np.allclose(page.inputs["pixel_values"][0, 0], (seen / 255 - mean) / std, atol=1e-6)
+    assert np.allclose(page.inputs["pixel_values"][0, 0], (levels / 255 - mean) / std, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Images of all kinds: one picture for every reader of a page, or a refusal; never a guess, never a traceback."""
+"""Images of all kinds. Every reader of a page decodes the same picture, or refuses the file with one line."""
 
 import io
 import itertools
@@ -36,8 +36,8 @@ def drawn(ink: int = 60, paper: int = 235) -> Image.Image:
     page = Image.new("L", (620, 500), paper)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=26)
     lines = ("ORDER FORM", "Two chairs 120.00", "One table 349.50", "Delivery to the harbour", "Total amount 469.50")
-    for at, line in enumerate(lines):
-        pen.text((60, 50 + 80 * at), line, fill=ink, font=font)
+    for index, line in enumerate(lines):
+        pen.text((60, 50 + 80 * index), line, fill=ink, font=font)
     return page
 
 
@@ -148,7 +148,7 @@ TRANSPARENT: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
-def test_paper_is_white_where_a_page_is_transparent(kind: str) -> None:
+def test_transparent_pixels_of_a_page_become_white(kind: str) -> None:
     off = np.abs(levels_of(TRANSPARENT[kind]()) - np.asarray(drawn(0, 255)).astype(int))
     assert off.max() <= (40 if "palette" in kind else 1)
 
@@ -184,15 +184,15 @@ def test_a_lab_page_has_black_ink_on_white_paper() -> None:
     lightness = Image.fromarray(np.where(GREY < 128, 0, 255).astype(np.uint8))
     neutral = Image.new("L", lightness.size, 128)
     page = Image.merge("LAB", (lightness, neutral, neutral))
-    seen = levels_of(saved(page, "TIFF"))
-    assert seen[GREY < 128].max() < 10 and seen[GREY >= 128].min() > 245
+    levels = levels_of(saved(page, "TIFF"))
+    assert levels[GREY < 128].max() < 10 and levels[GREY >= 128].min() > 245
 
 
 def test_missing_values_of_a_float_page_are_paper() -> None:
     values = GREY.astype(np.float32) / 255
     values[:20] = np.nan
-    seen = levels_of(Image.fromarray(values))
-    assert (seen[:20] == 255).all() and (seen[20:] == GREY[20:]).all()
+    levels = levels_of(Image.fromarray(values))
+    assert (levels[:20] == 255).all() and (levels[20:] == GREY[20:]).all()
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
@@ -214,14 +214,14 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_understood_is_refused_with_what_is_expected(kind: str) -> None:
+def test_unconvertible_images_are_refused_with_the_expected_format(kind: str) -> None:
     make, reason = REFUSED[kind]
     with pytest.raises(BadPage, match=reason):
         picture(make())
 
 
 @pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")
-def test_the_ocr_engine_reads_the_same_words_whatever_the_file_is(tmp_path: Path) -> None:
+def test_the_ocr_engine_reads_the_same_words_from_every_file_format(tmp_path: Path) -> None:
     engine = ee_export.tesseract()
     words, _ = engine(drawn())
     assert {"ORDER", "chairs", "harbour", "469.50"} <= set(words)
@@ -240,8 +240,8 @@ def test_an_ordinary_page_is_taken_bit_by_bit(mode: str) -> None:
     assert picture(page) is page
     for data in (saved(page, "PNG"), saved(page, "JPEG"), saved(page, "BMP")):
         with Image.open(io.BytesIO(data)) as opened:
-            seen = picture(data)
-            assert (seen.mode, seen.format, seen.tobytes()) == (mode, None, opened.tobytes())
+            decoded = picture(data)
+            assert (decoded.mode, decoded.format, decoded.tobytes()) == (mode, None, opened.tobytes())
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -251,12 +251,12 @@ def test_a_large_page_that_is_resized_as_it_is_converted_has_the_same_pixels(
 ) -> None:
     rgba = Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size[::-1], 4), np.uint8))
     square = Square(64, "L", order)
-    wanted = resize_to_square(picture(rgba).convert("L"), square)
+    expected = resize_to_square(picture(rgba).convert("L"), square)
     monkeypatch.setattr(levels, "_LARGE", 1000)
     monkeypatch.setattr("ee_export.data.resize._STRIP", 5000)
     small, whole = decode_image(rgba, "page", square=square)
     assert (small.size, whole) == ((64, 64), False)
-    assert resize_to_square(small, square).tobytes() == wanted.tobytes()
+    assert resize_to_square(small, square).tobytes() == expected.tobytes()
 
 
 def test_a_large_page_that_is_turned_is_resized_after_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,15 +266,15 @@ def test_a_large_page_that_is_turned_is_resized_after_the_turn(monkeypatch: pyte
     tags[0x0112] = 6
     data = saved(rgba, "PNG", exif=tags)
     square = Square(64, "L", "pillow-13")
-    seen, _ = decode_image(data, "page", square=square)
+    decoded, _ = decode_image(data, "page", square=square)
     expected = picture(rgba).transpose(Image.Transpose.ROTATE_270)
     assert (
-        resize_to_square(seen.convert("L"), square).tobytes()
+        resize_to_square(decoded.convert("L"), square).tobytes()
         == resize_to_square(expected.convert("L"), square).tobytes()
     )
 
 
-def test_a_jpeg_file_is_decoded_whole_where_drafts_are_not_allowed() -> None:
+def test_a_jpeg_file_is_decoded_at_full_size_if_drafts_are_not_allowed() -> None:
     colours = Image.fromarray(np.random.default_rng(3).integers(0, 256, (900, 700, 3), np.uint8))
     data = saved(colours, "JPEG")
     full = Image.open(io.BytesIO(data)).tobytes()
@@ -311,21 +311,21 @@ ODD_EXIF = {
 
 
 @pytest.mark.parametrize("case", ODD_EXIF)
-def test_a_page_is_turned_upright_whatever_else_its_exif_holds(case: str) -> None:
+def test_a_page_is_turned_upright_with_any_other_exif_content(case: str) -> None:
     data = saved(drawn(), "JPEG", exif=ODD_EXIF[case])
     assert picture(data).size == (500, 620)
     assert ee_export.Page(data).decode().size == (500, 620)
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_unknown_orientation_leaves_a_page_as_it_is_stored(value: int) -> None:
+def test_an_unknown_orientation_does_not_turn_a_page(value: int) -> None:
     tags = Image.Exif()
     tags[0x0112] = value
     assert picture(saved(drawn(), "JPEG", exif=tags)).size == (620, 500)
     assert picture(saved(drawn(), "JPEG", exif=b"Exif\0\0garbage")).size == (620, 500)
 
 
-def test_an_image_that_a_caller_opened_is_taken_as_it_stands() -> None:
+def test_an_image_that_the_caller_opened_is_not_turned() -> None:
     tags = Image.Exif()
     tags[0x0112] = 6
     data = saved(drawn(), "JPEG", exif=tags)
@@ -414,7 +414,7 @@ def test_a_webp_file_may_have_half_the_pixels_of_others_as_it_takes_the_most_mem
         decode_image(saved(picture, "WEBP"), "p", Limits(max_pixels=4000))
 
 
-def test_pillows_own_limit_is_the_host_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_program_sets_pillows_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(drawn(), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)
     with warnings.catch_warnings():
@@ -442,9 +442,9 @@ def test_a_damaged_file_of_any_format_is_refused_or_read_and_never_raises_anythi
     files = [saved(colours, kind) for kind in kinds] + [tiff(WIDE[:30, :30]), palette_page(7)]
     refused = 0
     for data in files:
-        for at in range(40):
-            damaged = bytearray(data[: rng.integers(len(data))] if at % 2 else data)
-            for _ in range(at % 5):
+        for index in range(40):
+            damaged = bytearray(data[: rng.integers(len(data))] if index % 2 else data)
+            for _ in range(index % 5):
                 if damaged:
                     damaged[rng.integers(min(len(damaged), 400))] = rng.integers(256)
             try:
@@ -471,7 +471,7 @@ assert list(warnings.filters) == before
     assert (done.stdout.strip(), done.stderr) == ("(620, 500)", "")
 
 
-def test_threads_that_decode_at_a_time_leave_the_filters_of_warnings_as_they_were() -> None:
+def test_concurrent_decoding_keeps_the_warning_filters() -> None:
     data, before = saved(drawn(), "PNG"), list(warnings.filters)
 
     def decode() -> None:

@@ -21,7 +21,7 @@ from ee_export.data.labelled import Labelled, join
 from ee_export.data.labelled.find import read_labelled, read_splits
 from ee_export.errors import BadPage, EeError
 from ee_export.model.device import Machine
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.train import train
 
 LABELS = ("invoice", "letter", "map")
@@ -48,12 +48,12 @@ def rows(folders: Path) -> list[dict[str, Any]]:
     order = np.random.default_rng(1).permutation(len(data)).tolist()
     return [
         {
-            "file": data.paths[at],
-            "label": data.labels[data.targets[at]],
-            "number": data.targets[at],
-            **json.loads(data.paths[at].with_suffix(".json").read_text()),
+            "file": data.paths[index],
+            "label": data.labels[data.targets[index]],
+            "number": data.targets[index],
+            **json.loads(data.paths[index].with_suffix(".json").read_text()),
         }
-        for at in order
+        for index in order
     ]
 
 
@@ -90,8 +90,8 @@ def as_image_folder(folders: Path, out: Path) -> Path:
 
 
 def as_tars(folders: Path, out: Path) -> Path:
-    for at, row in enumerate(rows(folders)):
-        with tarfile.open(out / f"shard-{at // 8}.tar", "a") as archive:
+    for index, row in enumerate(rows(folders)):
+        with tarfile.open(out / f"shard-{index // 8}.tar", "a") as archive:
 
             def add(name: str, data: bytes, archive: tarfile.TarFile = archive) -> None:
                 member = tarfile.TarInfo(name)
@@ -132,10 +132,10 @@ def as_parquet(folders: Path, out: Path) -> Path:
 def as_saved(folders: Path, out: Path) -> Path:
     table = table_of(folders)
     ipc = pytest.importorskip("pyarrow.ipc")
-    for at, part in enumerate((table.slice(0, 8), table.slice(8))):
-        with (out / f"data-{at:05}-of-00002.arrow").open("wb") as file, ipc.new_stream(file, table.schema) as writer:
+    for index, part in enumerate((table.slice(0, 8), table.slice(8))):
+        with (out / f"data-{index:05}-of-00002.arrow").open("wb") as file, ipc.new_stream(file, table.schema) as writer:
             writer.write_table(part, max_chunksize=3)
-    files = [{"filename": f"data-{at:05}-of-00002.arrow"} for at in range(2)]
+    files = [{"filename": f"data-{index:05}-of-00002.arrow"} for index in range(2)]
     (out / "state.json").write_text(json.dumps({"_data_files": files, "_split": None}))
     (out / "dataset_info.json").write_text("{}")
     return out
@@ -146,7 +146,7 @@ LAYOUTS = [as_csv, as_csv_with_words, as_image_folder, as_tars, as_parquet, as_s
 
 def contents(data: Labelled) -> list[tuple[Any, ...]]:
     """Everything that is read of the pages, sorted."""
-    pages = [(data.page(at), data.labels[data.targets[at]]) for at in range(len(data))]
+    pages = [(data.page(index), data.labels[data.targets[index]]) for index in range(len(data))]
     return sorted((label, *page.text(None), page.decode().tobytes()) for page, label in pages)
 
 
@@ -159,8 +159,8 @@ def test_every_layout_holds_the_pages_of_the_class_folders(
     assert data.labels == LABELS
     assert contents(data) == contents(expected)
     backwards = data.subset(list(range(len(data)))[::-1][:9])
-    for at in range(len(backwards)):
-        page, same = backwards.page(at), data.page(len(data) - 1 - at)
+    for index in range(len(backwards)):
+        page, same = backwards.page(index), data.page(len(data) - 1 - index)
         assert page.words == same.words and page.decode().tobytes() == same.decode().tobytes()
         assert page.name == same.name
     assert data.digest() == read_labelled(data.root, LABELS).digest() != backwards.digest()
@@ -182,7 +182,7 @@ def test_class_numbers_are_labels_in_the_order_of_their_values(folders: Path, tm
     assert read_labelled(tmp_path / "pages.csv").labels == ("9", "10", "11")
 
 
-def test_parts_for_training_and_validation_are_found_by_name(
+def test_parts_for_training_and_validation_are_chosen_by_name(
     folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("train", "validation", "test"):
@@ -224,7 +224,7 @@ def test_images_that_a_list_lacks_are_counted(folders: Path, tmp_path: Path, cap
         ("a.csv", "path,class\na.png,x\n", "a.csv: no column label; it has path, class"),
         ("a.csv", "path,label\nb.png,x\n", "line 2: {}/b.png: no such file; paths count from the folder of a.csv"),
         ("a.csv", "path,label\na.png,\n", "a.csv: line 2: no label; fill in the column"),
-        ("a.csv", "path,label\na.png,x,y\n", "line 2: another number of cells than the 2 columns of the header"),
+        ("a.csv", "path,label\na.png,x,y\n", "line 2: the number of cells differs from the 2 columns of the header"),
         ("a.csv", "path,label\na.png,x\n", "only the label 'x'; a classifier needs at least two"),
         ("a.csv", "path,label\n", "a.csv: no pages"),
         ("a.csv", "", "a.csv: no pages"),
@@ -308,7 +308,7 @@ def test_training_from_archives_in_worker_processes_ends_with_the_weights_of_tra
         "intermediate_size": 32,
     }
     sizes |= {"image_size": 64, "patch_size": 32, "image_mode": "L", "exits": []}
-    recipe = Recipe(trunk="vit", model=sizes, epochs=2, batch_size=5)
+    recipe = TrainingRecipe(trunk="vit", model=sizes, epochs=2, batch_size=5)
     weights = []
     for name, workers in (("folders", 0), ("tars", 2)):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""The OCR engine, where Tesseract is installed."""
+"""The OCR engine, if Tesseract is installed."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ needs_tesseract = pytest.mark.skipif(not is_installed(), reason="tesseract-ocr i
 
 
 @needs_tesseract
-def test_tesseract_reads_the_words_of_a_page_where_they_stand() -> None:
+def test_tesseract_reads_the_words_of_a_page_with_their_boxes() -> None:
     drawn = draw_page("fara_short_form", seed=5, long_side=1600)
     words, boxes = ee_export.tesseract()(drawn.image)
     assert check_text(words, boxes, "page") == (words, boxes)
     where = dict(zip(drawn.words, drawn.boxes, strict=True))
-    same = [(box, where[word]) for word, box in zip(words, boxes, strict=True) if drawn.words.count(word) == 1]
-    assert len(same) > 30
-    near = [all(abs(a - b) <= 15 for a, b in zip(found, drawn_box, strict=True)) for found, drawn_box in same]
+    pairs = [(box, where[word]) for word, box in zip(words, boxes, strict=True) if drawn.words.count(word) == 1]
+    assert len(pairs) > 30
+    near = [all(abs(a - b) <= 15 for a, b in zip(box, drawn_box, strict=True)) for box, drawn_box in pairs]
     assert sum(near) >= 0.9 * len(near)
 
 
@@ -45,7 +45,7 @@ def test_tesseract_is_run_once_for_a_page_that_needs_text(sample) -> None:
 
 
 @needs_tesseract
-def test_an_engine_that_takes_too_long_is_stopped_and_named() -> None:
+def test_an_engine_that_exceeds_its_time_is_stopped_and_named() -> None:
     with pytest.raises(EeError, match="tesseract failed"):
         ee_export.tesseract(timeout_s=0.01)(draw_page("form", seed=1).image)
 
@@ -57,7 +57,7 @@ def test_an_unknown_language_is_named() -> None:
 
 
 @needs_tesseract
-def test_the_engine_leaves_the_environment_of_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_keeps_the_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_THREAD_LIMIT", raising=False)
     before = dict(os.environ)
     ee_export.tesseract()(Image.new("L", (300, 400), 255))
@@ -65,9 +65,9 @@ def test_the_engine_leaves_the_environment_of_the_process_as_it_was(monkeypatch:
 
 
 @needs_tesseract
-@pytest.mark.parametrize(("own", "seen"), [(None, "1"), ("3", "3")])
+@pytest.mark.parametrize(("own", "limit"), [(None, "1"), ("3", "3")])
 def test_tesseract_runs_on_one_thread_unless_the_user_sets_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, seen: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, limit: str
 ) -> None:
     wrap(tmp_path, monkeypatch, f'echo "$OMP_THREAD_LIMIT" > {tmp_path}/limit; exec {shutil.which("tesseract")} "$@"')
     if own is None:
@@ -75,7 +75,7 @@ def test_tesseract_runs_on_one_thread_unless_the_user_sets_a_limit(
     else:
         monkeypatch.setenv("OMP_THREAD_LIMIT", own)
     ee_export.tesseract()(Image.new("L", (300, 400), 255))
-    assert (tmp_path / "limit").read_text().strip() == seen
+    assert (tmp_path / "limit").read_text().strip() == limit
 
 
 @needs_tesseract
@@ -85,9 +85,7 @@ def test_tesseract_needs_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) ->
     assert len(ee_export.tesseract()(draw_page("fara_short_form", seed=5, long_side=1600).image)[0]) > 30
 
 
-def test_an_engine_that_is_stopped_takes_its_own_children_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopping_an_engine_stops_its_child_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrap(tmp_path, monkeypatch, f"sleep 300 & echo $! > {tmp_path}/child; wait")
     with pytest.raises(OcrFailed, match="no answer after 2 s"):
         ee_export.tesseract(timeout_s=2)(Image.new("L", (300, 400), 255))
@@ -118,7 +116,7 @@ def wrap(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def ends(pid: int) -> bool:
-    """Whether a process ends within some seconds."""
+    """True if a process ends within ten seconds."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -130,7 +128,7 @@ def ends(pid: int) -> bool:
     return False
 
 
-def test_a_missing_engine_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_engine_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EeError, match="apt-get install tesseract-ocr"):
         ee_export.tesseract()

@@ -1,4 +1,4 @@
-"""Pages from outside: which words, boxes and files of words are accepted, and what is said of the others."""
+"""Pages from outside: the accepted words, boxes and word files, and the messages for the others."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_a_page_whose_boxes_all_lie_in_0_to_1_is_refused_with_the_remedy(boxes: 
         boxes_of(boxes)
 
 
-def test_one_box_in_0_to_1_among_others_is_a_box_and_blank_words_count_for_nothing() -> None:
+def test_one_box_in_0_to_1_among_others_is_valid_and_blank_words_are_not_counted() -> None:
     assert boxes_of([[0, 0, 1, 1], [5, 5, 9, 9]]) == [[0, 0, 1, 1], [5, 5, 9, 9]]
     assert boxes_of([[0, 0, 1, 1]], [" "]) == []
     assert boxes_of([]) == []
@@ -47,7 +47,7 @@ def test_one_box_in_0_to_1_among_others_is_a_box_and_blank_words_count_for_nothi
         boxes_of([[0, 0, 1, 1], [0, 0, 1000, 1000]], ["word", "\n"])
 
 
-def test_words_whose_places_nobody_knows_need_no_boxes() -> None:
+def test_words_without_known_places_need_no_boxes() -> None:
     assert Page(words=["word", " ", "next"]).words == ["word", "next"]
 
 
@@ -81,13 +81,13 @@ def test_checking_a_page_twice_gives_the_same() -> None:
         None,
     ],
 )
-def test_what_is_no_box_is_named_with_its_place(box: Any) -> None:
+def test_an_invalid_box_is_named_with_its_index(box: Any) -> None:
     with pytest.raises(BadPage, match=r"page: box 2 is .*expected x0, y0, x1, y1") as caught:
         boxes_of([[1, 1, 9, 9], [1, 1, 9, 9], box])
     assert len(str(caught.value)) < 300
 
 
-def test_a_polygon_is_refused_with_what_is_expected_of_it() -> None:
+def test_a_polygon_is_refused_with_the_expected_form() -> None:
     polygon = [[1, 1], [9, 1], [9, 9], [1, 9]]
     for box in (polygon, np.array(polygon, np.float32)):
         with pytest.raises(BadPage, match="of a polygon: its smallest and largest x and y"):
@@ -112,7 +112,7 @@ def test_arrays_of_words_and_boxes_are_lists() -> None:
 @pytest.mark.parametrize(
     "words", ["ab", 5, None, {"a": 1}, iter(["a", "b"]), b"ab", [1, "b"], [None, "b"], [["a"], "b"]]
 )
-def test_what_are_no_words_is_refused(words: Any) -> None:
+def test_invalid_words_are_refused(words: Any) -> None:
     with pytest.raises(BadPage, match="page: word"):
         Page(IMAGE, words=words, boxes=[[1, 1, 9, 9]] * 2)
     with pytest.raises(BadPage, match="page: "):
@@ -125,7 +125,7 @@ def test_half_a_surrogate_pair_is_read_as_the_replacement_character() -> None:
     assert page.words == ["cut\ufffd", "\ufffdend", "whole\U0001f600", "\U0001f600", "plain"]
 
 
-def test_messages_are_short_and_one_printable_line_whatever_is_in_them() -> None:
+def test_messages_are_one_short_printable_line_for_all_contents() -> None:
     for words in (["x", 10**3000], ["x", b"\x1b" * 10**6], ["x", {"k\n\x1b[31m": "v" * 10**6}]):
         with pytest.raises(BadPage) as caught:
             Page(IMAGE, words=words, boxes=[[1, 1, 9, 9]] * 2, name="odd\n\x1b[31mname")  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ GOOD = json.dumps({"words": ["a"], "boxes": [[1, 2, 3, 4]]})
 
 @pytest.mark.parametrize("suffix", [".json", ".JSON"])
 @pytest.mark.parametrize("text", [GOOD, "\ufeff" + GOOD])
-def test_words_beside_an_image_are_read_whatever_the_case_of_their_ending(image: Path, suffix: str, text: str) -> None:
+def test_words_beside_an_image_are_read_with_suffixes_of_any_case(image: Path, suffix: str, text: str) -> None:
     image.with_suffix(suffix).write_text(text, encoding="utf-8")
     assert read_page(image).words == ["a"]
 
@@ -162,10 +162,10 @@ def test_words_beside_an_image_are_read_whatever_the_case_of_their_ending(image:
         ('"words"', "expected {"),
         ('{"words": ["a"]}', "words without boxes"),
         ('{"words": null, "boxes": null}', "must be lists"),
-        ('{"words": ["a"], "words": ["b"], "boxes": [[1, 2, 3, 4]]}', "the key 'words' stands there twice"),
+        ('{"words": ["a"], "words": ["b"], "boxes": [[1, 2, 3, 4]]}', "the key 'words' is repeated"),
         (
-            "{" + ", ".join(f'"{at}": 0' for at in range(300_000)) + ', "299999": 1}',
-            "the key '299999' stands there twice",
+            "{" + ", ".join(f'"{index}": 0' for index in range(300_000)) + ', "299999": 1}',
+            "the key '299999' is repeated",
         ),
         ('{"words": ["a"], "boxes": [[1, 2, 3, NaN]]}', "box 0 is [1, 2, 3, nan]"),
         ('{"words": ["a"], "boxes": [[1, 2, 3, 1e400]]}', "box 0 is [1, 2, 3, inf]"),
@@ -186,7 +186,7 @@ def test_a_file_of_words_in_another_encoding_is_named(image: Path) -> None:
         read_page(image)
 
 
-def test_what_is_beside_an_image_and_no_file_is_that_pages_error(image: Path) -> None:
+def test_a_folder_in_place_of_a_words_file_is_that_pages_error(image: Path) -> None:
     beside = image.with_suffix(".json")
     os.mkfifo(beside)
     with pytest.raises(BadPage, match=r"page\.json: a folder, pipe or device"):

@@ -1,4 +1,4 @@
-"""Resizing in a named order: the same pixels with every Pillow, and a package says which."""
+"""Resize in a named order. The pixels are the same with every Pillow, and the package states the order."""
 
 import itertools
 import json
@@ -59,11 +59,11 @@ RULES: dict[str, Callable[[int, int, int], bool]] = {
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_an_order_is_kept_whatever_the_installed_pillow_does(order: str, mode: str) -> None:
+def test_a_resize_order_is_the_same_with_every_version_of_pillow(order: str, mode: str) -> None:
     for size in SIZES:
         image = noise(size, mode)
-        wanted = by_definition(image, 224, RULES[order](*size, 224))
-        assert resize_to_square(image, Square(224, mode, order)).tobytes() == wanted, size
+        expected = by_definition(image, 224, RULES[order](*size, 224))
+        assert resize_to_square(image, Square(224, mode, order)).tobytes() == expected, size
 
 
 NEW_SIZES = [(64, 64), (64, 151), (151, 64), (300, 20)]
@@ -212,7 +212,7 @@ def test_a_package_states_its_order_and_one_of_before_has_that_of_pillow_13(samp
 
 
 @pytest.mark.parametrize("order", ["pillow-14", "", "vertical", "pillow-12 "])
-def test_an_unknown_order_is_refused_at_load_and_says_to_upgrade(order: str, sample: Path) -> None:
+def test_an_unknown_order_is_refused_at_load_with_the_command_to_upgrade(order: str, sample: Path) -> None:
     stated = json.loads(to_json(open_package(sample).manifest))
     stated["encoding"]["resize"] = order
     with pytest.raises(BadPackage, match=r"encoding\.resize.*expected one of pillow-12, pillow-13.*--upgrade"):

@@ -1,4 +1,4 @@
-"""tokenizer.json from outside: it cuts words as the file says, or is refused; nothing panics and nothing ends the process."""
+"""tokenizer.json from outside. It tokenizes as the file states, or it is refused. Nothing panics or ends the process."""
 
 import base64
 import json
@@ -26,8 +26,8 @@ def read(data: bytes) -> Tokenizer:
 
 
 def ids(tokenizer: Tokenizer, words: list[str]) -> list[tuple[int, int | None]]:
-    found = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
-    return list(zip(found.ids, found.word_ids, strict=True))
+    encoded = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+    return list(zip(encoded.ids, encoded.word_ids, strict=True))
 
 
 def random_words(seed: int, count: int) -> list[str]:
@@ -49,7 +49,7 @@ def test_the_samples_words_are_cut_as_the_library_cuts_them(sample: Path) -> Non
 @pytest.mark.parametrize("accents", [None, True, False])
 def test_a_berts_words_are_cut_as_the_library_cuts_them(lowercase: bool, accents: bool | None) -> None:
     pieces = {
-        word: at for at, word in enumerate(["[UNK]", "[CLS]", "in", "##voice", "page", "é", "e", "##e", ",", "E"])
+        word: index for index, word in enumerate(["[UNK]", "[CLS]", "in", "##voice", "page", "é", "e", "##e", ",", "E"])
     }
     bert = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=50))
     bert.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)
@@ -84,11 +84,11 @@ def test_500_changed_character_maps_normalize_or_are_refused() -> None:
     for _ in range(500):
         changed = bytearray(CHARSMAP)
         for _ in range(chance.choice([1, 1, 2, 8])):
-            at = chance.choice([chance.randrange(4), chance.randrange(4, 1028), chance.randrange(len(changed))])
+            index = chance.choice([chance.randrange(4), chance.randrange(4, 1028), chance.randrange(len(changed))])
             if chance.random() < 0.1:
-                del changed[at : at + chance.randint(1, 9)]
+                del changed[index : index + chance.randint(1, 9)]
             else:
-                changed[at % len(changed)] = chance.randrange(256)
+                changed[index % len(changed)] = chance.randrange(256)
         charsmap = base64.b64encode(changed).decode()
         normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
         try:
@@ -102,11 +102,11 @@ def test_500_changed_character_maps_normalize_or_are_refused() -> None:
 
 
 def test_padding_and_truncation_are_never_taken_from_the_file(sample: Path) -> None:
-    found = json.loads((sample / "tokenizer.json").read_bytes())
-    plain = ids(read(json.dumps(found).encode()), WORDS)
-    found["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
-    found["padding"] = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 1, "pad_token": "<pad>"}
-    assert ids(read(json.dumps(found).encode()), WORDS) == plain
+    document = json.loads((sample / "tokenizer.json").read_bytes())
+    plain = ids(read(json.dumps(document).encode()), WORDS)
+    document["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    document["padding"] = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 1, "pad_token": "<pad>"}
+    assert ids(read(json.dumps(document).encode()), WORDS) == plain
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -135,22 +135,22 @@ def test_changed_tokenizers_encode_or_are_refused(sample: Path) -> None:
     data = (sample / "tokenizer.json").read_bytes()
     chance = random.Random(0)
     refused, tries = 0, 2 * settings().max_examples
-    for at in range(tries):
-        if at % 5 == 0:
+    for index in range(tries):
+        if index % 5 == 0:
             changed = bytearray(data)
             changed[chance.randrange(len(data))] = chance.randrange(256)
             text = bytes(changed)
         else:
-            found = json.loads(data)
-            *path, last = chance.choice(list(places(found)))
-            owner = found
+            document = json.loads(data)
+            *path, last = chance.choice(list(places(document)))
+            owner = document
             for key in path:
                 owner = owner[key]
             if chance.random() < 0.25:
                 del owner[last]
             else:
                 owner[last] = chance.choice(VALUES)
-            text = json.dumps(found).encode()
+            text = json.dumps(document).encode()
         try:
             tokenizer = read(text)
         except BadPackage as error:
@@ -179,11 +179,11 @@ def test_changed_tokenizers_encode_or_are_refused(sample: Path) -> None:
         (lambda t: t.update(model=None), r"model\.type: found null"),
     ],
 )
-def test_a_part_that_is_not_known_is_named(sample: Path, change: Callable[[Any], Any], message: str) -> None:
-    found = json.loads((sample / "tokenizer.json").read_bytes())
-    change(found)
+def test_an_unknown_tokenizer_part_is_named(sample: Path, change: Callable[[Any], Any], message: str) -> None:
+    document = json.loads((sample / "tokenizer.json").read_bytes())
+    change(document)
     with pytest.raises(BadPackage, match=message):
-        read(json.dumps(found).encode())
+        read(json.dumps(document).encode())
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_part_that_is_not_known_is_named(sample: Path, change: Callable[[Any],
         (lambda t: t["pre_tokenizer"]["pretokenizers"].append({"type": "Digits"}), r'\[3\]\.type: found "Digits"'),
     ],
 )
-def test_a_part_of_a_unigram_that_is_not_known_is_named(
+def test_an_unknown_part_of_a_unigram_tokenizer_is_named(
     sample: Path, change: Callable[[Any], Any], message: str
 ) -> None:
     content = unigram(json.loads((sample / "tokenizer.json").read_bytes()))
@@ -233,7 +233,7 @@ def test_a_character_map_that_puts_long_texts_in_place_of_a_letter_is_refused() 
         read(json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}, "normalizer": normalizer}).encode())
 
 
-def test_a_package_whose_tokenizer_has_more_tokens_than_the_model_rows_is_refused(sample: Path) -> None:
+def test_a_package_is_refused_if_its_tokenizer_has_more_tokens_than_the_model_has_rows(sample: Path) -> None:
     package = open_package(sample)
     small = replace(package.manifest.page_encoding(), vocab_size=4000)
     with pytest.raises(BadPackage, match="the tokenizer has 4096 tokens, the model rows for 4000"):

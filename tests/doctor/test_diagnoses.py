@@ -1,4 +1,4 @@
-"""What `ee-export doctor` makes of what the probes find, on invented machines."""
+"""Diagnoses of `ee-export doctor` from the probes' results on invented machines."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ee_export.doctor.checks import run_checks
 
 PIP = "pip install 'ee_export[tensorrt]'"
 GPU = {"name": "NVIDIA H100 80GB HBM3", "capability": "9.0", "memory_mb": 81559, "prohibited": False}
-# What the probes find on a machine where all is well: the shape of their answers is theirs, the values are invented.
+# Results of the probes on a machine without faults. Their fields are those of real probes, the values are invented.
 WELL: dict[str, dict[str, Any]] = {
     "driver": {"library": 13000, "kernel": "580.65.06", "nvidia_cards": 1, "gpus": [GPU]},
     "context": {"free_mb": 80000, "total_mb": 81559, "pycuda": "the same"},
@@ -44,11 +44,11 @@ def found(changes: dict[str, dict[str, Any]] | None = None, *targets: str) -> di
 
 @pytest.fixture(autouse=True)
 def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip can compile pycuda here, whether or not it can."""
+    """Let pip compile pycuda, independent of this machine."""
     monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: True)
 
 
-def test_where_all_is_well_all_targets_and_executors_can_run() -> None:
+def test_all_targets_and_executors_run_on_a_machine_without_faults() -> None:
     checks = found(None, "tensorrt-fp16", "cuda-fp16")
     assert not [check.name for check in checks.values() if check.wrong]
     assert checks["executor conditional"].status == "ok"
@@ -56,7 +56,7 @@ def test_where_all_is_well_all_targets_and_executors_can_run() -> None:
     assert checks["onnxruntime's TensorRT"].remedy == "pip install 'tensorrt>=10,<11'"
 
 
-def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> None:
+def test_a_driver_too_old_for_conditional_nodes_disables_only_that_executor() -> None:
     old = {
         "driver": {**WELL["driver"], "library": 12040},
         "cuda_bindings": {"version": "12.9.10", "cuda": 12090, "why": ""},
@@ -72,7 +72,7 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "name", "said", "remedy"),
+    ("changes", "name", "message", "remedy"),
     [
         ({"driver": {**WELL["driver"], "library": 11080}}, "driver", "older than CUDA 12", ""),
         (
@@ -105,17 +105,17 @@ def test_a_driver_too_old_for_conditional_nodes_leaves_the_other_executors() -> 
         ({"tesseract": {"program": None}}, "OCR", "no tesseract", "apt-get install tesseract-ocr"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_mends_it(
-    changes: dict[str, dict[str, Any]], name: str, said: str, remedy: str
+def test_each_fault_is_reported_with_its_remedy(
+    changes: dict[str, dict[str, Any]], name: str, message: str, remedy: str
 ) -> None:
     check = found(changes, "tensorrt-fp16")[name]
     assert check.status in ("missing", "failed")
-    assert said in check.detail
+    assert message in check.detail
     assert check.remedy
     assert remedy in check.remedy
 
 
-def test_where_pycuda_cannot_be_compiled_it_is_left_out_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_install_command_omits_pycuda_if_it_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: False)
     checks = found({"tensorrt": {"absent": "x"}, "pycuda": {"absent": "x"}}, "tensorrt-fp16")
     assert checks["TensorRT"].remedy == "pip install 'tensorrt>=10,<12' 'cuda-bindings[all]>=12.8,<14'"

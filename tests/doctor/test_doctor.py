@@ -1,4 +1,5 @@
-"""`ee-export doctor`: what it says of this machine, of real bindings without their libraries, and of a simulated driver."""
+"""`ee-export doctor`: its report of this machine, of real bindings without their libraries, and of a simulated
+driver."""
 
 import ctypes
 import json
@@ -69,7 +70,7 @@ def simulated_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *, version: 
 
 @pytest.fixture(autouse=True)
 def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip can compile pycuda here, whether or not it can."""
+    """Let pip compile pycuda, independent of this machine."""
     monkeypatch.setattr("ee_export.doctor.remedies.can_compile_pycuda", lambda: True)
 
 
@@ -77,7 +78,7 @@ def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @without_driver
-def test_without_a_gpu_doctor_says_what_is_missing_with_the_command_and_nothing_is_wrong() -> None:
+def test_without_a_gpu_doctor_lists_missing_parts_with_commands_and_reports_no_fault() -> None:
     out = doctor()
     for name in ("driver", "GPU", "TensorRT", "cuda-bindings", "executor conditional"):
         assert any(name in line and "missing" in line for line in out.splitlines()), name
@@ -88,7 +89,7 @@ def test_without_a_gpu_doctor_says_what_is_missing_with_the_command_and_nothing_
 
 
 @without_driver
-def test_a_gpu_that_is_asked_for_and_not_there_is_wrong_and_nothing_is_compiled() -> None:
+def test_a_missing_gpu_is_a_fault_if_requested_and_nothing_is_compiled() -> None:
     got = json.loads(doctor("--gpu", "--json", status=1))
     assert {"driver", "GPU", "TensorRT", "target tensorrt-*", "executor host"} <= set(got["wrong"])
     assert "onnxruntime-gpu" not in got["wrong"]  # another target's
@@ -133,29 +134,29 @@ def test_a_damaged_package_is_one_failed_check_among_the_others(tmp_path: Path) 
     assert len(got["checks"]) > 15
 
 
-def test_without_a_package_the_cpu_target_is_skipped_and_says_what_to_name() -> None:
+def test_without_a_package_the_cpu_target_is_skipped_with_a_hint() -> None:
     check = found()["target cpu-fp32"]
     assert check.status == "skipped"
     assert "`ee-export doctor PACKAGE`" in check.detail
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["/nowhere.ee"], "/nowhere.ee: no such package folder"),
         (["--target", "tensorrt-fp16"], "pass --gpu too"),
         (["--gpu", "--target", "cpu-int8"], "'cpu-int8' is no GPU target"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_status_2(arguments: list[str], said: str) -> None:
+def test_a_wrong_request_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
     done = subprocess.run([*COMMAND, "doctor", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert said in done.stderr
+    assert message in done.stderr
 
 
-def test_a_report_that_cannot_be_written_loses_nothing_of_what_was_found() -> None:
+def test_an_unwritable_report_loses_no_results() -> None:
     done = subprocess.run([*COMMAND, "doctor", "--report", "/proc/report.md"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "libraries" in done.stdout
@@ -163,7 +164,7 @@ def test_a_report_that_cannot_be_written_loses_nothing_of_what_was_found() -> No
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_report_is_whole_and_names_no_place_user_or_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_is_complete_and_names_no_path_user_or_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "secrethost")
     monkeypatch.setattr("getpass.getuser", lambda: "mallory")
     monkeypatch.setenv("HOME", str(tmp_path / "mallory"))
@@ -199,7 +200,7 @@ def test_a_library_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
     assert run_probe("openvino", 0.5) == {"error": "gave no answer within 0.5 s"}
 
 
-def test_a_library_that_is_there_and_does_not_load_failed_and_is_not_missing(
+def test_an_installed_library_that_does_not_load_is_failed_and_not_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "openvino.py").write_text("raise OSError('libopenvino.so.2640: cannot open shared object file')")
@@ -210,11 +211,11 @@ def test_a_library_that_is_there_and_does_not_load_failed_and_is_not_missing(
 
 
 @pytest.mark.parametrize("name", list(WELL))
-def test_a_probe_that_raises_takes_only_what_needs_it_along(name: str) -> None:
-    def probe(asked: str) -> dict[str, Any]:
-        if asked == name:
+def test_a_failed_probe_fails_only_the_checks_that_need_it(name: str) -> None:
+    def probe(requested: str) -> dict[str, Any]:
+        if requested == name:
             raise ValueError("broken")
-        return WELL[asked]
+        return WELL[requested]
 
     checks = {check.name: check for check in run_checks(None, (), probe)}
     assert set(checks) == set(found())
@@ -222,11 +223,11 @@ def test_a_probe_that_raises_takes_only_what_needs_it_along(name: str) -> None:
     assert checks["libraries"].status == "ok"
 
 
-# Real bindings, whose libraries are not there.
+# Real bindings without their libraries.
 
 
 @pytest.mark.parametrize("major", ["10", "11"])
-def test_tensorrt_without_its_native_libraries_says_which_one_does_not_load(
+def test_tensorrt_without_its_native_libraries_names_the_one_that_does_not_load(
     major: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binding(f"tensorrt-{major}", tmp_path, monkeypatch)
@@ -250,7 +251,7 @@ def test_tensorrt_that_imports_over_something_else_is_not_taken_for_the_real_one
 
 @without_driver
 @pytest.mark.parametrize("major", ["12", "13"])
-def test_cuda_bindings_without_a_driver_are_there_but_cannot_be_called(
+def test_cuda_bindings_without_a_driver_are_installed_but_cannot_be_called(
     major: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binding(f"cuda-{major}", tmp_path, monkeypatch)
@@ -263,13 +264,15 @@ def test_cuda_bindings_without_a_driver_are_there_but_cannot_be_called(
 
 
 @without_driver
-def test_pycuda_without_a_driver_is_there_but_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pycuda_without_a_driver_is_installed_but_cannot_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     binding("pycuda", tmp_path, monkeypatch)
     check = found({name: run_probe(name) for name in ("driver", "pycuda")})["pycuda"]
     assert (check.status, check.detail) == ("skipped", "2026.1; cannot be loaded without a driver")
 
 
-# A simulated driver: what is asked of libcuda itself.
+# A simulated driver, for the calls of libcuda itself.
 
 
 def test_the_driver_and_its_gpu_are_read_from_libcuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,9 +288,7 @@ def test_the_driver_and_its_gpu_are_read_from_libcuda(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("major", ["12", "13"])
-def test_cuda_bindings_call_the_driver_that_is_there(
-    major: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_bindings_call_the_installed_driver(major: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulated_driver(tmp_path / "driver", monkeypatch, version=12080)
     binding(f"cuda-{major}", tmp_path, monkeypatch)
     checks = found({name: run_probe(name) for name in ("driver", "cuda_bindings")})

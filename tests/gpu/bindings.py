@@ -1,8 +1,8 @@
-"""The real TensorRT, CUDA and pycuda bindings on a machine without a GPU: `make bindings` installs them under build/.
+"""The real TensorRT, CUDA and pycuda bindings on a machine without a GPU. `make bindings` installs them under build/.
 
-They are only looked at, never run. Both TensorRT majors have one package name, so each binding gets a folder of its own,
-outside .venv. The wheels import once the libraries they are linked to can be loaded: stubs that gcc builds from the list
-of symbols that they want. pycuda has no wheel and is compiled, which takes a minute and a half (once).
+The tests read them and never run them. Both TensorRT majors have the same package name, so each binding gets its own
+folder outside .venv. The wheels import if the libraries that they are linked to can be loaded. gcc builds these as
+stubs from the list of needed symbols. pycuda has no wheel. Its compilation takes a minute and a half, once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BUILD = Path(__file__).resolve().parents[2] / "build"
 FOLDER = BUILD / "bindings"
 DESCRIBE = Path(__file__).with_name("describe.py")
 
-# What `describe.py` calls the package, and what pip installs. The oldest and the newest that we serve.
+# The package's name in `describe.py`, and the requirement for pip: the oldest and the newest supported version.
 SURFACES = {
     "tensorrt-10": ("tensorrt", ["tensorrt-cu13-bindings==10.16.1.11"]),
     "tensorrt-11": ("tensorrt", ["tensorrt-cu13-bindings==11.4.0.106"]),
@@ -38,14 +38,14 @@ CUDA_HEADERS = ["nvidia-cuda-runtime==13.0.*", "nvidia-cuda-profiler-api==13.0.*
 
 
 class Missing(Exception):
-    """A binding could not be installed here; says why."""
+    """A binding could not be installed here. The message gives the cause."""
 
 
 def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        errors = [line.strip() for line in said if re.search(r"error:", line, re.I)] or said[-1:]
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        errors = [line.strip() for line in lines if re.search(r"error:", line, re.I)] or lines[-1:]
         raise Missing(f"{Path(command[0]).name} {' '.join(map(str, command[1:]))}: {'; '.join(errors[:3])}")
     return done.stdout
 
@@ -60,7 +60,7 @@ def place(name: str) -> Path:
 
 
 def install(name: str) -> None:
-    """Install a binding whole or not at all; quick where it is there already."""
+    """Install a binding completely or not at all. Returns quickly if it is installed."""
     kind, requirements = SURFACES[name]
     folder = place(name)
     if folder.is_dir():
@@ -117,8 +117,8 @@ def compile_pycuda(requirement: str, target: Path) -> None:
 
 def stub(library: Path, folder: Path) -> None:
     """Libraries that define every symbol this one lacks, under the names it is linked to. Calling one does nothing."""
-    wanted = run("nm", "-D", "--undefined-only", library)
-    symbols = re.findall(r" U (cu[A-Z]\w+|create\w+_INTERNAL|get\w+|initLib\w+)$", wanted, re.M)
+    undefined = run("nm", "-D", "--undefined-only", library)
+    symbols = re.findall(r" U (cu[A-Z]\w+|create\w+_INTERNAL|get\w+|initLib\w+)$", undefined, re.M)
     source = "".join(f"void *{name}(void) {{ return 0; }}\n" for name in symbols)
     needed = re.findall(r"NEEDED.*\[(libnv\w+\.so\.\d+)\]", run("readelf", "-d", library)) or ["libcuda.so.1"]
     for name in needed:
@@ -153,12 +153,12 @@ def surface(name: str) -> dict[str, Any]:
         staging = file.with_suffix(f".{os.getpid()}")
         staging.write_text(text)
         staging.rename(file)
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    description: dict[str, Any] = json.loads(file.read_text())
+    return description
 
 
 def over(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, with a real binding; the test skips where that is not installed."""
+    """Run Python in a separate process with a real binding. The test skips if it is not installed."""
     if not place(name).is_dir():
         pytest.skip(f"{name} is not installed: `make bindings`")
     environment = {**os.environ, "PYTHONPATH": f"{place(name)}:{os.getcwd()}"}
@@ -166,12 +166,12 @@ def over(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refusal(name: str) -> Path:
-    """Where `main` leaves why a binding could not be installed, for the tests that skip."""
+    """File in which `main` records why a binding could not be installed. Tests that need the binding skip with its text."""
     return FOLDER / f"{name}.missing"
 
 
 def main(names: Sequence[str]) -> int:
-    """Install and describe bindings, all if none is named; say which could not be, and fail where it is more than pycuda."""
+    """Install and describe bindings, by default all. Print those that failed, and fail if one other than pycuda did."""
     failed = False
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in names or SURFACES:

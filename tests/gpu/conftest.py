@@ -20,7 +20,7 @@ from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu, fakes
 
 @pytest.fixture(params=["tensorrt-11", pytest.param("tensorrt-10", marks=pytest.mark.exhaustive)])
 def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRt]:
-    """A TensorRT that computes with onnxruntime, on a GPU whose memory is the host's."""
+    """A TensorRT that computes with onnxruntime, on a GPU with the memory of the host."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     gpu = Gpu()
     monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
@@ -32,7 +32,7 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
 
 
 def say_version(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Have the system say which driver it has."""
+    """Let the system report this driver version."""
     (folder / "version").write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build\nGCC version: 13.3.0\n"
     )
@@ -51,8 +51,9 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
     loaded = set(sys.modules)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     driver = driver_of(f"cuda-{cuda}", monkeypatch)
+    # `from ee_export.runtime.gpu import graphs` reads this attribute before it imports.
     for name, module in list(vars(ee_export.runtime.gpu).items()):
-        if isinstance(module, ModuleType):  # `from ee_export.runtime.gpu import graphs` looks here before it imports
+        if isinstance(module, ModuleType):
             monkeypatch.delattr(ee_export.runtime.gpu, name)
     backends.open_gpu.cache_clear()
     say_version(monkeypatch, tmp_path)
@@ -67,7 +68,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
         fake.fake.on("IExecutionContext.execute_async_v3", queued)
         yield Machine(driver, fake)
     backends.open_gpu.cache_clear()
-    for name in set(sys.modules) - loaded:  # what was imported over the fakes
+    for name in set(sys.modules) - loaded:  # modules that were imported with the fakes
         if name.startswith("ee_export.runtime.gpu."):
             above, _, leaf = name.rpartition(".")
             del sys.modules[name]

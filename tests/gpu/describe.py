@@ -1,8 +1,8 @@
-"""Write down what an installed binding offers: every class, method, parameter, property, enum member and function.
+"""Describe the members of an installed binding: every class, method, parameter, property, enum member and function.
 
-Run by `bindings.surface` as a script, in a process of its own where the real packages import:
-`describe.py tensorrt|cuda|pycuda` prints the surface as JSON. The three packages ship no stubs, so signatures come
-from what they do have: pybind11's, Cython's and Boost.Python's docstrings, and the objects themselves.
+`bindings.surface` runs this script in a separate process that imports the real packages. `describe.py
+tensorrt|cuda|pycuda` prints the surface as JSON. The three packages ship no stubs. Signatures come from the docstrings
+of pybind11, Cython and Boost.Python, and from the objects.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def parameter(name: str, kind: str, default: str | None = None) -> JSON:
 def split(text: str) -> list[str]:
     """Split at the commas that are in no brackets."""
     parts, depth, start = [], 0, 0
-    for at, letter in enumerate(text):
-        depth += (letter in "([<{") - (letter in ")]}" or (letter == ">" and text[at - 1] != "-"))
+    for index, letter in enumerate(text):
+        depth += (letter in "([<{") - (letter in ")]}" or (letter == ">" and text[index - 1] != "-"))
         if letter == "," and not depth:
-            parts.append(text[start:at])
-            start = at + 1
+            parts.append(text[start:index])
+            start = index + 1
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]
 
 
@@ -60,14 +60,14 @@ class Tensorrt:
         "attr",
         "value",
     }  # not meant, but NVIDIA's star import exports them
-    # What the bindings convert by themselves, and what supports the buffer protocol, is in no docstring.
+    # No docstring states the implicit conversions of the bindings and the classes with the buffer protocol.
     accepts: ClassVar = {
         "Dims": "Dims | collections.abc.Sequence[typing.SupportsInt]",
         "Permutation": "Permutation | collections.abc.Sequence[typing.SupportsInt]",
         "Weights": "Any",
     }
     buffers: ClassVar = {"IHostMemory"}
-    # What gives None where it fails, which the signatures do not say either.
+    # Functions that return None on failure. Their signatures do not state it.
     nullable: ClassVar = {
         "build_serialized_network",
         "build_engine_with_config",
@@ -84,8 +84,8 @@ class Tensorrt:
         self.classes = {value.__name__ for value in vars(module).values() if inspect.isclass(value)}
 
     def type(self, text: str, given: bool) -> str:
-        def cpp(found: re.Match[str]) -> str:
-            name = found[1].removeprefix("v_1_0::")
+        def cpp(match: re.Match[str]) -> str:
+            name = match[1].removeprefix("v_1_0::")
             return next((n for n in (name, name.removeprefix("I")) if n in self.classes), "Any")
 
         text = re.sub(r"tensorrt_bindings\.tensorrt\.|typing\.(?=Any)", "", text.strip())
@@ -97,7 +97,7 @@ class Tensorrt:
     def signatures(self, name: str, value: Any, method: bool) -> list[JSON]:
         if inspect.isfunction(value):
             return python_function(value, method)
-        found = []
+        overloads = []
         for line in (value.__doc__ or "").split("\n"):
             match = re.fullmatch(rf"(?:\d+\. )?(?:{re.escape(name)})?\((.*)\) -> (.*)", line.strip())
             if not match:
@@ -105,16 +105,16 @@ class Tensorrt:
             parts = split(match[1])
             slash = parts.index("/") if "/" in parts else 0
             parameters = []
-            for at, part in enumerate(parts):
+            for position, part in enumerate(parts):
                 if part in ("/", "*"):
                     continue
                 left, _, kind = part.partition(": ")
                 kind, _, default = kind.partition(" = ")
                 parameters.append(parameter(left, self.type(kind, given=True), default or None))
-                parameters[-1]["positional"] |= at < slash
+                parameters[-1]["positional"] |= position < slash
             returns = self.type(match[2], given=False) + (" | None" if name in self.nullable else "")
-            found.append({"parameters": parameters[int(method) :], "returns": returns})
-        return found
+            overloads.append({"parameters": parameters[int(method) :], "returns": returns})
+        return overloads
 
     def constructor(self, owner: Any) -> list[JSON] | None:
         value = vars(owner).get("__init__")
@@ -123,7 +123,8 @@ class Tensorrt:
         return self.signatures("__init__", value, method=True)  # none: pybind11's own, which only raises
 
     def called_back(self, member: JSON) -> None:
-        """An interface that we subclass: TensorRT gives its methods numbers, and not what can be made one."""
+        """An interface for subclasses. TensorRT passes numbers to its methods, not values that are convertible to
+        one."""
         for function in member["members"].values() if member["members"].get("__init__", {}).get("signatures") else ():
             for signature in function.get("signatures", []):
                 for one in signature["parameters"]:
@@ -134,15 +135,15 @@ class Tensorrt:
     def property(self, owner: Any, name: str, value: Any) -> JSON | None:
         if not isinstance(value, property):
             return None
-        found = self.signatures(name, value.fget, method=True) if value.fget else []
-        kind = found[0]["returns"] if found else "Any"
+        getters = self.signatures(name, value.fget, method=True) if value.fget else []
+        kind = getters[0]["returns"] if getters else "Any"
         given = self.signatures(name, value.fset, method=True) if value.fset else []
         accepted = given[0]["parameters"][0]["type"] if given and given[0]["parameters"] else kind
         return {"kind": "property", "type": kind, "settable": bool(value.fset), "accepts": accepted}
 
 
 class Cuda:
-    """Cython: real signatures for the names, NumPy-style docstrings for the types and what is returned."""
+    """Cython: real signatures for the names, and NumPy-style docstrings for the types and results."""
 
     modules: ClassVar = {"cuda.bindings.driver": "cuda.bindings.driver", "cuda.bindings.nvrtc": "cuda.bindings.nvrtc"}
     private: ClassVar = {"Any", "Optional", "sizeof"}
@@ -174,11 +175,11 @@ class Cuda:
         return qualified(text) if words <= self.classes else "Any"
 
     def documented(self, value: Any, section: str) -> list[tuple[str, str]]:
-        """The (name, type) pairs of a docstring's section; (type, "") where it names no value."""
+        """The (name, type) pairs of a docstring's section. A value without a name gives (type, "")."""
         # Of some docstrings only a part is indented, so the section's own indentation counts.
         pattern = rf"^( *){section}\n\1-+\n(.*?)(?=\n\n\1\w[\w ]+\n\1---|\Z)"
-        found = re.search(pattern, inspect.getdoc(value) or "", re.M | re.S)
-        lines = [line.removeprefix(found[1]) for line in found[2].split("\n")] if found else []
+        section_match = re.search(pattern, inspect.getdoc(value) or "", re.M | re.S)
+        lines = [line.removeprefix(section_match[1]) for line in section_match[2].split("\n")] if section_match else []
         lines = [line for line in lines if line and not line[0].isspace()]
         pairs = [line.partition(" : ") for line in lines]
         return [(name.strip(), kind.strip()) for name, _, kind in pairs if re.fullmatch(r"\w+", name.strip())]
@@ -191,7 +192,7 @@ class Cuda:
             kind = self.type(annotated or kinds.get(p.name, "Any"), given=True)
             parameters.append(parameter(p.name, kind, None if p.default is p.empty else repr(p.default)))
         outputs = [self.type(kind or name, given=False) for name, kind in self.documented(value, "Returns")]
-        # Every call answers a tuple, its status first (nvrtcGetErrorString too, where the docstring forgets it).
+        # Every call returns a tuple with its status first (nvrtcGetErrorString too, although its docstring omits it).
         status = "nvrtcResult" if name.startswith("nvrtc") else "CUresult"
         outputs = [status, *outputs] if outputs and outputs[0] != status else outputs
         returns = f"builtins.tuple[{', '.join(outputs)}]" if outputs else "Any"
@@ -214,8 +215,8 @@ class Cuda:
             one = owner()
             held = getattr(one, name)
             if type(held).__name__ in self.classes or (kind == "bytes" and type(held) is int):
-                kind = type(held).__name__  # the docstring says bytes for a char
-            if isinstance(held, list) and not kind.startswith("list["):  # `phGraph_out`: CUgraph, says the docstring
+                kind = type(held).__name__  # the docstring states bytes for a char
+            if isinstance(held, list) and not kind.startswith("list["):  # the docstring states `phGraph_out`: CUgraph
                 kind = f"list[{kind}]"
             setattr(one, name, held)
         except AttributeError as error:
@@ -246,7 +247,7 @@ class Pycuda:
     def signatures(self, name: str, value: Any, method: bool) -> list[JSON]:
         if inspect.isfunction(value):
             return python_function(value, method)
-        found = []
+        overloads = []
         for head, result in re.findall(rf"^\s*{name}\((.*)\) -> (\w+) :", value.__doc__ or "", re.M):
             parameters = []
             for optional, kind, argument, default in re.findall(
@@ -258,8 +259,8 @@ class Pycuda:
             if method:
                 parameters = parameters[1:]
             returns = "None" if name == "__init__" else self.type(result, given=False)
-            found.append({"parameters": parameters, "returns": returns})
-        return found
+            overloads.append({"parameters": parameters, "returns": returns})
+        return overloads
 
     def constructor(self, owner: Any) -> list[JSON] | None:
         value = vars(owner).get("__init__")
@@ -285,7 +286,7 @@ def accepts_keyword(owner: Any, name: str) -> bool:
 
 Reader = Tensorrt | Cuda | Pycuda
 
-# Without a docstring of their own: what Python's own protocols ask of these classes.
+# Members of Python's own protocols, which have no docstring in these classes.
 PROTOCOLS = {
     "__int__": "builtins.int",
     "__index__": "builtins.int",

@@ -1,16 +1,16 @@
-"""A binding without its library: modules with a real surface's classes and signatures, and a test's behaviour.
+"""A binding without its library: modules with the classes and signatures of a real surface, and the behaviour that a test sets.
 
     fake = Fake("tensorrt-10")
-    fake.on("ICudaEngine.num_io_tensors", lambda engine: 2)                         # what reading a property gives
+    fake.on("ICudaEngine.num_io_tensors", lambda engine: 2)                         # value of a property
     fake.on("Builder.build_serialized_network", lambda builder, network, config: None)
     fake.install(monkeypatch)                                                       # `import tensorrt` gives the fake
     …
     fake.names   # ["Logger.__init__", "Builder.__init__", …, "~Builder"]: calls, settings and deaths, in order
-    fake.calls   # with the object and the arguments; for the fake's own objects, their labels: "Builder#1"
+    fake.calls   # the same with the object and the arguments. A fake object has a label, such as "Builder#1"
 
-What the real thing does not have is refused as it refuses it: AttributeError for a name, TypeError for arguments that no
-signature takes, for a value of another class, and for a class that cannot be made. What has no behaviour gives something
-of the type that the surface declares: a new object of that class, 0, "", True, and for CUDA a success.
+The fake raises the errors of the real binding: AttributeError for a missing name, and TypeError for arguments that no
+signature takes, for a value of another class, and for a class without a constructor. A call without behaviour returns a
+value of the declared type: a new object of that class, 0, "", True, and for CUDA a success.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ JSON = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Call:
     name: str
-    on: str  # the object's label; "" for a function of a module
+    on: str  # the object's label, or "" for a function of a module
     arguments: dict[str, Any]
 
 
@@ -101,19 +101,19 @@ class Fake:
         body: JSON = {"__module__": module, "__qualname__": path}
         if not bases:
             body["__new__"] = self._new
-            body["__del__"] = lambda one: self._died(one)
-            body["__setattr__"] = lambda one, name, value: self._set(one, name, value)
+            body["__del__"] = lambda instance: self._died(instance)
+            body["__setattr__"] = lambda instance, name, value: self._set(instance, name, value)
         if is_enum(path, members):
             body |= {
                 "__new__": self._member,
-                "__del__": lambda one: None,
-                "__repr__": lambda one: f"<{path}.{one.name}>",
+                "__del__": lambda instance: None,
+                "__repr__": lambda instance: f"<{path}.{instance.name}>",
             }
             body["name"], body["value"] = (
-                property(lambda one: vars(one)["name"]),
-                property(lambda one: vars(one)["value"]),
+                property(lambda instance: vars(instance)["name"]),
+                property(lambda instance: vars(instance)["value"]),
             )
-            body |= {"__int__": lambda one: one.value, "__index__": lambda one: one.value}
+            body |= {"__int__": lambda instance: instance.value, "__index__": lambda instance: instance.value}
         for name, inner in members.items():
             if name in body or (name == "__init__" and (is_enum(path, members) or builtin)):
                 continue
@@ -140,46 +140,50 @@ class Fake:
                 else:
                     setattr(owner, name, self._constant(self._classes[kind], name, member["value"]))
         if "__members__" in members:
-            owner.__members__ = {name: one for name, one in vars(owner).items() if isinstance(one, owner)}
+            owner.__members__ = {
+                name: instance for name, instance in vars(owner).items() if isinstance(instance, owner)
+            }
 
     def _constant(self, kind: Any, name: str, value: int) -> Any:
-        for one in vars(kind).values():  # `trt.float32` is `trt.DataType.FLOAT`
-            if isinstance(one, kind) and vars(one)["value"] == value:
-                return one
-        one = int.__new__(kind, value) if issubclass(kind, int) else object.__new__(kind)
-        vars(one).update(name=name, value=value)
-        return one
+        for instance in vars(kind).values():  # `trt.float32` is `trt.DataType.FLOAT`
+            if isinstance(instance, kind) and vars(instance)["value"] == value:
+                return instance
+        instance = int.__new__(kind, value) if issubclass(kind, int) else object.__new__(kind)
+        vars(instance).update(name=name, value=value)
+        return instance
 
-    # What the objects do.
+    # Behaviour of the objects.
 
     @staticmethod
     def _member(kind: Any, value: int) -> Any:
-        for one in vars(kind).values():
-            if isinstance(one, kind) and vars(one)["value"] == value:
-                return one
+        for instance in vars(kind).values():
+            if isinstance(instance, kind) and vars(instance)["value"] == value:
+                return instance
         raise ValueError(f"{value} is not a valid {kind.__name__}")
 
     def _new(self, kind: Any, *_: Any, **__: Any) -> Any:
-        one = object.__new__(kind)
+        instance = object.__new__(kind)
         name = next(base.__qualname__ for base in kind.__mro__ if base in self._classes.values())
         self._made[name] = self._made.get(name, 0) + 1
-        vars(one)["_label"] = f"{name}#{self._made[name]}"
-        return one
+        vars(instance)["_label"] = f"{name}#{self._made[name]}"
+        return instance
 
-    def _died(self, one: Any) -> None:
+    def _died(self, instance: Any) -> None:
         if "cuda.bindings.driver" not in self.modules:  # there they are numbers, and own nothing
-            self.calls.append(Call(f"~{vars(one)['_label'].partition('#')[0]}", vars(one)["_label"], {}))
+            self.calls.append(Call(f"~{vars(instance)['_label'].partition('#')[0]}", vars(instance)["_label"], {}))
 
-    def _set(self, one: Any, name: str, value: Any) -> None:
-        if type(one) in self._classes.values() and not hasattr(type(one), name):  # a subclass's own are its own
-            raise AttributeError(f"'{type(one).__name__}' object has no attribute '{name}'")
-        object.__setattr__(one, name, value)
+    def _set(self, instance: Any, name: str, value: Any) -> None:
+        if type(instance) in self._classes.values() and not hasattr(
+            type(instance), name
+        ):  # a subclass's own are its own
+            raise AttributeError(f"'{type(instance).__name__}' object has no attribute '{name}'")
+        object.__setattr__(instance, name, value)
 
     def _function(self, path: str, member: JSON, bound: bool) -> Callable[..., Any]:
         signatures = [(declared, signature_of(declared)) for declared in member["signatures"]]
 
         def call(*given: Any, **named: Any) -> Any:
-            one, rest = (given[:1], given[1:]) if bound else ((), given)
+            instance, rest = (given[:1], given[1:]) if bound else ((), given)
             for declared, signature in signatures:
                 try:
                     arguments = signature.bind(*rest, **named)
@@ -192,9 +196,11 @@ class Fake:
                 takes = " or ".join(str(signature) for _, signature in signatures) or "nothing: it cannot be made"
                 raise TypeError(f"{path}(): incompatible arguments {rest} {named}; takes {takes}")
             labels = {name: self._label(value) for name, value in arguments.arguments.items()}
-            self.calls.append(Call(path, self._label(one[0]) if one else "", labels))
+            self.calls.append(Call(path, self._label(instance[0]) if instance else "", labels))
             answer = self._behaviour.get(path)
-            value = answer(*one, *arguments.args, **arguments.kwargs) if answer else self._some(declared["returns"])
+            value = (
+                answer(*instance, *arguments.args, **arguments.kwargs) if answer else self._some(declared["returns"])
+            )
             return None if path.endswith(".__init__") else value
 
         return call
@@ -202,18 +208,18 @@ class Fake:
     def _property(self, path: str, member: JSON) -> property:
         name = path.rpartition(".")[2]
 
-        def read(one: Any) -> Any:
+        def read(instance: Any) -> Any:
             if answer := self._behaviour.get(path):
-                return answer(one)
-            if name not in vars(one):  # the same object each time: `params.conditional.size = 1` is to last
-                vars(one)[name] = self._some(member["type"])
-            return vars(one)[name]
+                return answer(instance)
+            if name not in vars(instance):  # the same object each time: `params.conditional.size = 1` is to last
+                vars(instance)[name] = self._some(member["type"])
+            return vars(instance)[name]
 
-        def write(one: Any, value: Any) -> None:
+        def write(instance: Any, value: Any) -> None:
             if not self._accepts(member["accepts"], value):
                 raise TypeError(f"{path}: incompatible value {value!r}; takes {member['accepts']}")
-            self.calls.append(Call(f"{path}=", self._label(one), {"value": self._label(value)}))
-            vars(one)[name] = value
+            self.calls.append(Call(f"{path}=", self._label(instance), {"value": self._label(value)}))
+            vars(instance)[name] = value
 
         return property(read, write if member["settable"] else None)
 
@@ -225,10 +231,12 @@ class Fake:
         )
 
     def _some(self, kind: str) -> Any:
-        """Something of a type; None where it is not known."""
+        """A value of a type, or None if the type is unknown."""
         kind = kind.removesuffix(" | None")
         if kind in self._classes:
-            members = [one for one in vars(self._classes[kind]).values() if isinstance(one, self._classes[kind])]
+            members = [
+                instance for instance in vars(self._classes[kind]).values() if isinstance(instance, self._classes[kind])
+            ]
             return members[0] if members else self.new(kind)
         name, _, inner = kind.removeprefix("builtins.").partition("[")
         if name == "tuple":
@@ -249,19 +257,23 @@ def is_enum(path: str, members: JSON) -> bool:
 
 def signature_of(declared: JSON) -> inspect.Signature:
     parameters = []
-    for one in declared["parameters"]:
-        name = one["name"].lstrip("*")
+    for parameter in declared["parameters"]:
+        name = parameter["name"].lstrip("*")
         kind = [
-            inspect.Parameter.POSITIONAL_ONLY if one["positional"] else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.POSITIONAL_ONLY if parameter["positional"] else inspect.Parameter.POSITIONAL_OR_KEYWORD,
             inspect.Parameter.VAR_POSITIONAL,
             inspect.Parameter.VAR_KEYWORD,
-        ][len(one["name"]) - len(name)]
-        default = inspect.Parameter.empty if one["default"] is None else one["default"]
+        ][len(parameter["name"]) - len(name)]
+        default = inspect.Parameter.empty if parameter["default"] is None else parameter["default"]
         name = f"{name}_" if keyword.iskeyword(name) else name
         parameters.append(inspect.Parameter(name, kind, default=default))
-    required = [at for at, one in enumerate(parameters) if one.default is one.empty and one.kind < one.VAR_POSITIONAL]
-    for at in range(max(required, default=0)):  # a default before one that has none cannot be left out
-        parameters[at] = parameters[at].replace(default=inspect.Parameter.empty)
+    required = [
+        index
+        for index, parameter in enumerate(parameters)
+        if parameter.default is parameter.empty and parameter.kind < parameter.VAR_POSITIONAL
+    ]
+    for index in range(max(required, default=0)):  # a default before one that has none cannot be left out
+        parameters[index] = parameters[index].replace(default=inspect.Parameter.empty)
     return inspect.Signature(parameters)
 
 

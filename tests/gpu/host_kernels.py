@@ -12,14 +12,16 @@ import pytest
 from ee_export.runtime.gpu.kernels import FIRST, STABLE, Decide, Gather, source, trail_shape
 
 ORDERS = [(1, 0), (7, 0), (32, 1)]
-"""How many threads play, and whether the last begins."""
+"""Number of simulated threads, and whether the last one begins."""
 
 
 def host_library(folder: Path) -> ctypes.CDLL:
-    """A library with ``ee_decide`` and ``ee_gather_rows``, each called with its structure; skips where there is no C++ compiler.
+    """A library with ``ee_decide`` and ``ee_gather_rows``, each called with its structure. Skips if there is no C++
+    compiler.
 
-    ``CONDITIONAL`` has no effect in it: read ``value``. ``ctypes.c_int.in_dll(library, "ee_threads").value`` is how many
-    threads it plays, "ee_backwards" whether the last of them runs first; every result must be the same.
+    ``CONDITIONAL`` has no effect in it, so tests read ``value``. ``ctypes.c_int.in_dll(library, "ee_threads").value``
+    is the number of simulated threads, and "ee_backwards" states if the last of them runs first. Every result must be
+    the same.
     """
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -42,7 +44,7 @@ def play(library: ctypes.CDLL, threads: int, backwards: int) -> None:
 
 @dataclass(slots=True)
 class Batch:
-    """The buffers of a batch and what a decision reads and writes there."""
+    """The buffers of a batch, and the memory that a decision reads and writes."""
 
     pages: int
     classes: int
@@ -82,7 +84,7 @@ class Batch:
         self,
         library: ctypes.CDLL,
         policy: np.ndarray,
-        at: int,
+        index: int,
         logits: np.ndarray,
         *,
         gates: np.ndarray | None = None,
@@ -91,7 +93,8 @@ class Batch:
         flags: int = STABLE,
         scratch: bool = True,
     ) -> None:
-        """One decision. ``logits [pages, C]``, ``gates [pages, 1]`` and ``tokens [pages]`` are by page; packed here as rows are."""
+        """One decision. ``logits [pages, C]``, ``gates [pages, 1]`` and ``tokens [pages]`` are per page. They are
+        packed here as rows are."""
         rows = np.arange(self.pages) if flags & FIRST else self.ids[: self.rows[0]]
         packed = np.ascontiguousarray(logits[rows[: self.rows[0]]], np.float32)
         packed_gates = None if gates is None else np.ascontiguousarray(gates[rows[: self.rows[0]]], np.float32)
@@ -117,7 +120,7 @@ class Batch:
                 answers=address(self.answers),
                 value=address(self.value),
                 buckets=address(buckets),
-                exit=at,
+                exit=index,
                 exit_count=int(policy[4:8].view(np.int32)[0]),
                 classes=self.classes,
                 bucket_count=0 if buckets is None else len(buckets),

@@ -1,9 +1,10 @@
-"""A simulated CUDA driver: the real signatures of cuda-bindings (`fake.py`), and the rules of the driver, on host memory.
+"""A simulated CUDA driver: the real signatures of cuda-bindings (`fake.py`) and the rules of the driver, on host
+memory.
 
-Nothing here is a GPU. Device memory is host memory that only what the driver runs may touch; a stream is a queue that runs no
-earlier than somebody waits for it, so that a missing wait shows; a graph is run in a random order that its edges allow, so that a
-missing edge shows; the kernels are `kernels.cu`, by g++. What the driver forbids is refused with its status. What would corrupt
-memory on a GPU, where nobody looks, is kept in `faults`; what was never given back, `leaks()` lists.
+Nothing here is a GPU. Device memory is host memory that only work of the driver may touch. A stream is a queue that
+runs only at a wait, so a missing wait shows. A graph runs in a random order that its edges allow, so a missing edge
+shows. The kernels are `kernels.cu`, compiled by g++. A call that the driver forbids is refused with the driver's
+status. `faults` records accesses that would corrupt memory on a GPU. `leaks()` lists resources that were not released.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ NO_CONTEXT = ("cuInit", "cuDevice", "cuDriver", "cuCtx", "cuGetError")
 CONTEXT = 0x77
 """The primary one."""
 BODY = {"KERNEL", "MEMCPY", "MEMSET", "GRAPH", "EMPTY", "CONDITIONAL"}
-"""What a conditional node's body may hold."""
+"""Kinds of nodes that the body of a conditional node may hold."""
 
 
 @cache
@@ -91,7 +92,13 @@ class Graph:
         twins: dict[Node, Node] = {}
         for node in self.nodes:
             twins[node] = Node(
-                node.kind, [twins[one] for one in node.after], node.run, None, [], node.handle, node.switch
+                node.kind,
+                [twins[node_before] for node_before in node.after],
+                node.run,
+                None,
+                [],
+                node.handle,
+                node.switch,
             )
             twins[node].child = node.child.copy() if node.child else None
             twins[node].bodies = [body.copy(made) for body in node.bodies]
@@ -151,13 +158,15 @@ class Simulator:
         self._attach()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """`import cuda.bindings.driver` gives this driver; our modules that did so before are imported anew."""
+        """`import cuda.bindings.driver` gives this driver. Modules of ours that imported it before are imported
+        again."""
         self.fake.install(monkeypatch)
         folder = Path(gpu.__path__[0])
         names = [".".join(file.relative_to(folder).with_suffix("").parts) for file in folder.rglob("*.py")]
         modules = [f"{gpu.__name__}.{name.removesuffix('.__init__')}" for name in names if name != "__init__"]
         for name in [*modules, "benchmarks.gpu_segments", "benchmarks.gpu_executors"]:
-            # Set first, so that what is imported from now on is forgotten with the test: a real GPU's tests must not find it.
+            # Set first, so that modules imported from here on are removed after the test. Tests on a real GPU must not
+            # use them.
             above, _, leaf = name.rpartition(".")
             monkeypatch.setitem(sys.modules, name, sys.modules.get(name, gpu))
             monkeypatch.delitem(sys.modules, name)
@@ -167,11 +176,11 @@ class Simulator:
                     monkeypatch.delattr(package, leaf)
                     break
 
-    # What a test does to it.
+    # Controls for tests.
 
-    def fail(self, call: str, status: str = "CUDA_ERROR_UNKNOWN", at: int = 1) -> None:
-        """The ``at``-th of these calls from now on fails, and all that follow."""
-        self._fails[call] = (self._counts[call] + at, status)
+    def fail(self, call: str, status: str = "CUDA_ERROR_UNKNOWN", index: int = 1) -> None:
+        """The ``index``-th of these calls from now on fails, and all that follow."""
+        self._fails[call] = (self._counts[call] + index, status)
 
     def function(self, name: str, run: Callable[[], None]) -> int:
         """A kernel of a test's own, without arguments."""
@@ -180,35 +189,35 @@ class Simulator:
         return handle
 
     def array(self, address: int, shape: tuple[int, ...], dtype: str, kind: str = "device") -> np.ndarray:
-        """Memory as a kernel sees it; a fault where it is not there."""
+        """Memory as a kernel accesses it. An access outside is a fault."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._at(address, size, kind)
         return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.dtype(dtype)).reshape(shape)
 
     def leaks(self) -> list[str]:
-        """What was made and not given back."""
-        found = [f"{one.kind} memory of {one.size} bytes" for one in self._memory.values()]
-        found += [f"stream {handle:#x}" for handle in self._streams if handle]
-        found += [f"{len(self._events)} events"] * bool(self._events)
-        found += [f"{len(self._graphs)} graphs"] * bool(self._graphs)
-        found += [f"{len(self._execs)} instantiated graphs"] * bool(self._execs)
-        found += [f"{len(self._modules)} modules"] * bool(self._modules)
-        found += [f"{len(self._contexts)} contexts pushed"] * bool(self._contexts)
-        return found + [f"the primary context, retained {self._retained} times"] * bool(self._retained)
+        """Resources that were created and not released."""
+        leaked = [f"{allocation.kind} memory of {allocation.size} bytes" for allocation in self._memory.values()]
+        leaked += [f"stream {handle:#x}" for handle in self._streams if handle]
+        leaked += [f"{len(self._events)} events"] * bool(self._events)
+        leaked += [f"{len(self._graphs)} graphs"] * bool(self._graphs)
+        leaked += [f"{len(self._execs)} instantiated graphs"] * bool(self._execs)
+        leaked += [f"{len(self._modules)} modules"] * bool(self._modules)
+        leaked += [f"{len(self._contexts)} contexts pushed"] * bool(self._contexts)
+        return leaked + [f"the primary context, retained {self._retained} times"] * bool(self._retained)
 
     # How calls are answered.
 
     def _attach(self) -> None:
         for kind in HANDLES:
-            self.fake.on(f"{kind}.__init__", lambda one, value=0, *_: vars(one).update(handle=int(value)))
-            self.fake.on(f"{kind}.__int__", lambda one: vars(one).get("handle", 0))
+            self.fake.on(f"{kind}.__init__", lambda instance, value=0, *_: vars(instance).update(handle=int(value)))
+            self.fake.on(f"{kind}.__int__", lambda instance: vars(instance).get("handle", 0))
             if "__index__" in self.fake.surface["modules"]["cuda.bindings.driver"][kind]["members"]:
-                self.fake.on(f"{kind}.__index__", lambda one: vars(one).get("handle", 0))
+                self.fake.on(f"{kind}.__index__", lambda instance: vars(instance).get("handle", 0))
         names = vars(self.driver)
         for name in [name for name in dir(self) if name.startswith("cu")]:
             if name in names:
                 self._answer(name, getattr(self, name))
-        # From 13 on, cuGraphAddNode takes edge data before the count; in 12 it is `_v2` that does.
+        # From 13 on, cuGraphAddNode has edge data before the count. In 12, `_v2` has it.
         self.fake.on("nvrtcVersion", lambda: (self._nvrtc(), self.driver.CUDA_VERSION // 1000, 0))
         self.fake.on("nvrtcGetSupportedArchs", lambda: (self._nvrtc(), [75, 80, 86, 89, 90]))
         self.fake.on("nvrtcGetCUBINSize", lambda program: (self._nvrtc(), 8))
@@ -243,9 +252,9 @@ class Simulator:
         return self._next
 
     def _made(self, kind: str, handle: int) -> Any:
-        one = self.fake.new(kind)
-        vars(one)["handle"] = handle
-        return one
+        instance = self.fake.new(kind)
+        vars(instance)["handle"] = handle
+        return instance
 
     def _fault(self, text: str) -> None:
         self.faults.append(text)
@@ -288,7 +297,9 @@ class Simulator:
     # Memory.
 
     def cuMemGetInfo(self) -> tuple[int, int]:
-        return self.total - sum(one.size for one in self._memory.values() if one.kind == "device"), self.total
+        return self.total - sum(
+            allocation.size for allocation in self._memory.values() if allocation.kind == "device"
+        ), self.total
 
     def cuMemAlloc(self, size: int) -> Any:
         self._forbid_in_capture()
@@ -325,10 +336,14 @@ class Simulator:
         self._freed.append(self._memory.pop(address))
 
     def _at(self, address: int, size: int, kind: str | None = None) -> Allocation | None:
-        for one in self._memory.values():
-            if one.address <= address and address + size <= one.address + one.size and kind in (None, one.kind):
-                return one
-        freed = any(one.address <= address < one.address + one.size for one in self._freed)
+        for allocation in self._memory.values():
+            if (
+                allocation.address <= address
+                and address + size <= allocation.address + allocation.size
+                and kind in (None, allocation.kind)
+            ):
+                return allocation
+        freed = any(allocation.address <= address < allocation.address + allocation.size for allocation in self._freed)
         self._fault(f"{size} bytes at {address:#x} are {'freed' if freed else 'not'} {kind or ''} memory")
         return None
 
@@ -339,8 +354,12 @@ class Simulator:
             if self._at(to, size) and self._at(source, size):
                 ctypes.memmove(to, source, size)
 
-        if not any(one.address <= source < one.address + one.size for one in self._memory.values()):
-            raise Refused("CUDA_ERROR_INVALID_VALUE")  # the driver takes pageable memory, and waits; we never mean that
+        if not any(
+            allocation.address <= source < allocation.address + allocation.size for allocation in self._memory.values()
+        ):
+            raise Refused(
+                "CUDA_ERROR_INVALID_VALUE"
+            )  # the driver accepts pageable memory and waits, but our code must not use it
         self._append(stream, "MEMCPY", copy)
 
     def cuMemsetD8Async(self, address: Any, byte: int, size: int, stream: Any) -> None:
@@ -472,7 +491,7 @@ class Simulator:
         argument: Any = None
         if isinstance(kind, list):
             pointers = (ctypes.c_uint64 * len(kind)).from_address(params)
-            argument = [one.from_address(pointer).value for one, pointer in zip(kind, pointers, strict=True)] + [
+            argument = [c_type.from_address(pointer).value for c_type, pointer in zip(kind, pointers, strict=True)] + [
                 shape[0]
             ]
         elif kind is not None:
@@ -519,7 +538,7 @@ class Simulator:
 
     def cuStreamBeginCapture(self, stream: Any, mode: Any) -> None:
         held = self._stream(stream)
-        self._forbid_in_capture()  # the driver would take a second one; our rule is never to nest
+        self._forbid_in_capture()  # the driver would accept a second one, but our code must not nest contexts
         if int(stream) in (0, 1):
             raise Refused("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
         held.capturing, held.broken = Graph(), False
@@ -549,10 +568,10 @@ class Simulator:
         del self._graphs[int(graph)]
 
     def _graph(self, graph: Any) -> Graph:
-        found = self._graphs.get(int(graph)) or self._bodies.get(int(graph))
-        if found is None:
+        known = self._graphs.get(int(graph)) or self._bodies.get(int(graph))
+        if known is None:
             raise Refused("CUDA_ERROR_INVALID_VALUE")
-        return found
+        return known
 
     def cuGraphGetNodes(self, graph: Any, count: int = 0) -> Any:
         nodes = self._graph(graph).nodes
@@ -577,8 +596,8 @@ class Simulator:
         held = self._graph(graph)
         if count != len(after or []):
             raise Refused("CUDA_ERROR_INVALID_VALUE")
-        for one in after or []:
-            owner, before = self._nodes[int(one)]
+        for node_before in after or []:
+            owner, before = self._nodes[int(node_before)]
             if owner is not held:
                 raise Refused("CUDA_ERROR_INVALID_VALUE")
             node.after.append(before)
@@ -607,22 +626,22 @@ class Simulator:
         assert kind == "CONDITIONAL"
         if self.driver_version < 12080:
             raise Refused("CUDA_ERROR_NOT_SUPPORTED")
-        told = params.conditional
-        switch = told.type.name.endswith("SWITCH")
-        if told.size < 1 or (told.size > 2 and not switch):
+        conditional = params.conditional
+        switch = conditional.type.name.endswith("SWITCH")
+        if conditional.size < 1 or (conditional.size > 2 and not switch):
             raise Refused("CUDA_ERROR_INVALID_VALUE")
-        if int(told.ctx) != CONTEXT:  # none is no default here
+        if int(conditional.ctx) != CONTEXT:  # none is no default here
             raise Refused("CUDA_ERROR_INVALID_VALUE")
         held = self._graph(graph)
-        node = Node(kind, [], handle=int(told.handle), switch=switch)
-        node.bodies = [Graph(above=held) for _ in range(told.size)]
+        node = Node(kind, [], handle=int(conditional.handle), switch=switch)
+        node.bodies = [Graph(above=held) for _ in range(conditional.size)]
         made = self._add(graph, after, count, node)
         bodies = []
         for body in node.bodies:
             handle = self._handle()
             self._bodies[handle] = body
             bodies.append(self._made("CUgraph", handle))
-        vars(told)["phGraph_out"] = bodies
+        vars(conditional)["phGraph_out"] = bodies
         return made
 
     def cuGraphConditionalHandleCreate(self, graph: Any, context: Any, default: int, flags: int) -> Any:
@@ -640,13 +659,13 @@ class Simulator:
         return self._made("CUgraphExec", handle)
 
     def _require_valid(self, graph: Graph) -> None:
-        seen: Counter[int] = Counter()
+        uses: Counter[int] = Counter()
         for inner in graph.everything():
             if inner.above is not None and (not inner.nodes or any(not _fits(node) for node in inner.nodes)):
-                raise Refused("CUDA_ERROR_INVALID_VALUE")  # the driver hangs, or says no more than this
+                raise Refused("CUDA_ERROR_INVALID_VALUE")  # the driver hangs, or reports no cause
             for node in inner.nodes:
                 if node.kind == "CONDITIONAL":
-                    seen[node.handle] += 1
+                    uses[node.handle] += 1
                     known = set(inner.handles)
                     above = inner.above
                     while above is not None:
@@ -655,7 +674,7 @@ class Simulator:
                     if node.handle not in known:
                         raise Refused("CUDA_ERROR_INVALID_VALUE")
         made = [handle for inner in graph.everything() for handle in inner.handles]
-        if sorted(seen.elements()) != sorted(made):  # one handle, one node
+        if sorted(uses.elements()) != sorted(made):  # one handle, one node
             raise Refused("CUDA_ERROR_INVALID_VALUE")
 
     def cuGraphUpload(self, graph: Any, stream: Any) -> None:
@@ -687,7 +706,9 @@ class Simulator:
         done: set[Node] = set()
         waiting = list(graph.nodes)
         while waiting and not self._sticky:
-            node = self.random.choice([one for one in waiting if all(before in done for before in one.after)])
+            node = self.random.choice(
+                [candidate for candidate in waiting if all(before in done for before in candidate.after)]
+            )
             waiting.remove(node)
             if node.run is not None:
                 node.run()
@@ -705,13 +726,13 @@ class Simulator:
 
 
 def _fits(node: Node) -> bool:
-    """Whether a node may stand in the body of a conditional node."""
+    """True if the body of a conditional node may hold this node."""
     inner = node.child.nodes if node.child else []
-    return node.kind in BODY and all(_fits(one) and one.kind != "CONDITIONAL" for one in inner)
+    return node.kind in BODY and all(_fits(nested) and nested.kind != "CONDITIONAL" for nested in inner)
 
 
 def driver_of(binding: str, monkeypatch: pytest.MonkeyPatch) -> Simulator:
-    """A simulated driver, in place of the binding; skips where that is not installed."""
+    """A simulated driver in place of the binding. Skips if the binding is not installed."""
     try:
         made = Simulator(binding)
     except bindings.Missing as error:

@@ -1,7 +1,8 @@
-"""A small chain for the executors' tests: five segments like those of a document model, and what they compute, by numpy.
+"""A small chain for the executors' tests: five segments like those of a document model, and their computation in
+numpy.
 
-A row's numbers do not depend on the rows beside it, nor on padding that the mask hides, to the last bit: so every executor,
-batch size and length must give the very same logits.
+The values of a row do not depend, to the last bit, on the rows beside it or on masked padding. So every executor,
+batch size and length must give the same logits.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
 PIXELS = spec("pixel_values", "float32", 3, 4)
 IDS, BOXES, MASK = spec("input_ids", "int64", "T"), spec("bbox", "int64", "T", 4), spec("attention_mask", "int64", "T")
 SEEN, READ = spec("visual", "float32", VISUAL, WIDTH), spec("text", "float32", "T", WIDTH)
-HIDDEN = [spec(f"hidden.{at}", "float32", "L", WIDTH) for at in range(3)]
+HIDDEN = [spec(f"hidden.{index}", "float32", "L", WIDTH) for index in range(3)]
 BIAS = spec("bias", "float16", 1, "L", "L")
 
 _random = np.random.default_rng(7)
@@ -46,16 +47,16 @@ def logits_of(features: np.ndarray, which: int) -> np.ndarray:
 def masked_mean(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Mean over the positions that a mask shows, one after another so that padding changes no rounding."""
     total, count = np.zeros((len(hidden), hidden.shape[2]), np.float32), np.zeros((len(hidden), 1), np.float32)
-    for at in range(hidden.shape[1]):
-        shown = mask[:, at : at + 1].astype(np.float32)
-        total += np.where(shown > 0, hidden[:, at], np.float32(0))
+    for index in range(hidden.shape[1]):
+        shown = mask[:, index : index + 1].astype(np.float32)
+        total += np.where(shown > 0, hidden[:, index], np.float32(0))
         count += shown
     return total / np.maximum(count, 1)
 
 
 def see(given: Mapping[str, np.ndarray]) -> Arrays:
     pixels = given["pixel_values"].reshape(len(given["pixel_values"]), -1)
-    visual = np.stack([np.roll(pixels, at, axis=1)[:, :WIDTH] for at in range(VISUAL)], axis=1)
+    visual = np.stack([np.roll(pixels, index, axis=1)[:, :WIDTH] for index in range(VISUAL)], axis=1)
     return {"vision.logits": logits_of(visual[:, 0], 0), "visual": visual}
 
 
@@ -79,8 +80,8 @@ def layer(number: int) -> Compute:
         hidden, shown = given[f"hidden.{number}"], given["bias"][:, 0, 0] == 0
         hidden = np.tanh(hidden * np.float32(1.25) + masked_mean(hidden, shown)[:, None])
         mean = masked_mean(hidden, shown)
-        found = {f"encoder.{number + 2}.logits": logits_of(mean, 3 + number), f"hidden.{number + 1}": hidden}
-        return found | {f"encoder.{number + 2}.gate": logits_of(mean, 6)[:, :1]}
+        outputs = {f"encoder.{number + 2}.logits": logits_of(mean, 3 + number), f"hidden.{number + 1}": hidden}
+        return outputs | {f"encoder.{number + 2}.gate": logits_of(mean, 6)[:, :1]}
 
     return run
 
@@ -111,7 +112,8 @@ class Bound:
 
 @dataclass
 class SimulatedSegment:
-    """A segment whose kernel is numpy's, on the simulator. ``spoil``: called at each enqueue, with the stream, for tests that break it."""
+    """A segment with a numpy kernel on the simulator. ``spoil`` is called with the stream at each enqueue, for tests
+    that break it."""
 
     simulator: Simulator
     exit: str
@@ -130,7 +132,7 @@ class SimulatedSegment:
             return self.simulator.array(addresses[spec.name], shape, spec.dtype)
 
         def kernel() -> None:
-            with np.errstate(all="ignore"):  # rows that nobody uses hold anything
+            with np.errstate(all="ignore"):  # unused rows hold anything
                 made = self.compute({spec.name: view(spec) for spec in self.inputs})
             for spec in self.outputs:
                 view(spec)[...] = made[spec.name]
@@ -154,7 +156,7 @@ def segments_on(simulator: Simulator) -> list[SimulatedSegment]:
 
 
 def pages(count: int, tokens: int, seed: int = 0) -> Arrays:
-    """Inputs of some pages whose texts are of 1 to ``tokens`` tokens, the last of them of all."""
+    """Inputs of some pages with texts of 1 to ``tokens`` tokens. The last page has all tokens."""
     random = np.random.default_rng(seed)
     lengths = random.integers(1, tokens + 1, count)
     lengths[-1] = tokens
@@ -185,18 +187,18 @@ def every_exit(inputs: Arrays) -> tuple[list[np.ndarray], list[np.ndarray | None
 def expected(
     inputs: Arrays, rules: Sequence[ExitRule], criterion: str, thresholds: Sequence[Any], tokens: np.ndarray
 ) -> list[Expected]:
-    """Where pages leave, by the policy of the CPU's chain."""
-    found, gates = every_exit(inputs)
-    bars = [limits(threshold, CLASSES) for threshold in (*thresholds, -NEVER)]
+    """Exits, scores and logits of the pages by the policy of the CPU's chain."""
+    logits, gates = every_exit(inputs)
+    limits_of_exits = [limits(threshold, CLASSES) for threshold in (*thresholds, -NEVER)]
     count = len(inputs["pixel_values"])
     scores: list[list[float]] = [[] for _ in range(count)]
     exits = [-1] * count
-    for at, page, known, score in evaluate_exits(found, rules, list(tokens), gates, CRITERIA[criterion]):
+    for position, page, known, score in evaluate_exits(logits, rules, list(tokens), gates, CRITERIA[criterion]):
         if exits[page] < 0:
             scores[page].append(score)
-            if scores[page][-1] >= bars[at][argmax(known.probabilities[-1])]:
-                exits[page] = at
+            if scores[page][-1] >= limits_of_exits[position][argmax(known.probabilities[-1])]:
+                exits[page] = position
     return [
-        Expected(exits[page], scores[page], np.stack([found[at][page] for at in range(exits[page] + 1)]))
+        Expected(exits[page], scores[page], np.stack([logits[position][page] for position in range(exits[page] + 1)]))
         for page in range(count)
     ]

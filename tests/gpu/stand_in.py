@@ -1,7 +1,7 @@
-"""A TensorRT that computes, with onnxruntime in host memory, behind the real signatures of TensorRT 10 and 11.
+"""A TensorRT that computes with onnxruntime in host memory, behind the real signatures of TensorRT 10 and 11.
 
-An engine's file is its ONNX graph with all weights in it; a context runs it over the addresses that it was given. So
-everything that is ours runs whole: graphs, profiles, files, manifests, bindings, chain; nothing is learnt of TensorRT.
+The file of an engine is its ONNX graph with all weights. A context runs it over the given addresses. So all our code
+runs completely: graphs, profiles, files, manifests, bindings, chain. The tests show nothing about TensorRT.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def computing(tensorrt: FakeTensorRt) -> None:
     loaded: dict[str, Engine] = {}
     contexts: dict[str, dict[str, Any]] = {}
 
-    def label(one: Any) -> str:
-        return str(vars(one)["_label"])
+    def label(instance: Any) -> str:
+        return str(vars(instance)["_label"])
 
     profiles: list[dict[str, tuple[Any, ...]]] = []
     graphs: list[str] = []
@@ -42,8 +42,8 @@ def computing(tensorrt: FakeTensorRt) -> None:
 
     def build(builder: Any, network: Any, config: Any) -> bytes:
         model = onnx.load(graphs[-1])
-        for at, shapes in enumerate(profiles):
-            model.metadata_props.add(key=f"profile{at}", value=repr(shapes))
+        for index, shapes in enumerate(profiles):
+            model.metadata_props.add(key=f"profile{index}", value=repr(shapes))
         return model.SerializeToString()
 
     def set_shape(profile: Any, name: str, *shapes: Any) -> None:
@@ -71,12 +71,12 @@ def computing(tensorrt: FakeTensorRt) -> None:
         return True
 
     def shape_of(context: Any, name: str) -> tuple[int, ...]:
-        found = contexts[label(context)]
-        return found["engine"].shape(name, found["shapes"])
+        state = contexts[label(context)]
+        return state["engine"].shape(name, state["shapes"])
 
     def execute(context: Any, stream: int) -> bool:
-        found = contexts[label(context)]
-        found["engine"].run(found["shapes"], found["addresses"])
+        state = contexts[label(context)]
+        state["engine"].run(state["shapes"], state["addresses"])
         return True
 
     fake.on("OnnxParser.parse_from_file", parse)
@@ -86,7 +86,7 @@ def computing(tensorrt: FakeTensorRt) -> None:
     fake.on("Runtime.deserialize_cuda_engine", deserialize)
     fake.on("ICudaEngine.create_execution_context", create_context)
     fake.on("ICudaEngine.num_io_tensors", lambda engine: len(of(engine).tensors))
-    fake.on("ICudaEngine.get_tensor_name", lambda engine, at: list(of(engine).tensors)[at])
+    fake.on("ICudaEngine.get_tensor_name", lambda engine, index: list(of(engine).tensors)[index])
     mode = trt.TensorIOMode
     fake.on(
         "ICudaEngine.get_tensor_mode", lambda engine, name: mode.INPUT if name in of(engine).inputs else mode.OUTPUT
@@ -114,17 +114,19 @@ class Tensor:
 class Engine:
     def __init__(self, plan: bytes) -> None:
         model = onnx.load_from_string(plan)
-        weights = {one.name for one in model.graph.initializer}
+        weights = {entry.name for entry in model.graph.initializer}
         self.inputs = [value.name for value in model.graph.input if value.name not in weights]
         self.outputs = [value.name for value in model.graph.output]
         values = [*model.graph.input, *model.graph.output]
         self.tensors = {value.name: Tensor(value) for value in values if value.name not in weights}
-        self.profiles = [eval(one.value, {"__builtins__": {}}) for one in model.metadata_props if "profile" in one.key]
+        self.profiles = [
+            eval(entry.value, {"__builtins__": {}}) for entry in model.metadata_props if "profile" in entry.key
+        ]
         self._session = open_session(plan, 1)
 
     def shape(self, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-        found = self.run(shapes, {})[name].shape()
-        return tuple(found)
+        computed = self.run(shapes, {})[name].shape()
+        return tuple(computed)
 
     def run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> dict[str, Any]:
         binding = self._session.io_binding()

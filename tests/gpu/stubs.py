@@ -28,7 +28,7 @@ def write(surface: JSON, folder: Path) -> None:
 
 
 def lines(members: JSON, indent: str) -> list[str]:
-    found = []
+    text_lines = []
     for name, member in members.items():
         if keyword.iskeyword(name) or not name.isidentifier():  # `None`, `2DARRAY`: only getattr reaches them
             continue
@@ -36,48 +36,48 @@ def lines(members: JSON, indent: str) -> list[str]:
             case "class":
                 above = member["bases"] or [f"builtins.{name}" for name in [member["builtin"]] if name]
                 bases = f"({', '.join(above)})" if above else ""
-                found.append(f"{indent}class {name}{bases}:")
-                found += lines(member["members"], indent + "    ")
+                text_lines.append(f"{indent}class {name}{bases}:")
+                text_lines += lines(member["members"], indent + "    ")
                 if member["buffer"]:
-                    found.append(
+                    text_lines.append(
                         f"{indent}    def __buffer__(self, flags: builtins.int, /) -> builtins.memoryview: ..."
                     )
-                found.append(f"{indent}    ...")
+                text_lines.append(f"{indent}    ...")
             case "function":
-                found += function(name, member, indent)
+                text_lines += function(name, member, indent)
             case "property":
-                found += [f"{indent}@builtins.property", f"{indent}def {name}(self) -> {member['type']}: ..."]
+                text_lines += [f"{indent}@builtins.property", f"{indent}def {name}(self) -> {member['type']}: ..."]
                 if member["settable"]:
                     setter = f"def {name}(self, value: {member['accepts']}, /) -> None: ..."
-                    found += [f"{indent}@{name}.setter", indent + setter]
+                    text_lines += [f"{indent}@{name}.setter", indent + setter]
             case "constant":
                 kind = f"typing.ClassVar[{member['type']}]" if indent else member["type"]
-                found.append(f"{indent}{name}: {kind}")
+                text_lines.append(f"{indent}{name}: {kind}")
             case "alias":
-                found.append(f"{indent}{name} = {member['type']}")
-    return found
+                text_lines.append(f"{indent}{name} = {member['type']}")
+    return text_lines
 
 
 def function(name: str, member: JSON, indent: str) -> list[str]:
-    found = []
+    text_lines = []
     # A class without a constructor cannot be made: nothing satisfies its one parameter.
     signatures = member["signatures"] or [{"parameters": [], "returns": "None"}]
     for signature in signatures:
         if len(signatures) > 1:
-            found.append(f"{indent}@typing.overload")
+            text_lines.append(f"{indent}@typing.overload")
         if member["static"]:
-            found.append(f"{indent}@builtins.staticmethod")
+            text_lines.append(f"{indent}@builtins.staticmethod")
         parameters = ["self"] if indent and not member["static"] else []
         if not member["signatures"]:
             parameters.append("cannot_be_made: typing.NoReturn")
         given = signature["parameters"]
-        for at, one in enumerate(given):
+        for position, entry in enumerate(given):
             # A default before a parameter that has none can only be left out by keyword: it counts as none.
-            optional = all(later["default"] is not None or later["name"][0] == "*" for later in given[at:])
-            argument = f"{one['name']}_" if keyword.iskeyword(one["name"]) else one["name"]
-            parameters.append(f"{argument}: {one['type']}{' = ...' if optional and argument[0] != '*' else ''}")
-            if one["positional"] and not (at + 1 < len(given) and given[at + 1]["positional"]):
+            optional = all(later["default"] is not None or later["name"][0] == "*" for later in given[position:])
+            argument = f"{entry['name']}_" if keyword.iskeyword(entry["name"]) else entry["name"]
+            parameters.append(f"{argument}: {entry['type']}{' = ...' if optional and argument[0] != '*' else ''}")
+            if entry["positional"] and not (position + 1 < len(given) and given[position + 1]["positional"]):
                 parameters.append("/")
         returns = "None" if name == "__init__" else signature["returns"]
-        found.append(f"{indent}def {name}({', '.join(parameters)}) -> {returns}: ...")
-    return found
+        text_lines.append(f"{indent}def {name}({', '.join(parameters)}) -> {returns}: ...")
+    return text_lines

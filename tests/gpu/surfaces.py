@@ -1,11 +1,10 @@
-"""Check the code that uses TensorRT, CUDA and pycuda against what the real bindings offer, old and new.
+"""Check the code that uses TensorRT, CUDA and pycuda against the real bindings, old and new.
 
-`python -m tests.gpu.surfaces [FILE …]` prints, per binding, how many names the code touches, and what is wrong with them.
-
-mypy is run once against the oldest and once against the newest bindings, with stubs written from the real things
-(`describe.py`), so a name counts wherever it stands: on a variable, a result, a parameter. mypy trusts what has no type,
-and this does not: a member of an untyped value is reported until its type is written down. What only one of two versions
-has stands under `if TENSORRT_10:` or `if CUDA_12:` (any constant of that name), which is true in one run only.
+`python -m tests.gpu.surfaces [FILE …]` prints, per binding, the number of names that the code uses, and the errors in
+them. mypy runs once with the oldest and once with the newest bindings, on stubs written from the real ones
+(`describe.py`). So a name counts on a variable, a result or a parameter. mypy accepts values without a type, but this
+check reports a member of an untyped value until its type is written. Names that only one of two versions has belong
+under `if TENSORRT_10:` or `if CUDA_12:` (any constant of that name), which is true in one run only.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tests.gpu import bindings, stubs
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tensorrt", "cuda", "pycuda")
-# Each binding is in one run; pycuda has one version, and is in both.
+# Each binding is in one run. pycuda has one version, which is in both runs.
 RUNS = {"old": ("tensorrt-10", "cuda-12", "pycuda"), "new": ("tensorrt-11", "cuda-13", "pycuda")}
 CONSTANTS = ("TENSORRT_10", "CUDA_12")
 
@@ -121,7 +120,8 @@ def check_once(run: str, files: list[Path], folders: list[str], report: Report) 
     truths = options.always_true if run == "old" else options.always_false
     truths.extend(CONSTANTS)
     options.process_error_codes(error_callback=lambda text: None)
-    # Given as text, ours are read anew each time (a cached module has no syntax tree), and the stubs come from the cache.
+    # Our files are given as text, so they are parsed each time (a cached module has no syntax tree). The stubs come
+    # from the cache.
     sources = [BuildSource(str(file), module_name(file), file.read_text()) for file in files]
     messages: list[str] = []
 
@@ -153,15 +153,15 @@ def shown(file: Path) -> str:
 
 def harmless(message: str, report: Report) -> bool:
     """An import that is not found is none of ours, or of a binding that could not be installed."""
-    found = re.search(r'(?:module named|stubs for|stubs not installed for) "([\w.]+)"', message)
-    if not found or not re.search(r"\[import(-not-found|-untyped)?\]$", message):
+    match = re.search(r'(?:module named|stubs for|stubs not installed for) "([\w.]+)"', message)
+    if not match or not re.search(r"\[import(-not-found|-untyped)?\]$", message):
         return False
-    root = found[1].split(".")[0]
+    root = match[1].split(".")[0]
     return root not in PACKAGES or any(binding.startswith(root) for binding in report.missing)
 
 
 class Names:
-    """The names of one file in one run: counts what a binding has resolved, finds what stands on no type."""
+    """The names of one file in one run. Counts those that resolve to a binding, and reports those without a type."""
 
     def __init__(self, result: build.BuildResult, file: Path, run: str, report: Report) -> None:
         self.kinds, self.tree = result.types, result.files[module_name(file)]
@@ -171,8 +171,8 @@ class Names:
     def look(self, text: str) -> None:
         for line in self.tree.ignored_lines:
             self.found(line, "`type: ignore` hides what is checked here")
-        for line, said in enumerate(text.splitlines(), 1):
-            if re.match(r"\s*# mypy:", said):
+        for line, content in enumerate(text.splitlines(), 1):
+            if re.match(r"\s*# mypy:", content):
                 self.found(line, "`# mypy:` changes what is checked here")
         for node in below(self.tree):
             if isinstance(node, nodes.MemberExpr):
@@ -203,7 +203,7 @@ class Names:
     def member(self, node: nodes.MemberExpr) -> None:
         place = (self.file, node.line, node.column, node.name)
         kinds = list(self.owners(node.expr))
-        # What mypy has no type for after an error, and in an operand that this version does not reach, is left to that.
+        # mypy has no type after an error and in operands that this version does not reach. The error reports them.
         reached = any(not (isinstance(kind, types.AnyType) and kind.is_from_error) for kind in kinds)
         self.report.reached[place] = self.report.reached.get(place, False) or reached or bool(node.node)
         if not kinds:
@@ -236,7 +236,7 @@ class Names:
                 self.found(node.line, f'no binding has a member "{strings[1]}"')
 
     def overrides(self, node: nodes.ClassDef) -> None:
-        """TensorRT calls what a subclass overrides by name, and says nothing of a method that it does not know."""
+        """TensorRT calls overridden methods by name, and ignores a method that it does not have."""
         bases = [base for base in node.info.mro[1:] if base.fullname.split(".")[0] in self.surfaces]
         for method in node.defs.body if bases else []:
             if isinstance(method, nodes.FuncDef) and not method.name.startswith("_"):
@@ -253,25 +253,25 @@ class Names:
 def below(tree: nodes.MypyFile) -> Iterator[nodes.Node]:
     """Every node of a module. mypy's own visitors are compiled, and cannot be subclassed here."""
     waiting: list[object] = [*tree.defs]
-    seen: set[int] = set()
+    visited: set[int] = set()
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, list | tuple):
-            waiting += one
-        elif isinstance(one, nodes.Node) and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            for kind in type(one).__mro__:
+        item = waiting.pop()
+        if isinstance(item, list | tuple):
+            waiting += item
+        elif isinstance(item, nodes.Node) and id(item) not in visited:
+            visited.add(id(item))
+            yield item
+            for kind in type(item).__mro__:
                 for name in getattr(kind, "__mypyc_attrs__", ()):
                     if name not in ("node", "info", "var", "type"):  # these lead out of the module
-                        waiting.append(getattr(one, name, None))
+                        waiting.append(getattr(item, name, None))
 
 
 def annotated_names(tree: ast.Module) -> Iterator[str]:
-    """The dotted names in annotations, where mypy has types and no expressions."""
+    """The dotted names in annotations, for which mypy has types but no expressions."""
     for node in ast.walk(tree):
         held = [getattr(node, name, None) for name in ("annotation", "returns")]
-        for part in (part for one in held if isinstance(one, ast.AST) for part in ast.walk(one)):
+        for part in (part for item in held if isinstance(item, ast.AST) for part in ast.walk(item)):
             if isinstance(part, ast.Attribute):
                 yield ast.unparse(part)
 
@@ -282,10 +282,14 @@ def shown_as(node: nodes.Expression) -> str:
     return node.name if isinstance(node, nodes.NameExpr) else "…"
 
 
-def full(found: nodes.Expression | None) -> str | None:
+def full(expression: nodes.Expression | None) -> str | None:
     """The full name of a function, class or constant of a module."""
-    if isinstance(found, nodes.RefExpr) and found.node is not None and not isinstance(found.node, nodes.MypyFile):
-        return found.node.fullname
+    if (
+        isinstance(expression, nodes.RefExpr)
+        and expression.node is not None
+        and not isinstance(expression.node, nodes.MypyFile)
+    ):
+        return expression.node.fullname
     return None
 
 
@@ -306,7 +310,7 @@ def owners(kind: types.ProperType) -> Iterator[nodes.TypeInfo | types.AnyType]:
 
 
 def foreign(kind: types.AnyType) -> bool:
-    """Whether a value has no type because it came from a package that is not looked at here."""
+    """True if a value has no type because it comes from a package that is not checked here."""
     while kind.source_any is not None:
         kind = kind.source_any
     return kind.type_of_any == types.TypeOfAny.from_unimported_type

@@ -1,4 +1,5 @@
-"""TensorRT's real surface, old and new, behaving as an engine of given tensors would; and host memory as a device."""
+"""TensorRT's real surface, old and new, with the behaviour of an engine of given tensors, and a device in host
+memory."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.gpu import bindings
 from tests.gpu.fake import Fake
 
 OURS = ("ee_export.runtime.gpu.tensorrt_log", "ee_export.runtime.gpu.tensorrt", "ee_export.builder.tensorrt_builder")
-"""Modules that import tensorrt: each test gets them anew, with the fake in its place."""
+"""Modules that import tensorrt. Each test imports them again, with the fake in its place."""
 
 SPEC = SegmentSpec(
     "encoder.1",
@@ -36,7 +37,7 @@ ADDRESSES = {"text": 0x1000, "bbox": 0x2000, "encoder.1.logits": 0x3000, "hidden
 
 
 class Gpu:
-    """A device by host memory, ``size`` bytes of it, that keeps what it gave and is current only when asked to be."""
+    """A device with ``size`` bytes of host memory. It keeps its allocations and is current only inside ``current()``."""
 
     def __init__(self, size: int = 1 << 32) -> None:
         self.index = 0
@@ -129,7 +130,7 @@ class FakeTensorRt:
 
     @property
     def names(self) -> list[str]:
-        """What was called, without the making of fakes' values."""
+        """Names of the calls, without those that create the fakes' values."""
         return self.fake.names
 
     def arguments(self, name: str) -> list[dict[str, Any]]:
@@ -140,7 +141,7 @@ class FakeTensorRt:
         return [name for name in self.names if name.startswith("~")]
 
     def refuses(self, node: str, operator: str, why: str, errors: int = 1) -> None:
-        """What the parser says of a graph that it refuses."""
+        """Let the parser report these errors for a graph that it refuses."""
         self.fake.on("OnnxParser.num_errors", lambda parser: errors)
         self.fake.on("ParserError.node_name", lambda error: node)
         self.fake.on("ParserError.node_operator", lambda error: operator)
@@ -153,13 +154,13 @@ class FakeTensorRt:
         inputs = {tensor.name for tensor in spec.inputs}
 
         def shapes(_: Any, name: str, profile: int) -> list[tuple[int, ...]]:
-            def size(axis: int | str, at: int) -> int:
+            def size(axis: int | str, index: int) -> int:
                 ranges = profiles[profile]
                 if isinstance(axis, int):
                     return axis
-                return ranges["T"][at] + VISUAL if axis == "L" else ranges[axis][at]
+                return ranges["T"][index] + VISUAL if axis == "L" else ranges[axis][index]
 
-            return [tuple(size(axis, at) for axis in tensors[name].shape) for at in range(3)]
+            return [tuple(size(axis, index) for axis in tensors[name].shape) for index in range(3)]
 
         given: dict[str, int] = {}
 
@@ -175,7 +176,7 @@ class FakeTensorRt:
 
         mode = trt.TensorIOMode
         fake.on("ICudaEngine.num_io_tensors", lambda engine: len(tensors))
-        fake.on("ICudaEngine.get_tensor_name", lambda engine, at: list(tensors)[at])
+        fake.on("ICudaEngine.get_tensor_name", lambda engine, index: list(tensors)[index])
         fake.on("ICudaEngine.get_tensor_mode", lambda engine, name: mode.INPUT if name in inputs else mode.OUTPUT)
         fake.on("ICudaEngine.get_tensor_dtype", lambda engine, name: self.runtime.DTYPES[tensors[name].dtype])
         fake.on(
@@ -194,7 +195,7 @@ class FakeTensorRt:
 
 
 def fakes(binding: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:
-    """A fake in the place of ``tensorrt``, for as long as a test takes; skips where the real surface is not installed."""
+    """A fake in place of ``tensorrt`` for the duration of a test. Skips if the real surface is not installed."""
     try:
         fake = Fake(binding)
     except bindings.Missing as error:

@@ -1,4 +1,4 @@
-"""Where a chain's tensors lie: memory is shared, but never by two that are needed at once."""
+"""Placement of a chain's tensors. Tensors share memory only if they are never needed at the same time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ee_export.runtime.gpu.sizes import Sizes
 
 def random_chain(seed: int) -> tuple[list[Any], list[str], dict[str, TensorSpec]]:
     random = np.random.default_rng(seed)
-    inputs = [TensorSpec(f"in.{at}", str(random.choice(["float32", "int64"])), ("B", 4)) for at in range(2)]
+    inputs = [TensorSpec(f"in.{index}", str(random.choice(["float32", "int64"])), ("B", 4)) for index in range(2)]
     there, segments = list(inputs), []
     for step in range(8):
         read = [spec for spec in there if random.random() < 0.4]
         made = [
-            TensorSpec(f"{step}.{at}", str(random.choice(["float32", "float16", "int64"])), ("B", 4))
-            for at in range(int(random.integers(1, 4)))
+            TensorSpec(f"{step}.{index}", str(random.choice(["float32", "float16", "int64"])), ("B", 4))
+            for index in range(int(random.integers(1, 4)))
         ]
         segments.append(SimpleNamespace(inputs=tuple(read), outputs=tuple(made)))
         there += made
@@ -31,13 +31,14 @@ def random_chain(seed: int) -> tuple[list[Any], list[str], dict[str, TensorSpec]
 
 
 def lives(segments: list[Any], inputs: list[str]) -> dict[str, tuple[int, int]]:
-    """When each tensor is made and last read, by segment; inputs keep their place, and what nobody reads is the host's to read."""
-    found = {name: (-1, len(segments)) for name in inputs}
-    for at, segment in enumerate(segments):
+    """The segments that make and last read each tensor. Inputs keep their memory, and unread outputs stay for the
+    host."""
+    spans = {name: (-1, len(segments)) for name in inputs}
+    for position, segment in enumerate(segments):
         for spec in segment.outputs:
             readers = [later for later, other in enumerate(segments) if spec in other.inputs]
-            found[spec.name] = (at, max(readers, default=len(segments)))
-    return found
+            spans[spec.name] = (position, max(readers, default=len(segments)))
+    return spans
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -52,11 +53,11 @@ def test_tensors_that_are_needed_at_once_never_share_memory_and_integers_never_d
             if one < other and place_of[one] == place_of[other]:
                 assert specs[one].dtype != "int64" and specs[other].dtype != "int64"
                 (first, last), (begin, end) = living[one], living[other]
-                assert last < begin or end < first  # a segment never writes where it reads
+                assert last < begin or end < first  # a segment never writes to the memory that it reads
 
 
 def test_a_row_of_hidden_states_alternates_between_two_places() -> None:
-    hidden = [TensorSpec(f"hidden.{at}", "float32", ("B", 4)) for at in range(12)]
+    hidden = [TensorSpec(f"hidden.{index}", "float32", ("B", 4)) for index in range(12)]
     segments: list[Any] = [SimpleNamespace(inputs=(a,), outputs=(b,)) for a, b in pairwise(hidden)]
     segments.append(SimpleNamespace(inputs=(hidden[-1],), outputs=(TensorSpec("final.logits", "float32", ("B", 4)),)))
     _, places = _places(segments, ["hidden.0"], {spec.name: 16 for spec in (*hidden, *segments[-1].outputs)})

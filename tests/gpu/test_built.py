@@ -1,4 +1,4 @@
-"""Engines that were built elsewhere are told from those that run here."""
+"""Engines that were built for other machines are refused."""
 
 from dataclasses import replace
 
@@ -61,7 +61,7 @@ def test_version_compatible_engines_run_on_newer_versions_of_the_same_major(
     assert (built.incompatibilities(replace(H100, tensorrt=here)) == []) is runs
 
 
-def test_a_manifest_gives_back_what_was_written_and_says_what_it_lacks() -> None:
+def test_provenance_is_read_as_it_was_written_and_a_missing_field_is_named() -> None:
     texts = {"from": "cpu-fp32", **H100.texts()}
     assert EngineProvenance.read(texts, "manifest.json: targets.tensorrt-fp16") == H100
     del texts["gpu"]

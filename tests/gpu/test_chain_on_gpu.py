@@ -1,6 +1,7 @@
-"""`load(…, target="tensorrt-fp16")` on the simulated driver: every executor answers as the same segments run one by one do.
+"""`load(…, target="tensorrt-fp16")` on the simulated driver. Every executor gives the answers of the same segments run
+one by one.
 
-What is shown is the toolkit's own part: engines are the stand-in's, which computes with onnxruntime.
+These tests cover the toolkit's part. The engines are those of the stand-in, which computes with onnxruntime.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ _COMPILED: dict[str, Path] = {}
 @pytest.fixture
 def pages(tiny_package: Package, pages_folder: Path) -> list[Page]:
     data = read_dataset(pages_folder, tiny_package.manifest.labels)
-    return [data.page(at) for at in range(0, len(data), 5)]
+    return [data.page(index) for index in range(0, len(data), 5)]
 
 
 def executor_of(chain: Chain) -> GpuExecutor:
-    """The chain's executor. Its module was imported anew over the fake driver, so its class is another one."""
+    """The chain's executor. Its module was imported again over the fake driver, so its class is another one."""
     return cast(GpuExecutor, chain.executor)
 
 
@@ -66,14 +67,14 @@ def one_by_one(chain: Chain) -> Chain:
 
 
 def points(chain: Chain, probe: list[Page]) -> list[OperatingPoint]:
-    """One that lets pages leave at several exits, every criterion once, and every exit forced."""
+    """An operating point with exits at several places, one of every criterion, and one for every forced exit."""
     scores = {}
     for name in chain.exits[:-1]:
-        found = sorted(
+        scores_here = sorted(
             answer.score for answer in chain.with_point(make_exit_point(chain.exits, name)).predict_batch(probe)
         )
         low, high = max(
-            itertools.islice(itertools.pairwise(found), len(found) // 4, 3 * len(found) // 4),
+            itertools.islice(itertools.pairwise(scores_here), len(scores_here) // 4, 3 * len(scores_here) // 4),
             key=lambda pair: pair[1] - pair[0],
         )
         scores[name] = (low + high) / 2  # no page's own: sums differ in their last digits from batch to batch
@@ -83,66 +84,66 @@ def points(chain: Chain, probe: list[Page]) -> list[OperatingPoint]:
 
 
 @pytest.mark.parametrize("kind", ["host", "graphs", "conditional", "auto"])
-def test_an_executor_answers_as_the_segments_one_by_one(
+def test_an_executor_gives_the_answers_of_its_segments_run_one_by_one(
     on_gpu: Package, pages: list[Page], kind: str, machine: Machine
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
-    left = set()
+    exits = set()
     for point in points(chain, pages):
-        here = chain.with_point(point)
-        for found, wanted in zip(here.predict_batch(pages), one_by_one(here).predict_batch(pages), strict=True):
-            assert (found.exit, found.label) == (wanted.exit, wanted.label)
-            assert found.score == pytest.approx(wanted.score, abs=2e-3)  # text is padded otherwise, in 16 bits
-            asked = {step.name for step in found.trace}  # also the exits where nobody could leave
-            assert asked >= {step.name for step in wanted.trace}
-            assert found.probabilities == pytest.approx(wanted.probabilities, abs=2e-3)
-            left.add(found.exit)
-    assert len(left) > 3
+        tuned = chain.with_point(point)
+        for answer, expected in zip(tuned.predict_batch(pages), one_by_one(tuned).predict_batch(pages), strict=True):
+            assert (answer.exit, answer.label) == (expected.exit, expected.label)
+            assert answer.score == pytest.approx(expected.score, abs=2e-3)  # text is padded otherwise, in 16 bits
+            evaluated = {step.name for step in answer.trace}  # includes the exits at which no page could exit
+            assert evaluated >= {step.name for step in expected.trace}
+            assert answer.probabilities == pytest.approx(expected.probabilities, abs=2e-3)
+            exits.add(answer.exit)
+    assert len(exits) > 3
     if kind != "auto":
         assert executor_of(chain).kind == kind
     assert machine.driver.faults == []
 
 
-def test_a_page_that_leaves_at_vision_is_never_ocred_and_others_are_once(on_gpu: Package, pages: list[Page]) -> None:
+def test_a_page_that_exits_at_vision_is_never_ocred_and_others_once(on_gpu: Package, pages: list[Page]) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
-    asked: list[int] = []
+    ocred: list[int] = []
 
-    def reading(at: int) -> Page:
+    def reading(index: int) -> Page:
         def ocr(image: object) -> tuple[list[str], list[list[int]]]:
-            asked.append(at)
+            ocred.append(index)
             return ["Total", "due"], [[0, 0, 9, 9], [9, 9, 18, 18]]
 
-        return Page(pages[at].image, ocr=ocr)
+        return Page(pages[index].image, ocr=ocr)
 
-    stay = chain.with_point(make_exit_point(chain.exits, "text")).predict_batch([reading(at) for at in range(3)])
+    stay = chain.with_point(make_exit_point(chain.exits, "text")).predict_batch([reading(index) for index in range(3)])
     assert {answer.exit for answer in stay} == {"text"} and all(answer.ocr_used for answer in stay)
-    assert sorted(asked) == [0, 1, 2]
+    assert sorted(ocred) == [0, 1, 2]
     assert [step.name for step in stay[0].trace] == ["vision", "ocr", "text"]
-    asked.clear()
+    ocred.clear()
     gone = chain.with_point(make_exit_point(chain.exits, "vision")).predict(reading(0))
-    assert (gone.exit, gone.ocr_used, asked) == ("vision", False, [])
+    assert (gone.exit, gone.ocr_used, ocred) == ("vision", False, [])
 
 
-def test_bulk_answers_as_pages_alone_and_no_state_goes_through_the_host(
+def test_bulk_gives_the_answers_of_single_pages_and_no_state_passes_through_the_host(
     on_gpu: Package, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
     for point in points(chain, pages):
-        here = chain.with_point(point)
-        alone = [here.predict(page) for page in pages]
+        tuned = chain.with_point(point)
+        alone = [tuned.predict(page) for page in pages]
         with monkeypatch.context() as patch:
             for segment in chain.segments:
                 patch.delattr(type(segment), "run", raising=False)
-            found = list(here.predict_many([*pages, lambda: Page("/nowhere.png"), *pages], batch=4, streams=2))
-        assert isinstance(found.pop(len(pages)), EeError)
-        for one, wanted in zip(found, alone * 2, strict=True):
-            assert isinstance(one, Answer)
-            assert (one.exit, one.label) == (wanted.exit, wanted.label)
-            assert one.score == pytest.approx(wanted.score, abs=2e-3)
+            answers = list(tuned.predict_many([*pages, lambda: Page("/nowhere.png"), *pages], batch=4, streams=2))
+        assert isinstance(answers.pop(len(pages)), EeError)
+        for answer, expected in zip(answers, alone * 2, strict=True):
+            assert isinstance(answer, Answer)
+            assert (answer.exit, answer.label) == (expected.exit, expected.label)
+            assert answer.score == pytest.approx(expected.score, abs=2e-3)
 
 
 @pytest.mark.parametrize("criterion", ["max_probability", "patience"])
-def test_pages_that_wait_for_ocr_hold_no_others_up_and_go_on_where_they_were(
+def test_pages_that_wait_for_ocr_do_not_block_others_and_resume_at_their_exit(
     on_gpu: Package, pages: list[Page], criterion: str
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
@@ -155,12 +156,12 @@ def test_pages_that_wait_for_ocr_hold_no_others_up_and_go_on_where_they_were(
         others.append(chain.predict(pages[0]))
         return list(words), list(boxes)
 
-    found = chain.predict(Page(pages[1].image, ocr=reading_while_another_page_is_answered))
-    for one, wanted in ((found, chain.predict(pages[1])), (others[0], chain.predict(pages[0]))):
-        assert (one.exit, one.label) == (wanted.exit, wanted.label)
-        assert one.score == pytest.approx(wanted.score, abs=2e-3)
-    assert [step.name for step in found.trace if step.name != "ocr"] == list(
-        chain.exits[: chain.exits.index(found.exit) + 1]
+    waiting = chain.predict(Page(pages[1].image, ocr=reading_while_another_page_is_answered))
+    for answer, expected in ((waiting, chain.predict(pages[1])), (others[0], chain.predict(pages[0]))):
+        assert (answer.exit, answer.label) == (expected.exit, expected.label)
+        assert answer.score == pytest.approx(expected.score, abs=2e-3)
+    assert [step.name for step in waiting.trace if step.name != "ocr"] == list(
+        chain.exits[: chain.exits.index(waiting.exit) + 1]
     )
 
 
@@ -171,7 +172,7 @@ def test_pages_that_wait_for_their_turn_are_copied_to_the_gpu_meanwhile(
         OperatingPoint("max_probability", dict.fromkeys(("vision", "text"), 1.1))
     )
     device = executor_of(chain)
-    wanted = [chain.predict(page) for page in pages]
+    expected = [chain.predict(page) for page in pages]
     landed: list[str] = []
     from ee_export.runtime.gpu.prefetch import PrefetchSlot  # this machine's, over its fake driver
 
@@ -179,25 +180,25 @@ def test_pages_that_wait_for_their_turn_are_copied_to_the_gpu_meanwhile(
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
 
         def noted(self: PrefetchSlot, arrays: Any, rows: int, tokens: int) -> Any:
-            found = put(self, arrays, rows, tokens)
+            slot = put(self, arrays, rows, tokens)
             landed.extend(arrays)
-            return found
+            return slot
 
         patch.setattr(PrefetchSlot, "put", noted)
         device._lock.acquire()
-        found = [threads.submit(chain.predict, page) for page in pages]
+        futures = [threads.submit(chain.predict, page) for page in pages]
         until = time.monotonic() + 20
         while landed.count("pixel_values") < 2 and time.monotonic() < until:  # as many as may wait there
             time.sleep(0.001)
         device._lock.release()
         assert landed.count("pixel_values") >= 2
-        for one, other in zip(found, wanted, strict=True):
-            assert one.result(60).score == pytest.approx(other.score, abs=2e-3)
-            assert (one.result().exit, one.result().label) == (other.exit, other.label)
+        for future, answer in zip(futures, expected, strict=True):
+            assert future.result(60).score == pytest.approx(answer.score, abs=2e-3)
+            assert (future.result().exit, future.result().label) == (answer.exit, answer.label)
     assert machine.driver.faults == []
 
 
-def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
+def test_a_prefetch_slot_is_released_if_the_copy_fails(
     on_gpu: Package, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = load_package(on_gpu, TARGET, executor="conditional")
@@ -216,7 +217,9 @@ def test_a_place_on_the_gpu_is_given_back_where_copying_to_it_fails(
 
 
 @pytest.mark.parametrize("kind", ["graphs", "conditional"])
-def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pages: list[Page], kind: str) -> None:
+def test_state_that_other_pages_displaced_on_the_gpu_is_recomputed(
+    on_gpu: Package, pages: list[Page], kind: str
+) -> None:
     chain = load_package(on_gpu, TARGET, executor=kind)
     device = executor_of(chain)
     first, stretch = device._stretches
@@ -234,23 +237,23 @@ def test_what_other_pages_displaced_on_the_gpu_is_made_again(on_gpu: Package, pa
         device._lock,
     )
     assert halved._makes_state == [False, True, False]
-    # Of nearly one length, so that they stay together; but they are packed in another order than that of their lengths.
+    # Texts of nearly the same length stay in one batch, but they are packed in another order than by length.
     alike = [
-        Page(page.image, ["total"] * (20 - at % 3), [[10 * at, 10, 10 * at + 90, 30]] * (20 - at % 3))
-        for at, page in enumerate(pages)
+        Page(page.image, ["total"] * (20 - index % 3), [[10 * index, 10, 10 * index + 90, 30]] * (20 - index % 3))
+        for index, page in enumerate(pages)
     ]
     several = points(chain, alike)
     last = chain.exits[middle - 1]
-    bars: dict[str, Threshold] = dict.fromkeys(chain.exits, 1.1)
-    half = replace(several[0], thresholds=bars | {last: several[0].thresholds[last]})
+    never: dict[str, Threshold] = dict.fromkeys(chain.exits, 1.1)
+    half = replace(several[0], thresholds=never | {last: several[0].thresholds[last]})
     for point in (half, *several):
-        here = Chain(chain.package, chain.target, point, halved, chain.encoder)
-        wanted = chain.with_point(point).predict_batch(alike)
-        for found in (here.predict_batch(alike), here.predict_many(alike, batch=2)):
-            for one, other in zip(found, wanted, strict=True):
-                assert isinstance(one, Answer)
-                assert (one.exit, one.label) == (other.exit, other.label)
-                assert one.score == pytest.approx(other.score, abs=2e-3)
+        halved_chain = Chain(chain.package, chain.target, point, halved, chain.encoder)
+        expected = chain.with_point(point).predict_batch(alike)
+        for answers in (halved_chain.predict_batch(alike), halved_chain.predict_many(alike, batch=2)):
+            for answer, expected_answer in zip(answers, expected, strict=True):
+                assert isinstance(answer, Answer)
+                assert (answer.exit, answer.label) == (expected_answer.exit, expected_answer.label)
+                assert answer.score == pytest.approx(expected_answer.score, abs=2e-3)
     halved.close()
 
 
@@ -272,7 +275,7 @@ def test_a_page_with_a_deadline_answers_at_the_last_exit_that_its_costs_allow(
         assert timed.predict(pages[0]).exit == "final"  # thresholds are the chain's own again
 
 
-def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_more_text_goes_to_the_gpu(
+def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_further_text_is_copied_to_the_gpu(
     machine: Machine, sample: Path, tmp_path: Path, pages: list[Page]
 ) -> None:
     package = compile_for_trial(
@@ -283,20 +286,20 @@ def test_a_page_is_ocred_only_as_far_as_its_exit_reads_and_more_text_goes_to_the
 
     def ocr(image: Image.Image) -> tuple[list[str], list[list[int]]]:
         strips.append(image.height)
-        tall = [at * 1000 // 40 for at in range(40)]
+        tall = [row * 1000 // 40 for row in range(40)]
         return ["total"] * 40, [[10, top, 200, top + 20] for top in tall]
 
     read = []
     for name in ("text.40", "text.50", "text", "final"):
         strips.clear()
         forced = chain.with_point(make_exit_point(chain.exits, name))
-        found = forced.predict(Page(pages[0].image, ocr=ocr))
+        answer = forced.predict(Page(pages[0].image, ocr=ocr))
         read.append((name, len(strips)))
-        wanted = one_by_one(forced).predict(Page(pages[0].image, ocr=ocr))
-        assert (found.exit, found.label) == (wanted.exit, wanted.label) == (name, found.label)
-        assert found.score == pytest.approx(wanted.score, abs=2e-3)
-        asked = chain.exits[: chain.exits.index(name) + 1]
-        assert [step.name for step in found.trace if step.name != "ocr"] == list(asked)
+        expected = one_by_one(forced).predict(Page(pages[0].image, ocr=ocr))
+        assert (answer.exit, answer.label) == (expected.exit, expected.label) == (name, answer.label)
+        assert answer.score == pytest.approx(expected.score, abs=2e-3)
+        evaluated = chain.exits[: chain.exits.index(name) + 1]
+        assert [step.name for step in answer.trace if step.name != "ocr"] == list(evaluated)
     assert read == [("text.40", 1), ("text.50", 2), ("text", 3), ("final", 3)]
 
 
@@ -317,14 +320,14 @@ def test_more_pages_than_a_batch_are_answered_in_their_order(on_gpu: Package, pa
     assert [answer.label for answer in chain.predict_batch(many)] == alone * 4
 
 
-def test_an_unknown_executor_names_the_nearest_and_a_processor_has_none(on_gpu: Package) -> None:
+def test_an_unknown_executor_is_refused_with_the_nearest_and_a_cpu_target_has_none(on_gpu: Package) -> None:
     with pytest.raises(BadRequest, match="did you mean graphs"):
         load_package(on_gpu, TARGET, executor="graph")
     with pytest.raises(BadRequest, match="runs on the processor"):
         load_package(on_gpu, "cpu-fp32", executor="graphs")
 
 
-def test_a_chain_that_is_gone_leaves_nothing_on_the_gpu(on_gpu: Package, pages: list[Page], machine: Machine) -> None:
+def test_a_deleted_chain_frees_its_gpu_memory(on_gpu: Package, pages: list[Page], machine: Machine) -> None:
     backends.open_gpu()  # its context stays for as long as the process
     before = machine.driver.leaks()
     chain = load_package(on_gpu, TARGET, executor="conditional")

@@ -1,4 +1,4 @@
-"""`ee-export compile` for a GPU: everything but TensorRT itself runs, on a stand-in that computes with onnxruntime."""
+"""`ee-export compile` for a GPU. Everything but TensorRT itself runs, on a stand-in that computes with onnxruntime."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def compiled(package: Path, pages: Path, target: str = TARGET, **options: Any) -
     return compile_target(open_package(package), target, pages, progress=lambda *_: None, **options)
 
 
-def test_a_compiled_target_answers_as_the_one_it_is_made_of_and_verifies(
+def test_a_compiled_target_verifies_and_gives_the_answers_of_its_source(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path
 ) -> None:
-    found = compiled(package, pages_folder)
-    target = found.target(TARGET)
+    result = compiled(package, pages_folder)
+    target = result.target(TARGET)
     assert [segment.file for segment in target.segments] == [
-        f"{TARGET}/{exit_name}.engine" for exit_name in found.manifest.exits
+        f"{TARGET}/{exit_name}.engine" for exit_name in result.manifest.exits
     ]
-    assert max(verify_package(found, TARGET).differences.values()) == 0
+    assert max(verify_package(result, TARGET).differences.values()) == 0
     assert max(target.equality.values()) < 1e-4
-    floats, chain = load_package(found), load_package(found, TARGET)
+    floats, chain = load_package(result), load_package(result, TARGET)
     data = read_dataset(pages_folder)
-    arrays = floats.encode([data.page(at) for at in range(0, len(data), 13)])
+    arrays = floats.encode([data.page(index) for index in range(0, len(data), 13)])
     for name, values in floats.logits(arrays).items():
         assert chain.logits(arrays)[name] == pytest.approx(values, abs=1e-4)
     assert target.costs is not None and target.costs.machine == Gpu().name
@@ -71,7 +71,7 @@ def test_a_compiled_target_answers_as_the_one_it_is_made_of_and_verifies(
     ]
 
 
-def test_the_manifest_says_what_engines_were_built_on_and_of(tensorrt: FakeTensorRt, made: Package) -> None:
+def test_the_manifest_states_the_gpu_and_the_source_of_engines(tensorrt: FakeTensorRt, made: Package) -> None:
     texts = made.target(TARGET).compiled
     assert texts["tensorrt"] == tensorrt.trt.__version__
     assert (texts["gpu"], texts["compute_capability"], texts["driver"]) == ("NVIDIA H100 80GB HBM3", "9.0", "580.65")
@@ -129,7 +129,7 @@ def test_a_tampered_engine_is_refused_before_one_is_loaded(tensorrt: FakeTensorR
     assert tensorrt.names.count("Runtime.deserialize_cuda_engine") == loaded
 
 
-def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_is_said(
+def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_with_a_warning(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "operator.toml").write_text(
@@ -146,17 +146,17 @@ def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_i
 
     tensorrt.fake.on("OnnxParser.parse_from_file", refuse_attention)
     tensorrt.refuses("attention_1", "Attention", "unsupported")
-    told: list[str] = []
+    stages: list[str] = []
     recipe = str(tmp_path / "operator.toml")
     with caplog.at_level("WARNING", "ee_export"):
-        found = compile_target(
-            open_package(package), recipe, pages_folder, progress=lambda stage, done, total: told.append(stage)
+        result = compile_target(
+            open_package(package), recipe, pages_folder, progress=lambda stage, done, total: stages.append(stage)
         )
-    assert found.target("operator").compiled["plain_attention"] == refused[0]
-    assert f"plain attention: {refused[0]}" in told
+    assert result.target("operator").compiled["plain_attention"] == refused[0]
+    assert f"plain attention: {refused[0]}" in stages
     assert f"{refused[0]}: built with plain attention, for {refused[0]}.onnx: TensorRT" in caplog.text
     assert "node 'attention_1' (Attention): unsupported" in caplog.text
-    assert max(verify_package(found, "operator").differences.values()) == 0
+    assert max(verify_package(result, "operator").differences.values()) == 0
     weights = [Path(call["model"]) for call in tensorrt.arguments("OnnxParserRefitter.refit_from_file")]
     assert {path.relative_to(package).as_posix() for path in weights if path.is_relative_to(package)} >= {
         f"operator/plain/{refused[0]}.onnx",
@@ -165,7 +165,7 @@ def test_a_segment_whose_attention_is_refused_is_built_of_plain_nodes_and_that_i
     assert all(path.exists() for path in weights if path.is_relative_to(package))
 
 
-def test_a_refusal_of_both_forms_is_said_with_the_node_and_leaves_the_package_as_it_was(
+def test_a_refusal_of_both_forms_names_the_node_and_does_not_change_the_package(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path
 ) -> None:
     before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
@@ -189,14 +189,14 @@ def test_pages_beyond_the_profiles_are_refused_with_the_limit(
         chain.logits(many)
 
 
-def test_a_recipe_of_one_s_own_gives_a_target_of_its_file_s_name(
+def test_a_users_recipe_makes_a_target_with_the_name_of_its_file(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.toml").write_text(
         'backend = "tensorrt"\nprecision = "fp16"\nattention = "plain"\nstrip = true\nrefit = "identical"\ntiming_cache = false\n'
     )
-    found = compiled(package, pages_folder, str(tmp_path / "mine.toml"))
-    target = found.target("mine")
+    result = compiled(package, pages_folder, str(tmp_path / "mine.toml"))
+    target = result.target("mine")
     assert target.compiled["stripped"] == "yes" and target.compiled["precision"] == "fp16"
     assert (package / "mine" / "recipe.toml").read_text().startswith('backend = "tensorrt"')
     assert all((package / segment.file).with_suffix(".onnx").exists() for segment in target.segments)
@@ -213,14 +213,14 @@ def test_a_recipe_of_one_s_own_gives_a_target_of_its_file_s_name(
         ("no/such.toml", r"no/such\.toml: cannot read this recipe"),
     ],
 )
-def test_an_unknown_target_is_refused_and_the_nearest_named(
+def test_an_unknown_target_is_refused_with_the_nearest_name(
     package: Path, pages_folder: Path, target: str, message: str
 ) -> None:
     with pytest.raises(BadRequest, match=message):
         compiled(package, pages_folder, target)
 
 
-def test_without_tensorrt_it_is_said_at_once_and_nothing_is_written(package: Path, pages_folder: Path) -> None:
+def test_a_missing_tensorrt_is_reported_at_once_and_nothing_is_written(package: Path, pages_folder: Path) -> None:
     try:
         import tensorrt  # noqa: F401
     except ImportError:
@@ -234,7 +234,7 @@ def test_without_tensorrt_it_is_said_at_once_and_nothing_is_written(package: Pat
     assert sorted(package.parent.rglob("*")) == before
 
 
-def test_the_typed_graphs_alone_are_written_without_a_gpu(package: Path, pages_folder: Path, tmp_path: Path) -> None:
+def test_only_the_typed_graphs_are_written_without_a_gpu(package: Path, pages_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "graphs"
     arguments = [
         "compile",
@@ -255,7 +255,7 @@ def test_the_typed_graphs_alone_are_written_without_a_gpu(package: Path, pages_f
 
 
 def change(package: Path, edit: Any) -> None:
-    """Change what a manifest says of the target's making."""
+    """Change the fields of a target's provenance in a manifest."""
     manifest = json.loads((package / "manifest.json").read_text())
     edit(manifest["targets"][TARGET]["compiled"])
     (package / "manifest.json").write_text(json.dumps(manifest))
@@ -289,7 +289,7 @@ with pytest.MonkeyPatch.context() as patch:
 """
 
 
-def test_a_killed_compile_leaves_the_package_as_it_was_and_the_next_one_cleans_up(
+def test_a_killed_compile_does_not_change_the_package_and_the_next_one_cleans_up(
     tensorrt: FakeTensorRt, package: Path, pages_folder: Path, request: pytest.FixtureRequest
 ) -> None:
     before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}

@@ -1,6 +1,6 @@
-"""What our calls give the real cuda-bindings, as far as they go without a driver: they convert every argument first, and then look for it.
+"""Arguments of our calls of the real cuda-bindings. Without a driver the bindings convert every argument, and then fail to load the driver.
 
-The simulator takes its signatures from them, but not what their code asks of a list's length or of a handle's type.
+The simulator has the signatures of the bindings, but does not check the length of a list or the type of a handle as their code does.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pytest
 from tests.gpu import bindings
 
 HERE = 77
-"""Exit status where there is a driver: what is given here is no handle of its own."""
+"""Exit status if there is a driver, because the handles here are invalid."""
 
 
 @pytest.mark.parametrize("binding", ["cuda-12", "cuda-13"])
-def test_the_real_binding_takes_the_arguments_of_every_call(binding: str) -> None:
+def test_the_real_binding_converts_the_arguments_of_every_call(binding: str) -> None:
     done = bindings.over(binding, "-m", "tests.gpu.test_conversions")
     if done.returncode == HERE:
         pytest.skip("there is a driver here, which would be given handles that are none")
@@ -26,7 +26,7 @@ def test_the_real_binding_takes_the_arguments_of_every_call(binding: str) -> Non
 
 
 def there(version: Callable[[], object]) -> bool:
-    """Whether a binding finds its library."""
+    """True if a binding can load its library."""
     try:
         version()
     except RuntimeError:  # cuda-bindings' DynamicLibNotFoundError
@@ -96,14 +96,14 @@ def main() -> None:
             lambda: nvrtc.nvrtcGetCUBIN(program, bytes(10)),
             lambda: nvrtc.nvrtcDestroyProgram(program),
         ]
-    for at, call in enumerate(calls):
+    for index, call in enumerate(calls):
         try:
             given = call()
         except Exception as error:
             if type(error).__name__ != "DynamicLibNotFoundError":
-                print(f"call {at}: {type(error).__name__}: {error}")
+                print(f"call {index}: {type(error).__name__}: {error}")
         else:
-            print(f"call {at}: {given}")
+            print(f"call {index}: {given}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Opening a GPU: what is said where there is none, and both libraries doing the same; arrays of other libraries."""
+"""Opening of a GPU: the messages without one, the same behaviour of both libraries, and arrays of other libraries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPEN = "from ee_export.runtime.gpu.device import open_device; open_device(0, {!r
 
 
 @pytest.mark.parametrize("binding", ["cuda-12", "cuda-13"])
-def test_no_driver_is_told_by_the_real_binding(binding: str) -> None:
+def test_the_real_binding_reports_a_missing_driver(binding: str) -> None:
     done = bindings.over(binding, "-c", OPEN.format("cuda-bindings"))
     if done.returncode == 0:
         pytest.skip("there is a GPU here")
@@ -34,7 +34,7 @@ def test_no_driver_is_told_by_the_real_binding(binding: str) -> None:
 
 
 @pytest.mark.parametrize(("library", "package"), [("cuda-bindings", "cuda"), ("pycuda", "pycuda")])
-def test_a_missing_library_is_told_with_the_command_that_installs_it(library: str, package: str) -> None:
+def test_a_missing_library_is_reported_with_the_command_that_installs_it(library: str, package: str) -> None:
     if find_spec(package) is not None:
         pytest.skip(f"{library} is installed")
     with pytest.raises(DeviceError, match=f"pip install '?{library}"):
@@ -58,12 +58,12 @@ def module(name: str) -> Any:
     return importlib.import_module(f"ee_export.runtime.gpu.{name}")
 
 
-def test_a_gpu_that_is_not_there_is_refused(simulator: Simulator) -> None:
+def test_a_missing_gpu_is_refused(simulator: Simulator) -> None:
     with pytest.raises(DeviceError, match="no GPU 3: the driver sees 1"):
         module("device").open_device(3)
 
 
-def test_a_closed_device_says_so(simulator: Simulator) -> None:
+def test_a_closed_device_refuses_calls(simulator: Simulator) -> None:
     device = module("device").open_device()
     device.close()
     device.close()
@@ -71,7 +71,7 @@ def test_a_closed_device_says_so(simulator: Simulator) -> None:
         pass
 
 
-def test_a_machine_without_nvrtc_has_no_conditional_graph_but_the_others(simulator: Simulator) -> None:
+def test_a_machine_without_nvrtc_has_all_executors_but_the_conditional_one(simulator: Simulator) -> None:
     def missing() -> Any:
         raise RuntimeError('Failure finding "libnvrtc.so.13"')
 
@@ -83,7 +83,7 @@ def test_a_machine_without_nvrtc_has_no_conditional_graph_but_the_others(simulat
     device.close()
 
 
-def test_what_nvrtc_compiles_for_a_newer_driver_is_not_given_to_this_one(simulator: Simulator) -> None:
+def test_a_kernel_that_nvrtc_compiles_for_a_newer_driver_is_not_loaded(simulator: Simulator) -> None:
     simulator.driver_version = 12080
     device = module("device").open_device()
     checks = {check.executor: check for check in module("device").preflight(device)}
@@ -97,7 +97,7 @@ def test_what_nvrtc_compiles_for_a_newer_driver_is_not_given_to_this_one(simulat
 
 
 class Pinned(np.ndarray):
-    """What pycuda gives as the base of a page-locked array: it can be freed."""
+    """The base of a page-locked array of pycuda, which can be freed."""
 
     simulator: Simulator
     address: int
@@ -120,13 +120,13 @@ def pycuda(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Fake:
         simulator.cuDevicePrimaryCtxRetain(0)
         return context
 
-    def number(one: Any) -> int:
-        return held[vars(one)["_label"]][0]
+    def number(instance: Any) -> int:
+        return held[vars(instance)["_label"]][0]
 
     def keep(kind: str, handle: int) -> Any:
-        one = fake.new(kind)
-        held[vars(one)["_label"]] = [handle]
-        return one
+        instance = fake.new(kind)
+        held[vars(instance)["_label"]] = [handle]
+        return instance
 
     def locked(size: int, dtype: Any, *_: Any) -> np.ndarray:
         address = simulator.cuMemHostAlloc(size, 0)
@@ -136,9 +136,9 @@ def pycuda(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
     class Held(np.ndarray):  # `base` is the allocation, as pycuda has it
         def __new__(cls, base: Any) -> Any:
-            one = np.asarray(base).view(cls)
-            one.allocation = base
-            return one
+            instance = np.asarray(base).view(cls)
+            instance.allocation = base
+            return instance
 
         @property
         def base(self) -> Any:
@@ -147,33 +147,35 @@ def pycuda(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Fake:
         def __array_finalize__(self, other: Any) -> None:
             self.allocation = getattr(other, "allocation", None)
 
-    def stream_of(one: Any) -> int:
-        return number(one)
+    def stream_of(instance: Any) -> int:
+        return number(instance)
 
     fake.on("Device.count", lambda *_: 1)
-    fake.on("Device.name", lambda one: "Simulated GPU")
-    fake.on("Device.compute_capability", lambda one: (9, 0))
+    fake.on("Device.name", lambda instance: "Simulated GPU")
+    fake.on("Device.compute_capability", lambda instance: (9, 0))
     fake.on("Device.retain_primary_context", retained)
-    fake.on("Context.handle", lambda one: 0x77)
-    fake.on("Context.push", lambda one: simulator.cuCtxPushCurrent(0x77))
+    fake.on("Context.handle", lambda instance: 0x77)
+    fake.on("Context.push", lambda instance: simulator.cuCtxPushCurrent(0x77))
     fake.on("Context.pop", lambda *_: simulator._contexts.pop() and None)
-    fake.on("Context.detach", lambda one: simulator.cuDevicePrimaryCtxRelease(0))
+    fake.on("Context.detach", lambda instance: simulator.cuDevicePrimaryCtxRelease(0))
     fake.on("Context.get_current", lambda *_: context)
     fake.on("get_driver_version", lambda: 13000)
     fake.on("mem_alloc", lambda size: keep("DeviceAllocation", int(simulator.cuMemAlloc(size))))
     fake.on("DeviceAllocation.__int__", number)
-    fake.on("DeviceAllocation.free", lambda one: simulator.cuMemFree(number(one)))
+    fake.on("DeviceAllocation.free", lambda instance: simulator.cuMemFree(number(instance)))
     fake.on("pagelocked_empty", locked)
     fake.on(
-        "Stream.__init__", lambda one, flags=0: held.update({vars(one)["_label"]: [int(simulator.cuStreamCreate(1))]})
+        "Stream.__init__",
+        lambda instance, flags=0: held.update({vars(instance)["_label"]: [int(simulator.cuStreamCreate(1))]}),
     )
     fake.on("Stream.handle", number)
-    fake.on("Stream.synchronize", lambda one: simulator.cuStreamSynchronize(number(one)))
+    fake.on("Stream.synchronize", lambda instance: simulator.cuStreamSynchronize(number(instance)))
     fake.on(
-        "Event.__init__", lambda one, flags=0: held.update({vars(one)["_label"]: [int(simulator.cuEventCreate(0))]})
+        "Event.__init__",
+        lambda instance, flags=0: held.update({vars(instance)["_label"]: [int(simulator.cuEventCreate(0))]}),
     )
-    fake.on("Event.record", lambda one, stream=None: simulator.cuEventRecord(number(one), stream_of(stream)))
-    fake.on("Event.synchronize", lambda one: simulator.cuEventSynchronize(number(one)))
+    fake.on("Event.record", lambda instance, stream=None: simulator.cuEventRecord(number(instance), stream_of(stream)))
+    fake.on("Event.synchronize", lambda instance: simulator.cuEventSynchronize(number(instance)))
     copy = simulator.cuMemcpyAsync
     fake.on("memcpy_htod_async", lambda to, src, stream: copy(to, src.ctypes.data, src.nbytes, stream_of(stream)))
     fake.on("memcpy_dtoh_async", lambda to, src, stream: copy(to.ctypes.data, src, to.nbytes, stream_of(stream)))
@@ -192,32 +194,34 @@ def test_every_executor_runs_in_pycudas_memory_and_streams(simulator: Simulator,
 
     device = module("device").open_device(0, "pycuda")
     rules = (ExitRule((1.0,) * 4, (0.0,) * 4),) * 5
-    how = module("executors.device_chain").ExitPolicy(rules, "max_probability", (0.6, 0.7, 0.6, 0.5))
+    exit_policy = module("executors.device_chain").ExitPolicy(rules, "max_probability", (0.6, 0.7, 0.6, 0.5))
     sizes = module("sizes").Sizes((1, 4), (9,), VISUAL)
     with module("executors.choose").open_device_chain(
-        device, segments_on(simulator), how, sizes, kind=kind
+        device, segments_on(simulator), exit_policy, sizes, kind=kind
     ) as executor:
         assert executor.kind == kind
         for rows in (1, 3, 4):
             inputs = pages(rows, 9, rows)
-            left = module("executors.device_chain").run_chain(executor, inputs, rows)
-            wanted = expected(inputs, rules, how.criterion, how.thresholds, np.zeros((5, rows), np.int32))
-            for found, one in zip(left, wanted, strict=True):
-                assert found.exit == one.exit
-                np.testing.assert_array_equal(found.logits, one.logits)
+            page_exits = module("executors.device_chain").run_chain(executor, inputs, rows)
+            expected_exits = expected(
+                inputs, rules, exit_policy.criterion, exit_policy.thresholds, np.zeros((5, rows), np.int32)
+            )
+            for page_exit, expected_exit in zip(page_exits, expected_exits, strict=True):
+                assert page_exit.exit == expected_exit.exit
+                np.testing.assert_array_equal(page_exit.logits, expected_exit.logits)
     device.close()
     for handle in [handle for handle in simulator._streams if handle]:  # pycuda's own destructors do this
         del simulator._streams[handle]
     simulator._events.clear()
 
 
-def test_a_context_of_pycudas_own_is_refused(
+def test_a_separate_context_of_pycuda_is_refused(
     simulator: Simulator, pycuda: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pycuda.on("Context.handle", lambda one: 0x77 if vars(one)["_label"] == "Context#1" else 0x99)
+    pycuda.on("Context.handle", lambda instance: 0x77 if vars(instance)["_label"] == "Context#1" else 0x99)
     other = pycuda.new("Context")
     pycuda.on("Context.get_current", lambda *_: other)
-    pycuda.on("Context.handle", lambda one: 0x99 if one is other else 0x77)
+    pycuda.on("Context.handle", lambda instance: 0x99 if instance is other else 0x77)
     with pytest.raises(DeviceError, match=r"pycuda\.autoprimaryctx instead of pycuda\.autoinit"):
         module("device").open_device(0, "pycuda")
     pycuda.on("Context.get_current", lambda *_: None)
@@ -230,7 +234,7 @@ def test_a_context_of_pycudas_own_is_refused(
 
 
 def on_host(values: np.ndarray) -> arrays.DeviceArray:
-    """An array that says it is the CPU's, so that numpy and torch can take it here."""
+    """An array that declares CPU memory, so that numpy and torch can import it here."""
     address = int(values.ctypes.data)
     return arrays.DeviceArray(address, values.shape, str(values.dtype), owner=values, device_type=arrays.CPU)
 
@@ -246,7 +250,7 @@ def test_dlpack_gives_the_very_memory_and_is_let_go_with_it(dtype: str) -> None:
     assert not arrays._lent
 
 
-def test_a_dlpack_capsule_that_nobody_takes_is_let_go() -> None:
+def test_an_unused_dlpack_capsule_is_released() -> None:
     capsule = on_host(np.zeros(3, np.float32)).__dlpack__()
     assert len(arrays._lent) == 1
     del capsule
@@ -258,8 +262,8 @@ def test_a_view_of_a_dlpack_array_is_its_memory() -> None:
     torch = pytest.importorskip("torch")
     for made in (torch.arange(6, dtype=torch.float32).reshape(2, 3), torch.ones(2, 3, dtype=torch.bfloat16)[:, :]):
         consumer = type("Given", (), {"__dlpack__": lambda self, stream, made=made: made.__dlpack__()})()
-        found = arrays.view_of(consumer, 0, "x")
-        assert (found.address, found.shape, found.dtype) == (
+        view = arrays.view_of(consumer, 0, "x")
+        assert (view.address, view.shape, view.dtype) == (
             made.data_ptr(),
             (2, 3),
             str(made.dtype).removeprefix("torch."),
@@ -269,15 +273,15 @@ def test_a_view_of_a_dlpack_array_is_its_memory() -> None:
         arrays.view_of(turned, 0, "x")
 
 
-def test_an_array_that_its_library_does_not_give_is_told_with_its_words() -> None:
+def test_an_array_that_its_library_cannot_export_is_refused_with_the_librarys_message() -> None:
     def refuse(_: Any, stream: int) -> Any:
         raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
 
-    with pytest.raises(BadRequest, match=r"x: its library does not give it: .*detach"):
+    with pytest.raises(BadRequest, match=r"x: its library cannot export it \(.*detach"):
         arrays.view_of(type("Given", (), {"__dlpack__": refuse})(), 0, "x")
 
 
-def test_a_consumers_stream_waits_for_the_array_unless_it_says_not_to() -> None:
+def test_a_consumers_stream_waits_for_the_array_unless_disabled() -> None:
     waits: list[int] = []
     array = arrays.DeviceArray(64, (1,), "float32", ready=waits.append)
     array.__dlpack__(), array.__dlpack__(stream=5), array.__dlpack__(stream=-1)

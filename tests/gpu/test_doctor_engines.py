@@ -1,4 +1,4 @@
-"""What `doctor --gpu` compiles, on a TensorRT that computes with onnxruntime: nothing is learnt of TensorRT, much of our own steps."""
+"""Targets that `doctor --gpu` compiles, with a TensorRT that computes with onnxruntime. They test our steps, not TensorRT."""
 
 from __future__ import annotations
 
@@ -25,19 +25,15 @@ def copy(tmp_path: Path) -> Package:
 
 
 @pytest.mark.parametrize("target", ["tensorrt-fp16", pytest.param("tensorrt-fp32", marks=pytest.mark.exhaustive)])
-def test_the_sample_gets_engines_without_anybodys_pages_and_they_verify(
-    tensorrt: FakeTensorRt, copy: Package, target: str
-) -> None:
-    found = trial_package.compile_for_trial(copy, target, lambda *_: None)
-    assert verify_package(found, target).pages == 8
-    assert found.target(target).operating_points == copy.target("cpu-fp32").operating_points
-    assert verify_package(found, "cpu-fp32").pages == 8
-    assert max(found.target(target).equality.values()) < (1e-4 if target.endswith("fp32") else 0.1)
+def test_the_engines_of_the_sample_need_no_pages_and_verify(tensorrt: FakeTensorRt, copy: Package, target: str) -> None:
+    result = trial_package.compile_for_trial(copy, target, lambda *_: None)
+    assert verify_package(result, target).pages == 8
+    assert result.target(target).operating_points == copy.target("cpu-fp32").operating_points
+    assert verify_package(result, "cpu-fp32").pages == 8
+    assert max(result.target(target).equality.values()) < (1e-4 if target.endswith("fp32") else 0.1)
 
 
-def test_the_whole_model_is_one_engine_of_the_same_recipe(
-    tensorrt: FakeTensorRt, copy: Package, tmp_path: Path
-) -> None:
+def test_the_full_model_is_one_engine_of_the_same_recipe(tensorrt: FakeTensorRt, copy: Package, tmp_path: Path) -> None:
     one = trial_package.compile_for_trial(
         trial_package.build_one_segment(copy, tmp_path / "one.ee"), "tensorrt-fp32", lambda *_: None
     )
@@ -56,10 +52,10 @@ def test_the_trial_runs_from_end_to_end(
         return OnCpu(one, target)
 
     monkeypatch.setattr(replay, "DRAWS", 25)
-    rig = TrialSetup(trial_package.compile_for_trial, {"host": OnCpu, "graphs": OnCpu}, whole)
+    setup = TrialSetup(trial_package.compile_for_trial, {"host": OnCpu, "graphs": OnCpu}, whole)
     shipped = sample_package()
     assert shipped is not None
-    checks = try_target(shipped, "tensorrt-fp16", rig, {}, lambda *_: None, runs=2)
+    checks = try_target(shipped, "tensorrt-fp16", setup, {}, lambda *_: None, runs=2)
     assert [check.name for check in checks if check.status != "ok"] == []
     assert "tensorrt 1" in checks[0].detail
     assert f"gpu {Gpu().name}" in checks[0].detail

@@ -1,6 +1,8 @@
-"""`doctor --gpu` whole: real executors on the simulated CUDA driver, engines by the TensorRT that computes with onnxruntime.
+"""The full `doctor --gpu`: real executors on the simulated CUDA driver, and engines of a TensorRT that computes with
+onnxruntime.
 
-What NVIDIA's libraries do is not shown by it; that ours fit together, and that the trial finds what is wrong with them, is.
+The tests show that our parts work together and that the trial detects errors in them. They do not show the behaviour
+of NVIDIA's libraries.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def test_all_executors_replay_the_golden_pages_and_agree(machine: Machine, tiny_
     assert machine.driver.ran
 
 
-def test_a_graph_that_cannot_be_instantiated_is_said_and_the_host_chain_still_replays(
+def test_an_uninstantiable_graph_is_reported_and_the_host_chain_still_replays(
     machine: Machine, tiny_package: Package
 ) -> None:
     machine.driver.fail("cuGraphInstantiate", "CUDA_ERROR_NOT_SUPPORTED")
@@ -52,4 +54,6 @@ def test_a_graph_that_cannot_be_instantiated_is_said_and_the_host_chain_still_re
 
 def test_all_that_the_trial_made_on_the_gpu_is_given_back(machine: Machine, tiny_package: Package) -> None:
     tried(tiny_package)
-    assert [one for one in machine.driver.leaks() if not one.startswith("the primary context")] == []  # the process's
+    assert [
+        leak for leak in machine.driver.leaks() if not leak.startswith("the primary context")
+    ] == []  # the process's

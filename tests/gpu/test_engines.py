@@ -27,8 +27,8 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def build(tensorrt: FakeTensorRt, recipe: TargetRecipe = RECIPE, cache: Path | None = None) -> bytes:
-    wanted = tensorrt.engines.EngineRequest(Path("/work/encoder.1.onnx"), SPEC.inputs, SHAPES, recipe, cache)
-    built: bytes = tensorrt.engines.build_engine(wanted)
+    request = tensorrt.engines.EngineRequest(Path("/work/encoder.1.onnx"), SPEC.inputs, SHAPES, recipe, cache)
+    built: bytes = tensorrt.engines.build_engine(request)
     return built
 
 
@@ -111,8 +111,8 @@ def test_a_recipe_s_wishes_become_the_builder_s_flags(
 @pytest.mark.parametrize("level", ["none", "ampere_plus", "same_compute_capability"])
 def test_hardware_compatibility_becomes_the_builder_s_level(tensorrt: FakeTensorRt, level: Any) -> None:
     build(tensorrt, replace(RECIPE, hardware_compatibility=level))
-    (found,) = tensorrt.arguments("IBuilderConfig.hardware_compatibility_level=")
-    assert found["value"].name == level.upper()
+    (arguments,) = tensorrt.arguments("IBuilderConfig.hardware_compatibility_level=")
+    assert arguments["value"].name == level.upper()
 
 
 def test_no_workspace_limit_is_none_at_all(tensorrt: FakeTensorRt) -> None:
@@ -120,7 +120,7 @@ def test_no_workspace_limit_is_none_at_all(tensorrt: FakeTensorRt) -> None:
     assert "IBuilderConfig.set_memory_pool_limit" not in tensorrt.names
 
 
-def test_what_the_parser_refuses_is_said_with_the_node_and_its_operator(tensorrt: FakeTensorRt) -> None:
+def test_a_refusal_of_the_parser_names_the_node_and_its_operator(tensorrt: FakeTensorRt) -> None:
     tensorrt.fake.on("OnnxParser.parse_from_file", lambda parser, path: False)
     tensorrt.refuses("attention_3", "Attention", "Assertion failed: two outputs", errors=2)
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_what_the_parser_refuses_is_said_with_the_node_and_its_operator(tensorrt
     assert tensorrt.deaths()[-2:] == ["~INetworkDefinition", "~Builder"]
 
 
-def test_a_file_that_the_parser_cannot_read_is_said_in_its_log_s_words(tensorrt: FakeTensorRt) -> None:
+def test_an_unreadable_file_is_reported_with_the_parsers_log(tensorrt: FakeTensorRt) -> None:
     def refuse(parser: Any, path: str) -> bool:
         tensorrt.complain("Failed to open file: /work/encoder.1.onnx")
         return False
@@ -142,7 +142,7 @@ def test_a_file_that_the_parser_cannot_read_is_said_in_its_log_s_words(tensorrt:
         build(tensorrt)
 
 
-def test_what_the_builder_refuses_is_said_with_its_last_words_and_not_with_those_of_before(
+def test_a_refusal_of_the_builder_has_its_last_log_lines_and_no_earlier_ones(
     tensorrt: FakeTensorRt,
 ) -> None:
     def refuse(builder: Any, network: Any, config: Any) -> None:
@@ -157,7 +157,7 @@ def test_what_the_builder_refuses_is_said_with_its_last_words_and_not_with_those
     assert "old error" not in str(refused.value)
 
 
-def test_too_little_memory_while_building_is_said_in_tensorrt_s_words(tensorrt: FakeTensorRt) -> None:
+def test_too_little_memory_during_a_build_is_reported_with_tensorrts_message(tensorrt: FakeTensorRt) -> None:
     def refuse(builder: Any, network: Any, config: Any) -> None:
         tensorrt.complain("Requested amount of GPU memory (8589934592 bytes) could not be allocated.")
 
@@ -166,7 +166,7 @@ def test_too_little_memory_while_building_is_said_in_tensorrt_s_words(tensorrt: 
         build(tensorrt)
 
 
-def test_a_builder_that_cannot_be_made_is_said_with_its_last_words(tensorrt: FakeTensorRt) -> None:
+def test_a_missing_builder_is_reported_with_the_last_log_line(tensorrt: FakeTensorRt) -> None:
     def refuse(builder: Any, logger: Any) -> None:
         tensorrt.complain("CUDA initialization failure with error: 100. Please check your CUDA installation")
         raise TypeError("pybind11::init(): factory function returned nullptr")
@@ -182,9 +182,7 @@ def test_a_profile_that_is_refused_is_named(tensorrt: FakeTensorRt) -> None:
         build(tensorrt)
 
 
-def test_a_timing_cache_is_begun_read_again_and_kept_with_what_others_wrote(
-    tensorrt: FakeTensorRt, tmp_path: Path
-) -> None:
+def test_a_timing_cache_is_created_read_and_merged_with_that_of_others(tensorrt: FakeTensorRt, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "one.timing"
     build(tensorrt, cache=cache)
     assert cache.read_bytes() == b"measured"
@@ -203,7 +201,7 @@ def test_a_timing_cache_is_begun_read_again_and_kept_with_what_others_wrote(
 
 
 @pytest.mark.parametrize("why", ["damaged", "of another GPU"])
-def test_a_timing_cache_that_is_of_no_use_is_begun_anew(tensorrt: FakeTensorRt, tmp_path: Path, why: str) -> None:
+def test_an_unusable_timing_cache_is_replaced(tensorrt: FakeTensorRt, tmp_path: Path, why: str) -> None:
     cache = tmp_path / "one.timing"
     cache.write_bytes(b"junk")
     made: list[bytes] = []
@@ -229,7 +227,7 @@ def test_caches_of_two_gpus_or_versions_are_two_files(tensorrt: FakeTensorRt) ->
     assert not any("/" in name or " " in name for name in names)
 
 
-def test_profiles_that_say_the_same_of_a_segment_without_text_are_one() -> None:
+def test_equal_profiles_of_a_segment_without_text_are_merged() -> None:
     pixels = [TensorSpec("pixel_values", "float32", ("B", 3, 4, 4))]
     texts = [Profile(ONE, Range(1, 64, 128)), Profile(ONE, Range(129, 256, 512)), Profile(MANY, Range(1, 64, 128))]
     assert [shapes["pixel_values"][2][0] for shapes in profile_shapes(pixels, texts, VISUAL)] == [1, 16]

@@ -25,7 +25,7 @@ BATCHES, LENGTHS = (1, 2, 4, 8, 16, 32, 64), (5, 9)
 
 @pytest.fixture(params=["cuda-13", pytest.param("cuda-12", marks=pytest.mark.exhaustive)])
 def simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    """A driver; at the end nothing is left in it, and nothing touched memory that was not there."""
+    """A driver. At the end of a test it must hold no resources and have recorded no faults."""
     made = driver_of(request.param, monkeypatch)
     yield made
     assert made.faults == []
@@ -79,25 +79,25 @@ def run(executor: Any, *arguments: Any) -> Any:
 
 
 def check(executor: Any, inputs: dict[str, np.ndarray], how: Any, tokens: np.ndarray | None = None) -> list[int]:
-    """Compare with numpy and the CPU's policy; the exits."""
+    """Compare with numpy and the CPU's policy. Returns the exits."""
     rows = len(inputs["pixel_values"])
     executor.retune(how)
-    left = run(executor, inputs, rows, tokens)
+    page_exits = run(executor, inputs, rows, tokens)
     known = np.zeros((len(EXITS), rows), np.int32) if tokens is None else tokens
-    for page, (found, wanted) in enumerate(
-        zip(left, expected(inputs, how.rules, how.criterion, how.thresholds, known), strict=True)
+    for page, (page_exit, expected_exit) in enumerate(
+        zip(page_exits, expected(inputs, how.rules, how.criterion, how.thresholds, known), strict=True)
     ):
         where = f"{executor.kind}, page {page} of {rows}"
-        assert found.exit == wanted.exit, where
-        np.testing.assert_array_equal(found.logits, wanted.logits, where)
-        np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-12, err_msg=where)
-    return [one.exit for one in left]
+        assert page_exit.exit == expected_exit.exit, where
+        np.testing.assert_array_equal(page_exit.logits, expected_exit.logits, where)
+        np.testing.assert_allclose(page_exit.scores, expected_exit.scores, rtol=1e-12, err_msg=where)
+    return [page_exit.exit for page_exit in page_exits]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_exits_logits_and_scores_are_those_of_the_cpu_at_random_thresholds(simulator: Simulator, kind: str) -> None:
     random = np.random.default_rng(3)
-    seen: set[int] = set()
+    reached: set[int] = set()
     with opened(simulator, kind) as executor:
         assert executor.kind == kind
         for trial in range(200):
@@ -105,19 +105,19 @@ def test_exits_logits_and_scores_are_those_of_the_cpu_at_random_thresholds(simul
             inputs = pages(rows, int(random.integers(1, 10)), trial)
             how = policy(random.uniform(0.2, 1.0, 4).tolist(), str(random.choice(list(CRITERIA))), trial)
             tokens = random.integers(0, 300, (len(EXITS), rows)).astype(np.int32) if trial % 2 else None
-            seen |= set(check(executor, inputs, how, tokens))
-    assert seen == {0, 1, 2, 3, 4}
+            reached |= set(check(executor, inputs, how, tokens))
+    assert reached == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_batch_size_from_1_to_64_gives_what_its_pages_give_alone(simulator: Simulator, kind: str) -> None:
+def test_every_batch_size_from_1_to_64_gives_the_results_of_its_single_pages(simulator: Simulator, kind: str) -> None:
     with opened(simulator, kind) as executor:
         for rows in range(1, 65):
             check(executor, pages(rows, 9, rows), policy((0.6, 0.7, 0.6, 0.5), seed=rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_subset_of_a_batch_may_leave_at_an_exit(simulator: Simulator, kind: str) -> None:
+def test_every_subset_of_a_batch_can_exit_at_an_exit(simulator: Simulator, kind: str) -> None:
     with opened(simulator, kind, batches=(1, 2, 4, 8)) as executor:
         for rows in range(1, 9):
             inputs = pages(rows, 5, rows)
@@ -132,19 +132,17 @@ def test_every_subset_of_a_batch_may_leave_at_an_exit(simulator: Simulator, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 7])
-def test_pages_can_be_made_to_leave_at_any_exit_and_no_later_segment_runs(
-    simulator: Simulator, kind: str, rows: int
-) -> None:
+def test_pages_can_be_forced_to_any_exit_and_no_later_segment_runs(simulator: Simulator, kind: str, rows: int) -> None:
     with opened(simulator, kind) as executor:
-        for at in range(len(EXITS)):
+        for index in range(len(EXITS)):
             simulator.ran.clear()
-            how = policy([0.0 if exit == at else None for exit in range(4)])
-            assert check(executor, pages(rows, 4, at), how) == [at] * rows
-            assert [simulator.ran[exit] for exit in EXITS] == [1] * (at + 1) + [0] * (4 - at)
+            how = policy([0.0 if exit == index else None for exit in range(4)])
+            assert check(executor, pages(rows, 4, index), how) == [index] * rows
+            assert [simulator.ran[exit] for exit in EXITS] == [1] * (index + 1) + [0] * (4 - index)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_segment_runs_in_the_least_batch_size_that_holds_the_pages_that_are_left(
+def test_a_segment_runs_at_the_smallest_batch_size_that_holds_the_remaining_pages(
     simulator: Simulator, kind: str
 ) -> None:
     segments = segments_on(simulator)
@@ -165,28 +163,32 @@ def test_a_segment_runs_in_the_least_batch_size_that_holds_the_pages_that_are_le
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 6])
-def test_logits_that_are_not_finite_end_their_own_page_only(simulator: Simulator, kind: str, rows: int) -> None:
+def test_logits_that_are_not_finite_fail_only_their_page(simulator: Simulator, kind: str, rows: int) -> None:
     for bad in (np.nan, np.inf, -np.inf):
         inputs = pages(rows, 5)
         inputs["pixel_values"][0, 0, 0] = bad
         with opened(simulator, kind) as executor:
             how = policy((None, None, None, 0.5))
             executor.retune(how)
-            left = run(executor, inputs, rows)
-            assert left[0].exit == -1 and np.isnan(left[0].scores).all() and not np.isfinite(left[0].logits).all()
+            page_exits = run(executor, inputs, rows)
+            assert (
+                page_exits[0].exit == -1
+                and np.isnan(page_exits[0].scores).all()
+                and not np.isfinite(page_exits[0].logits).all()
+            )
             if rows == 1:
                 continue
             others = {name: values[1:] for name, values in inputs.items()}
             tokens = np.zeros((len(EXITS), rows - 1), np.int32)
-            for found, wanted in zip(
-                left[1:], expected(others, how.rules, how.criterion, how.thresholds, tokens), strict=True
+            for page_exit, expected_exit in zip(
+                page_exits[1:], expected(others, how.rules, how.criterion, how.thresholds, tokens), strict=True
             ):
-                assert found.exit == wanted.exit
-                np.testing.assert_array_equal(found.logits, wanted.logits)
+                assert page_exit.exit == expected_exit.exit
+                np.testing.assert_array_equal(page_exit.logits, expected_exit.logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_is_asked_only_of_pages_that_the_image_does_not_decide(simulator: Simulator, kind: str) -> None:
+def test_text_is_read_only_for_pages_that_the_image_does_not_decide(simulator: Simulator, kind: str) -> None:
     how = policy((0.75, 0.5, 0.5, 0.5), seed=5)
     inputs = pages(13, 9, 5)
     with opened(simulator, kind, stretches=STRETCHES, how=how) as executor:
@@ -207,13 +209,11 @@ def test_text_is_asked_only_of_pages_that_the_image_does_not_decide(simulator: S
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_the_conditional_graph_is_one_launch_and_one_wait_whatever_exit_a_page_takes(
-    simulator: Simulator, rows: int
-) -> None:
+def test_the_conditional_graph_is_one_launch_and_one_wait_at_every_exit(simulator: Simulator, rows: int) -> None:
     with opened(simulator, "conditional") as executor:
         traces = []
-        for at in range(len(EXITS)):
-            executor.retune(policy([0.0 if exit == at else None for exit in range(4)]))
+        for index in range(len(EXITS)):
+            executor.retune(policy([0.0 if exit == index else None for exit in range(4)]))
             simulator.trace.clear()
             run(executor, pages(rows, 5), rows)
             traces.append([call for call in simulator.trace if not call.startswith("cuCtx")])
@@ -265,7 +265,7 @@ def test_a_policy_of_other_exits_or_classes_is_refused(simulator: Simulator) -> 
 
 
 def spoiled(simulator: Simulator, call: str) -> Any:
-    """Segments of which one does what a conditional body may not hold, or a capture does not allow."""
+    """Segments of which one does work that a conditional body or a capture does not allow."""
     segments = segments_on(simulator)
     driver = simulator.driver
     does = {
@@ -283,8 +283,10 @@ def test_a_segment_with_a_host_function_falls_back_to_graphs_and_names_it(
     with opened(simulator, "conditional", segments=spoiled(simulator, "a host function")) as executor:
         assert executor.kind == "graphs"
         check(executor, pages(5, 5), policy())
-    (said,) = caplog.messages
-    assert "'conditional' cannot run here, 'graphs' does instead: encoder.2 at batch 1" in said and "'host'" in said
+    (warning,) = caplog.messages
+    assert (
+        "'conditional' cannot run here, 'graphs' does instead: encoder.2 at batch 1" in warning and "'host'" in warning
+    )
 
 
 def test_a_segment_that_waits_in_its_capture_falls_back_to_the_host_chain(
@@ -293,7 +295,7 @@ def test_a_segment_that_waits_in_its_capture_falls_back_to_the_host_chain(
     with opened(simulator, "conditional", segments=spoiled(simulator, "a wait")) as executor:
         assert executor.kind == "host"
         check(executor, pages(5, 5), policy())
-    assert len(caplog.messages) == 2 and all("encoder.2" in said for said in caplog.messages)
+    assert len(caplog.messages) == 2 and all("encoder.2" in warning for warning in caplog.messages)
 
 
 def test_a_segment_that_cannot_be_captured_falls_back_to_the_host_chain(simulator: Simulator) -> None:
@@ -353,12 +355,13 @@ REPEATED = {call for call, _ in CALLS} - {"cuModuleLoadData"}
 
 
 @pytest.mark.parametrize(
-    ("call", "kind", "at"), [(*one, at) for one in CALLS for at in (1, 2) if one[0] in REPEATED or at == 1]
+    ("call", "kind", "index"),
+    [(*call, index) for call in CALLS for index in (1, 2) if call[0] in REPEATED or index == 1],
 )
-def test_what_the_driver_refuses_falls_back_and_leaks_nothing(
-    simulator: Simulator, caplog: pytest.LogCaptureFixture, call: str, kind: str, at: int
+def test_a_refusal_of_the_driver_falls_back_and_leaks_nothing(
+    simulator: Simulator, caplog: pytest.LogCaptureFixture, call: str, kind: str, index: int
 ) -> None:
-    simulator.fail(call, "CUDA_ERROR_NOT_SUPPORTED", at)
+    simulator.fail(call, "CUDA_ERROR_NOT_SUPPORTED", index)
     with opened(simulator, "conditional", batches=(1, 4)) as executor:
         assert executor.kind == kind
         check(executor, pages(3, 5), policy())
@@ -374,7 +377,7 @@ def test_a_graph_that_cannot_be_uploaded_is_launched_all_the_same(
         check(executor, pages(3, 5), policy())
 
 
-def test_the_same_fallback_is_said_once(simulator: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_fallback_is_logged_once(simulator: Simulator, caplog: pytest.LogCaptureFixture) -> None:
     simulator.driver_version = 12060
     for _ in range(3):
         with opened(simulator, "conditional", batches=(1,)):
@@ -382,7 +385,7 @@ def test_the_same_fallback_is_said_once(simulator: Simulator, caplog: pytest.Log
     assert len(caplog.messages) == 1
 
 
-def test_auto_measures_and_takes_the_fastest(
+def test_auto_measures_the_executors_and_uses_the_fastest(
     simulator: Simulator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -404,15 +407,15 @@ def test_auto_measures_and_takes_the_fastest(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", ["cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate"])
-def test_what_cannot_be_made_is_told_and_leaks_nothing(simulator: Simulator, kind: str, call: str) -> None:
-    for at in (1, 2, 3, 7):
-        simulator.fail(call, "CUDA_ERROR_UNKNOWN", at)
+def test_a_failed_executor_leaks_nothing(simulator: Simulator, kind: str, call: str) -> None:
+    for index in (1, 2, 3, 7):
+        simulator.fail(call, "CUDA_ERROR_UNKNOWN", index)
         with contextlib.suppress(DeviceError), opened(simulator, kind, batches=(1, 4)):
             pass
         assert simulator.leaks() == []
 
 
-def test_too_little_memory_is_told_with_what_is_asked_and_what_is_free(simulator: Simulator) -> None:
+def test_too_little_memory_is_reported_with_the_requested_and_the_free_size(simulator: Simulator) -> None:
     simulator.total = 8 << 20
     with (
         pytest.raises(DeviceError, match=r"Simulated GPU: \d+ MiB of memory requested and \d MiB free; use smaller"),
@@ -425,7 +428,7 @@ def test_too_little_memory_is_told_with_what_is_asked_and_what_is_free(simulator
 @pytest.mark.parametrize(
     "call", ["cuGraphLaunch", "cuLaunchKernel", "cuMemcpyAsync", "cuEventSynchronize", "cuEventRecord"]
 )
-def test_a_failure_while_running_is_told_and_everything_is_freed(simulator: Simulator, kind: str, call: str) -> None:
+def test_a_failure_of_a_run_raises_and_frees_everything(simulator: Simulator, kind: str, call: str) -> None:
     used = {"cuGraphLaunch": kind != "host", "cuLaunchKernel": kind == "host"}.get(call, True)
     with opened(simulator, kind, batches=(1, 4)) as executor:
         simulator.fail(call, "CUDA_ERROR_LAUNCH_FAILED")
@@ -445,7 +448,7 @@ def test_closing_twice_does_nothing_more(simulator: Simulator, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inputs_that_do_not_fit_are_refused_with_what_would(simulator: Simulator, kind: str) -> None:
+def test_unsuitable_inputs_are_refused_with_the_expected_ones(simulator: Simulator, kind: str) -> None:
     with opened(simulator, kind, batches=(1, 4)) as executor:
         good = pages(2, 5)
         cases = [
@@ -459,7 +462,7 @@ def test_inputs_that_do_not_fit_are_refused_with_what_would(simulator: Simulator
             with pytest.raises(BadRequest, match=message):
                 executor.advance({**good, **change})
         executor.start(2)
-        with pytest.raises(BadRequest, match="pixel_values: read by vision and not given"):
+        with pytest.raises(BadRequest, match="pixel_values: missing, and vision reads it"):
             executor.advance({name: values for name, values in good.items() if name != "pixel_values"})
         for rows, message in ((0, "no pages"), (5, "5 pages: this chain was opened for 4")):
             with pytest.raises(BadRequest, match=message):
@@ -484,7 +487,7 @@ class OnDevice:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inputs_on_the_device_are_copied_there_after_what_fills_them(simulator: Simulator, kind: str) -> None:
+def test_inputs_on_the_device_are_copied_after_the_work_that_fills_them(simulator: Simulator, kind: str) -> None:
     inputs, how = pages(4, 5), policy()
     with opened(simulator, kind, batches=(4,), how=how) as executor, executor.buffers.device.current():
         other = int(simulator.driver.cuStreamCreate(1)[1])
@@ -496,11 +499,11 @@ def test_inputs_on_the_device_are_copied_there_after_what_fills_them(simulator: 
             **{name: OnDevice(simulator, values) for name, values in inputs.items() if values.dtype == np.int64},
             "pixel_values": late,
         }
-        left = run(executor, given, 4)
-        wanted = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
-        for found, one in zip(left, wanted, strict=True):
-            assert found.exit == one.exit
-            np.testing.assert_array_equal(found.logits, one.logits)
+        page_exits = run(executor, given, 4)
+        expected_exits = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
+        for page_exit, expected_exit in zip(page_exits, expected_exits, strict=True):
+            assert page_exit.exit == expected_exit.exit
+            np.testing.assert_array_equal(page_exit.logits, expected_exit.logits)
         short = OnDevice(simulator, np.zeros((4, 3), np.int64))
         executor.start(4)
         with pytest.raises(BadRequest, match="a device array is not padded"):
@@ -511,7 +514,7 @@ def test_inputs_on_the_device_are_copied_there_after_what_fills_them(simulator: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_input_written_where_it_lies_is_not_copied(simulator: Simulator, kind: str) -> None:
+def test_an_input_written_in_place_is_not_copied(simulator: Simulator, kind: str) -> None:
     inputs, how = pages(4, 5), policy()
     with opened(simulator, kind, batches=(4,), how=how) as executor:
         views = {name: executor.buffers.view(name, 4, 5) for name in inputs}
@@ -523,8 +526,8 @@ def test_an_input_written_where_it_lies_is_not_copied(simulator: Simulator, kind
         assert "cuMemcpyAsync" not in simulator.trace
 
 
-def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator: Simulator) -> None:
-    """What torch and CuPy do: memory of an array that nobody has is given to the next one at once, in another stream."""
+def test_an_array_that_its_owner_releases_is_kept_until_it_is_copied(simulator: Simulator) -> None:
+    """The allocators of torch and CuPy give the memory of a released array to the next one at once, in another stream."""
 
     class Pooled(OnDevice):
         def __init__(self, values: np.ndarray) -> None:
@@ -535,7 +538,7 @@ def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator
             self.memory[...] = 1
 
     inputs, how = pages(4, 5), policy()
-    wanted = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
+    expected_exits = expected(inputs, how.rules, how.criterion, how.thresholds, np.zeros((5, 4), np.int32))
     with opened(simulator, "conditional", batches=(4,), how=how) as executor, executor.buffers.device.current():
         addresses = []
         for _ in range(2):
@@ -547,16 +550,16 @@ def test_an_array_that_its_owner_lets_go_of_is_kept_until_it_is_copied(simulator
             gc.collect()
         answers = executor.results_on_device()["answers"]
         executor.buffers.device.synchronize(executor.buffers.stream)
-        found = simulator.array(answers.address, answers.shape, "float32")
-        for page, one in enumerate(wanted):
-            np.testing.assert_array_equal(found[: one.exit + 1, page], one.logits)
+        logits = simulator.array(answers.address, answers.shape, "float32")
+        for page, expected_exit in enumerate(expected_exits):
+            np.testing.assert_array_equal(logits[: expected_exit.exit + 1, page], expected_exit.logits)
         executor.buffers._copied.clear()
         for address in addresses:
             simulator.driver.cuMemFree(address)
 
 
 def _interface(view: Any) -> Any:
-    """A consumer that knows `__cuda_array_interface__` only."""
+    """An array with `__cuda_array_interface__` only."""
     return type("Other", (), {"__cuda_array_interface__": view.__cuda_array_interface__, "shape": view.shape})()
 
 
@@ -571,13 +574,13 @@ def test_results_on_the_device_are_those_on_the_host(simulator: Simulator, kind:
             simulator.array(arrays[name].address, arrays[name].shape, arrays[name].dtype)
             for name in ("exits", "scores", "answers")
         )
-        assert exits.tolist() == [one.exit for one in left]
-        for page, one in enumerate(left):
-            np.testing.assert_array_equal(answers[: one.exit + 1, page], one.logits)
-            np.testing.assert_array_equal(scores[: one.exit + 1, page], one.scores)
+        assert exits.tolist() == [page_exit.exit for page_exit in left]
+        for page, page_exit in enumerate(left):
+            np.testing.assert_array_equal(answers[: page_exit.exit + 1, page], page_exit.logits)
+            np.testing.assert_array_equal(scores[: page_exit.exit + 1, page], page_exit.scores)
 
 
-def test_a_chain_runs_in_a_stream_of_the_users_own(simulator: Simulator) -> None:
+def test_a_chain_runs_in_a_stream_of_the_user(simulator: Simulator) -> None:
     device = module("device").open_device()
     with device.current():
         stream = device.create_stream()

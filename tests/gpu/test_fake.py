@@ -1,4 +1,4 @@
-"""The stand-in for a binding has the real signatures, refuses what they refuse, and records what is done with it."""
+"""The stand-in for a binding has the real signatures, refuses the same arguments, and records its calls."""
 
 import gc
 import importlib
@@ -56,13 +56,13 @@ def test_an_attached_behaviour_answers(fake: Fake, trt: Any) -> None:
     assert trt.Runtime(trt.Logger()).deserialize_cuda_engine(b"plan").num_io_tensors == 3
 
 
-def test_a_behaviour_for_what_is_not_there_is_refused(fake: Fake) -> None:
+def test_a_behaviour_for_a_missing_member_is_refused(fake: Fake) -> None:
     for name in ("Builder.build_engine", "Bilder.reset", "cuInit"):
         with pytest.raises(AttributeError, match=name):
             fake.on(name, lambda *_: None)
 
 
-def test_what_the_real_class_has_not_is_refused(fake: Fake, trt: Any) -> None:
+def test_members_that_the_real_class_lacks_are_refused(fake: Fake, trt: Any) -> None:
     builder = trt.Builder(trt.Logger())
     config = builder.create_builder_config()
     engine = fake.new("ICudaEngine")
@@ -84,7 +84,7 @@ def test_what_the_real_class_has_not_is_refused(fake: Fake, trt: Any) -> None:
         config.max_aux_streams = "none"
 
 
-def test_deaths_are_recorded_so_a_test_sees_who_outlives_whom(fake: Fake, trt: Any) -> None:
+def test_deaths_are_recorded_in_order(fake: Fake, trt: Any) -> None:
     runtime = trt.Runtime(trt.Logger())
     engine = runtime.deserialize_cuda_engine(b"plan")
     context = engine.create_execution_context()
@@ -130,7 +130,7 @@ def test_each_version_has_its_own_members() -> None:
 
 
 @pytest.mark.parametrize("binding", ["cuda-12", "cuda-13"])
-def test_cuda_answers_a_success_and_keeps_what_a_structure_is_filled_with(binding: str) -> None:
+def test_cuda_returns_success_and_keeps_the_fields_of_a_structure(binding: str) -> None:
     fake = fake_of(binding)
     driver = fake.modules["cuda.bindings.driver"]
     error, graph = driver.cuGraphCreate(0)
@@ -170,7 +170,7 @@ def test_pycuda_is_faked_alike() -> None:
 
 
 @pytest.mark.parametrize("binding", bindings.SURFACES)
-def test_an_installed_fake_is_what_imports_give_until_the_test_ends(
+def test_an_installed_fake_replaces_the_import_until_the_test_ends(
     binding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = fake_of(binding)

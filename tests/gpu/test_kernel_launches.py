@@ -1,4 +1,4 @@
-"""How the device's kernels are launched and compiled, as far as that goes without a GPU."""
+"""Launch and compilation of the device's kernels, as far as they run without a GPU."""
 
 import ctypes
 import os
@@ -34,7 +34,7 @@ def test_blocks_cover_the_rows_and_tensors_that_move() -> None:
     assert kernels.gather_launch(Gather(tensor_count=1), 1, 1418).grid == (1, 1, 1)
 
 
-def test_what_no_launch_can_hold_is_refused() -> None:
+def test_launches_beyond_the_limits_are_refused() -> None:
     with pytest.raises(BadRequest, match="1025 rows in a launch; expected 1 to 1024"):
         kernels.decide_launch(Decide(classes=2, scratch=16), 1025)
     with pytest.raises(BadRequest, match="0 rows"):
@@ -137,7 +137,7 @@ def test_the_gpu_s_numbers_are_not_contracted(nvrtc: Fake) -> None:
     assert nvrtc.names[-1] == "nvrtcDestroyProgram"
 
 
-def test_a_source_that_nvrtc_refuses_is_told_with_its_log(nvrtc: Fake) -> None:
+def test_a_source_that_nvrtc_refuses_is_reported_with_its_log(nvrtc: Fake) -> None:
     result = nvrtc.modules["cuda.bindings.nvrtc"].nvrtcResult
     text = b"kernels.cu(7): error: x\n1 error\0"
 
@@ -155,14 +155,14 @@ def test_a_source_that_nvrtc_refuses_is_told_with_its_log(nvrtc: Fake) -> None:
     assert nvrtc.names[-1] == "nvrtcDestroyProgram"
 
 
-def test_a_gpu_that_nvrtc_does_not_know_is_told(nvrtc: Fake) -> None:
+def test_a_gpu_that_nvrtc_does_not_support_is_reported(nvrtc: Fake) -> None:
     with pytest.raises(
         DeviceError, match=r"NVRTC 12.9 does not compile for sm_120 \(it does for sm_75, sm_80, sm_90\)"
     ):
         kernels.compile_cubin((12, 0))
 
 
-def test_without_nvrtc_the_command_is_told(nvrtc: Fake) -> None:
+def test_a_missing_nvrtc_is_reported_with_the_command_that_installs_it(nvrtc: Fake) -> None:
     def missing() -> None:
         raise RuntimeError('Failure finding "libnvrtc.so.13"\nmore')
 

@@ -53,12 +53,12 @@ def test_the_vectors_that_every_implementation_of_the_policy_passes(library: cty
     def run(bars: Sequence[Threshold]) -> Batch:
         batch = Batch.of(1, classes)
         policy = policy_block(rules, case["criterion"], bars, classes)
-        for at, step in enumerate(steps):
-            if at and not batch.rows[0]:
+        for index, step in enumerate(steps):
+            if index and not batch.rows[0]:
                 break
             tokens = np.array([case["tokens"]]) if step["after_text"] else None
             logits = np.array([step["logits"]])
-            batch.decide(library, policy, at, logits, tokens=tokens, flags=0 if at else FIRST)
+            batch.decide(library, policy, index, logits, tokens=tokens, flags=0 if index else FIRST)
             assert batch.scratch[0, :classes] == pytest.approx(step["probabilities"], abs=1e-9)
             assert batch.scores[0] == pytest.approx(step["score"], abs=1e-9)
         return batch
@@ -76,26 +76,26 @@ def in_python(
     thresholds: Sequence[Threshold],
     tokens: np.ndarray,
     gates: Sequence[np.ndarray | None],
-    asked: Sequence[int],
+    evaluated: Sequence[int],
 ) -> tuple[list[int], list[float]]:
     """Exits and scores of every page, one at a time, by the policy's own functions."""
     exits, scores = [], []
     for page in range(logits.shape[1]):
         known = ExitHistory()
-        for at in asked:
-            rule, bars = rules[at], limits((*thresholds, -NEVER)[at], logits.shape[2])
+        for index in evaluated:
+            rule, bars = rules[index], limits((*thresholds, -NEVER)[index], logits.shape[2])
             try:
-                known.probabilities.append(calibrate_logits(logits[at, page].tolist(), rule.scale, rule.bias))
-                gate = gates[at]
+                known.probabilities.append(calibrate_logits(logits[index, page].tolist(), rule.scale, rule.bias))
+                gate = gates[index]
                 known.gate = None if gate is None else gate_probability(float(gate[page, 0]), rule.gate)
             except BadLogits:
-                exits.append(-1 - at)
+                exits.append(-1 - index)
                 scores.append(np.nan)
                 break
-            known.tokens = int(tokens[at, page])
+            known.tokens = int(tokens[index, page])
             score = CRITERIA[criterion](known, rule.weights)
             if score >= bars[int(np.argmax(known.probabilities[-1]))]:
-                exits.append(at)
+                exits.append(index)
                 scores.append(score)
                 break
     return exits, scores
@@ -110,9 +110,9 @@ def some_thresholds(rng: np.random.Generator, exits: int, classes: int) -> list[
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("block", range(3))
-def test_random_batches_leave_as_in_python(library: ctypes.CDLL, criterion: str, block: int) -> None:
+def test_random_batches_exit_as_in_python(library: ctypes.CDLL, criterion: str, block: int) -> None:
     rng = np.random.default_rng([SEED, block, list(CRITERIA).index(criterion)])
-    seen: set[int] = set()
+    reached: set[int] = set()
     for turn in range(40):
         play(library, *ORDERS[turn % 3])
         classes, exits, pages = (int(rng.integers(*span)) for span in ((2, 65), (1, 13), (1, 65)))
@@ -120,8 +120,8 @@ def test_random_batches_leave_as_in_python(library: ctypes.CDLL, criterion: str,
         logits[rng.random(logits.shape) < 0.02 / classes] = rng.choice([np.nan, np.inf, -np.inf])
         logits[:, :, 0] += np.float32(4.0) * (rng.random(pages) < 0.5)  # or neighbours would hardly ever agree
         gates = [
-            (rng.normal(size=(pages, 1)) * 2).astype(np.float32) if criterion == "gate" and at < exits - 1 else None
-            for at in range(exits)
+            (rng.normal(size=(pages, 1)) * 2).astype(np.float32) if criterion == "gate" and index < exits - 1 else None
+            for index in range(exits)
         ]
         for gate in gates:
             if gate is not None and rng.random() < 0.3:
@@ -137,28 +137,30 @@ def test_random_batches_leave_as_in_python(library: ctypes.CDLL, criterion: str,
             for _ in range(exits)
         ]
         thresholds = some_thresholds(rng, exits, classes)
-        asked = [at for at in range(exits) if at == exits - 1 or rng.random() < 0.9]
-        wanted_exits, wanted_scores = in_python(logits, rules, criterion, thresholds, tokens, gates, asked)
+        evaluated = [index for index in range(exits) if index == exits - 1 or rng.random() < 0.9]
+        wanted_exits, wanted_scores = in_python(logits, rules, criterion, thresholds, tokens, gates, evaluated)
 
         batch = Batch.of(pages, classes)
         policy = policy_block(rules, criterion, thresholds, classes)
-        for at in asked:
-            known = tokens[at] if tokens[at].any() else None
-            order = int(rng.choice([0, STABLE])) | (FIRST if at == asked[0] else 0)
+        for index in evaluated:
+            known = tokens[index] if tokens[index].any() else None
+            order = int(rng.choice([0, STABLE])) | (FIRST if index == evaluated[0] else 0)
             scratch = bool(rng.random() < 0.5)
-            batch.decide(library, policy, at, logits[at], gates=gates[at], tokens=known, flags=order, scratch=scratch)
+            batch.decide(
+                library, policy, index, logits[index], gates=gates[index], tokens=known, flags=order, scratch=scratch
+            )
         assert batch.rows[0] == 0
         assert batch.exits.tolist() == wanted_exits
         assert np.allclose(batch.scores, wanted_scores, rtol=0, atol=1e-12, equal_nan=True)
-        left = [at if at >= 0 else -1 - at for at in wanted_exits]
-        assert np.array_equal(batch.answers, logits[left, range(pages)], equal_nan=True)
-        seen |= set(wanted_exits)
-    assert {0, 1, -1} <= seen  # else the thresholds above would test nothing
+        answered = [index if index >= 0 else -1 - index for index in wanted_exits]
+        assert np.array_equal(batch.answers, logits[answered, range(pages)], equal_nan=True)
+        reached |= set(wanted_exits)
+    assert {0, 1, -1} <= reached  # else the thresholds above would test nothing
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", ["logits", "gate"])
-def test_a_page_of_bad_numbers_leaves_at_once_and_says_where(library: ctypes.CDLL, bad: float, place: str) -> None:
+def test_a_page_of_bad_logits_stops_at_once_and_records_its_exit(library: ctypes.CDLL, bad: float, place: str) -> None:
     batch = Batch.of(3, 2)
     policy = plain_policy([None, None])
     logits, gates = np.zeros((3, 2), np.float32), np.zeros((3, 1), np.float32)
@@ -170,7 +172,7 @@ def test_a_page_of_bad_numbers_leaves_at_once_and_says_where(library: ctypes.CDL
     assert np.array_equal(batch.answers[1], logits[1], equal_nan=True)
 
 
-def test_a_score_that_equals_its_threshold_leaves(library: ctypes.CDLL) -> None:
+def test_a_page_exits_if_its_score_equals_the_threshold(library: ctypes.CDLL) -> None:
     logits = np.random.default_rng(SEED).normal(size=(64, 5))
     batch = Batch.of(64, 5)
     batch.decide(library, plain_policy([None], 5), 0, logits, flags=FIRST)
@@ -206,7 +208,7 @@ def test_a_policy_is_retuned_by_writing_its_buffer(library: ctypes.CDLL) -> None
     assert batch.alive == [1] and batch.scores[0] == 0.5
 
 
-def test_scores_and_logits_of_pages_that_stay_are_there_for_a_trace(library: ctypes.CDLL) -> None:
+def test_scores_and_logits_of_remaining_pages_are_kept_for_a_trace(library: ctypes.CDLL) -> None:
     batch = Batch.of(2, 2)
     batch.decide(library, plain_policy(SECOND_LEAVES), 0, np.array([LEAVES, STAYS]), flags=FIRST)
     assert batch.scores.tolist() == [1 / (1 + np.exp(-4))] * 2
@@ -217,7 +219,7 @@ def test_scores_and_logits_of_pages_that_stay_are_there_for_a_trace(library: cty
 
 
 def packed(library: ctypes.CDLL, stays: Sequence[bool], flags: int) -> Batch:
-    """A second decision after one where nobody left but the order turned, by hand."""
+    """A second decision by hand, after one at which no page exited but the order changed."""
     batch = Batch.of(len(stays), 2)
     batch.ids[:] = np.arange(len(stays))[::-1]
     logits = np.empty((len(stays), 2))
@@ -241,7 +243,7 @@ def check_packing(library: ctypes.CDLL, stays: Sequence[bool]) -> None:
     moved = np.flatnonzero(source != np.arange(len(source)))
     assert len(moved) <= min(len(survivors), len(stays) - len(survivors))
     assert not set(moved) & set(source[moved])
-    assert not any(stays[int(at)] for at in moved)
+    assert not any(stays[int(index)] for index in moved)
 
 
 @pytest.mark.parametrize("pages", range(1, 9))
@@ -259,20 +261,20 @@ def test_large_batches_are_packed(library: ctypes.CDLL, threads: tuple[int, int]
 def value_of(library: ctypes.CDLL, alive: int, buckets: Sequence[int] | None) -> int:
     batch = Batch.of(64, 2)
     logits = np.array([STAYS] * alive + [LEAVES] * (64 - alive))
-    found = None if buckets is None else np.array(buckets, np.int32)
-    batch.decide(library, plain_policy(SECOND_LEAVES), 0, logits, flags=FIRST, buckets=found)
+    bucket_sizes = None if buckets is None else np.array(buckets, np.int32)
+    batch.decide(library, plain_policy(SECOND_LEAVES), 0, logits, flags=FIRST, buckets=bucket_sizes)
     assert batch.rows[0] == alive
     return int(batch.value[0])
 
 
 def test_a_switch_gets_the_first_bucket_that_holds_the_rows(library: ctypes.CDLL) -> None:
     buckets = [1, 2, 4, 8, 16, 32, 64]
-    wanted = {0: 7, 1: 0, 2: 1, 3: 2, 4: 2, 5: 3, 8: 3, 9: 4, 16: 4, 17: 5, 32: 5, 33: 6, 63: 6, 64: 6}
-    assert {alive: value_of(library, alive, buckets) for alive in wanted} == wanted
+    expected = {0: 7, 1: 0, 2: 1, 3: 2, 4: 2, 5: 3, 8: 3, 9: 4, 16: 4, 17: 5, 32: 5, 33: 6, 63: 6, 64: 6}
+    assert {alive: value_of(library, alive, buckets) for alive in expected} == expected
     assert value_of(library, 0, [64]) == 1 and value_of(library, 64, [64]) == 0
 
 
-def test_an_if_gets_whether_a_row_stays(library: ctypes.CDLL) -> None:
+def test_an_if_node_gets_1_if_a_row_remains(library: ctypes.CDLL) -> None:
     assert [value_of(library, alive, None) for alive in (0, 1, 64)] == [0, 1, 1]
 
 
@@ -324,7 +326,7 @@ def test_tensors_move_together_and_holes_are_filled_in_place(library: ctypes.CDL
         batch = packed(library, stays.tolist(), 0)
         alive = int(batch.rows[0])
         tensors = [bytes_at(0, 32, length, rng) for length in (64, 709, 1536)]
-        wanted = [tensor[batch.source[:alive]] for tensor in tensors]
+        expected = [tensor[batch.source[:alive]] for tensor in tensors]
         gather(library, [(tensor, tensor) for tensor in tensors], batch.source, alive)
-        for tensor, rows in zip(tensors, wanted, strict=True):
+        for tensor, rows in zip(tensors, expected, strict=True):
             assert np.array_equal(tensor[:alive], rows)

@@ -1,4 +1,4 @@
-"""Sessions over tensors at fixed addresses: ONNX Runtime's CPU provider and host memory stand in for those of a GPU."""
+"""Sessions over tensors at fixed addresses. ONNX Runtime's CPU provider and host memory stand in for those of a GPU."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +27,11 @@ def opened(spec: SegmentSpec, graph: Path) -> OrtGpuSegment:
     return OrtGpuSegment(spec, graph, CPU, STREAM, ("cpu", 0))
 
 
-def test_a_segment_writes_what_a_plain_session_gives_to_the_addresses_it_was_bound_to(tiny_package: Package) -> None:
+def test_a_segment_writes_the_outputs_of_a_plain_session_to_its_bound_addresses(tiny_package: Package) -> None:
     spec = next(
-        each
-        for each in tiny_package.target("cpu-fp32").segments
-        if {tensor.name for tensor in each.inputs} == {"pixel_values"}
+        spec
+        for spec in tiny_package.target("cpu-fp32").segments
+        if {tensor.name for tensor in spec.inputs} == {"pixel_values"}
     )
     graph = tiny_package.path / spec.file
     pixels = np.random.default_rng(0).standard_normal(shape_of(spec.inputs[0], {"B": 2}), np.float32)
@@ -80,7 +80,7 @@ def test_a_provider_that_does_not_load_is_an_error_and_not_a_slow_cpu(tiny_packa
         OrtGpuSegment(spec, tiny_package.path / spec.file, [("CUDAExecutionProvider", {}), *CPU], STREAM)
 
 
-def test_libraries_that_pip_installed_are_loaded_before_a_session_looks_for_them(
+def test_libraries_that_pip_installed_are_loaded_before_a_session_needs_them(
     tiny_package: Package, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[str] = []
@@ -122,7 +122,7 @@ def test_a_graph_that_is_none_is_named(tmp_path: Path, tiny_package: Package) ->
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-def test_an_onnxruntime_without_the_provider_says_what_to_install(backend: str) -> None:
+def test_an_onnxruntime_without_the_provider_is_refused_with_the_command_that_installs_it(backend: str) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the provider")
     with pytest.raises(
@@ -131,7 +131,7 @@ def test_an_onnxruntime_without_the_provider_says_what_to_install(backend: str) 
         require_provider(backend)
 
 
-def test_the_tensorrt_provider_is_given_every_profile_and_no_precision_of_its_own(tmp_path: Path) -> None:
+def test_the_tensorrt_provider_gets_every_profile_and_no_precision(tmp_path: Path) -> None:
     recipe = TargetRecipe("mine", "onnxruntime-tensorrt", "fp16", workspace_mib=512, builder_level=4, cuda_graphs=False)
     recipe = replace(recipe, hardware_compatibility="ampere_plus", strip=True)
     inputs = [TensorSpec("text", "float16", ("B", "T", 8)), TensorSpec("bbox", "int64", ("B", "T", 4))]
@@ -144,7 +144,7 @@ def test_the_tensorrt_provider_is_given_every_profile_and_no_precision_of_its_ow
     assert (options["device_id"], options["user_compute_stream"]) == ("1", "42")
     assert options["trt_max_workspace_size"] == str(512 << 20)
     assert not {key for key in options if key.endswith(("fp16_enable", "bf16_enable", "int8_enable"))}
-    # The Python binding of onnxruntime-gpu 1.31.1 knows no other of its names than these, and flags by these words only.
+    # The Python binding of onnxruntime-gpu 1.31.1 accepts only these names and these values of flags.
     flags = {"trt_engine_cache_enable", "trt_timing_cache_enable", "trt_engine_hw_compatible"}
     flags |= {"trt_weight_stripped_engine_enable"}
     assert {options[key] for key in flags & options.keys()} == {"True"}

@@ -1,4 +1,4 @@
-"""The simulated driver refuses what the real one does (or what would corrupt memory there): else the executors' tests show nothing."""
+"""The simulated driver refuses the calls that the real one refuses, or that would corrupt memory on a GPU."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def simulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def device(simulator: Simulator) -> Iterator[Any]:
-    found = importlib.import_module("ee_export.runtime.gpu.device").open_device()
-    with found.current():
-        yield found
+    gpu = importlib.import_module("ee_export.runtime.gpu.device").open_device()
+    with gpu.current():
+        yield gpu
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_nothing_runs_before_somebody_waits(simulator: Simulator, device: Any) -
     assert simulator.ran["k"] == 1
 
 
-def test_memory_is_what_is_told_when_it_is_touched(simulator: Simulator, device: Any) -> None:
+def test_memory_faults_are_reported_at_the_access(simulator: Simulator, device: Any) -> None:
     stream = device.create_stream()
     address = device.allocate(64)
     with pytest.raises(DeviceError, match="cuMemcpyAsync"):  # memory that is not pinned
@@ -66,16 +66,20 @@ def test_memory_is_what_is_told_when_it_is_touched(simulator: Simulator, device:
         device.clear(address, 64, stream)
 
 
-def test_what_is_not_given_back_is_listed(simulator: Simulator, device: Any, graphs: Any) -> None:
+def test_unreleased_resources_are_listed(simulator: Simulator, device: Any, graphs: Any) -> None:
     device.allocate(64), device.allocate_pinned(64), device.create_stream(), device.create_event(), graphs.new_graph()
     assert len(simulator.leaks()) == 7  # with the context, which is current too
 
 
 @pytest.mark.parametrize("what", ["the legacy stream", "a second capture", "a wait", "an allocation"])
-def test_what_a_capture_does_not_allow_is_refused(simulator: Simulator, device: Any, graphs: Any, what: str) -> None:
+def test_calls_that_a_capture_does_not_allow_are_refused(
+    simulator: Simulator, device: Any, graphs: Any, what: str
+) -> None:
     stream, other = device.create_stream(), device.create_stream()
     does = {
-        "a second capture": lambda _: graphs.capture(device, other, lambda at: launch(simulator, "k", at), "inner"),
+        "a second capture": lambda _: graphs.capture(
+            device, other, lambda index: launch(simulator, "k", index), "inner"
+        ),
         "a wait": lambda _: device.synchronize(stream),
         "an allocation": lambda _: device.allocate(64),
         "the legacy stream": lambda _: None,
@@ -83,7 +87,7 @@ def test_what_a_capture_does_not_allow_is_refused(simulator: Simulator, device: 
     with pytest.raises(DeviceError, match="900"):
         graphs.capture(device, 0 if what == "the legacy stream" else stream, does[what], "it")
     graphs.destroy(
-        graphs.capture(device, stream, lambda at: launch(simulator, "k", at), "it")
+        graphs.capture(device, stream, lambda index: launch(simulator, "k", index), "it")
     )  # the stream is still of use
     assert simulator.ran["k"] == 0
 
@@ -105,15 +109,15 @@ def test_no_garbage_is_collected_in_a_capture(simulator: Simulator, device: Any,
 def conditional(
     simulator: Simulator, device: Any, graphs: Any, kernel: str, *, switch: bool = False
 ) -> tuple[Any, Any, list[Any]]:
-    """A graph with a conditional node, each of whose bodies holds a captured kernel."""
+    """A graph with a conditional node. Each of its bodies holds a captured kernel."""
     stream, graph = device.create_stream(), graphs.new_graph()
     handle = graphs.new_handle(graph, device.context, 1)
     if switch:
         _, bodies = graphs.add_switch(graph, [], handle, 2, device.context)
     else:
         bodies = [graphs.add_if(graph, [], handle, device.context)[1]]
-    for at, body in enumerate(bodies):
-        child = graphs.capture(device, stream, lambda to, at=at: launch(simulator, f"{kernel}{at}", to), "it")
+    for index, body in enumerate(bodies):
+        child = graphs.capture(device, stream, lambda to, index=index: launch(simulator, f"{kernel}{index}", to), "it")
         graphs.add_child(body, [], child)
     return graph, handle, bodies
 
@@ -140,7 +144,7 @@ def test_a_condition_without_a_default_is_undefined(simulator: Simulator, device
     assert "nobody set" in simulator.faults[0]
 
 
-def test_a_handle_is_for_one_node_of_its_own_graph(simulator: Simulator, device: Any, graphs: Any) -> None:
+def test_a_handle_belongs_to_one_node_of_its_graph(simulator: Simulator, device: Any, graphs: Any) -> None:
     stream = device.create_stream()
     graph, handle, _ = conditional(simulator, device, graphs, "k")
     _, body = graphs.add_if(graph, [], handle, device.context)
@@ -176,7 +180,7 @@ def test_a_body_is_neither_empty_nor_holds_other_than_device_work(
         graphs.instantiate(graph, stream, "it")
     with pytest.raises(DeviceError, match="node of type 'host'"):  # we find it first
         graphs.require_embeddable(captured, "it")
-    alone = graphs.instantiate(captured, stream, "it")  # outside of a body it may stand
+    alone = graphs.instantiate(captured, stream, "it")  # outside of a body it is allowed
     alone.launch(stream)
     alone.close()
 
@@ -185,8 +189,10 @@ def test_a_graph_runs_in_any_order_that_its_edges_allow(simulator: Simulator, de
     stream = device.create_stream()
     order: list[int] = []
     children = [
-        graphs.capture(device, stream, lambda to, at=at: launch(simulator, "k", to, lambda: order.append(at)), "it")
-        for at in range(4)
+        graphs.capture(
+            device, stream, lambda to, index=index: launch(simulator, "k", to, lambda: order.append(index)), "it"
+        )
+        for index in range(4)
     ]
     free, chained = graphs.new_graph(), graphs.new_graph()
     after: list[Any] = []
@@ -194,26 +200,26 @@ def test_a_graph_runs_in_any_order_that_its_edges_allow(simulator: Simulator, de
         graphs.add_child(free, [], child)
         after = [graphs.add_child(chained, after, child)]
     for graph, orders in ((free, 24), (chained, 1)):
-        seen = set()
+        observed = set()
         made = graphs.instantiate(graph, stream, "it")
         for _ in range(300):
             order.clear()
             made.launch(stream)
             device.synchronize(stream)
-            seen.add(tuple(order))
-        assert len(seen) == orders
+            observed.add(tuple(order))
+        assert len(observed) == orders
 
 
 def test_a_call_outside_of_the_context_is_refused(simulator: Simulator) -> None:
-    found = importlib.import_module("ee_export.runtime.gpu.device").open_device()
+    gpu = importlib.import_module("ee_export.runtime.gpu.device").open_device()
     with pytest.raises(DeviceError, match="201"):
-        found.allocate(64)
+        gpu.allocate(64)
 
 
 def test_the_gpu_benchmark_and_its_segments_run(
     simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So that it does not fail at its first GPU; what it measures here is nothing."""
+    """The benchmark runs, so it does not fail on its first GPU. Its figures here have no meaning."""
 
     def segment(arguments: Any) -> None:
         state, following, logits, width, classes, salt, _, _, rows = arguments
@@ -227,8 +233,8 @@ def test_the_gpu_benchmark_and_its_segments_run(
     monkeypatch.setattr(benchmark, "WIDTH", 64)
     monkeypatch.setattr(benchmark, "RUNS", 2)
     benchmark.main(["--pages", "5", "--segments", "3"], standalone_mode=False)
-    told = capsys.readouterr().out
-    assert all(told.count(f"  {kind} ") == 2 for kind in ("host", "graphs", "conditional"))
+    output = capsys.readouterr().out
+    assert all(output.count(f"  {kind} ") == 2 for kind in ("host", "graphs", "conditional"))
     assert simulator.faults == []
     assert simulator.leaks() == ["2 modules"]  # the benchmark's own kernel, of two widths
 

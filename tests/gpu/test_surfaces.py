@@ -1,4 +1,4 @@
-"""Our code touches only what the real TensorRT, CUDA and pycuda bindings have, in their oldest and newest version."""
+"""Our code uses only names that the real TensorRT, CUDA and pycuda bindings have, in their oldest and newest version."""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def uses(
 ) -> None:
 """
 
-# What is wrong, the line, the name that the finding says, and how many of the two runs find it.
+# The error, the line, the name in the message, and the number of the two runs that report it.
 MISUSES: list[tuple[str, str, str, int]] = [
     ("class, TensorRT", "trt.Bilder", "Bilder", 2),
     ("class, CUDA", "driver.CUgraphNodeParameters()", "CUgraphNodeParameters", 2),
@@ -113,19 +113,19 @@ def skip_without(report: surfaces.Report, package: str) -> None:
 
 
 @pytest.mark.parametrize("kind, code, name, runs", MISUSES, ids=[kind for kind, *_ in MISUSES])
-def test_a_misuse_is_found_with_its_file_line_and_name(
+def test_a_misuse_is_reported_with_its_file_line_and_name(
     misused: tuple[surfaces.Report, Path, dict[str, int]], kind: str, code: str, name: str, runs: int
 ) -> None:
     report, file, lines = misused
     package = "pycuda" if "pycuda" in kind else "cuda" if "CUDA" in kind or "nvrtc" in kind else "tensorrt"
     skip_without(report, package)
-    at = range(lines[kind], lines[kind] + 1 + code.count("\n"))
-    found = [finding for finding in report.findings if finding.line in at]
-    assert {finding.file for finding in found} == {str(file)}
-    assert len({finding.run for finding in found if name in finding.text}) == runs, found
+    span = range(lines[kind], lines[kind] + 1 + code.count("\n"))
+    findings = [finding for finding in report.findings if finding.line in span]
+    assert {finding.file for finding in findings} == {str(file)}
+    assert len({finding.run for finding in findings if name in finding.text}) == runs, findings
 
 
-def test_right_use_is_found_right_and_counted_name_by_name() -> None:
+def test_correct_use_is_accepted_and_counted_by_name() -> None:
     report = surfaces.check([EXAMPLE])
     skip_without(report, "")
     assert report.findings == []
@@ -141,7 +141,7 @@ def test_right_use_is_found_right_and_counted_name_by_name() -> None:
     print(surfaces.table(report))
 
 
-def test_all_that_we_touch_is_there() -> None:
+def test_every_name_that_we_use_exists() -> None:
     report = surfaces.check(surfaces.users())
     print(surfaces.table(report))
     assert not report.findings, "\n".join(map(str, report.findings))
@@ -160,7 +160,7 @@ def test_every_module_that_imports_a_binding_is_checked(tmp_path: Path) -> None:
     assert [path.stem for path in surfaces.users(tmp_path)] == ["above", "by_name", "within"]
 
 
-def test_a_misuse_is_found_from_whatever_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misuse_is_reported_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "near.py").write_text("import tensorrt as trt\n\ntrt.Bilder\n")
     for folder in (tmp_path, tmp_path.parent, Path("/")):
         monkeypatch.chdir(folder)
@@ -200,6 +200,6 @@ def kinds(members: dict[str, Any]) -> Iterator[str]:
 
 
 def test_few_types_are_unknown(surface: dict[str, Any]) -> None:
-    found = [kind for members in surface["modules"].values() for kind in kinds(members)]
-    unknown = sum(kind == "Any" for kind in found) / len(found)
-    assert unknown < (0.45 if "pycuda.driver" in surface["modules"] else 0.1)  # Boost.Python says `object` often
+    names = [kind for members in surface["modules"].values() for kind in kinds(members)]
+    unknown = sum(kind == "Any" for kind in names) / len(names)
+    assert unknown < (0.45 if "pycuda.driver" in surface["modules"] else 0.1)  # Boost.Python often states `object`

@@ -74,7 +74,7 @@ def test_pages_beyond_every_profile_are_refused_with_the_limit(tensorrt: FakeTen
     assert "ICudaEngine.create_execution_context" not in tensorrt.names
 
 
-def test_segments_in_a_row_share_one_scratch_as_large_as_the_largest_needs(tensorrt: FakeTensorRt, gpu: Gpu) -> None:
+def test_consecutive_segments_share_one_workspace_of_the_largest_size(tensorrt: FakeTensorRt, gpu: Gpu) -> None:
     scratch = Workspace(gpu)
     sizes = iter((1000, 9000, 5000))
     tensorrt.fake.on("ICudaEngine.device_memory_size_v2", lambda engine: next(sizes))
@@ -98,12 +98,12 @@ def test_addresses_given_before_stay_good_when_a_larger_engine_comes_later(gpu: 
     assert scratch.take() == scratch.take()
 
 
-def test_a_gpu_with_too_little_memory_is_told_with_both_numbers(tensorrt: FakeTensorRt) -> None:
+def test_too_little_gpu_memory_is_reported_with_both_sizes(tensorrt: FakeTensorRt) -> None:
     with pytest.raises(DeviceError, match="4096 bytes of memory asked and 1000 free"):
         tensorrt.open(Workspace(Gpu(1000))).bind(ADDRESSES, SIZES)
 
 
-def test_contexts_die_before_their_engine_and_that_before_its_runtime(
+def test_contexts_are_freed_before_their_engine_and_the_engine_before_its_runtime(
     tensorrt: FakeTensorRt, scratch: Workspace
 ) -> None:
     segment = tensorrt.open(scratch)
@@ -112,13 +112,13 @@ def test_contexts_die_before_their_engine_and_that_before_its_runtime(
     assert "~ICudaEngine" not in tensorrt.deaths()
     bound.pop()
     bound.pop()
-    found = [
+    deaths = [
         name for name in tensorrt.deaths() if name in ("~IExecutionContext", "~ICudaEngine", "~Runtime", "~ILogger")
     ]
-    assert found == ["~IExecutionContext", "~IExecutionContext", "~ICudaEngine", "~Runtime"], "the logger lives on"
+    assert deaths == ["~IExecutionContext", "~IExecutionContext", "~ICudaEngine", "~Runtime"], "the logger lives on"
 
 
-def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
+def test_a_segment_that_cannot_be_bound_frees_its_context(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     segment = tensorrt.open(scratch)
     tensorrt.fake.on("IExecutionContext.set_input_shape", lambda context, name, shape: False)
     with pytest.raises(DeviceError, match="refused text of shape"):
@@ -133,10 +133,14 @@ def test_a_segment_that_cannot_be_bound_leaves_no_context_behind(tensorrt: FakeT
         ("IExecutionContext.set_optimization_profile_async", False, "refused optimization profile 0: no room"),
         ("IExecutionContext.set_tensor_address", False, "refused address of text: no room"),
         ("IExecutionContext.infer_shapes", ["bbox"], "lacks shapes of bbox"),
-        ("IExecutionContext.get_tensor_shape", (1, 4), r"encoder.1.logits would be \[1, 4\], expected \[1, 3\]"),
+        (
+            "IExecutionContext.get_tensor_shape",
+            (1, 4),
+            r"encoder.1.logits has the inferred shape \[1, 4\], expected \[1, 3\]",
+        ),
     ],
 )
-def test_what_tensorrt_refuses_is_said_with_its_last_words(
+def test_a_refusal_of_tensorrt_is_reported_with_its_last_log_line(
     tensorrt: FakeTensorRt, scratch: Workspace, call: str, answer: Any, message: str
 ) -> None:
     segment = tensorrt.open(scratch)
@@ -150,7 +154,7 @@ def test_what_tensorrt_refuses_is_said_with_its_last_words(
         segment.bind(ADDRESSES, SIZES)
 
 
-def test_shapes_that_do_not_go_together_are_said_with_tensorrt_s_last_words(
+def test_contradictory_shapes_are_reported_with_tensorrts_last_log_line(
     tensorrt: FakeTensorRt, scratch: Workspace
 ) -> None:
     segment = tensorrt.open(scratch)
@@ -164,9 +168,7 @@ def test_shapes_that_do_not_go_together_are_said_with_tensorrt_s_last_words(
         segment.bind(ADDRESSES, SIZES)
 
 
-def test_a_size_that_the_engine_knows_at_run_time_only_is_no_difference(
-    tensorrt: FakeTensorRt, scratch: Workspace
-) -> None:
+def test_a_size_known_only_at_run_time_is_no_difference(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     ranks = {tensor.name: len(tensor.shape) for tensor in (*SPEC.inputs, *SPEC.outputs)}
     tensorrt.fake.on("ICudaEngine.get_tensor_shape", lambda engine, name: (-1,) * ranks[name])
     tensorrt.open(scratch).bind(ADDRESSES, SIZES)
@@ -186,7 +188,7 @@ def test_an_engine_that_enqueues_nothing_is_an_error_and_not_an_old_answer(
         bound.enqueue(11)
 
 
-def test_a_plan_that_cannot_be_loaded_is_said_with_its_last_words(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
+def test_an_unloadable_plan_is_reported_with_the_last_log_line(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     def refuse(runtime: Any, plan: bytes) -> None:
         tensorrt.complain("CUDA out of memory")
 
@@ -198,7 +200,7 @@ def test_a_plan_that_cannot_be_loaded_is_said_with_its_last_words(tensorrt: Fake
     assert tensorrt.deaths().count("~Runtime") == 1
 
 
-def test_a_runtime_that_cannot_be_made_is_said_with_its_last_words(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
+def test_a_missing_runtime_is_reported_with_the_last_log_line(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     def refuse(runtime: Any, logger: Any) -> None:
         tensorrt.complain("CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
@@ -234,7 +236,7 @@ def test_an_engine_that_streams_its_weights_is_not_captured(
     assert streaming < tensorrt.names.index("ICudaEngine.create_execution_context")
 
 
-def test_only_a_version_compatible_engine_may_bring_code_of_its_own(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
+def test_only_a_version_compatible_engine_may_contain_code(tensorrt: FakeTensorRt, scratch: Workspace) -> None:
     tensorrt.open(scratch)
     assert "Runtime.engine_host_code_allowed=" not in tensorrt.names
     tensorrt.open(scratch, host_code=True)

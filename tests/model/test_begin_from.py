@@ -1,4 +1,4 @@
-"""Training that begins from a checkpoint of transformers: its classifier keeps its labels, or is replaced if the user says so."""
+"""Training that starts from a checkpoint of transformers. Its classifier keeps its labels, or an option replaces it."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ UNSORTED = (*reversed(LABELS), "letter")
 def save_vit(kind: type[PreTrainedModel], labels: tuple[str, ...], folder: Path) -> None:
     """A small ViT of random weights."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     torch.manual_seed(5)
     kind(ViTConfig(**sizes, **names, image_size=32, patch_size=16)).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
@@ -36,7 +36,7 @@ def test_a_classifier_keeps_its_labels_in_its_order(tmp_path: Path, pages_folder
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
-def test_other_labels_are_refused_and_a_new_classifier_is_made_if_the_user_says_so(
+def test_other_labels_are_refused_without_the_option_for_a_new_classifier(
     tmp_path: Path, pages_folder: Path, call: Call
 ) -> None:
     save_vit(ViTForImageClassification, ("a", "b", "c", "d", "e", "f", "g"), tmp_path / "stock")
@@ -65,7 +65,7 @@ def test_a_checkpoint_without_a_classifier_gets_the_labels_of_the_pages(
     assert labels_of(tmp_path / "out") == list(LABELS)
 
 
-def test_a_kind_of_trunk_that_is_unknown_is_refused_by_its_name(tmp_path: Path, pages_folder: Path, call: Call) -> None:
+def test_an_unknown_kind_of_trunk_is_refused_by_name(tmp_path: Path, pages_folder: Path, call: Call) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_an_unknown_trunk_is_one_line(
     save_vit(ViTForImageClassification, LABELS, tmp_path / "stock")
     config = json.loads((tmp_path / "stock" / "config.json").read_text())
     (tmp_path / "stock" / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
-    capsys.readouterr()  # transformers' own bars
+    capsys.readouterr()  # the progress bars of transformers
     for command in (
         ("train", pages_folder, "--init", tmp_path / "stock"),
         ("add-exits", tmp_path / "stock", pages_folder),
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_an_unknown_trunk_is_one_line(
         assert "expected one of layoutlmv3, bert" in err and err.strip().endswith("as parts or as ONNX graphs")
 
 
-def test_wrong_arguments_are_one_line_and_leave_nothing(
+def test_wrong_arguments_are_one_line_and_write_nothing(
     tmp_path: Path, pages_folder: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_vit(ViTForImageClassification, LABELS, tmp_path / "stock")
@@ -121,7 +121,7 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(
         (tmp_path / "tiny" / label).mkdir(parents=True)
         page = next((pages_folder / label).glob("*.jpg"))
         (tmp_path / "tiny" / label / page.name).write_bytes(page.read_bytes())
-    capsys.readouterr()  # transformers' own bars
+    capsys.readouterr()  # the progress bars of transformers
     before = sorted(tmp_path.iterdir())
     stock, out = tmp_path / "stock", tmp_path / "out"
     for arguments, message in (
@@ -134,7 +134,7 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(
         (("add-exits", stock, tmp_path / "tiny", "--out", out), "tiny: too few pages"),
         (
             ("add-exits", stock, pages_folder, "--out", out, "--checkpoint-out", out),
-            "out: is --out too; name two folders",
+            "out: is the folder of --out; name another folder",
         ),
         (("add-exits", stock, pages_folder, "--out", out, "--exits", ""), "unknown exit ''"),
     ):

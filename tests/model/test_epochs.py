@@ -17,14 +17,14 @@ from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
 from ee_export.model.loader import load_items
 from ee_export.model.pages import EncodedPages
-from ee_export.model.recipe import Recipe, with_defaults
+from ee_export.model.recipe import TrainingRecipe, with_defaults
 from tests.conftest import random_model, tiny_config
 
 CPU = torch.device("cpu")
 
 
 def tiny(**changes) -> EarlyExitModel:
-    """A model without dropout, whose exits before `final` read text and the first layer."""
+    """A model without dropout. Its exits before `final` read text and the first layer."""
     config = tiny_config(exits=["text", "encoder.1"], max_text_tokens=32, input_size=64, **changes)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     config.heads = {name: {"dropout": 0.0} for name in ("text", "encoder.1")}
@@ -32,7 +32,7 @@ def tiny(**changes) -> EarlyExitModel:
 
 
 def pages_of(model: EarlyExitModel, count: int, seed: int = 0) -> EncodedPages:
-    """Pages of noise; the first token of each states its label."""
+    """Pages of noise. The first token of each gives its label."""
     rng = np.random.default_rng(seed)
     targets = np.sort(rng.integers(0, 7, count) * rng.integers(0, 2, count))  # class 0 has most pages
     ids = rng.integers(20, 300, (count, 12), np.int32)
@@ -47,7 +47,7 @@ def pages_of(model: EarlyExitModel, count: int, seed: int = 0) -> EncodedPages:
     )
 
 
-def gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
+def gradients(recipe: TrainingRecipe) -> dict[str, torch.Tensor]:
     """Gradients after one step of the last stage of a recipe."""
     model = tiny()
     pages = pages_of(model, 16)
@@ -62,7 +62,7 @@ def gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("strategy", ["joint", "self_distillation", "one_stage_subgraphs_weighted_entropy"])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_batch_in_parts_has_the_gradient_of_the_batch(strategy: str, balanced: bool) -> None:
-    recipe = Recipe(strategy=strategy, epochs=1, batch_size=16, balanced=balanced, text_dropout=False)
+    recipe = TrainingRecipe(strategy=strategy, epochs=1, batch_size=16, balanced=balanced, text_dropout=False)
     whole, parts = gradients(recipe), gradients(replace(recipe, accumulation=3))
     assert whole.keys() == parts.keys() and whole
     for name, value in whole.items():
@@ -70,7 +70,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_batch(strategy: str, balanced:
 
 
 def test_bfloat16_computes_about_the_same_and_keeps_the_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe(epochs=1, batch_size=16, text_dropout=False)
+    recipe = TrainingRecipe(epochs=1, batch_size=16, text_dropout=False)
     exact = gradients(recipe)
     monkeypatch.setattr(device, "has_bf16", lambda device: True)  # slow on this processor, and right
     rounded = gradients(replace(recipe, bf16=True))
@@ -89,7 +89,7 @@ def test_balanced_classes_count_the_same_however_many_pages_they_have() -> None:
     assert torch.allclose(weights[targets].mean(), torch.tensor(1.0))
 
 
-def run(recipe: Recipe, workers: int | None = None) -> tuple[EarlyExitModel, EncodedPages, list[float], int]:
+def run(recipe: TrainingRecipe, workers: int | None = None) -> tuple[EarlyExitModel, EncodedPages, list[float], int]:
     """A trained model, its validation pages, their loss after every epoch, and the steps of the last word."""
     model = tiny()
     pages, val = pages_of(model, 24), pages_of(model, 12, seed=1)
@@ -108,10 +108,10 @@ def loss_of(model: EarlyExitModel, val: EncodedPages) -> float:
     return float(np.mean([result.loss for result in epochs.evaluate(model, val, model.config.exit_names()).values()]))
 
 
-RUN = Recipe(epochs=8, batch_size=8, learning_rate=1e-2, warmup=0.0)
+RUN = TrainingRecipe(epochs=8, batch_size=8, learning_rate=1e-2, warmup=0.0)
 
 
-def test_the_epoch_with_the_lowest_validation_loss_is_kept_or_the_last_if_the_recipe_says_so() -> None:
+def test_the_recipe_keeps_the_epoch_with_the_lowest_validation_loss_or_the_last_one() -> None:
     model, val, losses, _ = run(RUN)
     assert losses[-1] > min(losses) + 0.01, "the last epoch would be the best: the test shows nothing"
     assert loss_of(model, val) == pytest.approx(min(losses), abs=1e-3)
@@ -120,10 +120,10 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept_or_the_last_if_the_re
     assert loss_of(model, val) == pytest.approx(losses[-1], abs=1e-3)
 
 
-def test_a_stage_ends_after_as_many_epochs_without_a_lower_loss_as_the_recipe_says() -> None:
+def test_a_stage_ends_after_the_recipes_number_of_epochs_without_a_lower_loss() -> None:
     _, _, losses, _ = run(RUN)
     model, val, fewer, done = run(replace(RUN, patience=1))
-    end = next(at for at in range(1, len(losses)) if losses[at] > min(losses[:at])) + 1
+    end = next(index for index in range(1, len(losses)) if losses[index] > min(losses[:index])) + 1
     assert fewer == losses[:end] and end < len(losses)
     assert done == 8 * 3, "a stage that ended early is done"
     assert loss_of(model, val) == pytest.approx(min(fewer), abs=1e-3)
@@ -141,21 +141,21 @@ def test_batches_do_not_depend_on_the_processes_that_make_them() -> None:
 
 
 @pytest.mark.parametrize("trunk", ["layoutlmv3", "deberta-v2", "swin"])
-def test_a_model_makes_its_tensors_on_the_device_where_it_is(trunk: str) -> None:
+def test_a_model_makes_its_tensors_on_its_own_device(trunk: str) -> None:
     ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    config = FAMILIES[trunk].config_class(**with_defaults(Recipe(trunk=trunk)).model, **ends)
+    config = FAMILIES[trunk].config_class(**with_defaults(TrainingRecipe(trunk=trunk)).model, **ends)
     model = FAMILIES[trunk](config).to("meta")  # a device without memory, which refuses operands from another one
     page = blank_page(encoding_of(config), 9)
-    said = model(**{name: torch.from_numpy(page[name]).to("meta") for name in model.INPUTS})
-    torch.stack([logits.sum() for logits in said.exits.values()]).sum().backward()
-    assert {logits.device.type for logits in said.exits.values()} == {"meta"}
+    output = model(**{name: torch.from_numpy(page[name]).to("meta") for name in model.INPUTS})
+    torch.stack([logits.sum() for logits in output.exits.values()]).sum().backward()
+    assert {logits.device.type for logits in output.exits.values()} == {"meta"}
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_a_missing_device_is_refused_with_the_usable_ones() -> None:
     assert find_device("cpu") == CPU
     assert find_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(BadRequest, match="unknown device 'gpu': expected one of auto, cpu, cuda, mps"):
         find_device("gpu")
     absent = "mps" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(DeviceError, match=f"--device {absent}: torch .* finds none here; expected one of cpu"):
+    with pytest.raises(DeviceError, match=f"--device {absent}: torch .* finds no such device; expected one of cpu"):
         find_device(absent)

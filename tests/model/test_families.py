@@ -32,7 +32,7 @@ from ee_export.errors import BadCheckpoint, BadPage, BadRequest
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.strategies import phases
 from ee_export.model.train import train
 from ee_export.package.store import Package, open_package
@@ -55,7 +55,8 @@ EXPORTED = pytest.mark.parametrize(
     "kind",
     [kind if kind in ("roberta", "beit") else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in STOCK],
 )
-"""All kinds; by default the two that pass a bias or a padding from segment to segment, and positions of their own."""
+"""All kinds. By default only the two that pass a bias or a padding from segment to segment, and have their own
+positions."""
 IMAGES = ("beit", "vit")
 
 BEITS = {
@@ -149,7 +150,7 @@ def test_every_form_of_beit_equals_the_stock_classifier(changes: dict[str, objec
 
 
 @torch.no_grad()
-def test_a_beit_drops_a_path_for_a_whole_page_as_the_stock_one_does() -> None:
+def test_a_beit_drops_paths_per_page_as_the_stock_model_does() -> None:
     changes = {"drop_path_rate": 0.9}
     model, inputs = model_of("beit", **changes), inputs_of("beit")
     stock = stock_of("beit", **changes).train()
@@ -179,13 +180,13 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "in", "##voice", "page"]
 
 
 @pytest.mark.parametrize("saved_by", ["transformers", "tokenizers"])
-def test_a_stock_bert_reads_words_between_its_tokenizers_own_ends(saved_by: str, tmp_path: Path) -> None:
+def test_a_stock_bert_reads_words_between_the_ends_of_its_tokenizer(saved_by: str, tmp_path: Path) -> None:
     stock_of("bert").save_pretrained(tmp_path)
     if saved_by == "transformers":
         (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
         BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
     else:
-        pieces = Tokenizer(models.WordPiece({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
+        pieces = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
         pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
         pieces.enable_padding(length=32)
         pieces.enable_truncation(1)
@@ -220,7 +221,7 @@ def test_a_stock_tokenizer_of_byte_pairs_takes_each_word_as_a_word(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("kind", "longest"), [("bert", 64), ("roberta", 62)])
-def test_more_text_than_there_are_positions_for_is_refused(kind: str, longest: int) -> None:
+def test_more_text_than_positions_is_refused(kind: str, longest: int) -> None:
     config = model_of(kind, max_position_embeddings=64, max_text_tokens=64).config
     assert config.longest_text == longest
     config.max_text_tokens = longest
@@ -231,7 +232,7 @@ def test_more_text_than_there_are_positions_for_is_refused(kind: str, longest: i
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_a_stock_checkpoint_whose_pages_are_no_squares_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_stock_checkpoint_of_pages_that_are_not_square_is_refused(kind: str, tmp_path: Path) -> None:
     stock_of(kind, image_size=[64, 32]).save_pretrained(tmp_path)
     with pytest.raises(BadCheckpoint, match=r"'image_size'.*expected int, got list"):
         checkpoint.load_stock(tmp_path, {"exits": ["encoder.1"]}, kind)
@@ -256,9 +257,9 @@ def test_exported_segments_equal_the_model_and_hold_each_weight_once(
     model, package = model_of(kind), exported(kind, tmp_path_factory)
     assert max(package.target("cpu-fp32").equality.values()) <= 2e-5
     arrays = {name: value.numpy() for name, value in inputs_of(kind).items()}
-    found = load_package(package).logits(arrays)
+    logits = load_package(package).logits(arrays)
     for name, expected in model.reference_logits(**inputs_of(kind)).items():
-        assert abs(found[name] - expected.numpy()).max() <= 2e-5, name
+        assert abs(logits[name] - expected.numpy()).max() <= 2e-5, name
     weights = sum(weight.numel() * 4 for weight in model.parameters())
     positions = 3 * 2 * 50 * 50 * 4 if kind == "beit" else 0  # of each layer, as it adds them
     assert package.manifest.files["cpu-fp32/weights.bin"].size <= 1.02 * weights + positions
@@ -274,7 +275,7 @@ def test_an_exit_that_the_trunk_cannot_have_is_refused(kind: str, exits: list[st
 
 
 @KINDS
-def test_two_stage_training_moves_the_trunk_first_and_then_the_exits_alone(kind: str) -> None:
+def test_two_stage_training_changes_the_trunk_first_and_then_only_the_exits(kind: str) -> None:
     names = [name for name, _ in model_of(kind).named_parameters()]
     first, second = phases("two_stage", model_of(kind).config.exit_names())
     assert {name.split(".")[0] for name in names if first.trains(name)} == {kind, "classifier"}
@@ -297,39 +298,39 @@ def test_layer_wise_training_moves_every_parameter_once_and_a_layer_with_its_exi
 
 
 def words_folder(folder: Path, pages: int) -> Path:
-    """Pages of words alone, two classes that a word tells apart."""
+    """Pages with words only, in two classes that differ in one word."""
     for label in ("invoice", "letter"):
         (folder / label).mkdir(parents=True)
-        for at in range(pages):
-            words = [label, "page", str(at), *["word"] * (at % 5)]
-            (folder / label / f"{at}.json").write_text(json.dumps({"words": words}))
+        for index in range(pages):
+            words = [label, "page", str(index), *["word"] * (index % 5)]
+            (folder / label / f"{index}.json").write_text(json.dumps({"words": words}))
     return folder
 
 
-def recipe_of(kind: str) -> Recipe:
-    """A tiny trunk of a kind; one that reads words learns to tell two of them apart."""
+def recipe_of(kind: str) -> TrainingRecipe:
+    """A tiny trunk of a kind. A text trunk learns to separate two classes."""
     sizes: dict[str, Any] = {**TINY, "num_hidden_layers": 2}
     if kind in IMAGES:
         sizes |= {"image_size": 64, "exits": ["encoder.1"]}
-        return Recipe(trunk=kind, model=sizes, epochs=1, vision_epochs=0)
+        return TrainingRecipe(trunk=kind, model=sizes, epochs=1, vision_epochs=0)
     sizes |= {"max_position_embeddings": 66, "max_text_tokens": 64, "exits": ["encoder.1"]}
-    return Recipe(trunk=kind, model=sizes, vocab_size=300, epochs=25, learning_rate=3e-3)
+    return TrainingRecipe(trunk=kind, model=sizes, vocab_size=300, epochs=25, learning_rate=3e-3)
 
 
 @pytest.mark.parametrize("kind", ["roberta", pytest.param("bert", marks=pytest.mark.exhaustive)])
-def test_words_alone_are_trained_on_built_and_answered(kind: str, tmp_path: Path) -> None:
+def test_a_text_model_is_trained_built_and_run_on_words_only(kind: str, tmp_path: Path) -> None:
     data = read_dataset(words_folder(tmp_path / "words", 24))
     folder = train(data, data, tmp_path / "checkpoint", recipe_of(kind), None, quiet, False)
     built = build(folder, data.root, tmp_path / "words.ee", ocr_ms=100.0, progress=quiet)
     assert set(built.manifest.inputs) == {"input_ids", "attention_mask"}
     chain = ee_export.load(built.path)
-    pages = [data.page(at) for at in range(len(data))]
+    pages = [data.page(index) for index in range(len(data))]
     together = chain.predict_batch(pages)
     right = sum(answer.label == data.labels[target] for answer, target in zip(together, data.targets, strict=True))
     assert right >= 46
-    for found, answer in zip(chain.predict_many(pages), together, strict=True):
-        assert isinstance(found, ee_export.Answer)
-        assert (found.label, found.exit) == (answer.label, answer.exit)
+    for result, answer in zip(chain.predict_many(pages), together, strict=True):
+        assert isinstance(result, ee_export.Answer)
+        assert (result.label, result.exit) == (answer.label, answer.exit)
     scanned = ee_export.Page(Image.new("L", (40, 40), 255), ocr=lambda image: (["letter"], [[0, 0, 9, 9]]))
     answer = chain.predict(scanned)
     assert answer.ocr_used
@@ -337,9 +338,7 @@ def test_words_alone_are_trained_on_built_and_answered(kind: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["beit", pytest.param("vit", marks=pytest.mark.exhaustive)])
-def test_images_alone_are_trained_on_built_and_answered_without_text(
-    kind: str, tmp_path: Path, pages_folder: Path
-) -> None:
+def test_an_image_model_is_trained_built_and_run_without_text(kind: str, tmp_path: Path, pages_folder: Path) -> None:
     bare = tmp_path / "images"
     shutil.copytree(pages_folder, bare, ignore=shutil.ignore_patterns("*.json"))
     data = read_dataset(bare)
@@ -354,15 +353,15 @@ def test_images_alone_are_trained_on_built_and_answered_without_text(
     answer = chain.predict(ee_export.Page(data.paths[0], ocr=refuse))
     assert answer.exit == "final"
     assert not answer.ocr_used
-    for found in chain.predict_many([ee_export.Page(path, ocr=refuse) for path in data.paths[:9]], batch=4):
-        assert isinstance(found, ee_export.Answer)
-        assert found.exit == "final"
+    for result in chain.predict_many([ee_export.Page(path, ocr=refuse) for path in data.paths[:9]], batch=4):
+        assert isinstance(result, ee_export.Answer)
+        assert result.exit == "final"
 
 
-def test_words_alone_are_refused_where_the_model_reads_more(sample: Path) -> None:
+def test_words_only_are_refused_if_the_model_reads_the_image(sample: Path) -> None:
     with pytest.raises(BadPage, match="words without boxes, and the model reads where they stand"):
         ee_export.load(sample).predict(ee_export.Page(words=["invoice"], name="a"))
-    with pytest.raises(BadPage, match="words alone, and the model reads the page's image"):
+    with pytest.raises(BadPage, match="has words but no image, which the model reads"):
         ee_export.load(sample).predict(ee_export.Page(words=["invoice"], boxes=[[0, 0, 9, 9]], name="a"))
     with pytest.raises(BadPage, match="neither an image nor words"):
         ee_export.Page()
@@ -372,10 +371,16 @@ def test_a_recipe_with_a_field_of_the_wrong_type_is_refused(tmp_path: Path) -> N
     data = read_dataset(words_folder(tmp_path / "words", 2))
     with pytest.raises(BadRequest, match=r"\[model\] of the recipe: .*'hidden_size' expected int, got str"):
         train(
-            data, data, tmp_path / "checkpoint", Recipe(trunk="bert", model={"hidden_size": "32"}), None, quiet, False
+            data,
+            data,
+            tmp_path / "checkpoint",
+            TrainingRecipe(trunk="bert", model={"hidden_size": "32"}),
+            None,
+            quiet,
+            False,
         )
 
 
-def test_an_unknown_trunk_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_trunk_is_refused_with_the_valid_ones() -> None:
     with pytest.raises(BadRequest, match=r"unknown trunk 'robreta'.*bert.*roberta.*beit.*vit"):
-        Recipe(trunk="robreta")
+        TrainingRecipe(trunk="robreta")

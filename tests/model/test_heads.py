@@ -1,4 +1,4 @@
-"""Every kind of head goes the whole way: checkpoint, segments, package, policy, chain."""
+"""Every kind of head works from end to end: checkpoint, segments, package, policy, chain."""
 
 import json
 import shutil
@@ -51,7 +51,9 @@ def test_gates_and_answers_by_the_final_classifier_equal_the_unmodified_model(ga
     assert max(differences.values()) <= 2e-4, differences
 
 
-def test_a_page_leaves_by_what_the_gate_says(gated: tuple[Path, Package], pages_folder: Path, tmp_path: Path) -> None:
+def test_the_gate_decides_at_which_exit_a_page_exits(
+    gated: tuple[Path, Package], pages_folder: Path, tmp_path: Path
+) -> None:
     package = refit(
         open_package(Path(shutil.copytree(gated[1].path, tmp_path / "copy.ee"))),
         "cpu-fp32",
@@ -80,7 +82,7 @@ def test_a_page_leaves_by_what_the_gate_says(gated: tuple[Path, Package], pages_
     assert run_command("verify", package.path, "--operating-point", "gates").returncode == 0
 
 
-def test_batches_leave_as_pages_one_by_one_do(gated: tuple[Path, Package], pages_folder: Path) -> None:
+def test_batches_exit_as_single_pages_do(gated: tuple[Path, Package], pages_folder: Path) -> None:
     chain = load_package(gated[1], "cpu-fp32", "default")
     pages = [read_page(path) for path in sorted(pages_folder.rglob("*.jpg"))[::6]]
     together = chain.predict_batch(pages)

@@ -38,7 +38,7 @@ from ee_export.segments.trace import trace
 from tests.conftest import run_command
 
 LABELS = ["letter", "advert", "memo", "form", "budget"]
-NAMES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: at for at, label in enumerate(LABELS)}}
+NAMES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
 TINY = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
 TOWER = {**TINY, "intermediate_size": 48, "image_size": 32, "patch_size": 8}
 WINDOWS = {"image_size": 36, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
@@ -215,7 +215,7 @@ NORM = re.compile(r"^\w+\.(post_)?layernorm\.")
 
 
 @EVERY
-def test_an_exit_trains_what_is_on_the_way_to_it(name: str, folders: dict[str, Path]) -> None:
+def test_an_exit_trains_the_parameters_on_its_path(name: str, folders: dict[str, Path]) -> None:
     case, model = CASES[name], load(name, folders)
     for exit_name in model.config.exit_names():
         model.zero_grad()
@@ -235,7 +235,7 @@ def test_an_exit_trains_what_is_on_the_way_to_it(name: str, folders: dict[str, P
         assert trunk == known, exit_name
 
 
-def test_what_a_trunk_cannot_do_is_refused_by_name(folders: dict[str, Path]) -> None:
+def test_unsupported_settings_of_a_trunk_are_refused_by_name(folders: dict[str, Path]) -> None:
     swin, siglip = "swin of whole windows", "siglip"
     with pytest.raises(
         BadRequest, match=r"head of exit 'encoder.1' reads cls: this trunk has no such row; set reads = \"mean\""
@@ -273,7 +273,7 @@ def test_a_stock_checkpoint_of_stages_becomes_a_package_that_is_tuned_and_answer
     labels = sorted((path.name for path in pages_folder.iterdir()), reverse=True)
     stock = ConvNextForImageClassification(
         ConvNextConfig(
-            **STAGES, id2label=dict(enumerate(labels)), label2id={label: at for at, label in enumerate(labels)}
+            **STAGES, id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)}
         )
     )
     fill(stock)
@@ -291,7 +291,7 @@ def test_a_stock_checkpoint_of_stages_becomes_a_package_that_is_tuned_and_answer
     expected = chain.predict_batch([ee_export.Page(path) for path in paths])
     arrays = chain.encode([ee_export.Page(path) for path in paths])
     logits = stock_logits(tmp_path / "stock", CASES["convnext"], torch.from_numpy(arrays["pixel_values"]))
-    assert [answer.label for answer in expected] == [labels[at] for at in logits.argmax(1)]
+    assert [answer.label for answer in expected] == [labels[index] for index in logits.argmax(1)]
     assert {answer.exit for answer in expected} == {"final"}
 
     done = run_command("tune", built.path, pages_folder, "--min-accuracy", 0, "--operating-point", "early")

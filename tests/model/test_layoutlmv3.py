@@ -72,10 +72,10 @@ def test_the_trunk_has_the_stock_parameter_names(stock) -> None:
 def test_every_exit_equals_a_head_on_the_unmodified_trunk(inputs) -> None:
     model = random_model(tiny_config())
     with torch.no_grad():
-        found, expected = model(**inputs).exits, model.reference_logits(**inputs)
-    assert found.keys() == expected.keys()
+        logits, expected = model(**inputs).exits, model.reference_logits(**inputs)
+    assert logits.keys() == expected.keys()
     for name in expected:
-        assert torch.allclose(found[name], expected[name], atol=1e-4), name
+        assert torch.allclose(logits[name], expected[name], atol=1e-4), name
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_any_subset_of_exits_works(exits: list[str], inputs) -> None:
         assert tuple(model(**inputs).exits) == (*exits, "final")
 
 
-def test_asking_for_one_exit_computes_nothing_deeper(inputs) -> None:
+def test_evaluating_one_exit_computes_nothing_deeper(inputs) -> None:
     model = random_model(tiny_config())
     deepest = model.layoutlmv3.encoder.layer[2]
     deepest.attention.self.query.weight.data.fill_(float("nan"))

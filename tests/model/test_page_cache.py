@@ -1,4 +1,4 @@
-"""Pages are encoded once, in files that an interrupted run goes on with."""
+"""Pages are encoded once, into files with which an interrupted run resumes."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_each_page_is_kept_as_the_runtime_encodes_it(
     assert run.calls[-1] == len(data)
 
 
-def test_an_interrupted_run_encodes_the_remaining_pages_alone(
+def test_a_resumed_run_encodes_only_the_remaining_pages(
     tmp_path: Path, tokenizer: Tokenizer, pages_folder: Path
 ) -> None:
     data = read_dataset(pages_folder)
@@ -107,7 +107,7 @@ def test_a_bad_page_is_mended_and_the_pages_before_it_are_not_encoded_again(
     assert mended.calls == [56]
 
 
-def test_changed_pages_words_labels_or_encoding_are_encoded_anew(
+def test_changed_pages_words_labels_or_encodings_are_encoded_again(
     tmp_path: Path, tokenizer: Tokenizer, pages: Path
 ) -> None:
     Run(tmp_path / "cache", tokenizer)(read_dataset(pages))
@@ -137,7 +137,9 @@ def test_changed_pages_words_labels_or_encoding_are_encoded_anew(
 
 
 @pytest.mark.parametrize("damage", ["cut", "no stamps", "not an object", "negative", "not JSON"])
-def test_a_damaged_cache_is_encoded_anew(tmp_path: Path, tokenizer: Tokenizer, pages_folder: Path, damage: str) -> None:
+def test_a_damaged_cache_is_encoded_again(
+    tmp_path: Path, tokenizer: Tokenizer, pages_folder: Path, damage: str
+) -> None:
     data = read_dataset(pages_folder).subset([0, 20, 40])
     cache = tmp_path / "cache"
     Run(cache, tokenizer)(data)

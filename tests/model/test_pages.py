@@ -1,4 +1,4 @@
-"""Batches that train read pages as the encoding says, which is how the runtime reads them."""
+"""Training batches encode pages by the encoding, as the runtime does."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ BROUGHT = {"image_mode": "RGB", "image_mean": [0.3, 0.2, 0.1], "image_std": [0.5
 
 
 def encoded(model: EarlyExitModel) -> tuple[EncodedPages, Encoder, list[Image.Image]]:
-    """Three pages of noise as they are kept for training, what encoded them, and their images."""
+    """Three pages of noise as they are kept for training, their encoder, and their images."""
     encoder = Encoder(encoding_of(model.config), Tokenizer(models.WordLevel()))
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (90, 70, 3), np.uint8)) for _ in range(3)]
@@ -33,7 +33,7 @@ def test_a_page_that_is_not_augmented_has_the_values_of_the_runtime_bit_by_bit()
         assert np.array_equal(batch["pixel_values"].numpy(), encoder.images([images[2], images[0]])["pixel_values"])
 
 
-def test_pages_are_augmented_as_values_in_0_to_1_and_normalised_as_the_encoding_says() -> None:
+def test_pages_are_augmented_in_0_to_1_and_normalised_by_the_encoding() -> None:
     for encoding, scale in ((None, 1.0), (BROUGHT, 2.0)):
         model = random_model(tiny_config(input_size=64, encoding=encoding))
         pages, encoder, _ = encoded(model)

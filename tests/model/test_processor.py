@@ -158,9 +158,9 @@ def test_real_pages_have_the_pixels_that_transformers_makes_of_them(real_pages: 
         (BEIT, {"size": 224, **IMAGENET}),
         (BIT, {"size": {"shortest_edge": 256}}),
     ]
-    for at, (kind, settings) in enumerate(processors):
-        encoder = encoder_of(saved(tmp_path / str(at), kind, settings), 224)
-        processor = AutoImageProcessor.from_pretrained(tmp_path / str(at), backend="pil")
+    for index, (kind, settings) in enumerate(processors):
+        encoder = encoder_of(saved(tmp_path / str(index), kind, settings), 224)
+        processor = AutoImageProcessor.from_pretrained(tmp_path / str(index), backend="pil")
         for path in paths:
             expected = processor(images=Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"]
             assert np.array_equal(encoder.image(encoder.open(read_page(path))[0])["pixel_values"], expected), path
@@ -279,7 +279,7 @@ def test_a_setting_that_cannot_be_reproduced_is_refused_by_name(case: str, tmp_p
     assert text.startswith(f"{tmp_path / ALONE}: ") and "; " in text and len(text) < 700 + len(str(tmp_path))
 
 
-def test_a_checkpoint_without_a_processor_is_refused_and_told_how_to_get_one(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_processor_is_refused_with_the_command_that_saves_one(tmp_path: Path) -> None:
     with pytest.raises(
         BadCheckpoint, match=r"preprocessor_config\.json: missing.*save the processor next to the model"
     ):
@@ -339,7 +339,7 @@ def test_a_package_of_a_brought_processor_reads_pages_as_transformers_does(
     assert all(answer.label in package.manifest.labels for answer in chain.predict_batch(pages[:3]))
 
 
-def test_a_page_of_another_size_is_its_own_fault_in_a_batch(sample: Path, tmp_path: Path) -> None:
+def test_a_page_of_another_size_fails_without_the_rest_of_its_batch(sample: Path, tmp_path: Path) -> None:
     package = open_package(Path(shutil.copytree(sample, tmp_path / "unsized.ee")))
     encoding = replace(package.manifest.page_encoding(), resize_to=())
     chain = ee_export.load(rewrite_package(package, replace(package.manifest, encoding=encoding), {}).path)

@@ -10,17 +10,17 @@ from ee_export.data.dataset import read_dataset
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.model import train as training
-from ee_export.model.recipe import Recipe, read_recipe, with_defaults
+from ee_export.model.recipe import TrainingRecipe, read_recipe, with_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Nobody looks."""
+    """Accept the line without a check."""
 
 
 SIZED_APART = ("layoutlmv3", "lilt", "distilbert", "siglip", "swin", "convnext")
-"""Trunks whose small sizes are not those of all; `vit` and `bert` stand for the others."""
+"""Trunks with other small sizes than the rest. `vit` and `bert` represent the rest."""
 
 
 @pytest.mark.parametrize("trunk", [*SIZED_APART, "vit", "bert"])
@@ -29,7 +29,7 @@ def test_every_trunk_is_made_without_a_recipe_and_has_exits_before_final(
 ) -> None:
     data = read_dataset(pages_folder)
     pages = data.subset([data.targets.index(target) for target in range(len(data.labels))])
-    recipe = Recipe(trunk=trunk, epochs=0, vision_epochs=0)
+    recipe = TrainingRecipe(trunk=trunk, epochs=0, vision_epochs=0)
     training.train(pages, pages, tmp_path / "out", recipe, None, no_progress, False)
     report = json.loads((tmp_path / "out" / "training.json").read_text())
     exits = list(report["val_accuracy"])
@@ -39,24 +39,22 @@ def test_every_trunk_is_made_without_a_recipe_and_has_exits_before_final(
 
 
 def test_exits_and_heads_that_are_named_stay_as_they_are() -> None:
-    recipe = Recipe(trunk="vit", model={"exits": ["encoder.2"], "heads": {"encoder.2": {"layers": 1}}})
+    recipe = TrainingRecipe(trunk="vit", model={"exits": ["encoder.2"], "heads": {"encoder.2": {"layers": 1}}})
     model = with_defaults(recipe).model
     assert model["exits"] == ["encoder.2"] and model["heads"] == {"encoder.2": {"layers": 1}}
 
 
-def test_a_recipe_that_says_a_size_gets_no_other_size_from_here() -> None:
-    recipe = Recipe(model={"hidden_size": 32})
+def test_a_size_in_the_recipe_is_not_replaced() -> None:
+    recipe = TrainingRecipe(model={"hidden_size": 32})
     assert with_defaults(recipe) == recipe
 
 
-def test_a_text_is_as_long_as_the_trunk_has_positions_for_if_the_recipe_does_not_say(
-    pages_folder: Path, tmp_path: Path
-) -> None:
+def test_the_text_length_is_the_trunks_number_of_positions_by_default(pages_folder: Path, tmp_path: Path) -> None:
     data = read_dataset(pages_folder)
     pages = data.subset([data.targets.index(target) for target in range(len(data.labels))])
     model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model |= {"coordinate_size": 6, "shape_size": 4, "patch_size": 32, "input_size": 64}
-    recipe = Recipe(model=model, epochs=0, vision_epochs=0)
+    recipe = TrainingRecipe(model=model, epochs=0, vision_epochs=0)
     training.train(pages, pages, tmp_path / "out", recipe, None, no_progress, False)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_text_tokens"] == 510
 
@@ -137,7 +135,7 @@ def test_a_mistake_in_a_recipe_is_one_line_that_names_its_place(tmp_path: Path, 
 
 def test_a_size_that_no_model_can_have_is_refused_when_it_is_made(pages_folder: Path, tmp_path: Path) -> None:
     data = read_dataset(pages_folder)
-    recipe = with_defaults(Recipe())
+    recipe = with_defaults(TrainingRecipe())
     recipe = replace(recipe, model={**recipe.model, "coordinate_size": 7})
     with pytest.raises(BadRequest, match=r"\[model\] of the recipe: "):
         training.train(data.subset([0, 8]), data.subset([0, 8]), tmp_path / "out", recipe, None, no_progress, False)

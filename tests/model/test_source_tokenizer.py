@@ -110,7 +110,7 @@ def words_of(chance: random.Random, most: int) -> list[str]:
 
 
 def boxes_of(words: list[str]) -> list[list[int]]:
-    return [[at % 900, at % 800, at % 900 + 5, at % 800 + 9] for at in range(len(words))]
+    return [[index % 900, index % 800, index % 900 + 5, index % 800 + 9] for index in range(len(words))]
 
 
 def encoder_of(source: tuple[Path, str, int], boxes: bool, **changes: Any) -> Encoder:

@@ -1,4 +1,4 @@
-"""Training strategies: which parameters move when, and what each loss is."""
+"""Training strategies: the parameters that each phase changes, and each loss."""
 
 import math
 
@@ -17,7 +17,7 @@ from ee_export.model.device import Machine
 from ee_export.model.exits import parse_exits
 from ee_export.model.losses import LossSettings, gate_loss
 from ee_export.model.pages import EncodedPages
-from ee_export.model.recipe import Recipe
+from ee_export.model.recipe import TrainingRecipe
 from ee_export.model.strategies import STRATEGIES, head_prefix, is_on_path, phases
 from tests.conftest import random_model, tiny_config
 
@@ -49,32 +49,32 @@ def ce(values: Tensor) -> float:
 
 def test_joint_is_the_weighted_mean(logits: dict[str, Tensor]) -> None:
     settings = LossSettings({"final": 3.0}, 0.0, 0.5, 0.1, 2.0, SIZES)
-    wanted = (sum(ce(logits[name]) for name in EXITS[:-1]) + 3 * ce(logits["final"])) / 6
-    assert value_of("joint", logits, settings) == pytest.approx(wanted, rel=1e-5)
+    mean = (sum(ce(logits[name]) for name in EXITS[:-1]) + 3 * ce(logits["final"])) / 6
+    assert value_of("joint", logits, settings) == pytest.approx(mean, rel=1e-5)
 
 
 def test_depth_weights_count_the_exits(logits: dict[str, Tensor]) -> None:
-    wanted = sum(at * ce(logits[name]) for at, name in enumerate(EXITS, 1)) / 10
-    assert value_of("joint_depth", logits) == pytest.approx(wanted, rel=1e-5)
+    mean = sum(depth * ce(logits[name]) for depth, name in enumerate(EXITS, 1)) / 10
+    assert value_of("joint_depth", logits) == pytest.approx(mean, rel=1e-5)
 
 
 def test_parameter_weights_are_the_sizes(logits: dict[str, Tensor]) -> None:
-    wanted = sum(SIZES[name] * ce(logits[name]) for name in EXITS) / sum(SIZES.values())
-    assert value_of("joint_parameters", logits) == pytest.approx(wanted, rel=1e-5)
+    mean = sum(SIZES[name] * ce(logits[name]) for name in EXITS) / sum(SIZES.values())
+    assert value_of("joint_parameters", logits) == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 def test_gamma_weighs_an_exit_against_final(logits: dict[str, Tensor], gamma: float) -> None:
     settings = LossSettings({}, 0.0, gamma, 0.1, 2.0, SIZES)
     early = sum(ce(logits[name]) for name in EXITS[:-1]) / 3
-    wanted = gamma * early + (1 - gamma) * ce(logits["final"])
-    assert value_of("one_stage_subgraphs", logits, settings) == pytest.approx(wanted, rel=1e-5)
+    expected = gamma * early + (1 - gamma) * ce(logits["final"])
+    assert value_of("one_stage_subgraphs", logits, settings) == pytest.approx(expected, rel=1e-5)
 
 
 def test_weighted_subgraphs_count_by_their_parameters(logits: dict[str, Tensor]) -> None:
     early = sum(SIZES[name] * ce(logits[name]) for name in EXITS[:-1]) / 800
-    wanted = (early + ce(logits["final"])) / 2
-    assert value_of("one_stage_subgraphs_weighted", logits) == pytest.approx(wanted, rel=1e-5)
+    expected = (early + ce(logits["final"])) / 2
+    assert value_of("one_stage_subgraphs_weighted", logits) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_entropy_term_rewards_an_exit_for_not_being_certain(logits: dict[str, Tensor]) -> None:
@@ -86,19 +86,19 @@ def test_the_entropy_term_rewards_an_exit_for_not_being_certain(logits: dict[str
     assert max(entropies) <= math.log(3)
 
 
-def test_the_teacher_of_self_distillation_gets_no_gradient_from_its_pupils(logits: dict[str, Tensor]) -> None:
+def test_the_teacher_of_self_distillation_gets_no_gradient_from_the_exits(logits: dict[str, Tensor]) -> None:
     loss_of("self_distillation", logits).backward()
-    mine = logits["final"].grad
+    gradient = logits["final"].grad
     alone = torch.autograd.grad(F.cross_entropy(logits["final"], TARGETS) / 4, logits["final"])[0]
-    assert mine is not None
-    assert torch.allclose(mine, alone, atol=1e-6)
+    assert gradient is not None
+    assert torch.allclose(gradient, alone, atol=1e-6)
 
 
-def test_a_pupil_that_says_what_the_teacher_says_has_half_the_loss() -> None:
-    same = {name: torch.tensor([[2.0, 0.0, 0.0]]) for name in ("text", "final")}
-    found = phases("self_distillation", ("text", "final"))[0].loss(same, torch.tensor([0]), PLAIN)
-    one = float(F.cross_entropy(same["text"], torch.tensor([0])))
-    assert float(found) == pytest.approx((one / 2 + one) / 2, rel=1e-5)
+def test_an_exit_equal_to_the_teacher_has_half_the_loss() -> None:
+    logits = {name: torch.tensor([[2.0, 0.0, 0.0]]) for name in ("text", "final")}
+    loss = phases("self_distillation", ("text", "final"))[0].loss(logits, torch.tensor([0]), PLAIN)
+    cross_entropy = float(F.cross_entropy(logits["text"], torch.tensor([0])))
+    assert float(loss) == pytest.approx((cross_entropy / 2 + cross_entropy) / 2, rel=1e-5)
 
 
 def test_an_unknown_strategy_is_refused_with_the_nearest_name() -> None:
@@ -118,7 +118,7 @@ def moved(strategy: str, phase: int) -> set[str]:
     """Names of the parameters that change in a phase of training on a few pages."""
     config = tiny_config(exits=list(EXITS[:-1]), heads={}, max_text_tokens=32, input_size=64)
     model = random_model(config)
-    recipe = Recipe(strategy=strategy, epochs=1, batch_size=8, learning_rate=1e-2)
+    recipe = TrainingRecipe(strategy=strategy, epochs=1, batch_size=8, learning_rate=1e-2)
     count, length = 16, 20
     rng = np.random.default_rng(0)
     pages = EncodedPages(
@@ -136,13 +136,13 @@ def moved(strategy: str, phase: int) -> set[str]:
 
 
 def parts_of(names: set[str]) -> set[str]:
-    """``trunk`` and the exits whose heads are among the names."""
-    found = {"trunk"} if any(name.startswith("layoutlmv3.") for name in names) else set()
-    return found | {exit for exit in EXITS if any(name.startswith(head_prefix(exit)) for name in names)}
+    """``trunk`` and the exits with heads among the names."""
+    parts = {"trunk"} if any(name.startswith("layoutlmv3.") for name in names) else set()
+    return parts | {exit for exit in EXITS if any(name.startswith(head_prefix(exit)) for name in names)}
 
 
 @pytest.mark.parametrize(
-    ("strategy", "phase", "wanted"),
+    ("strategy", "phase", "parts"),
     [
         ("joint", 0, {"trunk", *EXITS}),
         ("self_distillation", 0, {"trunk", *EXITS}),
@@ -157,11 +157,11 @@ def parts_of(names: set[str]) -> set[str]:
         ("layer_wise", 3, {"trunk", "final"}),
     ],
 )
-def test_exactly_the_parameters_of_a_phase_move(strategy: str, phase: int, wanted: set[str]) -> None:
-    assert parts_of(moved(strategy, phase)) == wanted
+def test_only_the_parameters_of_a_phase_change(strategy: str, phase: int, parts: set[str]) -> None:
+    assert parts_of(moved(strategy, phase)) == parts
 
 
-def test_layer_wise_training_leaves_what_lies_before_the_exit_alone() -> None:
+def test_layer_wise_training_does_not_change_earlier_layers() -> None:
     second = moved("layer_wise", 2)
     assert {name.split(".")[3] for name in second if ".encoder.layer." in name} == {"1"}
     assert not any(name.startswith("layoutlmv3.embeddings.") for name in second)
@@ -175,7 +175,7 @@ def test_every_strategy_has_phases_that_together_train_every_exit() -> None:
 GATES = {"encoder.1": {"kind": "gate"}, "encoder.2": {"kind": "gate", "answer": "final", "shared": True}}
 
 
-def test_a_gate_learns_whether_its_answer_is_right_and_moves_nothing_else() -> None:
+def test_a_gate_learns_if_its_answer_is_right_and_changes_no_other_parameter() -> None:
     model = random_model(tiny_config(exits=["encoder.1", "encoder.2"], heads=GATES))
     rows = torch.randn(8, 32, requires_grad=True)
     for name in GATES:
@@ -193,8 +193,8 @@ def test_a_gate_learns_whether_its_answer_is_right_and_moves_nothing_else() -> N
 
 def test_the_gate_loss_is_the_cross_entropy_of_a_right_answer() -> None:
     logits, gate = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([[3.0], [-1.0]])
-    found = gate_loss({"text": gate}, {"text": logits}, torch.tensor([0, 1]))
-    assert float(found) == pytest.approx((math.log1p(math.exp(-3)) + math.log1p(math.exp(-1))) / 2)
+    loss = gate_loss({"text": gate}, {"text": logits}, torch.tensor([0, 1]))
+    assert float(loss) == pytest.approx((math.log1p(math.exp(-3)) + math.log1p(math.exp(-1))) / 2)
 
 
 def test_a_head_of_kind_final_is_the_trunks_classifier() -> None:
@@ -205,7 +205,7 @@ def test_a_head_of_kind_final_is_the_trunks_classifier() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "layers", "wanted"),
+    ("text", "layers", "exits"),
     [
         ("independent_single", 12, "vision text encoder.6 final"),
         ("independent_quarter", 12, "vision text encoder.1 encoder.4 encoder.8 encoder.10 final"),
@@ -217,8 +217,8 @@ def test_a_head_of_kind_final_is_the_trunks_classifier() -> None:
         ("vision,encoder.2-3", 4, "vision encoder.2 encoder.3 final"),
     ],
 )
-def test_placements_scale_to_the_depth_of_the_trunk(text: str, layers: int, wanted: str) -> None:
-    assert parse_exits(text, layers) == tuple(wanted.split())
+def test_placements_scale_to_the_depth_of_the_trunk(text: str, layers: int, exits: str) -> None:
+    assert parse_exits(text, layers) == tuple(exits.split())
 
 
 def test_an_unknown_placement_is_refused_with_the_nearest_name() -> None:

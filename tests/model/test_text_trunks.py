@@ -86,7 +86,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 def stock_of(kind: str, **changes: Any) -> PreTrainedModel:
     """transformers' own classifier, with weights large enough that wrong arithmetic shows in the logits."""
     torch.manual_seed(0)
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: at for at, label in enumerate(LABELS)}}
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
     config = AutoConfig.for_model(kind, **{**SIZES, **STOCK[kind], **changes, **names})
     model = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
@@ -152,7 +152,7 @@ def require_same(state: dict[str, Tensor], model: EarlyExitModel, inputs: dict[s
 
 @KINDS
 @torch.no_grad()
-def test_a_stock_checkpoint_answers_as_its_own_class_does(kind: str, folders: dict[str, Path]) -> None:
+def test_a_stock_checkpoint_gives_the_answers_of_its_class(kind: str, folders: dict[str, Path]) -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
     model = with_exits(folders[kind], kind)
     assert checkpoint.labels_of(model.config) == LABELS
@@ -167,7 +167,7 @@ def test_a_stock_checkpoint_answers_as_its_own_class_does(kind: str, folders: di
 
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
-def test_every_form_of_a_trunk_answers_as_its_own_class_does(form: str, tmp_path: Path) -> None:
+def test_every_variant_of_a_trunk_gives_the_answers_of_its_class(form: str, tmp_path: Path) -> None:
     kind, changes = FORMS[form]
     stock = stock_of(kind, **changes)
     model = with_exits(saved(tmp_path, stock), kind, heads={"encoder.1": {"reads": "mean"}})
@@ -269,14 +269,14 @@ def test_every_parameter_moves_in_one_phase_of_layer_wise_training(kind: str, fo
 
 
 @KINDS
-def test_training_finds_the_gradients_of_the_stock_class(kind: str, folders: dict[str, Path]) -> None:
+def test_training_computes_the_gradients_of_the_stock_class(kind: str, folders: dict[str, Path]) -> None:
     stock = AutoModelForSequenceClassification.from_pretrained(folders[kind]).eval()
     model = with_exits(folders[kind], kind)
     inputs = inputs_of(model)
-    for each in (stock, model):
-        torch.nn.functional.cross_entropy(each(**inputs).logits, torch.tensor([0, 3, 1])).backward()
+    for trained in (stock, model):
+        torch.nn.functional.cross_entropy(trained(**inputs).logits, torch.tensor([0, 3, 1])).backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     for name, weight in stock.named_parameters():
-        found = gradients[name]
+        gradient = gradients[name]
         if weight.grad is not None and weight.grad.abs().max() > 0:
-            assert found is not None and torch.allclose(found, weight.grad, atol=1e-5), name
+            assert gradient is not None and torch.allclose(gradient, weight.grad, atol=1e-5), name

@@ -62,7 +62,7 @@ def test_training_learns_more_than_chance(unbroken: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(
     tmp_path: Path, recipe: Path, pages_folder: Path, unbroken: Path, call: Call
 ) -> None:
     out = tmp_path / "model"
@@ -84,17 +84,17 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     assert steps > 20
     assert "epoch 1/12" not in err, "it began again instead of going on"
     assert not (tmp_path / "model.partial").exists()
-    expected, found = load_file(unbroken / "model.safetensors"), load_file(out / "model.safetensors")
+    expected, weights = load_file(unbroken / "model.safetensors"), load_file(out / "model.safetensors")
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(weights[name], value), name
 
 
 def test_an_exit_added_to_a_trained_model_changes_no_other_weight(
     unbroken: Path, recipe: Path, pages_folder: Path, tmp_path: Path, call: Call
 ) -> None:
     def add(name: str, *more: object) -> tuple[int, str, str]:
-        asked = ("--out", tmp_path / "more", "--recipe", recipe, "--add", name, *more)
-        return call("train", pages_folder, "--val", pages_folder, *asked)
+        options = ("--out", tmp_path / "more", "--recipe", recipe, "--add", name, *more)
+        return call("train", pages_folder, "--val", pages_folder, *options)
 
     status, _, err = add("text.40", "--init", unbroken)
     assert status == 0, err
@@ -111,7 +111,7 @@ def test_an_exit_added_to_a_trained_model_changes_no_other_weight(
 
     for name, more, message in (
         ("text", ("--init", unbroken, "--force"), "has the exit 'text' already; it has vision, text, encoder.1, final"),
-        ("text.40", ("--force",), "exits are added to a trained checkpoint; name it with --init"),
+        ("text.40", ("--force",), "--add: no trained checkpoint is named; name one with --init"),
         ("encoder.9", ("--init", unbroken, "--force"), "unknown exit 'encoder.9'"),
     ):
         status, _, err = add(name, *more)

@@ -1,4 +1,4 @@
-"""Heads are trained on the device where the model is, from features that worker processes may help to compute."""
+"""Heads are trained on the device of the model. Worker processes may help to compute the features."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ee_export.model import checkpoint, device
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
 from ee_export.model.feature_cache import cache_features
-from ee_export.model.recipe import Recipe, with_defaults
+from ee_export.model.recipe import TrainingRecipe, with_defaults
 from ee_export.model.train_heads import HeadTraining, train_heads
 from tests.conftest import Call
 
@@ -23,7 +23,7 @@ EXITS = {"text", "fusion", "encoder.1", "encoder.2", "encoder.3"}
 
 
 class NoMemory(TorchDispatchMode):
-    """The device ``meta``, which refuses operands from another one, stands in for a GPU. What is copied from it is 0."""
+    """The device ``meta`` stands in for a GPU, because it refuses operands from another device. Copies from it are 0."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -51,7 +51,7 @@ def features_of(
     return cache_features(*brought, pages, folder, "same", lambda done, total: None, **options)
 
 
-def test_heads_are_trained_where_the_model_is(
+def test_heads_are_trained_on_the_models_device(
     brought: tuple[EarlyExitModel, Encoder], pages: Dataset, tmp_path: Path
 ) -> None:
     with NoMemory():
@@ -65,9 +65,9 @@ def test_heads_are_trained_where_the_model_is(
 
 
 @pytest.mark.parametrize("trunk", FAMILIES)
-def test_every_trunk_computes_its_features_where_it_is(trunk: str) -> None:
+def test_every_trunk_computes_its_features_on_its_own_device(trunk: str) -> None:
     ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    config = FAMILIES[trunk].config_class(**with_defaults(Recipe(trunk=trunk)).model, **ends)
+    config = FAMILIES[trunk].config_class(**with_defaults(TrainingRecipe(trunk=trunk)).model, **ends)
     page = blank_page(checkpoint.encoding_of(config), 9)
     with NoMemory(), torch.no_grad():
         model = FAMILIES[trunk](config).eval().to("meta")
@@ -110,10 +110,10 @@ def test_features_in_bfloat16_are_about_the_same(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gpu", "unknown device 'gpu': expected one of auto, cpu, cuda, mps"), ("mps", "finds none here")],
+    [("gpu", "unknown device 'gpu': expected one of auto, cpu, cuda, mps"), ("mps", "finds no such device")],
 )
 @pytest.mark.parametrize("command", ["train", "add-exits"])
-def test_both_commands_that_train_refuse_a_device_that_is_not_there(
+def test_both_training_commands_refuse_a_missing_device(
     command: str, name: str, message: str, tiny_checkpoint: Path, pages_folder: Path, tmp_path: Path, call: Call
 ) -> None:
     folders = (tiny_checkpoint, pages_folder) if command == "add-exits" else (pages_folder,)

@@ -22,7 +22,7 @@ def arguments(small_model: str, pages_folder: Path, tmp_path: Path) -> list[str]
 
 
 def interrupted_build(arguments: list[str], folder: Path, number: int) -> int:
-    """Send a signal to a build as soon as it has begun to write a segment; returns its exit status."""
+    """Send a signal to a build when it begins to write a segment. Returns its exit status."""
     process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(folder.glob(".out.ee.staging-*/**/*.onnx")):
@@ -39,7 +39,7 @@ def test_a_folder_appears_only_when_the_block_ends(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_keeps_the_existing_files(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     with pytest.raises(RuntimeError), staged_folder(tmp_path / "out", overwrite=True) as staging:
@@ -68,7 +68,7 @@ def test_two_writers_do_not_remove_each_others_staging(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_during_build_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
+def test_sigterm_during_build_removes_all_files(arguments: list[str], tmp_path: Path) -> None:
     assert interrupted_build(arguments, tmp_path, signal.SIGTERM) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
@@ -85,7 +85,7 @@ def test_after_sigkill_the_next_build_clears_up_and_succeeds(arguments: list[str
 
 
 @pytest.mark.slow
-def test_a_full_disk_during_build_is_one_line_and_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_during_build_is_one_line_and_writes_nothing(arguments: list[str], tmp_path: Path) -> None:
     def no_large_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -100,7 +100,7 @@ def test_a_full_disk_during_build_is_one_line_and_leaves_nothing(arguments: list
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_file_system_during_build_is_one_line_and_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
+def test_a_full_file_system_during_build_is_one_line_and_writes_nothing(arguments: list[str], tmp_path: Path) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True, text=True
     )

@@ -24,16 +24,16 @@ from ee_export.verify.replay import verify_package
 
 TARGET = "cpu-fp32"
 TUNED, CALIBRATED, BACK = (
-    Stamp(by, f"2026-11-28T00:00:0{at}Z") for at, by in enumerate(("tune", "calibrate", "rollback"))
+    Stamp(by, f"2026-11-28T00:00:0{index}Z") for index, by in enumerate(("tune", "calibrate", "rollback"))
 )
 
 
 @pytest.fixture
 def target(sample: Path) -> Target:
     """The sample's target, with two operating points besides ``full`` and no history."""
-    found = open_package(sample).target(TARGET)
-    points = {**found.operating_points, "strict": _at(found.operating_points["default"], 0.99)}
-    return replace(found, operating_points=points, history=())
+    original = open_package(sample).target(TARGET)
+    points = {**original.operating_points, "strict": _at(original.operating_points["default"], 0.99)}
+    return replace(original, operating_points=points, history=())
 
 
 def _at(point: OperatingPoint, threshold: float) -> OperatingPoint:
@@ -46,7 +46,7 @@ def with_point(target: Target, name: str, point: OperatingPoint, mark: Stamp = T
 
 
 def recalibrated(target: Target) -> Target:
-    """As `calibrate` leaves a target: another calibration, and no other points than full and default."""
+    """The target after `calibrate`: another calibration, and no other points than full and default."""
     calibration = {name: Calibration((2.0,) * len(fit.scale), fit.bias) for name, fit in target.calibration.items()}
     points = {name: _at(target.operating_points[name], 0.5) for name in ("full", "default")}
     points["full"] = target.operating_points["full"]
@@ -72,9 +72,9 @@ def test_nothing_is_kept_of_a_point_that_comes_out_the_same_or_is_new(target: Ta
 
 def test_of_each_name_the_newest_ten_are_kept(target: Target) -> None:
     after = target
-    for at in range(13):
-        after = with_point(after, "default", _at(target.operating_points["default"], at / 100))
-        after = with_point(after, "strict", _at(target.operating_points["default"], at / 50))
+    for index in range(13):
+        after = with_point(after, "default", _at(target.operating_points["default"], index / 100))
+        after = with_point(after, "strict", _at(target.operating_points["default"], index / 50))
     assert [entry.name for entry in after.history].count("default") == history.MOST
     assert [entry.name for entry in after.history].count("strict") == history.MOST
     assert after.history[1].point == _at(target.operating_points["default"], 0.11)
@@ -90,7 +90,7 @@ def test_a_rollback_is_undone_by_another(target: Target) -> None:
     assert [entry.point for entry in again.history] == [entry.point for entry in tuned.history]
 
 
-def test_a_rollback_goes_as_many_steps_back_as_it_is_given(target: Target) -> None:
+def test_a_rollback_goes_back_by_the_given_number_of_steps(target: Target) -> None:
     first = target.operating_points["default"]
     tuned = with_point(with_point(target, "default", _at(first, 0.7)), "default", _at(first, 0.8))
     back = history.roll_back_target(tuned, "default", BACK, 2)
@@ -98,7 +98,7 @@ def test_a_rollback_goes_as_many_steps_back_as_it_is_given(target: Target) -> No
     assert [entry.point for entry in back.history] == [_at(first, 0.8), _at(first, 0.7)]
 
 
-def test_a_calibration_comes_back_with_all_points_that_were_found_under_it(target: Target) -> None:
+def test_a_calibration_is_restored_with_all_points_tuned_under_it(target: Target) -> None:
     after = recalibrated(target)
     assert set(after.operating_points) == {"full", "default"}
     assert {entry.name for entry in after.history} == {"full", "default", "strict"}
@@ -158,7 +158,7 @@ def tuned(sample: Path, pages_folder: Path, tmp_path_factory: pytest.TempPathFac
     return copy
 
 
-def test_commands_keep_what_they_replace_and_rollback_puts_it_back(tuned: Path, sample: Path, tmp_path: Path) -> None:
+def test_commands_keep_the_replaced_point_and_rollback_restores_it(tuned: Path, sample: Path, tmp_path: Path) -> None:
     package = Path(shutil.copytree(tuned, tmp_path / "copy.ee"))
     before, now = (open_package(path).target(TARGET) for path in (sample, package))
     assert [(entry.name, entry.replaced.by) for entry in now.history if entry.name == "default"] == [
@@ -177,12 +177,12 @@ def test_commands_keep_what_they_replace_and_rollback_puts_it_back(tuned: Path, 
     assert run("rollback", package, "--steps", 2).exit_code == 0
     assert state(open_package(package).target(TARGET)) == state(before)
     assert verify_package(open_package(package), TARGET).operating_points == tuple(before.operating_points)
-    expected_exits = golden.read(open_package(sample))[1]
+    recorded = golden.read(open_package(sample))[1]
     for name, exits in golden.read(open_package(package))[1].items():
-        assert (exits == expected_exits[name]).all()
+        assert (exits == recorded[name]).all()
 
 
-def test_a_rollback_waits_for_the_lock_and_is_refused_where_a_file_was_changed(tuned: Path, tmp_path: Path) -> None:
+def test_a_rollback_waits_for_the_lock_and_is_refused_if_a_file_was_changed(tuned: Path, tmp_path: Path) -> None:
     package = Path(shutil.copytree(tuned, tmp_path / "copy.ee"))
     graph = package / TARGET / "final.onnx"
     data = bytearray(graph.read_bytes())

@@ -1,4 +1,4 @@
-"""What two processes want to write at once: one waits and is told for whom; and files that appear whole or not at all."""
+"""Locks of packages. A second writer waits and reports the holder, and a file appears complete or not at all."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ with lock_file(Path(sys.argv[1]), lambda holder: print("waits for", holder, flus
 
 
 def holder(path: Path) -> subprocess.Popen[str]:
-    """Another process that holds the lock until it is told a line, or killed."""
+    """Another process, which holds the lock until it reads a line or is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -32,21 +32,21 @@ def holder(path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_who_comes_second_waits_and_is_told_for_whom(tmp_path: Path) -> None:
+def test_the_second_writer_waits_and_reports_the_holder_of_the_lock(tmp_path: Path) -> None:
     first = holder(tmp_path / "a.ee")
-    told: list[str] = []
+    holders: list[str] = []
     entered = threading.Event()
 
     def second() -> None:
-        with lock_file(tmp_path / "a.ee", told.append):
+        with lock_file(tmp_path / "a.ee", holders.append):
             entered.set()
 
     thread = threading.Thread(target=second)
     thread.start()
     deadline = time.monotonic() + 30
-    while not told and time.monotonic() < deadline:
+    while not holders and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert told == [f"process {first.pid} on {os.uname().nodename}"]
+    assert holders == [f"process {first.pid} on {os.uname().nodename}"]
     assert not entered.is_set()
     first.communicate("go\n", timeout=30)
     assert entered.wait(30)
@@ -95,15 +95,15 @@ def test_a_lock_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) ->
         pass
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file"
     write_file(path, b"one")
     write_file(path, b"two")
     assert path.read_bytes() == b"two"
-    assert [each.name for each in path.parent.iterdir()] == ["file"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-def test_a_disk_that_is_full_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_file(path, b"one")
 
@@ -114,4 +114,4 @@ def test_a_disk_that_is_full_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(EeError, match="No space left on device"):
         write_file(path, b"two")
     assert path.read_bytes() == b"one"
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -23,18 +23,18 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.fixture
 def manifest(sample: Path) -> dict[str, Any]:
     """The sample's manifest, to change."""
-    found: dict[str, Any] = json.loads((sample / "manifest.json").read_bytes())
-    return found
+    fields: dict[str, Any] = json.loads((sample / "manifest.json").read_bytes())
+    return fields
 
 
 def target(manifest: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = manifest["targets"]["cpu-fp32"]
-    return found
+    fields: dict[str, Any] = manifest["targets"]["cpu-fp32"]
+    return fields
 
 
 def point(manifest: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = target(manifest)["operating_points"]["default"]
-    return found
+    fields: dict[str, Any] = target(manifest)["operating_points"]["default"]
+    return fields
 
 
 def predicts_failures(manifest: dict[str, Any]) -> None:
@@ -225,7 +225,7 @@ def folder_with(manifest: Callable[[Path], object], folder: Path) -> Path:
         (lambda path: path.write_bytes(b" " * (4 * 2**20 + 1)), "too large for a manifest"),
     ],
 )
-def test_what_is_no_file_of_a_manifest_is_refused_at_once(
+def test_a_file_that_is_no_manifest_is_refused_at_once(
     tmp_path: Path, make: Callable[[Path], object], message: str
 ) -> None:
     with pytest.raises(BadPackage, match=message):
@@ -233,7 +233,7 @@ def test_what_is_no_file_of_a_manifest_is_refused_at_once(
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "cpu-fp32/.DS_Store", "extra/deep/file", "x\x1b[31m"])
-def test_what_the_manifest_does_not_name_is_refused(sample: Path, tmp_path: Path, name: str) -> None:
+def test_files_that_the_manifest_does_not_list_are_refused(sample: Path, tmp_path: Path, name: str) -> None:
     package = Path(shutil.copytree(sample, tmp_path / "a.ee"))
     (package / name).parent.mkdir(parents=True, exist_ok=True)
     (package / name).write_text("?")
@@ -245,16 +245,16 @@ def test_what_the_manifest_does_not_name_is_refused(sample: Path, tmp_path: Path
 def test_a_folder_of_many_files_is_not_walked(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = Path(shutil.copytree(sample, tmp_path / "a.ee"))
     (package / "cache").mkdir()
-    for at in range(3000):
-        (package / "cache" / str(at)).touch()
-    seen: list[str] = []
+    for number in range(3000):
+        (package / "cache" / str(number)).touch()
+    listed: list[str] = []
     scandir = os.scandir
 
     def noting(path: Any) -> Any:
-        seen.append(str(path))
+        listed.append(str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", noting)
     with pytest.raises(BadPackage, match="cache: not part of the package"):
         open_package(package)
-    assert not any("cache" in path for path in seen)
+    assert not any("cache" in path for path in listed)

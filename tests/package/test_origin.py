@@ -29,7 +29,7 @@ def dated(monkeypatch: pytest.MonkeyPatch) -> str:
     return "2026-11-28T23:26:16Z"
 
 
-def test_two_builds_of_the_same_checkpoint_have_origins_that_differ_in_the_date_alone(
+def test_the_origins_of_two_builds_of_one_checkpoint_differ_only_in_the_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(CHECKPOINT, tmp_path / "elsewhere"))
@@ -55,10 +55,10 @@ def test_a_variable_that_is_no_date_is_refused(monkeypatch: pytest.MonkeyPatch, 
         now()
 
 
-def test_the_digest_of_a_checkpoint_is_what_a_shell_finds() -> None:
+def test_the_digest_of_a_checkpoint_equals_that_of_the_shell_command() -> None:
     command = "LC_ALL=C sha256sum config.json *.safetensors | sha256sum"
-    found = subprocess.run(["bash", "-c", command], cwd=CHECKPOINT, capture_output=True, text=True, check=True)
-    assert checkpoint_digest(CHECKPOINT) == found.stdout.split()[0]
+    shell = subprocess.run(["bash", "-c", command], cwd=CHECKPOINT, capture_output=True, text=True, check=True)
+    assert checkpoint_digest(CHECKPOINT) == shell.stdout.split()[0]
 
 
 def test_any_other_weight_or_configuration_changes_the_digest_of_a_checkpoint(tmp_path: Path) -> None:
@@ -96,10 +96,10 @@ def test_a_built_package_has_the_origin_of_its_checkpoint(tiny_package: Package,
     assert origin is not None and origin.date is not None
     assert replace(origin, date=None) == Origin(__version__, None, checkpoint_digest(tiny_checkpoint), None)
     made = {point.made for point in tiny_package.target("cpu-fp32").operating_points.values()}
-    assert {each.by for each in made if each} == {"build"}
+    assert {stamp.by for stamp in made if stamp} == {"build"}
 
 
-def test_a_package_from_before_is_read_and_a_rewritten_one_keeps_its_origin(
+def test_a_package_without_an_origin_is_read_and_a_rewritten_one_keeps_its_origin(
     sample: Path, tmp_path: Path, dated: str
 ) -> None:
     copy = open_package(Path(shutil.copytree(sample, tmp_path / "copy.ee")))
@@ -111,8 +111,8 @@ def test_a_package_from_before_is_read_and_a_rewritten_one_keeps_its_origin(
     assert again.manifest.origin == origin_of(CHECKPOINT)
     shown = CliRunner().invoke(cli, ["inspect", str(copy.path)]).output
     assert f"built: by ee_export {__version__}, {dated}, checkpoint sha256 " in shown
-    found = json.loads(CliRunner().invoke(cli, ["inspect", str(copy.path), "--json"]).output)
-    assert found["origin"]["date"] == dated
+    fields = json.loads(CliRunner().invoke(cli, ["inspect", str(copy.path), "--json"]).output)
+    assert fields["origin"]["date"] == dated
 
 
 BAD: list[tuple[str, Any, str]] = [

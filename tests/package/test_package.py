@@ -1,4 +1,4 @@
-"""Packages that were damaged, changed or made to harm: refused with a message that says what to do."""
+"""Packages that were damaged, changed or made to harm are refused with the remedy."""
 
 import hashlib
 import io
@@ -23,9 +23,9 @@ GRAPH = "cpu-fp32/encoder.1.onnx"
 
 def edit(package: Path, change) -> None:
     """Change the manifest's JSON."""
-    found = json.loads((package / "manifest.json").read_text())
-    change(found)
-    (package / "manifest.json").write_text(json.dumps(found))
+    manifest = json.loads((package / "manifest.json").read_text())
+    change(manifest)
+    (package / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("name", [GRAPH, "cpu-fp32/weights.bin", "tokenizer.json", "golden.npz"])
@@ -65,21 +65,21 @@ def test_a_file_or_folder_that_was_symlinked_away_is_refused(package: Path, name
         ee_export.load(package)
 
 
-def test_a_package_is_found_through_a_link_to_its_folder(package: Path) -> None:
+def test_a_package_loads_through_a_link_to_its_folder(package: Path) -> None:
     (package.parent / "current.ee").symlink_to(package)
     assert ee_export.load(package.parent / "current.ee").exits[-1] == "final"
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a\\b", "a/../b", "./a", ""])
-def test_a_path_that_leaves_the_folder_is_refused(package: Path, name: str) -> None:
+def test_a_path_outside_the_folder_is_refused(package: Path, name: str) -> None:
     (package.parent / "outside").write_text("?")
-    edit(package, lambda found: found["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
+    edit(package, lambda manifest: manifest["files"].update({name: {"sha256": "0" * 64, "size": 1}}))
     with pytest.raises(BadPackage, match="not a plain path inside the package"):
         ee_export.load(package)
 
 
-def test_a_newer_schema_says_how_to_upgrade(package: Path) -> None:
-    edit(package, lambda found: found.update(schema=2))
+def test_a_newer_schema_is_refused_with_the_command_to_upgrade(package: Path) -> None:
+    edit(package, lambda manifest: manifest.update(schema=2))
     with pytest.raises(BadPackage, match=r"schema 2 is newer.*pip install --upgrade ee_export"):
         ee_export.load(package)
 
@@ -87,21 +87,21 @@ def test_a_newer_schema_says_how_to_upgrade(package: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda found: found.pop("labels"), "labels: missing"),
-        (lambda found: found.update(colour=1), "colour: unknown key"),
-        (lambda found: found.update(labels="abc"), 'labels: found "abc", expected a list'),
+        (lambda manifest: manifest.pop("labels"), "labels: missing"),
+        (lambda manifest: manifest.update(colour=1), "colour: unknown key"),
+        (lambda manifest: manifest.update(labels="abc"), 'labels: found "abc", expected a list'),
         (
-            lambda found: found["encoding"].update(image_size="224"),
+            lambda manifest: manifest["encoding"].update(image_size="224"),
             r"encoding\.image_size: found \"224\", expected a whole number",
         ),
-        (lambda found: found.update(exits=found["exits"][:-1]), "not one segment for each exit"),
-        (lambda found: found["targets"]["cpu-fp32"]["segments"].pop(), "not one segment for each exit"),
-        (lambda found: found["targets"]["cpu-fp32"]["calibration"]["text"]["scale"].pop(), "calibration.text"),
+        (lambda manifest: manifest.update(exits=manifest["exits"][:-1]), "not one segment for each exit"),
+        (lambda manifest: manifest["targets"]["cpu-fp32"]["segments"].pop(), "not one segment for each exit"),
+        (lambda manifest: manifest["targets"]["cpu-fp32"]["calibration"]["text"]["scale"].pop(), "calibration.text"),
         (
-            lambda found: found["targets"]["cpu-fp32"]["operating_points"]["full"]["thresholds"].pop("text"),
+            lambda manifest: manifest["targets"]["cpu-fp32"]["operating_points"]["full"]["thresholds"].pop("text"),
             "one threshold for each exit",
         ),
-        (lambda found: found.update(schema="1"), "expected a whole number"),
+        (lambda manifest: manifest.update(schema="1"), "expected a whole number"),
     ],
 )
 def test_a_manifest_with_a_wrong_field_names_it(package: Path, change, message: str) -> None:
@@ -111,12 +111,12 @@ def test_a_manifest_with_a_wrong_field_names_it(package: Path, change, message: 
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(at=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
+@given(share=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 def test_no_byte_of_a_manifest_can_do_more_than_be_refused(
-    package: Path, tiny_package: Package, at: float, value: int
+    package: Path, tiny_package: Package, share: float, value: int
 ) -> None:
     data = bytearray((tiny_package.path / "manifest.json").read_bytes())
-    data[int(at * len(data))] = value
+    data[int(share * len(data))] = value
     (package / "manifest.json").write_bytes(data)
     try:
         opened = open_package(package)
@@ -125,22 +125,23 @@ def test_no_byte_of_a_manifest_can_do_more_than_be_refused(
         assert "\n" not in str(error)
 
 
-def test_golden_logits_that_the_graphs_do_not_give_are_found(package: Path) -> None:
-    with np.load(package / "golden.npz") as found:
-        arrays = dict(found)
+def test_golden_logits_that_differ_from_the_graphs_are_detected(package: Path) -> None:
+    with np.load(package / "golden.npz") as manifest:
+        arrays = dict(manifest)
     arrays["1/encoder.2.logits"] = arrays["1/encoder.2.logits"] + 0.01
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     (package / "golden.npz").write_bytes(buffer.getvalue())
     entry = {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "size": len(buffer.getvalue())}
-    edit(package, lambda found: found["files"].update({"golden.npz": entry}))
+    edit(package, lambda manifest: manifest["files"].update({"golden.npz": entry}))
     with pytest.raises(NotEqual, match=r"exit 'encoder\.2': golden logits differ by 1\.00e-02"):
         verify_package(open_package(package), "cpu-fp32")
 
 
-def test_thresholds_that_move_a_golden_page_are_found(package: Path) -> None:
+def test_thresholds_that_change_the_exit_of_a_golden_page_are_detected(package: Path) -> None:
     edit(
-        package, lambda found: found["targets"]["cpu-fp32"]["operating_points"]["full"]["thresholds"].update(vision=0.0)
+        package,
+        lambda manifest: manifest["targets"]["cpu-fp32"]["operating_points"]["full"]["thresholds"].update(vision=0.0),
     )
     with pytest.raises(NotEqual, match="operating point 'full': golden page 0 exited at vision, expected final"):
         verify_package(open_package(package), "cpu-fp32")

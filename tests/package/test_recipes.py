@@ -1,4 +1,4 @@
-"""Recipes of targets: shipped ones, a user's own, and what is wrong with one said by file, key and remedy."""
+"""Target recipes, shipped ones and a user's. An error names file, key and remedy."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ee_export.errors import BadRequest
-from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, read_recipe, shipped_file
+from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, find_shipped_file, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = 'backend = "tensorrt"\nprecision = "fp16"\n'
@@ -27,7 +27,7 @@ def test_shipped_recipes_are_found_by_the_name_of_their_target(name: str) -> Non
     assert recipe.name == name
     assert name.rsplit("-", 1)[1] == recipe.precision
     assert recipe.profiles(256)[0].text.max == 256, "text is cut to what the model reads"
-    assert shipped_file(name).read_text().startswith("# "), "a reader is told what it is for"
+    assert find_shipped_file(name).read_text().startswith("# "), "a reader is told what it is for"
 
 
 def test_a_users_recipe_is_found_by_its_path_and_has_its_name(tmp_path: Path) -> None:
@@ -50,23 +50,23 @@ def test_profiles_are_every_pair_of_ranges_cut_to_the_longest_page() -> None:
     recipe = TargetRecipe(
         "r", "tensorrt", "fp16", batch=(Range(1, 1, 1), Range(2, 4, 8)), text=(Range(1, 64, 128), Range(129, 256, 512))
     )
-    found = [(each.batch.max, each.text) for each in recipe.profiles(200)]
+    profiles = [(profile.batch.max, profile.text) for profile in recipe.profiles(200)]
     cut = Range(129, 200, 200)
-    assert found == [(1, Range(1, 64, 128)), (1, cut), (8, Range(1, 64, 128)), (8, cut)]
-    assert {each.text for each in recipe.profiles(100)} == {Range(1, 64, 100)}, (
+    assert profiles == [(1, Range(1, 64, 128)), (1, cut), (8, Range(1, 64, 128)), (8, cut)]
+    assert {profile.text for profile in recipe.profiles(100)} == {Range(1, 64, 100)}, (
         "a range beyond the longest page holds none"
     )
     buckets = TargetRecipe(
         "r", "tensorrt", "fp16", text=(Range(64, 64, 64), Range(256, 256, 256), Range(512, 512, 512))
     )
-    assert [each.text.max for each in buckets.profiles(200)] == [64, 200]
+    assert [profile.text.max for profile in buckets.profiles(200)] == [64, 200]
     with pytest.raises(
         BadRequest, match=r"r: text: its profiles hold pages of up to 512 tokens, .* up to 600; raise max to 600"
     ):
         recipe.profiles(600)
 
 
-def test_the_hash_is_of_what_can_change_an_engine(tmp_path: Path) -> None:
+def test_the_hash_covers_the_fields_that_change_an_engine(tmp_path: Path) -> None:
     one = read_recipe(written(tmp_path, SMALLEST + "# spoken\n"))
     same = read_recipe(written(tmp_path, 'precision = "fp16"\nbackend = "tensorrt"\ntiming_cache = false', "other"))
     unlike = read_recipe(written(tmp_path, SMALLEST + "builder_level = 5", "third"))
@@ -107,7 +107,7 @@ def test_shipped_recipes_measure_the_bias_and_one_without_the_key_carries_it(tmp
         (SMALLEST + "text = [64, { min = 9, opt = 8, max = 16 }]", r"text\[1\]: min 9, opt 8, max 16"),
         (SMALLEST + "text = [{ min = 1, opt = 8 }]", r"text\[0\]\.max: missing; expected a whole number"),
         (SMALLEST + "text = [{ min = 1, opt = 8, mx = 9, max = 9 }]", r"text\[0\]\.mx: unknown key; did you mean max"),
-        (SMALLEST + "text = [64, 64]", "text: the same range stands there twice"),
+        (SMALLEST + "text = [64, 64]", "text: the same range is listed twice"),
         (SMALLEST + "strip = true", 'strip: an engine without weights must be refitted; set refit = "identical"'),
         (
             SMALLEST + "weight_streaming = true",
@@ -149,7 +149,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused_by_file_key_and_remedy(
     assert "\n" not in str(caught.value).removesuffix("\n")
 
 
-def test_a_target_or_file_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_target_or_file_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match=r"unknown target to compile for 'tensorrt-fp61'.*did you mean tensorrt-fp16"):
         find_recipe("tensorrt-fp61")
     with pytest.raises(BadRequest, match=r"none\.toml: cannot read this recipe \(No such file.*tensorrt-fp16"):
@@ -169,7 +169,7 @@ def test_a_recipe_cannot_take_a_name_that_is_no_targets_or_another_ones(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_a_wheel_carries_recipes_and_grids_where_the_code_looks(tmp_path: Path) -> None:
+def test_a_wheel_contains_recipes_and_grids_at_the_paths_that_the_code_reads(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):

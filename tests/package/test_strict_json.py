@@ -1,4 +1,4 @@
-"""JSON that parsers read differently, or that breaks who reads it: refused in one line."""
+"""JSON is refused in one line if parsers read it differently or it breaks a reader."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from ee_export.package.strict_json import parse
         (b"[" + b"9" * 30 + b"]", "too large"),
         (b"[" + b"9" * 9000 + b"]", "too large"),
         (b"[18446744073709551616]", "too large"),
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' is repeated"),
         (b'["\\ud800"]', "half a surrogate pair"),
         (b'{"\\udc00": 1}', "half a surrogate pair"),
         (b"[" * 100_000, "nested"),
@@ -33,7 +33,7 @@ def test_a_file_with_two_meanings_or_none_is_refused(data: bytes, reason: str) -
     assert len(str(refused.value)) < 200 and str(refused.value).isprintable()
 
 
-def test_whole_surrogate_pairs_and_large_numbers_are_read() -> None:
+def test_complete_surrogate_pairs_and_large_numbers_are_read() -> None:
     assert parse(b'["\\ud83d\\ude00", 18446744073709551615, -9223372036854775808, 1e308]') == [
         "😀",
         2**64 - 1,

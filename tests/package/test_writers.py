@@ -1,4 +1,4 @@
-"""Several who change one package, and those that are killed while they do: nobody's work is lost, and the package is whole."""
+"""Concurrent writers of one package, and killed ones. No change is lost, and the package stays complete."""
 
 import os
 import random
@@ -28,7 +28,7 @@ def copy(sample: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sample, tmp_path / "copy.ee"))
 
 
-def test_two_who_tune_at_once_both_keep_their_work(copy: Path, pages_folder: Path) -> None:
+def test_concurrent_tunings_both_keep_their_points(copy: Path, pages_folder: Path) -> None:
     runs = [
         subprocess.Popen(
             [*COMMAND, "tune", copy, pages_folder, "--operating-point", name, "--json"], stderr=-1, stdout=-1
@@ -43,7 +43,7 @@ def test_two_who_tune_at_once_both_keep_their_work(copy: Path, pages_folder: Pat
     assert faults(copy, most_left=0) == []
 
 
-def test_who_tunes_waits_for_the_lock_and_begins_with_what_its_holder_left(copy: Path, pages_folder: Path) -> None:
+def test_tune_waits_for_the_lock_and_starts_from_the_new_package(copy: Path, pages_folder: Path) -> None:
     script = """
 import sys
 from pathlib import Path
@@ -122,11 +122,11 @@ for at in range(10_000):
 """
 
 
-def test_a_package_is_whole_whenever_its_writer_is_killed(copy: Path) -> None:
+def test_a_package_is_complete_at_every_kill_of_its_writer(copy: Path) -> None:
     chance = random.Random(0)
     names = set()
-    for at in range(12):
-        run = subprocess.Popen([sys.executable, "-c", WRITE, copy, str(at)], stdout=subprocess.PIPE, text=True)
+    for index in range(12):
+        run = subprocess.Popen([sys.executable, "-c", WRITE, copy, str(index)], stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None and run.stdout.readline() == "wrote\n"
         time.sleep(0.1 * chance.random())
         run.send_signal(signal.SIGKILL)
@@ -144,7 +144,7 @@ def test_a_package_is_whole_whenever_its_writer_is_killed(copy: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_a_package_is_whole_whenever_a_command_is_killed(tiny_package, pages_folder: Path) -> None:
+def test_a_package_is_complete_at_every_kill_of_a_command(tiny_package, pages_folder: Path) -> None:
     result = attack(tiny_package.path, pages_folder, 3, 0)  # one of each command
     assert result.faults == []
     assert sum(result.counts.values()) == 3

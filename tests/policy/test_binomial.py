@@ -33,6 +33,6 @@ def test_without_a_trial_every_share_is_possible() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 1), (5, 5), (3, 12), (12, 3), (0, 60), (400, 520)])
-def test_mcnemars_test_is_the_binomial_test_of_the_pages_that_one_alone_has_right(first: int, second: int) -> None:
+def test_mcnemars_test_is_the_binomial_test_of_the_pages_that_only_one_model_has_right(first: int, second: int) -> None:
     trials = first + second
     assert mcnemar(first, second) == pytest.approx(binomtest(first, trials).pvalue if trials else 1.0, rel=1e-9)

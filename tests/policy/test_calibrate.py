@@ -1,4 +1,4 @@
-"""Calibration and failure prediction: what is fitted is what made the data."""
+"""Calibration and failure prediction. The fit recovers the parameters that made the data."""
 
 import numpy as np
 import pytest
@@ -27,12 +27,12 @@ def test_a_few_pages_that_are_all_right_do_not_make_every_page_certain() -> None
 
 def test_a_temperature_from_few_pages_is_on_average_the_true_one() -> None:
     rng = np.random.default_rng(2)
-    found = []
+    temperatures = []
     for _ in range(200):
         logits = rng.normal(size=(30, 10)) * 2
         targets = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
-        found.append(fit_temperature(logits, targets))
-    assert np.median(found) == pytest.approx(1.0, abs=0.15)
+        temperatures.append(fit_temperature(logits, targets))
+    assert np.median(temperatures) == pytest.approx(1.0, abs=0.15)
 
 
 def test_vector_scaling_finds_a_scale_and_a_bias_per_class() -> None:
@@ -57,7 +57,8 @@ def test_vector_scaling_of_few_pages_stays_near_the_temperature() -> None:
 
 
 def torn_pages(pages: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Two exits of three classes; the second is as sure when the first contradicts it, but then wrong half of the time."""
+    """Two exits of three classes. If the first contradicts the second, the second is as confident but wrong half of
+    the time."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, 3, pages)
     torn = rng.random(pages) < 0.3
@@ -67,11 +68,11 @@ def torn_pages(pages: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     return [np.eye(3)[first] * 3, np.eye(3)[second] * sure], targets
 
 
-def test_failure_prediction_tells_pages_apart_that_are_equally_sure() -> None:
+def test_failure_prediction_separates_pages_of_equal_confidence() -> None:
     plain = [ExitRule((1.0,) * 3, (0.0,) * 3), ExitRule((1.0,) * 3, (0.0,) * 3)]
     logits, targets = torn_pages(400, 0)
     weights = fit_failure_prediction(logits, plain, [[0] * 400] * 2, targets)
-    rules = [ExitRule(rule.scale, rule.bias, found) for rule, found in zip(plain, weights, strict=True)]
+    rules = [ExitRule(rule.scale, rule.bias, exit_weights) for rule, exit_weights in zip(plain, weights, strict=True)]
     new, new_targets = torn_pages(400, 1)
     right = new[1].argmax(1) == new_targets
     judged = score_pages(new, rules, "failure_prediction", [[0] * 400] * 2)[1][1]

@@ -46,8 +46,10 @@ def test_every_criterion_is_larger_the_surer_the_page_and_stays_in_0_to_1(name: 
 
 
 def test_entropy_is_one_minus_the_normalised_entropy() -> None:
-    found = [0.7, 0.2, 0.1]
-    assert CRITERIA["entropy"](ExitHistory([found]), ()) == pytest.approx(1 - scipy_entropy(found) / math.log(3))
+    probabilities = [0.7, 0.2, 0.1]
+    assert CRITERIA["entropy"](ExitHistory([probabilities]), ()) == pytest.approx(
+        1 - scipy_entropy(probabilities) / math.log(3)
+    )
 
 
 def test_margin_is_the_gap_between_the_two_largest() -> None:
@@ -56,11 +58,11 @@ def test_margin_is_the_gap_between_the_two_largest() -> None:
 
 def test_patience_counts_exits_in_a_row_that_agree() -> None:
     a, b = [0.9, 0.1], [0.1, 0.9]
-    scores = [CRITERIA["patience"](ExitHistory(seen), ()) for seen in ([a], [a, a], [b, a, a, a], [a, a, b])]
+    scores = [CRITERIA["patience"](ExitHistory(history), ()) for history in ([a], [a, a], [b, a, a, a], [a, a, b])]
     assert scores == pytest.approx([0, 1 / 2, 2 / 3, 0])
 
 
-def test_a_gate_is_what_the_gate_says_calibrated() -> None:
+def test_the_gate_score_is_the_calibrated_gate_probability() -> None:
     assert CRITERIA["gate"](ExitHistory([[0.5, 0.5]], gate=0.8), ()) == 0.8
     logits, gates = [np.zeros((2, 2)), np.zeros((2, 2))], [np.array([[0.0], [2.0]]), None]
     rules = [ExitRule((1.0, 1.0), (0.0, 0.0), gate=(0.5, 1.0)), ExitRule((1.0, 1.0), (0.0, 0.0))]
@@ -71,7 +73,7 @@ def test_a_gate_is_what_the_gate_says_calibrated() -> None:
         score_pages(logits, rules, "gate", [[1, 1]] * 2, [np.full((2, 1), np.nan), None])
 
 
-def test_failure_prediction_sees_what_max_probability_does_not() -> None:
+def test_failure_prediction_uses_more_than_the_largest_probability() -> None:
     """Two pages of equal top probability: the exits before agree about one and not about the other."""
     weights = [4.0, 0, 0, 3.0, 0, 0, 0, 0, 0.0]
     agreeing = ExitHistory([[0.9, 0.1], [0.8, 0.2]], tokens=10)
@@ -80,7 +82,7 @@ def test_failure_prediction_sees_what_max_probability_does_not() -> None:
     assert failure_prediction(agreeing, weights) > failure_prediction(torn, weights)
 
 
-def test_failure_prediction_by_the_log_odds_alone_is_max_probability() -> None:
+def test_failure_prediction_with_only_the_log_odds_is_max_probability() -> None:
     known = ExitHistory([[0.85, 0.15]], tokens=3)
     assert failure_prediction(known, [4.0] + [0.0] * 8) == pytest.approx(0.85)
 
@@ -95,14 +97,14 @@ def test_many_pages_are_scored_as_one_by_one(name: str) -> None:
     probabilities, scores = score_pages(logits, rules, name, tokens)
     for page in range(9):
         known = ExitHistory()
-        for at, rule in enumerate(rules):
-            known.probabilities.append(calibrate_logits(logits[at][page].tolist(), rule.scale, rule.bias))
-            known.tokens = page if at else 0
-            assert probabilities[at, page].tolist() == known.probabilities[-1]
-            assert scores[at, page] == CRITERIA[name](known, weights)
+        for index, rule in enumerate(rules):
+            known.probabilities.append(calibrate_logits(logits[index][page].tolist(), rule.scale, rule.bias))
+            known.tokens = page if index else 0
+            assert probabilities[index, page].tolist() == known.probabilities[-1]
+            assert scores[index, page] == CRITERIA[name](known, weights)
 
 
-def test_a_page_leaves_at_the_first_exit_whose_score_reaches_its_threshold() -> None:
+def test_a_page_exits_at_the_first_exit_whose_score_reaches_its_threshold() -> None:
     scores = np.array([[0.5, 0.9, 0.1], [0.8, 0.0, 0.2], [0.0, 0.0, 0.0]])
     answers = np.zeros((3, 3), int)
     assert assign_exits(scores, [0.9, 0.8], answers).tolist() == [1, 0, 2]
@@ -123,13 +125,13 @@ def test_the_vectors_that_every_implementation_of_the_policy_passes(case: dict) 
     rules = [ExitRule(exit["scale"], exit["bias"], exit["weights"]) for exit in case["exits"]]
     known = ExitHistory()
     left = None
-    for at, (rule, exit) in enumerate(zip(rules, case["exits"], strict=True)):
+    for index, (rule, exit) in enumerate(zip(rules, case["exits"], strict=True)):
         known.probabilities.append(calibrate_logits(exit["logits"], rule.scale, rule.bias))
         known.tokens = case["tokens"] if exit["after_text"] else 0
         assert known.probabilities[-1] == pytest.approx(exit["probabilities"], abs=1e-9)
         score = CRITERIA[case["criterion"]](known, rule.weights)
         assert score == pytest.approx(exit["score"], abs=1e-9)
         bars = limits(tuple(t) if isinstance(t := exit["threshold"], list) else t, len(exit["logits"]))
-        if left is None and (at == len(rules) - 1 or score >= bars[int(np.argmax(known.probabilities[-1]))]):
-            left = at
+        if left is None and (index == len(rules) - 1 or score >= bars[int(np.argmax(known.probabilities[-1]))]):
+            left = index
     assert left == case["leaves_at"]

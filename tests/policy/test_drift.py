@@ -1,4 +1,4 @@
-"""The drift guard's tests: how often they alarm on the same kind of pages, and whether they do on others."""
+"""The drift guard's tests: their rate of alarms on the same kind of pages and on others."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from ee_export.policy.drift import BINS, compare, histogram
 
 
 def drawn(rng: np.random.Generator, pages: int, sure: float) -> tuple[list[int], dict[str, list[float]]]:
-    """Exits and scores of drawn pages; the larger ``sure``, the more leave at the first of two exits."""
+    """Exits and scores of drawn pages. The larger ``sure``, the more pages exit at the first of two exits."""
     scores = rng.beta(sure, 1, pages)
     left = scores >= 0.9
     return [int(left.sum()), int((~left).sum())], {"vision": scores.tolist(), "final": scores[~left].tolist()}
@@ -18,7 +18,7 @@ def compared(then: tuple, now: tuple, false_alarm: float, draws: int = 2000) -> 
     return any(test.alarm for test in compare((then[0], now[0]), pairs, false_alarm, draws=draws))
 
 
-def test_the_false_alarm_rate_is_what_was_asked() -> None:
+def test_the_false_alarm_rate_is_the_given_one() -> None:
     rng = np.random.default_rng(0)
     alarms = sum(compared(drawn(rng, 80, 8), drawn(rng, 120, 8), 0.1) for _ in range(400))
     assert 0.01 < alarms / 400 <= 0.1 + 3 * np.sqrt(0.09 / 400)

@@ -32,8 +32,8 @@ def test_a_class_that_is_answered_but_never_the_label_counts_in_macro_f1() -> No
 
 
 def test_brier_equals_scikit_learns() -> None:
-    found = theirs.brier_score_loss(TARGETS, PROBABILITIES, labels=range(6), scale_by_half=False)
-    assert metrics.brier(PROBABILITIES, TARGETS) == pytest.approx(found)
+    loss = theirs.brier_score_loss(TARGETS, PROBABILITIES, labels=range(6), scale_by_half=False)
+    assert metrics.brier(PROBABILITIES, TARGETS) == pytest.approx(loss)
 
 
 def test_auroc_equals_scikit_learns_with_ties() -> None:
@@ -63,7 +63,7 @@ def test_ece_equals_the_definition_over_bins_of_equal_mass() -> None:
         sum(gaps), abs=0.02
     )  # bins of 13 and 14 pages split otherwise
     fraction, mean = np.array(
-        [[hit, said] for _, said, hit in metrics.reliability(CONFIDENCE[:150], RIGHT[:150], 10)]
+        [[accuracy, confidence] for _, confidence, accuracy in metrics.reliability(CONFIDENCE[:150], RIGHT[:150], 10)]
     ).T
     their_fraction, their_mean = calibration_curve(RIGHT[:150], CONFIDENCE[:150], n_bins=10, strategy="quantile")
     assert fraction == pytest.approx(their_fraction)
@@ -75,7 +75,7 @@ def test_ece_of_a_certain_and_always_wrong_model_is_one() -> None:
     assert metrics.ece(np.full(30, 0.5), np.arange(30) % 2 == 0, bins=1) == pytest.approx(0)
 
 
-def test_a_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_a_bootstrap_interval_covers_the_truth_at_its_stated_rate() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for draw in range(200):

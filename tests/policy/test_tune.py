@@ -1,4 +1,4 @@
-"""The tuner: on drawn pages, against every combination where those can be listed."""
+"""The tuner on drawn pages, compared with every combination if those can be listed."""
 
 import itertools
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ def seen(draw) -> PageScores:
 
 
 def lost(pages: PageScores, exits: np.ndarray) -> np.ndarray:
-    """Pages that leave with a wrong answer where ``final`` is right."""
-    found: np.ndarray = pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]
-    return found
+    """Pages that exit with a wrong answer although ``final`` is right."""
+    pages_lost: np.ndarray = pages.right[-1] & ~pages.right[exits, np.arange(len(exits))]
+    return pages_lost
 
 
 def harmed(pages: PageScores, thresholds: Sequence[Threshold]) -> int:
@@ -50,12 +50,12 @@ def everything(pages: PageScores) -> list[tuple[float | None, ...]]:
 
 
 @given(seen(), st.sampled_from(KINDS))
-def test_careful_thresholds_take_no_right_answer_away_and_cost_no_more(pages: PageScores, kind: str) -> None:
+def test_lossless_thresholds_lose_no_right_answer_and_cost_no_more(pages: PageScores, kind: str) -> None:
     thresholds = lossless_thresholds(pages, kind=kind)
-    full, found = evaluate(pages, [None] * (len(pages.scores) - 1)), evaluate(pages, thresholds)
+    full, tuned = evaluate(pages, [None] * (len(pages.scores) - 1)), evaluate(pages, thresholds)
     assert harmed(pages, thresholds) == 0
-    assert found.accuracy >= full.accuracy
-    assert found.mean_cost_ms <= full.mean_cost_ms
+    assert tuned.accuracy >= full.accuracy
+    assert tuned.mean_cost_ms <= full.mean_cost_ms
 
 
 @given(seen())
@@ -72,7 +72,7 @@ def test_an_exit_that_was_never_wrong_is_not_trusted_with_its_least_certain_page
     assert evaluate(pages, lossless_thresholds(pages)).exits.tolist() == [1, 0, 0]
 
 
-def test_a_margin_asks_for_more_certainty_than_any_wrong_page_had() -> None:
+def test_a_margin_requires_more_confidence_than_any_wrong_page_had() -> None:
     scores = np.array([[0.6, 0.7, 0.9], [1, 1, 1]])
     answers = np.array([[1, 0, 0], [0, 0, 0]])
     pages = PageScores(scores, answers, np.zeros(3, int), np.array([[1.0] * 3, [9.0] * 3]))
@@ -81,7 +81,7 @@ def test_a_margin_asks_for_more_certainty_than_any_wrong_page_had() -> None:
     assert wide == pytest.approx(0.8, abs=1e-6)
 
 
-def test_a_class_that_is_never_mistaken_may_leave_earlier_than_one_that_is() -> None:
+def test_a_class_without_errors_may_exit_earlier_than_one_with_errors() -> None:
     scores = np.array([[0.5, 0.9, 0.9, 0.95], [1, 1, 1, 1]])
     answers = np.array([[0, 0, 1, 1], [0, 0, 0, 1]])
     pages = PageScores(scores, answers, np.array([0, 0, 0, 1]), np.array([[1.0] * 4, [9.0] * 4]))
@@ -108,26 +108,26 @@ def test_candidates_for_a_certificate_become_bolder_and_end_where_too_many_are_l
 
 
 @given(seen())
-def test_every_point_of_the_frontier_is_what_its_thresholds_give_and_none_beats_another(pages: PageScores) -> None:
+def test_every_point_of_the_pareto_front_matches_its_thresholds_and_none_dominates_another(pages: PageScores) -> None:
     points = search_pareto_front(pages)
     for point in points:
-        found = evaluate(pages, point.thresholds)
-        assert (found.accuracy, found.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
+        outcome = evaluate(pages, point.thresholds)
+        assert (outcome.accuracy, outcome.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
     for cheap, dear in itertools.pairwise(points):
         assert cheap.mean_cost_ms < dear.mean_cost_ms
         assert cheap.accuracy < dear.accuracy
 
 
 @given(seen())
-def test_the_frontier_is_within_a_percent_of_trying_everything(pages: PageScores) -> None:
+def test_the_pareto_front_is_within_a_percent_of_an_exhaustive_search(pages: PageScores) -> None:
     points = search_pareto_front(pages)
     for thresholds in everything(pages):
-        found = evaluate(pages, thresholds)
-        assert cheapest(points, found.accuracy).mean_cost_ms <= found.mean_cost_ms * 1.01
+        outcome = evaluate(pages, thresholds)
+        assert cheapest(points, outcome.accuracy).mean_cost_ms <= outcome.mean_cost_ms * 1.01
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_frontier_is_nowhere_beaten_by_random_mixtures(seed: int) -> None:
+def test_random_thresholds_never_dominate_the_pareto_front(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sure = rng.normal(size=(5, 80)) + np.linspace(0, 2, 5)[:, None]
     answers = (sure + rng.normal(size=sure.shape) < 0).astype(int)
@@ -154,7 +154,7 @@ def test_objectives_pick_from_the_frontier() -> None:
     assert most_accurate(POINTS, 100.0) is POINTS[2]
 
 
-def test_a_wish_that_no_thresholds_fulfil_is_refused_with_what_there_is() -> None:
+def test_an_impossible_tuning_goal_is_refused_with_the_best_possible_one() -> None:
     with pytest.raises(BadRequest, match=r"the best is 0\.9700 at 9\.0 ms"):
         cheapest(POINTS, 0.99)
     with pytest.raises(BadRequest, match=r"the cheapest cost 2\.0 ms at accuracy 0\.9000"):
@@ -162,25 +162,25 @@ def test_a_wish_that_no_thresholds_fulfil_is_refused_with_what_there_is() -> Non
 
 
 def not_asked(pages: PageScores, exit: int) -> PageScores:
-    """The same pages with an exit at which none can leave."""
+    """The same pages, with an exit at which none can exit."""
     scores = pages.scores.copy()
     scores[exit] = NOT_EVALUATED
     return PageScores(scores, pages.answers, pages.targets, pages.cost_ms)
 
 
 @given(seen())
-def test_an_exit_that_is_not_asked_gets_no_threshold_and_changes_no_other_point(pages: PageScores) -> None:
+def test_an_unevaluated_exit_gets_no_threshold_and_changes_no_other_point(pages: PageScores) -> None:
     without = PageScores(pages.scores[1:], pages.answers[1:], pages.targets, pages.cost_ms[1:])
-    found = search_pareto_front(not_asked(pages, 0))
-    assert {point.thresholds[0] for point in found} == {None}
+    front = search_pareto_front(not_asked(pages, 0))
+    assert {point.thresholds[0] for point in front} == {None}
     figures = [
-        [(point.accuracy, point.mean_cost_ms) for point in points] for points in (found, search_pareto_front(without))
+        [(point.accuracy, point.mean_cost_ms) for point in points] for points in (front, search_pareto_front(without))
     ]
     assert np.array(figures[0]) == pytest.approx(np.array(figures[1]))
     assert lossless_thresholds(not_asked(pages, 0))[0] is None
 
 
-def test_the_local_search_leaves_an_exit_that_is_not_asked_alone() -> None:
+def test_the_local_search_does_not_use_an_unevaluated_exit() -> None:
     rng = np.random.default_rng(0)
     sure = rng.normal(size=(6, 60))
     pages = PageScores(
@@ -191,5 +191,5 @@ def test_the_local_search_leaves_an_exit_that_is_not_asked_alone() -> None:
     )
     for point in search_pareto_front(not_asked(pages, 2)):
         assert point.thresholds[2] is None
-        found = evaluate(not_asked(pages, 2), point.thresholds)
-        assert (found.accuracy, found.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))
+        outcome = evaluate(not_asked(pages, 2), point.thresholds)
+        assert (outcome.accuracy, outcome.mean_cost_ms) == pytest.approx((point.accuracy, point.mean_cost_ms))

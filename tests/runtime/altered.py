@@ -1,4 +1,4 @@
-"""Packages that were changed on purpose, by somebody who can write files and compute hashes."""
+"""Packages that were changed on purpose, by someone who can write files and compute hashes."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def copied(package: Path, destination: Path) -> Path:
 
 
 def with_manifest(package: Path, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> Path:
-    """The package after its manifest was changed and all its files were hashed anew, so that no hash gives it away."""
+    """The package after a change of its manifest. All its files are hashed again, so the hashes match."""
     path = package / "manifest.json"
     manifest = json.loads(path.read_bytes())
     change(manifest)
@@ -46,7 +46,7 @@ def with_graph(package: Path, file: str, change: Callable[[onnx.ModelProto], obj
 
 
 def flattened(package: Path) -> Path:
-    """The package after its segments were moved to its root."""
+    """The package with its segments moved to its root."""
     for file in (package / "cpu-fp32").iterdir():
         file.rename(package / file.name)
     (package / "cpu-fp32").rmdir()
@@ -67,7 +67,7 @@ def some_arrays(chain: Chain, tokens: int = 12) -> Arrays:
     return arrays
 
 
-def same_logits(one: Chain, other: Chain) -> bool:
-    """Whether two chains give the same logits, bit for bit, at every exit."""
-    ours, theirs = one.logits(some_arrays(one)), other.logits(some_arrays(other))
-    return all(np.array_equal(ours[name], theirs[name]) for name in one.exits)
+def same_logits(first: Chain, second: Chain) -> bool:
+    """True if two chains give the same logits, bit for bit, at every exit."""
+    ours, theirs = first.logits(some_arrays(first)), second.logits(some_arrays(second))
+    return all(np.array_equal(ours[name], theirs[name]) for name in first.exits)

@@ -1,4 +1,4 @@
-"""Packages of arrays: no pages, no encoder, no tokenizer; the caller gives the tensors."""
+"""Packages of arrays. They have no pages, encoder or tokenizer, and the caller gives the tensors."""
 
 import json
 import shutil
@@ -46,8 +46,8 @@ def rows(count: int, seed: int = 0) -> Arrays:
     return {"sensor": sensor, "flags": rng.integers(0, 3, (count, 2, 2))}
 
 
-def row(arrays: Mapping[str, np.ndarray], at: int) -> Arrays:
-    return {name: values[at : at + 1] for name, values in arrays.items()}
+def row(arrays: Mapping[str, np.ndarray], index: int) -> Arrays:
+    return {name: values[index : index + 1] for name, values in arrays.items()}
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +87,14 @@ def chain(package: Package) -> Chain:
     return ee_export.load(package.path, operating_point="full")
 
 
-def test_arrays_are_answered_as_the_graphs_alone_do(chain: Chain) -> None:
+def test_arrays_get_the_answers_of_the_bare_graphs(chain: Chain) -> None:
     arrays = rows(5, seed=1)
     expected = handmade.run(SEGMENTS, arrays)
     got = chain.logits(arrays)
     for name in chain.exits:
         np.testing.assert_allclose(got[name], expected[name], atol=1e-6)
-    answers = [chain.predict_encoded(row(arrays, at)) for at in range(5)]
-    assert [answer.label for answer in answers] == [handmade.LABELS[at] for at in expected["answer"].argmax(1)]
+    answers = [chain.predict_encoded(row(arrays, index)) for index in range(5)]
+    assert [answer.label for answer in answers] == [handmade.LABELS[index] for index in expected["answer"].argmax(1)]
     assert {answer.exit for answer in answers} == {"answer"}
 
 
@@ -168,8 +168,8 @@ def test_predict_answers_each_row_of_a_file(finished: Path, tmp_path: Path) -> N
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     expected = handmade.run(SEGMENTS, arrays)["answer"].argmax(1)
     assert done.exit_code == 0
-    assert [answer["label"] for answer in answers] == [handmade.LABELS[at] for at in expected]
-    assert [answer["path"] for answer in answers] == [f"{tmp_path / 'new.npz'}:{at}" for at in range(3)]
+    assert [answer["label"] for answer in answers] == [handmade.LABELS[index] for index in expected]
+    assert [answer["path"] for answer in answers] == [f"{tmp_path / 'new.npz'}:{index}" for index in range(3)]
 
 
 def test_commands_that_need_pages_refuse_in_one_line(finished: Path, data: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_labels_may_be_names_or_indices(package: Package, tmp_path: Path) -> Non
         ({"inputs": {**INPUTS, "a/b": "array"}}, r"inputs\.a/b: found"),
     ],
 )
-def test_a_manifest_whose_inputs_do_not_fit_is_refused(
+def test_a_manifest_with_contradictory_inputs_is_refused(
     package: Package, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(EeError, match=message):

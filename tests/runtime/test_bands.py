@@ -1,4 +1,4 @@
-"""Bands: text is read from the top down, no further than an exit asks, and no word is lost or doubled on the way."""
+"""Bands. Text is read from the top down, only as far as an exit reads, and no word is lost or repeated."""
 
 import json
 from collections import Counter
@@ -31,21 +31,21 @@ EXITS = ["vision", "text.25", "text.60", "text", "encoder.2"]
 
 
 def lines_page(lines: int = 20, height: int = 1000) -> tuple[Image.Image, list[str], list[list[int]]]:
-    """A page of equally spaced dark lines, and what an ideal engine reads: one word a line."""
+    """A page of equally spaced dark lines, and the output of an ideal engine: one word per line."""
     image = Image.new("L", (400, height), 255)
     pen = ImageDraw.Draw(image)
     words, boxes = [], []
-    for at in range(lines):
-        top = round((at + 0.25) * height / lines)
-        bottom = round((at + 0.75) * height / lines)
+    for index in range(lines):
+        top = round((index + 0.25) * height / lines)
+        bottom = round((index + 0.75) * height / lines)
         pen.rectangle((40, top, 360, bottom), fill=0)
-        words.append(f"line{at}")
+        words.append(f"line{index}")
         boxes.append([100, round(1000 * top / height), 900, round(1000 * bottom / height)])
     return image, words, boxes
 
 
 class LineReader:
-    """An OCR engine that sees dark blocks, and names each by its height in the page it was told of; remembers its calls."""
+    """An OCR engine that detects dark blocks and names each by its height in the page. Records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
@@ -62,21 +62,21 @@ class LineReader:
 
 
 @pytest.mark.parametrize("cuts", [[25, 100], [10, 25, 60, 100], [33, 34, 35, 100], [100]])
-def test_strips_read_every_line_once_and_where_it_stands(cuts: list[int]) -> None:
-    image, _, wanted = lines_page()
+def test_strips_read_every_line_once_with_its_box(cuts: list[int]) -> None:
+    image, _, lines = lines_page()
     engine = LineReader()
     reader = TextReader(Page(image, ocr=engine), image)
     for percent in cuts:
         words, boxes = reader.read_to(percent)
-        inside = [box for box in wanted if box[1] + box[3] < 20 * percent]
+        inside = [box for box in lines if box[1] + box[3] < 20 * percent]
         assert len(words) >= len(inside), "a strip reaches at least as far as it was asked to"
-    assert len(words) == len(wanted)
-    assert np.abs(np.array(boxes) - np.array(wanted)).max() <= 2
+    assert len(words) == len(lines)
+    assert np.abs(np.array(boxes) - np.array(lines)).max() <= 2
     assert len(engine.calls) <= len(cuts)
 
 
-def test_a_line_that_no_gap_spares_is_neither_lost_nor_doubled() -> None:
-    image, _, wanted = lines_page()
+def test_a_line_that_a_cut_crosses_is_read_exactly_once() -> None:
+    image, _, lines = lines_page()
     ImageDraw.Draw(image).rectangle((0, 0, 30, 1000), fill=0)  # a ruled margin: no row is empty
     for percent in range(5, 100, 5):
         assert not find_gap(image, percent / 100)[1]
@@ -84,19 +84,19 @@ def test_a_line_that_no_gap_spares_is_neither_lost_nor_doubled() -> None:
         reader.read_to(percent)
         words, boxes = reader.read_to(100)
         middles = sorted((box[1] + box[3]) // 2 for box in boxes)
-        assert len(words) == len(wanted), percent
-        assert np.abs(np.array(middles) - [(box[1] + box[3]) // 2 for box in wanted]).max() <= 8
+        assert len(words) == len(lines), percent
+        assert np.abs(np.array(middles) - [(box[1] + box[3]) // 2 for box in lines]).max() <= 8
 
 
 def test_the_cut_stands_in_the_gap_below_the_line_it_would_cross() -> None:
-    image, _, wanted = lines_page()
-    top, bottom = wanted[5][1], wanted[5][3]
+    image, _, lines = lines_page()
+    top, bottom = lines[5][1], lines[5][3]
     row, clean = find_gap(image, (top + bottom) / 2000)
     assert clean
-    assert bottom < row < wanted[6][1]
+    assert bottom < row < lines[6][1]
 
 
-def test_what_was_read_is_not_read_again() -> None:
+def test_a_strip_is_not_read_again() -> None:
     image, _, _ = lines_page()
     engine = LineReader()
     reader = TextReader(Page(image, ocr=engine), image)
@@ -115,9 +115,9 @@ def test_tesseract_reads_the_same_words_in_strips_as_in_one_piece() -> None:
     reader = TextReader(Page(drawn.image, ocr=ee_export.tesseract()), drawn.image)
     for percent in (25, 50, 100):
         words, _ = reader.read_to(percent)
-    found = Counter(words)
-    assert sum((whole & found).values()) >= 0.9 * sum(whole.values())
-    assert sum(found.values()) == pytest.approx(sum(whole.values()), rel=0.06)
+    by_strips = Counter(words)
+    assert sum((whole & by_strips).values()) >= 0.9 * sum(whole.values())
+    assert sum(by_strips.values()) == pytest.approx(sum(whole.values()), rel=0.06)
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +137,14 @@ def banded(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> tupl
     )
 
 
-def make_exit_point(chain: Chain, name: str, asked: tuple[str, ...] = ()) -> Chain:
-    """The chain with thresholds that let every page leave at one exit; those in ``asked`` are asked and let none go."""
-    bars: dict[str, float | tuple[float | None, ...] | None] = dict.fromkeys(chain.exits[:-1])
-    bars |= dict.fromkeys(asked, 1.1)
+def make_exit_point(chain: Chain, name: str, evaluated: tuple[str, ...] = ()) -> Chain:
+    """The chain with thresholds by which every page exits at one exit. Exits in ``evaluated`` are evaluated, but no
+    page exits there."""
+    thresholds: dict[str, float | tuple[float | None, ...] | None] = dict.fromkeys(chain.exits[:-1])
+    thresholds |= dict.fromkeys(evaluated, 1.1)
     if name != "final":
-        bars[name] = 0.0
-    return chain.with_point(OperatingPoint("max_probability", bars))
+        thresholds[name] = 0.0
+    return chain.with_point(OperatingPoint("max_probability", thresholds))
 
 
 def test_exits_on_a_part_of_the_text_equal_the_unmodified_model(banded: tuple[Path, Package]) -> None:
@@ -156,7 +157,7 @@ def test_exits_on_a_part_of_the_text_equal_the_unmodified_model(banded: tuple[Pa
     assert max(differences.values()) <= 2e-4, differences
 
 
-def test_a_page_that_leaves_at_a_band_is_read_no_further(banded: tuple[Path, Package]) -> None:
+def test_a_page_that_exits_at_a_band_is_read_no_further(banded: tuple[Path, Package]) -> None:
     image, _, _ = lines_page()
     engine = LineReader()
     answer = make_exit_point(load_package(banded[1]), "text.25").predict(Page(image, ocr=engine))
@@ -166,11 +167,11 @@ def test_a_page_that_leaves_at_a_band_is_read_no_further(banded: tuple[Path, Pac
     assert 250 <= height <= 300
 
 
-def test_a_band_that_is_not_asked_is_not_read_in_a_strip_of_its_own(banded: tuple[Path, Package]) -> None:
+def test_a_band_that_is_not_evaluated_gets_no_strip(banded: tuple[Path, Package]) -> None:
     image, _, _ = lines_page()
-    for asked, strips in (((), 1), (("text.25",), 2), (("text.25", "text.60"), 3)):
+    for evaluated, strips in (((), 1), (("text.25",), 2), (("text.25", "text.60"), 3)):
         engine = LineReader()
-        answer = make_exit_point(load_package(banded[1]), "final", asked).predict(Page(image, ocr=engine))
+        answer = make_exit_point(load_package(banded[1]), "final", evaluated).predict(Page(image, ocr=engine))
         assert answer.exit == "final"
         assert len(engine.calls) == strips == [step.name for step in answer.trace].count("ocr")
 
@@ -179,25 +180,25 @@ def test_a_band_that_is_not_asked_is_not_read_in_a_strip_of_its_own(banded: tupl
 def test_strips_give_the_answer_that_the_given_words_give(banded: tuple[Path, Package], name: str) -> None:
     image, _, _ = lines_page()
     words, boxes = LineReader()(image)
-    asked = tuple(exit for exit in EXITS if exit.startswith("text."))
-    chain = make_exit_point(load_package(banded[1]), name, tuple(exit for exit in asked if exit != name))
+    bands = tuple(exit for exit in EXITS if exit.startswith("text."))
+    chain = make_exit_point(load_package(banded[1]), name, tuple(exit for exit in bands if exit != name))
     given = chain.predict(Page(image, words=words, boxes=boxes))
     by_strips = chain.predict(Page(image, ocr=LineReader()))
     assert given.exit == by_strips.exit == name
     assert list(given.probabilities.values()) == pytest.approx(list(by_strips.probabilities.values()), abs=2e-3)
 
 
-def test_batches_of_pages_with_and_without_words_leave_as_one_by_one(
+def test_batches_of_pages_with_and_without_words_exit_as_single_pages_do(
     banded: tuple[Path, Package], pages_folder: Path
 ) -> None:
     chain = load_package(banded[1])
     bars: dict[str, float | tuple[float | None, ...] | None] = {
-        name: 0.3 + 0.05 * at for at, name in enumerate(chain.exits[:-1])
+        name: 0.3 + 0.05 * index for index, name in enumerate(chain.exits[:-1])
     }
     chain = chain.with_point(OperatingPoint("failure_prediction", bars, dict.fromkeys(chain.exits, (1.0,) * 14)))
     image, _, _ = lines_page()
     given = [read_page(path) for path in sorted(pages_folder.rglob("*.jpg"))[::5]]
-    pages = [page for one in given for page in (one, Page(image, ocr=LineReader()))]
+    pages = [page for page_with_words in given for page in (page_with_words, Page(image, ocr=LineReader()))]
     together = chain.predict_batch(pages)
     for answer, page in zip(together, pages, strict=True):
         alone = chain.predict(page)
@@ -207,7 +208,7 @@ def test_batches_of_pages_with_and_without_words_leave_as_one_by_one(
     assert len(with_deadline) == len(pages)
 
 
-def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
+def test_the_tuner_evaluates_bands_if_reading_them_first_is_cheaper(
     banded: tuple[Path, Package], pages_folder: Path
 ) -> None:
     package = banded[1]
@@ -215,19 +216,19 @@ def test_the_tuner_asks_for_bands_where_reading_them_first_is_cheaper(
     parts, _ = observe_parts(
         package, "cpu-fp32", pages_folder, 0, None, tune.TuningGoal(), lambda stage, done, total: None
     )
-    for seen in parts.values():
-        for name in ("text.25", "final"):  # both exits know every label, the others nothing
-            seen.logits[name][:] = 10 * np.eye(7)[seen.targets]
+    for predictions in parts.values():
+        for name in ("text.25", "final"):  # both exits predict every label, the others none
+            predictions.logits[name][:] = 10 * np.eye(7)[predictions.targets]
         for name in ("vision", "text.60", "text", "encoder.2"):
-            seen.logits[name][:] = 0
-    seen = parts["tune"] + parts["certify"]
-    found = tune.tune_target(package.manifest, target, parts, 1000.0, "default", tune.TuningGoal(min_accuracy=1.0))
-    point = found.operating_points["default"]
-    assert {name for name, bar in point.thresholds.items() if bar is not None} == {"text.25"}
+            predictions.logits[name][:] = 0
+    predictions = parts["tune"] + parts["certify"]
+    tuned = tune.tune_target(package.manifest, target, parts, 1000.0, "default", tune.TuningGoal(min_accuracy=1.0))
+    point = tuned.operating_points["default"]
+    assert {name for name, threshold in point.thresholds.items() if threshold is not None} == {"text.25"}
     assert point.measured["exit_rate.text.25"] == 1
-    assert point.measured["mean_cost_ms"] < 400 < found.operating_points["full"].measured["mean_cost_ms"]
-    bars = [point.thresholds[name] for name in EXITS]
-    both = tune.score_predictions(package.manifest, target, seen, 1000.0, bands=(25, 60))
-    assert evaluate(both, bars).mean_cost_ms == pytest.approx(point.measured["mean_cost_ms"], rel=0.01)
-    none = tune.score_predictions(package.manifest, target, seen, 1000.0)
-    assert evaluate(none, bars).mean_cost_ms > 1000
+    assert point.measured["mean_cost_ms"] < 400 < tuned.operating_points["full"].measured["mean_cost_ms"]
+    thresholds = [point.thresholds[name] for name in EXITS]
+    both = tune.score_predictions(package.manifest, target, predictions, 1000.0, bands=(25, 60))
+    assert evaluate(both, thresholds).mean_cost_ms == pytest.approx(point.measured["mean_cost_ms"], rel=0.01)
+    none = tune.score_predictions(package.manifest, target, predictions, 1000.0)
+    assert evaluate(none, thresholds).mean_cost_ms > 1000

@@ -26,24 +26,24 @@ def pages(pages_folder: Path) -> list[Page]:
 
 @pytest.fixture(scope="module")
 def mixed(chain: Chain, pages: list[Page]) -> Chain:
-    """A third of the pages leaves at vision, a third at encoder.1, a third at final; no score is near a threshold."""
+    """A third of the pages exits at vision, a third at encoder.1, a third at final. No score is near a threshold."""
     thresholds: dict[str, float] = {}
     for name, share in (("vision", 2 / 3), ("encoder_1", 1 / 2)):
         answers = leaving(chain, **thresholds, **{name: 0.0}).predict_batch(pages)
         scores = np.sort([answer.score for answer in answers if answer.exit == name.replace("_", ".")])
         about = range(int(share * len(scores)) - 3, int(share * len(scores)) + 3)
-        below = max(about, key=lambda at: scores[at + 1] - scores[at])
+        below = max(about, key=lambda index: scores[index + 1] - scores[index])
         thresholds[name] = float(scores[below : below + 2].mean())
     return leaving(chain, **thresholds)
 
 
 def answered(results: Iterator[Answer | EeError]) -> list[Answer]:
     """The answers of a run in which every page has one."""
-    found = []
+    answers = []
     for result in results:
         assert isinstance(result, Answer), result
-        found.append(result)
-    return found
+        answers.append(result)
+    return answers
 
 
 def fixed(chain: Chain, size: int) -> dict[str, int]:
@@ -53,7 +53,9 @@ def fixed(chain: Chain, size: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("streams", [1, 3])
-def test_pages_get_in_order_what_they_get_one_by_one(mixed: Chain, pages: list[Page], batch: int, streams: int) -> None:
+def test_pages_get_the_answers_of_single_pages_in_order(
+    mixed: Chain, pages: list[Page], batch: int, streams: int
+) -> None:
     together = answered(mixed.predict_many(pages, batch=fixed(mixed, batch), streams=streams))
     assert {answer.exit for answer in together} == {"vision", "encoder.1", "final"}
     for answer, page in zip(together, pages, strict=True):
@@ -92,7 +94,7 @@ def test_pages_of_like_length_run_together_and_none_is_padded_to_the_longest(
         return run(state, last)
 
     monkeypatch.setattr(segment, "run", counting)
-    texts = [["word"] * (1 + at % 100) for at in range(len(pages))]
+    texts = [["word"] * (1 + index % 100) for index in range(len(pages))]
     read = [Page(p.image, words=t, boxes=[[0, 0, 9, 9]] * len(t)) for p, t in zip(pages, texts, strict=True)]
     answered(leaving(chain).predict_many(read, batch=fixed(chain, 4)))
     assert len(lengths) > 0
@@ -109,7 +111,7 @@ def counted(pages: list[Page], times: int, taken: list[int]) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_few_pages_are_under_way_whatever_is_given(chain: Chain, pages: list[Page], streams: int) -> None:
+def test_the_number_of_pages_in_progress_is_bounded(chain: Chain, pages: list[Page], streams: int) -> None:
     taken = [0]
     every_page_stays = leaving(chain)
     results = every_page_stays.predict_many(counted(pages, 6, taken), batch=fixed(chain, 4), streams=streams)
@@ -119,9 +121,11 @@ def test_few_pages_are_under_way_whatever_is_given(chain: Chain, pages: list[Pag
     assert given + 1 == taken[0] == 6 * len(pages)
 
 
-def test_one_page_that_stays_does_not_hold_up_all_that_leave(chain: Chain, pages: list[Page]) -> None:
-    scores = sorted((answer.score, at) for at, answer in enumerate(leaving(chain, vision=0.0).predict_batch(pages)))
-    stays, *others = (pages[at] for _, at in scores)
+def test_one_remaining_page_does_not_block_the_pages_that_exit(chain: Chain, pages: list[Page]) -> None:
+    scores = sorted(
+        (answer.score, index) for index, answer in enumerate(leaving(chain, vision=0.0).predict_batch(pages))
+    )
+    stays, *others = (pages[index] for _, index in scores)
     one_stays = leaving(chain, vision=(scores[0][0] + scores[1][0]) / 2)
     taken = [0]
     results = one_stays.predict_many(
@@ -134,7 +138,7 @@ def test_one_page_that_stays_does_not_hold_up_all_that_leave(chain: Chain, pages
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_a_bad_page_is_answered_by_its_error_and_the_others_as_ever(
+def test_a_bad_page_gets_its_error_and_the_others_get_their_answers(
     mixed: Chain, pages: list[Page], tmp_path: Path, streams: int
 ) -> None:
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no more than this")
@@ -145,38 +149,38 @@ def test_a_bad_page_is_answered_by_its_error_and_the_others_as_ever(
         11: partial(read_page, tmp_path / "words.png"),
         30: Page(tmp_path / "none.png"),
     }
-    given = [bad.get(at, page) for at, page in enumerate(pages)]
+    given = [bad.get(index, page) for index, page in enumerate(pages)]
     results = list(mixed.predict_many(given, batch=fixed(mixed, 4), streams=streams))
-    assert [at for at, result in enumerate(results) if isinstance(result, EeError)] == [2, 11, 30]
-    for at, name in ((2, "torn.jpg"), (11, "words.json"), (30, "none.png")):
-        assert isinstance(results[at], BadPage)
-        assert name in str(results[at])
-    good = [page for at, page in enumerate(pages) if at not in bad]
+    assert [index for index, result in enumerate(results) if isinstance(result, EeError)] == [2, 11, 30]
+    for index, name in ((2, "torn.jpg"), (11, "words.json"), (30, "none.png")):
+        assert isinstance(results[index], BadPage)
+        assert name in str(results[index])
+    good = [page for index, page in enumerate(pages) if index not in bad]
     answers = [result for result in results if isinstance(result, Answer)]
     assert [answer.exit for answer in answers] == [mixed.predict(page).exit for page in good]
 
 
-def test_a_page_without_text_is_an_error_only_where_text_is_needed(mixed: Chain, pages: list[Page]) -> None:
-    bare = [Page(page.image, name=f"bare {at}") for at, page in enumerate(pages)]
+def test_a_page_without_text_is_an_error_only_if_text_is_needed(mixed: Chain, pages: list[Page]) -> None:
+    bare = [Page(page.image, name=f"bare {index}") for index, page in enumerate(pages)]
     results = mixed.predict_many(bare, batch=fixed(mixed, 4))
-    for at, (result, page) in enumerate(zip(results, pages, strict=True)):
+    for index, (result, page) in enumerate(zip(results, pages, strict=True)):
         if mixed.predict(page).exit == "vision":
             assert isinstance(result, Answer)
         else:
             assert isinstance(result, NoText)
-            assert f"bare {at}:" in str(result)
+            assert f"bare {index}:" in str(result)
 
 
 def test_text_is_read_on_demand_and_once(mixed: Chain, pages: list[Page]) -> None:
-    asked = []
+    images = []
 
     def ocr(image: Image.Image):
-        asked.append(image)
+        images.append(image)
         return ["Total"], [[1, 2, 3, 4]]
 
     answers = answered(mixed.predict_many([Page(page.image, ocr=ocr) for page in pages], batch=fixed(mixed, 4)))
     assert (
-        len(asked) == sum(answer.ocr_used for answer in answers) == sum(answer.exit != "vision" for answer in answers)
+        len(images) == sum(answer.ocr_used for answer in answers) == sum(answer.exit != "vision" for answer in answers)
     )
 
 
@@ -196,11 +200,11 @@ def test_an_ocr_engine_that_crashes_is_the_answer_of_its_page(mixed: Chain, page
     def ocr(image: Image.Image):
         raise RuntimeError("a bug")
 
-    given = [Page(page.image, ocr=ocr, name=page.name) if at % 2 else page for at, page in enumerate(pages)]
+    given = [Page(page.image, ocr=ocr, name=page.name) if index % 2 else page for index, page in enumerate(pages)]
     results = list(mixed.predict_many(given, batch=4, streams=streams))
-    for at, (result, page) in enumerate(zip(results, pages, strict=True)):
+    for index, (result, page) in enumerate(zip(results, pages, strict=True)):
         alone = mixed.predict(page)
-        if at % 2 and alone.exit != "vision":
+        if index % 2 and alone.exit != "vision":
             assert isinstance(result, OcrFailed)
             assert f"{page.name}: OCR engine: raised RuntimeError (a bug)" in str(result)
         else:
@@ -208,7 +212,7 @@ def test_an_ocr_engine_that_crashes_is_the_answer_of_its_page(mixed: Chain, page
             assert result.exit == alone.exit
 
 
-def test_logits_that_are_not_finite_are_the_answer_of_their_page_alone(
+def test_logits_that_are_not_finite_are_an_error_of_their_page_only(
     mixed: Chain, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment = next(segment for segment in mixed.segments if segment.exit == "final")
@@ -224,11 +228,11 @@ def test_logits_that_are_not_finite_are_the_answer_of_their_page_alone(
     before = answered(mixed.predict_many(pages, batch=fixed(mixed, 4)))
     monkeypatch.setattr(segment, "run", once)
     results = list(mixed.predict_many(pages, batch=fixed(mixed, 4)))
-    failed = [at for at, result in enumerate(results) if isinstance(result, BadLogits)]
+    failed = [index for index, result in enumerate(results) if isinstance(result, BadLogits)]
     assert len(failed) == 1
     assert pages[failed[0]].name in str(results[failed[0]])
-    for at, (result, alone) in enumerate(zip(results, before, strict=True)):
-        if at not in failed:
+    for index, (result, alone) in enumerate(zip(results, before, strict=True)):
+        if index not in failed:
             assert isinstance(result, Answer)
             assert result.probabilities == alone.probabilities
             assert [step._replace(duration_ms=0) for step in result.trace] == [
@@ -236,7 +240,7 @@ def test_logits_that_are_not_finite_are_the_answer_of_their_page_alone(
             ]
 
 
-def test_answers_may_be_left_unasked(mixed: Chain, pages: list[Page]) -> None:
+def test_answers_need_not_all_be_consumed(mixed: Chain, pages: list[Page]) -> None:
     results = mixed.predict_many(pages, batch=fixed(mixed, 4), streams=2)
     assert isinstance(next(results), Answer)
     assert isinstance(results, Generator)

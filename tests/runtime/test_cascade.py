@@ -70,7 +70,7 @@ def encoder_of(encoding: Encoding, data: bytes) -> Encoder:
 
 
 def apart(package: Package, page: Page) -> Arrays:
-    """The inputs of a page as two encoders make them that know nothing of each other."""
+    """The inputs of a page, made by two independent encoders."""
     data = package.read("tokenizer.json")
     made_of: Arrays = {}
     for prefix, encoding in (("", SMALL), ("large.", LARGE)):
@@ -100,17 +100,17 @@ def chain(package: Package) -> Chain:
 
 
 def pages_of(count: int, ocr: Any = None) -> list[Page]:
-    """Pages of different sizes and text lengths; JPEG files, which are decoded by draft."""
+    """Pages of different sizes and text lengths, as JPEG files, which are decoded by draft."""
     rng, pages = np.random.default_rng(5), []
-    for at in range(count):
+    for index in range(count):
         buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (60 + 7 * at, 90, 3), np.uint8)).save(buffer, "JPEG")
-        words = [f"word{at}"] * (3 * at)
+        Image.fromarray(rng.integers(0, 256, (60 + 7 * index, 90, 3), np.uint8)).save(buffer, "JPEG")
+        words = [f"word{index}"] * (3 * index)
         boxes = rng.integers(0, 500, (len(words), 4)) + np.array([0, 0, 500, 500])
         if ocr is None:
-            pages.append(Page(buffer.getvalue(), words=words, boxes=boxes.tolist(), name=f"page {at}"))
+            pages.append(Page(buffer.getvalue(), words=words, boxes=boxes.tolist(), name=f"page {index}"))
         else:
-            pages.append(Page(buffer.getvalue(), ocr=ocr, name=f"page {at}"))
+            pages.append(Page(buffer.getvalue(), ocr=ocr, name=f"page {index}"))
     return pages
 
 
@@ -122,7 +122,7 @@ def require_expected(package: Package, pages: Sequence[Page], answers: Sequence[
         np.testing.assert_allclose(list(answer.probabilities.values()), odds / odds.sum(), atol=1e-4)
 
 
-def test_pages_alone_and_together_are_answered_as_by_two_models_apart(package: Package, chain: Chain) -> None:
+def test_single_and_batched_pages_get_the_answers_of_the_two_models(package: Package, chain: Chain) -> None:
     pages = pages_of(9)
     require_expected(package, pages, [chain.predict(page) for page in pages])
     require_expected(package, pages, chain.predict_batch(pages))
@@ -157,20 +157,20 @@ def test_the_second_models_inputs_are_made_only_for_pages_that_stay(
 
 
 def test_ocr_runs_once_for_both_models(package: Package, chain: Chain) -> None:
-    seen = []
+    sizes = []
 
     def ocr(image: Image.Image) -> tuple[list[str], list[list[int]]]:
-        seen.append(image.size)
+        sizes.append(image.size)
         return ["one", "two"], [[0, 0, 100, 100], [100, 100, 900, 900]]
 
     pages = pages_of(3, ocr)
     answers = chain.predict_batch(pages)
-    assert seen == [(90, 60), (90, 67), (90, 74)], "each page once, whole"
+    assert sizes == [(90, 60), (90, 67), (90, 74)], "each page once, whole"
     assert all(answer.ocr_used for answer in answers)
     require_expected(package, pages, answers)
 
 
-def test_a_page_that_fails_at_the_second_model_fails_alone(
+def test_a_page_that_fails_at_the_second_model_does_not_fail_others(
     package: Package, chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = pages_of(4)
@@ -239,12 +239,12 @@ def test_labelled_pages_are_observed_through_both(package: Package, chain: Chain
         assert isinstance(page.image, bytes)
         (tmp_path / label / "a.jpg").write_bytes(page.image)
         (tmp_path / label / "a.json").write_text(json.dumps({"words": page.words, "boxes": page.boxes}))
-    seen = observe(chain, read_dataset(tmp_path, handmade.LABELS), None, lambda done, total: None)
-    for at, page in enumerate(pages_of(2)):
+    predictions = observe(chain, read_dataset(tmp_path, handmade.LABELS), None, lambda done, total: None)
+    for index, page in enumerate(pages_of(2)):
         for name, logits in handmade.run(SEGMENTS, apart(package, page)).items():
-            np.testing.assert_allclose(seen.logits[name][at], logits[0], atol=1e-4)
-    assert seen.tokens["small.look"].tolist() == [0, 0]
-    assert seen.tokens["small.read"][1] <= SMALL.max_text_tokens < 40
+            np.testing.assert_allclose(predictions.logits[name][index], logits[0], atol=1e-4)
+    assert predictions.tokens["small.look"].tolist() == [0, 0]
+    assert predictions.tokens["small.read"][1] <= SMALL.max_text_tokens < 40
 
 
 @pytest.mark.parametrize(

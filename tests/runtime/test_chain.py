@@ -29,10 +29,8 @@ def pages(pages_folder: Path) -> list[Page]:
 
 
 def spread_out(chain: Chain, pages: list[Page]) -> Chain:
-    """Thresholds by which pages leave at many exits: amid the widest gap in the middle half of the scores at each.
-
-    A page's own score will not do: in a batch it differs in the last digits.
-    """
+    """Thresholds by which pages exit at many exits. Each is in the widest gap of the middle half of the scores,
+    because a page's score differs in its last digits in a batch."""
     thresholds: dict[str, float] = {}
     for name in chain.exits[:-1]:
         answers = leaving(chain, **thresholds, **{name: 0.0}).predict_batch(pages)
@@ -43,7 +41,7 @@ def spread_out(chain: Chain, pages: list[Page]) -> Chain:
     return leaving(chain, **thresholds)
 
 
-def test_a_page_that_leaves_at_vision_is_never_ocred(chain: Chain, page_image: Image.Image) -> None:
+def test_a_page_that_exits_at_vision_is_never_ocred(chain: Chain, page_image: Image.Image) -> None:
     def ocr(image: Image.Image):
         raise AssertionError("OCR was asked for a page that had left")
 
@@ -53,14 +51,14 @@ def test_a_page_that_leaves_at_vision_is_never_ocred(chain: Chain, page_image: I
 
 
 def test_an_undecided_page_is_ocred_once_with_its_own_image(chain: Chain, page_image: Image.Image) -> None:
-    seen = []
+    images = []
 
     def ocr(image: Image.Image):
-        seen.append(image)
+        images.append(image)
         return ["Total"], [[1, 2, 3, 4]]
 
     answer = leaving(chain, text=0.0).predict(Page(page_image, ocr=ocr))
-    assert seen == [page_image]
+    assert images == [page_image]
     assert (answer.exit, answer.ocr_used) == ("text", True)
     given = leaving(chain, text=0.0).predict(Page(page_image, words=["Total"], boxes=[[1, 2, 3, 4]]))
     assert given.probabilities == answer.probabilities
@@ -73,14 +71,14 @@ def test_a_page_with_no_words_is_a_normal_page(chain: Chain, page_image: Image.I
     assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_full_runs_every_layer_and_says_so(chain: Chain, pages: list[Page]) -> None:
+def test_full_runs_every_layer_and_records_it_in_the_trace(chain: Chain, pages: list[Page]) -> None:
     answer = chain.at("full").predict(pages[0])
     assert [step.name for step in answer.trace][-4:] == ["encoder.1", "encoder.2", "encoder.3", "final"]
     assert all(step.duration_ms > 0 for step in answer.trace)
     assert [step.left for step in answer.trace] == [False] * (len(answer.trace) - 1) + [True]
 
 
-def test_a_batch_gives_what_its_pages_give_one_by_one(chain: Chain, pages: list[Page]) -> None:
+def test_a_batch_gives_the_answers_of_its_single_pages(chain: Chain, pages: list[Page]) -> None:
     mixed = spread_out(chain, pages)
     together = mixed.predict_batch(pages)
     assert len({answer.exit for answer in together}) >= 4, "the test needs pages that leave at many exits"
@@ -108,8 +106,8 @@ def test_threads_get_the_same_answers(chain: Chain, pages: list[Page]) -> None:
     expected = [mixed.predict(page).to_dict()["probabilities"] for page in pages]
     with ThreadPoolExecutor(8) as workers:
         for _ in range(3):
-            found = list(workers.map(mixed.predict, pages))
-            assert [answer.probabilities for answer in found] == expected
+            answers = list(workers.map(mixed.predict, pages))
+            assert [answer.probabilities for answer in answers] == expected
 
 
 def test_a_passed_deadline_answers_with_the_first_exit(chain: Chain, pages: list[Page]) -> None:
@@ -157,7 +155,7 @@ def test_latency_counts_the_time_of_ocr(chain: Chain, page_image: Image.Image) -
     assert next(step for step in answer.trace if step.name == "ocr").duration_ms >= 50
 
 
-def test_a_page_without_words_or_ocr_says_what_to_do(chain: Chain, page_image: Image.Image) -> None:
+def test_a_page_without_words_or_ocr_is_refused_with_the_remedy(chain: Chain, page_image: Image.Image) -> None:
     with pytest.raises(NoText, match=r"neither words nor an OCR engine.*tesseract-ocr"):
         chain.at("full").predict(Page(page_image))
 
@@ -167,7 +165,7 @@ def test_an_ocr_engine_that_returns_nonsense_is_named(chain: Chain, page_image: 
         chain.at("full").predict(Page(page_image, ocr=lambda image: (["a", "b"], [[0, 0, 1, 1]])))
 
 
-def test_unknown_targets_and_operating_points_list_the_known(tiny_package: Package) -> None:
+def test_unknown_targets_and_operating_points_are_refused_with_the_valid_ones(tiny_package: Package) -> None:
     with pytest.raises(BadRequest, match=r"unknown target 'cpu-int4'.*cpu-fp32"):
         ee_export.load(tiny_package.path, target="cpu-int4")
     with pytest.raises(BadRequest, match=r"unknown operating point 'fast'.*full, default"):
@@ -190,7 +188,7 @@ def test_pages_of_every_image_mode_are_read(chain: Chain, mode: str, page_image:
 def test_a_large_jpeg_file_is_decoded_small_and_its_ocr_engine_is_given_all_of_it(
     chain: Chain, mode: str, page_image: Image.Image
 ) -> None:
-    side, seen = chain.encoder.encoding.image_size, []
+    side, ocr_inputs = chain.encoder.encoding.image_size, []
     image = page_image.convert(mode).resize((11 * side, 9 * side))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter, so that width and height change places
@@ -198,7 +196,7 @@ def test_a_large_jpeg_file_is_decoded_small_and_its_ocr_engine_is_given_all_of_i
     image.save(buffer, "JPEG", quality=95, exif=exif)
 
     def ocr(given: Image.Image) -> tuple[list[str], list[list[int]]]:
-        seen.append((given.mode, given.size))
+        ocr_inputs.append((given.mode, given.size))
         return ["word"], [[0, 0, 10, 10]]
 
     page = Page(buffer.getvalue(), ocr=ocr)
@@ -206,10 +204,10 @@ def test_a_large_jpeg_file_is_decoded_small_and_its_ocr_engine_is_given_all_of_i
     assert not whole
     assert side <= min(small.size) < 2 * side
     turned = Image.open(io.BytesIO(buffer.getvalue())).transpose(Image.Transpose.ROTATE_270)
-    near, exact = (chain.encoder.pixels(found).astype(int) for found in (small, turned))
-    assert np.abs(near - exact).mean() < 8  # of noise, which suffers most; unlike images differ by 50
+    near, exact = (chain.encoder.pixels(decoded).astype(int) for decoded in (small, turned))
+    assert np.abs(near - exact).mean() < 8  # noise suffers most, and unlike images differ by 50
     leaving(chain).predict(page)
-    assert seen == [(mode, (9 * side, 11 * side))]
+    assert ocr_inputs == [(mode, (9 * side, 11 * side))]
 
 
 def test_other_image_files_are_decoded_once_for_pixels_and_text(

@@ -31,7 +31,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Package:
     return handmade.package(folder, SEGMENTS, {"pixel_values": "image"}, pages, {"tokenizer.json": tokenizer})
 
 
-def test_the_last_exit_answers_whatever_its_name(odd: Package) -> None:
+def test_the_last_exit_answers_under_any_name(odd: Package) -> None:
     chain = ee_export.load(odd.path, operating_point="full")
     page = Page(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
     answer = chain.predict(page)

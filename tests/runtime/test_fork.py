@@ -45,7 +45,7 @@ def fork(work):
 
 
 def outcome(script: str, package: Path) -> str:
-    """Last line that a script prints; ``path`` is the package in it."""
+    """Last line that a script prints. ``path`` is the package in it."""
     done = subprocess.run(
         [sys.executable, "-c", f"{COMMON}\npath = {str(package)!r}\n{script}"],
         capture_output=True,
@@ -88,7 +88,7 @@ print(fork(work))
     assert outcome(script, sample) == "7"
 
 
-def test_a_process_forked_while_others_predict_answers(sample: Path) -> None:
+def test_a_process_forked_during_predictions_answers(sample: Path) -> None:
     script = """
 chain = ee_export.load(path, operating_point="full", threads=2)
 stop = threading.Event()
@@ -141,7 +141,7 @@ print(fork(work))
     assert outcome(script, sample) == "20"
 
 
-def test_the_process_before_the_fork_goes_on(sample: Path) -> None:
+def test_the_parent_process_continues_after_the_fork(sample: Path) -> None:
     script = """
 chain = ee_export.load(path, threads=2)
 before = chain.predict(page).label
@@ -151,7 +151,7 @@ print(chain.predict(page).label == before and ee_export.load(path, threads=2).pr
     assert outcome(script, sample) == "True"
 
 
-def test_a_package_that_changed_before_the_fork_is_refused_there(sample: Path, tmp_path: Path) -> None:
+def test_a_package_that_changed_before_the_fork_is_refused_in_the_child(sample: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(sample, tmp_path / "copy.ee")
     script = """
 chain = ee_export.load(path, operating_point="full", threads=2)
@@ -254,7 +254,7 @@ def classify():
 
 @contextmanager
 def service(command: list[str], folder: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """A running program, whose output lies in a file; it and all that it started are ended afterwards."""
+    """A running program with its output in a file. It and its child processes are ended afterwards."""
     root = Path(__file__).resolve().parents[2]
     given = {**os.environ, "PYTHONPATH": f"{root}:{folder}", **variables}
     with (folder / "log").open("w") as log:

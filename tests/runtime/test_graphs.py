@@ -1,4 +1,4 @@
-"""Graphs with right hashes that are not what the manifest states are refused, at load if it shows there, else at the run."""
+"""Graphs with right hashes that differ from the manifest are refused, at load if possible, or at the run."""
 
 import os
 import re
@@ -104,10 +104,10 @@ def no_rows_of_state(model: onnx.ModelProto) -> None:
 
 
 def _cut_rows(model: onnx.ModelProto, name: str, shape: list[Any]) -> None:
-    """Leave no rows of an output, which no shape inference can foresee."""
+    """Remove all rows of an output, which no shape inference can detect."""
     for node in model.graph.node:
-        node.input[:] = ["before" if each == name else each for each in node.input]
-        node.output[:] = ["before" if each == name else each for each in node.output]
+        node.input[:] = ["before" if value == name else value for value in node.input]
+        node.output[:] = ["before" if value == name else value for value in node.output]
     constants = {"zero": np.array([0]), "one": np.array([1])}
     model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
     model.graph.node.extend(
@@ -117,7 +117,7 @@ def _cut_rows(model: onnx.ModelProto, name: str, shape: list[Any]) -> None:
             helper.make_node("Slice", ["before", "zero", "none", "zero", "one"], [name]),
         ]
     )
-    output = next(each for each in model.graph.output if each.name == name)
+    output = next(value for value in model.graph.output if value.name == name)
     output.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
 
@@ -187,7 +187,7 @@ def test_a_truncated_graph_is_refused(package: Path, share: float) -> None:
         ee_export.load(with_manifest(package), threads=1)
 
 
-def test_an_operator_that_nobody_knows_is_refused(package: Path) -> None:
+def test_an_unknown_operator_is_refused(package: Path) -> None:
     def unknown(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid("com.example", 1))
         _after_logits(model, "Guess", ["B", 7], TensorProto.FLOAT, domain="com.example")

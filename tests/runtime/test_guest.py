@@ -67,7 +67,7 @@ def test_every_way_in_switches_telemetry_off_before_onnxruntime_is_imported(ente
 
 
 @pytest.mark.parametrize("own", ["0", "1", ""])
-def test_a_users_own_choice_on_telemetry_stays(own: str) -> None:
+def test_the_users_choice_on_telemetry_is_kept(own: str) -> None:
     assert answers(f"import os, ee_export; print(os.environ['{TELEMETRY}'])", {TELEMETRY: own}) == own
 
 
@@ -102,8 +102,8 @@ def test_nothing_is_written_to_the_home_folder(sample: Path, tmp_path: Path) -> 
 @has_telemetry
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_nothing_is_looked_up_while_a_chain_works_and_idles(sample: Path, tmp_path: Path) -> None:
-    # With telemetry on, onnxruntime 1.32 looks its host up nine seconds after it was imported.
+def test_a_chain_makes_no_name_lookup_while_it_works_and_idles(sample: Path, tmp_path: Path) -> None:
+    # With telemetry on, onnxruntime 1.32 resolves its host nine seconds after its import.
     script = f"{PREDICT}\nimport time\nee_export.load({str(sample)!r}).predict(page)\ntime.sleep(14)"
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
@@ -134,7 +134,7 @@ for each in made:
 
 
 @pytest.mark.parametrize("host", ["session", "pool", "arena", "all"])
-def test_a_chain_works_beside_what_the_host_made_of_onnxruntime(sample: Path, host: str) -> None:
+def test_a_chain_works_beside_the_hosts_use_of_onnxruntime(sample: Path, host: str) -> None:
     script = f"""{PREDICT}
 import onnxruntime
 if {host!r} in ("pool", "all"):
@@ -236,7 +236,7 @@ def test_threads_by_default_respect_affinity() -> None:
     assert answers(script) == "1"
 
 
-def test_a_package_is_loaded_where_the_system_has_only_what_windows_has(sample: Path) -> None:
+def test_a_package_loads_with_the_system_calls_of_windows(sample: Path) -> None:
     script = f"""
 import os, sys
 import numpy, onnxruntime, PIL.Image, tokenizers  # they ask for the system that they were built for

@@ -1,4 +1,4 @@
-"""What the runtime may not import."""
+"""Packages that the runtime must not import."""
 
 import subprocess
 import sys

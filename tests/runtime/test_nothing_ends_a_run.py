@@ -1,4 +1,4 @@
-"""Whatever is wrong with a page, or with what makes and reads it, is the answer of that page alone."""
+"""Every fault of a page, its maker or its reader is an error of that page only."""
 
 import gc
 import logging
@@ -32,7 +32,7 @@ def chain(tiny_package: Package) -> Chain:
 @pytest.fixture(scope="module")
 def pages(pages_folder: Path) -> list[Page]:
     data = read_dataset(pages_folder)
-    return [data.page(at) for at in range(0, 24, 4)]
+    return [data.page(index) for index in range(0, 24, 4)]
 
 
 def untimed(answer: Answer | EeError) -> tuple[Any, ...]:
@@ -43,7 +43,7 @@ def untimed(answer: Answer | EeError) -> tuple[Any, ...]:
 
 
 class Odd(BaseException):
-    """Stands for what a library in Rust raises, which is no Exception."""
+    """Stand-in for an exception of a library in Rust, which is no subclass of Exception."""
 
 
 Odd.__name__ = "PanicException"
@@ -98,7 +98,7 @@ def test_an_ocr_engine_that_fails_is_the_error_of_its_page(
 
 
 def odd_pages(folder: Path, image: Image.Image) -> dict[str, Any]:
-    """What people hand over in place of a page that can be read, by name."""
+    """Objects that callers pass instead of a readable page, by description."""
     (folder / "folder.png").mkdir()
     (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n no more than this")
     image.save(folder / "gone.png")
@@ -139,22 +139,22 @@ def odd_pages(folder: Path, image: Image.Image) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-def test_every_odd_page_has_an_error_and_the_others_are_answered(
+def test_every_odd_page_gets_an_error_and_the_others_get_answers(
     chain: Chain, pages: list[Page], page_image: Image.Image, tmp_path: Path, streams: int
 ) -> None:
     odd = odd_pages(tmp_path, page_image)
     given: list[Any] = []
-    for at, page in enumerate(odd.values()):
-        given += [pages[at % len(pages)], page]
+    for index, page in enumerate(odd.values()):
+        given += [pages[index % len(pages)], page]
     results = list(chain.predict_many(given, batch=dict.fromkeys(chain.exits, 4), streams=streams))
     assert len(results) == len(given)
     alone = [chain.predict(page) for page in pages]
-    for at, (name, failed) in enumerate(zip(odd, results[1::2], strict=True)):
+    for index, (name, failed) in enumerate(zip(odd, results[1::2], strict=True)):
         assert isinstance(failed, EeError), name
         assert str(failed).isprintable() and len(str(failed)) < 500, name
-        answer = results[2 * at]
+        answer = results[2 * index]
         assert isinstance(answer, Answer)
-        same = alone[at % len(pages)]
+        same = alone[index % len(pages)]
         assert (answer.label, answer.exit) == (same.label, same.exit)
         assert answer.probabilities == pytest.approx(same.probabilities, abs=2e-4)
 
@@ -182,7 +182,7 @@ def test_the_answers_of_a_batch_are_those_without_its_bad_pages(
     assert [untimed(answer) for answer in good] == [untimed(answer) for answer in before]
 
 
-def test_an_error_nobody_foresaw_names_page_and_exception_and_keeps_its_traceback(
+def test_an_unexpected_error_names_page_and_exception_and_keeps_its_traceback(
     chain: Chain, page_image: Image.Image, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def text(words: object, boxes: object) -> None:
@@ -221,7 +221,7 @@ def test_a_tokenizer_that_panics_is_that_pages_error(
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_meant_to_stop_a_program_stops_it(chain: Chain, page_image: Image.Image, stop: type) -> None:
+def test_keyboard_interrupt_and_system_exit_stop_the_program(chain: Chain, page_image: Image.Image, stop: type) -> None:
     page = Page(page_image, ocr=engine(stop()))
     with pytest.raises(stop):
         chain.predict(page)
@@ -257,9 +257,9 @@ def test_if_a_segment_fails_for_a_batch_only_the_guilty_page_fails(
         calls.append(image)
         return ["Total"], [[10, 10, 90, 30]]
 
-    asked = Page(page_image, ocr=plain)
-    given = [*pages[:2], Page(page_image, ocr=ocr, name="scan 7"), asked]
-    before = chain.predict_batch([*pages[:2], asked])
+    undecided = Page(page_image, ocr=plain)
+    given = [*pages[:2], Page(page_image, ocr=ocr, name="scan 7"), undecided]
+    before = chain.predict_batch([*pages[:2], undecided])
     calls.clear()
     failing_run(chain, monkeypatch, "fusion", lambda state: bool((state["bbox"] == 777).any()))
     for answers in (
@@ -269,11 +269,11 @@ def test_if_a_segment_fails_for_a_batch_only_the_guilty_page_fails(
         results = answers()
         assert isinstance(results[2], UnexpectedError)
         assert str(results[2]).startswith("scan 7: unexpected RuntimeError")
-        for result, same in zip([*results[:2], results[3]], before, strict=True):
+        for result, expected in zip([*results[:2], results[3]], before, strict=True):
             assert isinstance(result, Answer)
-            assert result.probabilities == pytest.approx(same.probabilities, abs=2e-4)
-            assert (result.exit, result.ocr_used) == (same.exit, same.ocr_used)
-            assert sorted(step.name for step in result.trace) == sorted(step.name for step in same.trace)
+            assert result.probabilities == pytest.approx(expected.probabilities, abs=2e-4)
+            assert (result.exit, result.ocr_used) == (expected.exit, expected.ocr_used)
+            assert sorted(step.name for step in result.trace) == sorted(step.name for step in expected.trace)
         assert len(calls) == 2, "no page is read twice"
         calls.clear()
     with pytest.raises(UnexpectedError, match="scan 7"):
@@ -289,7 +289,7 @@ def test_a_segment_that_fails_only_for_many_pages_together_answers_them_one_by_o
         assert [untimed(answer)[:3] for answer in results] == [untimed(answer)[:3] for answer in before]
 
 
-def test_pages_whose_logits_are_not_finite_fail_alone(
+def test_pages_whose_logits_are_not_finite_do_not_fail_others(
     chain: Chain, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = chain.predict_batch(pages)
@@ -303,11 +303,11 @@ def test_pages_whose_logits_are_not_finite_fail_alone(
 
     monkeypatch.setattr(segment, "run", poisoned)
     results = chain.predict_batch(pages, return_errors=True)
-    failed = [at for at, result in enumerate(results) if isinstance(result, BadLogits)]
+    failed = [index for index, result in enumerate(results) if isinstance(result, BadLogits)]
     assert 1 <= len(failed) < len(pages), "as many as there are batches"
-    for at, (result, same) in enumerate(zip(results, before, strict=True)):
-        if at in failed:
-            assert pages[at].name in str(result)
+    for index, (result, same) in enumerate(zip(results, before, strict=True)):
+        if index in failed:
+            assert pages[index].name in str(result)
         else:
             assert isinstance(result, Answer)
             assert result.probabilities == pytest.approx(same.probabilities, abs=2e-4)
@@ -338,10 +338,10 @@ def test_a_page_without_text_is_no_fault_of_ours(chain: Chain, page_image: Image
     assert str(result).startswith("page 0 of the input, counted from 0: a int, not a Page")
 
 
-def test_many_odd_pages_among_others_leave_no_memory_behind(chain: Chain, pages: list[Page]) -> None:
+def test_many_odd_pages_leak_no_memory(chain: Chain, pages: list[Page]) -> None:
     def given(count: int):
-        for at in range(count):
-            yield pages[0] if at % 3 else Page(b"no image %d" % at, **TEXT)
+        for index in range(count):
+            yield pages[0] if index % 3 else Page(b"no image %d" % index, **TEXT)
 
     for _ in chain.predict_many(given(60)):
         pass

@@ -1,4 +1,4 @@
-"""Where OpenVINO is missing, or the processor is not one for it, that is said before anything is loaded."""
+"""Errors of OpenVINO targets if OpenVINO is missing or does not support the processor. Nothing is loaded before them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Chains share sessions only of files that a load verified, and run only what it hashed."""
+"""Chains share sessions only of verified files, and run only hashed files."""
 
 import contextlib
 import os
@@ -65,7 +65,7 @@ def test_loads_beside_a_damaged_copy_give_the_intact_weights(sample: Path, packa
     assert not accepted
 
 
-def test_a_package_repaired_in_place_answers_with_its_own_weights(sample: Path, package: Path, intact: Chain) -> None:
+def test_a_package_repaired_in_place_uses_its_repaired_weights(sample: Path, package: Path, intact: Chain) -> None:
     negate_heads(package / WEIGHTS)
     with pytest.raises(BadPackage) as kept:
         ee_export.load(package, threads=4)
@@ -74,13 +74,11 @@ def test_a_package_repaired_in_place_answers_with_its_own_weights(sample: Path, 
     del kept
 
 
-def test_packages_whose_segments_lie_at_the_root_do_not_share_other_weights(
-    package: Path, tmp_path: Path, intact: Chain
-) -> None:
+def test_packages_with_segments_at_the_root_do_not_share_weights(package: Path, tmp_path: Path, intact: Chain) -> None:
     flattened(package)
     other = copied(package, tmp_path / "other.ee")
     negate_heads(other / "weights.bin")
-    chains = [ee_export.load(each, threads=1) for each in (package, with_manifest(other))]
+    chains = [ee_export.load(path, threads=1) for path in (package, with_manifest(other))]
     assert same_logits(chains[0], intact)
     assert not same_logits(chains[1], intact)
 
@@ -166,7 +164,7 @@ def nothing(package: Path, other: Path) -> None:
     ],
     ids=["file", "file-and-back", "folder-and-back", "in-place", "package", "package-and-back", "parent-and-back"],
 )
-def test_what_is_swapped_while_a_package_loads_never_answers(
+def test_files_swapped_during_a_load_never_answer(
     sample: Path,
     tmp_path: Path,
     intact: Chain,
@@ -208,7 +206,7 @@ def test_what_is_swapped_while_a_package_loads_never_answers(
         assert same_logits(chain, intact)
 
 
-def test_a_package_that_was_replaced_while_it_loaded_says_so(
+def test_a_package_replaced_during_a_load_is_refused(
     package: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = copied(sample, tmp_path / "b.ee")

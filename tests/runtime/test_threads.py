@@ -1,4 +1,4 @@
-"""Chains in many threads, while other threads load packages; the whole attack is ``python -m attacks.threads``."""
+"""Chains in many threads, while other threads load packages. The full attack is ``python -m attacks.threads``."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where the parts of a model go, and what passes between segments."""
+"""Assignment of a model's parts to segments, and the tensors that pass between segments."""
 
 from ee_export.segments.cut import Part, cut_parts
 
@@ -7,7 +7,7 @@ def part(inputs: str, outputs: str) -> Part:
     return Part(tuple(inputs.split()), tuple(outputs.split()), lambda *tensors: tensors)
 
 
-def test_what_an_answer_does_not_read_waits_for_the_next_segment() -> None:
+def test_parts_that_an_answer_does_not_read_go_to_the_next_segment() -> None:
     answer, rest = part("hidden", "key first"), part("hidden key", "hidden.1")
     head, last = part("first", "encoder.1.logits"), part("hidden.1", "final.logits")
     first, second = cut_parts([answer, rest, head, last], ["encoder.1", "final"])

@@ -26,10 +26,10 @@ def test_every_exit_equals_the_unmodified_model(tiny_package: Package, tiny_chec
     assert max(differences.values()) <= 2e-4, differences
 
 
-def test_a_changed_weight_is_found_by_the_proof(tiny_package: Package, tiny_checkpoint) -> None:
+def test_the_proof_detects_a_changed_weight(tiny_package: Package, tiny_checkpoint) -> None:
     model, _ = checkpoint.load(tiny_checkpoint)
     with torch.no_grad():
-        model.layoutlmv3.encoder.layer[1].output.dense.bias[0] += 1  # all of them alike would leave with the LayerNorm
+        model.layoutlmv3.encoder.layer[1].output.dense.bias[0] += 1  # equal values would vanish in the LayerNorm
     changed = checkpoint.make_parted_model(model)
     differences = equality.largest_differences(
         changed, load_package(tiny_package).logits, equality.make_cases(changed)[:3]

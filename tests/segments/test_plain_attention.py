@@ -1,4 +1,4 @@
-"""Attention in plain nodes: the same numbers as the operator's, scaled before the product, and refused where it does more."""
+"""Attention in plain nodes. It equals the operator, scales before the product, and refuses unsupported forms."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("length", [1, 17])
 @pytest.mark.parametrize("options", [{}, {"scale": 0.5}, {"bias": False}, {"outputs": 3}])
-def test_it_gives_what_the_operator_gives(batch: int, length: int, options: dict) -> None:
+def test_plain_attention_equals_the_operator(batch: int, length: int, options: dict) -> None:
     rng = np.random.default_rng(length)
     model = attention(**options)
     names = [value.name for value in model.graph.input]
@@ -96,7 +96,7 @@ def test_the_operator_names_no_output_but_the_first() -> None:
         ({"kv_num_heads": 2}, "its heads are grouped or its keys are cached"),
     ],
 )
-def test_what_plain_nodes_do_not_do_is_refused(options: dict, message: str) -> None:
+def test_forms_that_plain_nodes_do_not_support_are_refused(options: dict, message: str) -> None:
     with pytest.raises(NotEqual, match=f"Attention 'attend': {message}.*take attention = \"operator\""):
         expand_attention(attention(**options))
 

@@ -1,4 +1,4 @@
-"""Graphs in 16 bits: typed, near those in float32, finite where pages are padded, and cast no more than needed."""
+"""Graphs in 16 bits: typed, near those in float32, finite with padding, and cast no more than needed."""
 
 from pathlib import Path
 from typing import Literal
@@ -46,10 +46,10 @@ def replayed(prepared: Prepared, inputs: Arrays) -> Arrays:
     folder, specs = prepared
     state = dict(inputs)
     for spec in specs:
-        found = ReferenceEvaluator(onnx.load(folder / spec.file)).run(
-            None, {each.name: state[each.name] for each in spec.inputs}
+        outputs = ReferenceEvaluator(onnx.load(folder / spec.file)).run(
+            None, {tensor_in.name: state[tensor_in.name] for tensor_in in spec.inputs}
         )
-        for tensor, value in zip(spec.outputs, found, strict=True):
+        for tensor, value in zip(spec.outputs, outputs, strict=True):
             assert value.dtype.name == tensor.dtype, f"{tensor.name} is not what the manifest says"
             state[tensor.name] = value
     return state
@@ -58,26 +58,28 @@ def replayed(prepared: Prepared, inputs: Arrays) -> Arrays:
 def test_logits_are_near_the_trained_models_and_float32(precision: Precision, prepared: Prepared, sample: Path) -> None:
     pages, _ = golden.read(open_package(sample))
     page = min(pages, key=lambda page: page.inputs["input_ids"].size)
-    found = replayed(prepared, page.inputs)
-    differences = {name: float(np.abs(found[f"{name}.logits"] - wanted).max()) for name, wanted in page.logits.items()}
+    state = replayed(prepared, page.inputs)
+    differences = {
+        name: float(np.abs(state[f"{name}.logits"] - expected).max()) for name, expected in page.logits.items()
+    }
     assert max(differences.values()) <= LIMITS[precision], differences
     assert max(differences.values()) > 1e-5, "this is not float32"
-    assert all(found[f"{name}.logits"].argmax() == wanted.argmax() for name, wanted in page.logits.items())
+    assert all(state[f"{name}.logits"].argmax() == expected.argmax() for name, expected in page.logits.items())
 
 
-def test_padding_of_any_length_gives_finite_numbers(prepared: Prepared, sample: Path) -> None:
+def test_padding_of_any_length_gives_finite_values(prepared: Prepared, sample: Path) -> None:
     page = golden.synthetic_inputs(224, [24], 4000)[0]
     wide: Arrays = {name: np.repeat(value, 2, 0) for name, value in page.items()}
-    wide["attention_mask"][1, 1:] = 0  # all but the token that stands for the page
-    found = replayed(prepared, wide)
+    wide["attention_mask"][1, 1:] = 0  # all but the token of the page
+    state = replayed(prepared, wide)
     for spec in prepared[1]:
         for tensor in spec.outputs:
-            assert np.isfinite(found[tensor.name].astype(np.float32)).all(), tensor.name
-    assert found["bias"].astype(np.float32).min() <= -(2.0**14), "padding is masked"
+            assert np.isfinite(state[tensor.name].astype(np.float32)).all(), tensor.name
+    assert state["bias"].astype(np.float32).min() <= -(2.0**14), "padding is masked"
     short = replayed(
         prepared, {name: value[1:, :1] if name != "pixel_values" else value[1:] for name, value in wide.items()}
     )
-    assert np.abs(found["final.logits"][1:] - short["final.logits"]).max() < 2e-2, "and what is masked is not read"
+    assert np.abs(state["final.logits"][1:] - short["final.logits"]).max() < 2e-2, "and what is masked is not read"
 
 
 def test_state_is_in_the_precision_and_pixels_logits_and_integers_are_as_before(
@@ -92,12 +94,12 @@ def test_state_is_in_the_precision_and_pixels_logits_and_integers_are_as_before(
             assert tensor.dtype == (was.dtype if kept else low)
             assert (tensor.name, tensor.shape) == (was.name, was.shape)
         graph = onnx.load(folder / spec.file, load_external_data=False).graph
-        declared = {each.name: each.type.tensor_type.elem_type for each in (*graph.input, *graph.output)}
-        wanted = {
-            each.name: helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(each.dtype)))
-            for each in (*spec.inputs, *spec.outputs)
+        declared = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+        expected = {
+            value.name: helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(value.dtype)))
+            for value in (*spec.inputs, *spec.outputs)
         }
-        assert declared == wanted, "a weight is no input, and every type is the manifest's"
+        assert declared == expected, "a weight is no input, and every type is the manifest's"
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -121,8 +123,10 @@ def test_islands_are_float32_and_all_other_products_are_not(precision: Precision
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    found = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
-    return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
+    element_types = {
+        value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    return element_types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def test_no_value_is_cast_twice_nor_back(prepared: Prepared) -> None:
@@ -146,7 +150,8 @@ def test_weights_that_segments_share_are_stored_once_and_in_half_the_size(sample
 
 
 def masked(bias: float) -> onnx.ModelProto:
-    """Shares of scores ``[B, L]`` under a mask, as models write it: the smallest float where there is padding, and a bias."""
+    """Attention weights of scores ``[B, L]`` under a mask, as models write it: the smallest float for padding, and a
+    bias."""
     constants = {"one": 1.0, "lowest": np.finfo(np.float32).min, "near": bias}
     nodes = [
         helper.make_node("Cast", ["mask"], ["seen"], to=TensorProto.FLOAT),
@@ -171,14 +176,14 @@ def masked(bias: float) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("islands", [FLOAT32_PARTS, ()])
-def test_a_row_of_padding_alone_is_finite_and_padding_has_no_share(
+def test_a_row_of_only_padding_is_finite_and_padding_gets_no_attention(
     precision: Precision, islands: tuple[str, ...]
 ) -> None:
     model = cast_graph(masked(-200.0), precision, islands)
     scores = np.array([[300, -300, 5], [300, -300, 5], [-9, 8, 7]], dtype_of(DTYPES[precision]))
     mask = np.array([[1, 1, 0], [0, 0, 0], [0, 1, 1]])
-    found = ReferenceEvaluator(model).run(None, {"mask": mask, "scores": scores})
-    shares, bias = (np.asarray(value, np.float32) for value in found)
+    outputs = ReferenceEvaluator(model).run(None, {"mask": mask, "scores": scores})
+    shares, bias = (np.asarray(value, np.float32) for value in outputs)
     assert np.isfinite(bias).all() and np.isfinite(shares).all()
     assert np.allclose(shares.sum(1), 1, atol=1e-2)
     assert (shares[[0, 2], [2, 0]] == 0).all()

@@ -30,14 +30,16 @@ from tests.model.test_families import EXPORTED, exported, inputs_of, model_of
 def replayed(folder: Path, specs: Sequence[SegmentSpec], pages: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
     """Logits per exit of every page, by onnxruntime's CPU provider."""
     segments = [OrtSegment(spec, folder / spec.file, available_threads()) for spec in specs]
-    found = []
+    logits_by_page = []
     for page in pages:
         state = dict(page)
         for segment in segments:
             logits, others = segment.run(dict(state))
             state |= dict(zip((tensor.name for tensor in segment.outputs), (logits, *others), strict=True))
-        found.append({name.removesuffix(".logits"): value for name, value in state.items() if name.endswith(".logits")})
-    return found
+        logits_by_page.append(
+            {name.removesuffix(".logits"): value for name, value in state.items() if name.endswith(".logits")}
+        )
+    return logits_by_page
 
 
 @pytest.mark.parametrize("attention", ["operator", "plain"])
@@ -48,17 +50,17 @@ def test_pooling_and_single_layer_heads_agree_with_the_chain_at_every_batch(
     specs = prepare_segments(tiny_package, TargetRecipe("t", "tensorrt", precision, attention=attention), tmp_path)
     pages = equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]
     chain = load_package(tiny_package)
-    for page, found in zip(pages, replayed(tmp_path, specs, pages), strict=True):
-        for name, wanted in chain.logits(page).items():
-            assert np.abs(found[name] - wanted).max() <= limit, name
+    for page, logits in zip(pages, replayed(tmp_path, specs, pages), strict=True):
+        for name, expected in chain.logits(page).items():
+            assert np.abs(logits[name] - expected).max() <= limit, name
 
 
 def encoded(package: Package, folder: Path, count: int) -> tuple[list[Arrays], list[int]]:
     """Some pages of a data folder, with their classes."""
     data = read_dataset(folder, package.manifest.labels)
-    chosen = [int(at) for at in np.random.default_rng(5).permutation(len(data))[:count]]
+    chosen = [int(index) for index in np.random.default_rng(5).permutation(len(data))[:count]]
     chain = load_package(package)
-    return [chain.encode([data.page(at)]) for at in chosen], [data.targets[at] for at in chosen]
+    return [chain.encode([data.page(index)]) for index in chosen], [data.targets[index] for index in chosen]
 
 
 @pytest.mark.parametrize("attention", ["plain", pytest.param("operator", marks=pytest.mark.exhaustive)])
@@ -69,10 +71,10 @@ def test_fp16_answers_golden_and_real_pages_as_float32_does(
     specs = prepare_segments(package, TargetRecipe("t", "tensorrt", "fp16", attention=attention), tmp_path)
     chain = load_package(package)
     pages = [page.inputs for page in golden.read(package)[0]] + encoded(package, real_pages / "test", 20)[0]
-    for page, found in zip(pages, replayed(tmp_path, specs, pages), strict=True):
-        for name, wanted in chain.logits(page).items():
-            assert np.abs(found[name] - wanted).max() <= 5e-3, name
-            assert found[name].argmax() == wanted.argmax()
+    for page, logits in zip(pages, replayed(tmp_path, specs, pages), strict=True):
+        for name, expected in chain.logits(page).items():
+            assert np.abs(logits[name] - expected).max() <= 5e-3, name
+            assert logits[name].argmax() == expected.argmax()
 
 
 @pytest.fixture(scope="module")
@@ -89,17 +91,14 @@ def test_int8_is_as_accurate_on_real_pages(quantized, real_pages: Path) -> None:
     package, folder, specs = quantized
     pages, targets = encoded(package, real_pages / "test", 20)
     chain = load_package(package)
-    found = replayed(folder, specs, pages)
+    floats, integers = [chain.logits(page) for page in pages], replayed(folder, specs, pages)
+
+    def count_right(logits_by_page: Sequence[Arrays], name: str) -> int:
+        return sum(int(logits[name].argmax() == target) for logits, target in zip(logits_by_page, targets, strict=True))
+
     for name in package.manifest.exits:
-        floats, integers = (
-            [said[name].argmax() for said in each] for each in ([chain.logits(page) for page in pages], found)
-        )
-        right = [sum(one == other for one, other in zip(said, targets, strict=True)) for said in (floats, integers)]
-        assert right[1] >= right[0] - 1, name
-    assert (
-        max(np.abs(said["final"] - chain.logits(page)["final"]).max() for said, page in zip(found, pages, strict=True))
-        > 1e-3
-    )
+        assert count_right(integers, name) >= count_right(floats, name) - 1, name
+    assert max(np.abs(a["final"] - b["final"]).max() for a, b in zip(integers, floats, strict=True)) > 1e-3
 
 
 def test_int8_is_written_as_tensorrt_reads_it(quantized) -> None:
@@ -159,15 +158,15 @@ def test_int8_without_pages_or_with_an_unknown_exit_or_tool_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_modelopt_finds_the_scales_where_it_is_installed(sample: Path, tmp_path: Path) -> None:
+def test_modelopt_computes_the_scales_if_it_is_installed(sample: Path, tmp_path: Path) -> None:
     pytest.importorskip("modelopt.onnx.quantization", reason="NVIDIA ModelOpt is not installed")
     package = open_package(sample)
     pages = [page.inputs for page in golden.read(package)[0]]
     recipe = TargetRecipe("t", "tensorrt", "int8", int8=Int8("modelopt", "entropy"))
     specs = prepare_segments(package, recipe, tmp_path, pages)
-    wanted = load_package(package).logits(pages[0])
-    (found,) = replayed(tmp_path, specs, pages[:1])
-    assert 1e-3 < np.abs(found["final"] - wanted["final"]).max() < 0.5
+    expected = load_package(package).logits(pages[0])
+    (logits,) = replayed(tmp_path, specs, pages[:1])
+    assert 1e-3 < np.abs(logits["final"] - expected["final"]).max() < 0.5
 
 
 @pytest.mark.slow
@@ -184,8 +183,8 @@ def test_every_trunk_is_cast(kind: str, tmp_path_factory: pytest.TempPathFactory
             cast = cast_graph(form(graph), "fp16", FLOAT32_PARTS)
             check_graph(cast, segment.exit)
             session = open_session(cast.SerializeToString(), available_threads())
-            found = session.run(None, {tensor.name: state[tensor.name] for tensor in segment.inputs})
-            state |= dict(zip((tensor.name for tensor in segment.outputs), found, strict=True))
+            outputs = session.run(None, {tensor.name: state[tensor.name] for tensor in segment.inputs})
+            state |= dict(zip((tensor.name for tensor in segment.outputs), outputs, strict=True))
             assert np.abs(state[f"{segment.exit}.logits"] - expected[segment.exit].detach().numpy()).max() < 1e-2
 
 

@@ -1,4 +1,5 @@
-"""The bias computed in each segment that reads it: the same answers as passed on, found by what a graph computes and not by names."""
+"""The bias recomputed in each segment that reads it gives the same answers. It is recognised by its computation, not
+by names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -50,12 +51,12 @@ def answers(folder: Path, specs: Sequence[SegmentSpec], page: Arrays) -> dict[st
 
 
 def referred(folder: Path, specs: Sequence[SegmentSpec], page: Arrays) -> dict[str, np.ndarray]:
-    """The same by ONNX's reference, which rounds after every node as the graph says."""
+    """The same by ONNX's reference evaluator, which rounds after every node as the graph states."""
     state: dict[str, Any] = dict(page)
     for spec in specs:
         run = ReferenceEvaluator(onnx.load(folder / spec.file))
-        found: Any = run.run(None, {each.name: state[each.name] for each in spec.inputs})
-        state |= dict(zip((tensor.name for tensor in spec.outputs), found, strict=True))
+        outputs: Any = run.run(None, {tensor_in.name: state[tensor_in.name] for tensor_in in spec.inputs})
+        state |= dict(zip((tensor.name for tensor in spec.outputs), outputs, strict=True))
     return {name: value for name, value in state.items() if name.endswith(".logits")}
 
 
@@ -64,25 +65,25 @@ def referred(folder: Path, specs: Sequence[SegmentSpec], page: Arrays) -> dict[s
 def test_logits_are_those_of_a_bias_that_is_passed_on(
     precision: Any, limit: float, attention: Any, tiny_package: Package, tmp_path: Path
 ) -> None:
-    # In fp16 onnxruntime's processor computes in float32 and rounds where it must: at the end of a segment, not inside one.
+    # In fp16 onnxruntime's CPU provider computes in float32 and rounds only at the end of a segment.
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention=attention), tmp_path)
     for page in equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=128))))[:5]:
-        wanted = answers(*carried, page)
-        for name, found in answers(*recomputed, page).items():
-            assert np.abs(found - wanted[name]).max() <= limit, name
+        expected = answers(*carried, page)
+        for name, logits in answers(*recomputed, page).items():
+            assert np.abs(logits - expected[name]).max() <= limit, name
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_as_the_graphs_say_it_they_are_equal_to_the_last_bit(
+def test_carried_and_recomputed_graphs_are_equal_to_the_last_bit(
     precision: Any, tiny_package: Package, tmp_path: Path
 ) -> None:
     carried, recomputed = both(tiny_package, replace(FP16, precision=precision, attention="plain"), tmp_path)
     pages = equality.make_cases(checkpoint.make_parted_model(random_model(tiny_config(max_text_tokens=16))))
     page = min(pages, key=lambda page: page["input_ids"].size)
-    wanted = referred(*carried, page)
+    expected = referred(*carried, page)
     assert {
-        name: (found == wanted[name]).all() for name, found in referred(*recomputed, page).items()
-    } == dict.fromkeys(wanted, True)
+        name: (logits == expected[name]).all() for name, logits in referred(*recomputed, page).items()
+    } == dict.fromkeys(expected, True)
 
 
 def test_int8_is_the_same_either_way(tiny_package: Package, tmp_path: Path) -> None:
@@ -91,20 +92,22 @@ def test_int8_is_the_same_either_way(tiny_package: Package, tmp_path: Path) -> N
     carried, recomputed = both(tiny_package, recipe, tmp_path, pages)
     assert "bias" not in {tensor.name for spec in recomputed[1] for tensor in spec.inputs}
     for page in pages:
-        wanted = answers(*carried, page)
-        for name, found in answers(*recomputed, page).items():
-            assert np.abs(found - wanted[name]).max() <= 1e-3, name
+        expected = answers(*carried, page)
+        for name, logits in answers(*recomputed, page).items():
+            assert np.abs(logits - expected[name]).max() <= 1e-3, name
 
 
-def test_the_manifest_says_which_inputs_each_segment_takes_and_files_hardly_grow(sample: Path, tmp_path: Path) -> None:
+def test_the_manifest_states_the_inputs_of_each_segment_and_files_hardly_grow(sample: Path, tmp_path: Path) -> None:
     carried, recomputed = both(open_package(sample), FP16, tmp_path)
     names = [
         {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
         for _, specs in (carried, recomputed)
         for spec in specs
     ]
-    assert [("bias" in each) for each in names].count(True) == 3, "carried: made by one segment, read by two"
-    assert all("bias" not in each for each in names[len(carried[1]) :])
+    assert [("bias" in names_read) for names_read in names].count(True) == 3, (
+        "carried: made by one segment, read by two"
+    )
+    assert all("bias" not in names_read for names_read in names[len(carried[1]) :])
     for before, spec in zip(carried[1], recomputed[1], strict=True):
         if "bias" in {tensor.name for tensor in before.inputs}:
             kept = [tensor for tensor in before.inputs if tensor.name != "bias"]
@@ -121,25 +124,25 @@ def test_the_manifest_says_which_inputs_each_segment_takes_and_files_hardly_grow
     assert sizes[0] == sizes[1], "the tables are stored once for all segments"
 
 
-def test_text_is_asked_for_at_the_same_exits(sample: Path, tmp_path: Path) -> None:
+def test_text_is_read_at_the_same_exits(sample: Path, tmp_path: Path) -> None:
     package = open_package(sample)
     point = OperatingPoint("max_probability", dict.fromkeys(package.manifest.exits[:-1], 0.9))
-    found = []
+    plans = []
     for _, specs in both(package, FP16, tmp_path):
         target = Target("onnxruntime", 0.0, {}, specs)
         plan = make_plan(package.manifest, target, point)
-        # What a stretch carries differs: that is what recomputing changes.
-        stretches = [each._replace(carried=frozenset()) for each in plan.stretches(every_step=False)]
-        found.append(([rule.reads for rule in make_rules(package.manifest, target, {})], stretches))
-    assert found[0] == found[1]
+        # Recomputation changes the state that a stretch carries.
+        stretches = [stretch._replace(carried=frozenset()) for stretch in plan.stretches(every_step=False)]
+        plans.append(([rule.reads for rule in make_rules(package.manifest, target, {})], stretches))
+    assert plans[0] == plans[1]
 
 
 @pytest.mark.parametrize("kind", ["beit", pytest.param("vit", marks=pytest.mark.exhaustive)])
-def test_a_model_without_such_a_bias_says_so_where_it_is_asked_and_is_as_it_was_where_not(
+def test_a_model_without_such_a_bias_refuses_recomputation_and_is_otherwise_unchanged(
     kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     package = exported(kind, tmp_path_factory)
-    with pytest.raises(BadRequest, match=r't: bias: this model passes none on .*; set bias = "carried"'):
+    with pytest.raises(BadRequest, match=r't: bias: no bias of this model .*; set bias = "carried"'):
         prepare_segments(package, replace(FP16, bias="recomputed"), tmp_path / "recomputed")
     assert not (tmp_path / "recomputed").exists()
     assert find_recomputations(package, FP16) == []
@@ -152,12 +155,12 @@ def test_a_text_model_s_padding_is_recomputed_too(tmp_path: Path, tmp_path_facto
     carried, recomputed = both(package, FP16, tmp_path)
     assert "attention_mask" in {tensor.name for tensor in recomputed[1][-1].inputs}
     for page in golden.read(package)[0]:
-        wanted = answers(*carried, page.inputs)
-        for name, found in answers(*recomputed, page.inputs).items():
-            assert np.abs(found - wanted[name]).max() <= 1e-3, name
+        expected = answers(*carried, page.inputs)
+        for name, logits in answers(*recomputed, page.inputs).items():
+            assert np.abs(logits - expected[name]).max() <= 1e-3, name
 
 
-# Graphs of no known model.
+# Graphs of no shipped model.
 
 SEEN = TensorSpec("seen", "float32", ("B", "T", 2))
 PLACES = TensorSpec("places", "int32", ("B", "T"))
@@ -181,7 +184,8 @@ def model(
 
 
 def maker(weighed: str = "distance") -> tuple[ModelProto, SegmentSpec]:
-    """Makes ``apart`` of places, widened by zeros of the shape of ``seen``; of ``seen`` itself where that is ``weighed``."""
+    """Makes ``apart`` from places, widened by zeros of the shape of ``seen``, or from ``seen`` itself if that is
+    ``weighed``."""
     spec = SegmentSpec("one", "one.onnx", (SEEN, PLACES), (LOGITS, APART))
     nodes = [
         helper.make_node("Shape", ["seen"], ["sizes"]),
@@ -210,7 +214,7 @@ def maker(weighed: str = "distance") -> tuple[ModelProto, SegmentSpec]:
 
 
 def reader(opset: int = 23) -> tuple[ModelProto, SegmentSpec]:
-    """Reads it; its own values have the names of the maker's, and one that a prefix could collide with."""
+    """Reads ``apart``. Its values have the names of the maker's, and one name that a prefix could collide with."""
     spec = SegmentSpec("two", "two.onnx", (SEEN, APART), (TensorSpec("two.logits", "float32", ("B", "T", 2)),))
     nodes = [
         helper.make_node("Mul", ["apart", "table"], ["apart/rows"]),
@@ -223,7 +227,7 @@ def chain_of(*parts: tuple[ModelProto, SegmentSpec]) -> tuple[list[ModelProto], 
     return [graph for graph, _ in parts], tuple(spec for _, spec in parts)
 
 
-def test_any_square_state_of_integers_is_found_and_sizes_are_read_of_the_integers() -> None:
+def test_any_square_state_of_integers_is_recomputed_with_sizes_of_the_integers() -> None:
     graphs, specs = chain_of(maker(), reader())
     given = {
         "seen": np.arange(12, dtype=np.float32).reshape(2, 3, 2),
@@ -231,7 +235,7 @@ def test_any_square_state_of_integers_is_found_and_sizes_are_read_of_the_integer
     }
     made = ReferenceEvaluator(graphs[0]).run(None, given)
     assert isinstance(made, list)
-    wanted = ReferenceEvaluator(graphs[1]).run(None, {"seen": given["seen"], "apart": made[1]})
+    expected = ReferenceEvaluator(graphs[1]).run(None, {"seen": given["seen"], "apart": made[1]})
     (own,) = extract_recomputations(graphs[0], specs[0])
     assert own.inputs == (PLACES,) and own.tensor == APART
     assert (np.asarray(ReferenceEvaluator(own.graph).run(None, {"places": given["places"]})) == made[1]).all()
@@ -241,11 +245,11 @@ def test_any_square_state_of_integers_is_found_and_sizes_are_read_of_the_integer
     assert second.inputs == (SEEN, PLACES)
     for graph in graphs:
         check_graph(graph, graph.graph.name)
-    found = ReferenceEvaluator(graphs[1]).run(None, given)
-    assert (np.asarray(found) == np.asarray(wanted)).all()
+    outputs = ReferenceEvaluator(graphs[1]).run(None, given)
+    assert (np.asarray(outputs) == np.asarray(expected)).all()
 
 
-def test_a_square_state_of_what_was_computed_is_carried() -> None:
+def test_a_square_state_of_computed_values_is_carried() -> None:
     graphs, specs = chain_of(maker("mean"), reader())
     before = [graph.SerializeToString() for graph in graphs]
     assert recompute(graphs, specs) == specs

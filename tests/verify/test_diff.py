@@ -53,7 +53,7 @@ def test_a_package_equals_its_copy(sample: Path, copy: Path) -> None:
     assert json.loads(run(sample, copy, "--json").output)["equal"] is True
 
 
-def test_what_differs_stands_in_its_group(sample: Path, tmp_path: Path) -> None:
+def test_differences_are_listed_by_group(sample: Path, tmp_path: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
         swap_labels(manifest)
         target = manifest["targets"]["cpu-fp32"]
@@ -79,8 +79,8 @@ def test_what_differs_stands_in_its_group(sample: Path, tmp_path: Path) -> None:
         assert line in done.output
     assert " → 0.123457" in done.output
     assert "\x1b" not in done.output
-    found = json.loads(run(sample, other, "--json").output)["differences"]
-    assert {"group": "encoding", "field": "encoding.image_mode", "a": "L", "b": "RGB"} in found
+    differences = json.loads(run(sample, other, "--json").output)["differences"]
+    assert {"group": "encoding", "field": "encoding.image_mode", "a": "L", "b": "RGB"} in differences
 
 
 def test_no_field_of_a_manifest_is_passed_over(sample: Path, tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_no_field_of_a_manifest_is_passed_over(sample: Path, tmp_path: Path) -> 
         values = {field.name: getattr(manifest, field.name) for field in fields(Manifest)}
         value = values[entry.name]
         values[entry.name] = "other" if value is None or isinstance(value, str) else None
-        (found, *_) = find_differences(manifest, Manifest(**values))
-        assert found.group in GROUPS and found.field.startswith(entry.name)
+        (difference, *_) = find_differences(manifest, Manifest(**values))
+        assert difference.group in GROUPS and difference.field.startswith(entry.name)
 
 
 def test_a_damaged_package_is_refused_in_place_of_being_compared(copy: Path, sample: Path) -> None:
@@ -112,23 +112,23 @@ def test_pages_are_compared_in_pairs(sample: Path, pages_folder: Path, tmp_path:
     (pages / "receipt" / "damaged\x1b[2J.png").write_bytes(b"no image")
     done = run(sample, other, pages, "--json")
     assert done.exit_code == 1
-    found = json.loads(done.stdout)["pages"]
+    report = json.loads(done.stdout)["pages"]
     labels = open_package(sample).manifest.labels
     chain = load_package(open_package(sample), operating_point="default")
     paths = find_labelled(pages_folder, labels, Skipped(), words_alone=False)
     answers = [(chain_answer(chain, path), label) for path, label in paths]
     swapped = dict(zip(labels, (labels[1], labels[0], *labels[2:]), strict=True))
     right = [(answer == label, swapped[answer] == label) for answer, label in answers]
-    assert found["pages"] == len(paths) + 1 and found["failed_in_both"] == 1
-    assert found["answered"] == len(paths)
-    assert found["labels_differ"] == sum(answer in labels[:2] for answer, _ in answers)
-    assert found["exits_differ"] == 0
-    assert found["both_right"] == right.count((True, True))
-    assert found["only_a_right"] == right.count((True, False))
-    assert found["only_b_right"] == right.count((False, True))
-    assert found["both_wrong"] == right.count((False, False))
-    assert found["mean_ms"]["a"] > 0 and found["mean_ms"]["b"] > 0
-    assert len(found["listed"]) == min(10, found["labels_differ"])
+    assert report["pages"] == len(paths) + 1 and report["failed_in_both"] == 1
+    assert report["answered"] == len(paths)
+    assert report["labels_differ"] == sum(answer in labels[:2] for answer, _ in answers)
+    assert report["exits_differ"] == 0
+    assert report["both_right"] == right.count((True, True))
+    assert report["only_a_right"] == right.count((True, False))
+    assert report["only_b_right"] == right.count((False, True))
+    assert report["both_wrong"] == right.count((False, False))
+    assert report["mean_ms"]["a"] > 0 and report["mean_ms"]["b"] > 0
+    assert len(report["listed"]) == min(10, report["labels_differ"])
     shown = run(sample, other, pages)
     assert "no answer from either" in shown.output and "McNemar, exact" in shown.output
     assert "\x1b" not in shown.output
@@ -140,23 +140,21 @@ def chain_answer(chain: Chain, path: Path) -> str:
     return chain.predict(read_page(path)).label
 
 
-def test_a_page_that_one_package_alone_cannot_answer_has_a_row_of_its_own(
-    sample: Path, pages_folder: Path, tmp_path: Path
-) -> None:
+def test_a_page_that_only_one_package_answers_has_its_own_row(sample: Path, pages_folder: Path, tmp_path: Path) -> None:
     image = next(path for path in sorted((pages_folder / "receipt").iterdir()) if path.suffix != ".json")
     bare = Path(shutil.copy(image, tmp_path / f"bare{image.suffix}"))  # without its words
     whole = load_package(open_package(sample))
     by_sight = whole.with_point(make_exit_point(whole.exits, "vision"))
     paths = find_labelled(tmp_path, whole.labels, Skipped(), words_alone=False)
     assert paths == [(bare, None)]
-    found = compare_pages(by_sight, whole, paths, None, lambda done, total: None)
-    assert (found.failed_in_b, found.failed_in_a, found.answered) == (1, 0, 0)
-    assert found.differ and found.p_value() is None and found.mean_ms() is None
-    assert "error" in found.listed[0]["b"] and "label" in found.listed[0]["a"]
+    report = compare_pages(by_sight, whole, paths, None, lambda done, total: None)
+    assert (report.failed_in_b, report.failed_in_a, report.answered) == (1, 0, 0)
+    assert report.differ and report.p_value() is None and report.mean_ms() is None
+    assert "error" in report.listed[0]["b"] and "label" in report.listed[0]["a"]
 
 
 @pytest.mark.parametrize("missing", ["a", "pages"])
-def test_what_is_not_there_ends_in_one_line(sample: Path, tmp_path: Path, missing: str) -> None:
+def test_missing_packages_and_pages_are_reported_in_one_line(sample: Path, tmp_path: Path, missing: str) -> None:
     nowhere = tmp_path / "nowhere"
     arguments = [nowhere, sample] if missing == "a" else [sample, sample, nowhere]
     done = run(*arguments)

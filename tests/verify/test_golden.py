@@ -1,4 +1,5 @@
-"""golden.npz from outside: what it holds is known before it is unpacked, and only what the manifest describes is taken."""
+"""golden.npz from outside. Its size is checked before it is unpacked, and only entries that the manifest describes
+are read."""
 
 import hashlib
 import io
@@ -37,8 +38,8 @@ def read(sample: Path, tmp_path: Path) -> Callable[[bytes], Any]:
 @pytest.fixture(scope="module")
 def arrays(sample: Path) -> dict[str, np.ndarray]:
     """The sample's golden arrays."""
-    with np.load(sample / "golden.npz") as found:
-        return dict(found)
+    with np.load(sample / "golden.npz") as archive:
+        return dict(archive)
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:
@@ -52,10 +53,10 @@ def test_the_samples_golden_file_is_read_as_numpy_reads_it(
 ) -> None:
     pages, exits = read((sample / "golden.npz").read_bytes())
     assert len(pages) == 8
-    for at, page in enumerate(pages):
+    for index, page in enumerate(pages):
         for name in golden.INPUTS:
-            assert (page.inputs[name] == arrays[f"{at}/{name}"]).all() and page.inputs[name].flags.writeable
-        assert (page.logits["final"] == arrays[f"{at}/final.logits"]).all()
+            assert (page.inputs[name] == arrays[f"{index}/{name}"]).all() and page.inputs[name].flags.writeable
+        assert (page.logits["final"] == arrays[f"{index}/final.logits"]).all()
     assert (exits["cpu-fp32/default"] == arrays["exits/cpu-fp32/default"]).all()
 
 
@@ -87,7 +88,7 @@ def test_an_entry_that_the_manifest_does_not_describe_is_named(
 
 
 def bomb(arrays: dict[str, np.ndarray], start: bytes) -> bytes:
-    """A golden file one of whose entries begins with ``start`` and goes on for 200 MB of zeros."""
+    """A golden file with an entry that begins with ``start`` and continues with 200 MB of zeros."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, values in arrays.items():
@@ -145,13 +146,13 @@ def test_changed_golden_files_are_read_or_refused(
     read(data)
     index = data.index(b"PK\x01\x02")
     refused, tries = 0, 2 * settings().max_examples
-    for at in range(tries):
+    for position in range(tries):
         changed = bytearray(data)
-        if at % 4 == 0:
+        if position % 4 == 0:
             changed = changed[: chance.randrange(len(data))]
-        elif at % 4 == 1:
+        elif position % 4 == 1:
             changed[chance.randrange(len(data))] = chance.randrange(256)
-        elif at % 4 == 2:
+        elif position % 4 == 2:
             changed[chance.randrange(index, len(data))] = chance.randrange(256)
         else:  # in the headers of the entries
             name = chance.choice(list(whole)).encode()

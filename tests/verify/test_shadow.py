@@ -57,7 +57,7 @@ def never_early(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(*arguments: object) -> Result:
-    """`predict` where no OCR engine is installed."""
+    """`predict` without an installed OCR engine."""
     return CliRunner(env={"PATH": ""}).invoke(cli, ["predict", *map(str, arguments), "--jsonl"])
 
 
@@ -84,9 +84,7 @@ def test_a_shadow_changes_neither_answers_nor_status_and_its_differences_are_log
     assert f"shadow {never_early}: 8 pages, " in beside.stderr and "1 failed in the shadow alone" in beside.stderr
 
 
-def test_the_log_is_appended_to_and_equal_packages_leave_nothing_in_it(
-    by_sight: Path, pages: Path, tmp_path: Path
-) -> None:
+def test_the_log_is_appended_to_and_equal_packages_write_nothing(by_sight: Path, pages: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text("before\n")
     done = predict(by_sight, pages, "--shadow", by_sight, "--shadow-log", log)
@@ -103,13 +101,13 @@ def test_a_page_that_neither_answers_is_no_difference(by_sight: Path, pages: Pat
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_log_that_cannot_be_written_ends_the_comparison_alone(by_sight: Path, never_early: Path, pages: Path) -> None:
+def test_an_unwritable_log_ends_only_the_comparison(by_sight: Path, never_early: Path, pages: Path) -> None:
     done = predict(by_sight, pages, "--shadow", never_early, "--shadow-log", "/dev/full")
     assert done.exit_code == 0 and answers(done) == answers(predict(by_sight, pages))
     assert done.stderr.count("/dev/full: cannot be written (No space left on device); the comparison ends here") == 1
 
 
-def test_what_cannot_be_compared_is_refused_before_any_page_is_answered(
+def test_incomparable_packages_are_refused_before_any_page_is_classified(
     by_sight: Path, pages: Path, tmp_path: Path
 ) -> None:
     nowhere = tmp_path / "no" / "log"

@@ -126,7 +126,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[dict[str, str], str]]:
                 place = f"{path}: line {reader.line_num}"
                 if None in row or None in row.values():
                     raise BadData(
-                        f"{place}: another number of cells than the {len(reader.fieldnames or ())} columns of the header; quote cells "
+                        f"{place}: the number of cells differs from the {len(reader.fieldnames or ())} columns of the header; quote cells "
                         "that hold a comma"
                     )
                 yield row, place

@@ -76,7 +76,7 @@ def read_parquet(root: Path, files: Sequence[Path], labels: tuple[str, ...] | No
             paths += [file / str(row) for row in range(len(page_labels) - first)]
     if columns is None:
         raise BadData(f"{root}: no Parquet files; name one, or a folder of them")
-    source = _Table(blocks, columns, _parquet_batches)
+    source = _Table(blocks, columns, _read_parquet_batches)
     return make_rows(root, paths, page_labels, source, labels, columns.classes)
 
 
@@ -110,7 +110,7 @@ def read_saved(root: Path, labels: tuple[str, ...] | None) -> Rows:
         paths += [file / str(row) for row in range(len(page_labels) - first)]
     if columns is None:
         raise BadData(f"{root}: the data set has no files; save it again")
-    return make_rows(root, paths, page_labels, _Table(blocks, columns, _saved_batches), labels, columns.classes)
+    return make_rows(root, paths, page_labels, _Table(blocks, columns, _read_saved_batches), labels, columns.classes)
 
 
 class _Table:
@@ -179,7 +179,7 @@ class _Reader:
         return values
 
 
-def _parquet_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
+def _read_parquet_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
     file = _import_pyarrow("pyarrow.parquet").ParquetFile(
         block.file, memory_map=False, buffer_size=_BUFFER, pre_buffer=False
     )
@@ -187,7 +187,7 @@ def _parquet_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
         yield from file.iter_batches(_ROWS, row_groups=[block.place], columns=columns, use_threads=False)
 
 
-def _saved_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
+def _read_saved_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
     arrow, ipc = _import_pyarrow("pyarrow"), _import_pyarrow("pyarrow.ipc")
     with arrow.OSFile(str(block.file)) as file:  # a mapped file would count as this process's memory
         schema = ipc.read_schema(ipc.read_message(file))
@@ -198,27 +198,29 @@ def _saved_batches(block: _Block, columns: list[str]) -> Iterator[Any]:
 def _require_same_columns(before: _Columns | None, schema: Any, file: Path) -> _Columns:
     columns = _find_columns(schema, file)
     if before is not None and columns != before:
-        raise BadData(f"{file}: other columns or class names than the files before it; write all files alike")
+        raise BadData(
+            f"{file}: its columns or class names differ from those of the files before it; write all files with the same ones"
+        )
     return columns
 
 
 def _find_columns(schema: Any, file: Path) -> _Columns:
     """Find the columns of a page in a schema."""
 
-    def named(names: Sequence[str]) -> str | None:
+    def find_name(names: Sequence[str]) -> str | None:
         return next((name for name in names if name in schema.names), None)
 
     features = _read_features(schema)
     class_labels = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
-    label = named(LABEL_COLUMNS) or (class_labels[0] if len(class_labels) == 1 else None)
-    image = named(IMAGE_COLUMNS) or (images[0] if len(images) == 1 else None)
+    label = find_name(LABEL_COLUMNS) or (class_labels[0] if len(class_labels) == 1 else None)
+    image = find_name(IMAGE_COLUMNS) or (images[0] if len(images) == 1 else None)
     columns = _Columns(
         image,
-        named(PATH_COLUMNS),
+        find_name(PATH_COLUMNS),
         label or "",
-        named(WORDS_COLUMNS),
-        named(BOXES_COLUMNS),
+        find_name(WORDS_COLUMNS),
+        find_name(BOXES_COLUMNS),
         _read_class_names(features.get(label or "", {}), file),
     )
     for name, there in ((LABEL_COLUMNS[0], label), (IMAGE_COLUMNS[0], columns.of_page)):

@@ -175,7 +175,7 @@ def view_of(value: Any, stream: int, name: str) -> DeviceArray:
         try:
             capsule = value.__dlpack__(stream=stream)
         except BufferError as error:
-            raise BadRequest(f"{name}: its library does not give it: {error}") from None
+            raise BadRequest(f"{name}: its library cannot export it ({error})") from None
         tensor = _Managed.from_address(_read(capsule, _NAME)).tensor
         shape = tuple(tensor.shape[: tensor.ndim])
         strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None

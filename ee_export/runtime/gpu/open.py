@@ -32,7 +32,7 @@ def require_gpu_backend(backend: str) -> None:
             import tensorrt  # noqa: F401
         except (ImportError, OSError) as error:  # OSError: its own libraries are missing
             raise BadRequest(
-                f"TensorRT cannot be imported ({error}): `pip install 'ee_export[tensorrt]'`, and an NVIDIA driver for it"
+                f"TensorRT cannot be imported ({error}); `pip install 'ee_export[tensorrt]'`, and install an NVIDIA driver"
             ) from None
     else:
         from ee_export.runtime.gpu.ort_gpu import require_provider
@@ -84,7 +84,7 @@ def require_fits(package: Package, target_name: str, gpu: Device) -> None:
     source = target.compiled.get("from", "")
     if source in package.manifest.targets and target.compiled.get("source") != source_hash(package, source):
         raise BadRequest(
-            f"{package.path}: {target_name} was compiled of other segments than the package's {source}: "
+            f"{package.path}: {target_name} was compiled from other segments than the package's {source}; "
             f"{rebuild_command(str(package.path), target_name)}"
         )
     if target.backend == "tensorrt":

@@ -35,7 +35,7 @@ class PycudaDevice:
         if "pycuda.autoinit" in sys.modules or (current is not None and int(current.handle) != self.context):
             self._context.detach()
             raise DeviceError(
-                "pycuda has a context of its own current, in which nothing of TensorRT's or torch's lives; "
+                "pycuda's current context is not the primary one, which TensorRT and torch use; "
                 "import pycuda.autoprimaryctx instead of pycuda.autoinit or make_context()"
             )
         self._open = True

@@ -124,7 +124,9 @@ class BoundEngine:
         for tensor in segment.outputs:
             inferred, expected = _sizes(context.get_tensor_shape(tensor.name)), shape_of(tensor, sizes)
             if inferred != expected:
-                raise DeviceError(f"{segment.exit}: {tensor.name} would be {list(inferred)}, expected {list(expected)}")
+                raise DeviceError(
+                    f"{segment.exit}: {tensor.name} has the inferred shape {list(inferred)}, expected {list(expected)}"
+                )
         address, size = segment._workspace.take()
         context.set_device_memory(address, size)
         for tensor in (*segment.inputs, *segment.outputs):

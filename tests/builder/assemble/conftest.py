@@ -15,7 +15,7 @@ from tests.builder.assemble.graphs import SIDE, TOP, flat_net, head_of, net, sav
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pages of three colours, 24 a class; the names of labels are their colours."""
+    """Pages of three colours, 24 per class. The labels are the names of the colours."""
     folder = tmp_path_factory.mktemp("coloured") / "pages"
     rng = np.random.default_rng(1)
     for channel, label in ((2, "blue"), (1, "green"), (0, "red")):

@@ -79,7 +79,7 @@ LAST = [
 
 
 def image(name: str, batch: Any = "n", *shape: Any) -> onnx.ValueInfoProto:
-    """A float input or output whose first axis is the pages."""
+    """A float input or output with the pages as first axis."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape])
 
 
@@ -125,7 +125,7 @@ def head_of() -> onnx.ModelProto:
 
 
 def save_rows(path: Path, labels: tuple[str, ...] = LABELS, **changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Write labelled rows whose largest of three numbers tells the class; returns the rows and the classes' indices."""
+    """Write labelled rows of three numbers, whose largest gives the class. Returns the rows and the classes' indices."""
     targets = np.arange(90) % 3
     rows = np.random.default_rng(5).normal(0, 0.3, (90, 5)).astype(np.float32)
     rows[np.arange(90), targets] += 2

@@ -43,7 +43,8 @@ from tests.builder.assemble.graphs import (
 
 @pytest.fixture(scope="module")
 def cut_package(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> tuple[Package, list[str]]:
-    """The whole graph cut twice, with a head that was trained and a head that was brought; and the lines that were reported."""
+    """The full graph with two cuts, one with a trained head and one with a given head. Returns the reported lines
+    too."""
     folder = tmp_path_factory.mktemp("cut")
     (folder / "pages").symlink_to(pages)
     onnx.save(net(), folder / "net.onnx")
@@ -53,14 +54,14 @@ def cut_package(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> tuple[
     return made(folder, WHOLE + CUT.replace("relu1", "/block1/Relu") + brought + ENCODING, lines.append), lines
 
 
-def test_a_whole_graph_that_is_cut_answers_as_it_did_uncut(cut_package: tuple[Package, list[str]]) -> None:
+def test_a_cut_graph_gives_the_same_answers_as_the_uncut_one(cut_package: tuple[Package, list[str]]) -> None:
     package, lines = cut_package
     chain = load(package.path, operating_point="full")
     pixels = np.random.default_rng(2).normal(0, 1, (4, 3, SIDE, SIDE)).astype(np.float32)
-    found = chain.logits({"pixel_values": pixels})
+    logits = chain.logits({"pixel_values": pixels})
     out, late = run(net(), {"x": pixels}, "out", "late")
-    np.testing.assert_allclose(found["final"], out, atol=1e-5)
-    np.testing.assert_allclose(found["middle"], late.mean((2, 3)) @ WEIGHTS["w3"].T + WEIGHTS["b3"], atol=1e-5)
+    np.testing.assert_allclose(logits["final"], out, atol=1e-5)
+    np.testing.assert_allclose(logits["middle"], late.mean((2, 3)) @ WEIGHTS["w3"].T + WEIGHTS["b3"], atol=1e-5)
     target = package.target("cpu-fp32")
     assert set(target.equality) == {"early", "middle", "final"}
     assert max(target.equality.values()) < 1e-5
@@ -71,8 +72,8 @@ def test_a_whole_graph_that_is_cut_answers_as_it_did_uncut(cut_package: tuple[Pa
 def test_a_page_that_exits_runs_nothing_behind_the_cut(cut_package: tuple[Package, list[str]], pages: Path) -> None:
     package, _ = cut_package
     early, middle, last = (onnx.load(package.path / s.file) for s in package.target("cpu-fp32").segments)
-    kinds = [[node.op_type for node in each.graph.node] for each in (early, middle, last)]
-    assert [found.count("Conv") for found in kinds] == [1, 1, 0]
+    kinds = [[node.op_type for node in model.graph.node] for model in (early, middle, last)]
+    assert [operators.count("Conv") for operators in kinds] == [1, 1, 0]
     assert "Softmax" not in kinds[2]
     assert "Shape" in kinds[2]  # a shape has no row a page, so it is computed again instead of passed on
     answer = load(package.path).predict(Page(pages / "red" / "0.png"))
@@ -84,7 +85,7 @@ def test_a_trained_head_learns_the_labels(cut_package: tuple[Package, list[str]]
     chain = load(cut_package[0].path, operating_point="full")
     colours = [path for label in LABELS for path in sorted((pages / label).iterdir())[:8]]
     logits = np.concatenate([chain.logits(chain.encode([Page(path)]))["early"] for path in colours])
-    right = [LABELS[at] == path.parent.name for at, path in zip(logits.argmax(1), colours, strict=True)]
+    right = [LABELS[index] == path.parent.name for index, path in zip(logits.argmax(1), colours, strict=True)]
     assert np.mean(right) > 0.9
 
 
@@ -129,13 +130,13 @@ def test_graphs_that_are_segments_already_are_joined_by_their_names(folder: Path
         + ENCODING,
     )
     pixels = np.random.default_rng(2).normal(0, 1, (3, 3, SIDE, SIDE)).astype(np.float32)
-    found = load(package.path, operating_point="full").logits({"pixel_values": pixels})
+    answers = load(package.path, operating_point="full").logits({"pixel_values": pixels})
     relu1, logits, go = run(onnx.load(folder / "first.onnx"), {"x": pixels}, "relu1", "logits", "go")
-    np.testing.assert_allclose(found["early"], logits, atol=1e-5)
-    np.testing.assert_allclose(found[gate_name("early")], go, atol=1e-5)
-    np.testing.assert_allclose(found["final"], run(second, {"relu1": relu1}, "out")[0], atol=1e-5)
+    np.testing.assert_allclose(answers["early"], logits, atol=1e-5)
+    np.testing.assert_allclose(answers[gate_name("early")], go, atol=1e-5)
+    np.testing.assert_allclose(answers["final"], run(second, {"relu1": relu1}, "out")[0], atol=1e-5)
     graphs = [onnx.load(package.path / s.file, load_external_data=False) for s in package.target("cpu-fp32").segments]
-    assert [each.opset_import[0].version for each in graphs] == [17, 17]
+    assert [model.opset_import[0].version for model in graphs] == [17, 17]
 
 
 def test_a_graph_that_reads_words_keeps_padding_out_of_a_trained_head(text_folder: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_graph_that_reads_no_page_is_a_package_of_arrays(tmp_path: Path) -> No
     assert chain.predict_encoded({"measures": rows[:1]}).label in LABELS
 
 
-def test_a_graph_for_one_page_at_a_time_takes_several_where_it_can(folder: Path) -> None:
+def test_a_graph_exported_for_one_page_takes_several_if_its_nodes_allow_it(folder: Path) -> None:
     onnx.save(net(batch=1), folder / "net.onnx")
     package = made(folder, WHOLE + ENCODING)
     chain = load(package.path, operating_point="full")

@@ -1,4 +1,4 @@
-"""The example of a graph that somebody else trained."""
+"""The example of a third-party graph."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`ee-export assemble` refuses what no package can hold in one line, and leaves nothing behind."""
+"""`ee-export assemble` refuses unsuitable graphs and recipes in one line, and writes nothing."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def _require_refused(folder: Path, toml: str, words: str) -> None:
     assert {path.name for path in folder.iterdir()} == before
 
 
-def test_a_graph_whose_answer_padding_changes_is_refused(text_folder: Path) -> None:
+def test_a_graph_is_refused_if_padding_changes_its_answer(text_folder: Path) -> None:
     model = onnx.load(text_folder / "net.onnx")
     node = next(node for node in model.graph.node if node.op_type == "Mul")
     node.op_type = "Identity"

@@ -80,8 +80,8 @@ def run(plan: bytes, log: Log, page: np.ndarray) -> np.ndarray:
     stream = cuda.Stream(flags=1)
     device = cuda.mem_alloc(page.nbytes)
     host: np.ndarray = cuda.pagelocked_empty(page.shape, page.dtype)
-    for at in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(at)
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
             context.set_input_shape(name, page.shape)
         context.set_tensor_address(name, int(device))

@@ -58,7 +58,7 @@ def _require_given(buffers: TensorArena, stretch: SegmentRange, given: Set[str])
     for segment in buffers.segments[stretch[0] : stretch[1]]:
         for spec in segment.inputs:
             if spec.name in buffers.inputs and spec.name not in given:
-                raise BadRequest(f"{spec.name}: read by {segment.exit} and not given")
+                raise BadRequest(f"{spec.name}: missing, and {segment.exit} reads it; give it")
 
 
 def _length_of(buffers: TensorArena, inputs: Mapping[str, object], stretch: SegmentRange, before: int) -> int:
@@ -78,7 +78,7 @@ def _length_of(buffers: TensorArena, inputs: Mapping[str, object], stretch: Segm
             for spec in segment.inputs:
                 if spec.name in older and spec.name not in inputs and ("T" in spec.shape or "L" in spec.shape):
                     raise BadRequest(
-                        f"{spec.name} is of {before} tokens and the inputs of {length}; give pages of one length"
+                        f"{spec.name}: has {before} tokens, and the inputs have {length}; give pages of one length"
                     )
     return length
 

@@ -159,7 +159,7 @@ def _rows(value: object, pages: Sequence[int], rows: int) -> object:
         return value
     if not isinstance(value, np.ndarray):
         raise BadRequest(
-            "a device array for a chain in several stretches: give each stretch its rows, see DeviceChain.advance"
+            "device arrays cannot be inputs of a chain in several stretches; give each stretch its rows, see DeviceChain.advance"
         )
     return value[list(pages)]
 
