@@ -191,7 +191,7 @@ def expected(
     count = len(inputs["pixel_values"])
     scores: list[list[float]] = [[] for _ in range(count)]
     exits = [-1] * count
-    for at, page, known, score in evaluate_exits(found, rules, list(tokens), gates, CRITERIA[criterion]):
+    for at, page, known, score in evaluate_exits(found, rules, list(tokens), gates, CRITERIA[criterion].score):
         if exits[page] < 0:
             scores[page].append(score)
             if scores[page][-1] >= bars[at][argmax(known.probabilities[-1])]:
