@@ -63,6 +63,15 @@ class Registry(Mapping[str, T]):
         """The registered names, and those of entry points that nobody looked up yet."""
         return tuple(dict.fromkeys((*self._parts, *(entry.name for entry in self._entries()))))
 
+    def load_all(self) -> None:
+        """Import the parts of all entry points, for a search by something else than a name.
+
+        Raises:
+            BadRequest: one cannot be imported.
+        """
+        for name in self.names():
+            self.find(name)
+
     def __getitem__(self, name: str) -> T:
         part = self._parts.get(name)
         return self._load(name) if part is None else part
