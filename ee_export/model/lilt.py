@@ -33,6 +33,7 @@ class EarlyExitLilt(EarlyExitText, LiltPreTrainedModel):
     """
 
     config_class = EarlyExitLiltConfig
+    BEFORE_LAYERS = ("encoder", "layout_embeddings")
     INPUTS: ClassVar = {"input_ids": "text", "bbox": "text", "attention_mask": "text"}
 
     def __init__(self, config: EarlyExitLiltConfig) -> None:
