@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -24,8 +24,8 @@ class SegmentSource:
 
     ``spec``: its manifest entry. ``graph``: its file, as messages name it. ``path``: the path to open in place of ``graph``, which
     stays the same file if the package is replaced meanwhile. ``threads``: threads that compute it. ``one_pool``: see
-    :func:`ee_export.load`. ``contents``, ``weights``: the graph and its external weights by name, only if the backend reads memory
-    and the caller wants it. ``path`` is then not opened.
+    :func:`ee_export.load`. ``contents``: the graph, if it is to be read from memory instead of ``path``. ``weights``: its external
+    weights by name, which no file is to be read for then.
     """
 
     spec: SegmentSpec
@@ -34,8 +34,11 @@ class SegmentSource:
     threads: int
     one_pool: bool = False
     contents: bytes | None = None
-    weights: Mapping[str, np.ndarray] | None = None
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+
+Reads = Literal["path", "memory", "both"]
+"""A backend's way to read segments: by their path, from memory, or from memory only if the caller of ``load`` wants it."""
 
 MakeTarget = Callable[[Package, Path], Target]
 """Takes a package with ``cpu-fp32`` and the folder of the new target, which does not exist, and returns the target.
@@ -54,8 +57,7 @@ class Backend:
     ``require``: raises BadRequest, with the remedy, if the library cannot run here. ``open_segment``: opens a segment on the CPU.
     ``open_on_device``: opens all segments of a target on a GPU. A backend has one of the two. ``make_target``: functions that make
     a target for it, by the target's name. `ee-export compile` measures, calibrates and tunes it.
-    ``probe``: returns the line that `ee-export doctor` prints, such as the library's version. ``reads_memory``: whether it takes
-    graphs and weights from memory. ``checks_outputs``: whether its segments check the shapes of their outputs themselves.
+    ``probe``: returns the line that `ee-export doctor` prints, such as the library's version. ``reads``: see :data:`Reads`. ``checks_outputs``: whether its segments check the shapes of their outputs themselves.
     """
 
     require: Callable[[], None]
@@ -63,7 +65,7 @@ class Backend:
     open_on_device: OpenOnDevice | None = None
     make_target: Mapping[str, MakeTarget] = field(default_factory=dict)
     probe: Callable[[], str] | None = None
-    reads_memory: bool = False
+    reads: Reads = "path"
     checks_outputs: bool = False
 
     @property

@@ -45,7 +45,16 @@ def open_segment(backend: str, spec: SegmentSpec, graph: Path, threads: int, *, 
         threads: of the backend.
         one_pool: see :func:`ee_export.runtime.load.load`.
     """
-    return open_by(backend, BACKENDS.find(backend), SegmentSource(spec, graph, str(graph), threads, one_pool))
+    record = BACKENDS.find(backend)
+    source = SegmentSource(spec, graph, str(graph), threads, one_pool)
+    if record.reads == "memory":
+        contents = graph.read_bytes()
+        weights = {
+            weight.name: as_array(weight, np.fromfile(graph.parent / weight.location, np.uint8), str(graph))
+            for weight in external_weights(contents, str(graph))
+        }
+        source = replace(source, contents=contents, weights=weights)
+    return open_by(backend, record, source)
 
 
 def open_segments(
@@ -67,7 +76,7 @@ def open_segments(
         BadRequest: ``in_memory`` for a backend that opens files itself.
     """
     target = package.target(target_name)
-    if in_memory and not BACKENDS.find(target.backend).reads_memory:
+    if in_memory and BACKENDS.find(target.backend).reads == "path":
         raise BadRequest(
             f"in_memory=True: {target_name} runs on {target.backend}, which reads its files itself; "
             "leave it out, or take a target of the backend onnxruntime, such as cpu-fp32"
@@ -137,7 +146,7 @@ class _Load:
             return _Opened(segment, spec, files)
         # By path, so that weights are mapped from the file beside the graph instead of copied.
         source = SegmentSource(spec, graph, self._files.path(spec.file), self._threads, self._one_pool)
-        if self._in_memory:
+        if self._in_memory or BACKENDS[self._backend].reads == "memory":
             arrays = {
                 weight.name: as_array(weight, self._array(file_of[weight.location]), str(graph)) for weight in weights
             }

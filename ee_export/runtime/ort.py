@@ -239,8 +239,8 @@ def _open_segment(source: SegmentSource) -> OrtSegment:
         source.threads,
         one_pool=source.one_pool,
         source=source.path if source.contents is None else source.contents,
-        weights=source.weights,
+        weights=source.weights or None,
     )
 
 
-BACKEND = Backend(lambda: None, _open_segment, reads_memory=True, checks_outputs=True)
+BACKEND = Backend(lambda: None, _open_segment, reads="both", checks_outputs=True)
