@@ -103,6 +103,14 @@ class HostChain:
                     break
         return list(batch.pages)
 
+    def enqueue(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> bool:
+        undecided = bool(self._batch.pages)
+        self.advance(inputs, tokens)
+        return undecided
+
+    def wait(self) -> list[int]:
+        return list(self._batch.pages)
+
     def skip(self) -> None:
         self._batch.skip()
         first, end = self._batch.stretch
