@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -184,7 +184,7 @@ def test_an_ocr_engine_that_does_not_open_is_one_line() -> None:
         raise OSError("no such\nlibrary")
 
     ENGINES.register("broken", fail)
-    ENGINES.register("empty", lambda: None)
+    ENGINES.register("empty", cast(Any, lambda: None))
     with pytest.raises(EeError, match=r"OCR engine 'broken': cannot be opened \(OSError: no such library\)"):
         find_engine("broken")
     with pytest.raises(EeError, match="OCR engine 'empty': opens None; expected a callable"):
@@ -244,7 +244,7 @@ def test_outputs_of_a_backend_that_do_not_fit_are_refused(
         def run(self, state: dict[str, np.ndarray], last: Any = ()) -> Any:
             return result(len(state["pixel_values"]))
 
-    BACKENDS.register("odd", Backend(lambda: None, Odd))
+    BACKENDS.register("odd", Backend(lambda: None, cast(Any, Odd)))
     package = open_package(small_package)
     spec = package.target("cpu-fp32").segments[0]
     segment = open_segment("odd", spec, package.path / spec.file, 1, one_pool=False)

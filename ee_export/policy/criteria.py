@@ -7,6 +7,7 @@ evict code from the caches between them, so a dozen small numpy calls would cost
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +34,7 @@ Score = Callable[[ExitHistory, Sequence[float]], float]
 """Takes a page's history and the exit's weights (empty if the criterion has none), and returns the score."""
 
 
-@dataclass(frozen=True, slots=True)
-class WeightFit:
+class WeightFit(NamedTuple):
     """The weights of a criterion, which are fitted at each exit on held-out pages.
 
     ``count``: returns their number for C classes. ``features``: returns the inputs of the fit, F numbers for a page's history.
@@ -47,8 +47,7 @@ class WeightFit:
     fit: Callable[[np.ndarray, np.ndarray], Sequence[float]]
 
 
-@dataclass(frozen=True, slots=True)
-class Criterion:
+class Criterion(NamedTuple):
     """A score, with all that the rest of the toolkit must know of it.
 
     ``score``: the function. ``code``: its number in ``kernels.cu``, ``None`` for one that only the host computes.

@@ -1,9 +1,9 @@
 """The record of a backend, a library that runs segments."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from ee_export.runtime.gpu.segment import DeviceSegment
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentSource:
+class SegmentSource(NamedTuple):
     """A segment to open on the CPU.
 
     ``spec``: its manifest entry. ``graph``: its file, as messages name it. ``path``: the path to open in place of ``graph``, which
@@ -34,7 +33,7 @@ class SegmentSource:
     threads: int
     one_pool: bool = False
     contents: bytes | None = None
-    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 Reads = Literal["path", "memory", "both"]
@@ -50,8 +49,7 @@ OpenOnDevice = Callable[[Target, str, Path, Callable[[str], bytes], "Device", in
 stream. Returns the target's segments."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
+class Backend(NamedTuple):
     """A library that runs segments, on the CPU or on a GPU.
 
     ``require``: raises BadRequest, with the remedy, if the library cannot run here. ``open_segment``: opens a segment on the CPU.
@@ -63,7 +61,7 @@ class Backend:
     require: Callable[[], None]
     open_segment: Callable[[SegmentSource], Segment] | None = None
     open_on_device: OpenOnDevice | None = None
-    make_target: Mapping[str, MakeTarget] = field(default_factory=dict)
+    make_target: Mapping[str, MakeTarget] = MappingProxyType({})
     probe: Callable[[], str] | None = None
     reads: Reads = "path"
     checks_outputs: bool = False

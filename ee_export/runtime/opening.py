@@ -5,7 +5,6 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -53,7 +52,7 @@ def open_segment(backend: str, spec: SegmentSpec, graph: Path, threads: int, *, 
             weight.name: as_array(weight, np.fromfile(graph.parent / weight.location, np.uint8), str(graph))
             for weight in external_weights(contents, str(graph))
         }
-        source = replace(source, contents=contents, weights=weights)
+        source = source._replace(contents=contents, weights=weights)
     return open_by(backend, record, source)
 
 
@@ -150,7 +149,7 @@ class _Load:
             arrays = {
                 weight.name: as_array(weight, self._array(file_of[weight.location]), str(graph)) for weight in weights
             }
-            source = replace(source, contents=contents, weights=arrays)
+            source = source._replace(contents=contents, weights=arrays)
         return _Opened(open_by(self._backend, BACKENDS[self._backend], source), spec, files)
 
     def key(self, spec: SegmentSpec, files: Sequence[str], hashes: Mapping[str, str]) -> tuple[object, ...]:

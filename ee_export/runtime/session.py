@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,12 +17,8 @@ from ee_export.runtime.plan import Plan, make_plan
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.segment import Segment
 
-if TYPE_CHECKING:
-    from ee_export.runtime.gpu.arrays import DeviceArray
 
-
-@dataclass(frozen=True, slots=True)
-class SessionResults:
+class SessionResults(NamedTuple):
     """Results of a batch: numpy arrays on the CPU, and on a GPU arrays in its memory, which DLPack takes without a copy.
 
     Nothing waits for arrays on a GPU. They are valid until the next run. For E exits, B pages, and room for M ≥ B pages:
@@ -33,13 +28,12 @@ class SessionResults:
     page, hold no values of this batch.
     """
 
-    exits: "np.ndarray | DeviceArray"
-    scores: "np.ndarray | DeviceArray"
-    logits: "np.ndarray | DeviceArray"
+    exits: Any
+    scores: Any
+    logits: Any
 
 
-@dataclass(frozen=True, slots=True)
-class SessionAnswer:
+class SessionAnswer(NamedTuple):
     """The answer to a page of a batch, on the host. ``probabilities``: calibrated, by label."""
 
     label: str
@@ -118,7 +112,8 @@ def count_tokens(inputs: Mapping[str, object], rules: Sequence[ExitRule], rows: 
 class HostSession:
     """See :class:`Session`. It runs segments on the CPU."""
 
-    batches = lengths = ()
+    batches: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     def __init__(self, package: Package, target: str, segments: Sequence[Segment], point: str) -> None:
         self.exits, self.labels = package.manifest.exits, package.manifest.labels

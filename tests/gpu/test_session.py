@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -59,8 +59,9 @@ def test_a_session_gives_the_answers_of_the_chain_on_the_gpu_of_its_number(
         wanted = session.run(inputs)
         expected = session.answers()
     machine.driver.used.clear()
-    sizes = {"batches": (1, 8), "lengths": (128,)}
-    with ee_export.open_session(compiled, TARGET, point, device=1, executor=executor, **sizes) as session:
+    with ee_export.open_session(
+        compiled, TARGET, point, device=1, executor=executor, batches=(1, 8), lengths=(128,)
+    ) as session:
         results = session.run(inputs)
         assert on_host(machine, results.exits).tolist() == wanted.exits.tolist()
         assert results.exits.__dlpack_device__() == (2, 1)
@@ -134,14 +135,15 @@ class OnDevice:
 def test_inputs_on_the_gpu_are_taken_and_those_of_another_gpu_are_refused(
     compiled: Package, inputs: dict[str, np.ndarray], machine: Machine
 ) -> None:
-    sizes = {"batches": (8,), "lengths": (128,)}
     rows = len(inputs["input_ids"])
     texts = {
         name: np.pad(inputs[name], [(0, 0), (0, 128 - inputs[name].shape[1])] + [(0, 0)] * (inputs[name].ndim - 2))
         for name in ("input_ids", "bbox", "attention_mask")
     }
     padded = {**inputs, **texts}
-    with ee_export.open_session(compiled, TARGET, device=1, executor="conditional", **sizes) as session:
+    with ee_export.open_session(
+        compiled, TARGET, device=1, executor="conditional", batches=(8,), lengths=(128,)
+    ) as session:
         expected = [int(exit) for exit in on_host(machine, session.run(padded).exits)]
         there = {name: OnDevice(machine, values, 1) for name, values in padded.items()}
         assert on_host(machine, session.run(there).exits).tolist() == expected
@@ -163,10 +165,10 @@ def test_a_criterion_from_outside_runs_on_the_host_and_the_kernel_refuses_it(
     other = type(point)("top", point.thresholds)
     auto = load_package(compiled, TARGET, executor="conditional").with_point(other)
     assert auto.predict_encoded(row).exit == "text"
-    assert auto.executor.kind == "graphs"
+    assert cast(Any, auto.executor).kind == "graphs"
     chain = load_package(compiled, TARGET, executor="conditional").with_point(point)
     assert chain.predict_encoded(row).exit == "text"
-    assert chain.executor.kind == "conditional"
+    assert cast(Any, chain.executor).kind == "conditional"
     with pytest.raises(BadRequest, match="criterion 'top': only the host computes it; load the chain with executor="):
         chain.with_point(other).predict_encoded(row)
 

@@ -67,11 +67,14 @@ def test_a_page_with_logits_that_are_not_finite_has_no_answer(
 
 
 def test_a_stream_or_a_gpu_of_a_target_on_the_processor_is_refused(tiny_package: Package) -> None:
-    for options, problem in (
-        ({"stream": 5}, "stream 5: cpu-fp32 runs on the processor"),
-        ({"device": 1}, "device 1: cpu-fp32 runs on the processor"),
+    for stream, device, problem in (
+        (5, 0, "stream 5: cpu-fp32 runs on the"),
+        (None, 1, "device 1: cpu-fp32 runs on the"),
     ):
-        with pytest.raises(BadRequest, match=problem), ee_export.open_session(tiny_package, **options):
+        with (
+            pytest.raises(BadRequest, match=problem),
+            ee_export.open_session(tiny_package, stream=stream, device=device),
+        ):
             pass
 
 
