@@ -16,7 +16,7 @@ from ee_export.model.exits import HeadSpec, head_specs, order_exits
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
 from ee_export.model.parts import Part, parts_needed_for
 from ee_export.package.encoding import band_of
-from ee_export.package.manifest import gate_name, logits_name
+from ee_export.package.manifest import SOURCES, gate_name, logits_name
 
 
 @dataclass
@@ -98,21 +98,26 @@ class EarlyExitModel(PreTrainedModel):
     """A trunk with a head at every exit, mixed into the ``PreTrainedModel`` of each kind of trunk.
 
     Such a class has a stock ``classifier``, and states its forward pass as :meth:`parts`. ``exits.*`` hold the weights
-    of the heads. ``INPUTS``: the input tensors, with the source of each, ``image`` or ``text``. ``BEFORE_LAYERS``: modules of the
+    of the heads. ``INPUTS``: names of the inputs that it reads, of :data:`ee_export.package.encoding.INPUTS`. ``BEFORE_LAYERS``: modules of the
     trunk that run for every exit behind a layer, and for no exit before the encoder. ``AFTER_LAYERS``: modules of the trunk that
     run for ``final`` alone.
     """
 
     BEFORE_LAYERS: ClassVar[tuple[str, ...]] = ("encoder",)
     AFTER_LAYERS: ClassVar[tuple[str, ...]] = ("layernorm", "pooler")
-    INPUTS: ClassVar[dict[str, str]]
+    INPUTS: ClassVar[tuple[str, ...]]
     config_class: ClassVar[Any]
     classifier: nn.Module
 
     @classmethod
     def reads(cls, source: str) -> bool:
         """Return True if the model reads a page's ``image``, or its ``text``, as ``source`` names it."""
-        return source in cls.INPUTS.values()
+        return source in cls.sources().values()
+
+    @classmethod
+    def sources(cls) -> dict[str, str]:
+        """The part of a page that each input is made from, ``image`` or ``text``."""
+        return {name: SOURCES[name] for name in cls.INPUTS}
 
     @classmethod
     def depth_of(cls, parameter: str) -> int | None:

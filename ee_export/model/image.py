@@ -1,7 +1,7 @@
 """The common base of trunks for images: patches, and no padding."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ class EarlyExitImage(EarlyExitModel):
     The stock trunk has its transformers name as an attribute, and ``base_model`` too.
     """
 
-    INPUTS: ClassVar = {"pixel_values": "image"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("pixel_values",)
 
     def add_heads(self, image_size: int) -> None:
         """See :meth:`EarlyExitModel.add_heads`.

@@ -1,7 +1,5 @@
 """The early-exit LayoutLM classifier for words and boxes: the stock trunk and classifier with a head at every exit."""
 
-from typing import ClassVar
-
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import LayoutLMConfig, LayoutLMModel
@@ -33,7 +31,7 @@ class EarlyExitLayoutLM(EarlyExitText, LayoutLMPreTrainedModel):
     """
 
     config_class = EarlyExitLayoutLMConfig
-    INPUTS: ClassVar = {"input_ids": "text", "bbox": "text", "attention_mask": "text"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("input_ids", "bbox", "attention_mask")
 
     def __init__(self, config: EarlyExitLayoutLMConfig) -> None:
         super().__init__(config)

@@ -1,7 +1,7 @@
 """The early-exit LayoutLMv3 classifier: the stock trunk and classifier with a head at every exit."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -57,7 +57,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
     """
 
     config_class = EarlyExitLayoutLMv3Config
-    INPUTS: ClassVar = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("pixel_values", "input_ids", "bbox", "attention_mask")
 
     def __init__(self, config: EarlyExitLayoutLMv3Config) -> None:
         super().__init__(config)

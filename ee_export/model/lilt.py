@@ -4,7 +4,6 @@ A LiLT has two streams of hidden states, of the text and of its layout. Both att
 """
 
 import math
-from typing import ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -34,7 +33,7 @@ class EarlyExitLilt(EarlyExitText, LiltPreTrainedModel):
 
     config_class = EarlyExitLiltConfig
     BEFORE_LAYERS = ("encoder", "layout_embeddings")
-    INPUTS: ClassVar = {"input_ids": "text", "bbox": "text", "attention_mask": "text"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("input_ids", "bbox", "attention_mask")
 
     def __init__(self, config: EarlyExitLiltConfig) -> None:
         super().__init__(config)

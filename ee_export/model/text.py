@@ -1,7 +1,7 @@
 """The common base of trunks for words: BERT's layers behind each trunk's own embeddings."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class EarlyExitText(EarlyExitModel):
     The stock trunk has its transformers name as an attribute, and ``base_model`` too.
     """
 
-    INPUTS: ClassVar = {"input_ids": "text", "attention_mask": "text"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ee_export.errors import BadRequest
-from ee_export.package.encoding import Encoding, band_of
+from ee_export.package.encoding import INPUTS, Encoding, band_of
 
 SCHEMA = 1
 TOKENIZER = "tokenizer.json"
 
-SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
+SOURCES = {name: entry.source for name, entry in INPUTS.items()}
 """The input tensors that an encoder makes, and the part of a page that each is made from."""
 
 ARRAY = "array"
