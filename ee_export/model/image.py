@@ -1,7 +1,7 @@
 """The common base of trunks for images: patches, and no padding."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 

@@ -1,5 +1,7 @@
 """The early-exit LayoutLM classifier for words and boxes: the stock trunk and classifier with a head at every exit."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import LayoutLMConfig, LayoutLMModel

@@ -1,7 +1,7 @@
 """The early-exit LayoutLMv3 classifier: the stock trunk and classifier with a head at every exit."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict

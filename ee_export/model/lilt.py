@@ -4,6 +4,7 @@ A LiLT has two streams of hidden states, of the text and of its layout. Both att
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict

@@ -1,7 +1,7 @@
 """The common base of trunks for words: BERT's layers behind each trunk's own embeddings."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
