@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 
 from ee_export.builder.build import export, golden_inputs
-from ee_export.builder.compile import add_golden_logits, make_openvino_target
+from ee_export.builder.compile import add_golden_logits
 from ee_export.builder.draft import make_draft_chain
 from ee_export.builder.quantize import quantize_target
 from ee_export.model import checkpoint
@@ -20,6 +20,7 @@ from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3C
 from ee_export.package.atomic import staged_folder
 from ee_export.package.store import GOLDEN
 from ee_export.package.write import seal
+from ee_export.runtime import openvino
 from ee_export.runtime.load import load_package
 from ee_export.verify import golden
 
@@ -59,7 +60,7 @@ def main(out: Path, layers: int, exits: str, targets: bool, kept: Path | None) -
             chain, pages = load_package(package, one_pool=True), golden.read(package)[0]
             new_targets = {
                 "cpu-int8": quantize_target(package, staging / "cpu-int8", "dynamic", (), ()),
-                "openvino-bf16": make_openvino_target(package),
+                "openvino-bf16": openvino.make_target(package, package.path / "openvino-bf16"),
             }
             targets_by_name = dict(package.manifest.targets)
             for name, target in new_targets.items():

@@ -21,9 +21,9 @@ from rich.table import Table
 
 import ee_export
 from ee_export.bench.statistics import spread
-from ee_export.builder.costs import machine_name
 from ee_export.data.dataset import read_dataset
 from ee_export.data.page import Page
+from ee_export.runtime.machine import machine_name
 
 out = Console(highlight=False, markup=False, soft_wrap=True)
 

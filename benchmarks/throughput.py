@@ -35,13 +35,13 @@ from rich.table import Table
 
 import ee_export
 from ee_export.bench.statistics import spread
-from ee_export.builder.costs import machine_name
 from ee_export.data.dataset import read_dataset
 from ee_export.data.encode import Arrays, Encoder
 from ee_export.data.page import Page
 from ee_export.data.tokenizer import package_tokenizer
 from ee_export.package.manifest import OperatingPoint
 from ee_export.runtime.chain import Chain
+from ee_export.runtime.machine import machine_name
 from ee_export.runtime.ort import available_threads
 
 SIZES = (1, 2, 4, 8, 16, 32)

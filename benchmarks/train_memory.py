@@ -162,13 +162,13 @@ def train(data: Path, out: Path, workers: int | None) -> dict[str, Any]:
 
     import torch
 
-    from ee_export.builder.costs import machine_name
     from ee_export.data.dataset import split_stratified
     from ee_export.data.labelled.find import read_labelled
     from ee_export.model import train as training
     from ee_export.model.device import Machine, find_device
     from ee_export.model.loader import workers_to_encode
     from ee_export.model.recipe import TrainingRecipe
+    from ee_export.runtime.machine import machine_name
 
     began = time.perf_counter()
     pages = read_labelled(data)

@@ -17,10 +17,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ee_export.builder.costs import machine_name
 from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.pareto_search import search_pareto_front
 from ee_export.policy.tune import PageScores, Point
+from ee_export.runtime.machine import machine_name
 
 out = Console(highlight=False, markup=False, soft_wrap=True, width=120)
 

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-from ee_export.builder.costs import machine_name
 from ee_export.data.dataset import read_dataset
 from ee_export.data.encode import Encoder
 from ee_export.model import checkpoint
@@ -30,6 +29,7 @@ from ee_export.model.heads import PixelRamp
 from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import EncodedPages, encoding_digest
+from ee_export.runtime.machine import machine_name
 
 BATCH = 32
 

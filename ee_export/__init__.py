@@ -33,10 +33,16 @@ from ee_export.errors import (
 from ee_export.runtime.answer import Answer, Step
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load
+from ee_export.runtime.open_session import open_session
+from ee_export.runtime.session import Session, SessionAnswer, SessionResults
 from ee_export.version import __version__
 
 __all__ = [
     "load",
+    "open_session",
+    "Session",
+    "SessionAnswer",
+    "SessionResults",
     "Chain",
     "Answer",
     "Step",

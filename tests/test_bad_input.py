@@ -197,13 +197,10 @@ def test_lines_that_predict_did_not_print_are_named(call, package: Path, tmp_pat
     one_line(status, err, "1 answered pages are too few to compare; at least 20 are needed")
 
 
-def test_too_few_pages_to_keep_apart_are_counted(
-    call, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ee_export.cli.package.find_engine", lambda: None)
+def test_too_few_pages_to_keep_apart_are_counted(call, tiny_checkpoint: Path, tmp_path: Path) -> None:
     for label in LABELS:
         page(tmp_path / "data" / label, [], [])
-    status, _, err = call("build", tiny_checkpoint, tmp_path / "data", "--out", tmp_path / "out.ee")
+    status, _, err = call("build", tiny_checkpoint, tmp_path / "data", "--out", tmp_path / "out.ee", "--ocr", "none")
     one_line(status, err, "too few pages (7)")
     assert not list(tmp_path.glob("*out.ee*"))
 

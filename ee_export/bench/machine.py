@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ee_export.builder.costs import machine_name
 from ee_export.runtime import ort as backend
+from ee_export.runtime.machine import machine_name
 
 _BUSY = 0.5
 """Largest load average before a measurement, or number of processors that other work keeps busy during it."""

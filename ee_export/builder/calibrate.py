@@ -8,7 +8,9 @@ import numpy as np
 from ee_export.builder.predictions import ExitPredictions
 from ee_export.errors import require_known
 from ee_export.package.manifest import Calibration, Manifest, Target, gate_name
-from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
+from ee_export.policy.calibrate import fit_platt, fit_temperature, fit_vector
+from ee_export.policy.calibrate import fit_weights as fit_per_exit
+from ee_export.policy.criteria import CRITERIA
 from ee_export.runtime.plan import make_rules
 
 
@@ -47,9 +49,12 @@ def fit_weights(
     manifest: Manifest, target: Target, criterion: str, pages: ExitPredictions
 ) -> dict[str, tuple[float, ...]]:
     """Fit the weights of a criterion per exit on ``pages``. Empty if the criterion has none."""
-    if criterion != "failure_prediction":
+    fit = CRITERIA.find(criterion).fit
+    if fit is None:
         return {}
     exit_rules = make_rules(manifest, target, {})
     logits = [pages.logits[name] for name in manifest.exits]
     tokens = [pages.tokens[name] for name in manifest.exits]
-    return dict(zip(manifest.exits, fit_failure_prediction(logits, exit_rules, tokens, pages.targets), strict=True))
+    gates = [pages.logits.get(gate_name(name)) for name in manifest.exits]
+    weights = fit_per_exit(fit, logits, exit_rules, tokens, gates, pages.targets)
+    return dict(zip(manifest.exits, weights, strict=True))

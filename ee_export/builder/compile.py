@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from ee_export.builder import tune
-from ee_export.builder.costs import machine_name, measure
+from ee_export.builder.costs import measure
 from ee_export.builder.draft import make_draft_chain
 from ee_export.builder.gpu_target import build_recipe_target, measure_device_costs
 from ee_export.builder.predictions import ExitPredictions, encode_page, observe_each, read_pages, split_held_out
@@ -25,16 +24,15 @@ from ee_export.package.recipe import SHIPPED, TargetRecipe, find_recipe, is_file
 from ee_export.package.store import GOLDEN, Package, open_package
 from ee_export.package.write import link_files, lock_package, require_name_of
 from ee_export.progress import Progress
-from ee_export.runtime.backends import open_gpu, require_runnable
+from ee_export.runtime.backends import BACKENDS, require_runnable
 from ee_export.runtime.chain import Chain
+from ee_export.runtime.gpu_targets import open_gpu
 from ee_export.runtime.load import load_package
 from ee_export.segments.prepare import prepare_segments
 from ee_export.segments.quantize import KINDS
 from ee_export.verify import golden
 from ee_export.verify.replay import seal_verified
 
-TARGETS = {"cpu-int8": "onnxruntime", "openvino-bf16": "openvino"}
-"""Targets without a recipe, and the backend of each."""
 _SAMPLES = 32
 """Largest number of pages that give static activations their range."""
 _FLOOR = 1e-3
@@ -60,7 +58,7 @@ def compile_target(
 
     Args:
         package: has the target ``cpu-fp32``.
-        target_name: one of :data:`TARGETS`, a shipped recipe, or a recipe's file, after which the target is named.
+        target_name: one of :func:`list_targets`, a shipped recipe, or a recipe's file, after which the target is named.
         data: held-out pages in class folders, which are divided as for a new package.
         kind: of quantization, one of :data:`~ee_export.segments.quantize.KINDS`.
         ocr: reads pages without words.
@@ -77,7 +75,7 @@ def compile_target(
     require_known(kind, KINDS, "kind of quantization")
     if recipe is not None:
         only_encoding(package.manifest, f"the target {recipe.name}, for a GPU,")
-    require_runnable(recipe.backend if recipe else TARGETS[target_name])
+    require_runnable(recipe.backend if recipe else list_targets()[target_name])
     name = recipe.name if recipe else target_name
     require_name_of("target", name)
     with lock_package(package.path, progress):
@@ -97,12 +95,20 @@ def compile_target(
         )
 
 
+def list_targets() -> dict[str, str]:
+    """The targets without a recipe, and the backend of each."""
+    made = {target_name: name for name, backend in BACKENDS.items() for target_name in backend.make_target}
+    return {"cpu-int8": "onnxruntime", **made}
+
+
 def recipe_of(target_name: str) -> TargetRecipe | None:
     """Read a target's recipe, ``None`` if it needs none. Raises BadRequest, which names the nearest target."""
-    if target_name in TARGETS:
+    if target_name in list_targets():
         return None
-    if not is_file(target_name):
-        require_known(target_name, (*TARGETS, *SHIPPED), "target to compile for")
+    if not is_file(target_name) and target_name not in SHIPPED:
+        BACKENDS.load_all()
+        require_known(target_name, (*list_targets(), *SHIPPED), "target to compile for")
+        return None
     return find_recipe(target_name)
 
 
@@ -155,7 +161,7 @@ def _compile(
     with staged_folder(package.path.resolve(), overwrite=True) as staging:
         if recipe is not None:
             samples = _encode_samples(recipe, before, data, ocr, seed)
-            target = build_recipe_target(before, recipe, recipe_file, staging, samples, open_gpu(), progress)
+            target = build_recipe_target(before, recipe, recipe_file, staging, samples, open_gpu(0), progress)
             chain = make_draft_chain(before, target_name, target, staging)
             predictions = observe_each(chain, parts, ocr, progress)
         elif target_name == "cpu-int8":
@@ -166,12 +172,15 @@ def _compile(
                 before, folder, kind, samples, parts, reference, ocr, progress
             )
         else:
-            target = make_openvino_target(package)
-            chain = make_draft_chain(before, target_name, target, package.path)
+            folder = staging / target_name
+            target = BACKENDS[list_targets()[target_name]].make_target[target_name](package, folder)
+            chain = make_draft_chain(before, target_name, target, staging if folder.exists() else package.path)
             predictions = observe_each(chain, parts, ocr, progress)
         ocr_ms, start_ms = (source.costs.ocr_ms, source.costs.ocr_start_ms) if source.costs else (None, 0.0)
         costs = measure(chain, read_pages(parts["tune"], None)[:12], ocr_ms, start_ms)
-        target = replace(target, costs=costs if recipe is None else measure_device_costs(chain, costs, open_gpu().name))
+        target = replace(
+            target, costs=costs if recipe is None else measure_device_costs(chain, costs, open_gpu(0).name)
+        )
         target = tune.initial_target(package.manifest, target, predictions, "compile")
         target = _compare_with_source(package.manifest, source, target, reference, predictions)
         # Linked only now, because onnx refuses weights with two names, and quantization uses onnx.
@@ -185,12 +194,6 @@ def _compile(
         manifest = replace(package.manifest, targets={**package.manifest.targets, target_name: target}, split=split)
         seal_verified(staging, manifest, golden_pages, target_name, progress, kept)
     return open_package(package.path)
-
-
-def make_openvino_target(package: Package) -> Target:
-    """Make a target of the same graphs that OpenVINO computes in bfloat16. It is neither measured nor calibrated."""
-    compiled = {"from": CPU_FP32, "openvino": metadata.version("openvino"), "machine": machine_name()}
-    return Target("openvino", 0.0, {}, package.target(CPU_FP32).segments, compiled=compiled)
 
 
 def _compare_with_source(

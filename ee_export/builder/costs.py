@@ -1,33 +1,17 @@
 """Measure the time of each segment on this machine at several text lengths, in a process that does nothing else."""
 
-import platform
 import statistics
 import time
 from collections.abc import Sequence
-
-import onnxruntime
 
 from ee_export.data.encode import Arrays
 from ee_export.data.page import Page
 from ee_export.data.text_reader import TextReader
 from ee_export.package.manifest import Costs
-from ee_export.runtime import ort as backend
 from ee_export.runtime.chain import Chain
+from ee_export.runtime.machine import machine_name
 
 RUNS = 7
-
-
-def machine_name() -> str:
-    """Name the processor, the number of processors available to this process, and onnxruntime's version."""
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as info:
-            model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return (
-        f"{model}, {backend.available_threads()} processors, onnxruntime {onnxruntime.__version__}, {platform.system()}"
-    )
 
 
 def measure(

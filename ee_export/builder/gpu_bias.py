@@ -18,7 +18,7 @@ from ee_export.package.store import Package
 from ee_export.progress import Progress
 from ee_export.runtime.gpu.arrays import size_of
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.open import RECIPE, open_segments
+from ee_export.runtime.gpu.open import RECIPE, open_engines
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.gpu.sizes import shape_of
 from ee_export.segments.prepare import find_recomputations
@@ -141,7 +141,7 @@ def _time_recomputation(recomputation: Recomputation, context: CompileContext, f
     target = Target(recipe.backend, 0.0, {}, (spec,), compiled=dict(context.compiled))
     stream = gpu.create_stream()
     try:
-        (segment,) = open_segments(target, recipe.name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
+        (segment,) = open_engines(target, recipe.name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
         return _time_segment(segment, context.sizes, gpu, stream)
     finally:
         gpu.destroy_stream(stream)

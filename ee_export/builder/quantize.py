@@ -11,7 +11,6 @@ from functools import partial, reduce
 from operator import add
 from pathlib import Path
 
-from ee_export.builder.costs import machine_name
 from ee_export.builder.draft import make_draft_chain
 from ee_export.builder.predictions import ExitPredictions, observe_each
 from ee_export.data.dataset import Data
@@ -21,6 +20,7 @@ from ee_export.package.manifest import CPU_FP32, Target
 from ee_export.package.store import Package
 from ee_export.progress import Progress
 from ee_export.runtime.chain import Chain
+from ee_export.runtime.machine import machine_name
 from ee_export.segments.quantize import quantize_segments
 
 LOSS = 0.005

@@ -24,7 +24,7 @@ from ee_export.package.manifest import (
 from ee_export.package.origin import stamp
 from ee_export.package.store import Package
 from ee_export.policy import certify
-from ee_export.policy.criteria import CRITERIA, NEEDS_EARLIER_EXITS
+from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import Threshold, score_pages
 from ee_export.policy.drift import histogram
 from ee_export.policy.pareto_search import search_pareto_front
@@ -71,9 +71,10 @@ def score_predictions(
     logits = [pages.logits[name] for name in manifest.exits]
     exit_rules = make_rules(manifest, target, weights or {})
     gates = [pages.logits.get(gate_name(name)) for name in manifest.exits]
-    if criterion == "gate" and (bare := [n for n, g in zip(manifest.exits[:-1], gates, strict=False) if g is None]):
+    needs_gate = CRITERIA.find(criterion).needs_gate
+    if needs_gate and (bare := [n for n, g in zip(manifest.exits[:-1], gates, strict=False) if g is None]):
         raise BadRequest(
-            f"criterion 'gate' needs a gate at every exit, and {', '.join(bare)} have none; train with heads of kind 'gate'"
+            f"criterion '{criterion}' needs a gate at every exit, and {', '.join(bare)} have none; train with heads of kind 'gate'"
         )
     tokens = [pages.tokens[name] for name in manifest.exits]
     probabilities, scores = score_pages(logits, exit_rules, criterion, tokens, gates)
@@ -120,7 +121,7 @@ class TuningGoal:
     thresholds: str = "per_exit"
 
     def __post_init__(self) -> None:
-        require_known(self.criterion, CRITERIA, "criterion")
+        CRITERIA.find(self.criterion)
         require_known(self.risk, RISKS, "risk")
         require_known(self.thresholds, KINDS, "kind of thresholds")
         if sum(aim is not None for aim in (self.min_accuracy, self.max_cost_ms, self.epsilon)) > 1:
@@ -280,7 +281,7 @@ def band_choices(manifest: Manifest, criterion: str) -> list[Bands]:
     A criterion that uses earlier exits evaluates all bands.
     """
     bands = manifest.text_bands()
-    if criterion in NEEDS_EARLIER_EXITS:
+    if CRITERIA[criterion].needs_earlier_exits:
         return [bands]
     sizes = range(len(bands) + 1) if len(bands) <= 5 else (0, 1, len(bands))
     return [subset for size in sizes for subset in itertools.combinations(bands, size)]

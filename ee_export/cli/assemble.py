@@ -13,6 +13,7 @@ from ee_export.cli.options import (
     json_option,
     learning_rate_option,
     ocr_ms_option,
+    ocr_option,
     out_package_option,
     seed_option,
 )
@@ -34,7 +35,8 @@ from ee_export.package.manifest import CPU_FP32
 )
 @head_epochs_option
 @learning_rate_option
-@ocr_ms_option("measured with Tesseract")
+@ocr_option
+@ocr_ms_option("measured with --ocr")
 @seed_option
 @force_option
 @json_option
@@ -45,6 +47,7 @@ def assemble(
     train_data: Path | None,
     epochs: int,
     learning_rate: float,
+    ocr: str,
     ocr_ms: float | None,
     seed: int,
     force: bool,
@@ -66,7 +69,7 @@ def assemble(
             data=data,
             train_data=train_data,
             training=HeadTraining(epochs=epochs, learning_rate=learning_rate, seed=seed),
-            ocr=find_engine(),
+            ocr=find_engine(ocr),
             ocr_ms=ocr_ms,
             overwrite=force,
             progress=show,

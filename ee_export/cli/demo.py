@@ -6,7 +6,7 @@ import click
 from rich.table import Table
 
 from ee_export.cli.console import export_extra, progress_bars
-from ee_export.cli.options import PATH, json_option, point_option, target_option
+from ee_export.cli.options import PATH, json_option, ocr_option, point_option, target_option
 from ee_export.cli.tables import ms, print_result
 from ee_export.data.ocr import find_engine
 
@@ -20,13 +20,14 @@ from ee_export.data.ocr import find_engine
 )
 @target_option
 @point_option
+@ocr_option
 @json_option
-def demo(sample: Path | None, target: str, operating_point: str, as_json: bool) -> None:
+def demo(sample: Path | None, target: str, operating_point: str, ocr: str, as_json: bool) -> None:
     """Export the shipped checkpoint again, verify the export, and classify seven drawn pages."""
     with export_extra():
         from ee_export.cli.demo_run import run_demo
     with progress_bars() as show:
-        result = run_demo(sample, target, operating_point, find_engine(), show)
+        result = run_demo(sample, target, operating_point, find_engine(ocr), show)
     table = Table()
     for heading in ("page", "label", "exit", "text asked"):
         table.add_column(heading, no_wrap=True)

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from ee_export.cli.console import echo_json, out, progress_bars, say
-from ee_export.cli.options import PATH, json_option, point_option, target_option
+from ee_export.cli.options import PATH, json_option, ocr_option, point_option, target_option
 from ee_export.cli.tables import ms
 from ee_export.data.find import Skipped
 from ee_export.data.ocr import find_engine
@@ -28,8 +28,9 @@ _MOST_LINES = 8
 @click.argument("pages", type=PATH, required=False)
 @target_option
 @point_option
+@ocr_option
 @json_option
-def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str, as_json: bool) -> None:
+def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str, ocr: str, as_json: bool) -> None:
     """List the differences between packages A and B, and those between their answers to PAGES.
 
     PAGES is a folder of pages. A page is labelled if its folder has the name of a label. Exit status 0: no difference.
@@ -41,7 +42,7 @@ def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str
     for package in packages:
         package.check()
     manifest_differences = find_differences(*(package.manifest for package in packages))
-    agreement = None if pages is None else _compare_pages(packages, pages, target, operating_point)
+    agreement = None if pages is None else _compare_pages(packages, pages, target, operating_point, ocr)
     if as_json:
         echo_json(
             {
@@ -60,7 +61,7 @@ def diff(a: Path, b: Path, pages: Path | None, target: str, operating_point: str
         sys.exit(1)
 
 
-def _compare_pages(packages: Sequence[Any], folder: Path, target: str, operating_point: str) -> Any:
+def _compare_pages(packages: Sequence[Any], folder: Path, target: str, operating_point: str, ocr: str) -> Any:
     from ee_export.runtime.load import load_package
     from ee_export.verify.agreement import compare_pages, find_labelled
 
@@ -73,6 +74,7 @@ def _compare_pages(packages: Sequence[Any], folder: Path, target: str, operating
                 f"{package.path}: unknown operating point '{operating_point}': target '{target}' has {', '.join(sorted(points))}; name "
                 "one that both packages have with --operating-point"
             )
+    engine = find_engine(ocr)
     skipped = Skipped()
     words_alone = not any(package.manifest.reads("image") for package in packages)
     labels = [label for package in packages for label in package.manifest.labels]
@@ -81,8 +83,7 @@ def _compare_pages(packages: Sequence[Any], folder: Path, target: str, operating
     for path, _ in paths:
         skipped.add_frames(path)
     with progress_bars() as show:
-        ocr = find_engine()
-        agreement = compare_pages(chains[0], chains[1], paths, ocr, lambda done, total: show("compare", done, total))
+        agreement = compare_pages(chains[0], chains[1], paths, engine, lambda done, total: show("compare", done, total))
     if skipped:
         say(f"ee-export: {skipped}")
     return agreement

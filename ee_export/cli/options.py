@@ -67,6 +67,15 @@ force_option = click.option("--force", is_flag=True, help="Replace the output if
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 
 
+ocr_option = click.option(
+    "--ocr",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="OCR engine of pages without words: auto (Tesseract if it is installed), none, tesseract, or another installed one.",
+)
+
+
 def ocr_ms_option(default: str) -> Decorator:
     """The option ``--ocr-ms``. ``default``: the default as the help prints it."""
     return click.option(

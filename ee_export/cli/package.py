@@ -15,6 +15,7 @@ from ee_export.cli.options import (
     json_option,
     learning_rate_option,
     ocr_ms_option,
+    ocr_option,
     out_package_option,
     seed_option,
     split_names,
@@ -25,7 +26,7 @@ from ee_export.data.ocr import find_engine
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import CPU_FP32
 
-_MEASURED = "measured with Tesseract"
+_MEASURED = "measured with --ocr"
 
 
 @click.command()
@@ -43,6 +44,7 @@ _MEASURED = "measured with Tesseract"
     metavar="FOLDER",
     help="Pages that the package contains as golden inputs.  [default: synthetic pages]",
 )
+@ocr_option
 @ocr_ms_option(_MEASURED)
 @click.option(
     "--target",
@@ -60,6 +62,7 @@ def build(
     out: Path,
     exits: str | None,
     golden: Path | None,
+    ocr: str,
     ocr_ms: float | None,
     target: str,
     seed: int,
@@ -77,7 +80,7 @@ def build(
         from ee_export.model.factory import call_factory, is_factory
     if target != CPU_FP32:
         raise BadRequest(f"unknown target '{target}': `build` makes {CPU_FP32}; for the others use `ee-export compile`")
-    ocr = find_engine()
+    engine = find_engine(ocr)
     building.check_destination(out, overwrite=force)  # before the user's code takes its time
     make = (
         partial(building.build_own, call_factory(model)) if is_factory(model) else partial(building.build, Path(model))
@@ -88,16 +91,16 @@ def build(
             out,
             golden_folder=golden,
             exits=split_names(exits),
-            ocr=ocr,
+            ocr=engine,
             ocr_ms=ocr_ms,
             seed=seed,
             overwrite=force,
             progress=show,
         )
     print_target(package, target, as_json)
-    if ocr is None and ocr_ms is None and package.manifest.reads("text"):
+    if engine is None and ocr_ms is None and package.manifest.reads("text"):
         err.print(
-            "the costs contain no time for OCR, because Tesseract is not installed; state it with --ocr-ms",
+            "the costs contain no time for OCR, because there is no OCR engine; install tesseract-ocr, or state the time with --ocr-ms",
             style="yellow",
         )
 
@@ -125,6 +128,7 @@ def build(
     metavar="FOLDER",
     help="Write only the typed ONNX graphs of a GPU target to this folder. No GPU is needed.",
 )
+@ocr_option
 @seed_option
 @force_option
 @json_option
@@ -134,6 +138,7 @@ def compile_package(
     target: str,
     quantization: str,
     graphs: Path | None,
+    ocr: str,
     seed: int,
     force: bool,
     as_json: bool,
@@ -148,7 +153,7 @@ def compile_package(
         from ee_export.builder.compile import compile_target, recipe_of, write_graphs
 
         if graphs is not None:
-            folder = write_graphs(open_package(package), target, data, graphs, find_engine(), seed)
+            folder = write_graphs(open_package(package), target, data, graphs, find_engine(ocr), seed)
             echo_json({"graphs": str(folder)}) if as_json else out.print(str(folder))
             return
         compiled = compile_target(
@@ -156,7 +161,7 @@ def compile_package(
             target,
             data,
             kind=quantization,
-            ocr=find_engine(),
+            ocr=find_engine(ocr),
             seed=seed,
             overwrite=force,
             progress=show,
@@ -206,6 +211,7 @@ def compile_package(
 @device_option
 @workers_option
 @click.option("--bf16", is_flag=True, help="Compute features in bfloat16 if the device can.  [default: in float32]")
+@ocr_option
 @ocr_ms_option(_MEASURED)
 @seed_option
 @force_option
@@ -224,6 +230,7 @@ def add_exits(
     device: str,
     workers: int | None,
     bf16: bool,
+    ocr: str,
     ocr_ms: float | None,
     seed: int,
     force: bool,
@@ -241,7 +248,7 @@ def add_exits(
         from ee_export.model.device import Machine, find_device
         from ee_export.model.source import find_checkpoint, read_labels
         from ee_export.model.train_heads import HeadTraining
-    machine, ocr = Machine(find_device(device), workers), find_engine()
+    machine, engine = Machine(find_device(device), workers), find_engine(ocr)
     with progress_bars() as show:
         package = adding.add_exits(
             find_checkpoint(checkpoint),
@@ -253,7 +260,7 @@ def add_exits(
             checkpoint_out=checkpoint_out,
             training=HeadTraining(epochs, vision_epochs, learning_rate=learning_rate, bf16=bf16, seed=seed),
             machine=machine,
-            ocr=ocr,
+            ocr=engine,
             ocr_ms=ocr_ms,
             overwrite=force,
             progress=show,

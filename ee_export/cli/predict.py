@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ee_export.cli.console import echo_json, is_terminal, progress_bars, say
-from ee_export.cli.options import PATH, point_option, target_option, threads_option
+from ee_export.cli.options import PATH, ocr_option, point_option, target_option, threads_option
 from ee_export.cli.tables import PAGE_HEADINGS, page_cells, page_line, page_widths
 from ee_export.data.encode import Arrays
 from ee_export.data.find import Skipped, find_pages
@@ -75,6 +75,7 @@ _ROW = ("label", "exit", "score", "probabilities", "ocr_used", "latency_ms", "de
     metavar="FILE",
     help="File to which pages are appended as JSON lines if the answer of --shadow differs.",
 )
+@ocr_option
 @target_option
 @point_option
 def predict(
@@ -88,13 +89,14 @@ def predict(
     max_json_bytes: int,
     shadow: Path | None,
     shadow_log: Path | None,
+    ocr: str,
     target: str,
     operating_point: str,
 ) -> None:
     """Classify page images and folders of them with PACKAGE, and print each answer at once.
 
-    A .json file beside an image gives its words. Without one, OCR runs if the page needs its text and Tesseract is
-    installed. A model of words alone reads .json files too. A package of arrays reads .npz files with one array per
+    A .json file beside an image gives its words. Without one, OCR runs if the page needs its text and there is an engine
+    (--ocr). A model of words alone reads .json files too. A package of arrays reads .npz files with one array per
     input. Exit status 1: some pages have no answer. Exit status 2: no page has one.
     """
     from ee_export.runtime.failures import page_error
@@ -115,7 +117,7 @@ def predict(
 
         log = open_log(load(shadow, target, operating_point, threads, one_pool=True), shadow_log, say)
     limits = Limits(max_pixels, max_side, max_json_bytes)
-    ocr = find_engine()
+    engine = find_engine(ocr)
     words_alone = not chain.package.manifest.reads("image")
     skipped = Skipped()
     widths = page_widths(chain.labels, chain.exits)
@@ -134,7 +136,7 @@ def predict(
             answer: Answer | EeError
             try:
                 if arrays is None:
-                    page = read_page(Path(path), ocr, limits)
+                    page = read_page(Path(path), engine, limits)
                     answer = chain.predict(page, deadline_ms=deadline_ms)
                 else:
                     answer = chain.predict_encoded(arrays, deadline_ms=deadline_ms)

@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from ee_export.cli.console import export_extra, progress_bars
-from ee_export.cli.options import PATH, json_option, ocr_ms_option, seed_option, target_option
+from ee_export.cli.options import PATH, json_option, ocr_ms_option, ocr_option, seed_option, target_option
 from ee_export.cli.tables import print_package, print_result
 from ee_export.data.ocr import find_engine
 from ee_export.errors import BadRequest
@@ -76,6 +76,7 @@ def _refit_options(command: Any) -> Any:
                 help="Definition of a lost page: the full model's right answer becomes wrong, or the answer differs from the full "
                 "model's.",
             ),
+            ocr_option,
             ocr_ms_option("the package's"),
             target_option,
             click.option(
@@ -140,7 +141,7 @@ def _refit(as_json: bool, method: str | None, **options: Any) -> None:
             options["operating_point"],
             options["seed"],
             options["ocr_ms"],
-            find_engine(),
+            find_engine(options["ocr"]),
             _goal(options),
             recalibrate=method,
             progress=show,
@@ -160,7 +161,7 @@ def _print_frontier(as_json: bool, **options: Any) -> None:
             options["data"],
             options["seed"],
             options["ocr_ms"],
-            find_engine(),
+            find_engine(options["ocr"]),
             _goal(options),
             show,
         )

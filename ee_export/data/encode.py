@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 from ee_export.data.cut import Cutter
 from ee_export.data.page import Boxes, Page, Words, require_known_boxes
 from ee_export.data.resize import Square, resize_to_square
-from ee_export.package.encoding import Encoding
+from ee_export.package.encoding import INPUTS, Encoding, value_of
 
-TEXT_INPUTS = ("input_ids", "bbox", "attention_mask")
+TEXT_INPUTS = tuple(name for name, entry in INPUTS.items() if entry.source == "text")
 Arrays = dict[str, np.ndarray]
 
 
@@ -36,15 +36,16 @@ def count_tokens_read(text: Arrays | None, percent: int) -> int:
 
 def blank_page(encoding: Encoding, tokens: int) -> Arrays:
     """Make all inputs of one grey page with this number of text tokens, for measurements."""
-    pixels = np.zeros((1, 3, encoding.image_size, encoding.image_size), np.float32)
-    image = {"pixel_values": pixels} if encoding.image_size else {}
-    if not encoding.max_text_tokens:
-        return image
+    made = {"image": encoding.image_size, "text": encoding.max_text_tokens}
+    sizes = {"B": 1, "T": tokens}
     return {
-        **image,
-        "input_ids": np.full((1, tokens), encoding.bos_id, np.int64),
-        "bbox": np.zeros((1, tokens, 4), np.int64),
-        "attention_mask": np.ones((1, tokens), np.int64),
+        name: np.full(
+            [axis if isinstance(axis, int) else sizes[axis] for axis in entry.shape(encoding)],
+            value_of(entry.blank, encoding),
+            entry.dtype,
+        )
+        for name, entry in INPUTS.items()
+        if made[entry.source]
     }
 
 
@@ -188,9 +189,9 @@ class Encoder:
         longest = max(length, *(page["input_ids"].shape[1] for page in pages))
         if len(pages) == 1 and longest == pages[0]["input_ids"].shape[1]:
             return pages[0]
-        fill = {"input_ids": self.encoding.pad_id, "bbox": 0, "attention_mask": 0}
         batch = {}
-        for name, value in fill.items():
+        for name in TEXT_INPUTS:
+            value = value_of(INPUTS[name].padding, self.encoding)
             rows = np.full((len(pages), longest, *pages[0][name].shape[2:]), value, np.int64)
             for row, page in zip(rows, pages, strict=True):
                 row[: page[name].shape[1]] = page[name][0]

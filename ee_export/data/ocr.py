@@ -1,15 +1,17 @@
-"""OCR on demand with Tesseract. Any callable from an image to words and boxes can replace it."""
+"""OCR on demand: Tesseract, and the registry of engines by which commands find others."""
 
 import contextlib
 import io
 import os
 import shutil
+from collections.abc import Callable
 
 from PIL import Image
 
 from ee_export.data.image import decode_image
 from ee_export.data.page import Boxes, Ocr, Words
-from ee_export.errors import EeError, OcrFailed, printable, shorten
+from ee_export.errors import EeError, OcrFailed, is_fault, one_line, printable, require_known, shorten
+from ee_export.registry import Registry
 
 _WORD = 5
 """Level of the rows of Tesseract's table that hold a word. Others hold pages, blocks, paragraphs and lines."""
@@ -93,9 +95,55 @@ def is_installed() -> bool:
     return shutil.which("tesseract") is not None
 
 
-def find_engine() -> Ocr | None:
-    """Tesseract if it is installed, else ``None``."""
-    return tesseract() if is_installed() else None
+ENGINES: Registry[Callable[[], Ocr]] = Registry(
+    "OCR engine",
+    "ee_export.ocr",
+    {"tesseract": tesseract},
+    accepts=callable,
+    expected="a function that opens an engine",
+)
+"""Functions that open an OCR engine, by name. An engine is a callable as in :attr:`ee_export.Page.ocr`.
+
+:meth:`~ee_export.registry.Registry.register` adds one, and so does an entry point ``ee_export.ocr``."""
+
+AUTO, NONE = "auto", "none"
+"""Names of :func:`find_engine` that are no engine's."""
+
+
+def find_engine(name: str = AUTO) -> Ocr | None:
+    """Open an OCR engine.
+
+    Args:
+        name: one in :data:`ENGINES`. ``auto``: Tesseract if it is installed, else none. ``none``: none.
+
+    Returns:
+        The engine, or ``None`` if there is none.
+
+    Raises:
+        BadRequest: an unknown name, with all names and the nearest one.
+        EeError: the engine cannot be opened.
+    """
+    if name == NONE or (name == AUTO and not is_installed()):
+        return None
+    if name == AUTO:
+        return tesseract()
+    if name not in ENGINES:
+        require_known(name, (AUTO, NONE, *ENGINES.names()), ENGINES.kind)
+    try:
+        engine = ENGINES[name]()
+    except EeError:
+        raise
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        raise EeError(
+            f"OCR engine '{name}': cannot be opened ({type(error).__name__}: {one_line(error, 300)}); mend it, or take another one"
+        ) from error
+    if not callable(engine):
+        raise EeError(
+            f"OCR engine '{name}': opens {shorten(repr(engine))}; expected a callable from an image to words and boxes"
+        )
+    return engine
 
 
 def _scaled(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:

@@ -16,6 +16,7 @@ from ee_export.doctor.remedies import update_driver
 from ee_export.errors import BadRequest
 from ee_export.package.store import MANIFEST, Package, open_package
 from ee_export.places import SAMPLES
+from ee_export.runtime.backends import BACKENDS, SHIPPED, require_runnable
 from ee_export.runtime.gpu.device import CONDITIONAL_DRIVER
 from ee_export.version import __version__
 
@@ -38,7 +39,6 @@ REQUIRED_EXECUTORS = {"tensorrt-*": ("host", "graphs"), "cuda-*": ("host",), "or
 """Executors that must run for a kind of target. Conditional nodes need a newer driver, and onnxruntime is never
 captured."""
 
-_CPU_BACKENDS = ("onnxruntime", "openvino")
 _DIAGNOSES: dict[str, Callable[[diagnoses.ProbeResults], Finding]] = {
     "driver": diagnoses.diagnose_driver,
     "GPU": diagnoses.diagnose_gpu,
@@ -86,6 +86,11 @@ def run_checks(
         *_check_targets(package),
         run_check("OCR", partial(_check_ocr, results), required=False),
         run_check("OpenVINO", partial(_check_openvino, results), required=False),
+        *(
+            run_check(f"backend {name}", partial(_check_backend, name), required=False)
+            for name in BACKENDS.names()
+            if name not in SHIPPED
+        ),
     ]
     checks += [
         run_check(name, partial(diagnose, results), required=name in needed) for name, diagnose in _DIAGNOSES.items()
@@ -126,7 +131,7 @@ def run_probes(probe: Callable[[str], dict[str, Any]]) -> Mapping[str, dict[str,
 
 
 def _check_machine() -> Finding:
-    from ee_export.builder.costs import machine_name
+    from ee_export.runtime.machine import machine_name
 
     return Finding("ok", machine_name())
 
@@ -159,17 +164,16 @@ def _check_targets(folder: Path | None) -> list[Check]:
     except Exception as error:
         return [run_check("package", partial(Finding, "failed", describe_error(error)), required=True)]
     return [
-        run_check(f"target {name}", partial(_verify_target, package, name), required=target.backend in _CPU_BACKENDS)
+        run_check(f"target {name}", partial(_verify_target, package, name), required=_runs_on_cpu(target.backend))
         for name, target in package.manifest.targets.items()
     ]
 
 
 def _verify_target(package: Package, name: str) -> Finding:
-    from ee_export.runtime.backends import require_runnable
     from ee_export.verify.replay import verify_package
 
     backend = package.target(name).backend
-    if backend not in _CPU_BACKENDS:
+    if backend in BACKENDS and BACKENDS[backend].on_gpu:
         return Finding(
             "skipped", f"runs on {backend}: `ee-export verify {package.path} --target {name}` replays it on a GPU"
         )
@@ -180,6 +184,21 @@ def _verify_target(package: Package, name: str) -> Finding:
     return Finding(
         "ok", detail, facts={"differences": result.differences, "tolerance": result.tolerance, "pages": result.pages}
     )
+
+
+def _runs_on_cpu(backend: str) -> bool:
+    """True for a shipped backend that runs on every machine with its library."""
+    return backend in SHIPPED and not BACKENDS[backend].on_gpu
+
+
+def _check_backend(name: str) -> Finding:
+    """Check a backend from outside the package."""
+    backend = BACKENDS.find(name)
+    try:
+        backend.require()
+    except BadRequest as error:
+        return Finding("missing", describe_error(error))
+    return Finding("ok", backend.probe() if backend.probe else "can run here")
 
 
 def _check_ocr(results: diagnoses.ProbeResults) -> Finding:

@@ -15,7 +15,8 @@ from ee_export.doctor.trial_package import build_one_segment, compile_for_trial
 from ee_export.errors import DeviceError
 from ee_export.package.manifest import FULL, OperatingPoint
 from ee_export.package.store import Package
-from ee_export.runtime import backends
+from ee_export.runtime import gpu_targets
+from ee_export.runtime.backends import BACKENDS
 from ee_export.runtime.gpu.buffers import TensorArena
 from ee_export.runtime.gpu.executors.choose import make_chain
 from ee_export.runtime.gpu.executors.device_chain import ExitPolicy, run_chain
@@ -47,11 +48,13 @@ class GpuTrialExecutor:
             raise
 
     def _open(self, kind: str, target_name: str) -> None:
-        device = backends.open_gpu()
+        device = gpu_targets.open_gpu(0)
         self._closing.enter_context(device.current())
         stream = device.create_stream()
         self._closing.callback(device.destroy_stream, stream)
-        segments = open_package_segments(self._package, target_name, device, stream)
+        open_on_device = BACKENDS.find(self._target.backend).open_on_device
+        assert open_on_device is not None
+        segments = open_package_segments(self._package, target_name, open_on_device, device, stream)
         pages = [page.inputs for page in golden.read(self._package)[0]]
         lengths = {page["input_ids"].shape[1] for page in pages if "input_ids" in page}
         visual = int(self._target.compiled["visual_tokens"])

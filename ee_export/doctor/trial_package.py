@@ -16,7 +16,8 @@ from ee_export.package.recipe import find_recipe, find_shipped_file
 from ee_export.package.store import GOLDEN, TOKENIZER, Package, open_package
 from ee_export.package.write import link_files, seal
 from ee_export.progress import Progress
-from ee_export.runtime import backends
+from ee_export.runtime import gpu_targets
+from ee_export.runtime.backends import require_runnable
 from ee_export.runtime.load import load_package
 from ee_export.segments import weights
 from ee_export.segments.join import join
@@ -34,12 +35,12 @@ def compile_for_trial(package: Package, target_name: str, progress: Progress) ->
         DeviceError: the GPU or a library for it failed.
     """
     recipe = find_recipe(target_name)
-    backends.require_runnable(recipe.backend)
+    require_runnable(recipe.backend)
     source, before = package.target(CPU_FP32), load_package(package, CPU_FP32)
     pages, _ = golden.read(package)
     samples = [page.inputs for page in pages] if recipe.precision == "int8" else []
     with staged_folder(package.path, overwrite=True) as staging:
-        gpu = backends.open_gpu()
+        gpu = gpu_targets.open_gpu(0)
         made = build_recipe_target(before, recipe, find_shipped_file(target_name), staging, samples, gpu, progress)
         chain = make_draft_chain(before, target_name, made, staging)
         target = replace(made, calibration=source.calibration, operating_points=source.operating_points)

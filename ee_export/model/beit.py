@@ -32,6 +32,7 @@ class EarlyExitBeit(EarlyExitImage, BeitPreTrainedModel):
     """
 
     config_class = EarlyExitBeitConfig
+    BEFORE_LAYERS = ("encoder", "shared_position_bias")
 
     def __init__(self, config: EarlyExitBeitConfig) -> None:
         super().__init__(config)

@@ -51,7 +51,7 @@ def load(folder: Path) -> tuple[EarlyExitModel, Tokenizer]:
     model_type = str(read_config(folder).get("model_type"))
     family = FAMILIES.get(model_type.removeprefix(PREFIX)) if model_type.startswith(PREFIX) else None
     if family is None:
-        expected = ", ".join(PREFIX + name for name in FAMILIES)
+        expected = ", ".join(PREFIX + name for name in FAMILIES.names())
         raise BadCheckpoint(
             f"{folder / 'config.json'}: model_type is '{model_type}', expected one of {expected}; a stock model has no exits: "
             "train them with `ee-export train DATA --init FOLDER`"
@@ -145,7 +145,7 @@ def trunk_of(folder: Path, expected: str | None = None, named_by: str = "") -> s
         BadRequest: ``expected`` is unknown.
     """
     if expected is not None:
-        require_known(expected, FAMILIES, "trunk")
+        FAMILIES.find(expected)
     path, model_type = folder / "config.json", read_config(folder).get("model_type")
     trunk = require_trunk(path, model_type.removeprefix(PREFIX) if isinstance(model_type, str) else model_type)
     if expected not in (None, trunk):

@@ -1,5 +1,6 @@
 """The common base of early-exit models: a head at each exit, and a forward pass in parts that can be cut apart."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from ee_export.model.exits import HeadSpec, head_specs, order_exits
 from ee_export.model.heads import Gate, PixelRamp, Ramp, masked_mean
 from ee_export.model.parts import Part, find_parts_needed_for
 from ee_export.package.encoding import band_of
-from ee_export.package.manifest import gate_name, logits_name
+from ee_export.package.manifest import SOURCES, gate_name, logits_name
 
 
 @dataclass
@@ -97,17 +98,47 @@ class EarlyExitModel(PreTrainedModel):
     """A trunk with a head at every exit, mixed into the ``PreTrainedModel`` of each kind of trunk.
 
     Such a class has a stock ``classifier``, and states its forward pass as :meth:`parts`. ``exits.*`` hold the weights
-    of the heads. ``INPUTS``: the input tensors, with the source of each, ``image`` or ``text``.
+    of the heads. ``INPUTS``: names of the inputs that it reads, of :data:`ee_export.package.encoding.INPUTS`. ``BEFORE_LAYERS``: modules of the
+    trunk that run for every exit behind a layer, and for no exit before the encoder. ``AFTER_LAYERS``: modules of the trunk that
+    run for ``final`` alone.
     """
 
-    INPUTS: ClassVar[dict[str, str]]
+    BEFORE_LAYERS: ClassVar[tuple[str, ...]] = ("encoder",)
+    AFTER_LAYERS: ClassVar[tuple[str, ...]] = ("layernorm", "pooler")
+    INPUTS: ClassVar[tuple[str, ...]]
     config_class: ClassVar[Any]
     classifier: nn.Module
 
     @classmethod
     def reads(cls, source: str) -> bool:
         """Return True if the model reads a page's ``image``, or its ``text``, as ``source`` names it."""
-        return source in cls.INPUTS.values()
+        return source in cls.sources().values()
+
+    @classmethod
+    def sources(cls) -> dict[str, str]:
+        """The part of a page that each input is made from, ``image`` or ``text``."""
+        return {name: SOURCES[name] for name in cls.INPUTS}
+
+    @classmethod
+    def depth_of(cls, parameter: str) -> int | None:
+        """Number of layers before the one that has a trunk parameter, ``None`` if no layer has it."""
+        layer = re.search(r"\.(?:layers?|stages)\.(\d+)\.", parameter)
+        return int(layer[1]) if layer else None
+
+    @classmethod
+    def is_on_path(cls, exit_name: str, parameter: str) -> bool:
+        """Return True if a parameter of the trunk is used on the path to an exit. All of them are on the path to ``final``."""
+        prefix, _, name = parameter.partition(".")
+        if prefix != cls.base_model_prefix:
+            return False
+        if exit_name == "final":
+            return True
+        in_encoder = exit_name.startswith("encoder.")
+        depth = cls.depth_of(parameter)
+        if depth is not None:
+            return in_encoder and depth < int(exit_name.removeprefix("encoder."))
+        module = name.partition(".")[0]
+        return module not in cls.AFTER_LAYERS and (in_encoder or module not in cls.BEFORE_LAYERS)
 
     def add_heads(self, image_size: int) -> None:
         """Make the head of every exit."""

@@ -16,7 +16,7 @@ from ee_export.model.loader import load_items, workers_to_train
 from ee_export.model.losses import LossSettings, gate_loss, weighted_joint
 from ee_export.model.pages import EncodedPages, make_batch
 from ee_export.model.recipe import TrainingRecipe
-from ee_export.model.strategies import Phase, head_prefix, heads_only_phase, is_on_path, phases
+from ee_export.model.strategies import Phase, head_prefix, heads_only_phase, phases
 
 _VAL_BATCH = 16
 
@@ -66,7 +66,8 @@ def stages_of(model: EarlyExitModel, recipe: TrainingRecipe, pages: int) -> list
     pixels = heads_only_phase(apart)
     vision = (recipe.vision_epochs, recipe.vision_batch_size, recipe.vision_learning_rate)
     plan = [(pixels, *vision)]
-    for index, phase in enumerate([heads_only_phase(joint)] if recipe.add else phases(recipe.strategy, joint)):
+    main = [heads_only_phase(joint)] if recipe.add else phases(recipe.strategy, joint, type(model))
+    for index, phase in enumerate(main):
         epochs = recipe.epochs if index == 0 or recipe.exit_epochs is None else recipe.exit_epochs
         plan.append((phase, epochs, recipe.batch_size, recipe.learning_rate))
     stages = []
@@ -251,7 +252,7 @@ def settings_of(model: EarlyExitModel, recipe: TrainingRecipe, targets: Tensor, 
         name: sum(
             weight.numel()
             for parameter, weight in model.named_parameters()
-            if is_on_path(name, parameter) or parameter.startswith(head_prefix(name))
+            if model.is_on_path(name, parameter) or parameter.startswith(head_prefix(name))
         )
         for name in model.config.exit_names()
     }

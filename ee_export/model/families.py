@@ -1,4 +1,4 @@
-"""The kinds of trunk that can have exits. A further one needs a module like these, and an entry in this file."""
+"""The kinds of trunk that can have exits. A further one is a module like these, and a line in this file."""
 
 from pathlib import Path
 
@@ -20,28 +20,42 @@ from ee_export.model.roberta import EarlyExitCamembert, EarlyExitRoberta, EarlyE
 from ee_export.model.siglip import EarlyExitSiglip
 from ee_export.model.swin import EarlyExitSwin
 from ee_export.model.vit import EarlyExitViT
+from ee_export.registry import Registry
 
-FAMILIES: dict[str, type[EarlyExitModel]] = {
-    "layoutlmv3": EarlyExitLayoutLMv3,
-    "bert": EarlyExitBert,
-    "roberta": EarlyExitRoberta,
-    "beit": EarlyExitBeit,
-    "vit": EarlyExitViT,
-    "deit": EarlyExitDeiT,
-    "dinov2": EarlyExitDinov2,
-    "siglip": EarlyExitSiglip,
-    "swin": EarlyExitSwin,
-    "convnext": EarlyExitConvNext,
-    "distilbert": EarlyExitDistilBert,
-    "electra": EarlyExitElectra,
-    "xlm-roberta": EarlyExitXLMRoberta,
-    "camembert": EarlyExitCamembert,
-    "deberta-v2": EarlyExitDebertaV2,
-    "modernbert": EarlyExitModernBert,
-    "lilt": EarlyExitLilt,
-    "layoutlm": EarlyExitLayoutLM,
-}
-"""Families by ``model_type`` of the stock model, which is ``early_exit_<model_type>`` with exits."""
+
+def _is_family(part: object) -> bool:
+    return isinstance(part, type) and issubclass(part, EarlyExitModel)
+
+
+FAMILIES: Registry[type[EarlyExitModel]] = Registry(
+    "trunk",
+    "ee_export.trunks",
+    {
+        "layoutlmv3": EarlyExitLayoutLMv3,
+        "bert": EarlyExitBert,
+        "roberta": EarlyExitRoberta,
+        "beit": EarlyExitBeit,
+        "vit": EarlyExitViT,
+        "deit": EarlyExitDeiT,
+        "dinov2": EarlyExitDinov2,
+        "siglip": EarlyExitSiglip,
+        "swin": EarlyExitSwin,
+        "convnext": EarlyExitConvNext,
+        "distilbert": EarlyExitDistilBert,
+        "electra": EarlyExitElectra,
+        "xlm-roberta": EarlyExitXLMRoberta,
+        "camembert": EarlyExitCamembert,
+        "deberta-v2": EarlyExitDebertaV2,
+        "modernbert": EarlyExitModernBert,
+        "lilt": EarlyExitLilt,
+        "layoutlm": EarlyExitLayoutLM,
+    },
+    accepts=_is_family,
+    expected="a class that is derived from EarlyExitModel",
+)
+"""Families by ``model_type`` of the stock model, which is ``early_exit_<model_type>`` with exits.
+
+:meth:`~ee_export.registry.Registry.register` adds one, and so does an entry point ``ee_export.trunks``."""
 
 REFUSED = dict.fromkeys(
     ("layoutlmv2", "layoutxlm"),
@@ -61,7 +75,7 @@ def require_trunk(path: Path, model_type: object) -> str:
         raise BadCheckpoint(f"{path}: model_type is '{model_type}': {REFUSED[model_type]}")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise BadCheckpoint(
-            f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES)}; bring other models "
+            f"{path}: model_type is '{printable(shorten(model_type))}', expected one of {', '.join(FAMILIES.names())}; bring other models "
             "as parts or as ONNX graphs"
         )
     return model_type

@@ -64,7 +64,7 @@ class EarlyExitImage(EarlyExitModel):
     The stock trunk has its transformers name as an attribute, and ``base_model`` too.
     """
 
-    INPUTS: ClassVar = {"pixel_values": "image"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("pixel_values",)
 
     def add_heads(self, image_size: int) -> None:
         """See :meth:`EarlyExitModel.add_heads`.

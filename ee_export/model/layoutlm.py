@@ -33,7 +33,7 @@ class EarlyExitLayoutLM(EarlyExitText, LayoutLMPreTrainedModel):
     """
 
     config_class = EarlyExitLayoutLMConfig
-    INPUTS: ClassVar = {"input_ids": "text", "bbox": "text", "attention_mask": "text"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("input_ids", "bbox", "attention_mask")
 
     def __init__(self, config: EarlyExitLayoutLMConfig) -> None:
         super().__init__(config)

@@ -57,8 +57,7 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
     """
 
     config_class = EarlyExitLayoutLMv3Config
-    config_class = EarlyExitLayoutLMv3Config
-    INPUTS: ClassVar = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("pixel_values", "input_ids", "bbox", "attention_mask")
 
     def __init__(self, config: EarlyExitLayoutLMv3Config) -> None:
         super().__init__(config)
@@ -66,6 +65,16 @@ class EarlyExitLayoutLMv3(EarlyExitModel, LayoutLMv3PreTrainedModel):
         self.classifier = LayoutLMv3ClassificationHead(config)
         self.add_heads(config.input_size)
         self.post_init()
+
+    @classmethod
+    def is_on_path(cls, exit_name: str, parameter: str) -> bool:
+        """See :meth:`EarlyExitModel.is_on_path`. Words and image are embedded apart, and then fused."""
+        words = parameter.startswith("layoutlmv3.embeddings.")
+        if exit_name.partition(".")[0] == "text":
+            return words
+        if exit_name == "vision" and (words or parameter.startswith("layoutlmv3.LayerNorm.")):
+            return False
+        return super().is_on_path(exit_name, parameter)
 
     def parts(self, *, answer_first: bool) -> list[Part]:
         """See :meth:`EarlyExitModel.parts`."""

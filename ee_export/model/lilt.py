@@ -33,7 +33,8 @@ class EarlyExitLilt(EarlyExitText, LiltPreTrainedModel):
     """
 
     config_class = EarlyExitLiltConfig
-    INPUTS: ClassVar = {"input_ids": "text", "bbox": "text", "attention_mask": "text"}
+    BEFORE_LAYERS = ("encoder", "layout_embeddings")
+    INPUTS: ClassVar[tuple[str, ...]] = ("input_ids", "bbox", "attention_mask")
 
     def __init__(self, config: EarlyExitLiltConfig) -> None:
         super().__init__(config)

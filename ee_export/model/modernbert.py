@@ -51,6 +51,7 @@ class EarlyExitModernBert(EarlyExitText, ModernBertPreTrainedModel):
     """
 
     config_class = EarlyExitModernBertConfig
+    BEFORE_LAYERS = ("encoder", "final_norm")
 
     def __init__(self, config: EarlyExitModernBertConfig) -> None:
         super().__init__(config)

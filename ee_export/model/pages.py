@@ -74,7 +74,7 @@ def read_contents(
         raise BadData(
             f"{data.paths[index]}: no words; put them in a .json beside it, or into its row (OCR once, then train)"
         )
-    return encoder.contents(page, model.INPUTS)
+    return encoder.contents(page, model.sources())
 
 
 def encoding_digest(encoder: Encoder, tokenizer: Tokenizer, model: type[EarlyExitModel] | EarlyExitModel) -> str:

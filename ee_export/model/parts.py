@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadModel, is_fault, one_line, shorten
-from ee_export.package.encoding import Encoding
+from ee_export.package.encoding import INPUTS, Encoding
 from ee_export.package.manifest import SOURCES, Axis, gate_name, logits_name
 
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -173,14 +173,7 @@ class PartedModel:
 
 def encoder_inputs(encoding: Encoding, names: Iterable[str]) -> dict[str, Input]:
     """The inputs among ``names`` that an encoder makes."""
-    side = encoding.image_size
-    known = {
-        "pixel_values": Input("image", "float32", ("B", 3, side, side)),
-        "input_ids": Input("text", "int64", ("B", "T")),
-        "bbox": Input("text", "int64", ("B", "T", 4)),
-        "attention_mask": Input("text", "int64", ("B", "T")),
-    }
-    return {name: known[name] for name in names}
+    return {name: Input(INPUTS[name].source, INPUTS[name].dtype, INPUTS[name].shape(encoding)) for name in names}
 
 
 def run_parts(parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

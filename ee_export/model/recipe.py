@@ -69,7 +69,7 @@ class TrainingRecipe:
     new_classifier: bool = False
 
     def __post_init__(self) -> None:
-        require_known(self.trunk, FAMILIES, "trunk")
+        FAMILIES.find(self.trunk)
         require_known(self.save_dtype, ("float32", "float16"), "save_dtype")
         require_known(self.strategy, STRATEGIES, "training strategy")
         require_known(self.keep, ("best", "last"), "epoch to keep")

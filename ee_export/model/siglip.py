@@ -48,6 +48,7 @@ class EarlyExitSiglip(EarlyExitImage, SiglipPreTrainedModel):
     """
 
     config_class = EarlyExitSiglipConfig
+    AFTER_LAYERS = ("post_layernorm", "head")
     base_model_prefix = "vision_model"
 
     def __init__(self, config: EarlyExitSiglipConfig) -> None:

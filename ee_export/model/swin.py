@@ -88,6 +88,12 @@ class EarlyExitSwin(EarlyExitStages, SwinPreTrainedModel):
         """See :meth:`EarlyExitModel.final_features`. The mean of normalised rows."""
         return self.swin.layernorm(hidden).mean(1)
 
+    @classmethod
+    def depth_of(cls, parameter: str) -> int | None:
+        """See :meth:`EarlyExitModel.depth_of`. A stage ends with the merge that runs at the beginning of the next one here."""
+        depth = super().depth_of(parameter)
+        return depth if depth is None else depth + (".downsample." in parameter)
+
     def parts(self, *, answer_first: bool) -> list[Part]:
         """See :meth:`EarlyExitModel.parts`."""
         stages, merge = [], None

@@ -63,7 +63,7 @@ class EarlyExitText(EarlyExitModel):
     The stock trunk has its transformers name as an attribute, and ``base_model`` too.
     """
 
-    INPUTS: ClassVar = {"input_ids": "text", "attention_mask": "text"}
+    INPUTS: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

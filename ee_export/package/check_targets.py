@@ -29,7 +29,7 @@ from ee_export.package.ranges import (
     require_text,
 )
 from ee_export.package.strict_json import Refused
-from ee_export.policy.criteria import feature_count
+from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.drift import BINS
 
 PROOFS = {"learn_then_test": True, "conformal_risk_control": False}
@@ -137,6 +137,8 @@ def _check_costs(path: str, costs: Costs, exits: tuple[str, ...], encodings: Col
 
 def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int, gated: set[str]) -> None:
     require_name(f"{path}.criterion", point.criterion)
+    criterion = CRITERIA.get(point.criterion)  # one that is unknown here may be known where the package runs
+    needs_gate = criterion is not None and criterion.needs_gate
     if set(point.thresholds) != set(exits[:-1]):
         raise Refused(path, "expected one threshold for each exit but the last")
     for name, threshold in point.thresholds.items():
@@ -145,9 +147,10 @@ def _check_point(path: str, point: OperatingPoint, exits: tuple[str, ...], class
         if isinstance(threshold, tuple) and len(threshold) != classes:
             raise Refused(entry_path, f"expected one number, or {classes}")
         require_numbers(entry_path, (value for value in values if value is not None), -LARGEST, LARGEST)
-        if point.criterion == "gate" and name not in gated and any(value is not None for value in values):
-            raise Refused(entry_path, "the criterion 'gate' needs a gate, and this exit has none")
-    _check_weights(f"{path}.weights", point, exits, classes)
+        if needs_gate and name not in gated and any(value is not None for value in values):
+            raise Refused(entry_path, f"the criterion '{point.criterion}' needs a gate, and this exit has none")
+    weight_count = criterion.weight_count(classes) if criterion else None
+    _check_weights(f"{path}.weights", point, exits, weight_count)
     if point.data is not None:
         require_sha256(f"{path}.data", point.data)
     for key, value in point.measured.items():
@@ -169,8 +172,7 @@ def _check_stamp(path: str, stamp: Stamp) -> None:
     require_date(f"{path}.date", stamp.date)
 
 
-def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], classes: int) -> None:
-    needed = feature_count(point.criterion, classes)
+def _check_weights(path: str, point: OperatingPoint, exits: tuple[str, ...], needed: int | None) -> None:
     if needed is not None:
         require_keys(path, point.weights, exits)
     for name, weights in point.weights.items():

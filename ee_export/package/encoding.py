@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 ORDERS = ("pillow-12", "pillow-13")
 """Orders of a resize's passes, by the version of Pillow that uses them.
@@ -72,3 +73,37 @@ def band_of(exit_name: str) -> int:
     """Percentage of the page's height that an exit reads text of: p for ``text.<p>`` with p in 1–99, else 100."""
     match = _BAND.fullmatch(exit_name)
     return int(match[1]) if match else 100
+
+
+class EncodedInput(NamedTuple):
+    """An input tensor that an encoder makes of a page.
+
+    ``source``: the part of the page, ``image`` or ``text``. ``axes``: ``B`` pages, ``T`` text tokens, ``S`` the side of the image, or
+    a number. ``blank``, ``padding``: the value on a blank page and behind the end of a text, or the name of the field of
+    :class:`Encoding` that states it. ``highest``: the largest value, in the same way, ``None`` for floats.
+    """
+
+    source: str
+    dtype: str
+    axes: tuple[str | int, ...]
+    blank: int | str
+    padding: int | str
+    highest: int | str | None
+
+    def shape(self, encoding: Encoding) -> tuple[str | int, ...]:
+        """The shape with the side of the image as a number."""
+        return tuple(encoding.image_size if axis == "S" else axis for axis in self.axes)
+
+
+INPUTS = {
+    "pixel_values": EncodedInput("image", "float32", ("B", 3, "S", "S"), 0, 0, None),
+    "input_ids": EncodedInput("text", "int64", ("B", "T"), "bos_id", "pad_id", "vocab_size"),
+    "bbox": EncodedInput("text", "int64", ("B", "T", 4), 0, 0, 1000),
+    "attention_mask": EncodedInput("text", "int64", ("B", "T"), 1, 0, 1),
+}
+"""The inputs that an encoder makes, by name."""
+
+
+def value_of(stated: int | str, encoding: Encoding) -> int:
+    """A value of :class:`EncodedInput` for an encoding."""
+    return stated if isinstance(stated, int) else int(getattr(encoding, stated))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ee_export.errors import BadRequest
-from ee_export.package.encoding import Encoding, band_of
+from ee_export.package.encoding import INPUTS, Encoding, band_of
 from ee_export.package.manifest import ARRAY, Axis, Manifest, TensorSpec, split_input
 
 
@@ -55,14 +55,7 @@ def make_encoded_specs(inputs: Mapping[str, str], encodings: Mapping[str, Encodi
         if source == ARRAY:
             continue
         front, base = split_input(name, encodings)
-        side = encodings[front].image_size
-        shapes: dict[str, tuple[str, tuple[Axis, ...]]] = {
-            "pixel_values": ("float32", ("B", 3, side, side)),
-            "input_ids": ("int64", ("B", "T")),
-            "bbox": ("int64", ("B", "T", 4)),
-            "attention_mask": ("int64", ("B", "T")),
-        }
-        specs[name] = TensorSpec(name, *shapes[base])
+        specs[name] = TensorSpec(name, INPUTS[base].dtype, INPUTS[base].shape(encodings[front]))
     return specs
 
 

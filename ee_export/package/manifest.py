@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ee_export.errors import BadRequest
-from ee_export.package.encoding import Encoding, band_of
+from ee_export.package.encoding import INPUTS, Encoding, band_of
 
 SCHEMA = 1
 TOKENIZER = "tokenizer.json"
@@ -14,7 +14,7 @@ TOKENIZER = "tokenizer.json"
 CPU_FP32 = "cpu-fp32"
 """The target of every package in float32, of which the other targets are compiled."""
 
-SOURCES = {"pixel_values": "image", "input_ids": "text", "bbox": "text", "attention_mask": "text"}
+SOURCES = {name: entry.source for name, entry in INPUTS.items()}
 """The input tensors that an encoder makes, and the part of a page that each is made from."""
 
 ARRAY = "array"

@@ -1,11 +1,12 @@
-"""Fit calibration per exit and the weights of failure prediction, which the manifest stores."""
+"""Fit calibration per exit and the weights of criteria, which the manifest stores."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ee_export.policy.criteria import argmax, features
+from ee_export.policy.criteria import WeightFit, argmax
 from ee_export.policy.decide import ExitRule, evaluate_exits
+from ee_export.policy.logistic import fit_logistic
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -83,42 +84,37 @@ def fit_platt(logits: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     hits = int(right.sum())
     smoothed = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
     # A penalty of a hundredth of a page decides the weights that the pages do not determine.
-    scale, bias = _fit_logistic(logits.astype(np.float64)[:, None], smoothed, np.array([1.0, 0.0]), 0.01)
+    scale, bias = fit_logistic(logits.astype(np.float64)[:, None], smoothed, np.array([1.0, 0.0]), 0.01)
     return float(scale), float(bias)
 
 
-def fit_failure_prediction(
+def fit_weights(
+    fit: WeightFit,
     logits: Sequence[np.ndarray],
     rules: Sequence[ExitRule],
     tokens: Sequence[Sequence[int] | np.ndarray],
+    gates: Sequence[np.ndarray | None],
     targets: np.ndarray,
-    strength: float = 2.0,
 ) -> list[tuple[float, ...]]:
-    """Fit the weights of :func:`~ee_export.policy.criteria.failure_prediction` per exit, the constant last.
-
-    The fit is a logistic regression of "this answer is right" by penalised likelihood. The penalty pulls towards the calibrated
-    top probability itself. With few wrong pages the criterion is therefore ``max_probability``, and more of them move it away.
+    """Fit the weights of a criterion at each exit on held-out pages.
 
     Args:
+        fit: of the criterion.
         logits: raw, float ``[N, C]`` per exit, in order.
         rules: calibration of each exit.
         tokens: number of text tokens that each exit reads of each page, ``[E][N]``.
+        gates: raw go/stop logits, float ``[N, 1]`` per exit, or ``None`` if it has no gate.
         targets: int ``[N]``.
-        strength: weight of the penalty.
-
-    Reference: Kubaty et al., arXiv 2508.21495, 2025.
     """
     rows: list[list[list[float]]] = [[] for _ in logits]
-    right = np.zeros((len(logits), len(targets)))
-    for index, page, history, _ in evaluate_exits(logits, rules, tokens):
-        rows[index].append(features(history))
+    right = np.zeros((len(logits), len(targets)), bool)
+    for index, page, history, _ in evaluate_exits(logits, rules, tokens, gates):
+        rows[index].append(fit.features(history))
         right[index, page] = argmax(history.probabilities[-1]) == targets[page]
-    weights = []
-    for inputs, labels in zip(rows, right, strict=True):
-        prior = np.zeros(len(inputs[0]) + 1)
-        prior[0] = 4.0  # the first feature is the log-odds of the top probability, over 4
-        weights.append(tuple(np.round(_fit_logistic(np.array(inputs), labels, prior, strength), 6).tolist()))
-    return weights
+    return [
+        tuple(float(weight) for weight in fit.fit(np.array(inputs), labels))
+        for inputs, labels in zip(rows, right, strict=True)
+    ]
 
 
 def _smooth(targets: np.ndarray, classes: int) -> np.ndarray:
@@ -127,23 +123,3 @@ def _smooth(targets: np.ndarray, classes: int) -> np.ndarray:
     smoothed = np.full((pages, classes), 1.0 / (pages + 2) / (classes - 1))
     smoothed[np.arange(pages), targets] = (pages + 1.0) / (pages + 2)
     return smoothed
-
-
-def _fit_logistic(inputs: np.ndarray, targets: np.ndarray, prior: np.ndarray, strength: float) -> np.ndarray:
-    """Fit a penalised logistic regression: weights of the columns of ``inputs [N, F]`` and of a constant, float64 ``[F + 1]``.
-
-    ``targets``: float ``[N]``, the probability of each row. The penalty pulls towards ``prior`` with weight ``strength``.
-    """
-    from scipy.optimize import minimize
-
-    columns = np.column_stack([inputs, np.ones(len(inputs))])
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        total = columns @ weights
-        away = weights - prior
-        value = np.logaddexp(0.0, -total) @ targets + np.logaddexp(0.0, total) @ (1 - targets)
-        slope = columns.T @ (1 / (1 + np.exp(-np.clip(total, -500, 500))) - targets)
-        return float(value + strength * away @ away / 2), slope + strength * away
-
-    fitted: np.ndarray = minimize(loss, prior, jac=True).x
-    return fitted

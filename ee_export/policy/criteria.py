@@ -7,6 +7,13 @@ evict code from the caches between them, so a dozen small numpy calls would cost
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ee_export.errors import BadRequest, is_fault, one_line, shorten
+from ee_export.policy.logistic import fit_logistic
+from ee_export.registry import Registry
 
 
 @dataclass(slots=True)
@@ -23,8 +30,42 @@ class ExitHistory:
     gate: float | None = None
 
 
-Criterion = Callable[[ExitHistory, Sequence[float]], float]
+Score = Callable[[ExitHistory, Sequence[float]], float]
 """Takes a page's history and the exit's weights (empty if the criterion has none), and returns the score."""
+
+
+class WeightFit(NamedTuple):
+    """The weights of a criterion, which are fitted at each exit on held-out pages.
+
+    ``count``: returns their number for C classes. ``features``: returns the inputs of the fit, F numbers for a page's history.
+    ``fit``: takes the inputs of all pages, float64 ``[N, F]``, and whether the exit's answer is right, bool ``[N]``. It returns
+    the weights.
+    """
+
+    count: Callable[[int], int]
+    features: Callable[[ExitHistory], list[float]]
+    fit: Callable[[np.ndarray, np.ndarray], Sequence[float]]
+
+
+class Criterion(NamedTuple):
+    """A score, with all that the rest of the toolkit must know of it.
+
+    ``score``: the function. ``code``: its number in ``kernels.cu``, ``None`` for one that only the host computes.
+    ``needs_earlier_exits``: whether it depends on the exits before, so that the chain evaluates all of them, even those where no
+    page exits. ``counts_tokens``: whether it depends on the number of a page's text tokens. ``needs_gate``: whether an exit
+    without a gate cannot use it. ``fit``: of its weights, ``None`` if it has none.
+    """
+
+    score: Score
+    code: int | None = None
+    needs_earlier_exits: bool = False
+    counts_tokens: bool = False
+    needs_gate: bool = False
+    fit: WeightFit | None = None
+
+    def weight_count(self, classes: int) -> int | None:
+        """Number of weights that the criterion needs at each exit, ``None`` if it needs none."""
+        return None if self.fit is None else self.fit.count(classes)
 
 
 def max_probability(history: ExitHistory, weights: Sequence[float] = ()) -> float:
@@ -123,9 +164,23 @@ def features(history: ExitHistory) -> list[float]:
     ]
 
 
-def feature_count(criterion: str, classes: int) -> int | None:
-    """Number of weights that a criterion needs at each exit, ``None`` if it needs none."""
-    return 7 + classes if criterion == "failure_prediction" else None
+def fit_failure_prediction(inputs: np.ndarray, right: np.ndarray, strength: float = 2.0) -> Sequence[float]:
+    """Fit the weights of :func:`failure_prediction`, the constant last.
+
+    The fit is a logistic regression of "this answer is right" by penalised likelihood. The penalty pulls towards the calibrated
+    top probability itself. With few wrong pages the criterion is therefore ``max_probability``, and more of them move it away.
+
+    Args:
+        inputs: :func:`features` of each page, float64 ``[N, 6 + C]``.
+        right: bool ``[N]``.
+        strength: weight of the penalty.
+
+    Reference: Kubaty et al., arXiv 2508.21495, 2025.
+    """
+    prior = np.zeros(inputs.shape[1] + 1)
+    prior[0] = 4.0  # the first feature is the log-odds of the top probability, over 4
+    weights: list[float] = np.round(fit_logistic(inputs, right.astype(float), prior, strength), 6).tolist()
+    return weights
 
 
 def argmax(probabilities: Sequence[float]) -> int:
@@ -133,17 +188,50 @@ def argmax(probabilities: Sequence[float]) -> int:
     return probabilities.index(max(probabilities))
 
 
-CRITERIA: dict[str, Criterion] = {
-    "max_probability": max_probability,
-    "entropy": entropy,
-    "margin": margin,
-    "patience": patience,
-    "gate": gate,
-    "failure_prediction": failure_prediction,
-}
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    "ee_export.criteria",
+    {
+        "max_probability": Criterion(max_probability, code=0),
+        "entropy": Criterion(entropy, code=1),
+        "margin": Criterion(margin, code=2),
+        "patience": Criterion(patience, code=3, needs_earlier_exits=True),
+        "gate": Criterion(gate, code=4, needs_gate=True),
+        "failure_prediction": Criterion(
+            failure_prediction,
+            code=5,
+            needs_earlier_exits=True,
+            counts_tokens=True,
+            fit=WeightFit(lambda classes: 7 + classes, features, fit_failure_prediction),
+        ),
+    },
+    accepts=lambda part: isinstance(part, Criterion) and part.code is None,
+    expected="a Criterion without a code, because the kernel computes the shipped criteria alone",
+)
+"""Criteria by name. :meth:`~ee_export.registry.Registry.register` adds one, and so does an entry point ``ee_export.criteria``."""
 
-COUNTS_TOKENS = frozenset({"failure_prediction"})
-"""Criteria that depend on the number of a page's text tokens."""
 
-NEEDS_EARLIER_EXITS = frozenset({"patience", "failure_prediction"})
-"""Criteria whose score depends on the exits before. The chain then evaluates all of them, even those where no page exits."""
+def score_function(name: str) -> Score:
+    """The score of a criterion. One from outside the package is checked at every page.
+
+    Raises:
+        BadRequest: there is no such criterion. The function raises BadRequest for a criterion that fails, or whose score is no
+            number in [0, 1]. No comparison with NaN is true, so not even the last exit would answer the page.
+    """
+    criterion = CRITERIA.find(name)
+    if criterion.code is not None:
+        return criterion.score
+
+    def score(history: ExitHistory, weights: Sequence[float]) -> float:
+        try:
+            value = float(criterion.score(history, weights))
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            cause = f"{type(error).__name__}: {one_line(error, 300)}"
+            raise BadRequest(f"criterion '{name}': fails ({cause}); mend it, or take another one") from error
+        if not 0.0 <= value <= 1.0:
+            raise BadRequest(f"criterion '{name}': its score is {shorten(value)}; expected a number in 0 to 1; mend it")
+        return value
+
+    return score

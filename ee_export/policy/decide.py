@@ -7,7 +7,7 @@ from math import exp, isfinite
 import numpy as np
 
 from ee_export.errors import BadLogits
-from ee_export.policy.criteria import CRITERIA, Criterion, ExitHistory, argmax, max_probability
+from ee_export.policy.criteria import ExitHistory, Score, argmax, max_probability, score_function
 
 Threshold = float | tuple[float | None, ...] | None
 """One score for all answers, or one per class answered. With ``None`` no page exits here, or none with that class."""
@@ -85,7 +85,7 @@ def decide(
     history: ExitHistory,
     rule: ExitRule,
     lowest: Sequence[float],
-    criterion: Criterion,
+    criterion: Score,
     logits: Sequence[float],
     tokens: int = 0,
     gate: float | None = None,
@@ -96,7 +96,7 @@ def decide(
         history: of the page. This exit's probabilities are appended. Its gate and the tokens replace those of the exit before.
         rule: of the exit.
         lowest: lowest score per class with which a page exits here, ``[C]``, see :func:`limits`.
-        criterion: of the operating point.
+        criterion: score of the operating point's criterion.
         logits: raw, ``[C]``.
         tokens: number of the page's text tokens that the exit reads.
         gate: raw logit of the exit's gate, if it has one.
@@ -136,7 +136,7 @@ def score_pages(
     """
     scores = np.zeros((len(logits), len(logits[0])))
     probabilities = np.zeros((*scores.shape, logits[0].shape[1]))
-    for index, page, history, score in evaluate_exits(logits, rules, tokens, gates, CRITERIA[criterion]):
+    for index, page, history, score in evaluate_exits(logits, rules, tokens, gates, score_function(criterion)):
         probabilities[index, page] = history.probabilities[-1]
         scores[index, page] = score
     return probabilities, scores
@@ -147,7 +147,7 @@ def evaluate_exits(
     rules: Sequence[ExitRule],
     tokens: Sequence[Sequence[int] | np.ndarray],
     gates: Sequence[np.ndarray | None] | None = None,
-    criterion: Criterion = max_probability,
+    criterion: Score = max_probability,
 ) -> Iterator[tuple[int, int, ExitHistory, float]]:
     """Evaluate every exit of every page, page by page, with no page exiting early.
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from ee_export.data.tokenizer import open_encoder
 from ee_export.errors import BadPackage, BadRequest
-from ee_export.package.manifest import FULL, GPU_BACKENDS
+from ee_export.package.manifest import FULL
 from ee_export.package.reading import folder_identity
 from ee_export.package.store import Package, open_package
 from ee_export.runtime import forked
-from ee_export.runtime.backends import open_on_gpu, require_runnable
+from ee_export.runtime.backends import require_runnable
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.cpu_executor import CpuExecutor
+from ee_export.runtime.gpu_targets import open_on_gpu
 from ee_export.runtime.opening import open_segments
 from ee_export.runtime.ort import OrtSegment
 from ee_export.runtime.plan import operating_point as find_point
@@ -31,6 +32,7 @@ def load(
     *,
     one_pool: bool = False,
     executor: str = "auto",
+    device: int = 0,
     in_memory: bool = False,
 ) -> Chain:
     """Open a package, check its files and make its chain ready.
@@ -50,6 +52,7 @@ def load(
             run in a forked process. If the process has such a pool already, all chains join it. See docs/serving.md.
         executor: of a GPU's target: ``conditional``, ``graphs`` or ``host``, or ``auto`` for the fastest of them, measured
             when the first page comes. See docs/gpu.md.
+        device: the driver's number of the GPU that runs a GPU's target. CUDA_VISIBLE_DEVICES applies.
         in_memory: whether to read the weights into memory. By default they are mapped from the package's files, so a file that
             is overwritten in place later changes the answers, and one that is truncated ends the process by SIGBUS. Only the
             backend onnxruntime on the CPU takes it. See docs/security.md for its cost.
@@ -58,6 +61,7 @@ def load(
         BadPackage: a file is missing, changed or extra, the manifest is invalid, a graph is not the one that it describes,
             or the package was replaced meanwhile. Load it again in the last case.
         BadRequest: there is no such target or operating point, the target cannot run here, or ``threads`` is out of range.
+        DeviceError: there is no such GPU, or it or its driver refused something.
         ForkedError: the process was forked after it, or its parent, had made a pool with ``one_pool=True``.
     """
     path = Path(path)
@@ -70,6 +74,7 @@ def load(
             threads,
             one_pool=one_pool,
             executor=executor,
+            device=device,
             in_memory=in_memory,
         )
     except BadPackage:
@@ -86,6 +91,7 @@ def load_package(
     *,
     one_pool: bool = False,
     executor: str = "auto",
+    device: int = 0,
     in_memory: bool = False,
 ) -> Chain:
     """Make the chain of an opened package. ``full`` works before any calibration or tuning."""
@@ -93,17 +99,19 @@ def load_package(
     point = find_point(opened, operating_point)
     pool = available_threads() if threads is None else require_threads(threads)
 
-    require_runnable(opened.backend)
-    if opened.backend in GPU_BACKENDS:
+    backend = require_runnable(opened.backend, device)
+    if backend.on_gpu:
         if in_memory:
             raise BadRequest(f"in_memory=True: {target} runs on a GPU, which holds its weights anyway; leave it out")
-        gpu_executor = open_on_gpu(package, target, executor)
+        gpu_executor = open_on_gpu(backend, package, target, executor, device)
         forked.refuse([*gpu_executor.segments, gpu_executor], "run", _LOAD_THERE)
         return Chain(package, opened, point, gpu_executor, open_encoder(package))
     if executor != "auto":
         raise BadRequest(
             f"executor '{executor}': {target} runs on the processor, which has none to choose; leave it out"
         )
+    if device != 0:
+        raise BadRequest(f"device {device}: {target} runs on the processor; leave it out")
     open_all = partial(open_segments, package, target, pool, one_pool=one_pool, in_memory=in_memory)
     with ThreadPoolExecutor(1) as beside:  # onnxruntime opens graphs most of the time, without Python's lock
         encoding = beside.submit(open_encoder, package)

@@ -14,9 +14,9 @@ from ee_export.errors import BadPackage, BadRequest, printable, shorten
 from ee_export.package.manifest import SegmentSpec
 from ee_export.package.reading import REPAIR, Reading
 from ee_export.package.store import Package
+from ee_export.runtime.backend import SegmentSource, open_by
+from ee_export.runtime.backends import BACKENDS
 from ee_export.runtime.graph import ExternalWeight, as_array, external_weights
-from ee_export.runtime.openvino import OpenVinoSegment
-from ee_export.runtime.ort import OrtSegment
 from ee_export.runtime.segment import Segment
 
 _verified: weakref.WeakValueDictionary[tuple[object, ...], Segment] = weakref.WeakValueDictionary()
@@ -38,15 +38,22 @@ def open_segment(backend: str, spec: SegmentSpec, graph: Path, threads: int, *, 
     """Open one segment from a file that this process wrote. :func:`open_segments` opens the files of a package.
 
     Args:
-        backend: one that runs on the CPU. :func:`ee_export.runtime.backends.open_on_gpu` opens a GPU's targets whole.
+        backend: one that runs on the CPU. :func:`ee_export.runtime.gpu_targets.open_on_gpu` opens a GPU's targets whole.
         spec: its manifest entry.
         graph: its file.
         threads: of the backend.
         one_pool: see :func:`ee_export.runtime.load.load`.
     """
-    if backend == "openvino":
-        return OpenVinoSegment(spec, graph, threads)
-    return OrtSegment(spec, graph, threads, one_pool=one_pool)
+    record = BACKENDS.find(backend)
+    source = SegmentSource(spec, graph, str(graph), threads, one_pool)
+    if record.reads == "memory":
+        contents = graph.read_bytes()
+        weights = {
+            weight.name: as_array(weight, np.fromfile(graph.parent / weight.location, np.uint8), str(graph))
+            for weight in external_weights(contents, str(graph))
+        }
+        source = source._replace(contents=contents, weights=weights)
+    return open_by(backend, record, source)
 
 
 def open_segments(
@@ -68,7 +75,7 @@ def open_segments(
         BadRequest: ``in_memory`` for a backend that opens files itself.
     """
     target = package.target(target_name)
-    if in_memory and target.backend != "onnxruntime":
+    if in_memory and BACKENDS.find(target.backend).reads == "path":
         raise BadRequest(
             f"in_memory=True: {target_name} runs on {target.backend}, which reads its files itself; "
             "leave it out, or take a target of the backend onnxruntime, such as cpu-fp32"
@@ -136,18 +143,14 @@ class _Load:
         segment = _verified.get(self.key(spec, files, self._stated))
         if segment is not None:
             return _Opened(segment, spec, files)
-        if self._backend == "openvino":
-            segment = OpenVinoSegment(spec, graph, self._threads, source=self._files.path(spec.file))
-        elif self._in_memory:
+        # By path, so that weights are mapped from the file beside the graph instead of copied.
+        source = SegmentSource(spec, graph, self._files.path(spec.file), self._threads, self._one_pool)
+        if self._in_memory or BACKENDS[self._backend].reads == "memory":
             arrays = {
                 weight.name: as_array(weight, self._array(file_of[weight.location]), str(graph)) for weight in weights
             }
-            segment = OrtSegment(spec, graph, self._threads, one_pool=self._one_pool, source=contents, weights=arrays)
-        else:
-            # By path, so that weights are mapped from the file beside the graph instead of copied.
-            source = self._files.path(spec.file)
-            segment = OrtSegment(spec, graph, self._threads, one_pool=self._one_pool, source=source)
-        return _Opened(segment, spec, files)
+            source = source._replace(contents=contents, weights=arrays)
+        return _Opened(open_by(self._backend, BACKENDS[self._backend], source), spec, files)
 
     def key(self, spec: SegmentSpec, files: Sequence[str], hashes: Mapping[str, str]) -> tuple[object, ...]:
         """Everything that determines a segment's results: its entry, the contents of its files, and the options of its session."""

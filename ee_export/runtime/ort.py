@@ -14,6 +14,7 @@ import onnxruntime as ort
 from ee_export.errors import BadPackage, EeError, ForkedError, one_line
 from ee_export.package.manifest import SegmentSpec, TensorSpec
 from ee_export.runtime import forked
+from ee_export.runtime.backend import Backend, SegmentSource
 from ee_export.runtime.segment import Tensor
 from ee_export.runtime.signature import LONGEST, Port, require_signature, rows_error, run_error
 from ee_export.runtime.threads import available_threads as available_threads
@@ -229,3 +230,17 @@ def _in_new_process() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_new_process)
+
+
+def _open_segment(source: SegmentSource) -> OrtSegment:
+    return OrtSegment(
+        source.spec,
+        source.graph,
+        source.threads,
+        one_pool=source.one_pool,
+        source=source.path if source.contents is None else source.contents,
+        weights=source.weights or None,
+    )
+
+
+BACKEND = Backend(lambda: None, _open_segment, reads="both", checks_outputs=True)

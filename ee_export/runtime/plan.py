@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ee_export.errors import BadRequest
 from ee_export.package.input_specs import SegmentReads, reads_of
 from ee_export.package.manifest import FULL, Costs, Manifest, OperatingPoint, Target, gate_name
-from ee_export.policy.criteria import COUNTS_TOKENS, CRITERIA, NEEDS_EARLIER_EXITS, Criterion
+from ee_export.policy.criteria import CRITERIA, Score, score_function
 from ee_export.policy.decide import NEVER, ExitRule, limits
 
 
@@ -57,7 +57,7 @@ class Plan:
     labels: tuple[str, ...]
     point: OperatingPoint
     costs: Costs | None
-    criterion: Criterion
+    criterion: Score
     counts_tokens: bool
 
     @property
@@ -114,7 +114,7 @@ def operating_point(target: Target, name: str) -> OperatingPoint:
     if point.criterion not in CRITERIA:
         raise BadRequest(
             f"operating point '{name}' uses the criterion '{point.criterion}', which this version does not have "
-            f"({', '.join(CRITERIA)}); `pip install --upgrade ee_export`"
+            f"({', '.join(CRITERIA.names())}); install the distribution that adds it, or `pip install --upgrade ee_export`"
         )
     return point
 
@@ -149,6 +149,7 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint) -> Plan
     needed: set[str] = set()
     never_exits_early = all(threshold is None for threshold in point.thresholds.values())
     final = target.segments[-1]
+    criterion = CRITERIA[point.criterion]
     for segment, rule in reversed(list(zip(target.segments, make_rules(manifest, target, point.weights), strict=True))):
         inputs = [tensor.name for tensor in segment.inputs]
         gates = int(gate_name(segment.exit) in (tensor.name for tensor in segment.outputs))
@@ -165,7 +166,7 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint) -> Plan
                 skippable=segment is not final
                 and threshold is None
                 and not state
-                and (never_exits_early or point.criterion not in NEEDS_EARLIER_EXITS),
+                and (never_exits_early or not criterion.needs_earlier_exits),
                 reads=reads_of(manifest, segment.exit, segment.inputs),
                 passed=tuple(name for name in inputs if manifest.inputs.get(name) != "text"),
             )
@@ -176,6 +177,6 @@ def make_plan(manifest: Manifest, target: Target, point: OperatingPoint) -> Plan
         labels=tuple(manifest.labels),
         point=point,
         costs=target.costs,
-        criterion=CRITERIA[point.criterion],
-        counts_tokens=point.criterion in COUNTS_TOKENS,
+        criterion=score_function(point.criterion),
+        counts_tokens=criterion.counts_tokens,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from ee_export.data.encode import TEXT_INPUTS, Arrays, count_tokens_read
 from ee_export.data.inputs import without_prefix
 from ee_export.errors import BadPackage, BadRequest, NotEqual, printable, shorten
+from ee_export.package.encoding import INPUTS
 from ee_export.package.input_specs import input_specs, longest_text, make_encoded_specs, texts_of
 from ee_export.package.manifest import ARRAY, SOURCES, Manifest, Target, TensorSpec, gate_name, split_input
 from ee_export.package.store import GOLDEN, Package
@@ -16,7 +17,6 @@ from ee_export.package.stored_arrays import ArrayFile, StoredArray
 from ee_export.policy.decide import assign_exits, score_pages
 from ee_export.runtime.plan import make_rules, operating_point
 
-INPUTS = tuple(SOURCES)
 MOST_PAGES = 1000
 MOST_BYTES = 2**30
 """Largest size of all arrays unpacked. Pages of 224 pixels take 0.6 MB each."""
@@ -245,8 +245,11 @@ def _find_highest(name: str, manifest: Manifest) -> int:
     """The largest value that an input of whole numbers may have."""
     front, base = split_input(name, manifest.encodings)
     encoding = manifest.all_encodings().get(front)
+    highest = INPUTS[base].highest if base in INPUTS else None
+    if isinstance(highest, int):
+        return highest
     rows = encoding.vocab_size if encoding is not None and "text" in manifest.inputs_of(front).values() else None
-    return {"bbox": 1000, "attention_mask": 1}.get(base, np.iinfo(np.int64).max if rows is None else rows - 1)
+    return np.iinfo(np.int64).max if rows is None else rows - 1
 
 
 def find_expected_exits(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ee_export.runtime.gpu
-from ee_export.runtime import backends
+from ee_export.runtime import gpu_targets
 from tests.gpu.simulator import Simulator, driver_of
 from tests.gpu.stand_in import computing
 from tests.gpu.tensorrt_fake import FakeTensorRt, Gpu, fakes
@@ -23,8 +23,8 @@ def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     """A TensorRT that computes with onnxruntime, on a GPU with the memory of the host."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     gpu = Gpu()
-    monkeypatch.setattr(backends, "open_gpu", lambda: gpu)
-    monkeypatch.setattr("ee_export.builder.compile.open_gpu", lambda: gpu)
+    monkeypatch.setattr(gpu_targets, "open_gpu", lambda index: gpu)
+    monkeypatch.setattr("ee_export.builder.compile.open_gpu", lambda index: gpu)
     say_version(monkeypatch, tmp_path)
     for fake in fakes(request.param, monkeypatch):
         computing(fake)
@@ -55,7 +55,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
     for name, module in list(vars(ee_export.runtime.gpu).items()):
         if isinstance(module, ModuleType):
             monkeypatch.delattr(ee_export.runtime.gpu, name)
-    backends.open_gpu.cache_clear()
+    gpu_targets.open_gpu.cache_clear()
     say_version(monkeypatch, tmp_path)
     for fake in fakes(f"tensorrt-{tensorrt}", monkeypatch):
         computing(fake)
@@ -67,7 +67,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
 
         fake.fake.on("IExecutionContext.execute_async_v3", queued)
         yield Machine(driver, fake)
-    backends.open_gpu.cache_clear()
+    gpu_targets.open_gpu.cache_clear()
     for name in set(sys.modules) - loaded:  # modules that were imported with the fakes
         if name.startswith("ee_export.runtime.gpu."):
             above, _, leaf = name.rpartition(".")

@@ -123,7 +123,8 @@ class Stream:
 
 
 class Simulator:
-    """``trace``: the driver's calls, by name. ``ran``: how often each kernel ran. ``faults``: see the module."""
+    """``trace``: the driver's calls, by name. ``ran``: how often each kernel ran. ``faults``: see the module. ``gpus``: number of
+    GPUs. ``used``: the GPUs whose context was current in a call that takes one."""
 
     def __init__(self, binding: str) -> None:
         self.fake = Fake(binding)
@@ -131,6 +132,8 @@ class Simulator:
         self.library = built()
         self.driver_version = self.driver.CUDA_VERSION
         self.total = 1 << 32
+        self.gpus = 1
+        self.used: set[int] = set()
         self.trace: list[str] = []
         self.ran: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -239,6 +242,8 @@ class Simulator:
                     raise Refused(self._fails[name][1])
                 if not name.startswith(NO_CONTEXT) and not self._contexts:
                     raise Refused("CUDA_ERROR_INVALID_CONTEXT")
+                if not name.startswith(NO_CONTEXT):
+                    self.used.add(self._contexts[-1] - CONTEXT)
                 given = behaviour(*arguments)
             except Refused as error:
                 return (getattr(self.driver.CUresult, str(error)), *[None] * others)
@@ -268,7 +273,7 @@ class Simulator:
         return self.driver_version
 
     def cuDeviceGetCount(self) -> int:
-        return 1
+        return self.gpus
 
     def cuDeviceGet(self, ordinal: int) -> Any:
         return self._made("CUdevice", ordinal)
@@ -281,13 +286,13 @@ class Simulator:
 
     def cuDevicePrimaryCtxRetain(self, device: Any) -> Any:
         self._retained += 1
-        return self._made("CUcontext", CONTEXT)
+        return self._made("CUcontext", CONTEXT + int(device))
 
     def cuDevicePrimaryCtxRelease(self, device: Any) -> None:
         self._retained -= 1
 
     def cuCtxPushCurrent(self, context: Any) -> None:
-        if int(context) != CONTEXT or not self._retained:
+        if not 0 <= int(context) - CONTEXT < self.gpus or not self._retained:
             raise Refused("CUDA_ERROR_INVALID_CONTEXT")
         self._contexts.append(int(context))
 
@@ -630,7 +635,7 @@ class Simulator:
         switch = conditional.type.name.endswith("SWITCH")
         if conditional.size < 1 or (conditional.size > 2 and not switch):
             raise Refused("CUDA_ERROR_INVALID_VALUE")
-        if int(conditional.ctx) != CONTEXT:  # none is no default here
+        if int(conditional.ctx) != self._contexts[-1]:  # none is no default here
             raise Refused("CUDA_ERROR_INVALID_VALUE")
         held = self._graph(graph)
         node = Node(kind, [], handle=int(conditional.handle), switch=switch)
@@ -645,7 +650,7 @@ class Simulator:
         return made
 
     def cuGraphConditionalHandleCreate(self, graph: Any, context: Any, default: int, flags: int) -> Any:
-        if int(context) != CONTEXT or flags & ~self.driver.CU_GRAPH_COND_ASSIGN_DEFAULT:
+        if int(context) != self._contexts[-1] or flags & ~self.driver.CU_GRAPH_COND_ASSIGN_DEFAULT:
             raise Refused("CUDA_ERROR_INVALID_VALUE")
         handle = self._handle()
         self._graph(graph).handles[handle] = default if flags & self.driver.CU_GRAPH_COND_ASSIGN_DEFAULT else None

@@ -193,7 +193,7 @@ def expected(
     count = len(inputs["pixel_values"])
     scores: list[list[float]] = [[] for _ in range(count)]
     exits = [-1] * count
-    for position, page, known, score in evaluate_exits(logits, rules, list(tokens), gates, CRITERIA[criterion]):
+    for position, page, known, score in evaluate_exits(logits, rules, list(tokens), gates, CRITERIA[criterion].score):
         if exits[page] < 0:
             scores[page].append(score)
             if scores[page][-1] >= limits_of_exits[position][argmax(known.probabilities[-1])]:

@@ -24,7 +24,7 @@ from ee_export.errors import BadRequest, DeviceError, EeError, NoText
 from ee_export.package.manifest import OperatingPoint
 from ee_export.package.store import Package, open_package
 from ee_export.policy.decide import Threshold
-from ee_export.runtime import backends
+from ee_export.runtime import gpu_targets
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.executor import GpuExecutor
@@ -328,7 +328,7 @@ def test_an_unknown_executor_is_refused_with_the_nearest_and_a_cpu_target_has_no
 
 
 def test_a_deleted_chain_frees_its_gpu_memory(on_gpu: Package, pages: list[Page], machine: Machine) -> None:
-    backends.open_gpu()  # its context stays for as long as the process
+    gpu_targets.open_gpu(0)  # its context stays for as long as the process
     before = machine.driver.leaks()
     chain = load_package(on_gpu, TARGET, executor="conditional")
     chain.predict_batch(pages[:2])

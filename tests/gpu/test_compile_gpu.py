@@ -267,15 +267,15 @@ from pathlib import Path
 import pytest
 from ee_export.builder.compile import compile_target
 from ee_export.package.store import open_package
-from ee_export.runtime import backends
+from ee_export.runtime import gpu_targets
 from tests.gpu.stand_in import computing
 from tests.gpu.tensorrt_fake import Gpu, fakes
 
 with pytest.MonkeyPatch.context() as patch:
     for fake in fakes(sys.argv[3], patch):
         computing(fake)
-        patch.setattr("ee_export.builder.compile.open_gpu", Gpu)
-        patch.setattr(backends, "open_gpu", Gpu)
+        patch.setattr("ee_export.builder.compile.open_gpu", lambda index: Gpu())
+        patch.setattr(gpu_targets, "open_gpu", lambda index: Gpu())
         build, engines = fake.fake._behaviour["Builder.build_serialized_network"], []
 
         def killed(builder, network, config):

@@ -260,17 +260,18 @@ def test_an_unused_dlpack_capsule_is_released() -> None:
 
 def test_a_view_of_a_dlpack_array_is_its_memory() -> None:
     torch = pytest.importorskip("torch")
+    where = {"__dlpack_device__": lambda self: (2, 0)}
     for made in (torch.arange(6, dtype=torch.float32).reshape(2, 3), torch.ones(2, 3, dtype=torch.bfloat16)[:, :]):
-        consumer = type("Given", (), {"__dlpack__": lambda self, stream, made=made: made.__dlpack__()})()
-        view = arrays.view_of(consumer, 0, "x")
+        consumer = type("Given", (), {**where, "__dlpack__": lambda self, stream, made=made: made.__dlpack__()})()
+        view = arrays.view_of(consumer, 0, "x", 0)
         assert (view.address, view.shape, view.dtype) == (
             made.data_ptr(),
             (2, 3),
             str(made.dtype).removeprefix("torch."),
         )
-    turned = type("Given", (), {"__dlpack__": lambda self, stream: torch.zeros(2, 3).T.__dlpack__()})()
+    turned = type("Given", (), {**where, "__dlpack__": lambda self, stream: torch.zeros(2, 3).T.__dlpack__()})()
     with pytest.raises(BadRequest, match="make it contiguous"):
-        arrays.view_of(turned, 0, "x")
+        arrays.view_of(turned, 0, "x", 0)
 
 
 def test_an_array_that_its_library_cannot_export_is_refused_with_the_librarys_message() -> None:
@@ -278,7 +279,7 @@ def test_an_array_that_its_library_cannot_export_is_refused_with_the_librarys_me
         raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
 
     with pytest.raises(BadRequest, match=r"x: its library cannot export it \(.*detach"):
-        arrays.view_of(type("Given", (), {"__dlpack__": refuse})(), 0, "x")
+        arrays.view_of(type("Given", (), {"__dlpack__": refuse, "__dlpack_device__": lambda _: (2, 0)})(), 0, "x", 0)
 
 
 def test_a_consumers_stream_waits_for_the_array_unless_disabled() -> None:

@@ -93,7 +93,7 @@ def in_python(
                 scores.append(np.nan)
                 break
             known.tokens = int(tokens[index, page])
-            score = CRITERIA[criterion](known, rule.weights)
+            score = CRITERIA[criterion].score(known, rule.weights)
             if score >= bars[int(np.argmax(known.probabilities[-1]))]:
                 exits.append(index)
                 scores.append(score)

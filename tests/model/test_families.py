@@ -277,7 +277,7 @@ def test_an_exit_that_the_trunk_cannot_have_is_refused(kind: str, exits: list[st
 @KINDS
 def test_two_stage_training_changes_the_trunk_first_and_then_only_the_exits(kind: str) -> None:
     names = [name for name, _ in model_of(kind).named_parameters()]
-    first, second = phases("two_stage", model_of(kind).config.exit_names())
+    first, second = phases("two_stage", model_of(kind).config.exit_names(), FAMILIES[kind])
     assert {name.split(".")[0] for name in names if first.trains(name)} == {kind, "classifier"}
     assert {name.split(".")[0] for name in names if second.trains(name)} == {"exits"}
 
@@ -286,7 +286,7 @@ def test_two_stage_training_changes_the_trunk_first_and_then_only_the_exits(kind
 def test_layer_wise_training_moves_every_parameter_once_and_a_layer_with_its_exit(kind: str) -> None:
     model = model_of(kind)
     moved: dict[str, list[str]] = {}
-    for phase in phases("layer_wise", model.config.exit_names()):
+    for phase in phases("layer_wise", model.config.exit_names(), type(model)):
         for name, _ in model.named_parameters():
             if phase.trains(name):
                 moved.setdefault(name, []).append(phase.exits[0])

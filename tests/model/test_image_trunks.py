@@ -30,7 +30,7 @@ from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.families import FAMILIES
-from ee_export.model.strategies import head_prefix, is_on_path
+from ee_export.model.strategies import head_prefix
 from ee_export.package.manifest import logits_name
 from ee_export.runtime.opening import open_segment
 from ee_export.segments import equality, export_segments
@@ -228,7 +228,9 @@ def test_an_exit_trains_the_parameters_on_its_path(name: str, folders: dict[str,
             assert not trunk
             continue
         known = {
-            key for key, _ in model.named_parameters() if is_on_path(exit_name, key) and not NEVER_READ.search(key)
+            key
+            for key, _ in model.named_parameters()
+            if model.is_on_path(exit_name, key) and not NEVER_READ.search(key)
         }
         if exit_name != "final" and model.feature(exit_name) == "own":  # normalised as the classifier's features are
             trunk = {key for key in trunk if not NORM.search(key)}

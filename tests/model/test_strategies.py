@@ -15,10 +15,11 @@ from ee_export.model import epochs
 from ee_export.model.checkpoint import encoding_of
 from ee_export.model.device import Machine
 from ee_export.model.exits import parse_exits
+from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3
 from ee_export.model.losses import LossSettings, gate_loss
 from ee_export.model.pages import EncodedPages
 from ee_export.model.recipe import TrainingRecipe
-from ee_export.model.strategies import STRATEGIES, head_prefix, is_on_path, phases
+from ee_export.model.strategies import STRATEGIES, head_prefix, phases
 from tests.conftest import random_model, tiny_config
 
 EXITS = ("text", "encoder.1", "encoder.2", "final")
@@ -36,7 +37,7 @@ TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 def loss_of(strategy: str, logits: dict[str, Tensor], settings: LossSettings = PLAIN) -> Tensor:
-    return phases(strategy, EXITS)[-1].loss(logits, TARGETS, settings)
+    return phases(strategy, EXITS, EarlyExitLayoutLMv3)[-1].loss(logits, TARGETS, settings)
 
 
 def value_of(strategy: str, logits: dict[str, Tensor], settings: LossSettings = PLAIN) -> float:
@@ -96,22 +97,28 @@ def test_the_teacher_of_self_distillation_gets_no_gradient_from_the_exits(logits
 
 def test_an_exit_equal_to_the_teacher_has_half_the_loss() -> None:
     logits = {name: torch.tensor([[2.0, 0.0, 0.0]]) for name in ("text", "final")}
-    loss = phases("self_distillation", ("text", "final"))[0].loss(logits, torch.tensor([0]), PLAIN)
+    loss = phases("self_distillation", ("text", "final"), EarlyExitLayoutLMv3)[0].loss(logits, torch.tensor([0]), PLAIN)
     cross_entropy = float(F.cross_entropy(logits["text"], torch.tensor([0])))
     assert float(loss) == pytest.approx((cross_entropy / 2 + cross_entropy) / 2, rel=1e-5)
 
 
 def test_an_unknown_strategy_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(BadRequest, match=r"unknown training strategy 'two_stages': .*did you mean two_stage\?"):
-        phases("two_stages", EXITS)
+        phases("two_stages", EXITS, EarlyExitLayoutLMv3)
 
 
 def test_every_trunk_parameter_is_on_the_way_to_final_and_a_shallower_exit_has_fewer() -> None:
     names = [name for name, _ in random_model(tiny_config()).named_parameters() if name.startswith("layoutlmv3.")]
-    assert all(is_on_path("final", name) for name in names)
-    counts = [sum(is_on_path(exit, name) for name in names) for exit in ("text", "fusion", "encoder.1", "encoder.2")]
+    assert all(EarlyExitLayoutLMv3.is_on_path("final", name) for name in names)
+    counts = [
+        sum(EarlyExitLayoutLMv3.is_on_path(exit, name) for name in names)
+        for exit in ("text", "fusion", "encoder.1", "encoder.2")
+    ]
     assert counts == sorted(set(counts))
-    assert not any(is_on_path("vision", name) and is_on_path("text", name) for name in names)
+    assert not any(
+        EarlyExitLayoutLMv3.is_on_path("vision", name) and EarlyExitLayoutLMv3.is_on_path("text", name)
+        for name in names
+    )
 
 
 def moved(strategy: str, phase: int) -> set[str]:
@@ -169,7 +176,7 @@ def test_layer_wise_training_does_not_change_earlier_layers() -> None:
 
 def test_every_strategy_has_phases_that_together_train_every_exit() -> None:
     for name in STRATEGIES:
-        assert {exit for phase in phases(name, EXITS) for exit in phase.exits} == set(EXITS)
+        assert {exit for phase in phases(name, EXITS, EarlyExitLayoutLMv3) for exit in phase.exits} == set(EXITS)
 
 
 GATES = {"encoder.1": {"kind": "gate"}, "encoder.2": {"kind": "gate", "answer": "final", "shared": True}}

@@ -259,12 +259,12 @@ def test_a_trunk_that_cannot_be_exported_is_refused_by_its_name(name: str, tmp_p
 def test_every_parameter_moves_in_one_phase_of_layer_wise_training(kind: str, folders: dict[str, Path]) -> None:
     model = with_exits(folders[kind], kind)
     names = [name for name, _ in model.named_parameters()]
-    layer_wise = phases("layer_wise", model.config.exit_names())
+    layer_wise = phases("layer_wise", model.config.exit_names(), type(model))
     moved = {name: [phase.exits[0] for phase in layer_wise if phase.trains(name)] for name in names}
     assert all(len(exits) == 1 for exits in moved.values()), moved
     assert {exits[0] for name, exits in moved.items() if ".embeddings." in name} == {"text"}
     assert {exits[0] for name, exits in moved.items() if re.search(r"layers?\.1\.", name)} == {"final"}
-    _, heads = phases("two_stage", model.config.exit_names())
+    _, heads = phases("two_stage", model.config.exit_names(), type(model))
     assert {name.split(".")[0] for name in names if heads.trains(name)} == {"exits"}
 
 

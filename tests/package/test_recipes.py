@@ -118,7 +118,10 @@ def test_shipped_recipes_measure_the_bias_and_one_without_the_key_carries_it(tmp
         (SMALLEST + "int8 = { pages = 8 }", "int8: the precision is fp16, which takes no scales; remove the table"),
         (SMALLEST + "int8 = 8", "int8: found 8, expected key-value pairs"),
         (SMALLEST.replace("fp16", "int8") + "int8 = { pages = 0 }", r"int8\.pages: 0 is out of range"),
-        (SMALLEST.replace("fp16", "int8") + 'int8 = { tool = "model-opt" }', "int8.tool: unknown value 'model-opt'.*modelopt"),
+        (
+            SMALLEST.replace("fp16", "int8") + 'int8 = { tool = "model-opt" }',
+            "int8.tool: unknown value 'model-opt'.*modelopt",
+        ),
         (
             SMALLEST.replace("fp16", "int8") + 'int8 = { tool = "onnxruntime", method = "entropy" }',
             r"int8\.method: onnxruntime finds it for pages of one length only",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from ee_export.policy.calibrate import fit_failure_prediction, fit_platt, fit_temperature, fit_vector
+from ee_export.policy.calibrate import fit_platt, fit_temperature, fit_vector, fit_weights
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.decide import ExitRule, score_pages
 from ee_export.policy.metrics import auroc, nll
@@ -68,10 +68,19 @@ def torn_pages(pages: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     return [np.eye(3)[first] * 3, np.eye(3)[second] * sure], targets
 
 
+def fit_failure_prediction(
+    logits: list[np.ndarray], rules: list[ExitRule], tokens: int, targets: np.ndarray
+) -> list[tuple[float, ...]]:
+    """Weights per exit, for pages that all have so many tokens."""
+    fit = CRITERIA["failure_prediction"].fit
+    assert fit is not None
+    return fit_weights(fit, logits, rules, [[tokens] * len(targets)] * len(logits), [None] * len(logits), targets)
+
+
 def test_failure_prediction_separates_pages_of_equal_confidence() -> None:
     plain = [ExitRule((1.0,) * 3, (0.0,) * 3), ExitRule((1.0,) * 3, (0.0,) * 3)]
     logits, targets = torn_pages(400, 0)
-    weights = fit_failure_prediction(logits, plain, [[0] * 400] * 2, targets)
+    weights = fit_failure_prediction(logits, plain, 0, targets)
     rules = [ExitRule(rule.scale, rule.bias, exit_weights) for rule, exit_weights in zip(plain, weights, strict=True)]
     new, new_targets = torn_pages(400, 1)
     right = new[1].argmax(1) == new_targets
@@ -83,7 +92,7 @@ def test_failure_prediction_separates_pages_of_equal_confidence() -> None:
 def test_without_a_single_wrong_page_failure_prediction_keeps_the_order_of_max_probability() -> None:
     rng = np.random.default_rng(6)
     logits = [np.eye(3)[np.arange(30) % 3] * rng.uniform(1, 5, (30, 1))]
-    (weights,) = fit_failure_prediction(logits, [ExitRule((1.0,) * 3, (0.0,) * 3)], [[5] * 30], np.arange(30) % 3)
+    (weights,) = fit_failure_prediction(logits, [ExitRule((1.0,) * 3, (0.0,) * 3)], 5, np.arange(30) % 3)
     scores = [
         score_pages(logits, [ExitRule((1.0,) * 3, (0.0,) * 3, weights)], name, [[5] * 30])[1][0]
         for name in ("failure_prediction", "max_probability")

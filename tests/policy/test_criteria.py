@@ -40,30 +40,32 @@ def test_calibration_is_scale_then_bias() -> None:
 @pytest.mark.parametrize("name", sorted(set(CRITERIA) - {"gate", "failure_prediction"}))
 def test_every_criterion_is_larger_the_surer_the_page_and_stays_in_0_to_1(name: str) -> None:
     unsure, sure = ExitHistory([[0.25] * 4, [0.25] * 4]), ExitHistory([[0.0, 1.0, 0.0, 0.0]] * 2)
-    low, high = CRITERIA[name](unsure, ()), CRITERIA[name](sure, ())
+    low, high = CRITERIA[name].score(unsure, ()), CRITERIA[name].score(sure, ())
     assert 0 <= low <= high <= 1
     assert name == "patience" or low < high
 
 
 def test_entropy_is_one_minus_the_normalised_entropy() -> None:
     probabilities = [0.7, 0.2, 0.1]
-    assert CRITERIA["entropy"](ExitHistory([probabilities]), ()) == pytest.approx(
+    assert CRITERIA["entropy"].score(ExitHistory([probabilities]), ()) == pytest.approx(
         1 - scipy_entropy(probabilities) / math.log(3)
     )
 
 
 def test_margin_is_the_gap_between_the_two_largest() -> None:
-    assert CRITERIA["margin"](ExitHistory([[0.2, 0.7, 0.1]]), ()) == pytest.approx(0.5)
+    assert CRITERIA["margin"].score(ExitHistory([[0.2, 0.7, 0.1]]), ()) == pytest.approx(0.5)
 
 
 def test_patience_counts_exits_in_a_row_that_agree() -> None:
     a, b = [0.9, 0.1], [0.1, 0.9]
-    scores = [CRITERIA["patience"](ExitHistory(history), ()) for history in ([a], [a, a], [b, a, a, a], [a, a, b])]
+    scores = [
+        CRITERIA["patience"].score(ExitHistory(history), ()) for history in ([a], [a, a], [b, a, a, a], [a, a, b])
+    ]
     assert scores == pytest.approx([0, 1 / 2, 2 / 3, 0])
 
 
 def test_the_gate_score_is_the_calibrated_gate_probability() -> None:
-    assert CRITERIA["gate"](ExitHistory([[0.5, 0.5]], gate=0.8), ()) == 0.8
+    assert CRITERIA["gate"].score(ExitHistory([[0.5, 0.5]], gate=0.8), ()) == 0.8
     logits, gates = [np.zeros((2, 2)), np.zeros((2, 2))], [np.array([[0.0], [2.0]]), None]
     rules = [ExitRule((1.0, 1.0), (0.0, 0.0), gate=(0.5, 1.0)), ExitRule((1.0, 1.0), (0.0, 0.0))]
     scores = score_pages(logits, rules, "gate", [[1, 1]] * 2, gates)[1]
@@ -101,7 +103,7 @@ def test_many_pages_are_scored_as_one_by_one(name: str) -> None:
             known.probabilities.append(calibrate_logits(logits[index][page].tolist(), rule.scale, rule.bias))
             known.tokens = page if index else 0
             assert probabilities[index, page].tolist() == known.probabilities[-1]
-            assert scores[index, page] == CRITERIA[name](known, weights)
+            assert scores[index, page] == CRITERIA[name].score(known, weights)
 
 
 def test_a_page_exits_at_the_first_exit_whose_score_reaches_its_threshold() -> None:
@@ -129,7 +131,7 @@ def test_the_vectors_that_every_implementation_of_the_policy_passes(case: dict) 
         known.probabilities.append(calibrate_logits(exit["logits"], rule.scale, rule.bias))
         known.tokens = case["tokens"] if exit["after_text"] else 0
         assert known.probabilities[-1] == pytest.approx(exit["probabilities"], abs=1e-9)
-        score = CRITERIA[case["criterion"]](known, rule.weights)
+        score = CRITERIA[case["criterion"]].score(known, rule.weights)
         assert score == pytest.approx(exit["score"], abs=1e-9)
         bars = limits(tuple(t) if isinstance(t := exit["threshold"], list) else t, len(exit["logits"]))
         if left is None and (index == len(rules) - 1 or score >= bars[int(np.argmax(known.probabilities[-1]))]):

@@ -157,7 +157,7 @@ def is_device_array(value: object) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
-def view_of(value: Any, stream: int, name: str) -> DeviceArray:
+def view_of(value: Any, stream: int, name: str, device: int) -> DeviceArray:
     """View a device array of another library without a copy.
 
     With DLPack, the producer makes ``stream`` wait for the values. With ``__cuda_array_interface__``, the caller must wait for the
@@ -167,11 +167,15 @@ def view_of(value: Any, stream: int, name: str) -> DeviceArray:
         value: any contiguous array that :func:`is_device_array` accepts.
         stream: CUstream that will read it.
         name: of the input, for messages.
+        device: number of the GPU that will read it. ``__cuda_array_interface__`` does not state where the array is.
 
     Raises:
-        BadRequest: it is not contiguous, has a dtype that no tensor has, or requires a gradient.
+        BadRequest: it is on another GPU, is not contiguous, has a dtype that no tensor has, or requires a gradient.
     """
     if hasattr(value, "__dlpack__"):
+        other = value.__dlpack_device__()[1]
+        if other != device:
+            raise BadRequest(f"{name}: on GPU {other}, and this chain runs on GPU {device}; copy it there")
         try:
             capsule = value.__dlpack__(stream=stream)
         except BufferError as error:
@@ -188,7 +192,7 @@ def view_of(value: Any, stream: int, name: str) -> DeviceArray:
         dtype = next((name for name, kinds in DLPACK.items() if kinds == kind), "unknown")
         if strides is not None:
             strides = tuple(step // max(1, kind[1] // 8) for step in strides)
-        view = DeviceArray(interface["data"][0], shape, dtype, owner=value, stream=interface.get("stream"))
+        view = DeviceArray(interface["data"][0], shape, dtype, device, value, interface.get("stream"))
     if dtype == "unknown":
         raise BadRequest(f"{name}: a dtype that no input has; expected one of {', '.join(DLPACK)}")
     if strides is not None and not _contiguous(shape, strides):

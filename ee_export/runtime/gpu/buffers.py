@@ -142,6 +142,21 @@ class TensorArena:
         ]
         return max(lengths, default=None)
 
+    def count_rows(self, inputs: Mapping[str, object]) -> int:
+        """Number of pages of some inputs.
+
+        Raises:
+            BadRequest: they are of different numbers of pages.
+        """
+        rows = {name: _shape(value)[0] if _shape(value) else 0 for name, value in inputs.items()}
+        first = next(iter(rows))
+        for name, count in rows.items():
+            if count != rows[first]:
+                raise BadRequest(
+                    f"{name}: {count} pages, and {first} has {rows[first]}; give all inputs of the same pages"
+                )
+        return rows[first]
+
     def give(self, inputs: Mapping[str, object], rows: int, tokens: int) -> None:
         """Append copies of inputs, host or device arrays ``[rows, …]``, to the stream, padded to ``tokens`` text tokens.
 
@@ -171,7 +186,7 @@ class TensorArena:
         self._staging.put(hosts, rows, tokens)
 
     def _view_of(self, name: str, value: object, rows: int, tokens: int) -> DeviceArray:
-        held = view_of(value, self.stream, name)
+        held = view_of(value, self.stream, name, self.device.index)
         self._require(name, held.shape, held.dtype, rows, tokens, exact=True)
         return held
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ee_export.data.encode import Arrays, count_tokens_read
 from ee_export.errors import BadLogits, DeviceError
-from ee_export.policy.criteria import NEEDS_EARLIER_EXITS, ExitHistory, argmax
+from ee_export.policy.criteria import CRITERIA, ExitHistory, argmax
 from ee_export.policy.decide import calibrate_logits
 from ee_export.runtime.batch import Batch, Call, PageState
 from ee_export.runtime.gpu.arrays import DeviceArray
@@ -225,7 +225,7 @@ class GpuExecutor:
                 raise BadLogits(
                     f"{plan.exits[self._stretches[before].end - 1]}: logits are not finite any more; the device failed"
                 )
-        if index and plan.point.criterion in NEEDS_EARLIER_EXITS and pages[0].history.probabilities:
+        if index and CRITERIA[plan.point.criterion].needs_earlier_exits and pages[0].history.probabilities:
             chain.recall([page.history for page in pages])
 
     def _inputs(self, batch: Batch, index: int, prefetched: Mapping[str, DeviceArray]) -> dict[str, object]:

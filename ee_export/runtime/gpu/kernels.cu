@@ -40,7 +40,8 @@ extern "C" { int ee_threads = 32; int ee_backwards = 0; }  // number and order o
 
 enum { MAX_ROWS = 1024, WORD = 32 };
 enum { FIRST = 1, CONDITIONAL = 2, STABLE = 4 };
-enum { MAX_PROBABILITY, ENTROPY, MARGIN, PATIENCE, GATE, FAILURE_PREDICTION };
+// The codes of the criteria, as in ee_export/policy/criteria.py.
+enum { MAX_PROBABILITY = 0, ENTROPY = 1, MARGIN = 2, PATIENCE = 3, GATE = 4, FAILURE_PREDICTION = 5 };
 
 struct Decide {
     const float *logits, *gates;

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ee_export.errors import BadRequest, DeviceError, require_known
+from ee_export.errors import BadRequest, DeviceError
 from ee_export.policy.criteria import CRITERIA, ExitHistory, argmax
 from ee_export.policy.decide import NEVER, ExitRule, Threshold, limits
 
@@ -28,7 +28,6 @@ row is then both source and destination, so tensors can be gathered in place."""
 ROW = np.dtype([("src", "<u8"), ("dst", "<u8"), ("row_bytes", "<u8")])
 """A tensor that :data:`GATHER_ROWS` moves: source, destination, and bytes of a row. src == dst moves in place (not with STABLE)."""
 
-_CRITERIA = tuple(CRITERIA)  # the number of a criterion is its index here, and kernels.cu has the same order
 _SHARED_BYTES = (
     48 * 1024 - 8448
 )  # shared memory of a block on every GPU by default, less the memory that kernels.cu declares
@@ -184,16 +183,19 @@ def policy_block(
         classes: C.
 
     Raises:
-        BadRequest: an unknown criterion, or thresholds, calibration or weights that do not fit the numbers of exits and classes.
+        BadRequest: a criterion that is unknown or has no code, or thresholds, calibration or weights that do not fit the numbers of exits and classes.
     """
-    require_known(criterion, _CRITERIA, "criterion")
+    record = CRITERIA.find(criterion)
+    if record.code is None:
+        raise BadRequest(
+            f"criterion '{criterion}': only the host computes it; load the chain with executor='graphs' or executor='host'"
+        )
     if len(thresholds) != len(rules) - 1:
         raise BadRequest(
             f"{len(thresholds)} thresholds for {len(rules)} exits; expected one for each exit but the last"
         )
-    width = classes + 7  # of failure_prediction, which has the most weights
     block = np.zeros(policy_bytes(len(rules), classes), np.uint8)
-    block[:16].view(np.int32)[:] = _CRITERIA.index(criterion), len(rules), classes, 0
+    block[:16].view(np.int32)[:] = record.code, len(rules), classes, 0
     tables = np.split(block[16:].view(np.float64), np.cumsum([len(rules) * n for n in (classes, classes, classes, 2)]))
     scale, bias, lowest, gates, weights = (table.reshape(len(rules), -1) for table in tables)
     for index, (rule, threshold) in enumerate(zip(rules, [*thresholds, -NEVER], strict=True)):
@@ -201,8 +203,8 @@ def policy_block(
         bias[index] = _numbers(rule.bias, classes, f"biases of exit {index}")
         lowest[index] = _numbers(limits(threshold, classes), classes, f"thresholds of exit {index}")
         gates[index] = rule.gate
-        if criterion == "failure_prediction":
-            weights[index] = _numbers(rule.weights, width, f"weights of exit {index}")
+        if record.fit:
+            weights[index] = _numbers(rule.weights, record.fit.count(classes), f"weights of exit {index}")
     return block
 
 

@@ -12,6 +12,7 @@ from ee_export.errors import BadRequest
 from ee_export.package.manifest import SegmentSpec, Target
 from ee_export.package.recipe import TargetRecipe, read_recipe
 from ee_export.package.store import Package
+from ee_export.runtime.backend import OpenOnDevice
 from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.provenance import EngineProvenance, rebuild_command, require_compatible
 from ee_export.runtime.gpu.segment import DeviceSegment
@@ -60,8 +61,12 @@ def driver_of(gpu: Device) -> str:
     return f"of CUDA {gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
 
 
-def open_package_segments(package: Package, target_name: str, gpu: Device, stream: int) -> list[DeviceSegment]:
+def open_package_segments(
+    package: Package, target_name: str, open_on_device: OpenOnDevice, gpu: Device, stream: int
+) -> list[DeviceSegment]:
     """Open the segments of a package's target, after a check of the hashes of all their files.
+
+    ``open_on_device``: of the target's backend.
 
     Raises:
         BadRequest: its engines were built for another GPU or TensorRT, or from other segments than the package has. The message
@@ -73,7 +78,7 @@ def open_package_segments(package: Package, target_name: str, gpu: Device, strea
     require_fits(package, target_name, gpu)
     with package.reading() as files:
         files.hash(package.needed_by(target_name))
-        segments = open_segments(target, target_name, package.path, files.read, gpu, stream)
+        segments = open_on_device(target, target_name, package.path, files.read, gpu, stream)
         files.require_unchanged()  # some files were opened by path
     return segments
 
@@ -94,35 +99,33 @@ def require_fits(package: Package, target_name: str, gpu: Device) -> None:
         require_compatible(built, _here(gpu, tensorrt.__version__), str(package.path), target_name)
 
 
-def open_segments(
+def open_engines(
     target: Target, target_name: str, folder: Path, read: Callable[[str], bytes], gpu: Device, stream: int
 ) -> list[DeviceSegment]:
-    """Open the segments of a target that fits this machine.
+    """Open the TensorRT engines of a target that fits this machine.
 
     Args:
-        target: a target of one of :data:`GPU_BACKENDS`.
+        target: of the backend ``tensorrt``.
         target_name: for messages.
         folder: of its package, or of a package in the making.
         read: returns a file's contents. An engine's contents run as code, so ``read`` must verify them.
         gpu: the device, current in the calling thread.
-        stream: of onnxruntime's sessions.
+        stream: not used, because an engine runs in any stream.
     """
-    if target.backend == "tensorrt":
-        from ee_export.runtime.gpu.tensorrt import TensorRtSegment
+    from ee_export.runtime.gpu.tensorrt import TensorRtSegment
 
-        workspace = Workspace(gpu)
-        return [
-            TensorRtSegment(
-                spec,
-                read(spec.file),
-                target_name,
-                workspace,
-                host_code=target.compiled.get("versions") == "newer",
-                weights=_weights(target, spec, folder),
-            )
-            for spec in target.segments
-        ]
-    return _sessions(target, folder, gpu, stream)
+    workspace = Workspace(gpu)
+    return [
+        TensorRtSegment(
+            spec,
+            read(spec.file),
+            target_name,
+            workspace,
+            host_code=target.compiled.get("versions") == "newer",
+            weights=_weights(target, spec, folder),
+        )
+        for spec in target.segments
+    ]
 
 
 def _weights(target: Target, spec: SegmentSpec, folder: Path) -> Path | None:
@@ -134,7 +137,10 @@ def _weights(target: Target, spec: SegmentSpec, folder: Path) -> Path | None:
     return (engine.parent / PLAIN if plain else engine.parent) / f"{spec.exit}.onnx"
 
 
-def _sessions(target: Target, folder: Path, gpu: Device, stream: int) -> list[DeviceSegment]:
+def open_sessions(
+    target: Target, target_name: str, folder: Path, read: Callable[[str], bytes], gpu: Device, stream: int
+) -> list[DeviceSegment]:
+    """Open onnxruntime's sessions on a GPU. See :func:`open_engines`. ``stream``: the one that they run in."""
     from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment, cuda_provider, tensorrt_provider
 
     cuda = cuda_provider(gpu.index, stream)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from ee_export.errors import DeviceError, require_known
+from ee_export.policy.criteria import CRITERIA
 from ee_export.runtime.gpu.buffers import TensorArena
 from ee_export.runtime.gpu.device import Device, preflight
 from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy, SegmentRange, run_chain
@@ -70,6 +71,8 @@ def _open(buffers: TensorArena, policy: ExitPolicy, stretches: Sequence[SegmentR
             try:
                 if not support[candidate].runs:
                     raise DeviceError(support[candidate].why)
+                if candidate == "conditional" and CRITERIA.find(policy.criterion).code is None:
+                    raise DeviceError(f"only the host computes the criterion '{policy.criterion}'")
                 opened.append(make_chain(candidate, buffers, policy, stretches))
             except DeviceError as error:
                 if candidate == KINDS[-1]:

@@ -225,17 +225,9 @@ class ConditionalChain:
         self._began = False
 
     def advance(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> list[int]:
-        if self.enqueue(inputs, tokens):
-            with self.buffers.device.current():
-                self._result_buffer.fetch()
-            self._collect(self._batch.stretch[1])
-        return list(self._batch.pages)
+        return self.wait() if self.enqueue(inputs, tokens) else list(self._batch.pages)
 
     def enqueue(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> bool:
-        """Append the next stretch to the stream and return at once. False if no page is undecided and nothing was appended.
-
-        The results follow later, by :meth:`results_on_device`. See :meth:`advance` for arguments and errors.
-        """
         batch, buffers, device = self._batch, self.buffers, self.buffers.device
         if not batch.advance(inputs):
             return False
@@ -258,6 +250,12 @@ class ConditionalChain:
             length = batch.length if buffers.reads_length(0, stretch[1]) else 0
             self._ready[stretch, buffers.sizes.batch(rows), length].launch(buffers.stream)
         return True
+
+    def wait(self) -> list[int]:
+        with self.buffers.device.current():
+            self._result_buffer.fetch()
+        self._collect(self._batch.stretch[1])
+        return list(self._batch.pages)
 
     def skip(self) -> None:
         self._batch.skip()

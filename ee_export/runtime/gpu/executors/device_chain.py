@@ -93,6 +93,21 @@ class DeviceChain(Protocol):
         """
         ...
 
+    def enqueue(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> bool:
+        """Append the next stretch to the stream. See :meth:`advance` for arguments and errors.
+
+        A conditional chain returns at once. The results follow by :meth:`results_on_device`, or by :meth:`wait` and then
+        :meth:`results`.
+
+        Returns:
+            False if no page is undecided, so that nothing was appended.
+        """
+        ...
+
+    def wait(self) -> list[int]:
+        """Wait for the stretch that :meth:`enqueue` appended. Returns the pages that are still undecided, as :meth:`advance`."""
+        ...
+
     def skip(self) -> None:
         """Pass the next stretch without running it, if no later one reads its outputs.
 

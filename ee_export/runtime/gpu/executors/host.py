@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ee_export.errors import BadLogits, DeviceError
-from ee_export.policy.criteria import CRITERIA, ExitHistory
+from ee_export.policy.criteria import ExitHistory, score_function
 from ee_export.policy.decide import NEVER, decide, limits
 from ee_export.runtime.gpu.arrays import DeviceArray
 from ee_export.runtime.gpu.buffers import TensorArena
@@ -103,6 +103,14 @@ class HostChain:
                     break
         return list(batch.pages)
 
+    def enqueue(self, inputs: Mapping[str, object], tokens: np.ndarray | None = None) -> bool:
+        undecided = bool(self._batch.pages)
+        self.advance(inputs, tokens)
+        return undecided
+
+    def wait(self) -> list[int]:
+        return list(self._batch.pages)
+
     def skip(self) -> None:
         self._batch.skip()
         first, end = self._batch.stretch
@@ -156,7 +164,7 @@ class HostChain:
                 self._histories[page],
                 self.policy.rules[step],
                 self._limits[step],
-                CRITERIA[self.policy.criterion],
+                self._score,
                 logits.tolist(),
                 0 if tokens is None else tokens[row],
                 None if gates is None else float(gates[row]),
@@ -196,6 +204,7 @@ class HostChain:
     def retune(self, policy: ExitPolicy) -> None:
         require_policy(policy, len(self.buffers.segments), self._classes)
         self.policy = policy
+        self._score = score_function(policy.criterion)
         self._limits = [limits(threshold, self._classes) for threshold in (*policy.thresholds, -NEVER)]
 
     def close(self) -> None:
