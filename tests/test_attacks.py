@@ -1,6 +1,6 @@
 """A bounded run of the attack suite: each family is attacked, and nothing is untyped, crashes, hangs or takes memory without bound.
 
-The whole run is ``python -m attacks PACKAGE --whole``; see docs/testing.md.
+The whole run is ``python -m attacks PACKAGE --whole``; see docs/explanation/testing.md.
 """
 
 import subprocess

@@ -13,7 +13,7 @@ from ee_export.package.toml_tables import format_value, read_table, read_toml, r
 TRAIN = "train"
 """Value of ``head`` for a head that the command trains."""
 
-_EXAMPLE = "see docs/your-graphs.md"
+_EXAMPLE = "see docs/how-to/onnx-graphs.md"
 
 
 @dataclass(frozen=True, slots=True)
