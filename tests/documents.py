@@ -98,6 +98,8 @@ def _check_arguments(place: str, words: list[str]) -> None:
     except click.exceptions.Exit:
         pass  # --help
     except click.ClickException as error:
+        if isinstance(error, click.BadParameter) and error.param and isinstance(error.param.type, click.File):
+            return  # the file exists only when the block runs
         raise AssertionError(f"{place}: {' '.join(words)}: {error.format_message()}") from error
 
 
@@ -124,7 +126,13 @@ def run_blocks(blocks: list[Block], folder: Path) -> str:
             continue
         command = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
         done = subprocess.run(
-            [*command, block.code], cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+            [*command, block.code],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
         assert done.returncode == 0, f"{block.place}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         output.append(done.stdout)
