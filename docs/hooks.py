@@ -1,10 +1,12 @@
 """A hook of mkdocs: it writes the reference of the commands from click, so that the page cannot differ from `--help`."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import click
+from mkdocs.structure.pages import Page
 
 from ee_export.bench.cli import cli as ee_bench
 from ee_export.cli.main import cli as ee_export
@@ -19,9 +21,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     )
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Show references of docstrings, such as ``:class:`~ee_export.Page```, by the last part of their name."""
-    return re.sub(r":(?:class|func|meth|mod):<code>~?(?:[\w.]*\.)?(\w+)</code>", r"<code>\1</code>", html)
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Make references of docstrings readable.
+
+    ``:class:`~ee_export.Page``` is shown by the last part of its name, and a path such as docs/how-to/serve.md is a link.
+    """
+    html = re.sub(r":(?:class|func|meth|mod):<code>~?(?:[\w.]*\.)?(\w+)</code>", r"<code>\1</code>", html)
+    root = "../" * page.url.count("/")
+    return re.sub(r"(?<![\w/])docs/([\w/-]+)\.md", rf'<a href="{root}\1.html">\1</a>', html)
 
 
 def describe_group(name: str) -> Iterator[str]:
@@ -32,10 +39,10 @@ def describe_group(name: str) -> Iterator[str]:
         context = click.Context(command, info_name=command_name, parent=group)
         yield f"### {name} {command_name}\n"
         yield f"    {context.command_path} {' '.join(command.collect_usage_pieces(context))}\n"
-        yield command.help.replace("\b\n", "") if command.help else ""
-        yield "\n| option | |\n|---|---|"
+        yield inspect.cleandoc(command.help or "").replace("\b\n", "")
+        yield "\n| option | meaning |\n|---|---|"
         for option in command.get_params(context):
-            if record := option.get_help_record(context):
-                names, meaning = (cell.replace("|", "\\|") for cell in record)
-                yield f"| `{names}` | {meaning} |"
+            if isinstance(option, click.Option) and (record := option.get_help_record(context)):
+                names, meaning = record
+                yield f"| `{names}` | {meaning.replace('|', '&#124;')} |"
         yield ""

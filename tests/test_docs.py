@@ -31,12 +31,14 @@ def write_checkpoint(folder: Path) -> None:
     ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
 
 
-def prepare(folder: Path, page: str, pages_folder: Path) -> None:
-    """Put all that the pages name into a folder: packages, pages, held-out pages, a checkpoint."""
+def prepare(folder: Path, page: Path, pages_folder: Path) -> None:
+    """Put all that a page names and does not make into a folder: packages, pages, held-out pages, a checkpoint."""
+    text = page.read_text()
     (folder / "samples").symlink_to(ROOT / "samples")
     for name in ("my.ee", "documents.ee", "old.ee", "new.ee"):
-        shutil.copytree(ROOT / "samples" / "documents.ee", folder / name)
-    for label in ("form", "receipt") if page in TWO_CLASSES else LABELS:
+        if name in text and f"--out {name}" not in text:
+            shutil.copytree(ROOT / "samples" / "documents.ee", folder / name)
+    for label in ("form", "receipt") if page.stem in TWO_CLASSES else LABELS:
         for name, share, copies in (("PAGES", 1, 4), ("DATA", 8, 1), ("HELD_OUT", 8, 3)):
             (folder / name / label).mkdir(parents=True)
             for path in sorted((pages_folder / label).iterdir())[: 2 * share]:
@@ -44,7 +46,7 @@ def prepare(folder: Path, page: str, pages_folder: Path) -> None:
                     shutil.copy(path, folder / name / label / f"{copy}-{path.name}")
     draw_page("form", 3).image.save(folder / "scan.png")
     Image.new("L", (850, 1100), 255).save(folder / "blank.png")
-    if page == "hugging-face":
+    if "CHECKPOINT" in text:
         write_checkpoint(folder / "CHECKPOINT")
 
 
@@ -55,7 +57,7 @@ def prepare(folder: Path, page: str, pages_folder: Path) -> None:
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, pages_folder: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
-    prepare(folder, page.stem, pages_folder)
+    prepare(folder, page, pages_folder)
     run_blocks(find_blocks(page), folder)
 
 
