@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import ee_export.export
+import ee_export.verify
 from ee_export.draw import draw_page
 from tests.conftest import LABELS
 from tests.documents import ROOT, Block, check_block, find_blocks, run_blocks
@@ -76,6 +78,13 @@ def test_no_code_of_the_tutorial_or_a_how_to_is_hidden_from_these_tests() -> Non
         assert not [
             block.place for block in find_blocks(page) if block.language not in ("python", "bash", "toml", "text")
         ]
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    for module in (ee_export, ee_export.export, ee_export.verify):
+        for name in set(module.__all__) - {"__version__"}:
+            assert f"\n::: {module.__name__}.{name}\n" in text
 
 
 @pytest.mark.parametrize(
