@@ -47,7 +47,7 @@ matrix: .venv/.ready
 	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/python -m tests.matrix
 
 docs: .venv/.docs
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 .venv/.docs: .venv/.ready
 	@$(PIP_INSTALL) --editable '.[docs]'
