@@ -1,5 +1,6 @@
 # make demo   the whole job on a few drawn pages        make test      the tests, on the CPU
 # make lint   ruff, language, mypy                      make test-all  with those that are marked exhaustive, as CI runs them
+# make docs   the documentation as a site in build/site
 # make clean  forget .venv and the caches
 # make bindings  TensorRT's, CUDA's and pycuda's Python bindings under build/, for the tests that our code fits them
 # make matrix  the runtime on every onnxruntime that pyproject.toml allows, in environments of their own under build/
@@ -19,7 +20,7 @@ HAS_VENV := $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-all lint bindings matrix sample clean
+.PHONY: demo test test-all lint bindings matrix docs sample clean
 
 demo: .venv/.ready
 	@.venv/bin/ee-export demo
@@ -44,6 +45,13 @@ bindings: .venv/.ready
 
 matrix: .venv/.ready
 	@$(if $(EE_DATA),EE_DATA="$(EE_DATA)",env -u EE_DATA) .venv/bin/python -m tests.matrix
+
+docs: .venv/.docs
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+.venv/.docs: .venv/.ready
+	@$(PIP_INSTALL) --editable '.[docs]'
+	@touch $@
 
 # The real pages count twice: there are half as many of them as drawn ones. glibc gives large arrays back to the system
 # after every operation unless it is told not to, which takes a quarter of the time.

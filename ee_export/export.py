@@ -1,4 +1,4 @@
-"""Build a package of an early-exit model of your own: the public names, see docs/your-model.md.
+"""Build a package of an early-exit model of your own: the public names, see docs/how-to/pytorch.md.
 
     from ee_export.export import Part, PartedModel, image_encoding
 

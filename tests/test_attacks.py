@@ -1,7 +1,7 @@
 """A bounded run of the attack suite. Each family runs, and no attack is untyped, crashes, hangs or uses unbounded
 memory.
 
-The full run is ``python -m attacks PACKAGE --whole``, see docs/testing.md.
+The full run is ``python -m attacks PACKAGE --whole``, see docs/explanation/testing.md.
 """
 
 import subprocess

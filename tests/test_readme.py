@@ -1,15 +1,11 @@
 """The README's code runs unchanged, its links have targets, and it stays one screen long."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from ee_export.draw import draw_page
-from tests.conftest import COMMAND
+from tests.documents import ROOT, Block, find_blocks, run_blocks
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -23,31 +19,26 @@ def prepare(folder: Path) -> None:
 
 def test_its_python_runs(tmp_path: Path) -> None:
     prepare(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    first, *others = done.stdout.splitlines()
+    first, *others = run_blocks(find_blocks(ROOT / "README.md"), tmp_path).splitlines()
     assert first.startswith("form vision ")
     assert len(others) == 2 and all("label='form'" in line for line in others)
 
 
 def test_its_predict_command_runs(tmp_path: Path) -> None:
     prepare(tmp_path)
-    (line,) = re.findall(r"^    ee-export (predict .*?) {2,}#", README, re.MULTILINE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*COMMAND, *line.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("vision") == 2
+    (line,) = re.findall(r"^    (ee-export predict .*?) {2,}#", README, re.MULTILINE)
+    assert run_blocks([Block("README.md", "bash", None, None, line)], tmp_path).count("vision") == 2
 
 
 def test_its_links_and_those_of_the_docs_lead_to_files() -> None:
     broken = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"):
+    pages = (
+        *sorted(ROOT.glob("[!C]*.md")),
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        ROOT / "examples" / "README.md",
+    )
+    for page in pages:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in link and not (page.parent / link).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {link}")

@@ -65,7 +65,7 @@ class ComparisonRules:
 def compare(
     subject: Subject, peers: Sequence[str], data: Dataset, plan: ComparisonRules, progress: Progress
 ) -> dict[str, Any]:
-    """Measure the chain and its peers, and return the result that docs/bench.md describes.
+    """Measure the chain and its peers, and return the result that docs/reference/bench.md describes.
 
     Chains of one target share a process, also if their pages exit at different exits.
 

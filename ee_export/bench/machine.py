@@ -32,7 +32,7 @@ class Watch:
     own_busy_s: float
 
     def finish(self) -> dict[str, Any]:
-        """Return the machine's fields of a result, as docs/bench.md lists them.
+        """Return the machine's fields of a result, as docs/reference/bench.md lists them.
 
         Ended child processes count as own work.
         """

@@ -1,6 +1,6 @@
 """SingleStream, Server and Offline, after MLPerf Inference: one or two operating points of a package on the same work.
 
-Reference: Reddi et al., "MLPerf Inference Benchmark", 2020. docs/bench.md lists the rules that apply here.
+Reference: Reddi et al., "MLPerf Inference Benchmark", 2020. docs/reference/bench.md lists the rules that apply here.
 """
 
 import math
@@ -33,7 +33,7 @@ _PASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class RunRules:
-    """The rules of a run. docs/bench.md describes each field."""
+    """The rules of a run. docs/reference/bench.md describes each field."""
 
     scenario: str = "SingleStream"
     min_seconds: float = 10.0
@@ -55,7 +55,7 @@ RateSearch = tuple[System, dict[str, Any], Search]
 def run(
     package: Package, target: str, points: Sequence[str], work: Work, threads: int, plan: RunRules, progress: Progress
 ) -> dict[str, Any]:
-    """Run a scenario, and return the result that docs/bench.md describes.
+    """Run a scenario, and return the result that docs/reference/bench.md describes.
 
     Args:
         package: the package to measure.

@@ -71,7 +71,7 @@ def add_exits(
         out: the package folder.
         exits: names of exits, default :func:`~ee_export.model.source.default_exits`.
         labels: new names of labels, by the checkpoint's own.
-        train_data: pages that train the heads, in any layout of docs/training.md. All of ``data`` is held out then.
+        train_data: pages that train the heads, in any layout of docs/how-to/train.md. All of ``data`` is held out then.
             Default a part of ``data``.
         checkpoint_out: folder for the checkpoint with exits, default none.
         training: hyperparameters of the heads, default those of :class:`~ee_export.model.train_heads.HeadTraining`.

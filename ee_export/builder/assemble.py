@@ -59,7 +59,7 @@ def assemble(
     """Make a package of ONNX graphs, as a segments.toml describes it. Nothing is written if a check fails.
 
     Args:
-        recipe_path: the segments.toml, see docs/your-graphs.md.
+        recipe_path: the segments.toml, see docs/how-to/onnx-graphs.md.
         out: the package folder.
         data: held-out pages in class folders, or an .npz file of labelled arrays, default those that the recipe names.
         train_data: pages that train heads, default the recipe's, or a part of ``data``.

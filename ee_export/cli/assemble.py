@@ -57,7 +57,7 @@ def assemble(
 
     SEGMENTS names one graph per exit, or one graph of the full model and the tensors at which to cut it. Each cut has a
     head, which you bring or which is trained here. Held-out pages in DATA calibrate and tune the package. See
-    docs/your-graphs.md.
+    docs/how-to/onnx-graphs.md.
     """
     with export_extra():
         from ee_export.builder import assemble as assembling

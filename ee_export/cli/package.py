@@ -72,7 +72,7 @@ def build(
     """Build a package from a checkpoint or from a model of your own.
 
     CHECKPOINT is a folder that `ee-export train` wrote. MODULE:FUNCTION, such as my_module:make_model or
-    path/to/file.py:make_model, names a function of yours that returns a PartedModel (docs/your-model.md). Your code
+    path/to/file.py:make_model, names a function of yours that returns a PartedModel (docs/how-to/pytorch.md). Your code
     runs with all your rights. Held-out pages in DATA calibrate and tune the package.
     """
     with export_extra():

@@ -101,7 +101,7 @@ def train(
 ) -> None:
     """Train exits and trunk on DATA.
 
-    DATA are class folders, CSV files, Parquet files, saved data sets or tar archives (docs/training.md). Without
+    DATA are class folders, CSV files, Parquet files, saved data sets or tar archives (docs/how-to/train.md). Without
     --recipe and --init, the command trains a small trunk with exits from random weights. To resume a run that was
     killed, give the same command again.
     """

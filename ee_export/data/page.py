@@ -21,13 +21,18 @@ Ocr = Callable[[Image.Image], tuple[Sequence[str], Sequence[Sequence[float]]]]
 class Page:
     """One page to classify.
 
-    ``image``: a PIL image, a numpy array, or the bytes or path of an image file, see
-    :func:`~ee_export.data.image.decode_image`. It is decoded when the page is predicted. A file is turned upright, an
-    image or an array is used as it is. ``words`` and ``boxes``: the page's text, if it is known. A box is x0, y0, x1,
-    y1 in 0–1000 of the page's width and height, and edges up to 5 outside are clipped. A page without text has
-    ``words=[]``. A page of words alone has ``boxes=None`` and no image, for models that read nothing else. ``ocr``: a
-    callable from the decoded page to words and boxes. It is called only if the page has not exited when its text is
-    needed. ``name``: names the page in error messages. ``limits``: the largest image and word file that are read.
+    Attributes:
+        image: a PIL image, a numpy array, or the bytes or path of an image file, see
+            :func:`~ee_export.data.image.decode_image`. It is decoded when the page is predicted. A file is turned upright, an
+            image or an array is used as it is.
+        words: the page's text, if it is known. A page without text has ``words=[]``. A page of words alone has
+            ``boxes=None`` and no image, for models that read nothing else.
+        boxes: the place of each word: x0, y0, x1, y1 in 0–1000 of the page's width and height. Edges up to 5 outside are
+            clipped.
+        ocr: a callable from the decoded page to words and boxes. It is called only if the page has not exited when its text
+            is needed.
+        name: names the page in error messages.
+        limits: the largest image and word file that are read.
 
     Raises:
         BadPage: words and boxes differ in number, a box is not four numbers in 0–1000, all boxes lie in 0–1, or there

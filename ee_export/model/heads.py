@@ -47,7 +47,7 @@ class PixelRamp(nn.Module):
     """Class logits directly from ``pixel_values [B, 3, S, S]``, by five stride-2 convolutions and a small classifier.
 
     The classifier reads all cells of the last feature map, because forms differ in the places of their boxes and lines,
-    which an average loses (`benchmarks/README.md`).
+    which an average loses (`docs/explanation/studies.md`).
     """
 
     def __init__(self, image_size: int, num_labels: int, spec: HeadSpec, hidden: int = 128) -> None:

@@ -27,9 +27,9 @@ class Part:
     page.
 
     Attributes:
-        inputs: names of tensors that earlier parts make, or of inputs of the model. outputs: names of the tensors that
-        this part makes, each made by one part only. run: takes the input tensors in their order. Returns the outputs in
-        their order, as a tuple, or the tensor itself if
+        inputs: names of tensors that earlier parts make, or of inputs of the model.
+        outputs: names of the tensors that this part makes, each made by one part only.
+        run: takes the input tensors in their order. Returns the outputs in their order, as a tuple, or the tensor itself if
             there is one. An ``nn.Module`` with one output is such a callable.
     """
 
@@ -65,9 +65,9 @@ class Input:
     """An input of a model.
 
     Attributes:
-        source: ``image`` or ``text`` for a tensor that the package's encoder makes of a page, ``array`` for a caller's
-        own. dtype: numpy name of the element type, such as ``float32``. shape: axis 0 is ``"B"``, the pages. ``"T"`` is
-        the number of text tokens. All other axes are whole numbers.
+        source: ``image`` or ``text`` for a tensor that the package's encoder makes of a page, ``array`` for a caller's own.
+        dtype: numpy name of the element type, such as ``float32``.
+        shape: axis 0 is ``"B"``, the pages. ``"T"`` is the number of text tokens. All other axes are whole numbers.
     """
 
     source: str
@@ -80,17 +80,16 @@ class PartedModel:
     """An early-exit model that can be cut: its parts, its exits, and all else that a package needs.
 
     Attributes:
-        parts: in an order in which they can run. A part runs in the first segment whose exit needs it. If a layer is
-        split
+        parts: in an order in which they can run. A part runs in the first segment whose exit needs it. If a layer is split
             into the row that an exit reads and the other rows, the other rows cost nothing for a page that exits there.
-        exits: names in the order of evaluation. The last one answers every remaining page. labels: names of the classes
-        in the order of the logits, at least two. module: holds all weights of the parts, in float32, on the CPU, in
-        evaluation mode. inputs: by name. Default: those of ``pixel_values``, ``input_ids``, ``bbox`` and
-        ``attention_mask`` that a part
+        exits: names in the order of evaluation. The last one answers every remaining page.
+        labels: names of the classes in the order of the logits, at least two.
+        module: holds all weights of the parts, in float32, on the CPU, in evaluation mode.
+        inputs: by name. Default: those of ``pixel_values``, ``input_ids``, ``bbox`` and ``attention_mask`` that a part
             reads. A model without an encoding states all of its inputs.
-        encoding: of pages, see :mod:`ee_export.model.encodings`. ``None`` if the caller gives arrays. tokenizer: of the
-        encoding, if a part reads text. reference: computes logits without the parts, such as the module's own forward
-        pass. It takes the inputs as keyword
+        encoding: of pages, see :mod:`ee_export.model.encodings`. ``None`` if the caller gives arrays.
+        tokenizer: of the encoding, if a part reads text.
+        reference: computes logits without the parts, such as the module's own forward pass. It takes the inputs as keyword
             arguments and returns a tensor ``[B, C]`` for each exit by its name, and ``[B, 1]`` for a gate as
             ``<exit>.gate``. The package is proven equal to it. Default: the parts, one after another.
         description: JSON values for ``model`` in the manifest.

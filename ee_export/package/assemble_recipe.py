@@ -14,7 +14,7 @@ from ee_export.package.toml_tables import read_table, read_toml, read_value, req
 TRAIN = "train"
 """Value of ``head`` for a head that the command trains."""
 
-_EXAMPLE = "see docs/your-graphs.md"
+_EXAMPLE = "see docs/how-to/onnx-graphs.md"
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The contents of manifest.json, see docs/package.md.
+    """The contents of manifest.json, see docs/reference/package.md.
 
     ``inputs``: the source of each input tensor, ``image`` or ``text`` of a page or :data:`ARRAY`. ``encoding``: how a
     page becomes input tensors, ``None`` if all inputs are arrays. ``encodings``: further encodings by name, for a

@@ -42,9 +42,9 @@ def parse(data: bytes, *, deepest: int | None = 64) -> Any:
     64 bits, half a surrogate pair, and deep nesting.
 
     Args:
-        data: the whole file. The caller bounds its size. deepest: largest depth of objects and lists. ``None`` allows
-            the depth of Python's parser, about a thousand, for a caller that checks the whole structure without
-            recursion.
+        data: the whole file. The caller bounds its size.
+        deepest: largest depth of objects and lists. ``None`` allows the depth of Python's parser, about a thousand, for a
+            caller that checks the whole structure without recursion.
 
     Raises:
         ValueError: the file is refused. The message is one line without the file's name.

@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 class Step(NamedTuple):
     """One step of a page's trace: a segment by its exit's name, or ``ocr``.
 
-    ``batch``: number of pages that ran together. ``label`` and ``score``: of the exit, ``None`` for ``ocr``. ``left``: whether
-    the page exits here.
+    Attributes:
+        name: of the exit, or ``ocr``.
+        batch: number of pages that ran together.
+        duration_ms: of the step, for the whole batch.
+        label: of the exit, ``None`` for ``ocr``.
+        score: of the exit, ``None`` for ``ocr``.
+        left: whether the page exits here.
     """
 
     name: str
@@ -23,9 +28,15 @@ class Step(NamedTuple):
 class Answer:
     """The class of a page, with its exit and its trace.
 
-    ``probabilities``: calibrated, per label. ``exit``: the exit that answers. ``score``: the criterion's score there, in [0, 1].
-    ``ocr_used``: whether an OCR engine ran. ``latency_ms``: from the call to this page's answer. ``trace``: every segment
-    that ran for it, in order. ``deadline_hit``: whether the deadline, not the threshold, determined the exit.
+    Attributes:
+        label: the most probable class.
+        probabilities: calibrated, per label.
+        exit: the exit that answers.
+        score: the criterion's score there, in [0, 1].
+        ocr_used: whether an OCR engine ran.
+        latency_ms: from the call to this page's answer.
+        trace: every segment that ran for it, in order.
+        deadline_hit: whether the deadline, not the threshold, determined the exit.
     """
 
     label: str

@@ -20,7 +20,7 @@ from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.threads import available_threads, require_threads
 
 _LOAD_THERE = (
-    "load the chain in this process, or before the fork with one_pool=False on the processor; see docs/serving.md"
+    "load the chain in this process, or before the fork with one_pool=False on the processor; see docs/how-to/serve.md"
 )
 
 
@@ -49,13 +49,13 @@ def load(
             sleep between runs and do not affect the rest of the process. The first chain that is loaded with
             ``one_pool=True`` makes the pool and decides its size. It is for a program that does nothing else: onnxruntime
             then refuses every session with default options, such as those of another library, and the chain refuses to
-            run in a forked process. If the process has such a pool already, all chains join it. See docs/serving.md.
+            run in a forked process. If the process has such a pool already, all chains join it. See docs/how-to/serve.md.
         executor: of a GPU's target: ``conditional``, ``graphs`` or ``host``, or ``auto`` for the fastest of them, measured
-            when the first page comes. See docs/gpu.md.
+            when the first page comes. See docs/how-to/gpu.md.
         device: the driver's number of the GPU that runs a GPU's target. CUDA_VISIBLE_DEVICES applies.
         in_memory: whether to read the weights into memory. By default they are mapped from the package's files, so a file that
             is overwritten in place later changes the answers, and one that is truncated ends the process by SIGBUS. Only the
-            backend onnxruntime on the CPU takes it. See docs/security.md for its cost.
+            backend onnxruntime on the CPU takes it. See docs/explanation/security.md for its cost.
 
     Raises:
         BadPackage: a file is missing, changed or extra, the manifest is invalid, a graph is not the one that it describes,

@@ -104,7 +104,8 @@ def compare_pages(
     slow.
 
     Args:
-        a, b: the chains.
+        a: the first chain.
+        b: the second chain.
         paths: pages, each with its label or ``None``, see :func:`find_labelled`.
         ocr: reads pages without words.
         progress: called with pages done and pages in all.

@@ -28,7 +28,7 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 
 def read_labelled(path: Path, labels: tuple[str, ...] | None = None) -> Labelled:
-    """Read the pages of a file or folder, in any layout of docs/training.md.
+    """Read the pages of a file or folder, in any layout of docs/how-to/train.md.
 
     Args:
         path: a folder of class folders, a list (CSV or JSON lines), a folder with such a list, Parquet files, a folder
