@@ -14,7 +14,8 @@ from tests.conftest import LABELS
 from tests.documents import ROOT, Block, check_block, find_blocks, run_blocks
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN = [page for page in PAGES if page.parent.name in ("tutorial", "how-to")]
+RUN = [page for page in PAGES if page.parent.name in ("tutorial", "how-to") and page.stem != "extend"]
+"""tests/test_extend.py runs the code of ``extend``, which is a distribution."""
 QUICK = ("secure", "serve")
 """Pages whose code takes a few seconds. That of the others builds, tunes or trains."""
 TWO_CLASSES = ("pytorch", "onnx-graphs")
