@@ -70,7 +70,7 @@ class Page:
             words = [word for word in check_words(self.words, self.name) if word.strip()]
             object.__setattr__(self, "words", words)
         elif (self.words is None) != (self.boxes is None):
-            raise BadPage(f"{self.name}: has only one of words and boxes; give both")
+            raise BadPage(f"{self.name}: words or boxes are missing; give both")
 
     def decode(self) -> Image.Image:
         """Decode the page's picture: 8 bits, mode ``L`` or ``RGB``, upright if it is a file.

@@ -206,5 +206,5 @@ def unknown_name(name: str, names: Sequence[str], where: str, role: str) -> BadR
 
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.3) or list(names)[:5]
     return BadRequest(
-        f"{where}: {role} '{shorten(name, 80)}' does not exist in the graph; the nearest names are {', '.join(shorten(n, 80) for n in near) or 'none'}"
+        f"{where}: {role} '{shorten(name, 80)}' does not exist; the nearest names are {', '.join(shorten(n, 80) for n in near) or 'none'}"
     )

@@ -114,7 +114,9 @@ def test_engines_of_another_gpu_or_tensorrt_are_refused_before_one_is_loaded(
 
 def test_engines_of_other_segments_than_the_package_has_now_are_refused(tensorrt: FakeTensorRt, made: Package) -> None:
     change(made.path, lambda texts: texts.update(source="0" * 64))
-    with pytest.raises(BadRequest, match=r"compiled of other segments than the package's cpu-fp32: `ee-export compile"):
+    with pytest.raises(
+        BadRequest, match=r"compiled from other segments than the package's cpu-fp32; `ee-export compile"
+    ):
         load_package(open_package(made.path), TARGET)
 
 

@@ -84,7 +84,7 @@ def test_the_operator_names_no_output_but_the_first() -> None:
     assert list(node.output) == ["context"]
     model = attention(outputs=4)
     model.graph.output.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", HEADS, "L", "L"]))
-    with pytest.raises(NotEqual, match="Attention 'attend': its output 'scores' is read"):
+    with pytest.raises(NotEqual, match="Attention 'attend': a node reads its output 'scores'"):
         drop_extra_outputs(model)
 
 

@@ -112,8 +112,8 @@ def test_incomparable_packages_are_refused_before_any_page_is_classified(
 ) -> None:
     nowhere = tmp_path / "no" / "log"
     for arguments, message in (
-        (("--shadow", by_sight), "--shadow and --shadow-log go together"),
-        (("--shadow-log", tmp_path / "log"), "--shadow and --shadow-log go together"),
+        (("--shadow", by_sight), "--shadow and --shadow-log: one of them is missing"),
+        (("--shadow-log", tmp_path / "log"), "--shadow and --shadow-log: one of them is missing"),
         (("--shadow", tmp_path, "--shadow-log", tmp_path / "log"), "manifest.json: missing"),
         (("--shadow", by_sight, "--shadow-log", nowhere), r"log: cannot be written (No such file or directory)"),
     ):

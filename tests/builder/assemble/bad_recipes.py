@@ -5,7 +5,7 @@ from tests.builder.assemble.graphs import ARRAYS, CASCADE, CUT, ENCODING, TOP, W
 _SEGMENT = TOP + '[[segments]]\nexit = "final"\nfile = "net.onnx"\ninputs = {x = "pixel_values"}\n'
 
 BAD_RECIPES: dict[str, tuple[str, str]] = {
-    "unknown tensor": (WHOLE + CUT.replace('"relu1"', '"relu11"') + ENCODING, "near it: relu1"),
+    "unknown tensor": (WHOLE + CUT.replace('"relu1"', '"relu11"') + ENCODING, "the nearest names are relu1"),
     "cut at a weight": (WHOLE + CUT.replace('"relu1"', '"w1"') + ENCODING, "is a weight"),
     "cut at a shape": (WHOLE + CUT.replace('"relu1"', '"pages"') + ENCODING, "with a row a page"),
     "cut at the logits": (WHOLE + CUT.replace('"relu1"', '"out"') + ENCODING, "name a tensor before it"),
@@ -30,13 +30,13 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
         WHOLE.replace("net.onnx", "opset.onnx") + ENCODING,
         "written in opset 99, expected at most 23",
     ),
-    "logits are a weight": (WHOLE + 'logits = "w3"\n' + ENCODING, "logits: the tensor 'w3' is not there"),
+    "logits are a weight": (WHOLE + 'logits = "w3"\n' + ENCODING, "logits: the tensor 'w3' does not exist"),
     "logits are features": (WHOLE + 'logits = "relu1"\n' + ENCODING, "expected class logits float32 [B, 3]"),
     "gate of another shape": (
         _SEGMENT + 'gate = "flat"\n' + ENCODING,
         "gate: 'flat' is float32 [B, 6], expected float32 [B, 1]",
     ),
-    "gate is a weight": (_SEGMENT + 'gate = "w3"\n' + ENCODING, "gate: the tensor 'w3' is not there"),
+    "gate is a weight": (_SEGMENT + 'gate = "w3"\n' + ENCODING, "gate: the tensor 'w3' does not exist"),
     "train without a head": ('train = "pages"\n' + WHOLE + ENCODING, 'train: no [[cut]] has head = "train"'),
     "data is not there": (WHOLE.replace("pages", "no") + ENCODING, "no: no such folder"),
     "labels are no file": ('labels = "a\\u0000b"\n' + WHOLE.split("\n", 1)[1] + ENCODING, "labels: cannot read"),
@@ -79,7 +79,7 @@ BAD_RECIPES: dict[str, tuple[str, str]] = {
     ),
     "exit twice": (WHOLE + CUT + CUT + ENCODING, "is named twice"),
     "input is not named": (WHOLE.replace('inputs = {x = "pixel_values"}', "") + ENCODING, "is no input of a package"),
-    "unknown graph input": (WHOLE.replace("{x =", "{y =") + ENCODING, "the graph's input 'y' is not there"),
+    "unknown graph input": (WHOLE.replace("{x =", "{y =") + ENCODING, "the graph's input 'y' does not exist"),
     "neither graph nor segments": (TOP + ENCODING, "neither [graph] nor [[segments]]"),
     "cut without graph": (
         TOP + '[[segments]]\nexit = "final"\nfile = "net.onnx"\n' + CUT + ENCODING,
