@@ -37,7 +37,7 @@ def made(tensorrt: FakeTensorRt, tiny_package: Package, pages_folder: Path, tmp_
     path = Path(shutil.copytree(before or tiny_package.path, tmp_path / "made.ee"))
     if before is None:
         compiled(path, pages_folder)
-        keep = tiny_package.path.parent / f"made-{tensorrt.trt.__version__}.ee"
+        keep = tmp_path.parent / f"made-{tensorrt.trt.__version__}.ee"
         _MADE[tensorrt.trt.__version__] = Path(shutil.copytree(path, keep))
     return open_package(path)
 
