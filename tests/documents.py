@@ -131,7 +131,7 @@ def run_blocks(blocks: list[Block], folder: Path) -> str:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
             check=False,
         )
         assert done.returncode == 0, f"{block.place}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
