@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ee_export.errors import EeError
-from ee_export.package.manifest import SegmentSpec, Target
+from ee_export.package.manifest import GpuBuild, SegmentSpec, Target
 from ee_export.package.recipe import TargetRecipe
 from ee_export.package.store import Package
 from ee_export.progress import Progress
@@ -70,9 +70,10 @@ class CompileContext:
     @property
     def sizes(self) -> dict[str, int]:
         """Sizes of the axes for the largest batch of the longest pages."""
-        tokens = int(self.compiled["longest_text"])
+        build = GpuBuild.read(self.compiled)
+        tokens = build.longest_text
         pages = max(pages.max for pages in self.recipe.batch)
-        return {"B": pages, "T": tokens, "L": tokens + int(self.compiled["visual_tokens"])}
+        return {"B": pages, "T": tokens, "L": tokens + build.visual_tokens}
 
 
 def choose_bias(package: Package, context: CompileContext, progress: Progress) -> tuple[Choice, dict[str, str]]:
