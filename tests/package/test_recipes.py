@@ -195,7 +195,7 @@ def test_a_wheel_carries_recipes_and_grids_where_the_code_looks(tmp_path: Path) 
     subprocess.run(made, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = f"from ee_export.package.recipe import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped('{SHIPPED[0]}'))\n"
+    code = f"from ee_export.package.recipe import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped_file('{SHIPPED[0]}'))\n"
     code += "from ee_export.bench.grid import SHIPPED, read_grid\nfrom ee_export.model.recipe import read_recipe\n"
     code += (
         "for name in SHIPPED: grid = read_grid(Path(name)); assert read_recipe(grid.recipe).model; print(grid.recipe)"
