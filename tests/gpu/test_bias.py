@@ -138,7 +138,7 @@ def test_onnxruntime_s_backends_are_timed_by_a_session_of_the_graph(
         opened.append(folder / spec.file)
         return [OrtGpuSegment(spec, opened[-1], [("CPUExecutionProvider", {})], stream, ("cpu", 0))]
 
-    backend = BACKENDS["onnxruntime-cuda"]._replace(open_on_device=on_the_processor)
+    backend = BACKENDS["onnxruntime-cuda"]._replace(open_on_device=cast(Any, on_the_processor))
     monkeypatch.setattr(BACKENDS, "_parts", {**BACKENDS, "onnxruntime-cuda": backend})
     texts = {"longest_text": "64", "visual_tokens": "50"}
     told: list[str] = []
