@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from ee_export.errors import EeError
-from ee_export.package.manifest import SegmentSpec, Target
+from ee_export.package.manifest import GpuBuild, SegmentSpec, Target
 from ee_export.package.recipe import TargetRecipe
 from ee_export.package.store import Package
 from ee_export.progress import Progress
+from ee_export.runtime.backends import BACKENDS
 from ee_export.runtime.gpu.arrays import size_of
 from ee_export.runtime.gpu.device import Device
-from ee_export.runtime.gpu.open import RECIPE, open_engines
+from ee_export.runtime.gpu.open import RECIPE
 from ee_export.runtime.gpu.segment import DeviceSegment
 from ee_export.runtime.gpu.sizes import shape_of
 from ee_export.segments.prepare import find_recomputations
@@ -70,9 +71,10 @@ class CompileContext:
     @property
     def sizes(self) -> dict[str, int]:
         """Sizes of the axes for the largest batch of the longest pages."""
-        tokens = int(self.compiled["longest_text"])
+        build = GpuBuild.read(self.compiled)
+        tokens = build.longest_text
         pages = max(pages.max for pages in self.recipe.batch)
-        return {"B": pages, "T": tokens, "L": tokens + int(self.compiled["visual_tokens"])}
+        return {"B": pages, "T": tokens, "L": tokens + build.visual_tokens}
 
 
 def choose_bias(package: Package, context: CompileContext, progress: Progress) -> tuple[Choice, dict[str, str]]:
@@ -139,9 +141,11 @@ def _time_recomputation(recomputation: Recomputation, context: CompileContext, f
         spec = replace(spec, file=f"{recipe.name}/{recomputation.tensor.name}.engine")
         (folder / spec.file).write_bytes(plan)
     target = Target(recipe.backend, 0.0, {}, (spec,), compiled=dict(context.compiled))
+    open_on_device = BACKENDS.find(recipe.backend).open_on_device
+    assert open_on_device is not None
     stream = gpu.create_stream()
     try:
-        (segment,) = open_engines(target, recipe.name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
+        (segment,) = open_on_device(target, recipe.name, folder, lambda file: (folder / file).read_bytes(), gpu, stream)
         return _time_segment(segment, context.sizes, gpu, stream)
     finally:
         gpu.destroy_stream(stream)

@@ -57,7 +57,7 @@ class GpuTrialExecutor:
         segments = open_package_segments(self._package, target_name, open_on_device, device, stream)
         pages = [page.inputs for page in golden.read(self._package)[0]]
         lengths = {page["input_ids"].shape[1] for page in pages if "input_ids" in page}
-        visual = int(self._target.compiled["visual_tokens"])
+        visual = self._target.gpu_build.visual_tokens
         buffers = TensorArena(device, segments, Sizes(BATCHES, tuple(sorted(lengths)), visual), stream)
         self._closing.callback(buffers.close)
         self._point = operating_point(self._target, FULL)

@@ -1,9 +1,9 @@
 """The values of manifest.json, which describes a package. :mod:`ee_export.package.read_manifest` reads it."""
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ee_export.errors import BadRequest
 from ee_export.package.encoding import INPUTS, Encoding, band_of
@@ -191,6 +191,46 @@ class Costs:
         return batch * (cost[low] + share * (cost[high] - cost[low]))
 
 
+class GpuBuild(NamedTuple):
+    """The entries of :attr:`Target.compiled` that a GPU's target runs by.
+
+    ``made_from``, ``source``: the target of the same package that it was made from, and the sha256 of its graphs. ``visual_tokens``:
+    visual tokens behind a page's text. ``longest_text``: most text tokens of a page. ``bias``: ``carried`` or ``recomputed``, empty
+    if the recipe's. ``newer``: whether newer versions of TensorRT run the engines. ``stripped``: whether weights lie beside the
+    engines. ``plain_attention``: exits whose segments have plain nodes instead of the attention operator.
+    """
+
+    made_from: str
+    source: str
+    visual_tokens: int
+    longest_text: int
+    bias: str
+    newer: bool
+    stripped: bool
+    plain_attention: tuple[str, ...]
+
+    @staticmethod
+    def read(compiled: Mapping[str, str]) -> "GpuBuild":
+        """Read the entries.
+
+        Raises:
+            BadRequest: a number is missing.
+        """
+        for name in ("visual_tokens", "longest_text"):
+            if not compiled.get(name, "").isdecimal():
+                raise BadRequest(f"compiled.{name}: missing, and a GPU's target needs it; compile the target again")
+        return GpuBuild(
+            compiled.get("from", ""),
+            compiled.get("source", ""),
+            int(compiled["visual_tokens"]),
+            int(compiled["longest_text"]),
+            compiled.get("bias", ""),
+            compiled.get("versions") == "newer",
+            compiled.get("stripped") == "yes",
+            tuple(name for name in compiled.get("plain_attention", "").split(", ") if name),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Segments compiled for one kind of device, with their calibration and operating points.
@@ -211,6 +251,11 @@ class Target:
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
     compiled: dict[str, str] = field(default_factory=dict)
     history: tuple[FormerPoint, ...] = ()
+
+    @property
+    def gpu_build(self) -> GpuBuild:
+        """The typed entries of ``compiled`` of a GPU's target. Raises BadRequest if one is missing."""
+        return GpuBuild.read(self.compiled)
 
     def calibration_of(self, exit_name: str, classes: int) -> Calibration:
         """An exit's calibration, the identity if none was fitted."""

@@ -72,7 +72,7 @@ def sizes_of_target(package: Package, target_name: str) -> "Sizes":
     target, encoding = package.target(target_name), only_encoding(package.manifest, "a GPU's target")
     longest = encoding.max_text_tokens if package.manifest.reads("text") else 0
     recipe = read_recipe(package.path / target_name / RECIPE)
-    return sizes_of(recipe, longest, int(target.compiled["visual_tokens"]), {"input_ids": encoding.pad_id})
+    return sizes_of(recipe, longest, target.gpu_build.visual_tokens, {"input_ids": encoding.pad_id})
 
 
 def open_draft_on_gpu(backend: Backend, target: Target, name: str, folder: Path) -> list[Segment]:
@@ -90,7 +90,7 @@ def _from_host(
 ) -> tuple[list[Segment], threading.Lock]:
     from ee_export.runtime.gpu.host import HostSegment
 
-    visual_tokens, lock = int(target.compiled["visual_tokens"]), threading.Lock()
+    visual_tokens, lock = target.gpu_build.visual_tokens, threading.Lock()
     # All users of the stream hold the lock, so the stream is destroyed with the last of them. The end of a process frees all.
     weakref.finalize(lock, _destroy, gpu, stream).atexit = False
     return [HostSegment(segment, gpu, stream, visual_tokens, lock) for segment in segments], lock

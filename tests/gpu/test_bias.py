@@ -23,6 +23,7 @@ from ee_export.package.manifest import OperatingPoint, Target
 from ee_export.package.recipe import Range, find_recipe, find_shipped_file
 from ee_export.package.store import Package, open_package
 from ee_export.runtime.answer import Answer
+from ee_export.runtime.backends import BACKENDS
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.gpu.ort_gpu import OrtGpuSegment
 from ee_export.runtime.load import load_package
@@ -139,7 +140,8 @@ def test_onnxruntime_s_backends_are_timed_by_a_session_of_the_graph(
         opened.append(folder / spec.file)
         return [OrtGpuSegment(spec, opened[-1], [("CPUExecutionProvider", {})], stream, ("cpu", 0))]
 
-    monkeypatch.setattr(gpu_bias, "open_segments", on_the_processor)
+    backend = BACKENDS["onnxruntime-cuda"]._replace(open_on_device=cast(Any, on_the_processor))
+    monkeypatch.setattr(BACKENDS, "_parts", {**BACKENDS, "onnxruntime-cuda": backend})
     texts = {"longest_text": "64", "visual_tokens": "50"}
     stages: list[str] = []
     context = gpu_bias.CompileContext(find_recipe("cuda-fp16"), find_shipped_file("cuda-fp16"), texts, None, Gpu())

@@ -86,8 +86,8 @@ def open_package_segments(
 def require_fits(package: Package, target_name: str, gpu: Device) -> None:
     """Raise BadRequest if a target's engines are for another machine, or were built from other segments than the package has."""
     target = package.target(target_name)
-    source = target.compiled.get("from", "")
-    if source in package.manifest.targets and target.compiled.get("source") != source_hash(package, source):
+    source = target.gpu_build.made_from
+    if source in package.manifest.targets and target.gpu_build.source != source_hash(package, source):
         raise BadRequest(
             f"{package.path}: {target_name} was compiled from other segments than the package's {source}; "
             f"{rebuild_command(str(package.path), target_name)}"
@@ -121,7 +121,7 @@ def open_engines(
             read(spec.file),
             target_name,
             workspace,
-            host_code=target.compiled.get("versions") == "newer",
+            host_code=target.gpu_build.newer,
             weights=_weights(target, spec, folder),
         )
         for spec in target.segments
@@ -130,10 +130,10 @@ def open_engines(
 
 def _weights(target: Target, spec: SegmentSpec, folder: Path) -> Path | None:
     """The graph with the weights of a stripped engine, ``None`` for an engine that has its weights."""
-    if target.compiled.get("stripped") != "yes":
+    if not target.gpu_build.stripped:
         return None
     engine = folder / spec.file
-    plain = spec.exit in target.compiled.get("plain_attention", "").split(", ")
+    plain = spec.exit in target.gpu_build.plain_attention
     return (engine.parent / PLAIN if plain else engine.parent) / f"{spec.exit}.onnx"
 
 
@@ -150,9 +150,13 @@ def open_sessions(
         providers = [cuda]
         if target.backend == "onnxruntime-tensorrt":
             recipe = read_recipe(graph.parent / RECIPE)
-            longest = int(target.compiled["longest_text"])
-            shapes = profile_shapes(spec.inputs, recipe.profiles(longest), int(target.compiled["visual_tokens"]))
-            source = (target.compiled["source"], recipe.hash, target.compiled.get("bias", ""), spec.file)
+            build = target.gpu_build
+            if not build.source:  # it names the cached engines
+                raise BadRequest(
+                    f"{graph}: compiled.source: missing, and {target_name} needs it; compile the target again"
+                )
+            shapes = profile_shapes(spec.inputs, recipe.profiles(build.longest_text), build.visual_tokens)
+            source = (build.source, recipe.hash, build.bias, spec.file)
             content = hashlib.sha256(" ".join(source).encode()).hexdigest()
             providers.insert(0, tensorrt_provider(gpu.index, stream, recipe, shapes, cache_folder() / content[:16]))
         opened.append(OrtGpuSegment(spec, graph, providers, stream, ("cuda", gpu.index)))
