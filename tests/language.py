@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("ee_export", "tests", "benchmarks", "attacks", "examples")
+FOLDERS = ("ee_export", "draw", "tests", "benchmarks", "attacks", "examples")
 NOT_CLEAN_YET = (
     "attacks",
     "ee_export/builder",
     "ee_export/data",
-    "ee_export/draw",
+    "draw",
     "ee_export/model",
     "ee_export/package",
     "ee_export/policy",

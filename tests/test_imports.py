@@ -8,7 +8,7 @@ from benchmarks.structure import PACKAGE, ROOT, circles, imports_of, modules_of,
 
 LAYERS = (
     ("errors", "places", "progress", "version"),
-    ("policy", "draw"),
+    ("policy",),
     ("package",),
     ("data",),
     ("runtime",),
@@ -52,6 +52,17 @@ def test_policy_imports_numpy_and_scipy_and_of_ours_the_errors_alone() -> None:
         if room_of(each.importer) == "policy" and room_of(each.imported) not in allowed
     ]
     assert others == []
+
+
+def test_the_package_imports_nothing_that_lies_beside_it() -> None:
+    beside = {"attacks", "benchmarks", "draw", "tests"}
+    outside = [
+        f"{module}:{line} -> {imported}"
+        for module, path in MODULES.items()
+        for imported, line in imports_of(path)
+        if imported.partition(".")[0] in beside
+    ]
+    assert outside == []
 
 
 def test_modules_import_each_other_in_no_circle() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ee_export.draw import draw_page
+from draw import draw_page
 from tests.conftest import COMMAND
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
 from ee_export.data.ocr import is_installed, tesseract
-from ee_export.draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
 from ee_export.errors import EeError
 
 A4_300_DPI = 3508
