@@ -90,7 +90,7 @@ def test_the_demo_runs_from_an_installed_wheel_without_torch(site: Path) -> None
 import sys, importlib.util
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find_spec(name, *rest)
-sys.modules["torch"] = sys.modules["transformers"] = sys.modules["onnx"] = None
+sys.modules["torch"] = sys.modules["fcntl"] = sys.modules["transformers"] = sys.modules["onnx"] = None
 from ee_export.cli.main import main
 main()
 """
