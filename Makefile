@@ -1,4 +1,4 @@
-# make demo   the whole job on a few drawn pages        make test      the tests, on the CPU
+# make demo   the sample exported, at work on pages      make test      the tests, on the CPU
 # make lint   ruff, language, mypy                      make test-all  with those that are marked exhaustive, as CI runs them
 # make docs   the documentation as a site in build/site
 # make clean  forget .venv and the caches
@@ -59,8 +59,9 @@ sample: export MALLOC_MMAP_THRESHOLD_ := 4000000000
 sample: export MALLOC_TRIM_THRESHOLD_ := 8000000000
 sample: .venv/.ready
 	@test -n "$(EE_DATA)" || { echo "make: set EE_DATA to a folder of real pages with train, val and test" >&2; exit 1; }
-	@.venv/bin/python -m ee_export.draw build/drawn --pages 200 --seed 1 --hard-share 0.4
-	@.venv/bin/python -m ee_export.draw build/golden --pages 1 --seed 2
+	@.venv/bin/python -m draw build/drawn --pages 200 --seed 1 --hard-share 0.4
+	@.venv/bin/python -m draw build/golden --pages 1 --seed 2
+	@.venv/bin/python -m draw.sample samples/pages
 	@.venv/bin/ee-export train $(EE_DATA)/train $(EE_DATA)/train build/drawn --val $(EE_DATA)/val \
 	    --recipe recipes/training/documents.toml --out build/whole.checkpoint --force
 	@.venv/bin/ee-export train $(EE_DATA)/train $(EE_DATA)/train build/drawn --val $(EE_DATA)/val \

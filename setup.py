@@ -1,4 +1,4 @@
-"""Wheels carry recipes of targets and grids beside the code that reads them; all else is in pyproject.toml."""
+"""Wheels carry recipes of targets and the sample's package and pages beside the code; all else is in pyproject.toml."""
 
 from pathlib import Path
 from shutil import copy2
@@ -7,25 +7,34 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = {
-    "targets": sorted(map(str, Path("recipes/targets").glob("*.toml"))),
-    "grids/pareto": sorted(map(str, Path("benchmarks/pareto").glob("*.toml"))),
-    "grids/trunks": sorted(map(str, Path("benchmarks/trunks").glob("*.toml"))),
+    "targets": "recipes/targets",
+    "samples/documents.ee": "samples/documents.ee",
+    "samples/pages": "samples/pages",
 }
-"""Files by the folder of the package that they are copied to. Grids name their recipes by paths between these folders."""
+"""Folders of this repository by the folder of the package that they are copied to."""
 
 
-class WithRecipes(build_py):
+def source_files() -> list[tuple[Path, Path]]:
+    """List the files in FOLDERS, each with its path in the package."""
+    return [
+        (file, target / file.relative_to(source))
+        for target, source in ((Path(target), Path(source)) for target, source in FOLDERS.items())
+        for file in sorted(source.rglob("*"))
+        if file.is_file()
+    ]
+
+
+class WithFolders(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            for name, files in FOLDERS.items():
-                folder = Path(self.build_lib, "ee_export", name)
-                folder.mkdir(parents=True, exist_ok=True)
-                for file in files:
-                    copy2(file, folder)
+            for file, place in source_files():
+                copy = Path(self.build_lib, "ee_export", place)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy2(file, copy)
 
     def get_source_files(self) -> list[str]:
-        return [*super().get_source_files(), *(file for files in FOLDERS.values() for file in files)]
+        return [*super().get_source_files(), *(str(file) for file, _ in source_files())]
 
 
-setup(cmdclass={"build_py": WithRecipes})
+setup(cmdclass={"build_py": WithFolders})

@@ -134,8 +134,8 @@ def _small(folder: Path) -> tuple[Path, Path]:
     """A package of the tests' tiny model, and the pages it was built with."""
     import torch
 
+    from draw import draw_folder
     from ee_export.builder.build import build
-    from ee_export.draw import draw_folder
     from ee_export.model import checkpoint
     from tests.conftest import random_model, tiny_config
 

@@ -25,10 +25,10 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from draw import draw_folder
 from ee_export.bench.machine import environment, watch
 from ee_export.data.dataset import read_dataset
 from ee_export.data.encode import Encoder
-from ee_export.draw import draw_folder
 from ee_export.model import checkpoint, epochs
 from ee_export.model import train as training
 from ee_export.model.device import Machine, find_device

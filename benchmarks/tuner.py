@@ -1,6 +1,6 @@
 """The tuner's Pareto front against that of random threshold mixtures, and against the true optimum of small cases.
 
-    python benchmarks/tuner.py [--package samples/documents.ee --data ../shared/data/pages/val] [--draws 1500000]
+    python -m benchmarks.tuner [--package samples/documents.ee --data ../shared/data/pages/val] [--draws 1500000]
 
 Both search the same scores on this machine. The cases are random scores of several sizes, which separate right from
 wrong answers better from exit to exit. With --package, the real pages in DATA are a case too. Exhaustive search tries
@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
+from benchmarks.pareto.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.pareto_search import search_pareto_front
 from ee_export.policy.tune import PageScores, Point
 from ee_export.runtime.machine import machine_name

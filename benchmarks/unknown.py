@@ -1,6 +1,6 @@
 """Pages of kinds outside the training data: their exits, their scores, and the alarms of the drift guard.
 
-    python -m ee_export.draw build/unknown --set unknown --pages 40 --seed 5
+    python -m draw build/unknown --set unknown --pages 40 --seed 5
     python benchmarks/unknown.py ../shared/data/pages/test build/unknown
 
 Every kind is classified with its words given. Then unknown pages are mixed into the known ones, with seeded draws, and

@@ -21,9 +21,9 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from draw import draw_folder
 from ee_export.cli.console import run_command as run_cli
 from ee_export.cli.main import cli
-from ee_export.draw import draw_folder
 from ee_export.package.atomic import lock_file, staged_folder
 from ee_export.package.store import Package, open_package
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import ee_export.export
 import ee_export.verify
-from ee_export.draw import draw_page
+from draw import draw_page
 from tests.conftest import LABELS
 from tests.documents import ROOT, Block, check_block, find_blocks, run_blocks
 

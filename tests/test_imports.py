@@ -8,7 +8,7 @@ from benchmarks.structure import PACKAGE, ROOT, circles, imports_of, modules_of,
 
 LAYERS = (
     ("errors", "places", "progress", "registry", "version"),
-    ("policy", "draw"),
+    ("policy",),
     ("package",),
     ("data",),
     ("runtime",),
@@ -65,6 +65,17 @@ def test_policy_imports_only_numpy_scipy_our_errors_and_the_registry() -> None:
         if room_of(edge.importer) == "policy" and room_of(edge.imported) not in allowed
     ]
     assert others == []
+
+
+def test_the_package_imports_nothing_that_lies_beside_it() -> None:
+    beside = {"attacks", "benchmarks", "draw", "tests"}
+    outside = [
+        f"{module}:{line} -> {imported}"
+        for module, path in MODULES.items()
+        for imported, line in imports_of(path)
+        if imported.partition(".")[0] in beside
+    ]
+    assert outside == []
 
 
 def test_modules_import_each_other_in_no_circle() -> None:

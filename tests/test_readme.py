@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ee_export.draw import draw_page
+from draw import draw_page
 from tests.documents import ROOT, Block, find_blocks, run_blocks
 
 README = (ROOT / "README.md").read_text()

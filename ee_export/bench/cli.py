@@ -3,7 +3,7 @@
 import click
 
 from ee_export.bench.compare_commands import compare, diff, report
-from ee_export.bench.measure_commands import exits, pareto, record, run
+from ee_export.bench.measure_commands import exits, record, run
 from ee_export.cli.console import run_command
 from ee_export.cli.options import GROUP_SETTINGS
 from ee_export.version import __version__
@@ -12,10 +12,10 @@ from ee_export.version import __version__
 @click.group(context_settings=GROUP_SETTINGS)
 @click.version_option(__version__, prog_name="ee-bench", help="Print the version and exit.")
 def cli() -> None:
-    """Measure packages: load scenarios, other runtimes, single exits, and studies of many models."""
+    """Measure packages: load scenarios, other runtimes, and single exits."""
 
 
-for _command in (run, record, exits, pareto, compare, report, diff):
+for _command in (run, record, exits, compare, report, diff):
     cli.add_command(_command)
 
 

@@ -1,11 +1,10 @@
-"""`ee-bench run`, `record`, `exits` and `pareto`: packages and models, measured by themselves."""
+"""`ee-bench run`, `record` and `exits`: packages, measured by themselves."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from ee_export.bench import tables
 from ee_export.bench.output import print_and_write, record_option
@@ -13,6 +12,7 @@ from ee_export.cli.console import echo_json, export_extra, out, progress_bars
 from ee_export.cli.options import PATH, json_option, point_option, target_option, threads_option
 from ee_export.errors import BadRequest
 from ee_export.package.input_specs import only_encoding
+from ee_export.places import SAMPLE_PAGES
 
 _POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -130,8 +130,8 @@ def run(
 ) -> None:
     """Run PACKAGE in a scenario after MLPerf Inference on the pages in DATA, and time every stage.
 
-    DATA is a folder of pages, or an .npz file that `ee-bench record` wrote. Without DATA, the pages are drawn. Pages
-    exit as the operating point decides.
+    DATA is a folder of pages, or an .npz file that `ee-bench record` wrote. Without DATA, the seven
+    drawn pages of the shipped sample are used. Pages exit as the operating point decides.
     """
     from ee_export.bench import scenarios
     from ee_export.bench.work import find_work
@@ -143,7 +143,7 @@ def run(
     if against == operating_point:
         raise BadRequest(f"--against {against}: is the measured operating point; name another one")
     points = [operating_point] if against is None else [operating_point, against]
-    work = find_work(opened, data, ocr=ocr, seed=plan.seed)
+    work = find_work(opened, data or SAMPLE_PAGES, ocr=ocr)
     with progress_bars() as show:
         result = scenarios.run(opened, target, points, work, threads or available_threads(), plan, show)
     print_and_write(result, record, as_json, tables.print_scenario)
@@ -169,7 +169,7 @@ def record(package: Path, pages: Path, path: Path, ocr: bool, target: str) -> No
             f"{path}: expected --out FILE{recording.RECORDED}, and PAGES as a folder of pages; record with both"
         )
     opened = open_package(package)
-    work = recording.find_work(opened, pages, ocr=ocr, seed=0)
+    work = recording.find_work(opened, pages, ocr=ocr)
     with progress_bars() as show:
         recording.record(load_package(opened, target, one_pool=True), work, path, show)
     out.print(f"{len(work)} pages in {path}, {path.stat().st_size / 1e6:.1f} MB")
@@ -236,67 +236,3 @@ def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_jso
         tables.print_latency(latency)
     if loading:
         tables.print_loading(loading, loads)
-
-
-@click.command()
-@click.argument("grid", type=PATH)
-@click.option(
-    "--out",
-    "out_folder",
-    type=PATH,
-    metavar="FOLDER",
-    required=True,
-    help="Folder for models, logits, results.json and report.html.",
-)
-@click.option(
-    "--data", type=PATH, metavar="FOLDER", help="Folder with train, val and test.  [default: the data of GRID]"
-)
-@click.option("--init", type=PATH, metavar="FOLDER", help="Checkpoint folder to start from.  [default: that of GRID]")
-@click.option(
-    "--record",
-    type=PATH,
-    metavar="FILE",
-    help="Also write the results to this JSON file, without those of single pages.",
-)
-@json_option
-def pareto(
-    grid: Path, out_folder: Path, data: Path | None, init: Path | None, record: Path | None, as_json: bool
-) -> None:
-    """Compare placements, heads, strategies, calibrations and criteria on the data of GRID.
-
-    GRID is a TOML file or the name of a shipped grid. To resume a study, give the same command again.
-    """
-    with export_extra("export,report"):
-        from ee_export.bench import pareto as study
-        from ee_export.bench import pareto_report
-        from ee_export.bench.grid import read_grid
-    settings = read_grid(grid, data, init)
-    with progress_bars() as show:
-        result = study.run(settings, out_folder, show)
-    text = study.to_json(result, settings)
-    (out_folder / "results.json").write_text(text, encoding="utf-8")
-    (out_folder / "report.html").write_text(pareto_report.render(result), encoding="utf-8")
-    if record is not None:
-        record.write_text(study.to_json(study.without_pages(result), settings), encoding="utf-8")
-    if as_json:
-        click.echo(text, nl=False)
-        return
-    table = Table("placement", "head", "strategy", "calibration", "criterion", "accuracy", "mean ms")
-    for model in result["models"]:
-        for policy in model["policies"]:
-            metrics = policy.get("metrics")
-            figures = (
-                ("–", policy["left_out"])
-                if metrics is None
-                else (f"{metrics['accuracy'][0]:.3f}", f"{metrics['mean_ms'][0]:.2f}")
-            )
-            table.add_row(
-                model["placement"],
-                model["head"],
-                model["strategy"],
-                policy["calibration"],
-                policy["criterion"],
-                *figures,
-            )
-    out.print(table)
-    out.print(f"{out_folder / 'report.html'} and results.json are ready")

@@ -21,10 +21,10 @@ WIDTH_IN, FONT_PT = 5.0, 9.5
 """Width and font size of every plot. It is narrow, so that its letters are 8 px high on a phone."""
 
 
-def environment() -> jinja2.Environment:
-    """Make the template environment of the reports."""
+def environment(*packages: str) -> jinja2.Environment:
+    """Make the template environment of the reports. Further packages can hold templates too."""
     templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("ee_export.bench", "."),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in ("ee_export.bench", *packages)]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

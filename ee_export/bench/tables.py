@@ -21,7 +21,7 @@ def warn(result: dict[str, Any]) -> None:
 def print_scenario(result: dict[str, Any]) -> None:
     """Print a result of SingleStream, Server or Offline."""
     plan, work = result["plan"], result["work"]
-    kind = {"pages": "pages of", "drawn": "pages drawn,", "recorded": "encoded inputs of"}[work["kind"]]
+    kind = {"pages": "pages of", "recorded": "encoded inputs of"}[work["kind"]]
     text = "" if work["kind"] == "recorded" else ", OCR on demand" if work["ocr"] else ", words given"
     out.print(
         f"{result['scenario']}: {result['package']}, {result['target']}, {_count(result['threads'], 'thread')}; {result['machine']}; "

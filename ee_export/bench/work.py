@@ -1,7 +1,6 @@
-"""The pages of a measurement: real pages, drawn pages, or recorded encoded inputs."""
+"""The pages of a measurement: a folder of pages, or recorded encoded inputs."""
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ from ee_export.data.find import Skipped, find_pages, words_beside
 from ee_export.data.ocr import find_engine, tesseract
 from ee_export.data.page import Page, read_page
 from ee_export.data.tokenizer import package_tokenizer
-from ee_export.draw import LABELS, draw_page
 from ee_export.errors import BadData, BadRequest, printable
 from ee_export.package.input_specs import only_encoding
 from ee_export.package.store import TOKENIZER, Package
@@ -27,15 +25,13 @@ from ee_export.runtime.chain import Chain
 
 _log = logging.getLogger("ee_export")
 RECORDED = ".npz"
-_DRAWN = 8
-"""Drawn pages of each label. Every second page is hard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """Pages to classify, by number. They are in ``pages`` or in ``inputs``, and the other one is empty.
 
-    ``kind``: ``pages``, ``drawn`` or ``recorded``. ``labels``: the label of each page, or ``None`` if it is unknown.
+    ``kind``: ``pages`` or ``recorded``. ``labels``: the label of each page, or ``None`` if it is unknown.
     ``data``: sha256 of all pages. ``ocr``: Tesseract reads the pages, and their words are ignored.
     """
 
@@ -55,26 +51,20 @@ class Work:
         return {"kind": self.kind, "source": self.source, "pages": len(self), "ocr": self.ocr, "data": self.data}
 
 
-def find_work(package: Package, source: Path | None, *, ocr: bool, seed: int) -> Work:
-    """Read a folder of pages or a file of recorded inputs, or draw pages if ``source`` is ``None``.
+def find_work(package: Package, source: Path, *, ocr: bool) -> Work:
+    """Read a folder of pages or a file of recorded inputs.
 
     Args:
         package: the work must fit its labels and inputs.
         source: the folder or file.
         ocr: ignore all words, so that Tesseract reads the text that the chain needs.
-        seed: seed of drawn pages.
 
     Raises:
         BadData: there is no such file or folder, it has no pages, or the package does not read its inputs.
         BadPage: a page's words cannot be read.
         EeError: ``ocr`` is true and Tesseract is not installed.
     """
-    if source is None:
-        work = _draw_pages(seed)
-    elif source.suffix == RECORDED:
-        work = read_recorded(source, package)
-    else:
-        work = _read_folder(source, package)
+    work = read_recorded(source, package) if source.suffix == RECORDED else _read_folder(source, package)
     if not ocr:
         return work
     if not work.pages:
@@ -168,21 +158,6 @@ def _read_folder(folder: Path, package: Package) -> Work:
         _log.warning("%s: %s", printable(folder), skipped)
     pages = tuple(read_page(path, engine) for path in paths)
     return Work("pages", str(folder), labels, digest.hexdigest(), pages)
-
-
-def _draw_pages(seed: int) -> Work:
-    pages, labels = [], []
-    digest = hashlib.sha256()
-    for label in LABELS:
-        for number in range(_DRAWN):
-            drawn = draw_page(label, seed * 1_000_003 + number, hard=number % 2 == 1)
-            file = io.BytesIO()
-            drawn.image.save(file, "JPEG", quality=75)
-            digest.update(file.getvalue())
-            name = f"drawn {label} {number}"
-            pages.append(Page(file.getvalue(), words=drawn.words, boxes=drawn.boxes, name=name))
-            labels.append(label)
-    return Work("drawn", f"seed {seed}", tuple(labels), digest.hexdigest(), tuple(pages))
 
 
 def _hash_encoding(package: Package) -> str:

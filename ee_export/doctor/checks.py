@@ -15,7 +15,7 @@ from ee_export.doctor.probes import PROBES
 from ee_export.doctor.remedies import update_driver
 from ee_export.errors import BadRequest
 from ee_export.package.store import MANIFEST, Package, open_package
-from ee_export.places import SAMPLES
+from ee_export.places import SAMPLE_PACKAGE
 from ee_export.runtime.backends import BACKENDS, SHIPPED, require_runnable
 from ee_export.runtime.gpu.device import CONDITIONAL_DRIVER
 from ee_export.version import __version__
@@ -53,9 +53,8 @@ _DIAGNOSES: dict[str, Callable[[diagnoses.ProbeResults], Finding]] = {
 
 
 def sample_package() -> Path | None:
-    """The package of the shipped sample, or ``None`` if the source code is not here."""
-    folder = SAMPLES / "documents.ee"
-    return folder if folder.is_dir() else None
+    """The package of the shipped sample, or ``None`` if it is missing."""
+    return SAMPLE_PACKAGE if SAMPLE_PACKAGE.is_dir() else None
 
 
 def run_checks(
@@ -157,7 +156,7 @@ def _check_libraries() -> Finding:
 
 def _check_targets(folder: Path | None) -> list[Check]:
     if folder is None:
-        why = "no sample_package beside the source; `ee-export doctor PACKAGE` verifies one"
+        why = "the shipped sample is missing; `ee-export doctor PACKAGE` verifies a package"
         return [run_check("target cpu-fp32", partial(Finding, "skipped", why), required=False)]
     try:
         package = open_package(folder)

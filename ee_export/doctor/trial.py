@@ -60,7 +60,7 @@ def run_gpu_trial(
         if able.status != "ok":
             why = able.detail
         elif package is None:
-            why = "no package to compile: the sample is not beside the source; name one"
+            why = "no package to compile: the shipped sample is missing; name a package"
         else:
             try:
                 results += try_target(package, target, make_setup(), unavailable, progress, runs or RUNS)

@@ -1,6 +1,5 @@
 """Encode pages once, into memory-mapped files from which an interrupted run resumes."""
 
-import fcntl
 import hashlib
 import json
 import mmap
@@ -22,7 +21,7 @@ from ee_export.errors import BadRequest, EeError
 from ee_export.model.early_exit import EarlyExitModel
 from ee_export.model.loader import load_items
 from ee_export.model.pages import EncodedPages, read_contents
-from ee_export.package.atomic import write_file, write_remedy
+from ee_export.package.atomic import lock_handle, write_file, write_remedy
 from ee_export.progress import PageProgress
 
 _STEP = 16
@@ -102,7 +101,7 @@ def _lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_handle(handle, wait=False)
         yield
     except BlockingIOError:
         raise BadRequest(f"{folder}: another run writes it; wait for that run, or name another --out") from None

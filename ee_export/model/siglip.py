@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import SiglipConfig, SiglipVisionModel
+from transformers import AutoModel, SiglipConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipPreTrainedModel
 
 from ee_export.model.attention import attend
@@ -53,7 +53,7 @@ class EarlyExitSiglip(EarlyExitImage, SiglipPreTrainedModel):
 
     def __init__(self, config: EarlyExitSiglipConfig) -> None:
         super().__init__(config)
-        self.vision_model = SiglipVisionModel._from_config(config.vision_config)
+        self.vision_model = AutoModel.from_config(config.vision_config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.add_heads(config.input_size)
         self.post_init()

@@ -181,7 +181,9 @@ def _load(folder: Path) -> Any:
 def _require_reproducible(folder: Path, source: Any, written: str | None, boxes: bool) -> None:
     """Refuse a tokenizer that has steps besides its backend, or that belongs to another kind of model."""
     path, kind = folder / _CONFIG, type(source)
-    plain = kind.__call__ is PreTrainedTokenizerBase.__call__ and kind._encode_plus is TokenizersBackend._encode_plus
+    # No public member of transformers shows whether a class encodes by code of its own.
+    encodes_plainly = kind._encode_plus is TokenizersBackend._encode_plus  # noqa: SLF001
+    plain = kind.__call__ is PreTrainedTokenizerBase.__call__ and encodes_plainly
     if not plain and kind not in _WITH_BOXES:
         raise BadCheckpoint(
             f"{path}: {kind.__name__} makes its input by code of its own; expected a tokenizer such as BertTokenizer or "

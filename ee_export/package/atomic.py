@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ee_export.errors import BadRequest, EeError
+
+try:
+    import fcntl
+except ImportError:  # Windows: what reads and verifies packages imports this module too
+    fcntl = None  # type: ignore[assignment]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -40,7 +44,7 @@ def staged_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Pat
         raise _cannot_write(destination, error) from None
     lock = os.open(staging, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_handle(lock, wait=True)
         staging.chmod(0o755)
         yield staging
         _sync_tree(staging)
@@ -96,8 +100,27 @@ def lock_file(path: Path, report: Callable[[str], None]) -> Iterator[None]:
         os.close(handle)
 
 
+def lock_handle(handle: int, *, wait: bool) -> None:
+    """Lock an open file or folder until its handle is closed, or until the process ends.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and ``wait`` is false.
+        EeError: the system has no such locks.
+    """
+    _require_locks()
+    fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _require_locks() -> None:
+    if fcntl is None:
+        raise EeError(
+            "this system has no file locks of POSIX, which keep two writers apart; write packages on Linux or macOS, they load here"
+        )
+
+
 def _acquire_lock(lock: Path, report: Callable[[str], None]) -> int:
     """Open and lock the lock's file. Retry if another process has removed the file meanwhile."""
+    _require_locks()
     reported = False
     while True:
         try:
@@ -106,12 +129,12 @@ def _acquire_lock(lock: Path, report: Callable[[str], None]) -> int:
             raise _cannot_write(lock, error) from None
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_handle(handle, wait=False)
             except BlockingIOError:
                 if not reported:
                     report(_holder(handle))
                     reported = True
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                lock_handle(handle, wait=True)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), lock.stat()):
                     return handle
@@ -154,7 +177,7 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
         with contextlib.suppress(OSError):
             handle = os.open(old, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_handle(handle, wait=False)
                 shutil.rmtree(old)
             finally:
                 os.close(handle)

@@ -161,9 +161,7 @@ def is_file(name_or_path: str | Path) -> bool:
 
 def find_shipped_file(name: str) -> Path:
     """The file of a shipped recipe."""
-    return next(
-        (place for folder in TARGETS if (place := folder / f"{name}.toml").exists()), TARGETS[0] / f"{name}.toml"
-    )
+    return TARGETS / f"{name}.toml"
 
 
 def read_recipe(path: Path) -> TargetRecipe:

@@ -30,6 +30,7 @@ from ee_export.model import checkpoint
 from ee_export.model.source import find_checkpoint, load_source
 from ee_export.model.train_heads import HeadTraining
 from ee_export.package.store import open_package
+from ee_export.places import SAMPLE_PAGES
 from ee_export.runtime.load import load_package
 from tests.conftest import LABELS, Call
 
@@ -161,11 +162,13 @@ def test_the_demo_runs_on_a_given_sample_without_tesseract(
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "documents.ee").symlink_to(bert_package)
     (tmp_path / "documents.checkpoint").symlink_to(bert_package.parent / "with-exits")
+    (tmp_path / "pages").symlink_to(SAMPLE_PAGES)
     status, out, err = call("demo", "--sample", tmp_path, "--json")
     assert status == 0, err
     result = json.loads(out)
     assert result["largest_difference"] <= 2e-4
-    assert result["text_from"] == "yes, given"
+    assert result["exported"]
+    assert result["text_from"] == "words given"
     assert [page["drawn_as"] for page in result["pages"]] == list(LABELS)
     assert {page["exit"] for page in result["pages"]} <= {"encoder.1", "final"}
 

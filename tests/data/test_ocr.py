@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import ee_export
+from draw import draw_page
 from ee_export.data.ocr import is_installed
 from ee_export.data.page import Page, check_text
-from ee_export.draw import draw_page
 from ee_export.errors import EeError, OcrFailed
 
 needs_tesseract = pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")

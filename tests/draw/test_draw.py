@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
+from draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
+from draw.sample import draw_sample
+from ee_export.data.dataset import read_dataset
 from ee_export.data.ocr import is_installed, tesseract
-from ee_export.draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
 from ee_export.errors import EeError
+from ee_export.places import SAMPLE_PAGES
 
 A4_300_DPI = 3508
 
@@ -147,3 +150,16 @@ def test_a_folder_holds_an_image_and_its_words_for_every_page(tmp_path: Path) ->
 def test_an_impossible_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EeError, match="share"):
         draw_folder(tmp_path, pages_per_class=1, seed=0, hard_share=2)
+
+
+def test_the_sample_s_pages_are_those_that_the_command_draws(tmp_path: Path) -> None:
+    draw_sample(tmp_path)
+    shipped = read_dataset(SAMPLE_PAGES)
+    drawn = read_dataset(tmp_path, shipped.labels)
+    assert len(shipped) == len(drawn) == len(LABELS) == 7
+    for index in range(len(shipped)):
+        before, now = shipped.page(index), drawn.page(index)
+        assert (before.words, before.boxes) == (now.words, now.boxes)
+        difference = ImageChops.difference(before.decode().convert("L"), now.decode().convert("L"))
+        assert ImageStat.Stat(difference).mean[0] < 2, "another FreeType may draw an edge otherwise"
+    assert sum(path.stat().st_size for path in SAMPLE_PAGES.rglob("*.*")) < 300_000

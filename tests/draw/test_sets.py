@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
+from draw.__main__ import main
+from draw.business import credit_note, delivery_note, invoice, packing_list, quotation, reminder
+from draw.business_text import NOUNS, Wording, wording
+from draw.source import Source
 from ee_export.data.dataset import read_dataset
 from ee_export.data.page import read_page
-from ee_export.draw import LABELS, SETS, DrawnPage, draw_folder, draw_page
-from ee_export.draw.__main__ import main
-from ee_export.draw.business import credit_note, delivery_note, invoice, packing_list, quotation, reminder
-from ee_export.draw.business_text import NOUNS, Wording, wording
-from ee_export.draw.source import Source
 from ee_export.errors import BadRequest
 
 PAPERS = tuple(NOUNS)

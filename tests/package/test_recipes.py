@@ -1,9 +1,5 @@
 """Target recipes, shipped ones and a user's. An error names file, key and remedy."""
 
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -168,51 +164,3 @@ def test_a_missing_target_or_file_is_named_with_the_existing_ones(tmp_path: Path
 def test_a_recipe_cannot_take_a_name_that_is_no_targets_or_another_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadRequest, match=f"'{name}' cannot name a target of a recipe.*rename the file"):
         read_recipe(written(tmp_path, SMALLEST, name))
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-def test_a_wheel_contains_recipes_and_grids_at_the_paths_that_the_code_reads(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "ee_export", source / "ee_export", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "recipes", source / "recipes")
-    for name in ("pareto", "trunks"):
-        (source / "benchmarks" / name).mkdir(parents=True)
-        for path in (ROOT / "benchmarks" / name).glob("*.toml"):
-            shutil.copy(path, source / "benchmarks" / name)
-    made = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        str(source),
-        "-w",
-        str(tmp_path),
-    ]
-    subprocess.run(made, check=True, capture_output=True, timeout=300)
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = f"from ee_export.package.recipe import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped_file('{SHIPPED[0]}'))\n"
-    code += "from ee_export.bench.grid import SHIPPED, read_grid\nfrom ee_export.model.recipe import read_recipe\n"
-    code += (
-        "for name in SHIPPED: grid = read_grid(Path(name)); assert read_recipe(grid.recipe).model; print(grid.recipe)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "site")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    hashes, place, *grids = done.stdout.splitlines()
-    assert grids and all(path.startswith(str(tmp_path / "site" / "ee_export" / "grids")) for path in grids)
-    assert hashes.split() == [find_recipe(name).hash for name in SHIPPED]
-    assert place.startswith(str(tmp_path / "site" / "ee_export"))

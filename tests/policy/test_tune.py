@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.pareto.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.errors import BadRequest
-from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.decide import Threshold
 from ee_export.policy.pareto_search import search_pareto_front
 from ee_export.policy.tune import (

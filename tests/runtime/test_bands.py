@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageDraw
 
 import ee_export
+from draw import draw_page
 from ee_export.builder import tune
 from ee_export.builder.build import build
 from ee_export.builder.refit import observe_parts
 from ee_export.data.ocr import is_installed
 from ee_export.data.page import Page, read_page
 from ee_export.data.text_reader import TextReader, find_gap
-from ee_export.draw import draw_page
 from ee_export.model import checkpoint
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import OperatingPoint

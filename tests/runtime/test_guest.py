@@ -250,6 +250,24 @@ print(ee_export.load({str(sample)!r}).predict(page).label in ee_export.load({str
     assert answers(script) == "True"
 
 
+@pytest.mark.parametrize("command", ["verify", "inspect", "rollback"])
+def test_commands_without_fcntl_read_packages_and_refuse_to_write_them_in_one_line(sample: Path, command: str) -> None:
+    script = """
+import sys
+sys.modules["fcntl"] = None
+from ee_export.cli.main import main
+main()
+"""
+    arguments = [sys.executable, "-c", script, command, str(sample)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    if command == "rollback":
+        assert done.returncode == 2
+        assert "write packages on Linux or macOS" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    else:
+        assert done.returncode == 0, done.stderr
+
+
 def test_every_error_is_a_public_name() -> None:
     errors = {
         name for name, value in vars(ee_export.errors).items() if isinstance(value, type) and issubclass(value, EeError)

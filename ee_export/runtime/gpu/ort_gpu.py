@@ -86,7 +86,7 @@ class OrtGpuSegment:
                 kind = _BFLOAT16 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).type
                 shape = [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.shape]
                 bind(tensor.name, *self._device, kind, shape, addresses[tensor.name])
-        return BoundSession(self, binding)
+        return BoundSession(self.exit, self._session, self._stream, binding)
 
 
 class BoundSession:
@@ -94,23 +94,21 @@ class BoundSession:
 
     capturable = False
 
-    def __init__(self, segment: OrtGpuSegment, binding: Any) -> None:
-        self._binding = binding
-        self._segment = segment
+    def __init__(self, exit_name: str, session: ort.InferenceSession, stream: int, binding: Any) -> None:
+        self._binding = binding  # set before the session, so that it dies before it
+        self._exit, self._session, self._stream = exit_name, session, stream
         self._options = ort.RunOptions()
         # Without this entry a run waits for the stream at its end.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def enqueue(self, stream: int) -> None:
         """See :meth:`ee_export.runtime.gpu.segment.BoundSegment.enqueue`."""
-        if stream != self._segment._stream:
-            raise BadRequest(
-                f"{self._segment.exit}: its session is bound to another stream; open the chain on this one"
-            )
+        if stream != self._stream:
+            raise BadRequest(f"{self._exit}: its session is bound to another stream; open the chain on this one")
         try:
-            self._segment._session.run_with_iobinding(self._binding, self._options)
+            self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise DeviceError(f"{self._segment.exit}: onnxruntime failed: {' '.join(str(error).split())}") from None
+            raise DeviceError(f"{self._exit}: onnxruntime failed: {' '.join(str(error).split())}") from None
 
 
 def cuda_provider(device: int, stream: int) -> Provider:

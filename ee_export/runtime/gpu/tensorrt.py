@@ -60,13 +60,13 @@ class TensorRtSegment:
         self.outputs: tuple[TensorSpec, ...] = spec.outputs
         self._target = target
         # Attributes die in the order of their creation, and the engine must die before its runtime.
-        self._engine, self._runtime = _deserialize(plan, spec.file, host_code)
-        self._workspace = workspace
+        self.engine, self._runtime = _deserialize(plan, spec.file, host_code)
+        self.workspace = workspace
         if weights is not None:
-            _refit(self._engine, weights)
-        self._streams = _stream_weights(self._engine)
-        _require_tensors(self._engine, spec)
-        workspace.reserve(self._engine.device_memory_size_v2)
+            _refit(self.engine, weights)
+        self.streams_weights = _stream_weights(self.engine)
+        _require_tensors(self.engine, spec)
+        workspace.reserve(self.engine.device_memory_size_v2)
 
     def bind(self, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> BoundEngine:
         """See :meth:`ee_export.runtime.gpu.segment.DeviceSegment.bind`."""
@@ -76,10 +76,10 @@ class TensorRtSegment:
         """The profile that holds these sizes and was optimized for the nearest ones."""
         fitting: list[tuple[int, int]] = []
         limits: dict[str, list[tuple[int, int]]] = {}
-        for profile in range(self._engine.num_optimization_profiles):
+        for profile in range(self.engine.num_optimization_profiles):
             distance, holds = 0, True
             for tensor in self.inputs:
-                least, best, most = map(_sizes, self._engine.get_tensor_profile_shape(tensor.name, profile))
+                least, best, most = map(_sizes, self.engine.get_tensor_profile_shape(tensor.name, profile))
                 for index, axis in enumerate(tensor.shape):
                     if isinstance(axis, str):
                         limits.setdefault(axis, []).append((least[index], most[index]))
@@ -99,8 +99,8 @@ class BoundEngine:
         self, segment: TensorRtSegment, addresses: Mapping[str, int], profile: int, sizes: Mapping[str, int]
     ) -> None:
         # TensorRT refuses to stream weights while a stream is captured.
-        self.capturable = not segment._streams
-        context = segment._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self.capturable = not segment.streams_weights
+        context = segment.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise DeviceError(f"{segment.exit}: TensorRT made no execution context: {last_errors()}")
         self._context = context  # set before the segment, so that it dies before the engine
@@ -109,9 +109,9 @@ class BoundEngine:
 
     def _prepare(self, addresses: Mapping[str, int], profile: int, sizes: Mapping[str, int]) -> None:
         segment, context = self._segment, self._context
-        stream = segment._workspace.stream
+        stream = segment.workspace.stream
         self._require(context.set_optimization_profile_async(profile, stream), f"optimization profile {profile}")
-        segment._workspace.device.synchronize(stream)  # pages come on other streams, and may not overtake it
+        segment.workspace.device.synchronize(stream)  # pages come on other streams, and may not overtake it
         for tensor in segment.inputs:
             shape = shape_of(tensor, sizes)
             self._require(context.set_input_shape(tensor.name, shape), f"{tensor.name} of shape {list(shape)}")
@@ -127,7 +127,7 @@ class BoundEngine:
                 raise DeviceError(
                     f"{segment.exit}: {tensor.name} has the inferred shape {list(inferred)}, expected {list(expected)}"
                 )
-        address, size = segment._workspace.take()
+        address, size = segment.workspace.take()
         context.set_device_memory(address, size)
         for tensor in (*segment.inputs, *segment.outputs):
             self._require(context.set_tensor_address(tensor.name, addresses[tensor.name]), f"address of {tensor.name}")

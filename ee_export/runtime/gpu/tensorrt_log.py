@@ -31,13 +31,17 @@ class Log(trt.ILogger):
         else:
             _log.debug("%s", msg)
 
+    def take_errors(self) -> list[str]:
+        """Return the stored errors, oldest first and each once, and forget them."""
+        with self._lock:
+            errors = list(dict.fromkeys(self._lines))
+            self._lines.clear()
+        return errors
+
 
 LOG = Log()
 
 
 def last_errors() -> str:
     """The errors since the last call, at most :data:`_KEPT`, oldest first, in one line."""
-    with LOG._lock:
-        lines = list(dict.fromkeys(LOG._lines))[-_KEPT:]
-        LOG._lines.clear()
-    return "; ".join(lines) or "TensorRT gave no reason"
+    return "; ".join(LOG.take_errors()[-_KEPT:]) or "TensorRT gave no reason"

@@ -1,4 +1,4 @@
-"""`python -m ee_export.draw OUT --set documents --pages 200`: write a folder of drawn pages."""
+"""`python -m draw OUT --set documents --pages 200`: write a folder of drawn pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ee_export.draw import SETS, draw_folder
+from draw import SETS, draw_folder
 from ee_export.errors import EeError
 
 
@@ -27,7 +27,7 @@ def main(
     try:
         count = draw_folder(out, pages, seed, hard_share, collection, label_noise, long_side)
     except EeError as error:
-        click.echo(f"ee_export.draw: {error}", err=True)
+        click.echo(f"draw: {error}", err=True)
         raise SystemExit(2) from None
     click.echo(f"{count} pages in {out}")
 

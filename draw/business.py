@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ee_export.draw import business_text as say
-from ee_export.draw.documents import Layouts
-from ee_export.draw.marks import logo, signature, worn
-from ee_export.draw.page import Align, Sheet, Style, wrap
-from ee_export.draw.source import Source
+from draw import business_text as say
+from draw.documents import Layouts
+from draw.marks import logo, signature, worn
+from draw.page import Align, Sheet, Style, wrap
+from draw.source import Source
 
 _GROUPS: tuple[tuple[str, ...], ...] = (
     ("Article", "Description", "Qty", "Weight"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ee_export.draw.page import Sheet
-from ee_export.draw.pen import Pen, font
-from ee_export.draw.source import Source
+from draw.page import Sheet
+from draw.pen import Pen, font
+from draw.source import Source
 
 
 def signature(sheet: Sheet, source: Source, x: float, y: float, width: float, height: float = 50) -> None:

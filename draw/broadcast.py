@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ee_export.draw.marks import logo, signature, worn
-from ee_export.draw.page import Sheet, Style
-from ee_export.draw.source import Source
+from draw.marks import logo, signature, worn
+from draw.page import Sheet, Style
+from draw.source import Source
 
 _SHOWS = (
     "News at 6", "News at Noon", "Early Today", "Evening News", "Late Show", "Morning Show", "M-F Daytime",

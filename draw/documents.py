@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ee_export.draw.broadcast import ad_buy_form
-from ee_export.draw.fara import amendment, dissemination_report, short_form
-from ee_export.draw.office import form
-from ee_export.draw.page import Sheet
-from ee_export.draw.paper import scientific_paper
-from ee_export.draw.receipt import receipt
-from ee_export.draw.source import Source
+from draw.broadcast import ad_buy_form
+from draw.fara import amendment, dissemination_report, short_form
+from draw.office import form
+from draw.page import Sheet
+from draw.paper import scientific_paper
+from draw.receipt import receipt
+from draw.source import Source
 
 Layouts = dict[str, tuple[Callable[[Source, bool], Sheet], float]]
 """label -> (layout, probability that a hard page is black and white only)"""

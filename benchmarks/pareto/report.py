@@ -33,7 +33,7 @@ NEVER: Entry = {"calibration": "–", "criterion": "–", "thresholds": "no earl
 
 
 def render(result: Entry) -> str:
-    """Render the HTML page of the figures of :func:`ee_export.bench.pareto.run`."""
+    """Render the HTML page of the figures of :func:`benchmarks.pareto.study.run`."""
     models = _name_models(result["models"])
     picks = _pick(models)
     chosen = picks["unshown"]["model"]
@@ -47,10 +47,10 @@ def render(result: Entry) -> str:
             "reliability": svg("reliability", _plot_reliability(chosen)),
             "anytime": svg("anytime", _plot_anytime(models)),
         }
-    templates = environment()
+    templates = environment("benchmarks.pareto")
     templates.filters["signed"] = signed
     templates.globals.update(verdict=verdict, span=span, shade=_shade, by_method=_by_method, brought=_describe_gain)
-    return templates.get_template("pareto_report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         result=result,
         models=models,
         picks=picks,

@@ -1,4 +1,4 @@
-"""`ee-bench pareto`: a small grid from one TOML file to figures and a report, and on from where it stood."""
+"""`python -m benchmarks.pareto`: a small grid from one TOML file to figures and a report, and on from where it stood."""
 
 import json
 import re
@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ee_export.bench.cli import cli
-from ee_export.bench.grid import SHIPPED, read_grid
-from ee_export.bench.pareto_report import render
+from benchmarks.pareto.__main__ import pareto
+from benchmarks.pareto.grid import read_grid
+from benchmarks.pareto.report import render
 from ee_export.errors import BadRequest
 from ee_export.model.recipe import read_recipe
 from tests.conftest import TINY_MODEL
 
+ROOT = Path(__file__).parents[2]
 RECIPE = f"""{TINY_MODEL}
 max_text_tokens = 32
 [model.heads.vision]
@@ -54,7 +55,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, pages_folder: Path) -> Path:
 def study(grid: Path) -> tuple[Path, dict]:
     """The folder of a study that was run, and its figures."""
     out = grid.parent / "study"
-    done = CliRunner().invoke(cli, ["pareto", str(grid), "--out", str(out), "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(pareto, [str(grid), "--out", str(out), "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     return out, json.loads(done.stdout)
 
@@ -156,7 +157,7 @@ def test_the_report_picks_the_cheapest_policy_whose_loss_the_pages_cannot_show()
 def test_a_study_goes_on_where_it_stood(study: tuple[Path, dict], grid: Path) -> None:
     weights = next(study[0].rglob("model.safetensors"))
     before = weights.stat().st_mtime_ns
-    done = CliRunner().invoke(cli, ["pareto", str(grid), "--out", str(study[0])], catch_exceptions=False)
+    done = CliRunner().invoke(pareto, [str(grid), "--out", str(study[0])], catch_exceptions=False)
     assert done.exit_code == 0
     assert "max_probability" in done.stdout
     assert weights.stat().st_mtime_ns == before
@@ -199,14 +200,14 @@ def test_a_grid_with_a_mistake_is_refused_and_says_what_is_valid(
     with pytest.raises(BadRequest, match=message):
         read_grid(wrong)
     with pytest.raises(
-        BadRequest, match=r"nowhere\.toml: cannot read this grid \(No such file.*; shipped are alike, heads"
+        BadRequest, match=r"nowhere\.toml: cannot read this grid \(No such file.*; those of the repository are in bench"
     ):
         read_grid(tmp_path / "nowhere.toml")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_grid_is_found_by_its_name_and_takes_the_users_data(name: str, tmp_path: Path) -> None:
-    grid = read_grid(Path(name), tmp_path / "pages", tmp_path / "trunk")
+@pytest.mark.parametrize("name", ["alike", "heads", "placements", "real", "strategies", "tobacco"])
+def test_a_grid_of_the_repository_takes_the_users_data(name: str, tmp_path: Path) -> None:
+    grid = read_grid(ROOT / "benchmarks" / "pareto" / f"{name}.toml", tmp_path / "pages", tmp_path / "trunk")
     assert grid.train == (tmp_path / "pages" / "train",)
     assert (grid.val, grid.test) == (tmp_path / "pages" / "val", tmp_path / "pages" / "test")
     assert grid.init == tmp_path / "trunk"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ee_export.draw.source import Source
+from draw.source import Source
 
 NOUNS = {"invoice": "invoice", "credit_note": "credit note", "reminder": "reminder", "quotation": "quotation"}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ee_export.draw.marks import scribble
-from ee_export.draw.page import Sheet, Style
-from ee_export.draw.source import Source
+from draw.marks import scribble
+from draw.page import Sheet, Style
+from draw.source import Source
 
 _SHOPS = (
     "TRADING",

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ee_export.draw.business import ALIKE
-from ee_export.draw.documents import DOCUMENTS
-from ee_export.draw.page import LONG_SIDE
-from ee_export.draw.scan import finish
-from ee_export.draw.source import Source
-from ee_export.draw.unknown import UNKNOWN
+from draw.business import ALIKE
+from draw.documents import DOCUMENTS
+from draw.page import LONG_SIDE
+from draw.scan import finish
+from draw.source import Source
+from draw.unknown import UNKNOWN
 from ee_export.errors import BadRequest, require_known
 
 __all__ = ["LABELS", "SETS", "DrawnPage", "draw_folder", "draw_page"]

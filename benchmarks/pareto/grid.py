@@ -1,4 +1,4 @@
-"""Grids of models and policies that `ee-bench pareto` compares, read from TOML files."""
+"""Grids of models and policies that `python -m benchmarks.pareto` compares, read from TOML files."""
 
 import itertools
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pareto.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.builder.calibrate import METHODS
 from ee_export.errors import BadRequest, require_known
 from ee_export.model.exits import PLACEMENTS
@@ -13,8 +14,6 @@ from ee_export.model.recipe import TrainingRecipe, prefix_errors
 from ee_export.model.strategies import STRATEGIES
 from ee_export.package.strict_json import mismatch
 from ee_export.package.toml_tables import read_table, read_toml, require_table_keys, subtable
-from ee_export.places import GRIDS
-from ee_export.policy.baselines import accuracy_and_calibration, random_mixtures
 from ee_export.policy.criteria import CRITERIA
 from ee_export.policy.tune import KINDS, PageScores, Point, cheapest
 
@@ -38,8 +37,6 @@ heuristic."""
 
 PLACES = ("train", "val", "test")
 """Subfolders of a data folder of a grid."""
-SHIPPED = ("alike", "heads", "placements", "real", "strategies", "tobacco")
-"""Names of the shipped grids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,7 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
     """Read a grid from a TOML file with the tables ``[data]``, ``[grid]`` and ``[training]``.
 
     Args:
-        path: the file, or the name of one of :data:`SHIPPED`.
+        path: the file.
         data: a folder with ``train``, ``val`` and ``test`` that replaces the file's.
         init: a checkpoint that replaces the file's.
 
@@ -100,9 +97,8 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
         BadRequest: the file is missing or no TOML, a key is unknown, a value has the wrong type, or a name is unknown.
             The message names file, table, key, value and the nearest known key.
     """
-    path = find_shipped(str(path)) or path
     where = str(path)
-    tables = read_toml(path, "grid", f"shipped are {', '.join(SHIPPED)}")
+    tables = read_toml(path, "grid", "those of the repository are in benchmarks/pareto")
     require_table_keys(tables, ("data", "grid", "training"), where, what="table")
     folders = subtable(tables, "data", where)
     if data is not None:
@@ -125,13 +121,6 @@ def read_grid(path: Path, data: Path | None = None, init: Path | None = None) ->
         places[name] = tuple(path.parent / folder for folder in value) if name == "train" else path.parent / value
     with prefix_errors(f"{where}: [grid] "):
         return Grid(**places, **choices, training=training)
-
-
-def find_shipped(name: str) -> Path | None:
-    """Find the file of a shipped grid, or return ``None`` if no grid has this name."""
-    if name not in SHIPPED:
-        return None
-    return next((place for folder in GRIDS if (place := folder / f"{name}.toml").is_file()), None)
 
 
 def _parse_paths(value: Any, key: str) -> tuple[Path, ...]:

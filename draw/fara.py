@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ee_export.draw import fara_text as say
-from ee_export.draw.marks import signature, worn
-from ee_export.draw.page import Sheet, Style
-from ee_export.draw.source import Source
+from draw import fara_text as say
+from draw.marks import signature, worn
+from draw.page import Sheet, Style
+from draw.source import Source
 
 
 @dataclass(frozen=True, slots=True)

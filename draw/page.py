@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ee_export.draw.pen import Pen, font
-from ee_export.draw.source import Source
+from draw.pen import Pen, font
+from draw.source import Source
 
 LONG_SIDE = 1600  # pixels of a layout: every size is in these, whatever the scale of the drawing surface
 Align = Literal["left", "center", "right"]
@@ -54,7 +54,7 @@ class Sheet:
     """A grey page under construction; remembers the ink box of each word it draws.
 
     ``squeeze`` below 1 makes all letters narrower: the sheet is drawn wider than its aspect ratio and
-    `ee_export.draw.scan.finish` brings it back. The image has ``source.scale`` pixels for each pixel of the sheet.
+    `draw.scan.finish` brings it back. The image has ``source.scale`` pixels for each pixel of the sheet.
     """
 
     def __init__(self, aspect: float, source: Source, squeeze: float = 1.0, paper: int = 255) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ee_export.bench.grid import BASELINES, HEADS, Grid
+from benchmarks.pareto.figures import compute_gains, compute_metrics, evaluate_exits, measure_deadlines
+from benchmarks.pareto.grid import BASELINES, HEADS, Grid
 from ee_export.bench.machine import environment
-from ee_export.bench.pareto_figures import compute_gains, compute_metrics, evaluate_exits, measure_deadlines
 from ee_export.builder import tune
 from ee_export.builder.build import build
 from ee_export.builder.calibrate import calibrate_target, fit_weights

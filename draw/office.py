@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ee_export.draw.marks import logo, scribble, signature, worn
-from ee_export.draw.page import Sheet, Style
-from ee_export.draw.source import Source
+from draw.marks import logo, scribble, signature, worn
+from draw.page import Sheet, Style
+from draw.source import Source
 
 _TITLES = (
     "REQUEST FOR CHECK", "PURCHASE REQUISITION", "SAMPLE ANALYSIS RECORD", "PRODUCT SPECIFICATION",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ee_export.draw.source import Source
+from draw.source import Source
 
 TITLES = {
     "amendment": ("Amendment to Registration Statement", "NSD-5", "CRM-158"),

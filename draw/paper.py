@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ee_export.draw.marks import worn
-from ee_export.draw.page import Sheet, Style
-from ee_export.draw.source import Source
+from draw.marks import worn
+from draw.page import Sheet, Style
+from draw.source import Source
 
 _NOUNS = (
     "operator", "kernel", "estimate", "spectrum", "lattice", "field", "model", "network", "distribution",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ee_export.draw.business import letterhead, stationery
-from ee_export.draw.documents import DOCUMENTS, Layouts
-from ee_export.draw.marks import holes, signature, worn
-from ee_export.draw.page import Sheet, Style
-from ee_export.draw.source import Source
+from draw.business import letterhead, stationery
+from draw.documents import DOCUMENTS, Layouts
+from draw.marks import holes, signature, worn
+from draw.page import Sheet, Style
+from draw.source import Source
 
 _TOPICS = (
     "Parking spaces", "Holiday schedule", "New telephone system", "Fire drill", "Quarterly meeting", "Office move",

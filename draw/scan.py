@@ -7,8 +7,8 @@ import io
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from ee_export.draw.page import LONG_SIDE, Sheet
-from ee_export.draw.source import Source
+from draw.page import LONG_SIDE, Sheet
+from draw.source import Source
 
 Result = tuple[Image.Image, list[str], list[list[int]]]
 _CONFUSED = {
