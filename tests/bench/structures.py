@@ -1,6 +1,6 @@
 """The structure of every JSON result of `ee-bench`: its keys in order, and the type of each value.
 
-The file structures.json was written with version 0.30, whose results were dictionaries.
+structures.json has the structures of the sample's results, written when results were still dictionaries.
 """
 
 import json
@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("structures.json")
-_OF_THE_MACHINE = frozenset({"cpu_mhz", "governor", "others_cpus"})
-"""Fields that are null on some machines."""
+_NULLABLE = frozenset({"cpu_mhz", "governor", "others_cpus", "p50_ms", "p90_ms", "p99_ms", "checkpoint"})
+"""Fields that are null on some machines, with few samples or without an option."""
+_BY_NAME = frozenset({"contenders", "exits", "stages_ms"})
+"""Objects whose keys are names of contenders, exits or stages. Their values are alike."""
 
 
-def describe_structure(value: Any) -> Any:
+def describe_structure(value: Any, key: str = "") -> Any:
     """Describe a JSON value: objects by their keys in order, a list by its first value, and other values by their type."""
+    if key in _NULLABLE:
+        return "value or null"
     if isinstance(value, dict):
-        return {
-            key: "depends on the machine" if key in _OF_THE_MACHINE else describe_structure(part)
-            for key, part in value.items()
-        }
+        parts = {name: describe_structure(part, name) for name, part in value.items()}
+        return {"by name": next(iter(parts.values()), None)} if key in _BY_NAME else parts
     if isinstance(value, list):
         return [describe_structure(part) for part in value[:1]]
     return type(value).__name__
