@@ -116,4 +116,4 @@ def read(path: Path) -> Comparison:
     try:
         return Comparison.from_json(content)
     except Refused as error:
-        raise BadRequest(f"{path}: {error}; no result of `ee-bench compare --record`") from None
+        raise BadRequest(f"{path}: {error}; measure again with `ee-bench compare --record`") from None

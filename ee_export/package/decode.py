@@ -56,7 +56,9 @@ def decode(kind: Any, value: Any, path: str, special: Special = _NO_SPECIAL) -> 
         return require_one_of(value, arguments, path)
     elif origin is None and is_dataclass(kind) and isinstance(value, dict):
         return kind(**decode_fields(kind, value, f"{path}." if path else "", special=special))  # type: ignore[operator]
-    elif origin in (tuple, list) and isinstance(value, list) and _length(arguments) in (None, len(value)):
+    elif origin in (tuple, list) and isinstance(value, list):
+        if _length(arguments) not in (None, len(value)):
+            raise mismatch(path or "the top", value, describe_type(kind))
         if set(map(type, value)) == {arguments[0]} and (arguments[0] is not float or all(map(math.isfinite, value))):
             return origin(value)  # most lists
         return origin([decode(arguments[0], item, f"{path}[{index}]", special) for index, item in enumerate(value)])
