@@ -13,6 +13,7 @@ shuffled with the seed.
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,10 @@ def main(data: Path, work: Path, family: str, seeds: tuple[int, ...], threads: i
         packages, training_s = make(family, data, folder, seed)
         rows.append({"seed": seed, "training_s": training_s, **answer(packages, read_dataset(data / "test"), seed)})
         console.print(table_of(rows))
-    about = {**machine.finish(), "torch": torch.__version__, "transformers": transformers.__version__}
+    report = machine.finish()
+    about = {**asdict(report), "torch": torch.__version__, "transformers": transformers.__version__}
     console.print(f"{family}, {len(seeds)} seeds; " + ", ".join(f"{key} {about[key]}" for key in ("machine", "torch")))
-    if warning := describe_disturbance(about):
+    if warning := describe_disturbance(report):
         console.print(warning)
     if record:
         result = {"environment": about, "family": family, "data": data.name, "budget": BUDGETS[family], "seeds": rows}

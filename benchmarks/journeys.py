@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def main(pages: Path, work: Path, journeys: tuple[str, ...], each: int, record: 
     machine, rows = watch(), []
     for name in journeys or COMMANDS:
         rows += travel(name, pages, work / name, each)
-    result = {"each": each, "rows": rows, **machine.finish()}
+    result = {"each": each, "rows": rows, **asdict(machine.finish())}
     show(result)
     if record is not None:
         record.write_text(json.dumps(result, indent=1) + "\n")

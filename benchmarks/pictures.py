@@ -6,15 +6,16 @@
 demand. `exits.svg` has the share of pages that exits at each exit, and what remains.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Polygon
+
+from ee_export.bench.comparison import read
+from ee_export.bench.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -57,13 +58,13 @@ def draw_time(path: Path) -> None:
         ("words given", "OCR measured too"),
         strict=True,
     ):
-        contenders = read(file)["contenders"]
-        draw_bars(axes, {NAMES[name]: contenders[name]["mean_ms"] for name in NAMES if name in contenders})
+        contenders = read(RESULTS / file).contenders
+        draw_bars(axes, {NAMES[name]: contenders[name].mean_ms for name in NAMES if name in contenders})
         axes.set_title(f"A page, {title}", loc="left", fontsize=11)
     save(figure, path)
 
 
-def draw_bars(axes: Axes, times: dict[str, list[float]]) -> None:
+def draw_bars(axes: Axes, times: dict[str, Interval]) -> None:
     """A bar a name: its mean and the interval, in milliseconds, the fastest on top."""
     names = sorted(times, key=lambda name: times[name][0], reverse=True)
     for place, name in enumerate(names):
@@ -80,12 +81,12 @@ def draw_bars(axes: Axes, times: dict[str, list[float]]) -> None:
 
 def draw_exits(path: Path) -> None:
     """The way of all pages through the exits: a band as high as the share that remains, and what exits at each."""
-    result = read("compare_test.json")["contenders"]["chain"]
-    names = [name for name in result["stages_ms"] if name in result["exits"] or name in ("text", "encoder.1")]
+    chain = read(RESULTS / "compare_test.json").contenders["chain"]
+    names = [name for name in chain.stages_ms if name in chain.exits or name in ("text", "encoder.1")]
     figure, axes = plt.subplots(figsize=(10, 3.4), layout="constrained")
     remaining = 1.0
     for place, name in enumerate(names):
-        share = result["exits"].get(name, 0.0)
+        share = chain.exits.get(name, 0.0)
         after = remaining - share
         axes.add_patch(
             Polygon(
@@ -126,10 +127,6 @@ def draw_exits(path: Path) -> None:
     axes.set_title("Where 194 pages exit: most need neither their text nor the encoder", loc="left", fontsize=11)
     axes.axis("off")
     save(figure, path)
-
-
-def read(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / name).read_text())
 
 
 def save(figure: plt.Figure, path: Path) -> None:

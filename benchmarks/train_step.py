@@ -15,6 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def main(trunk: str, hidden: int, layers: int, batch: int, pairs: int, device: s
                 if pair >= 2:
                     times[name].append(measured)
     result = {
-        **watched.finish(),
+        **asdict(watched.finish()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": str(machine) if machine.type == "cpu" else torch.cuda.get_device_name(),

@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def main(
         "commits": {name: _commit(tree) for name, tree in trees.items()},
         "answers_unlike": unlike,
         "figures": {},
-        **machine.finish(),
+        **asdict(machine.finish()),
     }
     table = Table("figure", "before", "now", "now / before [p10 – p90]")
     figures = {

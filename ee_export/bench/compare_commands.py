@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from ee_export.bench import tables
+from ee_export.bench.comparison import ComparisonPlan, read
+from ee_export.bench.messages import Subject
 from ee_export.bench.output import print_and_write, record_option, write_text
 from ee_export.cli.console import echo_json, export_extra, out, progress_bars
 from ee_export.cli.options import (
@@ -100,7 +102,7 @@ def compare(
             from ee_export.bench import compare_report  # fails before the measurement if the extra is not installed
     opened = open_package(package)
     opened.target(target)
-    subject = comparing.Subject(
+    subject = Subject(
         str(package),
         target,
         operating_point,
@@ -108,7 +110,7 @@ def compare(
         threads or available_threads(),
         None if graph is None else str(graph),
     )
-    plan = comparing.ComparisonRules(rounds=rounds, in_a_row=in_a_row, seed=seed, ocr=ocr)
+    plan = ComparisonPlan(rounds=rounds, in_a_row=in_a_row, seed=seed, ocr=ocr)
     with progress_bars() as show:
         result = comparing.compare(
             subject, split_names(peers) or [], read_dataset(data, opened.manifest.labels), plan, show
@@ -124,9 +126,8 @@ def compare(
 def report(result: Path, out_file: Path) -> None:
     """Write an HTML report of RESULT, a file that `compare --record` wrote. The report needs no network."""
     with export_extra("export,report"):
-        from ee_export.bench import compare as comparing
         from ee_export.bench import compare_report
-    write_text(out_file, compare_report.render(comparing.read(result)))
+    write_text(out_file, compare_report.render(read(result)))
     out.print(f"{out_file} is ready")
 
 
@@ -141,7 +142,7 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
     """
     with export_extra():
         from ee_export.bench import compare as comparing
-    ratios = comparing.compute_ratios(comparing.read(before), comparing.read(after))
+    ratios = comparing.compute_ratios(read(before), read(after))
     if as_json:
         echo_json(ratios)
     else:

@@ -7,10 +7,14 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from ee_export.bench.peers import Subject, parse_contender
-from ee_export.errors import BadRequest
+from ee_export.bench.messages import Memory, Opened, PageAnswer, Request, Subject
+from ee_export.bench.peers import parse_contender
+from ee_export.errors import BadRequest, shorten
+from ee_export.package.decode import decode
+
+_Message = TypeVar("_Message", Opened, PageAnswer, Memory)
 
 _SETTLE_S = 0.5
 """Longest wait for the threads of a contender to stop running."""
@@ -33,15 +37,15 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True
         )
-        self.ready = self._read()
-        if "error" in self.ready:
+        self.opened = self._read(Opened)
+        if self.opened.error is not None:
             self.close()
-            raise BadRequest(f"{name}: {self.ready['error']}; or leave it out with --peers")
+            raise BadRequest(f"{name}: {self.opened.error}; or leave it out with --peers")
 
-    def classify(self, path: str, exit_name: str | None, *, ocr: bool) -> dict[str, Any]:
+    def classify(self, path: str, exit_name: str | None, *, ocr: bool) -> PageAnswer:
         """Classify a page. It exits at ``exit_name``, or where the operating point decides if that is ``None``."""
-        self._write(json.dumps({"path": path, "exit": exit_name, "ocr": ocr}))
-        return self._read()
+        self._write(json.dumps(asdict(Request(path, exit_name, ocr))))
+        return self._read(PageAnswer)
 
     def settle(self) -> None:
         """Wait until no thread of the process runs. The threads of a pool spin for a while after the last work."""
@@ -50,10 +54,10 @@ class Worker:
         while time.monotonic() < until and any(map(_is_running, tasks.glob("*/stat"))):
             time.sleep(0.001)
 
-    def end(self) -> dict[str, Any]:
+    def end(self) -> Memory:
         """End the process and return its memory figures."""
         self._write("")
-        memory = self._read()
+        memory = self._read(Memory)
         self.close()
         return memory
 
@@ -68,7 +72,7 @@ class Worker:
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, kind: type[_Message]) -> _Message:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -77,8 +81,12 @@ class Worker:
             last = self._stderr.read().strip().splitlines()[-1:] or ["no message"]
             self.close()
             raise BadRequest(f"{self.name}: its process ended ({last[0]})")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        try:
+            message: _Message = decode(kind, json.loads(line), "")
+        except ValueError as error:  # a library has printed on standard output
+            self.close()
+            raise BadRequest(f"{self.name}: its process wrote {shorten(line.strip(), 60)!r} ({error})") from None
+        return message
 
 
 def _is_running(task: Path) -> bool:

@@ -7,16 +7,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from ee_export.bench.statistics import Spread, interleave, make_timer, spread
+from ee_export.bench.results import ExitCost, Latency, LoadCost, Loading, LoadRatio
+from ee_export.bench.statistics import interleave, make_timer, spread
 from ee_export.data.encode import Arrays
+from ee_export.package.decode import decode
 from ee_export.package.encoding import Encoding
 from ee_export.package.manifest import logits_name
 from ee_export.package.store import Package
@@ -26,46 +26,6 @@ from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load_package
 from ee_export.runtime.plan import make_exit_point
 from ee_export.segments.join import join
-
-
-@dataclass(frozen=True, slots=True)
-class ExitCost:
-    """The cost of one exit.
-
-    ``of_uncut``: share of the uncut session's time. ``layers``: cost in encoder layers after the embeddings.
-    """
-
-    exit: str
-    ms: Spread
-    of_uncut: Spread
-    layers: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """All figures at one text length and batch size 1.
-
-    ``uncut``: one session of the same graphs that computes every exit's logits. ``whole``: one session that computes
-    the last exit alone. ``chain``: all segments and all exits, without an early exit. ``full``: the chain at the
-    operating point ``full``, which evaluates the last exit alone. ``embeddings``: one session that computes the
-    encoder's input (hidden states and attention bias) and the exits before the encoder. ``layer_ms``: cost of one
-    encoder layer in the chain, between the first and the last encoder exit. ``uncut_layer_ms``: its cost in one
-    session, between the embeddings and the last layer whose hidden states pass between segments. Both are ``None`` if
-    the package has too few exits to compute them.
-    """
-
-    tokens: int
-    uncut_ms: Spread
-    whole_ms: Spread
-    chain_ms: Spread
-    chain_of_uncut: Spread
-    chain_of_whole: Spread
-    full_of_whole: Spread
-    layer_ms: float | None
-    uncut_layer_ms: float | None
-    embeddings_ms: Spread | None
-    python_us_per_segment: Spread
-    exits: list[ExitCost]
 
 
 def measure_latency(
@@ -90,9 +50,9 @@ def measure_latency(
     return latencies
 
 
-def measure_loading(package: Package, target: str, runs: int, progress: Progress) -> dict[str, Any]:
+def measure_loading(package: Package, target: str, runs: int, progress: Progress) -> Loading:
     """Measure time and memory of loading the package and the full model as one graph, in fresh processes in turn."""
-    times: dict[str, list[dict[str, float]]] = {"package": [], "uncut": []}
+    costs: dict[str, list[LoadCost]] = {"package": [], "uncut": []}
     with tempfile.TemporaryDirectory(prefix="ee-bench-") as folder:
         uncut = Path(folder) / "whole.onnx"
         # The weights lie in a second file, as torch.onnx writes a large model. Both are mapped, and neither is parsed.
@@ -109,19 +69,19 @@ def measure_loading(package: Package, target: str, runs: int, progress: Progress
                 script = [sys.executable, "-m", "ee_export.bench.load", name, *arguments]
                 done = subprocess.run(script, capture_output=True, text=True, check=True)
                 if run >= 0:
-                    times[name].append(json.loads(done.stdout))
+                    costs[name].append(decode(LoadCost, json.loads(done.stdout), "the load"))
     progress("loading", runs, runs)
-    result: dict[str, Any] = {}
-    for key in ("load_s", "rss_mb", "peak_mb"):
-        package_values, uncut_values = (
-            np.array([entry[key] for entry in times[name]]) for name in ("package", "uncut")
-        )
-        result[key] = {
-            "package": asdict(spread(package_values)),
-            "uncut": asdict(spread(uncut_values)),
-            "ratio": asdict(spread(package_values / uncut_values)),
-        }
-    return result
+    of_package, of_uncut = costs["package"], costs["uncut"]
+    return Loading(
+        load_s=_compare_loads([cost.load_s for cost in of_package], [cost.load_s for cost in of_uncut]),
+        rss_mb=_compare_loads([cost.rss_mb for cost in of_package], [cost.rss_mb for cost in of_uncut]),
+        peak_mb=_compare_loads([cost.peak_mb for cost in of_package], [cost.peak_mb for cost in of_uncut]),
+    )
+
+
+def _compare_loads(package: Sequence[float], uncut: Sequence[float]) -> LoadRatio:
+    """Compare the loads of the package and of the full model, paired by round."""
+    return LoadRatio(spread(np.array(package)), spread(np.array(uncut)), spread(np.array(package) / np.array(uncut)))
 
 
 def _measure_length(

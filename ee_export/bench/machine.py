@@ -5,7 +5,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,9 +15,36 @@ _BUSY = 0.5
 """Largest load average before a measurement, or number of processors that other work keeps busy during it."""
 
 
-def environment() -> dict[str, Any]:
+Clock = tuple[float, float, float]
+"""Mean, lowest and highest clock of the processors, in MHz."""
+
+
+def environment() -> dict[str, str]:
     """Machine and versions, as in every result."""
     return {"machine": machine_name(), "numpy": np.__version__, "python": sys.version.split()[0]}
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """The clocks before and after a measurement, or ``None`` if the system does not report them."""
+
+    before: Clock | None
+    after: Clock | None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReport:
+    """The machine's fields of a result, as docs/bench.md lists them. ``None``: the system does not report it."""
+
+    machine: str
+    numpy: str
+    python: str
+    cores: int | None
+    affinity: list[int]
+    load_average: float
+    others_cpus: float | None
+    cpu_mhz: Clocks
+    governor: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,30 +52,27 @@ class Watch:
     """The state of the machine at the beginning of a measurement. :func:`watch` makes one."""
 
     load_average: float
-    cpu_mhz: tuple[float, float, float] | None
+    cpu_mhz: Clock | None
     began: float
     all_busy_s: float | None
     own_busy_s: float
 
-    def finish(self) -> dict[str, Any]:
-        """Return the machine's fields of a result, as docs/reference/bench.md lists them.
-
-        Ended child processes count as own work.
-        """
+    def finish(self) -> MachineReport:
+        """Report the machine after a measurement. Ended child processes count as own work."""
         others = None
         busy = _busy_seconds()
         if self.all_busy_s is not None and busy is not None:
             own = _own_seconds() - self.own_busy_s
             others = max(0.0, busy - self.all_busy_s - own) / (time.perf_counter() - self.began)
-        return {
+        return MachineReport(
             **environment(),
-            "cores": os.cpu_count(),
-            "affinity": _read_affinity(),
-            "load_average": self.load_average,
-            "others_cpus": others,
-            "cpu_mhz": {"before": self.cpu_mhz, "after": cpu_mhz()},
-            "governor": _read_governor(),
-        }
+            cores=os.cpu_count(),
+            affinity=_read_affinity(),
+            load_average=self.load_average,
+            others_cpus=others,
+            cpu_mhz=Clocks(self.cpu_mhz, cpu_mhz()),
+            governor=_read_governor(),
+        )
 
 
 def watch() -> Watch:
@@ -57,23 +80,23 @@ def watch() -> Watch:
     return Watch(os.getloadavg()[0], cpu_mhz(), time.perf_counter(), _busy_seconds(), _own_seconds())
 
 
-def describe_disturbance(result: dict[str, Any]) -> str | None:
+def describe_disturbance(report: MachineReport) -> str | None:
     """Describe the other work of the machine during a measurement, or return ``None`` if there was none.
 
     The load average contains the caller's own last run. It decides only if the work of other processes is unknown.
     """
-    others = result.get("others_cpus")
-    if others is None and result["load_average"] > _BUSY:
-        why = f"load {result['load_average']:.1f} before this began"
+    others = report.others_cpus
+    if others is None and report.load_average > _BUSY:
+        why = f"load {report.load_average:.1f} before this began"
     elif others is not None and others > _BUSY:
-        why = f"others kept {others:.1f} of {result['cores']} processors busy meanwhile"
+        why = f"others kept {others:.1f} of {report.cores} processors busy meanwhile"
     else:
         return None
     return f"the machine was busy ({why}): do not quote these times"
 
 
-def cpu_mhz() -> tuple[float, float, float] | None:
-    """Mean, lowest and highest clock of the processors now, or ``None`` if /proc/cpuinfo lacks it."""
+def cpu_mhz() -> Clock | None:
+    """Read the clock of the processors now, or return ``None`` if /proc/cpuinfo lacks it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]

@@ -1,6 +1,5 @@
 """`ee-bench run`, `record` and `exits`: packages, measured by themselves."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import click
 
 from ee_export.bench import tables
 from ee_export.bench.output import print_and_write, record_option
+from ee_export.bench.results import ExitsResult, ScenarioPlan, to_json
 from ee_export.cli.console import echo_json, export_extra, out, progress_bars
 from ee_export.cli.options import PATH, json_option, point_option, target_option, threads_option
 from ee_export.errors import BadRequest
@@ -139,7 +139,7 @@ def run(
     from ee_export.runtime.ort import available_threads
 
     opened = open_package(package)
-    plan = scenarios.RunRules(**rules)
+    plan = ScenarioPlan(**rules)
     if against == operating_point:
         raise BadRequest(f"--against {against}: is the measured operating point; name another one")
     points = [operating_point] if against is None else [operating_point, against]
@@ -219,19 +219,12 @@ def exits(package: Path, tokens: str, runs: int, loads: int, target: str, as_jso
     with progress_bars() as show:
         latencies = measuring.measure_latency(opened, target, lengths, runs, show)
         loading = measuring.measure_loading(opened, target, loads, show) if loads else None
-    result: dict[str, Any] = {
-        "package": str(package),
-        "target": target,
-        "runs": runs,
-        **began.finish(),
-        "latency": [asdict(latency) for latency in latencies],
-        "loading": loading,
-    }
-    tables.warn(result)
+    result = ExitsResult(str(package), target, runs, began.finish(), latencies, loading)
+    tables.warn(result.environment)
     if as_json:
-        echo_json(result)
+        echo_json(to_json(result))
         return
-    out.print(f"{package}, {target}; {result['machine']}; {runs} interleaved rounds; median [p10 – p90]")
+    out.print(f"{package}, {target}; {result.environment.machine}; {runs} interleaved rounds; median [p10 – p90]")
     for latency in latencies:
         tables.print_latency(latency)
     if loading:

@@ -1,42 +1,22 @@
 """Other runtimes of the full model with the same weights, from encoded inputs to logits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ee_export.bench.messages import CHAIN, Subject
 from ee_export.bench.nested import build_nested_if
 from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest, require_known
 from ee_export.package.manifest import logits_name
-from ee_export.package.store import Package, open_package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.openvino import require_openvino
 from ee_export.segments.join import join
 
 Run = Callable[[Arrays], np.ndarray]
 """Computes logits, float32 ``[1, C]``, from the encoded inputs of one page."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The model of a comparison.
-
-    ``checkpoint``: the checkpoint that the package was built from, which the peers of torch need. ``graph``: the graph
-    of the full model as another tool exported it from that checkpoint, for the peers that run one.
-    """
-
-    package: str
-    target: str
-    operating_point: str
-    checkpoint: str | None
-    threads: int
-    graph: str | None = None
-
-    def open(self) -> Package:
-        return open_package(Path(self.package))
 
 
 def _onnxruntime(subject: Subject) -> tuple[Run, int]:
@@ -100,7 +80,6 @@ PEERS: dict[str, Callable[[Subject], tuple[Run, int]]] = {
     "torch_compile": _torch_compile,
 }
 """Functions that open a peer, by its name. Each returns the peer and its size on disk in bytes."""
-CHAIN = "chain"
 _EARLY = frozenset({CHAIN, "nested_if"})
 
 

@@ -1,7 +1,6 @@
 """Stages of a page's time: their names and their order. The segments of the chain are stages too."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import Manifest
@@ -34,13 +33,9 @@ def list_stages(manifest: Manifest) -> list[str]:
     return [READ, ENCODE, *segments, MODEL, REST]
 
 
-def order_of(result: Mapping[str, Any]) -> list[str]:
-    """Return the order of the stages of a recorded comparison. Old results have it in the names of the stages alone."""
-    if "stages" in result:
-        return list(result["stages"])
-    stages = {stage for figures in result["contenders"].values() for stage in figures["stages_ms"]}
-    exits = {name for figures in result["contenders"].values() for name in figures.get("exits", ())}
-    return sorted({READ, ENCODE, MODEL, REST} | stages | exits, key=_rank)
+def infer_order(names: Iterable[str]) -> list[str]:
+    """Order the stages and exits of an old result, which lacks their order, by their names."""
+    return sorted({READ, ENCODE, MODEL, REST, *names}, key=_rank)
 
 
 def sort_stages(stages: Iterable[str], order: Sequence[str]) -> list[str]:

@@ -5,10 +5,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from PIL import Image
 
+from ee_export.bench.results import Tally
 from ee_export.bench.stages import ENCODE, OCR, READ, REST
 from ee_export.bench.work import Work
 from ee_export.data.encode import Arrays, Encoder
@@ -49,13 +49,8 @@ class System:
             return self.answer(rows)  # predict_many takes no encoded inputs
         return self._time(rows, partial(self._predict_many, batch=batch))
 
-    def tally(self) -> dict[str, Any]:
-        """Count the answers since the last tally.
-
-        ``exits``: share of pages per exit. ``right``: share of right answers, or ``None`` if no page has a label.
-        ``stages_ms``: mean time of a page in each stage. The stages add up to ``sum``. If pages share a segment in a
-        batch, each has an equal part.
-        """
+    def tally(self) -> Tally:
+        """Count the answers since the last tally."""
         answered, self._answered = self._answered, []
         exits: Counter[str] = Counter()
         stages = dict.fromkeys((READ, ENCODE, OCR, *self._chain.exits), 0.0) | self._encoder.take()
@@ -73,11 +68,11 @@ class System:
         pages = max(1, exits.total())
         stages[REST] = total - sum(stages.values())
         stages[SUM] = total
-        return {
-            "exits": {name: exits[name] / pages for name in self._chain.exits},
-            "right": right / known if known else None,
-            "stages_ms": {name: ms / pages for name, ms in stages.items()},
-        }
+        return Tally(
+            exits={name: exits[name] / pages for name in self._chain.exits},
+            right=right / known if known else None,
+            stages_ms={name: ms / pages for name, ms in stages.items()},
+        )
 
     def _time(self, rows: Sequence[int], predict: Callable[[Sequence[int]], list[Answer]]) -> float:
         """Predict, keep answers and duration for the tally, and return the time at the end."""

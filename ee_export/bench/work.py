@@ -8,10 +8,10 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ee_export.bench.results import WorkReport
 from ee_export.data.encode import TEXT_INPUTS, Arrays
 from ee_export.data.find import Skipped, find_pages, words_beside
 from ee_export.data.ocr import find_engine, tesseract
@@ -46,9 +46,9 @@ class Work:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields of a result."""
-        return {"kind": self.kind, "source": self.source, "pages": len(self), "ocr": self.ocr, "data": self.data}
+    def describe(self) -> WorkReport:
+        """Describe the pages, for a result."""
+        return WorkReport(self.kind, self.source, len(self), self.ocr, self.data)
 
 
 def find_work(package: Package, source: Path, *, ocr: bool) -> Work:

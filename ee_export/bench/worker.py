@@ -9,18 +9,20 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ee_export.bench.load import memory_mb
-from ee_export.bench.peers import CHAIN, PEERS, Subject
+from ee_export.bench.messages import CHAIN, Memory, Opened, PageAnswer, Request, Subject
+from ee_export.bench.peers import PEERS
 from ee_export.bench.stages import ENCODE, MODEL, OCR, READ, REST
 from ee_export.data.encode import Encoder
 from ee_export.data.ocr import tesseract
 from ee_export.data.page import Page, read_page
 from ee_export.errors import EeError
+from ee_export.package.decode import decode
 
 _METHODS = (
     (Page, "decode_reduced", READ),
@@ -31,14 +33,14 @@ _METHODS = (
 
 Stages = defaultdict[str, float]
 """Milliseconds by stage of the current page."""
-Answer = Callable[[Page, str | None], dict[str, Any]]
-"""Classifies a page at an exit, or where the operating point decides. Returns ``label``, and ``exit`` for the chain."""
+Classify = Callable[[Page, str | None], tuple[str, str | None]]
+"""Classifies a page at an exit, or where the operating point decides. Returns the label, and the exit for the chain."""
 
 
 def main() -> None:
     """Open the contender, classify one page per line, and print the memory figures after an empty line."""
     name, *rest = sys.argv[1:]
-    subject = Subject(**json.loads(rest[0]))
+    subject = decode(Subject, json.loads(rest[0]), "the subject")
     stages: Stages = defaultdict(float)
     # The methods of the classes are replaced, because the runtime has no hooks and this process does nothing else.
     for owner, method, stage in _METHODS:
@@ -46,25 +48,25 @@ def main() -> None:
     before = memory_mb("VmRSS:")
     started = time.perf_counter()
     try:
-        answer, size = _open_chain(subject, stages) if name == CHAIN else _open_peer(name, subject, stages)
+        classify, size = _open_chain(subject, stages) if name == CHAIN else _open_peer(name, subject, stages)
     except EeError as error:
-        _write({"error": str(error)})
+        _write(Opened(error=str(error)))
         return
     except ImportError as error:
-        _write({"error": f"needs {error.name}: `pip install 'ee_export[export]'`"})
+        _write(Opened(error=f"needs {error.name}: `pip install 'ee_export[export]'`"))
         return
-    _write({"load_s": time.perf_counter() - started, "size_mb": size / 1e6})
+    _write(Opened(time.perf_counter() - started, size / 1e6))
     for line in sys.stdin:
         if not line.strip():
             break
-        request = json.loads(line)
-        page = _read(Path(request["path"]), ocr=request["ocr"])
+        request = decode(Request, json.loads(line), "the request")
+        page = _read(Path(request.path), ocr=request.ocr)
         stages.clear()
         started = time.perf_counter()
-        result = answer(page, request["exit"])
+        label, exit_name = classify(page, request.exit)
         taken = (time.perf_counter() - started) * 1e3
-        _write({"ms": taken, **result, "stages_ms": {**stages, REST: taken - sum(stages.values())}})
-    _write({"rss_mb": memory_mb("VmRSS:") - before, "peak_mb": memory_mb("VmHWM:") - before})
+        _write(PageAnswer(taken, label, exit_name, {**stages, REST: taken - sum(stages.values())}))
+    _write(Memory(memory_mb("VmRSS:") - before, memory_mb("VmHWM:") - before))
 
 
 def _read(path: Path, *, ocr: bool) -> Page:
@@ -87,7 +89,7 @@ def _add_timer(stages: Stages, stage: str, function: Callable[..., Any]) -> Call
     return run_timed
 
 
-def _open_chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
+def _open_chain(subject: Subject, stages: Stages) -> tuple[Classify, int]:
     from ee_export.runtime.chain import Chain
     from ee_export.runtime.load import load_package
     from ee_export.runtime.plan import make_exit_point
@@ -99,16 +101,16 @@ def _open_chain(subject: Subject, stages: Stages) -> tuple[Answer, int]:
     def chain_at(exit_name: str | None) -> Chain:
         return chain if exit_name is None else chain.with_point(make_exit_point(chain.exits, exit_name))
 
-    def answer(page: Page, exit_name: str | None) -> dict[str, Any]:
+    def classify(page: Page, exit_name: str | None) -> tuple[str, str | None]:
         result = chain_at(exit_name).predict(page)
         for step in result.trace:
             stages[step.name] += step.duration_ms  # OCR may run strip by strip
-        return {"label": result.label, "exit": result.exit}
+        return result.label, result.exit
 
-    return answer, sum(package.manifest.files[name].size for name in package.needed_by(subject.target))
+    return classify, sum(package.manifest.files[name].size for name in package.needed_by(subject.target))
 
 
-def _open_peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int]:
+def _open_peer(name: str, subject: Subject, stages: Stages) -> tuple[Classify, int]:
     from ee_export.data.tokenizer import open_encoder
 
     package = subject.open()
@@ -118,18 +120,18 @@ def _open_peer(name: str, subject: Subject, stages: Stages) -> tuple[Answer, int
     run, size = PEERS[name](subject)
     run = _add_timer(stages, MODEL, run)
 
-    def answer(page: Page, _: str | None) -> dict[str, Any]:
+    def classify(page: Page, _: str | None) -> tuple[str, str | None]:
         if page.ocr is not None:
             page = replace(page, ocr=_add_timer(stages, OCR, page.ocr))
         image, words, boxes = encoder.contents(page, manifest.inputs)
         logits = run(encoder.arrays(image, words, boxes))
-        return {"label": manifest.labels[int(logits[0].argmax())]}
+        return manifest.labels[int(logits[0].argmax())], None
 
-    return answer, size
+    return classify, size
 
 
-def _write(message: dict[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
+def _write(message: Opened | PageAnswer | Memory) -> None:
+    print(json.dumps(asdict(message)), flush=True)
 
 
 if __name__ == "__main__":

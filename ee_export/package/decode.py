@@ -57,6 +57,8 @@ def decode(kind: Any, value: Any, path: str, special: Special = _NO_SPECIAL) -> 
     elif origin is None and is_dataclass(kind) and isinstance(value, dict):
         return kind(**decode_fields(kind, value, f"{path}." if path else "", special=special))  # type: ignore[operator]
     elif origin in (tuple, list) and isinstance(value, list):
+        if _length(arguments) not in (None, len(value)):
+            raise mismatch(path or "the top", value, describe_type(kind))
         if set(map(type, value)) == {arguments[0]} and (arguments[0] is not float or all(map(math.isfinite, value))):
             return origin(value)  # most lists
         return origin([decode(arguments[0], item, f"{path}[{index}]", special) for index, item in enumerate(value)])
@@ -137,8 +139,14 @@ def describe_type(kind: Any) -> str:
     if origin in (tuple, list):
         if _parts(arguments[0])[0] is Literal:
             return f"a list of {describe_type(arguments[0])}"
-        return f"a list of {_NAMES.get(arguments[0], ('', 'values'))[1]}"
+        noun = _NAMES.get(arguments[0], ("", "values"))[1]
+        return f"a list of {noun}" if (length := _length(arguments)) is None else f"a list of {length} {noun}"
     return "key-value pairs" if origin is dict or is_dataclass(kind) else "another value"
+
+
+def _length(arguments: tuple[Any, ...]) -> int | None:
+    """The length of a tuple such as ``tuple[float, float]``, whose types are the same, or ``None`` for any length."""
+    return len(arguments) if len(arguments) > 1 and arguments[-1] is not Ellipsis else None
 
 
 @cache

@@ -1,6 +1,7 @@
 """`ee-bench compare` and `diff`: every contender gets the same pages, and the output compares their times."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,17 @@ from click.testing import CliRunner
 
 from ee_export.bench.cli import cli
 from ee_export.bench.compare import compute_ratios
+from ee_export.bench.comparison import read
+from ee_export.bench.messages import Subject
 from ee_export.bench.nested import build_nested_if
-from ee_export.bench.peers import PEERS, Subject
+from ee_export.bench.peers import PEERS
+from ee_export.bench.results import to_json
 from ee_export.data.dataset import read_dataset
 from ee_export.errors import BadRequest
 from ee_export.package.store import Package, open_package
 from ee_export.runtime import ort as backend
 from ee_export.runtime.load import load_package
+from tests.bench.structures import require_structure
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,9 @@ def recorded(tiny_package: Package, tiny_checkpoint: Path, pages_folder: Path, t
     assert done.exit_code == 0, done.output
     assert "the chain's pages exit at" in done.stdout
     assert "without reading and decoding, ms a page (of " in done.stdout
-    assert json.loads(path.read_text())["plan"]["in_a_row"] == 5
+    result = json.loads(path.read_text())
+    assert result["plan"]["in_a_row"] == 5
+    require_structure("compare", result)
     assert "An older version measured this" not in path.with_suffix(".html").read_text()
     return path
 
@@ -83,6 +90,10 @@ def test_nested_ifs_exit_at_the_same_exits_as_the_chain(sample: Path, pages_fold
     assert len(exits) > 1
 
 
+def test_a_result_that_is_read_and_written_again_is_the_same_file(recorded: Path) -> None:
+    assert json.dumps(to_json(read(recorded)), indent=1) + "\n" == recorded.read_text()
+
+
 def test_diff_reports_no_difference_from_itself_and_reports_a_slower_result(recorded: Path, tmp_path: Path) -> None:
     same = CliRunner().invoke(cli, ["diff", str(recorded), str(recorded)])
     assert (same.exit_code, same.stdout.count("no difference shown")) == (0, 7)
@@ -93,9 +104,9 @@ def test_diff_reports_no_difference_from_itself_and_reports_a_slower_result(reco
     diff = CliRunner().invoke(cli, ["diff", str(recorded), str(tmp_path / "slower.json")])
     assert diff.exit_code == 1
     assert "chain: 1.100 of the time [1.100 – 1.100], slower" in diff.stdout
-    slower["data"] = "other pages"
+    same_result = read(recorded)
     with pytest.raises(BadRequest, match="different pages"):
-        compute_ratios(json.loads(recorded.read_text()), slower)
+        compute_ratios(same_result, replace(same_result, data="other pages"))
 
 
 @pytest.mark.parametrize(

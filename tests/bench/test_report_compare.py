@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from ee_export.bench.cli import cli
+from ee_export.bench.comparison import Comparison
 from ee_export.bench.machine import describe_disturbance
 from ee_export.bench.peers import parse_contender
-from ee_export.bench.stages import order_of, share_that_reaches, sort_stages
+from ee_export.bench.stages import infer_order, share_that_reaches, sort_stages
 from ee_export.errors import BadRequest
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -65,7 +66,9 @@ def test_the_report_begins_with_the_result(recorded: tuple[dict[str, Any], str])
         f"The fastest way to run the full model, {fastest}, takes {contenders[fastest]['of_chain'][0]:.3g}" in summary
     )
     assert str(contenders["chain"]["right"]) in summary
-    assert ("the machine was busy" in summary) == (describe_disturbance(result) is not None)
+    assert ("the machine was busy" in summary) == (
+        describe_disturbance(Comparison.from_json(result).environment) is not None
+    )
 
 
 def test_the_report_is_one_file_that_needs_no_network(recorded: tuple[dict[str, Any], str]) -> None:
@@ -102,7 +105,17 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
         (lambda result: result.update(schema=2), "schema 2, expected 1"),
         (lambda result: result["contenders"].pop("chain"), "no result of a comparison"),
         (lambda result: result.pop("schema"), "schema None"),
-        (without("stages_ms"), "the entry of chain is not complete"),
+        (without("stages_ms"), "contenders.chain.stages_ms: missing; expected key-value pairs"),
+        (
+            lambda result: result["contenders"]["chain"].update(mean_ms=[1.0, 2.0]),
+            r"contenders.chain.mean_ms: found \[1.0, 2.0\], expected a list of 3 numbers",
+        ),
+        (
+            lambda result: result["contenders"]["chain"].update(pages_ms=[1.0]),
+            r"contenders.chain.pages_ms: found \[1.0\], expected the times of 194 pages",
+        ),
+        (lambda result: result.update(pages="194"), 'pages: found "194", expected a whole number'),
+        (lambda result: result.update(contenders=["chain"]), "no result of a comparison"),
     ],
 )
 def test_a_file_that_is_no_such_result_is_refused(
@@ -130,7 +143,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_stages_stand_in_the_order_of_execution_and_fewer_pages_reach_later_ones() -> None:
     stages = ["encoder.10", "final", "text", "policy and rest", "ocr", "encode", "text.40", "vision", "encoder.9"]
     ordered = ["encode", "vision", "ocr", "text.40", "text", "encoder.9", "encoder.10", "final", "policy and rest"]
-    order = order_of({"contenders": {"chain": {"stages_ms": dict.fromkeys(stages), "exits": {}}}})
+    order = infer_order(stages)
     assert sort_stages([*stages, "what an older version said"], order) == ["what an older version said", *ordered]
     exits = {"vision": 0.5, "text.40": 0.25, "final": 0.25}
     shares = {stage: share_that_reaches(stage, exits, order) for stage in ordered}

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ee_export.places import SAMPLE_PAGES
 from ee_export.runtime.answer import Answer
 from ee_export.runtime.chain import Chain
 from ee_export.runtime.load import load
+from tests.bench.structures import require_structure
 
 
 def invoke(*arguments: object) -> str:
@@ -91,13 +93,16 @@ def test_single_stream_quotes_the_percentiles_that_it_has_samples_for(sample: Pa
         assert total == pytest.approx(entry["mean_ms"][0], rel=0.1)
         assert min(entry["stages_ms"][stage] for stage in ("read and decode", "encode", "policy and rest")) > 0
     assert result["contenders"]["full"]["exits"]["final"] == 1
+    require_structure("SingleStream", result)
 
 
 def test_offline_reports_the_exit_rates_of_the_data(sample: Path, pages_folder: Path) -> None:
     chain = load(sample, operating_point="default")
     data = read_dataset(pages_folder)
     exits = Counter(chain.predict(data.page(index)).exit for index in range(len(data)))
-    entry = measured(sample, pages_folder, "--scenario", "offline", "--batch", 8)["contenders"]["default"]
+    result = measured(sample, pages_folder, "--scenario", "offline", "--batch", 8)
+    require_structure("Offline", result)
+    entry = result["contenders"]["default"]
     assert entry["passes"] == 5
     assert entry["queries"] == 5 * len(data)
     assert entry["exits"] == {name: pytest.approx(exits[name] / len(data)) for name in chain.exits}
@@ -144,7 +149,9 @@ def test_a_slow_answer_delays_all_that_arrive_meanwhile(
 
     monkeypatch.setattr(Chain, "predict_batch", slow)
     fixed = ("--scenario", "Server", "--rate", 2000, "--bound-ms", 5, "--min-queries", 1000)
-    entry = measured(sample, pages_folder, *fixed)["contenders"]["default"]
+    result = measured(sample, pages_folder, *fixed)
+    require_structure("Server with --rate", result)
+    entry = result["contenders"]["default"]
     run = entry["bounds"]["given"]["run"]
     assert run["queries"] == 1000
     assert not run["held"]
@@ -257,6 +264,7 @@ def test_server_finds_a_rate_for_both_and_a_gain(
     monkeypatch.setattr(Chain, "predict_batch", predict)
     searched = ("--scenario", "Server", "--against", "full", "--bound-of", "both", "--min-queries", 1000)
     result = measured(sample, pages_folder, *searched)
+    require_structure("Server", result)
     fast, slow = (result["contenders"][name]["bounds"] for name in ("default", "full"))
     assert fast["whole"]["bound_ms"] == slow["whole"]["bound_ms"] == pytest.approx(80)
     assert "own" not in slow, "that of the whole model is its own"
@@ -287,12 +295,11 @@ def test_a_percentile_s_interval_covers_it_in_95_of_100_cases() -> None:
 
 
 def test_a_busy_machine_is_warned_of() -> None:
-    quiet = {**watch().finish(), "load_average": 0.1, "others_cpus": 0.0}
-    assert {"cores", "affinity", "cpu_mhz", "governor"} <= quiet.keys()
+    quiet = replace(watch().finish(), load_average=0.1, others_cpus=0.0)
     assert describe_disturbance(quiet) is None
-    assert describe_disturbance({**quiet, "load_average": 3.0}) is None, "that may have been oneself"
-    assert "load 3.0 before" in (describe_disturbance({**quiet, "load_average": 3.0, "others_cpus": None}) or "")
-    assert "others kept 1.5 of" in (describe_disturbance({**quiet, "others_cpus": 1.5}) or "")
+    assert describe_disturbance(replace(quiet, load_average=3.0)) is None, "that may have been oneself"
+    assert "load 3.0 before" in (describe_disturbance(replace(quiet, load_average=3.0, others_cpus=None)) or "")
+    assert "others kept 1.5 of" in (describe_disturbance(replace(quiet, others_cpus=1.5)) or "")
 
 
 # Refusals

@@ -11,6 +11,7 @@ from ee_export.bench.cli import cli as bench
 from ee_export.builder.tune import explain_uncertified
 from ee_export.cli.main import cli
 from ee_export.package.store import Package
+from tests.bench.structures import require_structure
 
 
 def run(*arguments: object, command=cli) -> str:
@@ -177,6 +178,7 @@ def test_bench_measures_the_chain_against_the_uncut_session(package: Path) -> No
         assert 0 < latency[figure]["p10"] <= latency[figure]["median"] <= latency[figure]["p90"]
     assert report["loading"]["load_s"]["package"]["median"] > 0
     assert report["machine"]
+    require_structure("exits", report)
 
 
 def test_bench_prints_a_table_for_people(package: Path) -> None:
