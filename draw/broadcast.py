@@ -187,8 +187,8 @@ def _lines(
     weeks, boxed = source.chance(0.7), source.chance(0.4)
     floor = sheet.height - source.between(200, 330)
     spots, total, number = 0, 0.0, 0
-    wanted = source.whole(1, 16)
-    while y < floor and number < wanted:
+    most = source.whole(1, 16)
+    while y < floor and number < most:
         number += 1
         count, rate = source.whole(1, 5), float(source.whole(2, 120) * 25)
         start, end = (source.date(2020, 2020, "mm/dd/yy") for _ in range(2))

@@ -94,7 +94,7 @@ _LETTERS = (str.upper, str.upper, str.title, str.lower)
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What a business paper says above its table, and the terms below it."""
+    """The text of a business paper above its table, and the terms below it."""
 
     title: str  # empty on a page where one of the sentences says what it is
     subject: str  # may be empty, as all below
@@ -108,17 +108,17 @@ def wording(source: Source, label: str, crowded: bool) -> Wording:
     """The text of one of the four papers; on a crowded one each noun stands once, twice or three times, all four alike."""
     titled = source.chance(0.7)
     letters = source.pick(_LETTERS[:3] if titled else _LETTERS)  # the nouns beside the title look like it
-    said = {name: letters(noun) for name, noun in NOUNS.items()}
-    others = source.some([said[name] for name in NOUNS if name != label], 3 if crowded else source.whole(0, 1))
+    names = {name: letters(noun) for name, noun in NOUNS.items()}
+    others = source.some([names[name] for name in NOUNS if name != label], 3 if crowded else source.whole(0, 1))
     templates = list(source.some(_ASIDES, 3))
     subject = _filled(source, source.pick(_SUBJECTS), others.pop()) if others and source.chance(0.4) else ""
     corner = _filled(source, source.pick(_CORNERS), others.pop()) if others and source.chance(0.3) else ""
     sentences = [_filled(source, templates.pop(), noun) for noun in others]
-    sentences.append(_filled(source, source.pick(_OPENINGS if titled else _ROLES), said[label]))
+    sentences.append(_filled(source, source.pick(_OPENINGS if titled else _ROLES), names[label]))
     sentences += [_filled(source, filler) for filler in source.some(_FILLERS, source.whole(0, 2))]
     references = [(f"{noun.capitalize()} no.", _number(source)) for noun in NOUNS.values()]
     return Wording(
-        said[label] if titled else "",
+        names[label] if titled else "",
         subject,
         corner,
         tuple(source.some(sentences, len(sentences))),

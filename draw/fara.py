@@ -179,10 +179,10 @@ def _draw(source: Source, hard: bool, kind: str, items: list[Item], own: tuple[t
         y += 26
     y = _letterhead(sheet, source, left, right, y + 20, size, "" if hard and source.chance(0.7) else title)
     small = print_.but(size=source.between(14.5, 17.0))
-    wanted = {"amendment": 340, "dissemination": 350, "short": 450}[kind] if not hard else source.whole(180, 450)
+    words = {"amendment": 340, "dissemination": 350, "short": 450}[kind] if not hard else source.whole(180, 450)
     old_amendment = kind == "amendment" and not hard and source.chance(0.25)
     if not old_amendment:
-        for paragraph in say.notices(source, kind, wanted):
+        for paragraph in say.notices(source, kind, words):
             y = (
                 sheet.paragraph(left, y, right - left, paragraph, small, source.between(1.15, 1.25), "left")
                 + small.size * 0.7
@@ -201,7 +201,7 @@ def _draw(source: Source, hard: bool, kind: str, items: list[Item], own: tuple[t
 
 
 def _pen(source: Source, size: float, hard: bool) -> Style:
-    """What the answers are written with."""
+    """The pen of the answers."""
     if hard and source.chance(0.25):
         return Style(
             size * source.between(1.2, 1.6),

@@ -144,7 +144,7 @@ def notices(source: Source, kind: str, words: int) -> list[str]:
 
 def narrative(source: Source, kind: str, sentences: int) -> str:
     """A typed answer of some sentences in the manner of the kind of filing."""
-    said = []
+    lines = []
     for _ in range(sentences):
         body, service, topic = principal(source), source.pick(SERVICES), source.pick(TOPICS)
         if kind == "amendment":
@@ -170,5 +170,5 @@ def narrative(source: Source, kind: str, sentences: int) -> str:
                 f"Letters to editors on {topic}, sent on behalf of {body}.",
                 f"Monthly bulletin on {topic}, mailed to subscribers.",
             ]
-        said.append(source.pick(options))
-    return " ".join(said)
+        lines.append(source.pick(options))
+    return " ".join(lines)

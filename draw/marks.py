@@ -105,7 +105,7 @@ def holes(sheet: Sheet, source: Source) -> None:
 
 
 def worn(sheet: Sheet, source: Source) -> None:
-    """What use leaves on a page: a stamp, a note, holes; each only sometimes."""
+    """Draw traces of use on a page: a stamp, a note, holes, each only sometimes."""
     if source.chance(0.4):
         stamp(sheet, source, source.between(0.05, 0.75) * sheet.width, source.between(0.3, 0.8) * sheet.height)
     if source.chance(0.3):

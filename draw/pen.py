@@ -1,4 +1,4 @@
-"""What draws: ImageDraw's shapes and words, in the pixels of the layouts on an image of any scale."""
+"""Draw ImageDraw's shapes and words, in the pixels of the layouts, on an image of any scale."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ def _expose(image: Image.Image, source: Source, bitonal: bool, frame: tuple[int,
     if zoom == 1:
         grain = np.repeat(np.repeat(grain, 2, axis=0), 2, axis=1)[:height, :width]
     else:
-        seen = (0, 0, width / (2 * zoom), height / (2 * zoom))
-        grain = np.asarray(Image.fromarray(grain).resize(image.size, Image.Resampling.BICUBIC, seen))
+        part = (0, 0, width / (2 * zoom), height / (2 * zoom))
+        grain = np.asarray(Image.fromarray(grain).resize(image.size, Image.Resampling.BICUBIC, part))
     if bitonal:
         grey = grey + grain * source.between(5, 28)
         return Image.fromarray(((grey > source.between(135, 195)) * np.uint8(255)).astype(np.uint8))
@@ -150,30 +150,30 @@ def _compress(image: Image.Image, source: Source) -> Image.Image:
 def _misread(
     words: list[str], rough: list[bool], boxes: list[list[int]], source: Source
 ) -> tuple[list[str], list[list[int]]]:
-    """What OCR does to 3 to 10 % of the words and to most handwriting: confuse, drop, merge, invent."""
+    """Misread 3 to 10 % of the words and most handwriting, as OCR does: confuse, drop, merge, invent."""
     rate = source.between(0.03, 0.10)
-    seen: list[str] = []
-    where: list[list[int]] = []
+    texts: list[str] = []
+    places: list[list[int]] = []
     for word, hand, box in zip(words, rough, boxes, strict=True):
         draw = source.rng.random()
         if draw > (0.7 if hand else rate):
-            seen.append(word)
-            where.append(box)
+            texts.append(word)
+            places.append(box)
             continue
         kind = source.rng.random()
         if kind < 0.15:
             continue
-        if kind < 0.3 and seen and abs(where[-1][1] - box[1]) < 8 and where[-1][2] <= box[0]:
-            last = where[-1]
-            seen[-1] += word
-            where[-1] = [last[0], min(last[1], box[1]), box[2], max(last[3], box[3])]
+        if kind < 0.3 and texts and abs(places[-1][1] - box[1]) < 8 and places[-1][2] <= box[0]:
+            last = places[-1]
+            texts[-1] += word
+            places[-1] = [last[0], min(last[1], box[1]), box[2], max(last[3], box[3])]
             continue
         if kind < 0.36:
-            seen.append(source.pick(_JUNK))
-            where.append([max(0, box[0] - 12), box[1], max(0, box[0] - 4), box[3]])
-        seen.append(_confuse(word, source, 0.5 if hand else 0.25))
-        where.append(box)
-    return seen, where
+            texts.append(source.pick(_JUNK))
+            places.append([max(0, box[0] - 12), box[1], max(0, box[0] - 4), box[3]])
+        texts.append(_confuse(word, source, 0.5 if hand else 0.25))
+        places.append(box)
+    return texts, places
 
 
 def _confuse(word: str, source: Source, rate: float) -> str:

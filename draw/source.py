@@ -1,4 +1,4 @@
-"""Where the text of drawn pages comes from: a seeded source of names, dates, amounts and sentences."""
+"""A seeded source of names, dates, amounts and sentences for drawn pages."""
 
 from __future__ import annotations
 

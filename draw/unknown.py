@@ -216,6 +216,6 @@ def _grey(series: int) -> int:
 
 
 def _turned(word: str, source: Source) -> str:
-    """What OCR reads where a word stands on its head: its last letter first, each taken for one that looks alike."""
+    """Return an upside-down word as OCR reads it: its last letter first, each replaced by one that looks alike."""
     letters = [_TURNED.get(letter, letter) if source.chance(0.85) else source.pick("|~'-:;{") for letter in word[::-1]]
     return "".join(letters)

@@ -119,7 +119,7 @@ def test_the_report_says_what_the_figures_say(study: tuple[Path, dict]) -> None:
 
 
 def a_run(right: list[int], ms: float) -> dict:
-    """What the chain did with a few pages, as the report reads it."""
+    """A result of the chain on a few pages, as the report reads it."""
     names = ("accuracy", "macro_f1", "nll", "brier", "ece", "aurc", "mean_depth", "p50_ms", "p90_ms", "p99_ms")
     metrics = {name: [sum(right) / len(right)] * 3 for name in names} | {"mean_ms": [ms] * 3}
     return {

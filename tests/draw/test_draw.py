@@ -123,8 +123,8 @@ def test_a_page_at_300_dpi_is_drawn_sharp() -> None:
 @pytest.mark.skipif(not is_installed(), reason="tesseract-ocr is not installed")
 def test_tesseract_reads_a_page_at_300_dpi() -> None:
     page = draw_page("letter", seed=3, long_side=A4_300_DPI)
-    seen = Counter(tesseract()(page.image)[0])
-    assert (seen & Counter(page.words)).total() >= 0.95 * len(page.words)
+    read = Counter(tesseract()(page.image)[0])
+    assert (read & Counter(page.words)).total() >= 0.95 * len(page.words)
 
 
 def test_files_say_their_dpi_only_where_they_are_larger_than_the_layouts(tmp_path: Path) -> None:

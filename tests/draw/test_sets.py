@@ -68,23 +68,23 @@ def test_a_paper_names_one_other_kind_at_most_or_all_four_equally_often_in_the_s
         for page in pages[label]:
             if len(named(page)) < 4:
                 continue
-            seen = Counter(page.words)
+            count = Counter(page.words)
             for letters in (str.upper, str.capitalize, str.lower):
-                counts = {seen[letters(noun.split()[0])] for noun in NOUNS.values()}
+                counts = {count[letters(noun.split()[0])] for noun in NOUNS.values()}
                 assert len(counts) == 1, (label, letters)
-            assert 1 <= sum(seen[letters("reminder")] for letters in (str.upper, str.capitalize, str.lower)) <= 3
+            assert 1 <= sum(count[letters("reminder")] for letters in (str.upper, str.capitalize, str.lower)) <= 3
 
 
 def test_what_a_paper_is_stands_in_its_title_or_in_one_sentence() -> None:
     for label in PAPERS:
         for text in texts(label, 40):
-            said = [noun for noun in NOUNS.values() if noun in text.title.lower()]
+            nouns = [noun for noun in NOUNS.values() if noun in text.title.lower()]
             if not text.title:
-                said = [
+                nouns = [
                     noun for noun in NOUNS.values() for sentence in text.sentences if f"{noun} " in sentence.lower()
                 ]
-            assert NOUNS[label] in said
-            assert text.title == "" or said == [NOUNS[label]]
+            assert NOUNS[label] in nouns
+            assert text.title == "" or nouns == [NOUNS[label]]
 
 
 def test_the_same_draws_give_the_same_bag_of_words_whatever_the_crowded_paper() -> None:
@@ -108,8 +108,8 @@ def test_dispatched_goods_have_the_same_text_in_two_layouts(pages: dict[str, lis
         assert [below.words[i] for i in below.reading_order()] == [above.words[i] for i in above.reading_order()]
     for label in ("delivery_note", "packing_list"):
         for page in pages[label]:
-            found = zip(page.words, page.boxes, strict=True)
-            ship, first, second = [box for word, box in found if word in ("Ship", "Parcel")]
+            words = zip(page.words, page.boxes, strict=True)
+            ship, first, second = [box for word, box in words if word in ("Ship", "Parcel")]
             assert (first[1] < ship[1]) == (label == "delivery_note")
             assert (abs(first[1] - second[1]) < 4) == (label == "packing_list")
 
