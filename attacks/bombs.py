@@ -192,7 +192,7 @@ def _many_pages(ground: Ground) -> None:
     assert failed == [False, True] * 1000
 
 
-def _repeated(word: str, number: int) -> Callable[[], str]:
+def _repeat(word: str, number: int) -> Callable[[], str]:
     return lambda: json.dumps({"words": [word] * number, "boxes": [[1, 1, 9, 9]] * number})
 
 
@@ -213,16 +213,16 @@ BOMBS: tuple[tuple[str, Prepare], ...] = (
     ("TIFF of 50,000 frames in a ring", _image(lambda: _tiff_frames(50_000))),
     ("GIF of 65,535 x 65,535 pixels", _image(lambda: _gif(65_535, 65_535, 1))),
     ("GIF of 13,000 x 13,000 pixels in 1,000 frames", _image(lambda: _gif(13_000, 13_000, 1000))),
-    ("WebP of 16,383 x 10,000 pixels", _image(lambda: _saved(Image.new("L", (16_383, 10_000)), "WEBP", lossless=True, method=0, quality=0))),
-    ("JPEG of 65,500 x 2,500 pixels", _image(lambda: _saved(Image.new("L", (65_500, 2_500)), "JPEG"))),
-    ("JPEG of 2 x 65,500 pixels", _image(lambda: _saved(Image.new("L", (2, 65_500)), "JPEG"))),
-    ("JPEG with 500,000 restart markers", _image(lambda: _saved(Image.new("L", (64, 64)), "JPEG")[:-2] + b"\xff\xd0" * 500_000 + b"\xff\xd9")),
-    ("one word of 10 MB", _words(_repeated("a" * 10_000_000, 1))),
+    ("WebP of 16,383 x 10,000 pixels", _image(lambda: _save(Image.new("L", (16_383, 10_000)), "WEBP", lossless=True, method=0, quality=0))),
+    ("JPEG of 65,500 x 2,500 pixels", _image(lambda: _save(Image.new("L", (65_500, 2_500)), "JPEG"))),
+    ("JPEG of 2 x 65,500 pixels", _image(lambda: _save(Image.new("L", (2, 65_500)), "JPEG"))),
+    ("JPEG with 500,000 restart markers", _image(lambda: _save(Image.new("L", (64, 64)), "JPEG")[:-2] + b"\xff\xd0" * 500_000 + b"\xff\xd9")),
+    ("one word of 10 MB", _words(_repeat("a" * 10_000_000, 1))),
     ("one word of 3 MB, all different letters", _words(lambda: json.dumps({"words": ["".join(chr(0x4E00 + index % 20_000) for index in range(1_000_000))], "boxes": [[1, 1, 9, 9]]}, ensure_ascii=False))),
     ("a hundred words of 100,000 letters", _words(lambda: json.dumps({"words": [f"{index}" + "ab" * 50_000 for index in range(100)], "boxes": [[1, 1, 9, 9]] * 100}))),
-    ("a million words", _words(_repeated("total", 1_000_000))),
-    ("300,000 words", _words(_repeated("total", 300_000))),
-    ("words of special tokens alone", _words(_repeated("</s><s><pad><mask>" * 50, 2000))),
+    ("a million words", _words(_repeat("total", 1_000_000))),
+    ("300,000 words", _words(_repeat("total", 300_000))),
+    ("words of special tokens alone", _words(_repeat("</s><s><pad><mask>" * 50, 2000))),
     ("JSON of 5,000,000 nested lists", _words(lambda: b"[" * 5_000_000)),
     ("JSON of 900,000 nested objects", _words(lambda: b'{"a":' * 900_000)),
     ("JSON number of 5,000,000 digits", _words(lambda: b'{"words": ["a"], "boxes": [[1, 1, 9, ' + b"9" * 5_000_000 + b"]]}")),
@@ -239,7 +239,7 @@ BOMBS: tuple[tuple[str, Prepare], ...] = (
 """Name of each bomb, and its maker."""
 
 
-def _saved(image: Image.Image, format_name: str, **options: object) -> bytes:
+def _save(image: Image.Image, format_name: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
     return buffer.getvalue()

@@ -104,14 +104,14 @@ def _many_lines(image: Image.Image) -> Any:
     raise ValueError("line 1\nline 2\x1b[2J\r\n" + "x" * 100_000 + "\ud800")
 
 
-def _chained(image: Image.Image) -> Any:
+def _raise_chained(image: Image.Image) -> Any:
     try:
         raise KeyError("first")
     except KeyError as error:
         raise ValueError("second") from error
 
 
-def _grouped(image: Image.Image) -> Any:
+def _raise_group(image: Image.Image) -> Any:
     raise ExceptionGroup("group", [ValueError("a"), TypeError("b")])
 
 
@@ -119,7 +119,7 @@ async def _asynchronous(image: Image.Image) -> Any:
     return [], []
 
 
-def _generated(image: Image.Image) -> Any:
+def _return_generator(image: Image.Image) -> Any:
     yield ["a"]
     yield [_BOX]
 
@@ -169,7 +169,7 @@ ENGINES: tuple[tuple[str, Engine], ...] = (
     ("returns a deque", _gives((collections.deque(["a"]), collections.deque([_BOX])))),
     ("returns iterators", lambda image: (iter(["a"]), iter([_BOX]))),
     ("returns maps", lambda image: (map(str, [1]), map(list, [_BOX]))),
-    ("is a generator", _generated),
+    ("is a generator", _return_generator),
     ("is a coroutine", _asynchronous),
     ("returns an odd value", lambda image: _Odd()),
     ("returns odd words", lambda image: (_Odd(), [_BOX])),
@@ -190,8 +190,8 @@ ENGINES: tuple[tuple[str, Engine], ...] = (
     ("raises TimeoutError", _raises(TimeoutError("60 s"))),
     ("raises BrokenPipeError", _raises(BrokenPipeError(32, "Broken pipe"))),
     ("raises a UnicodeDecodeError", lambda image: b"\xff".decode()),
-    ("raises a group", _grouped),
-    ("raises from another error", _chained),
+    ("raises a group", _raise_group),
+    ("raises from another error", _raise_chained),
     ("raises AssertionError", _raises(AssertionError())),
     ("raises EeError", _raises(EeError("the engine's own"))),
     ("raises a panic", _raises(PanicException("called `Option::unwrap()` on a `None` value"))),

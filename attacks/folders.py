@@ -97,7 +97,7 @@ def _pages(folder: Path, number: int = 3) -> list[str]:
     return names
 
 
-def _answered(rows: list[dict[str, object]], names: list[str]) -> None:
+def _require_answers(rows: list[dict[str, object]], names: list[str]) -> None:
     """Raise Wrong if a good page has an error."""
     for row in rows:
         if str(row["path"]).rpartition("/")[2] in names and "error" in row:
@@ -111,7 +111,7 @@ def _odd_images(ground: Ground) -> None:
         names.append(f"odd{index}{'.jpg' if index % 2 else '.tif'}")
         (folder / names[-1]).write_bytes(data)
         (folder / f"odd{index}.json").write_text(_WORDS)
-    _answered(rows_of(folder, ground, [*good, *names]), good)
+    _require_answers(rows_of(folder, ground, [*good, *names]), good)
 
 
 def _cut_images(ground: Ground) -> None:
@@ -121,7 +121,7 @@ def _cut_images(ground: Ground) -> None:
         names.append(f"cut{index}.png")
         (folder / names[-1]).write_bytes(data[: len(data) * 2 // 3])
         (folder / f"cut{index}.json").write_text(_WORDS)
-    _answered(rows_of(folder, ground, [*good, *names]), good)
+    _require_answers(rows_of(folder, ground, [*good, *names]), good)
 
 
 def _odd_words(ground: Ground) -> None:
@@ -131,7 +131,7 @@ def _odd_words(ground: Ground) -> None:
         names.append(f"page{index}.png")
         drawn_page().save(folder / names[-1])
         write(folder / f"page{index}.json")
-    _answered(rows_of(folder, ground, [*good, *names]), good)
+    _require_answers(rows_of(folder, ground, [*good, *names]), good)
 
 
 def _odd_names(ground: Ground) -> None:
@@ -179,7 +179,7 @@ def _odd_entries(ground: Ground) -> None:
             server.bind("socket.png")
         finally:
             os.chdir(here)
-        _answered(rows_of(folder, ground, good), good)
+        _require_answers(rows_of(folder, ground, good), good)
 
 
 def _deep_folder(ground: Ground) -> None:
@@ -189,7 +189,7 @@ def _deep_folder(ground: Ground) -> None:
     below = folder / "/".join(["d"] * 900)
     below.mkdir(parents=True)
     drawn_page().save(below / "deep.png")
-    _answered(rows_of(folder, ground, good), good)
+    _require_answers(rows_of(folder, ground, good), good)
 
 
 def _too_deep_folder(ground: Ground) -> None:
@@ -204,7 +204,7 @@ def _too_deep_folder(ground: Ground) -> None:
         here = below
     os.close(here)
     try:
-        _answered(rows_of(folder, ground, good), good)
+        _require_answers(rows_of(folder, ground, good), good)
     finally:
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
@@ -231,7 +231,7 @@ def _vanishing(ground: Ground) -> None:
     thread = threading.Thread(target=remove)
     thread.start()
     try:
-        _answered(rows_of(folder, ground, good), good)
+        _require_answers(rows_of(folder, ground, good), good)
     finally:
         stop.set()
         thread.join()
@@ -312,7 +312,7 @@ def _good(ground: Ground) -> None:
     """Good pages alone: all are answered, and the exit status is 0."""
     folder = ground.folder("pages")
     good = _pages(folder, 30)
-    _answered(rows_of(folder, ground, good), good)
+    _require_answers(rows_of(folder, ground, good), good)
 
 
 FOLDERS: tuple[tuple[str, Callable[[Ground], None]], ...] = (

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from attacks.family import Attack, Family, Ground
-from attacks.json_changes import damaged
+from attacks.json_changes import damage_bytes
 from attacks.packages import copy_package, replace_file, reseal
 from ee_export import load
 from ee_export.package.store import open_package
@@ -92,7 +92,7 @@ _HEADERS: tuple[tuple[str, bytes], ...] = (
 
 
 @cache
-def _named() -> list[tuple[str, Change]]:
+def _list_named() -> list[tuple[str, Change]]:
     """The changes made by hand."""
     changes: list[tuple[str, Change]] = []
     for place in ("pixel_values", "input_ids", "logits", "exits/"):
@@ -118,8 +118,8 @@ def _named() -> list[tuple[str, Change]]:
         ("page ²", lambda members, rng: members | {"²/input_ids.npy": _npy(np.zeros((1, 4), np.int64))}),
         ("no exits", lambda members, rng: {name: data for name, data in members.items() if not name.startswith("exits/")}),
         ("twice the same name", lambda members, rng: _zip(members, twice=True)),
-        ("encrypted", lambda members, rng: _flagged(_zip(members), 0x1)),
-        ("an unknown compression", lambda members, rng: _recompressed(_zip(members), 99)),
+        ("encrypted", lambda members, rng: _set_flag(_zip(members), 0x1)),
+        ("an unknown compression", lambda members, rng: _recompress(_zip(members), 99)),
         ("LZMA", lambda members, rng: _zip(members, method=zipfile.ZIP_LZMA)),
         ("bzip2", lambda members, rng: _zip(members, method=zipfile.ZIP_BZIP2)),
         ("sizes that lie", _lying_sizes),
@@ -133,7 +133,7 @@ def _named() -> list[tuple[str, Change]]:
 def mutation(ground: Ground, index: int) -> Attack:
     """A change made by hand, a member taken out or swapped, or random damage of the bytes."""
     rng, data = ground.rng("golden", index), (ground.package / GOLDEN).read_bytes()
-    named = _named()
+    named = _list_named()
     if index < len(named):
         what = named[index][0]
     elif index % 3 == 0:
@@ -146,13 +146,13 @@ def mutation(ground: Ground, index: int) -> Attack:
             made = named[index][1](_members(data), rng)
             changed = made if isinstance(made, bytes) else _zip(made)
         elif index % 3 == 0:
-            changed = _zip(_without_or_swapped(_members(data), rng))
+            changed = _zip(_drop_or_swap(_members(data), rng))
         elif index % 3 == 1:
-            changed = damaged(data, rng)[1]
+            changed = damage_bytes(data, rng)[1]
         else:  # the archive is complete, and the content of a member is damaged
             members = _members(data)
             name = rng.choice(list(members))
-            changed = _zip(members | {name: damaged(members[name], rng)[1]})
+            changed = _zip(members | {name: damage_bytes(members[name], rng)[1]})
         package = copy_package(ground)
         replace_file(package, GOLDEN, changed)
         reseal(package)
@@ -178,7 +178,7 @@ def _header_change(data: bytes) -> Change:
     return lambda members, rng: members | {rng.choice(list(members)): data}
 
 
-def _without_or_swapped(members: Members, rng: random.Random) -> Members:
+def _drop_or_swap(members: Members, rng: random.Random) -> Members:
     first, second = rng.sample(list(members), 2)
     if rng.random() < 0.5:
         return {name: data for name, data in members.items() if name != first}
@@ -220,7 +220,7 @@ def _zip(
     return buffer.getvalue()
 
 
-def _flagged(data: bytes, flag: int) -> bytes:
+def _set_flag(data: bytes, flag: int) -> bytes:
     out = bytearray(data)
     for magic, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         index = data.find(magic)
@@ -230,7 +230,7 @@ def _flagged(data: bytes, flag: int) -> bytes:
     return bytes(out)
 
 
-def _recompressed(data: bytes, method: int) -> bytes:
+def _recompress(data: bytes, method: int) -> bytes:
     out = bytearray(data)
     for magic, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
         index = data.find(magic)

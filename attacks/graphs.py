@@ -136,7 +136,7 @@ def _graph(
     return helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
 
 
-def _tied(model: "onnx.ModelProto", place: Place, value: str) -> "onnx.ModelProto":
+def _tie(model: "onnx.ModelProto", place: Place, value: str) -> "onnx.ModelProto":
     """The graph with 0 times a float value added to its logits: the value is computed, and the outputs stay as they are."""
     import numpy as np
     from onnx import helper, numpy_helper
@@ -260,12 +260,12 @@ def _loop(times: int, grows: bool) -> Writes:
         )
         model.graph.node.append(helper.make_node("Loop", ["times", "go", "seed"], ["grown"], body=body))
         model.graph.node.append(helper.make_node("ReduceSum", ["grown"], ["sum"], keepdims=0))
-        return _tied(model, place, "sum")
+        return _tie(model, place, "sum")
 
     return write
 
 
-def _nested(depth: int) -> Writes:
+def _nest(depth: int) -> Writes:
     """If within If, ``depth`` levels."""
 
     def write(place: Place) -> "onnx.ModelProto":
@@ -312,7 +312,7 @@ def _huge(kind: str) -> Writes:
             nodes = [helper.make_node("Mul", ["large", "pages"], ["at_run"]), *nodes]
             fill.input[0] = "at_run"
         model = _graph(place, nodes=nodes, initializers=[shape])
-        return _tied(model, place, "unread")
+        return _tie(model, place, "unread")
 
     return write
 
@@ -332,7 +332,7 @@ def _external(
         tensor.external_data.extend(StringStringEntryProto(key=key, value=value) for key, value in entries.items())
         node = helper.make_node("ReduceSum", ["weight"], ["unread"], keepdims=0)
         model = _graph(place, nodes=[node], initializers=[tensor])
-        return _tied(model, place, "unread")
+        return _tie(model, place, "unread")
 
     return write
 
@@ -371,7 +371,7 @@ def _initializer_of(dims: list[int], raw: bytes) -> Writes:
         tensor = TensorProto(name="weight", data_type=1, dims=dims, raw_data=raw)
         node = helper.make_node("ReduceSum", ["weight"], ["unread"], keepdims=0)
         model = _graph(place, nodes=[node], initializers=[tensor])
-        return _tied(model, place, "unread")
+        return _tie(model, place, "unread")
 
     return write
 
@@ -468,7 +468,7 @@ GRAPHS: tuple[tuple[str, str, Writes], ...] = (
     ("20,000 nodes", "first", _many_nodes),
     ("a loop of 1,000 rounds", "first", _loop(1_000, grows=False)),
     ("a loop that doubles 22 times", "first", _loop(22, grows=True)),
-    ("25 nested conditions", "first", _nested(25)),
+    ("25 nested conditions", "first", _nest(25)),
     ("a constant of 2^36 floats", "first", _huge("load")),
     ("2^36 floats at run", "first", _huge("run")),
     ("weights at an absolute path", "first", _external("/etc/passwd", 0, 64)),

@@ -28,10 +28,10 @@ def flip(ground: Ground, index: int) -> Attack:
     if resealed:
         chunks = png_chunks(data)
         position = rng.randrange(len(chunks) - 1)
-        chunks[position] = (chunks[position][0], _flipped(chunks[position][1], rng))
+        chunks[position] = (chunks[position][0], _flip(chunks[position][1], rng))
         changed = png(chunks)
     else:
-        changed = _flipped(data, rng)
+        changed = _flip(data, rng)
     what = f"{name}{', checksums fit' if resealed else ''}"
     return Attack(what, lambda: predict_odd(ground, changed, index))
 
@@ -68,7 +68,7 @@ def answers_agree(answer: Answer, expected: Answer) -> bool:
     return answer.label == expected.label and answer.exit == expected.exit and near
 
 
-def _flipped(data: bytes, rng: random.Random) -> bytes:
+def _flip(data: bytes, rng: random.Random) -> bytes:
     out = bytearray(data)
     if not out:
         return bytes(out)
@@ -78,7 +78,7 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def _fixed(number: int) -> Callable[[Path], int]:
+def _write_fixed(number: int) -> Callable[[Path], int]:
     def count(package: Path) -> int:
         return number
 
@@ -86,6 +86,6 @@ def _fixed(number: int) -> Callable[[Path], int]:
 
 
 FAMILIES = (
-    Family("images-cut", _fixed(3000), cut, least=60, timeout_s=30.0),
-    Family("images-flip", _fixed(6000), flip, least=60, timeout_s=30.0),
+    Family("images-cut", _write_fixed(3000), cut, least=60, timeout_s=30.0),
+    Family("images-flip", _write_fixed(6000), flip, least=60, timeout_s=30.0),
 )

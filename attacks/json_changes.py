@@ -95,7 +95,7 @@ def paths_of(value: Any, path: Path = ()) -> Iterator[Path]:
             yield from paths_of(value[place], (*path, place))
 
 
-def replaced(document: Any, path: Path, value: Any) -> Any:
+def replace_value(document: Any, path: Path, value: Any) -> Any:
     """A copy of a document with another value at a path."""
     if not path:
         return value
@@ -104,7 +104,7 @@ def replaced(document: Any, path: Path, value: Any) -> Any:
     return document
 
 
-def changed(document: Any, path: Path, change: str) -> Any:
+def apply_change(document: Any, path: Path, change: str) -> Any:
     """A copy of a document with one of :data:`CHANGES` made at a path."""
     if not path:
         return {**document, "unknown": 1} if isinstance(document, dict) else document
@@ -141,28 +141,28 @@ def shaken(document: Any, rng: random.Random, most: int = 3) -> tuple[str, Any]:
         kind = rng.choice(("value", "value", "other place", "swap", "change", "scale", "edit"))
         if kind == "value":
             name, value = rng.choice(WRONG_VALUES)
-            document = replaced(document, path, value)
+            document = replace_value(document, path, value)
         elif kind == "other place":
             other = rng.choice(paths)
-            name, document = f"as {_shown(other)}", replaced(document, path, _at(document, other))
+            name, document = f"as {_format_path(other)}", replace_value(document, path, _at(document, other))
         elif kind == "swap":
             other = rng.choice(paths)
-            name = f"swapped with {_shown(other)}"
+            name = f"swapped with {_format_path(other)}"
             if path[: len(other)] != other and other[: len(path)] != path:
                 first, second = _at(document, path), _at(document, other)
-                document = replaced(replaced(document, path, second), other, first)
+                document = replace_value(replace_value(document, path, second), other, first)
         elif kind == "change":
             name = rng.choice(CHANGES)
-            document = changed(document, path, name)
+            document = apply_change(document, path, name)
         else:
             value = _at(document, path)
             name, value = _nudged(value, rng)
-            document = replaced(document, path, value)
-        made.append(f"{_shown(path)}: {name}")
+            document = replace_value(document, path, value)
+        made.append(f"{_format_path(path)}: {name}")
     return "; ".join(made), document
 
 
-def damaged(data: bytes, rng: random.Random) -> tuple[str, bytes]:
+def damage_bytes(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     """Bytes with one to four random damages, and a line that names them."""
     made = []
     out = bytearray(data)
@@ -190,9 +190,9 @@ def damaged(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     return "; ".join(made), bytes(out)
 
 
-def shown(path: Path) -> str:
+def format_path(path: Path) -> str:
     """A path as text, ``targets.cpu-fp32.segments[0].file``."""
-    return _shown(path)
+    return _format_path(path)
 
 
 def _nudged(value: Any, rng: random.Random) -> tuple[str, Any]:
@@ -231,6 +231,6 @@ def _parent(document: Any, path: Path) -> Any:
     return _at(document, path[:-1])
 
 
-def _shown(path: Path) -> str:
+def _format_path(path: Path) -> str:
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
     return text.lstrip(".")[:80] or "the whole document"

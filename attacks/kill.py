@@ -85,7 +85,7 @@ def faults(package: Path, most_left: int) -> list[str]:
     return faults + ([f"left behind: {', '.join(left)}"] if len(left) > most_left else [])
 
 
-def _started(name: str, package: Path, data: Path) -> subprocess.Popen[bytes]:
+def _start(name: str, package: Path, data: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [*_COMMAND, name, str(package), str(data), *COMMANDS[name]]
     return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -93,7 +93,7 @@ def _started(name: str, package: Path, data: Path) -> subprocess.Popen[bytes]:
 
 def _whole_run(name: str, package: Path, data: Path) -> Duration:
     begin = time.monotonic()
-    process = _started(name, package, data)
+    process = _start(name, package, data)
     staged = _staging_seen(process, package)
     _, errors = process.communicate()
     if process.returncode:
@@ -103,7 +103,7 @@ def _whole_run(name: str, package: Path, data: Path) -> Duration:
 
 
 def _killed_run(name: str, package: Path, data: Path, duration: Duration, share: float, *, writing: bool) -> str:
-    process = _started(name, package, data)
+    process = _start(name, package, data)
     if writing:
         _staging_seen(process, package)
         time.sleep(share * duration.writing)

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from attacks.family import Attack, Family, Ground
-from attacks.json_changes import CHANGES, WRONG_VALUES, changed, damaged, dump, paths_of, replaced, shaken, shown
+from attacks.json_changes import (
+    CHANGES,
+    WRONG_VALUES,
+    apply_change,
+    damage_bytes,
+    dump,
+    format_path,
+    paths_of,
+    replace_value,
+    shaken,
+)
 from attacks.packages import MANIFEST, copy_package, exercise, replace_file
 from ee_export.package.manifest import FULL, FormerPoint, Origin, Stamp, to_json
 from ee_export.package.store import open_package
@@ -22,18 +32,18 @@ def every_field(ground: Ground, index: int) -> Attack:
     path, variant = paths[index // _VARIANTS], index % _VARIANTS
     if variant < len(WRONG_VALUES):
         name, value = WRONG_VALUES[variant]
-        text = dump(replaced(document, path, value))
+        text = dump(replace_value(document, path, value))
     else:
         name = CHANGES[variant - len(WRONG_VALUES)]
-        text = dump(changed(document, path, name))
-    return _attack(ground, f"{shown(path)}: {name}", text, index)
+        text = dump(apply_change(document, path, name))
+    return _attack(ground, f"{format_path(path)}: {name}", text, index)
 
 
 def at_random(ground: Ground, index: int) -> Attack:
     """The manifest's bytes damaged (every third), or its structure changed in one to three places."""
     rng = ground.rng("manifest-random", index)
     if index % 3 == 0:
-        what, data = damaged((ground.package / MANIFEST).read_bytes(), rng)
+        what, data = damage_bytes((ground.package / MANIFEST).read_bytes(), rng)
         return _attack(ground, what, data, index)
     what, document = shaken(_fields(ground.package)[0], rng)
     return _attack(ground, what, dump(document), index)

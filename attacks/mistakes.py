@@ -30,7 +30,7 @@ def _two_lines() -> None:
     raise _TwoLines
 
 
-def _refused() -> None:
+def _refuse() -> None:
     Page()
 
 
@@ -39,7 +39,7 @@ MISTAKES = (
     ("hang", _hang),
     ("memory", _memory),
     ("wrong", _two_lines),
-    ("refused", _refused),
+    ("refused", _refuse),
     ("answered", dict),
 )
 

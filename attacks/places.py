@@ -35,7 +35,7 @@ def _at(name: str | bytes) -> Act:
     return act
 
 
-def _named(find: str, name: str) -> Act:
+def _act_on_name(find: str, name: str) -> Act:
     """A package in which one file has another name, in the folder and in the manifest."""
 
     def act(ground: Ground) -> None:
@@ -57,7 +57,7 @@ def _named(find: str, name: str) -> Act:
     return act
 
 
-def _changed(change: Callable[[Any], object]) -> Act:
+def _change(change: Callable[[Any], object]) -> Act:
     """A package with a changed manifest, which may still be valid."""
 
     def act(ground: Ground) -> None:
@@ -68,7 +68,7 @@ def _changed(change: Callable[[Any], object]) -> Act:
     return act
 
 
-def _replaced(what: str, make: Callable[[Path], object]) -> Act:
+def _replace(what: str, make: Callable[[Path], object]) -> Act:
     """A file is replaced after the package was opened and before it is loaded."""
 
     def act(ground: Ground) -> None:
@@ -123,7 +123,7 @@ def _argument(**arguments: Any) -> Act:
     return lambda ground: load(ground.package, **{"threads": 1, **arguments})
 
 
-def _mistyped(act: Act) -> Act:
+def _mistype(act: Act) -> Act:
     """A value of another type than the signature states: Python's own TypeError is an answer too."""
 
     def attempt(ground: Ground) -> None:
@@ -271,24 +271,24 @@ PLACES: tuple[tuple[str, Act], ...] = (
     ("no home and no temporary folder", _without_home),
     ("no current folder", _without_folder),
     ("no file descriptors", _without_descriptors),
-    ("two targets that share files", _changed(_shared_files)),
-    ("operating points of odd names", _changed(_odd_points)),
-    ("targets of odd names", _changed(_odd_targets)),
-    ("no targets", _changed(_no_targets)),
-    ("a graph called CON.onnx", _named("vision", "cpu-fp32/CON.onnx")),
-    ("a graph that ends with a dot", _named("vision", "cpu-fp32/vision.")),
-    ("a graph with a blank at its end", _named("vision", "cpu-fp32/vision.onnx ")),
-    ("a graph with a colon", _named("vision", "cpu-fp32/vision.onnx:stream")),
-    ("a graph with a line break", _named("vision", "cpu-fp32/vis\nion.onnx")),
-    ("a graph of escape sequences", _named("vision", "cpu-fp32/\x1b[2J.onnx")),
-    ("a graph of combining marks", _named("vision", "cpu-fp32/e\u0301.onnx")),
-    ("a graph of 255 letters", _named("vision", "cpu-fp32/" + "x" * 250 + ".onnx")),
-    ("a graph at the package's root", _named("vision", "vision.onnx")),
-    ("a graph eight folders down", _named("vision", "a/b/c/d/e/f/g/h/vision.onnx")),
-    ("a graph called manifest.json", _named("vision", "cpu-fp32/manifest.json")),
-    ("a graph away from its weights", _named("encoder.1", "elsewhere/encoder.1.onnx")),
-    ("weights of another name", _named("weights", "cpu-fp32/other.bin")),
-    ("the tokenizer of another name", _named("tokenizer", "other.json")),
+    ("two targets that share files", _change(_shared_files)),
+    ("operating points of odd names", _change(_odd_points)),
+    ("targets of odd names", _change(_odd_targets)),
+    ("no targets", _change(_no_targets)),
+    ("a graph called CON.onnx", _act_on_name("vision", "cpu-fp32/CON.onnx")),
+    ("a graph that ends with a dot", _act_on_name("vision", "cpu-fp32/vision.")),
+    ("a graph with a blank at its end", _act_on_name("vision", "cpu-fp32/vision.onnx ")),
+    ("a graph with a colon", _act_on_name("vision", "cpu-fp32/vision.onnx:stream")),
+    ("a graph with a line break", _act_on_name("vision", "cpu-fp32/vis\nion.onnx")),
+    ("a graph of escape sequences", _act_on_name("vision", "cpu-fp32/\x1b[2J.onnx")),
+    ("a graph of combining marks", _act_on_name("vision", "cpu-fp32/e\u0301.onnx")),
+    ("a graph of 255 letters", _act_on_name("vision", "cpu-fp32/" + "x" * 250 + ".onnx")),
+    ("a graph at the package's root", _act_on_name("vision", "vision.onnx")),
+    ("a graph eight folders down", _act_on_name("vision", "a/b/c/d/e/f/g/h/vision.onnx")),
+    ("a graph called manifest.json", _act_on_name("vision", "cpu-fp32/manifest.json")),
+    ("a graph away from its weights", _act_on_name("encoder.1", "elsewhere/encoder.1.onnx")),
+    ("weights of another name", _act_on_name("weights", "cpu-fp32/other.bin")),
+    ("the tokenizer of another name", _act_on_name("tokenizer", "other.json")),
     ("a hidden file", _entry(lambda package: (package / ".hidden").write_bytes(b""))),
     ("a file of macOS", _entry(lambda package: (package / "._manifest.json").write_bytes(b""))),
     ("a file that is no UTF-8", _entry(lambda package: Path(os.fsdecode(os.fsencode(package) + b"/caf\xe9")).write_bytes(b""))),
@@ -304,19 +304,19 @@ PLACES: tuple[tuple[str, Act], ...] = (
     ("a manifest that is memory", _manifest_is(lambda path: path.symlink_to("/proc/self/mem"))),
     ("a manifest that is a dangling link", _manifest_is(lambda path: path.symlink_to("nowhere"))),
     ("no manifest", _manifest_is(lambda path: None)),
-    ("weights vanish after the package is opened", _replaced("weights", lambda path: None)),
-    ("weights become a FIFO", _replaced("weights", os.mkfifo)),
-    ("weights become a folder", _replaced("weights", Path.mkdir)),
-    ("weights become a link", _replaced("weights", lambda path: path.symlink_to("/dev/zero"))),
-    ("weights become shorter", _replaced("weights", lambda path: path.write_bytes(b"\0" * 100))),
-    ("a graph vanishes", _replaced("vision", lambda path: None)),
-    ("a graph becomes a FIFO", _replaced("vision", os.mkfifo)),
-    ("a graph becomes empty", _replaced("vision", lambda path: path.write_bytes(b""))),
-    ("the tokenizer vanishes", _replaced("tokenizer", lambda path: None)),
-    ("the tokenizer becomes a FIFO", _replaced("tokenizer", os.mkfifo)),
-    ("a path of None", _mistyped(_path(lambda ground, package: None))),
-    ("a path of bytes", _mistyped(_path(lambda ground, package: os.fsencode(package)))),
-    ("a path of a number", _mistyped(_path(lambda ground, package: 7))),
+    ("weights vanish after the package is opened", _replace("weights", lambda path: None)),
+    ("weights become a FIFO", _replace("weights", os.mkfifo)),
+    ("weights become a folder", _replace("weights", Path.mkdir)),
+    ("weights become a link", _replace("weights", lambda path: path.symlink_to("/dev/zero"))),
+    ("weights become shorter", _replace("weights", lambda path: path.write_bytes(b"\0" * 100))),
+    ("a graph vanishes", _replace("vision", lambda path: None)),
+    ("a graph becomes a FIFO", _replace("vision", os.mkfifo)),
+    ("a graph becomes empty", _replace("vision", lambda path: path.write_bytes(b""))),
+    ("the tokenizer vanishes", _replace("tokenizer", lambda path: None)),
+    ("the tokenizer becomes a FIFO", _replace("tokenizer", os.mkfifo)),
+    ("a path of None", _mistype(_path(lambda ground, package: None))),
+    ("a path of bytes", _mistype(_path(lambda ground, package: os.fsencode(package)))),
+    ("a path of a number", _mistype(_path(lambda ground, package: 7))),
     ("an empty path", _path(lambda ground, package: "")),
     ("a path with NUL", _path(lambda ground, package: f"{package}\0")),
     ("a path of half a surrogate pair", _path(lambda ground, package: "\ud800")),
@@ -327,16 +327,16 @@ PLACES: tuple[tuple[str, Act], ...] = (
     ("a path of a link in a ring", _path(lambda ground, package: _ring(ground))),
     ("no threads", _argument(threads=0)),
     ("-1 threads", _argument(threads=-1)),
-    ("1.5 threads", _mistyped(_argument(threads=1.5))),
+    ("1.5 threads", _mistype(_argument(threads=1.5))),
     ("100,000 threads", _argument(threads=100_000)),
-    ("threads of text", _mistyped(_argument(threads="2"))),
-    ("target None", _mistyped(_argument(target=None))),
-    ("target of a list", _mistyped(_argument(target=[]))),
+    ("threads of text", _mistype(_argument(threads="2"))),
+    ("target None", _mistype(_argument(target=None))),
+    ("target of a list", _mistype(_argument(target=[]))),
     ("an unknown target", _argument(target="cpu-\x1b[2J")),
     ("an unknown operating point", _argument(operating_point="x" * 100_000)),
-    ("operating point None", _mistyped(_argument(operating_point=None))),
+    ("operating point None", _mistype(_argument(operating_point=None))),
     ("an unknown executor", _argument(executor="\x1b[2J")),
-    ("executor None", _mistyped(_argument(executor=None))),
+    ("executor None", _mistype(_argument(executor=None))),
 )  # fmt: skip
 """Name of each attack, and the function that runs it."""
 

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from attacks.family import Attack, Family, Ground, Wrong
-from attacks.json_changes import Raw, damaged, dump, shaken
+from attacks.json_changes import Raw, damage_bytes, dump, shaken
 from attacks.packages import check_answer, copy_package, replace_file, reseal
 from attacks.pages import drawn_page
 from attacks.tokenizer_seeds import CHARSMAP, unigram
@@ -161,7 +161,7 @@ Change = Callable[[Any, random.Random], None]
 
 
 @cache
-def _named() -> list[tuple[str, Change]]:
+def _list_named() -> list[tuple[str, Change]]:
     """The changes made by hand."""
 
     def put(key: str, value: Any) -> Change:
@@ -238,14 +238,14 @@ def _unigram_mutation(document: Any, rng: random.Random) -> tuple[str, str | byt
         if isinstance(model, dict) and isinstance(model.get("vocab"), list):
             model["vocab"] = model["vocab"] + vocabulary[8:]
         return f"Unigram: {what}", dump(document)
-    what, changed = damaged(json.dumps(document).encode(), rng)
+    what, changed = damage_bytes(json.dumps(document).encode(), rng)
     return f"Unigram: {what}", changed
 
 
 def mutation(ground: Ground, index: int) -> Attack:
     """A change made by hand, or a random one of the structure or of the bytes."""
     rng, data = ground.rng("tokenizer", index), (ground.package / TOKENIZER).read_bytes()
-    named = _named()
+    named = _list_named()
     if index < len(named):
         what, change = named[index]
         document = copy.deepcopy(json.loads(data))
@@ -254,7 +254,7 @@ def mutation(ground: Ground, index: int) -> Attack:
     elif index % 3 == 0:
         what, changed = _unigram_mutation(json.loads(data), rng)
     elif index % 2:
-        what, changed = damaged(data, rng)
+        what, changed = damage_bytes(data, rng)
     else:
         what, document = _shaken_small(json.loads(data), rng)
         changed = dump(document)

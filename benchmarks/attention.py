@@ -76,7 +76,7 @@ def _operator_on_heads(heads: int, size: int) -> ModelProto:
     return _model([*split, attend, *_MERGE], heads, size)
 
 
-def _fused(heads: int, size: int) -> ModelProto:
+def _make_fused(heads: int, size: int) -> ModelProto:
     node = helper.make_node(
         "MultiHeadAttention", [*"qkv", "", "", "bias"], ["y"], domain="com.microsoft", num_heads=heads
     )
@@ -138,7 +138,7 @@ def _weigh(values: str) -> list[NodeProto]:
 FORMS: dict[str, Callable[[int, int], ModelProto]] = {
     "Attention, heads split inside": _operator,
     "Attention, heads split outside": _operator_on_heads,
-    "MultiHeadAttention (onnxruntime)": _fused,
+    "MultiHeadAttention (onnxruntime)": _make_fused,
     "plain nodes": _plain,
     "integers": _integers,
 }

@@ -87,7 +87,7 @@ def policy(count: int, thresholds: Sequence[float | None]) -> ExitPolicy:
 
 
 @contextlib.contextmanager
-def opened(device: Device, segments: Sequence[KernelSegment], kind: str, batches: tuple[int, ...]) -> Any:
+def open_kernels(device: Device, segments: Sequence[KernelSegment], kind: str, batches: tuple[int, ...]) -> Any:
     no_exit = policy(len(segments), [None] * (len(segments) - 1))
     with (
         contextlib.closing(TensorArena(device, segments, Sizes(batches))) as buffers,
@@ -119,7 +119,7 @@ def batch_1(
     figures: dict[str, Any] = {}
     exits = np.random.default_rng(0).integers(0, count, pages)
     for kind in kinds:
-        with opened(device, segments, kind, (1,)) as executor:
+        with open_kernels(device, segments, kind, (1,)) as executor:
             inputs = blank(executor, 1)
             points = [
                 policy(count, [0.0 if exit == index else None for exit in range(count - 1)]) for index in range(count)
@@ -185,7 +185,7 @@ def batch_32(device: Device, segments: Sequence[KernelSegment], kinds: Sequence[
     states = np.random.default_rng(1).normal(size=(32, WIDTH)).astype(np.float32)
     figures: dict[str, Any] = {}
     for kind in kinds:
-        with opened(device, segments, kind, BATCHES) as executor:
+        with open_kernels(device, segments, kind, BATCHES) as executor:
             alone = {(step, rows): segment_us(executor, step, rows) for step in range(count) for rows in BATCHES}
             executor.retune(point)
             exits = [len(result.scores) - 1 for result in run_chain(executor, {"state.0": states}, 32)]

@@ -47,7 +47,7 @@ def main(
     plot: Path | None,
 ) -> None:
     """Compare the tuner with random mixtures and with exhaustive search."""
-    cases = {f"drawn, {pages} pages, {exits} exits": drawn(pages, exits, pages) for pages, exits in SIZES}
+    cases = {f"drawn, {pages} pages, {exits} exits": draw_scores(pages, exits, pages) for pages, exits in SIZES}
     if package is not None and data is not None:
         cases = {f"{data.name} by {package.name}": real(package, data), **cases}
     table = Table(
@@ -70,7 +70,7 @@ def main(
             f"{row['saved']:.2%} (most {row['saved_most']:.2%})",
         )
     # Rounding removes numerical noise. Adding 0.0 turns −0 into 0.
-    gaps = [round(exhaustive_gap(drawn(SMALL, 4, 1000 + seed)), 9) + 0.0 for seed in range(small)]
+    gaps = [round(exhaustive_gap(draw_scores(SMALL, 4, 1000 + seed)), 9) + 0.0 for seed in range(small)]
     out.print(f"{machine_name()}; {draws:,} random mixtures; tuner: median of {repeats} runs")
     out.print(table)
     out.print(
@@ -89,7 +89,7 @@ SMALL = 40
 """Pages of the exhaustive cases: 41³ combinations, more than the tuner tries."""
 
 
-def drawn(pages: int, exits: int, seed: int, classes: int = 7) -> PageScores:
+def draw_scores(pages: int, exits: int, seed: int, classes: int = 7) -> PageScores:
     """Draw pages that are equally hard at every exit. Deeper exits are right more often and cost more."""
     rng = np.random.default_rng(seed)
     hard, targets = rng.normal(size=pages), rng.integers(0, classes, pages)

@@ -104,7 +104,7 @@ def draw_folder(
     labels = SETS[collection]
     dpi: dict[str, Any] = {"dpi": (round(long_side * 300 / 3508),) * 2} if long_side > LONG_SIDE else {}
     jobs = [(label, number) for number in range(pages_per_class) for label in labels]
-    moved = _moved(labels, pages_per_class, seed, label_noise)
+    moved = _move_labels(labels, pages_per_class, seed, label_noise)
     for label, number in track(
         jobs,
         description="drawing",
@@ -125,7 +125,7 @@ def draw_folder(
     return len(jobs)
 
 
-def _moved(labels: tuple[str, ...], pages: int, seed: int, share: float) -> dict[tuple[str, int], str]:
+def _move_labels(labels: tuple[str, ...], pages: int, seed: int, share: float) -> dict[tuple[str, int], str]:
     """Which pages stand under a wrong label, (label, number) -> path without its suffix."""
     rng = np.random.default_rng([zlib.crc32(b"label noise"), abs(seed), int(seed < 0)])
     total = round(share * pages * len(labels))

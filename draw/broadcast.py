@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from draw.marks import logo, signature, worn
+from draw.marks import logo, signature, wear
 from draw.page import Sheet, Style
 from draw.source import Source
 
@@ -75,7 +75,7 @@ def ad_buy_form(source: Source, hard: bool) -> Sheet:
     y = _lines(sheet, source, body, strong, left, right, y + size * 2, call, title)
     _foot(sheet, source, body, left, right, y)
     if hard:
-        worn(sheet, source)
+        wear(sheet, source)
     return sheet
 
 

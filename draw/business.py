@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from draw import business_text as say
 from draw.documents import Layouts
-from draw.marks import logo, signature, worn
+from draw.marks import logo, signature, wear
 from draw.page import Align, Sheet, Style, wrap
 from draw.source import Source
 
@@ -98,7 +98,7 @@ def _paper(source: Source, hard: bool, label: str) -> Sheet:
     text = say.wording(source, label, crowded=source.chance(0.5))
     heading = body.but(size=body.size * source.between(1.2, 2.2), bold=source.pick((0.4, 0.8)))
     place = source.pick(("corner", "above", "above", "below", "below", "details"))
-    y = _opened(sheet, source, body, heading, left, right, text.title, place)
+    y = _open(sheet, source, body, heading, left, right, text.title, place)
     if text.corner:
         sheet.text(right, 44, text.corner, body.but(bold=source.pick((0.0, 0.6))), "right")
     swapped = source.chance(0.3)
@@ -111,7 +111,7 @@ def _paper(source: Source, hard: bool, label: str) -> Sheet:
         line += heading.size * 1.7
     y = max(end, _details(sheet, source, body, other, line, right if not swapped else aside - 30)) + body.size
     if text.title and place == "below":
-        y = _headed(sheet, source, heading, left, right, y, text.title)
+        y = _draw_head(sheet, source, heading, left, right, y, text.title)
     strong = body.but(bold=0.7)
     if text.subject:
         sheet.text(left, y, text.subject, strong if source.chance(0.7) else body)
@@ -121,14 +121,14 @@ def _paper(source: Source, hard: bool, label: str) -> Sheet:
     for sentence in text.sentences:
         y = sheet.paragraph(left, y, right - left, sentence, strong if source.chance(0.15) else body, 1.3)
     floor = _foot(sheet, source, body, left, right, text.terms)
-    y = _priced(sheet, source, body, left, right, y + body.size * 1.2, floor) + body.size
+    y = _draw_prices(sheet, source, body, left, right, y + body.size * 1.2, floor) + body.size
     if source.chance(0.7) and y < floor - body.size * 4:
         sheet.text(left, y, source.pick(("Sincerely yours,", "Kind regards,", "With best regards,")), body)
         if source.chance(0.6):
             signature(sheet, source, left + 10, y + body.size * 2.2, source.between(140, 240), 40)
         sheet.text(left, y + body.size * 4, source.person(), body)
     if hard:
-        worn(sheet, source)
+        wear(sheet, source)
     return sheet
 
 
@@ -136,7 +136,7 @@ def _dispatch(source: Source, hard: bool, goods_first: bool) -> Sheet:
     """Two parcels of goods, addresses and signatures; words come in the same order wherever the parts stand."""
     sheet, body, left, right = stationery(source)
     heading = body.but(size=body.size * source.between(1.2, 1.7), bold=source.pick((0.4, 0.8)))
-    y = _opened(sheet, source, body, heading, left, right, "GOODS DISPATCHED", source.pick(("corner", "above")))
+    y = _open(sheet, source, body, heading, left, right, "GOODS DISPATCHED", source.pick(("corner", "above")))
     floor = _foot(sheet, source, body, left, right, say.terms(source)) - body.size * 5
     middle = (left + right) / 2
     counts = (source.whole(3, 7), source.whole(3, 7))
@@ -175,11 +175,11 @@ def _dispatch(source: Source, hard: bool, goods_first: bool) -> Sheet:
         if source.chance(0.6):
             signature(sheet, source, x + 20, y + body.size * 3, third * 0.5, 40)
     if hard:
-        worn(sheet, source)
+        wear(sheet, source)
     return sheet
 
 
-def _opened(
+def _open(
     sheet: Sheet, source: Source, body: Style, heading: Style, left: float, right: float, title: str, place: str
 ) -> float:
     """The letterhead, and the title where it stands beside it or right below."""
@@ -191,10 +191,10 @@ def _opened(
         free: Align = "right" if side == "left" else "left"
         sheet.text(right if side == "left" else left, source.between(95, 125), title, heading, free)
         return y
-    return _headed(sheet, source, heading, left, right, y, title)
+    return _draw_head(sheet, source, heading, left, right, y, title)
 
 
-def _headed(sheet: Sheet, source: Source, heading: Style, left: float, right: float, y: float, title: str) -> float:
+def _draw_head(sheet: Sheet, source: Source, heading: Style, left: float, right: float, y: float, title: str) -> float:
     side: Align = source.pick(("left", "center", "right"))
     x = {"left": left, "center": (left + right) / 2, "right": right}[side]
     sheet.text(x, y + heading.size * 0.5, title, heading, side)
@@ -252,7 +252,7 @@ def _references(
     return y + body.size
 
 
-def _priced(sheet: Sheet, source: Source, body: Style, left: float, right: float, y: float, floor: float) -> float:
+def _draw_prices(sheet: Sheet, source: Source, body: Style, left: float, right: float, y: float, floor: float) -> float:
     """The table of goods with their prices, the totals, and how to pay beside them."""
     step = body.size * source.between(1.4, 1.7)
     fits = int((floor - y) / step) - 6  # the heads stand above the rows, the totals below

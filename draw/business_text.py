@@ -111,11 +111,11 @@ def wording(source: Source, label: str, crowded: bool) -> Wording:
     names = {name: letters(noun) for name, noun in NOUNS.items()}
     others = source.some([names[name] for name in NOUNS if name != label], 3 if crowded else source.whole(0, 1))
     templates = list(source.some(_ASIDES, 3))
-    subject = _filled(source, source.pick(_SUBJECTS), others.pop()) if others and source.chance(0.4) else ""
-    corner = _filled(source, source.pick(_CORNERS), others.pop()) if others and source.chance(0.3) else ""
-    sentences = [_filled(source, templates.pop(), noun) for noun in others]
-    sentences.append(_filled(source, source.pick(_OPENINGS if titled else _ROLES), names[label]))
-    sentences += [_filled(source, filler) for filler in source.some(_FILLERS, source.whole(0, 2))]
+    subject = _fill(source, source.pick(_SUBJECTS), others.pop()) if others and source.chance(0.4) else ""
+    corner = _fill(source, source.pick(_CORNERS), others.pop()) if others and source.chance(0.3) else ""
+    sentences = [_fill(source, templates.pop(), noun) for noun in others]
+    sentences.append(_fill(source, source.pick(_OPENINGS if titled else _ROLES), names[label]))
+    sentences += [_fill(source, filler) for filler in source.some(_FILLERS, source.whole(0, 2))]
     references = [(f"{noun.capitalize()} no.", _number(source)) for noun in NOUNS.values()]
     return Wording(
         names[label] if titled else "",
@@ -130,10 +130,10 @@ def wording(source: Source, label: str, crowded: bool) -> Wording:
 def terms(source: Source) -> str:
     """Terms of business, one sentence about each of the four kinds of paper."""
     chosen = [source.pick(_TERMS[name]) for name in NOUNS]
-    return " ".join(_filled(source, sentence) for sentence in source.some(chosen, 4))
+    return " ".join(_fill(source, sentence) for sentence in source.some(chosen, 4))
 
 
-def _filled(source: Source, template: str, noun: str = "") -> str:
+def _fill(source: Source, template: str, noun: str = "") -> str:
     values = {
         "noun": noun, "date": source.date(2012, 2024, "long"), "number": _number(source), "person": source.person(),
         "days": source.pick((7, 10, 14, 21, 30)), "fee": source.whole(3, 20),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from draw import fara_text as say
-from draw.marks import signature, worn
+from draw.marks import signature, wear
 from draw.page import Sheet, Style
 from draw.source import Source
 
@@ -196,7 +196,7 @@ def _draw(source: Source, hard: bool, kind: str, items: list[Item], own: tuple[t
     if received:
         sheet.text(sheet.width / 2, sheet.height - 38, arrival, Style(28), "center")
     if hard:
-        worn(sheet, source)
+        wear(sheet, source)
     return sheet
 
 

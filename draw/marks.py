@@ -40,7 +40,7 @@ def scribble(sheet: Sheet, source: Source, x: float, y: float) -> None:
 
 
 def stamp(sheet: Sheet, source: Source, x: float, y: float) -> None:
-    """A rotated RECEIVED stamp, rectangular or round, worn, with its upper left corner near (x, y)."""
+    """A rotated RECEIVED stamp, rectangular or round, wear, with its upper left corner near (x, y)."""
     lines = [
         source.pick(("RECEIVED", "RECEIVED", "FILED", "COPY", "PAID", "ENTERED")),
         source.date(1978, 2019, source.pick(("mm/dd/yy", "long"))).upper(),
@@ -63,8 +63,8 @@ def stamp(sheet: Sheet, source: Source, x: float, y: float) -> None:
     top = height / 2 - size * 1.35 * (len(lines) - 1) / 2
     for number, line in enumerate(lines):
         pen.text(width / 2, top + number * size * 1.35, line, 255, size, "mm", 0.6)
-    worn = source.rng.random((height // 3 + 1, width // 3 + 1), dtype=np.float32)
-    keep = Image.fromarray(((worn > source.between(0.1, 0.4)) * 255).astype(np.uint8)).resize(pen.image.size)
+    wear = source.rng.random((height // 3 + 1, width // 3 + 1), dtype=np.float32)
+    keep = Image.fromarray(((wear > source.between(0.1, 0.4)) * 255).astype(np.uint8)).resize(pen.image.size)
     patch = Image.fromarray(np.minimum(np.asarray(pen.image), np.asarray(keep)))
     angle = source.pick((90, -90, 0)) + source.between(-14, 14)
     patch = patch.rotate(angle, Image.Resampling.BILINEAR, expand=True)
@@ -104,7 +104,7 @@ def holes(sheet: Sheet, source: Source) -> None:
         sheet.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
 
 
-def worn(sheet: Sheet, source: Source) -> None:
+def wear(sheet: Sheet, source: Source) -> None:
     """Draw traces of use on a page: a stamp, a note, holes, each only sometimes."""
     if source.chance(0.4):
         stamp(sheet, source, source.between(0.05, 0.75) * sheet.width, source.between(0.3, 0.8) * sheet.height)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from draw.marks import logo, scribble, signature, worn
+from draw.marks import logo, scribble, signature, wear
 from draw.page import Sheet, Style
 from draw.source import Source
 
@@ -94,13 +94,13 @@ def form(source: Source, hard: bool) -> Sheet:
         first = False
         y = maker(sheet, source, label, answer, left, right, y, floor) + size * source.between(1.2, 3)
     if source.chance(0.6) and y < sheet.height - 90:
-        y = _signed(sheet, source, label, left, right, y + 20)
+        y = _sign(sheet, source, label, left, right, y + 20)
     if source.chance(0.3):
         sheet.box(left - 24, 60, right + 24, min(max(y, floor) + 30, sheet.height - 40), width=3)
     if source.chance(0.6):
         _bates(sheet, source)
     if hard:
-        worn(sheet, source)
+        wear(sheet, source)
         if source.chance(0.4):
             scribble(sheet, source, source.between(0.1, 0.7) * sheet.width, source.between(40, 90))
     return sheet
@@ -265,7 +265,7 @@ def _names(
     return y + rows * label.size * 1.3
 
 
-def _signed(sheet: Sheet, source: Source, label: Style, left: float, right: float, y: float) -> float:
+def _sign(sheet: Sheet, source: Source, label: Style, left: float, right: float, y: float) -> float:
     for x in (left, (left + right) / 2)[: source.whole(1, 2)]:
         name = source.pick(("Approved by:", "Signature", "Supervised by:", "Prepared by:"))
         end = sheet.text(x, y, name, label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from draw.marks import worn
+from draw.marks import wear
 from draw.page import Sheet, Style
 from draw.source import Source
 
@@ -87,7 +87,7 @@ def scientific_paper(source: Source, hard: bool) -> Sheet:
     if source.chance(0.5):
         sheet.text(sheet.width / 2, floor + 60, number, body, "center")
     if hard and source.chance(0.6):
-        worn(sheet, source)
+        wear(sheet, source)
     return sheet
 
 

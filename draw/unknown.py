@@ -7,7 +7,7 @@ from PIL import Image
 
 from draw.business import letterhead, stationery
 from draw.documents import DOCUMENTS, Layouts
-from draw.marks import holes, signature, worn
+from draw.marks import holes, signature, wear
 from draw.page import Sheet, Style
 from draw.source import Source
 
@@ -53,7 +53,7 @@ def letter(source: Source, hard: bool) -> Sheet:
     signature(sheet, source, left + 10, y + body.size * 2.6, source.between(160, 280))
     sheet.text(left, y + body.size * 5, source.person(), body)
     if hard:
-        worn(sheet, source)
+        wear(sheet, source)
     return sheet
 
 
@@ -87,7 +87,7 @@ def memo(source: Source, hard: bool) -> Sheet:
     if source.chance(0.4):
         signature(sheet, source, left, y + body.size * 2, source.between(120, 220))
     if hard:
-        worn(sheet, source)
+        wear(sheet, source)
     return sheet
 
 
@@ -125,7 +125,7 @@ def chart(source: Source, hard: bool) -> Sheet:
     if source.chance(0.5):
         sheet.paragraph(left, y, right - left, f"Source: {source.company()}. {source.chatter(1)}", body, 1.3)
     if hard and source.chance(0.5):
-        worn(sheet, source)
+        wear(sheet, source)
     return sheet
 
 
@@ -163,7 +163,7 @@ def upside_down(source: Source, hard: bool) -> Sheet:
     sheet.image.paste(sheet.image.transpose(Image.Transpose.ROTATE_180))
     kept = [i for i in range(len(sheet.words)) if source.chance(0.8)]  # OCR gives up on the others
     width, height = sheet.width, sheet.height
-    sheet.words = [_turned(sheet.words[i], source) for i in kept]
+    sheet.words = [_turn_upside_down(sheet.words[i], source) for i in kept]
     sheet.boxes = [
         (width - x1, height - y1, width - x0, height - y0) for x0, y0, x1, y1 in (sheet.boxes[i] for i in kept)
     ]
@@ -215,7 +215,7 @@ def _grey(series: int) -> int:
     return (60, 190, 130)[series]
 
 
-def _turned(word: str, source: Source) -> str:
+def _turn_upside_down(word: str, source: Source) -> str:
     """Return an upside-down word as OCR reads it: its last letter first, each replaced by one that looks alike."""
     letters = [_TURNED.get(letter, letter) if source.chance(0.85) else source.pick("|~'-:;{") for letter in word[::-1]]
     return "".join(letters)

@@ -48,7 +48,7 @@ def render(result: Entry) -> str:
             "anytime": svg("anytime", _plot_anytime(models)),
         }
     templates = environment("benchmarks.pareto")
-    templates.filters["signed"] = signed
+    templates.filters["signed"] = format_signed
     templates.globals.update(verdict=verdict, span=span, shade=_shade, by_method=_by_method, brought=_describe_gain)
     return templates.get_template("report.html.j2").render(
         result=result,
@@ -78,7 +78,7 @@ def verdict(interval: list[float]) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def signed(value: float, digits: int, factor: float = 1) -> str:
+def format_signed(value: float, digits: int, factor: float = 1) -> str:
     """Format a difference with its sign, or without one if it rounds to zero."""
     rounded = round(value * factor, digits)
     return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
@@ -171,7 +171,7 @@ def _describe_moves(choice: Entry, key: str, words: dict[int, str], digits: int,
         if not hits:
             continue
         means = [entry[key][0] for entry in hits]
-        extent = " to ".join(dict.fromkeys(signed(mean, digits, factor) for mean in (min(means), max(means))))
+        extent = " to ".join(dict.fromkeys(format_signed(mean, digits, factor) for mean in (min(means), max(means))))
         numbers = ", ".join(str(entry["model"]["number"]) for entry in hits)
         where = f": {numbers}" if choice["choice"] == "model" else f" in {len(hits)} of {len(choice['entries'])}"
         phrases.append(f"{word}{where} ({extent} {'points' if key == 'right' else 'ms'})")

@@ -29,7 +29,7 @@ from ee_export.data.encode import Arrays
 from ee_export.errors import BadRequest
 from ee_export.model import train as training
 from ee_export.model.exits import parse_exits
-from ee_export.model.recipe import count_layers, read_recipe
+from ee_export.model.recipe import count_layers, read_training_recipe
 from ee_export.package.atomic import staged_folder
 from ee_export.package.manifest import FULL, Manifest, OperatingPoint, Target
 from ee_export.package.store import Package, open_package
@@ -87,7 +87,7 @@ def _make_model(
 ) -> tuple[Package, dict[str, ExitPredictions]]:
     """Return the package of one model and its predictions of all pages, from ``folder`` if they are there."""
     placement, head, strategy = model
-    recipe = read_recipe(grid.recipe)
+    recipe = read_training_recipe(grid.recipe)
     exits = list(parse_exits(placement, count_layers(recipe.trunk, recipe.model))[:-1])
     recipe_heads = recipe.model.get("heads", {})
     heads = {

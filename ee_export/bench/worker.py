@@ -107,7 +107,7 @@ def _open_chain(subject: Subject, stages: Stages) -> tuple[Classify, int]:
             stages[step.name] += step.duration_ms  # OCR may run strip by strip
         return result.label, result.exit
 
-    return classify, sum(package.manifest.files[name].size for name in package.needed_by(subject.target))
+    return classify, sum(package.manifest.files[name].size for name in package.list_needed_files(subject.target))
 
 
 def _open_peer(name: str, subject: Subject, stages: Stages) -> tuple[Classify, int]:

@@ -134,7 +134,7 @@ def _read_recipe(
     trunk = changes["trunk"] if init is None else trunk_of(init, changes["trunk"], "--trunk")
     recipe = recipes.TrainingRecipe() if trunk is None else recipes.TrainingRecipe(trunk=trunk)
     if path is not None:
-        recipe = recipes.read_recipe(path, recipe.trunk)
+        recipe = recipes.read_training_recipe(path, recipe.trunk)
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     if new_classifier:
         if init is None:

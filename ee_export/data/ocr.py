@@ -54,7 +54,7 @@ def tesseract(lang: str = "eng", timeout_s: float = 60.0) -> Ocr:
             if len(row) == _COLUMNS and row[0] == str(_WORD) and row[-1].strip():
                 left, top, width, height = map(int, row[6:10])
                 words.append(row[-1])
-                boxes.append(_scaled(image, left, top, left + width, top + height))
+                boxes.append(_scale_box(image, left, top, left + width, top + height))
         return words, boxes
 
     return read
@@ -146,7 +146,7 @@ def find_engine(name: str = AUTO) -> Ocr | None:
     return engine
 
 
-def _scaled(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:
+def _scale_box(image: Image.Image, x0: int, y0: int, x1: int, y1: int) -> list[int]:
     """Pixels to 0–1000 of the image's width and height."""
     edges = (x0 / image.width, y0 / image.height, x1 / image.width, y1 / image.height)
     return [min(1000, max(0, round(1000 * edge))) for edge in edges]

@@ -165,7 +165,7 @@ def count_layers(trunk: str, model: dict[str, Any]) -> int:
         raise BadRequest(f"[model] of the recipe: {' '.join(str(error).split())}") from None
 
 
-def read_recipe(path: Path, trunk: str | None = None) -> TrainingRecipe:
+def read_training_recipe(path: Path, trunk: str | None = None) -> TrainingRecipe:
     """Read a recipe from TOML, with tables ``[model]`` and ``[training]``. ``exits`` is a list or a placement's name.
 
     Args:

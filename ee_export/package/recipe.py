@@ -141,11 +141,11 @@ def find_recipe(name_or_path: str | Path) -> TargetRecipe:
     """Read a shipped recipe by the name of its target, or a user's own by its path, which has a ``/`` or ``.toml``.
 
     Raises:
-        BadRequest: there is no such recipe (the nearest is named), or it cannot be used (see :func:`read_recipe`).
+        BadRequest: there is no such recipe (the nearest is named), or it cannot be used (see :func:`read_target_recipe`).
     """
     if not is_file(name_or_path):
         require_known(str(name_or_path), SHIPPED, "target to compile for")
-    return read_recipe(recipe_file(name_or_path))
+    return read_target_recipe(recipe_file(name_or_path))
 
 
 def recipe_file(name_or_path: str | Path) -> Path:
@@ -164,7 +164,7 @@ def find_shipped_file(name: str) -> Path:
     return TARGETS / f"{name}.toml"
 
 
-def read_recipe(path: Path) -> TargetRecipe:
+def read_target_recipe(path: Path) -> TargetRecipe:
     """Read a recipe from TOML. Its target has the file's name.
 
     Raises:

@@ -51,9 +51,9 @@ class Package:
     def check(self, target: str | None = None) -> None:
         """Hash every file, or only those that ``target`` needs. Raises BadPackage at the first that differs."""
         with self.reading() as files:
-            files.hash(self.manifest.files if target is None else self.needed_by(target))
+            files.hash(self.manifest.files if target is None else self.list_needed_files(target))
 
-    def needed_by(self, target: str) -> list[str]:
+    def list_needed_files(self, target: str) -> list[str]:
         """The files that a target needs: its own, and those that belong to no target."""
         others = {name for other in self.manifest.targets for name in self.files_of(other)} - set(self.files_of(target))
         return [name for name in self.manifest.files if name not in others]

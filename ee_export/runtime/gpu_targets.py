@@ -65,13 +65,13 @@ def open_on_gpu(backend: Backend, package: Package, target_name: str, executor: 
 
 def sizes_of_target(package: Package, target_name: str) -> "Sizes":
     """Batch sizes and text lengths of a target, from its recipe."""
-    from ee_export.package.recipe import read_recipe
+    from ee_export.package.recipe import read_target_recipe
     from ee_export.runtime.gpu.open import RECIPE
     from ee_export.runtime.gpu.sizes import sizes_of
 
     target, encoding = package.target(target_name), only_encoding(package.manifest, "a GPU's target")
     longest = encoding.max_text_tokens if package.manifest.reads("text") else 0
-    recipe = read_recipe(package.path / target_name / RECIPE)
+    recipe = read_target_recipe(package.path / target_name / RECIPE)
     return sizes_of(recipe, longest, target.gpu_build.visual_tokens, {"input_ids": encoding.pad_id})
 
 

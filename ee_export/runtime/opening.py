@@ -85,7 +85,7 @@ def open_segments(
         largest_first = sorted(target.segments, key=lambda spec: package.manifest.files[spec.file].size, reverse=True)
         opening = {spec: workers.submit(load.open, load.read(spec)) for spec in largest_first}
         files.hash(
-            package.needed_by(target_name)
+            package.list_needed_files(target_name)
         )  # first, as a file that differs explains more than a session that fails
         loaded = [opening[spec].result() for spec in target.segments]
         hashes = files.hash({name for opened in loaded for name in opened.files})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ee_export.errors import BadPackage, BadRequest, one_line
-from ee_export.package.manifest import SegmentSpec, Target, TensorSpec
+from ee_export.package.manifest import CPU_FP32, SegmentSpec, Target, TensorSpec
 from ee_export.package.store import Package
 from ee_export.runtime.backend import Backend, SegmentSource
 from ee_export.runtime.machine import machine_name
@@ -107,8 +107,8 @@ def make_target(package: Package, folder: Path) -> Target:
     """Make a target of the graphs of ``cpu-fp32``, which OpenVINO computes in bfloat16. It is neither measured nor calibrated."""
     from importlib import metadata  # imported lazily, because only compiling needs it
 
-    compiled = {"from": "cpu-fp32", "openvino": metadata.version("openvino"), "machine": machine_name()}
-    return Target("openvino", 0.0, {}, package.target("cpu-fp32").segments, compiled=compiled)
+    compiled = {"from": CPU_FP32, "openvino": metadata.version("openvino"), "machine": machine_name()}
+    return Target("openvino", 0.0, {}, package.target(CPU_FP32).segments, compiled=compiled)
 
 
 BACKEND = Backend(require_bf16, _open_segment, make_target={"openvino-bf16": make_target}, checks_outputs=True)

@@ -11,7 +11,7 @@ from benchmarks.pareto.__main__ import pareto
 from benchmarks.pareto.grid import read_grid
 from benchmarks.pareto.report import render
 from ee_export.errors import BadRequest
-from ee_export.model.recipe import read_recipe
+from ee_export.model.recipe import read_training_recipe
 from tests.conftest import TINY_MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -211,5 +211,5 @@ def test_a_grid_of_the_repository_takes_the_users_data(name: str, tmp_path: Path
     assert grid.train == (tmp_path / "pages" / "train",)
     assert (grid.val, grid.test) == (tmp_path / "pages" / "val", tmp_path / "pages" / "test")
     assert grid.init == tmp_path / "trunk"
-    read_recipe(grid.recipe)
+    read_training_recipe(grid.recipe)
     assert len(grid.models()) >= 1

@@ -10,7 +10,7 @@ from ee_export.data.dataset import read_dataset
 from ee_export.errors import BadRequest
 from ee_export.model import checkpoint
 from ee_export.model import train as training
-from ee_export.model.recipe import TrainingRecipe, read_recipe, with_defaults
+from ee_export.model.recipe import TrainingRecipe, read_training_recipe, with_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +66,7 @@ SHIPPED = sorted([*ROOT.glob("benchmarks/trunks/*.toml"), *ROOT.glob("benchmarks
     "path", [ROOT / "recipes" / "training" / "documents.toml", *SHIPPED], ids=lambda path: path.name
 )
 def test_recipes_that_come_with_the_toolkit_are_right(path: Path) -> None:
-    assert read_recipe(path).model
+    assert read_training_recipe(path).model
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_mistake_in_a_recipe_is_one_line_that_names_its_place(tmp_path: Path, 
     path = tmp_path / "r.toml"
     path.write_text(text)
     with pytest.raises(BadRequest) as refused:
-        read_recipe(path)
+        read_training_recipe(path)
     line = str(refused.value)
     assert message in line and line.startswith(f"{path}: ") and "\n" not in line and len(line) < 700
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ee_export.errors import BadRequest
-from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, find_shipped_file, read_recipe
+from ee_export.package.recipe import SHIPPED, Range, TargetRecipe, find_recipe, find_shipped_file, read_target_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = 'backend = "tensorrt"\nprecision = "fp16"\n'
@@ -63,16 +63,18 @@ def test_profiles_are_every_pair_of_ranges_cut_to_the_longest_page() -> None:
 
 
 def test_the_hash_covers_the_fields_that_change_an_engine(tmp_path: Path) -> None:
-    one = read_recipe(written(tmp_path, SMALLEST + "# spoken\n"))
-    same = read_recipe(written(tmp_path, 'precision = "fp16"\nbackend = "tensorrt"\ntiming_cache = false', "other"))
-    unlike = read_recipe(written(tmp_path, SMALLEST + "builder_level = 5", "third"))
+    one = read_target_recipe(written(tmp_path, SMALLEST + "# spoken\n"))
+    same = read_target_recipe(
+        written(tmp_path, 'precision = "fp16"\nbackend = "tensorrt"\ntiming_cache = false', "other")
+    )
+    unlike = read_target_recipe(written(tmp_path, SMALLEST + "builder_level = 5", "third"))
     assert len(one.hash) == 64
     assert one.hash == same.hash != unlike.hash
 
 
 def test_shipped_recipes_measure_the_bias_and_one_without_the_key_carries_it(tmp_path: Path) -> None:
     assert {find_recipe(name).bias for name in SHIPPED} == {"auto"}
-    assert read_recipe(written(tmp_path, SMALLEST)).bias == "carried"
+    assert read_target_recipe(written(tmp_path, SMALLEST)).bias == "carried"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused_by_file_key_and_remedy(
 ) -> None:
     path = written(tmp_path, text)
     with pytest.raises(BadRequest, match=message) as caught:
-        read_recipe(path)
+        read_target_recipe(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value).removesuffix("\n")
 
@@ -163,4 +165,4 @@ def test_a_missing_target_or_file_is_named_with_the_existing_ones(tmp_path: Path
 @pytest.mark.parametrize("name", ["cpu-int8", "Mine", "a b"])
 def test_a_recipe_cannot_take_a_name_that_is_no_targets_or_another_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadRequest, match=f"'{name}' cannot name a target of a recipe.*rename the file"):
-        read_recipe(written(tmp_path, SMALLEST, name))
+        read_target_recipe(written(tmp_path, SMALLEST, name))

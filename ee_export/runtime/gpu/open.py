@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ee_export.errors import BadRequest
 from ee_export.package.manifest import SegmentSpec, Target
-from ee_export.package.recipe import TargetRecipe, read_recipe
+from ee_export.package.recipe import TargetRecipe, read_target_recipe
 from ee_export.package.store import Package
 from ee_export.runtime.backend import OpenOnDevice
 from ee_export.runtime.gpu.device import Device
@@ -77,7 +77,7 @@ def open_package_segments(
     target = package.target(target_name)
     require_fits(package, target_name, gpu)
     with package.reading() as files:
-        files.hash(package.needed_by(target_name))
+        files.hash(package.list_needed_files(target_name))
         segments = open_on_device(target, target_name, package.path, files.read, gpu, stream)
         files.require_unchanged()  # some files were opened by path
     return segments
@@ -149,7 +149,7 @@ def open_sessions(
         graph = folder / spec.file
         providers = [cuda]
         if target.backend == "onnxruntime-tensorrt":
-            recipe = read_recipe(graph.parent / RECIPE)
+            recipe = read_target_recipe(graph.parent / RECIPE)
             build = target.gpu_build
             if not build.source:  # it names the cached engines
                 raise BadRequest(
