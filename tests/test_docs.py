@@ -42,7 +42,7 @@ def prepare(folder: Path, page: Path, pages_folder: Path) -> None:
         if name in text and f"--out {name}" not in text:
             shutil.copytree(ROOT / "samples" / "documents.ee", folder / name)
     for label in ("form", "receipt") if page.stem in TWO_CLASSES else LABELS:
-        for name, share, copies in (("PAGES", 1, 4), ("DATA", 8, 1), ("HELD_OUT", 8, 3 if "--epsilon" in text else 1)):
+        for name, share, copies in (("PAGES", 1, 4), ("DATA", 8, 1), ("HELD_OUT", 6, 2 if "--epsilon" in text else 1)):
             (folder / name / label).mkdir(parents=True)
             for path in sorted((pages_folder / label).iterdir())[: 2 * share]:
                 for copy in range(copies):
