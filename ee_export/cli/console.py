@@ -50,7 +50,7 @@ err = _Plain(stderr=True)
 out = _Plain(soft_wrap=True, width=None if is_terminal() else _WIDE)
 
 
-def run_command(command: click.Group, name: str) -> None:
+def run_command(command: click.Command, name: str) -> None:
     """Run a command line. Every error is one line on stderr and an exit status, 2 if the command failed as a whole.
 
     Status 130 is an interrupt. Status 141 means that the reader of standard output closed it, as ``head`` does.
