@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ee_export.cli.console import export_extra
 from ee_export.data.find import Skipped, find_pages
 from ee_export.data.page import Ocr, Page, read_page
 from ee_export.errors import BadRequest
@@ -37,8 +38,8 @@ def run_demo(sample: Path | None, target: str, point: str, engine: Ocr | None, p
     obstacle = _find_obstacle(folder)
     with tempfile.TemporaryDirectory(prefix="ee-demo-") as scratch:
         if obstacle is None:
-            from ee_export.cli.demo_export import export_again
-
+            with export_extra():
+                from ee_export.cli.demo_export import export_again
             package = export_again(package, folder / "documents.checkpoint", target, Path(scratch), progress)
         verified = verify_package(package, target)
         rows = _classify(package, target, point, paths, engine, progress)
@@ -68,11 +69,11 @@ def run_demo(sample: Path | None, target: str, point: str, engine: Ocr | None, p
 
 def _find_obstacle(folder: Path) -> str | None:
     """Return the reason why the sample cannot be exported again, or ``None`` if it can."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("onnx") is None:
-        return "training and export need `pip install 'ee_export[export]'`"
+    has_extra = all(importlib.util.find_spec(name) for name in ("torch", "onnx"))
     if not (folder / "documents.checkpoint").is_dir():
-        return "wheels hold no checkpoint; pass `--sample` with the folder `samples` of a clone"
-    return None
+        more = "" if has_extra else "; `pip install 'ee_export[export]'` exports models of your own"
+        return f"its checkpoint is in the repository, not in the wheel{more}"
+    return None if has_extra else "that needs `pip install 'ee_export[export]'`"
 
 
 def _classify(
