@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch is imported inside the functions, because the first p
     from ee_export.model.layoutlmv3 import EarlyExitLayoutLMv3, EarlyExitLayoutLMv3Config
 
 settings.register_profile("tests", max_examples=40, deadline=None)
-settings.register_profile("exhaustive", max_examples=200, deadline=None)
+settings.register_profile("exhaustive", max_examples=100, deadline=None)
 settings.load_profile("tests")
 
 LABELS = (

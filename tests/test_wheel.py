@@ -77,7 +77,7 @@ def test_the_wheel_is_small(wheel: Path) -> None:
 
 
 def test_recipes_are_found_in_an_installed_wheel(site: Path) -> None:
-    code = "from ee_export.package.recipe import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(shipped_file(SHIPPED[0]))"
+    code = "from ee_export.package.recipe import *; print(*(find_recipe(name).hash for name in SHIPPED)); print(find_shipped_file(SHIPPED[0]))"
     done = run_python(site, code)
     assert done.returncode == 0, done.stderr
     hashes, place = done.stdout.splitlines()

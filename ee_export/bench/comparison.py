@@ -111,7 +111,7 @@ def read(path: Path) -> Comparison:
         raise BadRequest(f"{path}: no result of a comparison; {expected}")
     if content.get("schema") != SCHEMA:
         raise BadRequest(
-            f"{path}: schema {content.get('schema')!r}, and this version reads {SCHEMA}; measure again with it"
+            f"{path}: schema {content.get('schema')!r}, expected {SCHEMA}; measure again with this version"
         )
     try:
         return Comparison.from_json(content)

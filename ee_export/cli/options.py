@@ -11,7 +11,17 @@ from ee_export.runtime.threads import MOST_THREADS
 
 Decorator = Callable[[Any], Any]
 
-PATH = click.Path(path_type=Path)
+
+class PathArgument(click.Path):
+    """A path. An empty one, such as an unset variable of a shell, is refused, because it would be the current folder."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if not value:
+            self.fail("the path is empty; name a file or a folder", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+PATH = PathArgument(path_type=Path)
 GROUP_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 """Settings of both command groups."""
 

@@ -313,7 +313,7 @@ def test_a_package_with_another_encoding_fails_the_comparison(
     (changed / "preprocessor_config.json").write_text(json.dumps({**content, "resample": 2}))
     comparison = compare(load_package(open_package(vit_package)), SourcePipeline(changed), pages[:10], quiet)
     assert comparison.first is not None and comparison.first[1] == "pixel_values"
-    with pytest.raises(NotEqual, match="pixel_values differs first"):
+    with pytest.raises(NotEqual, match="first difference is in pixel_values"):
         comparison.require_equal("x")
 
 

@@ -299,6 +299,8 @@ def owners(kind: types.ProperType) -> Iterator[nodes.TypeInfo | types.AnyType]:
             yield from owners(types.get_proper_type(item))
     elif isinstance(kind, types.Instance):
         yield kind.type
+    elif isinstance(kind, types.TupleType):
+        yield kind.partial_fallback.type
     elif isinstance(kind, types.FunctionLike) and kind.is_type_obj():
         yield kind.type_object()
     elif isinstance(kind, types.TypeType):

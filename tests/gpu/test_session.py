@@ -56,14 +56,14 @@ def test_a_session_gives_the_answers_of_the_chain_on_the_gpu_of_its_number(
 ) -> None:
     point = "default"
     with ee_export.open_session(compiled, operating_point=point) as session:
-        expected = session.run(inputs)
+        on_cpu = session.run(inputs)
         expected = session.answers()
     machine.driver.used.clear()
     with ee_export.open_session(
         compiled, TARGET, point, device=1, executor=executor, batches=(1, 8), lengths=(128,)
     ) as session:
         results = session.run(inputs)
-        assert on_host(machine, results.exits).tolist() == expected.exits.tolist()
+        assert on_host(machine, results.exits).tolist() == on_cpu.exits.tolist()
         assert results.exits.__dlpack_device__() == (2, 1)
         answers = session.answers()
         assert [(answer.exit, answer.label) for answer in answers] == [(a.exit, a.label) for a in expected]

@@ -207,7 +207,7 @@ def test_a_stock_bert_reads_words_between_the_ends_of_its_tokenizer(saved_by: st
 def test_a_tokenizer_without_ends_is_refused(tmp_path: Path) -> None:
     stock_of("bert").save_pretrained(tmp_path)
     Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(BadCheckpoint, match=r"has no bos_token_id, and the tokenizer neither \[CLS\] nor <s>"):
+    with pytest.raises(BadCheckpoint, match=r"has no bos_token_id, and the tokenizer has none of \[CLS\], <s>"):
         checkpoint.load_stock(tmp_path, {"exits": ["encoder.1"]}, "bert")
 
 
