@@ -55,7 +55,10 @@ def prepare(folder: Path, page: Path, pages_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, id=page.stem, marks=[] if page.stem in QUICK else [pytest.mark.exhaustive]) for page in RUN],
+    [
+        pytest.param(page, id=page.stem, marks=[] if page.stem in QUICK else [pytest.mark.exhaustive, pytest.mark.slow])
+        for page in RUN
+    ],
 )
 def test_the_code_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, pages_folder: Path) -> None:
     folder = tmp_path / "work"
