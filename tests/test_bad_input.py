@@ -50,6 +50,11 @@ def test_a_missing_page_is_named(call, package: Path) -> None:
     one_line(status, err, "nowhere.png", "no such file", "check the path")
 
 
+def test_an_empty_path_is_not_the_current_folder(call, package: Path) -> None:
+    status, _, err = call("predict", package, "")
+    one_line(status, err, "the path is empty; name a file or a folder")
+
+
 def test_a_truncated_page_is_named(call, package: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 200), np.uint8)).save(whole)
