@@ -1,4 +1,4 @@
-"""The result of `ee-bench compare`. docs/bench.md describes its JSON."""
+"""The result of `ee-bench compare`. docs/reference/bench.md describes its JSON."""
 
 import json
 from dataclasses import dataclass, field, fields, replace

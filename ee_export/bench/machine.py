@@ -34,7 +34,7 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class MachineReport:
-    """The machine's fields of a result, as docs/bench.md lists them. ``None``: the system does not report it."""
+    """The machine's fields of a result, as docs/reference/bench.md lists them. ``None``: the system does not report it."""
 
     machine: str
     numpy: str

@@ -1,4 +1,4 @@
-"""The results of `ee-bench run` and `exits`. docs/bench.md describes their JSON."""
+"""The results of `ee-bench run` and `exits`. docs/reference/bench.md describes their JSON."""
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -25,7 +25,7 @@ def to_json(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioPlan:
-    """The rules of a run. docs/bench.md describes each field."""
+    """The rules of a run. docs/reference/bench.md describes each field."""
 
     scenario: str = "SingleStream"
     min_seconds: float = 10.0

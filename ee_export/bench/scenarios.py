@@ -75,7 +75,7 @@ def run(
     plan: ScenarioPlan,
     progress: Progress,
 ) -> ScenarioResult:
-    """Run a scenario, and return the result that docs/bench.md describes.
+    """Run a scenario, and return the result that docs/reference/bench.md describes.
 
     Args:
         package: the package to measure.

@@ -34,7 +34,7 @@ def warn(environment: MachineReport) -> None:
 def print_scenario(result: ScenarioResult) -> None:
     """Print a result of SingleStream, Server or Offline."""
     plan, work, outcome = result.plan, result.work, result.outcome
-    kind = {"pages": "pages of", "drawn": "pages drawn,", "recorded": "encoded inputs of"}[work.kind]
+    kind = {"pages": "pages of", "recorded": "encoded inputs of"}[work.kind]
     text = "" if work.kind == "recorded" else ", OCR on demand" if work.ocr else ", words given"
     out.print(
         f"{result.scenario}: {result.package}, {result.target}, {_count(result.threads, 'thread')}; "

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -88,12 +88,6 @@ def encode_pages(
             f"{folder}: encoded pages cannot be written ({error.strerror or error}); {write_remedy(error)}"
         ) from None
     return _open(data, encoder, folder, names, done)
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Remove a folder of caches in which nothing is saved, so a failed run leaves nothing that cannot be resumed."""
-    if not any(path.stat().st_size for path in folder.rglob("*.bin")):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -180,7 +174,10 @@ def _append(
                     last = time.monotonic()
                 progress(done.pages, len(data))
         finally:
-            state.write(files, done)
+            if done.pages:
+                state.write(files, done)
+            else:  # nothing to resume from
+                _remove(state.folder)
     return done
 
 
@@ -207,6 +204,13 @@ class _Encoding(torch.utils.data.Dataset[Any]):
         if self.model.reads("image"):
             arrays["pixels"] = np.ascontiguousarray(self.encoder.pixels(image))
         return arrays
+
+
+def _remove(folder: Path) -> None:
+    """Remove a cache, and the folder of caches if no other is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _path_of(folder: Path, name: str) -> Path:

@@ -22,7 +22,7 @@ from ee_export.model.epochs import evaluate, optimizer_of, run_stage, stages_of
 from ee_export.model.exits import order_exits
 from ee_export.model.families import FAMILIES, PREFIX
 from ee_export.model.loader import workers_to_encode
-from ee_export.model.page_cache import encode_pages, remove_if_empty
+from ee_export.model.page_cache import encode_pages
 from ee_export.model.pages import EncodedPages, encoding_digest
 from ee_export.model.recipe import TrainingRecipe, with_defaults
 from ee_export.model.resume import SavedRun
@@ -81,11 +81,7 @@ def train(
     if report is not None:
         report(f"{len(data)} pages to train on, {len(val)} to validate, {len(data.labels)} classes")
     encoded = out.with_name(out.name + ".encoded")
-    try:
-        pages, val_pages = _encode(data, val, model, tokenizer, encoded, machine, progress)
-    except EeError:
-        remove_if_empty(encoded)
-        raise
+    pages, val_pages = _encode(data, val, model, tokenizer, encoded, machine, progress)
 
     model.to(machine.device)
     stages = stages_of(model, recipe, len(pages))

@@ -92,11 +92,12 @@ def _from_host(
 
     visual_tokens, lock = target.gpu_build.visual_tokens, threading.Lock()
     # All users of the stream hold the lock, so the stream is destroyed with the last of them. The end of a process frees all.
-    weakref.finalize(lock, _destroy, gpu, stream).atexit = False
+    weakref.finalize(lock, destroy_stream, gpu, stream).atexit = False
     return [HostSegment(segment, gpu, stream, visual_tokens, lock) for segment in segments], lock
 
 
-def _destroy(gpu: "Device", stream: int) -> None:
+def destroy_stream(gpu: "Device", stream: int) -> None:
+    """Destroy a stream, whichever GPU is current."""
     with gpu.current():
         gpu.destroy_stream(stream)
 

@@ -10,11 +10,10 @@ from ee_export.errors import BadRequest
 from ee_export.package.store import Package
 from ee_export.runtime import forked
 from ee_export.runtime.backend import Backend
-from ee_export.runtime.gpu.device import Device
 from ee_export.runtime.gpu.executors.choose import open_device_chain
 from ee_export.runtime.gpu.executors.device_chain import DeviceChain, ExitPolicy
 from ee_export.runtime.gpu.open import open_package_segments
-from ee_export.runtime.gpu_targets import open_gpu, sizes_of_target
+from ee_export.runtime.gpu_targets import destroy_stream, open_gpu, sizes_of_target
 from ee_export.runtime.plan import Plan, make_plan
 from ee_export.runtime.plan import operating_point as find_point
 from ee_export.runtime.session import SessionAnswer, SessionResults, answer_of, count_tokens
@@ -75,7 +74,7 @@ def open_on_stream(
     batches: Sequence[int],
     lengths: Sequence[int],
 ) -> Iterator[DeviceSession]:
-    """Open a session on a GPU. See :func:`ee_export.runtime.session.open_session`."""
+    """Open a session on a GPU. See :func:`ee_export.runtime.open_session.open_session`."""
     assert backend.open_on_device is not None
     gpu = open_gpu(device)
     sizes = sizes_of_target(package, target)
@@ -88,15 +87,10 @@ def open_on_stream(
         with gpu.current():
             if stream is None:
                 stream = gpu.create_stream()
-                closing.callback(_destroy, gpu, stream)
+                closing.callback(destroy_stream, gpu, stream)
             segments = open_package_segments(package, target, backend.open_on_device, gpu, stream)
         policy = ExitPolicy.of(plan.point, plan.rules, plan.exits)
         chain = closing.enter_context(open_device_chain(gpu, segments, policy, sizes, kind=executor, stream=stream))
         session = DeviceSession(package, target, plan, chain)
         forked.refuse([session], "run", "open the session in this process")
         yield session
-
-
-def _destroy(gpu: Device, stream: int) -> None:
-    with gpu.current():
-        gpu.destroy_stream(stream)
